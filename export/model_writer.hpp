@@ -1,0 +1,268 @@
+// model_writer.hpp: the one writer of model.bin; its one reader is section 4 of run.cpp, which draws the file.
+//
+// Tensors are read, encoded and written a few panels at a time, so that memory stays small whatever the model's size.
+// The file grows under a temporary name beside its own and gets that only when all of it is there and has been run.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "quantize.hpp"
+
+namespace pocket {
+
+// Rows first ... first + count - 1 of a tensor as float32 (count, cols). False with `error` set if they cannot be had.
+using ReadRows =
+    std::function<bool(const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& error)>;
+
+// Called now and then while a tensor is written; returns false to give up (then nothing is left behind).
+using Progress = std::function<bool(const TensorSpec& spec, uint64_t bytes_done, uint64_t bytes_total)>;
+
+struct ModelParts {
+  Config config;
+  Type type = Type::q4;            // of the matrices; the embedding table is f32 in an f32 model, else q8
+  std::string tokenizer;           // blob
+  ChatTemplate chat;               //
+  std::string provenance;          //
+  std::vector<int> self_test_ids;  //
+  int threads = 2;                 //
+};
+
+class ByteWriter {
+ public:
+  template <class T> void put(T value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); }
+  void put_string(const std::string& s) {
+    put(uint32_t(s.size()));
+    bytes += s;
+  }
+  void put_ids(const std::vector<int>& ids) {
+    put(uint32_t(ids.size()));
+    for (int id : ids) put(int32_t(id));
+  }
+  std::string bytes;
+};
+
+inline std::string chat_bytes(const ChatTemplate& chat) {
+  ByteWriter out;
+  out.put_ids(chat.stop_ids);
+  out.put_string(chat.default_system);
+  for (const auto& slot : chat.slot) {
+    out.put(uint32_t(slot.size()));
+    for (const ChatTemplate::Part& part : slot) {
+      out.put(int32_t(part.id));
+      out.put_string(part.text);
+    }
+  }
+  return out.bytes;
+}
+
+class ModelWriter {
+ public:
+  std::string error;
+
+  ~ModelWriter() { discard(); }
+
+  // Writes the whole model to `path`. On failure returns false with `error` set, and leaves no file of its own.
+  bool write(const std::string& path, const ModelParts& parts, const ReadRows& read, const Progress& progress) {
+    path_ = path;
+    temporary_ = path + ".tmp." + std::to_string(getpid());
+    lay_out(parts);
+    file_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (file_ < 0) return fail(std::strerror(errno));
+    if (ftruncate(file_, off_t(header_.file_bytes)) != 0) return fail(std::strerror(errno));
+    at_ = header_.tensors.offset;
+    for (size_t i = 0; i < specs_.size(); i++)
+      if (!write_tensor(specs_[i], entries_[i], parts, read, progress)) return discard(), false;
+    header_.tensors_checksum = tensors_hash_.digest();
+    if (!write_front(parts, 0)) return discard(), false;
+    uint64_t hash = 0;
+    if (!self_test(parts, hash) || !write_front(parts, hash)) return discard(), false;
+    if (fsync(file_) != 0 && errno != EINVAL) return fail(std::strerror(errno));  // EINVAL: no disk, nothing to sync
+    if (::close(file_) != 0) return file_ = -1, fail(std::strerror(errno));
+    file_ = -1;
+    if (std::rename(temporary_.c_str(), path.c_str()) != 0) return fail(std::strerror(errno));
+    temporary_.clear();
+    return true;
+  }
+
+  uint64_t file_bytes() const { return header_.file_bytes; }
+
+ private:
+  bool fail(const std::string& why) {
+    error = path_ + ": " + why;
+    discard();
+    return false;
+  }
+
+  void discard() {
+    if (file_ >= 0) ::close(file_);
+    file_ = -1;
+    if (!temporary_.empty()) unlink(temporary_.c_str());
+    temporary_.clear();
+  }
+
+  static Section place(uint64_t& at, uint64_t bytes, uint64_t align) {
+    const Section s = {round_up(at, align), bytes};
+    at = s.offset + bytes;
+    return s;
+  }
+
+  void lay_out(const ModelParts& parts) {
+    const Config& c = parts.config;
+    specs_ = tensor_specs(c);
+    header_ = {};
+    std::memcpy(header_.magic, kMagic, sizeof kMagic);
+    header_.version = kFormatVersion;
+    header_.architecture = kLlama;
+    header_.dim = uint32_t(c.dim), header_.hidden_dim = uint32_t(c.hidden_dim);
+    header_.n_layers = uint32_t(c.n_layers), header_.n_heads = uint32_t(c.n_heads);
+    header_.n_kv_heads = uint32_t(c.n_kv_heads), header_.head_dim = uint32_t(c.head_dim);
+    header_.vocab_size = uint32_t(c.vocab_size), header_.max_seq_len = uint32_t(c.max_seq_len);
+    header_.tied = c.tied, header_.norm_eps = c.norm_eps;
+    header_.rope_theta = c.rope_theta, header_.rope_scaling = uint32_t(c.rope_scaling);
+    header_.rope_factor = c.rope_factor, header_.rope_low_freq = c.rope_low_freq;
+    header_.rope_high_freq = c.rope_high_freq, header_.rope_original_len = uint32_t(c.rope_original_len);
+    uint64_t at = sizeof(Header);
+    header_.tokenizer = place(at, parts.tokenizer.size(), kAlign);
+    header_.chat = place(at, chat_bytes(parts.chat).size(), kAlign);
+    header_.provenance = place(at, parts.provenance.size(), kAlign);
+    header_.self_test = place(at, 4 + parts.self_test_ids.size() * 4 + 8, kAlign);
+    header_.tensor_table = place(at, specs_.size() * sizeof(TensorEntry), kAlign);
+    at = round_up(at, kPage);
+    header_.tensors.offset = at;
+    for (const TensorSpec& spec : specs_) {
+      const Type type = spec.layout == Layout::vector                           ? Type::f32
+                        : spec.layout == Layout::rows && parts.type == Type::q4 ? Type::q8
+                                                                                : parts.type;
+      TensorEntry e = {};
+      e.type = uint32_t(type), e.rows = uint32_t(spec.rows), e.cols = uint32_t(spec.cols);
+      e.offset = at, e.bytes = tensor_bytes(spec, type);
+      if (type == Type::q4) std::memcpy(e.codebook, kCodebook, sizeof e.codebook);
+      entries_.push_back(e);
+      at += e.bytes;
+    }
+    header_.tensors.bytes = at - header_.tensors.offset;
+    header_.file_bytes = at;
+  }
+
+  // The header and the sections before the tensors, with the checksum over both.
+  bool write_front(const ModelParts& parts, uint64_t self_test_hash) {
+    ByteWriter test;
+    test.put_ids(parts.self_test_ids);
+    test.put(self_test_hash);
+    std::string front(header_.tensors.offset, '\0');
+    const auto put = [&](const Section& s, const std::string& bytes) { front.replace(s.offset, s.bytes, bytes); };
+    put(header_.tokenizer, parts.tokenizer);
+    put(header_.chat, chat_bytes(parts.chat));
+    put(header_.provenance, parts.provenance);
+    put(header_.self_test, test.bytes);
+    std::memcpy(&front[header_.tensor_table.offset], entries_.data(), entries_.size() * sizeof(TensorEntry));
+    header_.checksum = 0;
+    std::memcpy(&front[0], &header_, sizeof header_);
+    header_.checksum = hash_bytes(front.data(), front.size());
+    std::memcpy(&front[0], &header_, sizeof header_);
+    return write_at(0, front.data(), front.size());
+  }
+
+  bool write_at(uint64_t at, const void* data, size_t n) {
+    for (const char* p = static_cast<const char*>(data); n > 0;) {
+      const ssize_t wrote = pwrite(file_, p, n, off_t(at));
+      if (wrote < 0 && errno == EINTR) continue;
+      if (wrote <= 0) return fail(std::string("cannot write: ") + std::strerror(errno));
+      p += wrote, at += uint64_t(wrote), n -= size_t(wrote);
+    }
+    return true;
+  }
+
+  bool append(const std::string& bytes) {
+    tensors_hash_.update(bytes.data(), bytes.size());
+    const uint64_t at = at_;
+    at_ += bytes.size();
+    return write_at(at, bytes.data(), bytes.size());
+  }
+
+  // A batch of rows is read and encoded by all threads, panel by panel, and written in one piece.
+  bool write_tensor(const TensorSpec& spec, const TensorEntry& entry, const ModelParts& parts, const ReadRows& read,
+                    const Progress& progress) {
+    const Type type = Type(entry.type);
+    if (spec.layout == Layout::vector) {
+      std::vector<float> values(entry.bytes / sizeof(float));
+      if (!read_finite(spec, 0, 1, values.data(), read, error)) return false;
+      return append(std::string(reinterpret_cast<const char*>(values.data()), entry.bytes)) && report(spec, progress);
+    }
+    const bool panels = spec.layout == Layout::panels;
+    const size_t unit = panels ? panel_bytes(type, spec.cols) : kPanelRows * embedding_row_bytes(type, spec.cols);
+    const int units = panels_of(spec.rows), batch = std::max(parts.threads, int((4u << 20) / (unit * 2 + 1)));
+    Pool pool(parts.threads);
+    std::vector<std::string> errors(size_t(pool.threads()));
+    for (int first = 0; first < units; first += batch) {
+      const int count = std::min(batch, units - first);
+      std::string bytes(size_t(count) * unit, '\0');
+      pool.run(count, [&](int task, int thread) {
+        if (!errors[thread].empty()) return;
+        encode_unit(spec, type, first + task, reinterpret_cast<uint8_t*>(&bytes[task * unit]), read, errors[thread]);
+      });
+      for (const std::string& e : errors)
+        if (!e.empty()) return error = e, false;
+      const uint64_t left = entry.offset + entry.bytes - at_;  // of the last 16 embedding rows some are not there
+      if (bytes.size() > left) bytes.resize(left);
+      if (!append(bytes) || !report(spec, progress)) return false;
+    }
+    return true;
+  }
+
+  void encode_unit(const TensorSpec& spec, Type type, int unit, uint8_t* out, const ReadRows& read, std::string& why) {
+    const int first = unit * kPanelRows, count = std::min(kPanelRows, spec.rows - first);
+    const size_t width = size_t(padded(spec.cols));
+    std::vector<float> rows(width * kPanelRows);
+    for (int r = 0; r < count; r++)
+      if (!read_finite(spec, first + r, 1, rows.data() + r * width, read, why)) return;
+    if (spec.layout == Layout::panels) return PanelEncoder(type, spec.cols).encode(rows.data(), out);
+    const size_t row_bytes = embedding_row_bytes(type, spec.cols);
+    for (int r = 0; r < count; r++) encode_embedding_row(type, rows.data() + r * width, spec.cols, out + r * row_bytes);
+  }
+
+  // A weight that is not a finite number would spoil every answer; such a checkpoint is damaged.
+  static bool read_finite(const TensorSpec& spec, int64_t first, int64_t count, float* out, const ReadRows& read,
+                          std::string& why) {
+    if (!read(spec, first, count, out, why)) return false;
+    for (int64_t i = 0; i < count * spec.cols; i++)
+      if (!std::isfinite(out[i]))
+        return why = spec.name + ": row " + std::to_string(first + i / spec.cols) + ", column " +
+                     std::to_string(i % spec.cols) + ": expected a finite number, found " + std::to_string(out[i]),
+               false;
+    return true;
+  }
+
+  bool report(const TensorSpec& spec, const Progress& progress) {
+    const uint64_t start = header_.tensors.offset;
+    return !progress || progress(spec, at_ - start, header_.tensors.bytes) || fail("interrupted");
+  }
+
+  // Runs the new file as a user will, and notes the hash of what it says.
+  bool self_test(const ModelParts& parts, uint64_t& hash) {
+    Model model;
+    if (!model.open(temporary_.c_str())) return fail("the file just written is refused: " + model.error);
+    if (parts.self_test_ids.empty()) return true;
+    Session session(model, {int(parts.self_test_ids.size()), parts.threads, KvType::automatic, nullptr});
+    const float* logits =
+        session.error.empty() ? session.forward(parts.self_test_ids.data(), parts.self_test_ids.size()) : nullptr;
+    if (!logits) return fail("self-test: " + session.error);
+    for (int i = 0; i < parts.config.vocab_size; i++)
+      if (!std::isfinite(logits[i]))
+        return fail("self-test: the model's logits are not finite; is the checkpoint whole?");
+    hash = hash_logits(logits, parts.config.vocab_size);
+    return true;
+  }
+
+  std::string path_, temporary_;
+  int file_ = -1;
+  uint64_t at_ = 0;
+  Header header_ = {};
+  std::vector<TensorSpec> specs_;
+  std::vector<TensorEntry> entries_;
+  Hash64 tensors_hash_;
+};
+
+}  // namespace pocket

@@ -1,0 +1,221 @@
+// quantize.hpp: float32 rows to the bytes of a model file. The formats are drawn at the top of run.cpp.
+//
+// q4 without any text to calibrate on: for every row the row scale, for every group of 32 the 4-bit scale, and for
+// every weight the code that together leave the least squared error.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "../run.cpp"
+
+namespace pocket {
+
+// The upper half of a float32 that is at least f, for f >= 0: a scale rounded up never makes a weight overflow.
+inline uint16_t to_bf16_up(float f) {
+  const uint32_t bits = float_bits(f);
+  return uint16_t((bits + 0xffff) >> 16);
+}
+
+// 32 weights to int8 (null: zeros); returns their scale as a bfloat16.
+inline uint16_t quantize_group_q8(const float* w, int8_t* q) {
+  float largest = 0;
+  for (int i = 0; i < kGroup; i++) largest = std::max(largest, std::fabs(w[i]));
+  const uint16_t half = to_bf16_up(largest / 127.f);
+  const float scale = from_bf16(half);
+  for (int i = 0; i < kGroup; i++) q[i] = scale < 1e-30f ? 0 : int8_t(std::nearbyint(w[i] / scale));
+  return scale < 1e-30f ? 0 : half;
+}
+
+// A sorted codebook, and the borders between its values.
+struct Codebook {
+  float value[16], border[15];  // border[i] lies midway between value[i] and value[i + 1]
+
+  explicit Codebook(const int8_t values[16] = kCodebook) {
+    for (int i = 0; i < 16; i++) value[i] = values[i];
+    for (int i = 0; i < 15; i++) border[i] = (value[i] + value[i + 1]) / 2;
+  }
+};
+
+inline constexpr int kScaleLanes = 16;  // scales that are tried side by side, one per SIMD lane
+
+// Squared error of a group under each of 16 scales.
+POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const float* scale, float* error) {
+  Lanes s[2], inverse[2], sum[2] = {};
+  for (int h = 0; h < 2; h++) {
+    load_lanes(s[h], scale + 8 * h);
+    inverse[h] = 1.f / s[h];
+  }
+  for (int i = 0; i < kGroup; i++) {
+    const Lanes t[2] = {w[i] * inverse[0], w[i] * inverse[1]};
+    Lanes nearest[2] = {Lanes{} + cb.value[0], Lanes{} + cb.value[0]};
+    POCKET_UNROLL for (int b = 0; b < 15; b++) {
+      const Lanes step = Lanes{} + (cb.value[b + 1] - cb.value[b]), none = {};
+      nearest[0] += t[0] > cb.border[b] ? step : none;
+      nearest[1] += t[1] > cb.border[b] ? step : none;
+    }
+    for (int h = 0; h < 2; h++) {
+      const Lanes d = (t[h] - nearest[h]) * s[h];
+      sum[h] += d * d;
+    }
+  }
+  store_lanes(error, sum[0]);
+  store_lanes(error + 8, sum[1]);
+}
+
+// The row scales tried are the largest that any group could want times 1.06 ... 0.72.
+inline constexpr int kRowScales = 8, kGridScales = 32;
+
+// The scale search of one row (cols a multiple of 32, zeros where the row is shorter). Writes the 4-bit scale of every
+// group and returns the row scale.
+POCKET_BODY float search_scales_body(const Codebook& cb, const float* row, int cols, uint8_t* scales,
+                                     float* grid_errors) {
+  const int groups = cols / kGroup;
+  // Errors of every group on one grid of scales, geometric, both signs; the top of the grid lets the largest weight of
+  // the row just reach the end of the codebook. Each row scale is then judged by looking up, not by trying.
+  float largest = 0;
+  for (int k = 0; k < cols; k++) largest = std::max(largest, std::fabs(row[k]));
+  if (!(largest > 1e-30f)) return std::fill(scales, scales + groups, uint8_t(0)), 0.f;
+  const float top = 1.15f * largest / std::max(std::fabs(cb.value[0]), std::fabs(cb.value[15]));
+  constexpr float kStep = 0.93f;
+  alignas(64) float grid[2 * kGridScales];
+  for (int i = 0; i < kGridScales; i++) grid[i] = i == 0 ? top : grid[i - 1] * kStep, grid[kGridScales + i] = -grid[i];
+  float wanted = 0;
+  for (int g = 0; g < groups; g++) {
+    float* e = grid_errors + size_t(g) * 2 * kGridScales;
+    for (int i = 0; i < 2 * kGridScales; i += kScaleLanes) group_errors_body(cb, row + g * kGroup, grid + i, e + i);
+    const float* best = std::min_element(e, e + 2 * kGridScales);
+    wanted = std::max(wanted, std::fabs(grid[best - e]));
+  }
+  float rs = 0, least = 0;
+  for (int j = 0; j < kRowScales; j++) {
+    const float candidate = wanted / 12.f * (1.06f - 0.34f * float(j) / (kRowScales - 1));
+    int at[8];  // where on the grid the sizes 5 ... 12 fall
+    for (int m = 0; m < 8; m++) {
+      const float position = std::log(candidate * float(5 + m) / top) / std::log(kStep);
+      at[m] = std::min(kGridScales - 1, std::max(0, int(position + 0.5f)));
+    }
+    float total = 0;
+    for (int g = 0; g < groups; g++) {
+      const float* e = grid_errors + size_t(g) * 2 * kGridScales;
+      float group = e[at[0]];
+      for (int m = 0; m < 8; m++) group = std::min(group, std::min(e[at[m]], e[kGridScales + at[m]]));
+      total += group;
+    }
+    if (j == 0 || total < least) rs = candidate, least = total;
+  }
+  alignas(64) float exact[kScaleLanes], error[kScaleLanes];
+  for (int s = 0; s < kScaleLanes; s++) exact[s] = rs * q4_scale(s);
+  for (int g = 0; g < groups; g++) {
+    group_errors_body(cb, row + g * kGroup, exact, error);
+    scales[g] = uint8_t(std::min_element(error, error + kScaleLanes) - error);
+  }
+  return rs;
+}
+
+using SearchScales = float (*)(const Codebook&, const float* row, int cols, uint8_t* scales, float* grid_errors);
+
+inline float search_scales_scalar(const Codebook& cb, const float* row, int cols, uint8_t* scales, float* work) {
+  return search_scales_body(cb, row, cols, scales, work);
+}
+#if defined(__x86_64__)
+POCKET_AVX2 inline float search_scales_avx2(const Codebook& cb, const float* row, int cols, uint8_t* scales,
+                                            float* work) {
+  return search_scales_body(cb, row, cols, scales, work);
+}
+POCKET_AVX512 inline float search_scales_avx512(const Codebook& cb, const float* row, int cols, uint8_t* scales,
+                                                float* work) {
+  return search_scales_body(cb, row, cols, scales, work);
+}
+#endif
+
+// The search compiled for this CPU: the same choices on every one.
+inline SearchScales search_scales() {
+#if defined(__x86_64__)
+  const std::string best = kernel_names().front();
+  if (best.rfind("avx512", 0) == 0) return search_scales_avx512;
+  if (best.rfind("avx", 0) == 0) return search_scales_avx2;
+#endif
+  return search_scales_scalar;
+}
+
+// 16 rows (row-major, cols padded to 64 with zeros) to one panel.
+class PanelEncoder {
+ public:
+  PanelEncoder(Type type, int cols) : type_(type), cols_(padded(cols)), search_(search_scales()) {
+    scales_.resize(size_t(cols_) / kGroup);
+    work_.resize(scales_.size() * 2 * kGridScales);
+  }
+
+  const int8_t* codebook() const { return kCodebook; }
+
+  // panel: panel_bytes(type, cols)
+  void encode(const float* rows, uint8_t* panel) {
+    std::memset(panel, 0, panel_bytes(type_, cols_));
+    for (int r = 0; r < kPanelRows; r++) {
+      const float* row = rows + size_t(r) * cols_;
+      if (type_ == Type::f32) encode_f32(row, r, panel);
+      else if (type_ == Type::q8) encode_q8(row, r, panel);
+      else encode_q4(row, r, panel);
+    }
+  }
+
+ private:
+  void encode_f32(const float* row, int r, uint8_t* panel) {
+    for (int k = 0; k < cols_; k++) std::memcpy(panel + size_t(k) * 64 + 4 * r, row + k, 4);
+  }
+
+  void encode_q8(const float* row, int r, uint8_t* panel) {
+    uint8_t* scales = panel + code_bytes(type_, cols_);
+    for (int g = 0; g < cols_ / kGroup; g++) {
+      int8_t q[kGroup];
+      const uint16_t scale = quantize_group_q8(row + g * kGroup, q);
+      std::memcpy(scales + g * 32 + 2 * r, &scale, 2);
+      for (int i = 0; i < kGroup; i++) {
+        const int k = g * kGroup + i;
+        panel[size_t(k / 4) * 64 + 4 * r + k % 4] = uint8_t(q[i]);
+      }
+    }
+  }
+
+  void encode_q4(const float* row, int r, uint8_t* panel) {
+    const float rs = search_(codebook_, row, cols_, scales_.data(), work_.data());
+    uint8_t* scales = panel + code_bytes(type_, cols_);
+    for (int g = 0; g < cols_ / kGroup; g++) {
+      scales[g / 2 * 16 + r] |= uint8_t(scales_[g] << (g & 1 ? 4 : 0));
+      const float scale = rs * q4_scale(scales_[g]), inverse = rs == 0 ? 0 : 1.f / scale;
+      for (int k = g * kGroup; k < (g + 1) * kGroup; k++) {
+        const int code =
+            int(std::upper_bound(codebook_.border, codebook_.border + 15, row[k] * inverse) - codebook_.border);
+        panel[size_t(k / 8) * 64 + 4 * r + k % 4] |= uint8_t(code << (k & 4 ? 4 : 0));
+      }
+    }
+    std::memcpy(panel + panel_bytes(type_, cols_) - 64 + 4 * r, &rs, 4);
+  }
+
+  Type type_;
+  int cols_;
+  SearchScales search_;
+  Codebook codebook_;
+  std::vector<uint8_t> scales_;
+  std::vector<float> work_;
+};
+
+// One row of the embedding table (cols padded to 64 with zeros): embedding_row_bytes(type, cols).
+inline void encode_embedding_row(Type type, const float* row, int cols, uint8_t* out) {
+  for (int g = 0; g < padded(cols) / kGroup; g++, row += kGroup, out += embedding_group_bytes(type)) {
+    if (type == Type::f32) {
+      std::memcpy(out, row, kGroup * sizeof(float));
+    } else {
+      int8_t q[kGroup];
+      const uint16_t scale = quantize_group_q8(row, q);
+      std::memcpy(out, &scale, 2);
+      std::memcpy(out + 2, q, kGroup);
+    }
+  }
+}
+
+}  // namespace pocket

@@ -1,0 +1,2315 @@
+// run.cpp: a language model in one file.
+//
+// Runs models of the Llama architecture (Llama, TinyLlama, SmolLM2, the TinyStories models, ...) on a CPU, from one
+// model.bin that export/convert writes. The same model and the same tokens give the same bits on every CPU, with any
+// number of threads, and however the prompt is cut into batches.
+//
+// Build    g++ -std=c++17 -O3 -ffp-contract=off -pthread run.cpp -o run          (or: make)
+// Run      ./run model.bin -i "Once upon a time"                                  (./run --help tells the rest)
+//
+// Use it as a library: copy this file (and tokenizer.hpp, if you want text) into your project.
+//
+//     #define RUN_NO_MAIN
+//     #include "run.cpp"
+//     pocket::Model model;                                          // immutable once open; share it among threads
+//     if (!model.open("model.bin")) { puts(model.error.c_str()); return 1; }
+//     pocket::Session session(model, {/* context, threads, ... */});  // KV cache and scratch; one thread at a time
+//     pocket::Sampler pick({/* temperature, top_p, seed, ... */});
+//     const int prompt[] = {1, 9038, 2501, 263, 931};
+//     const float* logits = session.forward(prompt, 5);             // (vocab_size,), or null and session.error
+//     int next = pick(logits, model.config.vocab_size);             // feed it back: session.forward(&next, 1)
+//
+// Nothing in it throws, exits, prints or keeps a global that changes. Many sessions may share one model; a session
+// belongs to one caller at a time. session.cancel() alone may be called from anywhere, a signal handler included.
+//
+// Contents, in the order of a lesson; who reads up to section 7 knows how a Llama works
+//   1. Public API                            5. The blocks: rmsnorm, rope, swiglu, attention
+//   2. Number formats, scalar kernels        6. forward
+//   3. Thread pool                           7. Sampler, generate, chat
+//   4. Model file                            8. SIMD, one group per instruction set
+//                                            9. Command line
+//
+// model.bin, little-endian, every section on a multiple of 64 bytes:
+//
+//     0      +--------------------------------------------------------------+
+//            | Header, 256 bytes: sizes, rope, offsets, two checksums       |
+//     256    +--------------------------------------------------------------+
+//            | tokenizer   (tokenizer.hpp knows its inside)                 |
+//            | chat        (stop ids; the strings around each turn)         |
+//            | provenance  (text: source, licence, how it was quantized)    |
+//            | self-test   (some ids and the hash of the logits they give)  |
+//            | tensor table (TensorEntry each, in the order of tensor_specs)|
+//     4096 n +--------------------------------------------------------------+
+//            | tensors: the embedding first, then what forward() multiplies |
+//            +--------------------------------------------------------------+
+//
+// A matrix that is multiplied is stored in panels of 16 rows, so that a SIMD lane is a row and no sum ever crosses
+// lanes. Four consecutive columns of a row share one 32-bit lane, the shape that every int8 dot instruction wants:
+//
+//     q8 panel, vector v (64 bytes):   byte 4r+b = row r, column 4v+b          then bfloat16 scales (group, row)
+//     q4 panel, vector v (64 bytes):   byte 4r+b = row r, columns 8v+b (low nibble) and 8v+4+b (high nibble)
+//                                      then 4-bit group scales, then one float32 scale a row
+//     f32 panel, vector k (64 bytes):  float r = row r, column k
+//
+// MIT licence. Copyright (c) 2026 the pocketllama authors.
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <vector>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
+#ifdef __FAST_MATH__
+#error "run.cpp promises the same bits everywhere, which -ffast-math and -Ofast break: build it with -O3"
+#endif
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "run.cpp maps little-endian files as they are and needs a little-endian machine"
+#endif
+
+#ifndef POCKET_RUN_CPP  // this file may be included twice
+#define POCKET_RUN_CPP
+
+namespace pocket {
+
+// ====================================================================================================================
+// 1. Public API
+// ====================================================================================================================
+
+inline constexpr const char* kVersion = "0.1.0";
+
+enum class Type : uint32_t { f32 = 0, q8 = 1, q4 = 2 };  // how a tensor's numbers are stored; section 2 defines each
+enum class RopeScaling : uint32_t { none = 0, linear = 1, llama3 = 2 };
+
+// The shape of a model, by the names of the Llama papers.
+struct Config {
+  int dim = 0;          // width of the residual stream
+  int hidden_dim = 0;   // width inside the feed-forward block
+  int n_layers = 0;     //
+  int n_heads = 0;      // query heads
+  int n_kv_heads = 0;   // key/value heads; each serves n_heads / n_kv_heads query heads (GQA)
+  int head_dim = 0;     // width of one head; n_heads * head_dim is usually dim
+  int vocab_size = 0;   //
+  int max_seq_len = 0;  // positions the model was trained for
+  float norm_eps = 1e-5f;
+  float rope_theta = 10000.f;                    // base of the rotary frequencies
+  RopeScaling rope_scaling = RopeScaling::none;  // how the frequencies were stretched for longer texts
+  float rope_factor = 1;                         // linear, llama3
+  float rope_low_freq = 1, rope_high_freq = 4;   // llama3
+  int rope_original_len = 0;                     // llama3
+  bool tied = false;                             // the output matrix is the embedding table
+
+  int q_dim() const { return n_heads * head_dim; }
+  int kv_dim() const { return n_kv_heads * head_dim; }
+};
+
+// A matrix (rows, cols) somewhere in a model file. A norm's weights are a vector: one row.
+struct Tensor {
+  Type type = Type::f32;
+  int rows = 0, cols = 0;
+  const uint8_t* data = nullptr;
+  size_t bytes = 0;
+  int8_t codebook[16] = {};  // q4: the 16 values that a code stands for
+};
+
+struct Layer {
+  Tensor attention_norm;  // (dim)
+  Tensor wq, wk, wv;      // (q_dim, dim), (kv_dim, dim), (kv_dim, dim)
+  Tensor wo;              // (dim, q_dim)
+  Tensor ffn_norm;        // (dim)
+  Tensor w1, w3;          // (hidden_dim, dim): gate and up
+  Tensor w2;              // (dim, hidden_dim): down
+};
+
+// The strings around the turns of a conversation. Data, not a program: a part is a control token or plain text.
+struct ChatTemplate {
+  struct Part {
+    int id = -1;       // a control token; -1: text
+    std::string text;  //
+  };
+  using Parts = std::vector<Part>;
+  enum Slot { kSystemPrefix, kSystemSuffix, kFirstUserPrefix, kUserPrefix, kUserSuffix, kReplyPrefix, kReplySuffix };
+  static constexpr int kSlots = 7;
+
+  Parts slot[kSlots];          // kFirstUserPrefix stands in for kUserPrefix right after a system turn
+  std::string default_system;  // the system prompt where the user gives none; "": no system turn
+  std::vector<int> stop_ids;   // tokens that end a reply, or a text
+
+  bool known() const { return !slot[kUserPrefix].empty() || !slot[kReplyPrefix].empty(); }
+};
+
+// A model file, mapped and checked. Immutable once open, so that any number of sessions and threads may share it.
+class Model {
+ public:
+  Model() = default;
+  ~Model() { close(); }
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  // Maps the file and checks everything but the tensors' values, once. On failure returns false and sets `error`,
+  // which names the file, the field, what was expected and what was found.
+  bool open(const char* path);
+  // The same on bytes that the caller keeps alive and in place, on a 64-byte boundary.
+  bool open_memory(const void* data, size_t size);
+  // Reads all the tensors and compares their checksum with the header's.
+  bool verify_tensors();
+
+  std::string error;
+  Config config;
+  Tensor token_embedding;  // (vocab_size, dim), row-major: gathered, never multiplied
+  std::vector<Layer> layers;
+  Tensor final_norm;               // (dim)
+  Tensor output;                   // (vocab_size, dim)
+  ChatTemplate chat;               //
+  std::vector<int> self_test_ids;  // a prompt ...
+  uint64_t self_test_hash = 0;     // ... and the hash of the logits of its last token (hash_logits)
+  size_t file_bytes = 0;           //
+  size_t bytes_per_token = 0;      // weights that forward() reads for one token
+  bool all_f32 = false;            // a reference model: no quantized matrix in it
+
+  std::string_view tokenizer_bytes() const { return tokenizer_; }
+  std::string_view provenance() const { return provenance_; }
+  // Copies row `id` of the embedding table to x (dim, padded to 64). False if the file can no longer be read.
+  bool embed(int id, float* x) const;
+
+ private:
+  void close();
+  bool check(const char* name);
+  friend struct ModelReader;
+
+  const uint8_t* base_ = nullptr;
+  size_t size_ = 0;
+  int file_ = -1;  // -1: memory of the caller
+  std::string_view tokenizer_, provenance_;
+  uint64_t tensors_at_ = 0, tensors_hash_ = 0;
+};
+
+enum class KvType { automatic, q8, f32 };  // how keys and values are kept; automatic: f32 for f32 models, else q8
+
+struct SessionOptions {
+  int context = 0;                // positions to keep; 0: the model's max_seq_len
+  int threads = 0;                // 0: one per CPU
+  KvType kv = KvType::automatic;  //
+  const char* kernel = nullptr;   // a name of kernel_names(); null: the fastest this CPU can run
+};
+
+// What an observer is shown: after a layer its output, and for each head the weights its token gave to all before it.
+struct Observation {
+  enum Kind { attention, layer_output } kind;
+  int layer, head;    // head: -1 for a layer's output
+  int position;       // of the token
+  const float* data;  // attention: (position + 1), they sum to 1; layer_output: (dim)
+  int size;
+};
+
+struct Kernels;
+class Pool;
+struct MemoryItem {
+  const char* name;
+  size_t bytes;
+};
+
+// One conversation: a position, the keys and values of all tokens before it, and scratch memory.
+class Session {
+ public:
+  explicit Session(const Model& model, SessionOptions options = {});
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last, valid until the next call; on
+  // failure (no memory, an id outside the vocabulary, context full, cancelled) null, with `error` set and the position
+  // where it was.
+  const float* forward(const int* ids, size_t n);
+  // The same with the logits of every token: each(i, logits) in order; it returns false to stop.
+  using EachLogits = std::function<bool(size_t i, const float* logits)>;
+  bool forward(const int* ids, size_t n, const EachLogits& each);
+
+  int position() const { return position_; }
+  int context() const { return context_; }
+  int vocab_size() const { return model_.config.vocab_size; }
+  int threads() const;
+  const char* kernel() const;
+  void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets what came later
+  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }  // a running (or the next) forward gives up
+  void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
+
+  std::string error;  // "": all is well
+
+ private:
+  struct Product;
+  bool prepare(const SessionOptions& options);
+  bool check(const int* ids, size_t n);
+  bool chunk(const int* ids, int n);
+  void layer(int l, int n);
+  void norm_input(const Tensor& weight, int first, int n);
+  void swiglu_input(int n);
+  void quantize(const float* f, int cols, int t);
+  void matmul(std::initializer_list<Product> products, const float* f, int cols, int n);
+  void add_residual(int n);
+  void store_kv(int l, int n);
+  void attention(int l, int n);
+  void attend_prompt(int l, int n);
+  void attend_token(int l);
+  void attend_group(int l, int kv_head, int block, int first, int n, float* state, bool fold);
+  void finish_head(const float* state, int t, int head);
+  void show_attention(int l, int n);
+  struct KvBlock kv_block(int l, int kv_head, int block) const;
+  const float* logits_of(int first, int n);
+
+  const Model& model_;
+  const Kernels* kernels_ = nullptr;
+  Pool* pool_ = nullptr;
+  int context_ = 0, position_ = 0;
+  bool kv_f32_ = false;
+  std::atomic<bool> cancelled_{false};
+  std::function<void(const Observation&)> observer_;
+  void* memory_ = nullptr;  // all of the below, one reservation that the OS fills as it is touched
+  size_t memory_bytes_ = 0;
+  struct Buffers {     // shapes: n tokens of a chunk (at most kChunk), widths padded to 64 with zeros
+    float *x, *xn;     // (n, dim): the residual stream; its norm, and what is to be added to it
+    float *q, *k, *v;  // (n, q_dim), (n, kv_dim): q holds the attention's output afterwards
+    float *gate, *up;  // (n, hidden_dim)
+    float* logits;     // (kLogitRows, vocab_size)
+    int8_t* xq;        // (n, widest): the quantized input of a matmul ...
+    float* xs;         // (n, widest / 32): ... its scales ...
+    int32_t* xsum;     // (n, widest / 32): ... and the sums of its groups
+    float *cos, *sin;  // (n, head_dim / 2): rotations of the chunk's positions
+    float* partial;    // attention so far, per thread and query; or per block of keys and query
+    uint8_t* kv;       // (blocks of keys, layers, KV heads, kv_bytes of one)
+  } buf_ = {};
+  size_t kv_bytes_ = 0;              // of one KvBlock
+  std::vector<double> frequencies_;  // (head_dim / 2) radians a position
+};
+
+// What a session will occupy once `tokens` positions are filled; the weights are the model's own and come first.
+inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
+
+// The kernel sets that this CPU can run, best first. All of them return the same bits.
+inline std::vector<std::string> kernel_names();
+
+struct SamplerOptions {
+  float temperature = 0.8f;  // 0: always the most likely token
+  float top_p = 0.9f;        // the smallest set of tokens that holds this much probability; 1: all
+  uint64_t seed = 0;         //
+  int top_k = 0;             // the k most likely only; 0: all
+  float min_p = 0;           // only tokens at least this likely, relative to the most likely one
+  float repeat_penalty = 1;  // logits of tokens among the last 64 are divided by it (multiplied where negative)
+};
+
+// Picks the next token. The same seed and logits give the same choice on every machine.
+class Sampler {
+ public:
+  explicit Sampler(SamplerOptions options = {});
+  int operator()(const float* logits, int n);  // the choice is remembered for the repetition penalty
+  void remember(int id);                       // tokens that were not chosen here: the prompt
+ private:
+  struct Candidate {
+    float p;
+    int id;
+    static bool likelier(const Candidate& a, const Candidate& b) { return a.p != b.p ? a.p > b.p : a.id < b.id; }
+  };
+  float random();
+  void penalize(int n);
+  int choose(float top, int best);
+  double keep_top_p(double total);
+
+  SamplerOptions options_;
+  uint64_t state_;
+  std::vector<int> recent_;
+  std::vector<float> work_;
+  std::vector<Candidate> candidates_;
+};
+
+// Feeds the prompt, then samples up to n tokens; ends early at a stop id (not handed out), when the context is full,
+// or when on_token returns false. Returns false on failure, with session.error set.
+inline bool generate(Session& session, Sampler& pick, const std::vector<int>& prompt, int n,
+                     const std::vector<int>& stop_ids, const std::function<bool(int id)>& on_token);
+
+// Token ids of the text before a reply: `message` as the next user turn, after the end of the last reply or, if it is
+// the first turn, after the system prompt. encode turns plain text into ids (bos: with the tokenizer's BOS in front).
+using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
+inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
+                                  const std::string& message, bool first);
+
+// ====================================================================================================================
+// 2. Number formats, and the scalar kernels that define what every faster one must return, bit for bit
+// ====================================================================================================================
+
+inline constexpr int kPanelRows = 16;  // rows of a panel, one per SIMD lane
+inline constexpr int kGroup = 32;      // columns that share a scale, of weights and of activations alike
+inline constexpr int kAlign = 64;      // columns are padded to a multiple of this with zeros; bytes of a cache line
+
+inline constexpr int8_t kCodebook[16] = {-63, -50, -40, -31, -24, -17, -10, -4, 1, 7, 12, 18, 25, 32, 42, 56};
+
+template <class T> constexpr T round_up(T n, T to) { return (n + to - 1) / to * to; }
+constexpr int padded(int cols) { return round_up(cols, kAlign); }
+
+// A bfloat16 is the upper half of a float32.
+inline float from_bf16(uint16_t h) {
+  uint32_t bits = uint32_t(h) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+template <class T> T load(const void* p) {  // unaligned
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+// Bytes of the codes of one panel (16 rows), and of the whole panel.
+inline size_t code_bytes(Type type, int cols) {
+  const size_t k = size_t(padded(cols));
+  return type == Type::f32 ? k * 64 : type == Type::q8 ? k * 16 : k * 8;
+}
+inline size_t panel_bytes(Type type, int cols) {
+  const size_t groups = size_t(padded(cols)) / kGroup, codes = code_bytes(type, cols);
+  if (type == Type::q8) return codes + groups * 32;                            // a bfloat16 per group and row
+  if (type == Type::q4) return codes + round_up<size_t>(groups * 8, 64) + 64;  // half a byte per group and row, and rs
+  return codes;
+}
+// The embedding table, row-major, group after group: 32 floats, or a bfloat16 scale and 32 bytes.
+inline size_t embedding_group_bytes(Type type) { return type == Type::q8 ? 2 + kGroup : kGroup * sizeof(float); }
+inline size_t embedding_row_bytes(Type type, int cols) {
+  return size_t(padded(cols)) / kGroup * embedding_group_bytes(type);
+}
+
+// What a matmul multiplies with: n tokens' vectors of `cols` (padded) elements, as floats and quantized to int8 with
+// one scale per group of 32, max|x| / 127.
+struct Activations {
+  int cols;            // padded to 64
+  const float* f;      // (n, cols)
+  const int8_t* q;     // (n, cols)
+  const float* scale;  // (n, cols / 32)
+  const int32_t* sum;  // (n, cols / 32): sums of q over a group, for kernels that multiply unsigned by signed bytes
+
+  Activations token(int t) const {
+    const size_t at = size_t(t) * cols;
+    return {cols, f + at, q + at, scale + at / kGroup, sum + at / kGroup};
+  }
+};
+
+// The q4 scale of a group: 4 bits, +-(5 ... 12). The sign turns a lopsided codebook over.
+inline float q4_scale(int s) { return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7)); }
+
+// Row r of a q4 panel times one token: rs * sum over groups of (m * xs) * sum over k of codebook[code] * xq.
+inline float dot_q4(const uint8_t* panel, const int8_t codebook[16], int r, const Activations& x) {
+  const uint8_t* scales = panel + code_bytes(Type::q4, x.cols);
+  float acc = 0;
+  for (int g = 0; g < x.cols / kGroup; g++) {
+    int32_t sum = 0;
+    for (int k = g * kGroup; k < (g + 1) * kGroup; k++) {
+      const uint8_t pair = panel[size_t(k / 8) * 64 + 4 * r + k % 4];
+      sum += codebook[k & 4 ? pair >> 4 : pair & 15] * x.q[k];
+    }
+    const uint8_t pair = scales[g / 2 * 16 + r];
+    acc = std::fma(float(sum), q4_scale(g & 1 ? pair >> 4 : pair & 15) * x.scale[g], acc);
+  }
+  return acc * load<float>(panel + panel_bytes(Type::q4, x.cols) - 64 + 4 * r);
+}
+
+// Row r of a q8 panel times one token.
+inline float dot_q8(const uint8_t* panel, int r, const Activations& x) {
+  const uint8_t* scales = panel + code_bytes(Type::q8, x.cols);
+  float acc = 0;
+  for (int g = 0; g < x.cols / kGroup; g++) {
+    int32_t sum = 0;
+    for (int k = g * kGroup; k < (g + 1) * kGroup; k++)
+      sum += int8_t(panel[size_t(k / 4) * 64 + 4 * r + k % 4]) * x.q[k];
+    acc = std::fma(float(sum), from_bf16(load<uint16_t>(scales + g * 32 + 2 * r)) * x.scale[g], acc);
+  }
+  return acc;
+}
+
+// Row r of an f32 panel times one token.
+inline float dot_f32(const uint8_t* panel, int r, const Activations& x) {
+  float acc = 0;
+  for (int k = 0; k < x.cols; k++) acc = std::fma(load<float>(panel + size_t(k) * 64 + 4 * r), x.f[k], acc);
+  return acc;
+}
+
+// The definition of a matmul: y (n, ldy) = x (n, cols) times `count` panels of w from panel `first` on.
+inline void matmul_scalar(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy) {
+  for (int p = first; p < first + count; p++) {
+    const uint8_t* panel = w.data + size_t(p) * panel_bytes(w.type, w.cols);
+    for (int t = 0; t < n; t++)
+      for (int r = 0; r < kPanelRows; r++)
+        y[t * ldy + size_t(p) * kPanelRows + r] = w.type == Type::q4   ? dot_q4(panel, w.codebook, r, x.token(t))
+                                                  : w.type == Type::q8 ? dot_q8(panel, r, x.token(t))
+                                                                       : dot_f32(panel, r, x.token(t));
+  }
+}
+
+// One instruction set's version of everything that takes time. Section 8 fills in a table of these. The float blocks
+// are the same C++ (section 5), compiled for the instruction set; the three integer functions are written by hand.
+struct Kernels {
+  const char* name;
+  bool (*supported)();
+
+  void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
+  void (*quantize)(const float* x, int n, int8_t* q, float* scale, int32_t* sum);
+  void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
+  void (*swiglu)(float* gate, const float* up, int n);
+  void (*exp)(float* x, int n);
+  void (*attend_q8)(const struct KvBlock& kv, int n, const float* const* q, const int* keys, float* const* out);
+  void (*attend_f32)(const struct KvBlock& kv, int n, const float* const* q, const int* keys, float* const* out);
+  void (*fold)(float* state, const float* part, int width);
+  void (*matmul_f32)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
+
+  // Null where the scalar definition serves. See matmul_blocked for what they do.
+  void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
+                    uint8_t* out_codes, float* out_scales);
+  void (*gemv_q4)(const Tensor& w, int first, int count, const Activations& x, float* y);
+  void (*dot)(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
+              int n, float* const acc[2]);
+};
+
+inline constexpr int kChunk = 64;       // tokens that go through the layers together
+inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
+inline constexpr int kTaskPanels = 4;   // panels that one task of a matmul takes on
+
+// Integer matmul of many tokens, the loops around a kernel set's `dot`: two panels at a time, a block of columns at a
+// time, unpacked once for all tokens. `dot` adds the block's groups to acc (n, 16), in order.
+inline void matmul_blocked(const Kernels& k, const Tensor& w, int first, int count, const Activations& x, int n,
+                           float* y, size_t ldy) {
+  alignas(64) uint8_t unpacked[2][kBlockCols * kPanelRows];
+  alignas(64) float unpacked_scales[2][kBlockCols / kGroup * kPanelRows];
+  alignas(64) float acc[2][kChunk * kPanelRows];
+  const size_t stride = panel_bytes(w.type, w.cols), scales_at = code_bytes(w.type, w.cols);
+  for (int p = first; p < first + count; p += 2) {
+    const int pair = std::min(2, first + count - p);  // an odd last panel is taken twice, and used once
+    std::memset(acc, 0, sizeof acc);
+    for (int k0 = 0; k0 < x.cols; k0 += kBlockCols) {
+      const int cols = std::min(kBlockCols, x.cols - k0);
+      const uint8_t* codes[2];
+      const void* scales[2];
+      for (int i = 0; i < 2; i++) {
+        const uint8_t* panel = w.data + (size_t(p) + std::min(i, pair - 1)) * stride;
+        codes[i] = panel + code_bytes(w.type, k0);
+        scales[i] = panel + scales_at + (w.type == Type::q8 ? k0 : k0 / 4);
+        if (w.type != Type::q4) continue;
+        k.unpack_q4(codes[i], panel + scales_at + k0 / 4, w.codebook, cols, unpacked[i], unpacked_scales[i]);
+        codes[i] = unpacked[i];
+        scales[i] = unpacked_scales[i];
+      }
+      const Activations block = {x.cols, x.f + k0, x.q + k0, x.scale + k0 / kGroup, x.sum + k0 / kGroup};
+      float* const accs[2] = {acc[0], acc[1]};
+      k.dot(w.type, codes, scales, cols, block, n, accs);
+    }
+    for (int i = 0; i < pair; i++) {
+      float rs[kPanelRows];
+      std::fill(rs, rs + kPanelRows, 1.f);
+      if (w.type == Type::q4) std::memcpy(rs, w.data + (size_t(p) + i + 1) * stride - sizeof rs, sizeof rs);
+      for (int t = 0; t < n; t++)
+        for (int r = 0; r < kPanelRows; r++)
+          y[t * ldy + (size_t(p) + i) * kPanelRows + r] = acc[i][t * kPanelRows + r] * rs[r];
+    }
+  }
+}
+
+// Panels first ... first + count - 1 of w times n tokens, by the fastest way that the kernel set has.
+inline void matmul_panels(const Kernels& k, const Tensor& w, int first, int count, const Activations& x, int n,
+                          float* y, size_t ldy) {
+  if (w.type == Type::f32) return k.matmul_f32(w, first, count, x, n, y, ldy);
+  if (!k.dot) return matmul_scalar(w, first, count, x, n, y, ldy);
+  if (w.type == Type::q4 && n < 3) {
+    for (int t = 0; t < n; t++) k.gemv_q4(w, first, count, x.token(t), y + t * ldy);
+  } else {
+    matmul_blocked(k, w, first, count, x, n, y, ldy);
+  }
+}
+
+// ====================================================================================================================
+// 3. Thread pool
+// ====================================================================================================================
+
+// Runs tasks 0 ... n-1 on all its threads, the caller among them. Tasks are handed out one by one, so which thread
+// does what varies; no result may depend on it. A worker without work spins for some microseconds, since the next
+// matmul is usually that near, and then sleeps, since other programs want the CPU too.
+class Pool {
+ public:
+  // Starts threads - 1 workers; as many as the system gives.
+  explicit Pool(int threads) {
+    try {
+      for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {  // the system's limit: go on with those that there are
+    } catch (const std::bad_alloc&) {
+    }
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stop_.store(true);
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
+
+  int threads() const { return int(workers_.size()) + 1; }
+
+  // f(task, thread) for every task below n; returns when all are done.
+  template <class F> void run(int n, const F& f) {
+    if (workers_.empty() || n <= 1) {
+      for (int i = 0; i < n; i++) f(i, 0);
+      return;
+    }
+    call_ = [](const void* context, int task, int thread) { (*static_cast<const F*>(context))(task, thread); };
+    context_ = &f;
+    done_.store(0, std::memory_order_relaxed);
+    const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 48) + 1;
+    ticket_.store(job << 48 | uint64_t(n) << 24);
+    if (sleepers_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(mutex_); }
+      wake_.notify_all();
+    }
+    take_tasks(0);
+    for (int i = 0; done_.load(std::memory_order_acquire) != n; i++) {
+      if (i < 1000) pause();
+      else std::this_thread::yield();
+    }
+  }
+
+ private:
+  static void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  // ticket_: job number (16 bits), its number of tasks (24), next task (24). One fetch_add both claims a task and
+  // tells which job it belongs to, so that a worker that comes late cannot take part in the wrong one.
+  void take_tasks(int thread) {
+    for (;;) {
+      const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+      const int task = int(ticket & 0xffffff), n = int(ticket >> 24 & 0xffffff);
+      if (task >= n) return;
+      call_(context_, task, thread);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  void work(int thread) {
+    uint64_t seen = 0;
+    for (;;) {
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 1; ticket_.load(std::memory_order_acquire) >> 48 == seen && !stop_.load(); i++) {
+        pause();
+        if (i % 64 == 0 && std::chrono::steady_clock::now() - start > std::chrono::microseconds(50)) sleep(seen);
+      }
+      if (stop_.load()) return;
+      seen = ticket_.load(std::memory_order_acquire) >> 48;
+      take_tasks(thread);
+    }
+  }
+
+  void sleep(uint64_t seen) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1);
+    wake_.wait(lock, [&] { return ticket_.load() >> 48 != seen || stop_.load(); });
+    sleepers_.fetch_sub(1);
+  }
+
+  std::atomic<uint64_t> ticket_{0};
+  std::atomic<int> done_{0}, sleepers_{0};
+  std::atomic<bool> stop_{false};
+  void (*call_)(const void*, int, int) = nullptr;
+  const void* context_ = nullptr;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+};
+
+// ====================================================================================================================
+// 4. Model file: map, check, bind
+// ====================================================================================================================
+
+struct Section {
+  uint64_t offset, bytes;
+};
+
+// The first 256 bytes of a model file.
+struct Header {
+  char magic[8];          // kMagic
+  uint32_t version;       // kFormatVersion
+  uint32_t architecture;  // kLlama
+  uint32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, max_seq_len;
+  uint32_t tied;  // 0 or 1
+  float norm_eps;
+  float rope_theta;
+  uint32_t rope_scaling;
+  float rope_factor, rope_low_freq, rope_high_freq;
+  uint32_t rope_original_len;
+  uint64_t file_bytes;
+  Section tokenizer, chat, provenance, self_test, tensor_table, tensors;
+  uint64_t tensors_checksum;  // XXH64 of the tensors section
+  uint64_t checksum;          // XXH64 of this header with this field 0, then of the sections before the tensors
+  uint8_t reserved[56];       // 0
+};
+static_assert(sizeof(Header) == 256);
+
+inline constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'L', 'A', 'M', 'A'};
+inline constexpr uint32_t kFormatVersion = 1, kLlama = 1;
+inline constexpr int kMaxHeadDim = 1024;
+inline constexpr uint64_t kPage = 4096;  // alignment of the tensors section
+
+struct TensorEntry {
+  uint32_t type, rows, cols, reserved;
+  uint64_t offset, bytes;  // offset from the start of the file
+  int8_t codebook[16];     // q4, else 0
+  uint8_t padding[16];     // 0
+};
+static_assert(sizeof(TensorEntry) == 64);
+
+// vector: float32, padded to 64 bytes. rows: row-major. panels: see the top of this file.
+enum class Layout { vector, rows, panels };
+
+struct TensorSpec {
+  std::string name;
+  Layout layout;
+  int rows, cols;
+};
+
+// Every tensor of a model, in the order of the file.
+inline std::vector<TensorSpec> tensor_specs(const Config& c) {
+  std::vector<TensorSpec> specs = {{"token_embedding", Layout::rows, c.vocab_size, c.dim}};
+  for (int l = 0; l < c.n_layers; l++) {
+    const std::string p = "layers." + std::to_string(l) + ".";
+    specs.push_back({p + "attention_norm", Layout::vector, 1, c.dim});
+    specs.push_back({p + "wq", Layout::panels, c.q_dim(), c.dim});
+    specs.push_back({p + "wk", Layout::panels, c.kv_dim(), c.dim});
+    specs.push_back({p + "wv", Layout::panels, c.kv_dim(), c.dim});
+    specs.push_back({p + "wo", Layout::panels, c.dim, c.q_dim()});
+    specs.push_back({p + "ffn_norm", Layout::vector, 1, c.dim});
+    specs.push_back({p + "w1", Layout::panels, c.hidden_dim, c.dim});
+    specs.push_back({p + "w3", Layout::panels, c.hidden_dim, c.dim});
+    specs.push_back({p + "w2", Layout::panels, c.dim, c.hidden_dim});
+  }
+  specs.push_back({"final_norm", Layout::vector, 1, c.dim});
+  specs.push_back({"output", Layout::panels, c.vocab_size, c.dim});
+  return specs;
+}
+
+inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+
+inline uint64_t tensor_bytes(const TensorSpec& spec, Type type) {
+  if (spec.layout == Layout::vector) return round_up<uint64_t>(uint64_t(spec.cols) * 4, kAlign);
+  if (spec.layout == Layout::rows) return round_up<uint64_t>(embedding_row_bytes(type, spec.cols) * spec.rows, kAlign);
+  return uint64_t(panels_of(spec.rows)) * panel_bytes(type, spec.cols);
+}
+
+inline bool type_fits(Layout layout, uint32_t type) {
+  return layout == Layout::vector ? type == 0 : layout == Layout::rows ? type <= 1 : type <= 2;
+}
+
+inline const char* type_name(Type type) { return type == Type::f32 ? "f32" : type == Type::q8 ? "q8" : "q4"; }
+
+// XXH64 with seed 0, by its public specification (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), of whole stripes of
+// 32 bytes: what is shorter is filled up with zeros. A checksum, not a secret.
+class Hash64 {
+ public:
+  void update(const void* data, size_t n) {
+    const uint8_t* p = static_cast<const uint8_t*>(data);
+    total_ += round_up<size_t>(n, 32);
+    for (; n >= 32; p += 32, n -= 32) stripe(p);
+    uint8_t last[32] = {};
+    if (n > 0) stripe(static_cast<uint8_t*>(std::memcpy(last, p, n)));
+  }
+
+  uint64_t digest() const {
+    uint64_t h = rotate(lane_[0], 1) + rotate(lane_[1], 7) + rotate(lane_[2], 12) + rotate(lane_[3], 18);
+    for (uint64_t lane : lane_) h = (h ^ round(0, lane)) * k1 + k4;
+    h += total_;
+    h = (h ^ h >> 33) * k2;
+    h = (h ^ h >> 29) * k3;
+    return h ^ h >> 32;
+  }
+
+ private:
+  static constexpr uint64_t k1 = 0x9E3779B185EBCA87, k2 = 0xC2B2AE3D27D4EB4F, k3 = 0x165667B19E3779F9,
+                            k4 = 0x85EBCA77C2B2AE63;
+  static uint64_t rotate(uint64_t x, int n) { return x << n | x >> (64 - n); }
+  static uint64_t round(uint64_t acc, uint64_t input) { return rotate(acc + input * k2, 31) * k1; }
+  void stripe(const uint8_t* p) {
+    for (int i = 0; i < 4; i++) lane_[i] = round(lane_[i], load<uint64_t>(p + 8 * i));
+  }
+
+  uint64_t lane_[4] = {k1 + k2, k2, 0, 0 - k1}, total_ = 0;
+};
+
+inline uint64_t hash_bytes(const void* data, size_t n) {
+  Hash64 hash;
+  hash.update(data, n);
+  return hash.digest();
+}
+
+inline uint64_t hash_logits(const float* logits, int n) { return hash_bytes(logits, size_t(n) * sizeof(float)); }
+
+// What a file is that is not ours, by its first bytes.
+inline std::string describe_file(const uint8_t* p, size_t n) {
+  const std::string_view s(reinterpret_cast<const char*>(p), std::min<size_t>(n, 64));
+  const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
+  if (n == 0) return "an empty file";
+  if (starts("GGUF")) return "a GGUF file; convert it: export/convert FILE -o model.bin";
+  if (starts("PK\x03\x04")) return "a zip archive (PyTorch saves such files)";
+  if (starts("version https://git-lfs")) return "a Git LFS pointer, not the file itself; fetch it with: git lfs pull";
+  if (starts("<!") || starts("<html") || starts("<HTML")) return "a web page; the download went wrong";
+  if (starts("\x80\x02") || starts("\x80\x04")) return "a Python pickle (old PyTorch checkpoint)";
+  if (n > 8 && p[8] == '{' && load<uint64_t>(p) < (1u << 30))
+    return "a safetensors file; convert its folder: export/convert FOLDER -o model.bin";
+  if (n >= 28 && load<uint32_t>(p) - 1 < 65536 && load<uint32_t>(p + 4) - 1 < 1u << 20 &&
+      load<uint32_t>(p + 8) - 1 < 1024)
+    return "perhaps a llama2.c checkpoint; convert it: export/convert FILE -z TOKENIZER -o model.bin";
+  return "something else";
+}
+
+// Reads a section from front to back; once something does not fit, ok is false and every value 0.
+struct ByteReader {
+  std::string_view bytes;
+  bool ok = true;
+
+  std::string_view take(uint64_t n) {
+    if (!ok || n > bytes.size()) return ok = false, std::string_view();
+    const std::string_view taken = bytes.substr(0, size_t(n));
+    bytes.remove_prefix(size_t(n));
+    return taken;
+  }
+  template <class T> T get() {
+    const std::string_view raw = take(sizeof(T));
+    return ok ? load<T>(raw.data()) : T();
+  }
+};
+
+// The door: every check of a model file. Steps return false with `error` set.
+struct ModelReader {
+  Model& m;
+  Header h;
+
+  template <class A, class B> bool refuse(const std::string& field, const A& expected, const B& found) {
+    const auto text = [](const auto& v) {
+      if constexpr (std::is_arithmetic_v<std::decay_t<decltype(v)>>) return std::to_string(v);
+      else return std::string(v);
+    };
+    m.error = field + ": expected " + text(expected) + ", found " + text(found);
+    return false;
+  }
+
+  bool integer(const char* field, uint32_t value, uint32_t low, uint32_t high, int& out) {
+    if (value < low || value > high) return refuse(field, std::to_string(low) + " to " + std::to_string(high), value);
+    out = int(value);
+    return true;
+  }
+
+  bool positive(const char* field, float value, float& out) {
+    if (!(value > 0) || !(value < 1e30f)) return refuse(field, "a positive number", value);
+    out = value;
+    return true;
+  }
+
+  bool header() {
+    if (m.size_ < 8 || std::memcmp(m.base_, kMagic, 8) != 0)
+      return refuse("magic", "a pocketllama model", describe_file(m.base_, m.size_));
+    if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", m.size_);
+    std::memcpy(&h, m.base_, sizeof h);
+    if (h.version != kFormatVersion) return refuse("version", kFormatVersion, h.version);
+    if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, std::to_string(m.size_) + " (cut short?)");
+    if (h.architecture != kLlama) return refuse("architecture", "1 (llama)", h.architecture);
+    return sections() && checksum() && sizes() && rope();
+  }
+
+  bool sections() {
+    uint64_t at = sizeof(Header);
+    const struct {
+      const char* name;
+      Section s;
+    } all[] = {{"tokenizer", h.tokenizer},       {"chat", h.chat},
+               {"provenance", h.provenance},     {"self_test", h.self_test},
+               {"tensor_table", h.tensor_table}, {"tensors", h.tensors}};
+    for (const auto& [name, s] : all) {
+      const std::string field = std::string("section ") + name;
+      const uint64_t align = s.offset == h.tensors.offset ? kPage : kAlign;
+      if (s.offset % align) return refuse(field + ".offset", "a multiple of " + std::to_string(align), s.offset);
+      if (s.offset < at) return refuse(field + ".offset", "at least " + std::to_string(at), s.offset);
+      if (s.offset > m.size_ || s.bytes > m.size_ - s.offset)
+        return refuse(field + ".bytes", "an end within the file's " + std::to_string(m.size_) + " bytes", s.bytes);
+      at = s.offset + s.bytes;
+    }
+    return at == m.size_ || refuse("section tensors", "the end of the file", at);
+  }
+
+  bool checksum() {
+    Header zeroed = h;
+    zeroed.checksum = 0;
+    Hash64 hash;
+    hash.update(&zeroed, sizeof zeroed);
+    hash.update(m.base_ + sizeof(Header), h.tensors.offset - sizeof(Header));
+    return hash.digest() == h.checksum || refuse("checksum", h.checksum, std::to_string(hash.digest()) + " (damaged)");
+  }
+
+  bool sizes() {
+    Config& c = m.config;
+    if (!integer("dim", h.dim, 1, 1 << 16, c.dim) || !integer("hidden_dim", h.hidden_dim, 1, 1 << 20, c.hidden_dim) ||
+        !integer("n_layers", h.n_layers, 1, 1 << 10, c.n_layers) ||
+        !integer("n_heads", h.n_heads, 1, 1 << 10, c.n_heads) ||
+        !integer("n_kv_heads", h.n_kv_heads, 1, h.n_heads, c.n_kv_heads) ||
+        !integer("head_dim", h.head_dim, 2, kMaxHeadDim, c.head_dim) ||
+        !integer("vocab_size", h.vocab_size, 1, 1 << 22, c.vocab_size) ||
+        !integer("max_seq_len", h.max_seq_len, 1, 1 << 22, c.max_seq_len))
+      return false;
+    if (c.n_heads % c.n_kv_heads)
+      return refuse("n_kv_heads", "a divisor of n_heads " + std::to_string(c.n_heads), c.n_kv_heads);
+    if (c.head_dim % 2) return refuse("head_dim", "an even number", c.head_dim);
+    if (h.tied > 1) return refuse("tied", "0 or 1", h.tied);
+    c.tied = h.tied;
+    for (uint8_t byte : h.reserved)
+      if (byte) return refuse("reserved", 0, int(byte));
+    return positive("norm_eps", h.norm_eps, c.norm_eps);
+  }
+
+  bool rope() {
+    Config& c = m.config;
+    if (h.rope_scaling > 2) return refuse("rope_scaling", "0, 1 or 2", h.rope_scaling);
+    c.rope_scaling = RopeScaling(h.rope_scaling);
+    if (!positive("rope_theta", h.rope_theta, c.rope_theta)) return false;
+    if (c.rope_scaling == RopeScaling::none) return true;
+    if (!positive("rope_factor", h.rope_factor, c.rope_factor)) return false;
+    if (c.rope_scaling == RopeScaling::linear) return true;
+    if (!positive("rope_low_freq", h.rope_low_freq, c.rope_low_freq) ||
+        !positive("rope_high_freq", h.rope_high_freq, c.rope_high_freq) ||
+        !integer("rope_original_len", h.rope_original_len, 1, 1 << 24, c.rope_original_len))
+      return false;
+    return c.rope_high_freq > c.rope_low_freq ||
+           refuse("rope_high_freq", "more than rope_low_freq " + std::to_string(c.rope_low_freq), c.rope_high_freq);
+  }
+
+  bool tensors() {
+    // The count first, in numbers: the list of a model with a thousand layers must not be made for a tiny file.
+    const uint64_t count = uint64_t(m.config.n_layers) * 9 + 3;
+    if (h.tensor_table.bytes != count * sizeof(TensorEntry))
+      return refuse("section tensor_table.bytes", count * sizeof(TensorEntry), h.tensor_table.bytes);
+    std::vector<Tensor> bound;
+    uint64_t at = h.tensors.offset;
+    for (const TensorSpec& spec : tensor_specs(m.config)) {
+      const auto e = load<TensorEntry>(m.base_ + h.tensor_table.offset + bound.size() * sizeof(TensorEntry));
+      const std::string field = "tensor " + spec.name;
+      if (!type_fits(spec.layout, e.type)) return refuse(field + ".type", "a type that fits", e.type);
+      if (e.rows != uint32_t(spec.rows)) return refuse(field + ".rows", spec.rows, e.rows);
+      if (e.cols != uint32_t(spec.cols)) return refuse(field + ".cols", spec.cols, e.cols);
+      if (e.offset != at) return refuse(field + ".offset", at, e.offset);
+      const uint64_t bytes = tensor_bytes(spec, Type(e.type));
+      if (e.bytes != bytes) return refuse(field + ".bytes", bytes, e.bytes);
+      if (bytes > m.size_ - at)
+        return refuse(field, std::to_string(bytes) + " bytes", std::to_string(m.size_ - at) + " left");
+      Tensor t = {Type(e.type), spec.rows, spec.cols, m.base_ + at, size_t(bytes)};
+      std::memcpy(t.codebook, e.codebook, sizeof e.codebook);
+      for (int8_t value : e.codebook)  // section 8 counts on 7 bits
+        if (value < -64 || value > 63) return refuse(field + ".codebook", "-64 to 63", int(value));
+      bound.push_back(t);
+      at += bytes;
+    }
+    if (at != m.size_) return refuse("section tensors", at, m.size_);
+    bind(bound);
+    return true;
+  }
+
+  void bind(const std::vector<Tensor>& t) {
+    m.token_embedding = t[0];
+    m.layers.clear();
+    for (size_t i = 1; i + 2 < t.size(); i += 9)
+      m.layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
+    m.final_norm = t[t.size() - 2];
+    m.output = t[t.size() - 1];
+    m.bytes_per_token = 0;
+    m.all_f32 = true;
+    for (size_t i = 1; i < t.size(); i++) {
+      m.bytes_per_token += t[i].bytes;
+      m.all_f32 = m.all_f32 && t[i].type == Type::f32;
+    }
+  }
+
+  std::string_view view(const Section& s) {
+    return {reinterpret_cast<const char*>(m.base_) + s.offset, size_t(s.bytes)};
+  }
+
+  bool ids(ByteReader& in, std::vector<int>& out) {
+    const uint32_t count = in.get<uint32_t>();
+    if (count > in.bytes.size() / 4) return false;
+    for (uint32_t i = 0; i < count; i++) {
+      const int32_t id = in.get<int32_t>();
+      if (id < 0 || id >= m.config.vocab_size) return false;
+      out.push_back(id);
+    }
+    return in.ok;
+  }
+
+  bool chat() {
+    ByteReader in{view(h.chat)};
+    ChatTemplate chat;
+    if (!ids(in, chat.stop_ids)) return refuse("section chat", "stop ids within the vocabulary", "others");
+    chat.default_system = std::string(in.take(in.get<uint32_t>()));
+    for (auto& slot : chat.slot) {
+      const uint32_t parts = in.get<uint32_t>();
+      for (uint32_t i = 0; i < parts && in.ok; i++) {
+        const int32_t id = in.get<int32_t>();
+        if (id < -1 || id >= m.config.vocab_size) return refuse("section chat", "ids within the vocabulary", id);
+        slot.push_back({id, std::string(in.take(in.get<uint32_t>()))});
+      }
+    }
+    if (!in.ok || !in.bytes.empty())
+      return refuse("section chat", "a whole template", "one that does not fit its bytes");
+    m.chat = std::move(chat);
+    return true;
+  }
+
+  bool self_test() {
+    ByteReader in{view(h.self_test)};
+    std::vector<int> prompt;
+    if (!ids(in, prompt)) return refuse("section self_test", "ids within the vocabulary", "others");
+    m.self_test_hash = in.get<uint64_t>();
+    if (!in.ok || !in.bytes.empty()) return refuse("section self_test", "ids and a hash", "other bytes");
+    m.self_test_ids = std::move(prompt);
+    return true;
+  }
+
+  bool all() {
+    if (!header() || !tensors() || !chat() || !self_test()) return false;
+    m.tokenizer_ = view(h.tokenizer);
+    m.provenance_ = view(h.provenance);
+    m.file_bytes = m.size_;
+    m.tensors_at_ = h.tensors.offset;
+    m.tensors_hash_ = h.tensors_checksum;
+    return true;
+  }
+};
+
+inline bool Model::check(const char* name) {
+  bool ok = false;
+  try {
+    ok = ModelReader{*this, {}}.all();
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
+  }
+  if (ok) return true;
+  error = std::string(name) + ": " + error;
+  close();
+  return false;
+}
+
+inline bool Model::open(const char* path) {
+  close();
+  error.clear();
+  const auto fail = [&](const char* what) {
+    error = std::string(path) + ": " + what;
+    close();
+    return false;
+  };
+  file_ = ::open(path, O_RDONLY | O_CLOEXEC);
+  struct stat st;
+  if (file_ < 0 || fstat(file_, &st) != 0) return fail(std::strerror(errno));
+  if (S_ISDIR(st.st_mode)) return fail("is a folder; export/convert makes a model.bin from a checkpoint's folder");
+  if (!S_ISREG(st.st_mode)) return fail("expected a regular file, which can be mapped");
+  if (st.st_size == 0) return fail("magic: expected a pocketllama model, found an empty file");
+  void* map = mmap(nullptr, size_t(st.st_size), PROT_READ, MAP_SHARED, file_, 0);
+  if (map == MAP_FAILED) return fail(std::strerror(errno));
+  base_ = static_cast<const uint8_t*>(map);
+  size_ = size_t(st.st_size);
+  return check(path);
+}
+
+inline bool Model::open_memory(const void* data, size_t size) {
+  close();
+  error.clear();
+  if (reinterpret_cast<uintptr_t>(data) % kAlign) {
+    error = "memory: expected an address on a 64-byte boundary";
+    return false;
+  }
+  base_ = static_cast<const uint8_t*>(data);
+  size_ = size;
+  return check("memory");
+}
+
+inline void Model::close() {
+  if (file_ >= 0) {
+    if (base_) munmap(const_cast<uint8_t*>(base_), size_);
+    ::close(file_);
+  }
+  base_ = nullptr, size_ = 0, file_ = -1;
+  tokenizer_ = provenance_ = {};
+  layers.clear();
+}
+
+inline bool Model::verify_tensors() {
+  const uint64_t found = hash_bytes(base_ + tensors_at_, size_ - tensors_at_);
+  if (found == tensors_hash_) return true;
+  error = "tensors: expected checksum " + std::to_string(tensors_hash_) + ", found " + std::to_string(found);
+  return false;
+}
+
+// A row is read, not looked at where it is mapped: a page fault would bring 64 KiB around it into memory, to stay.
+inline bool Model::embed(int id, float* x) const {
+  const Type type = token_embedding.type;
+  const size_t group = embedding_group_bytes(type), groups = size_t(padded(config.dim)) / kGroup;
+  const uint8_t* row = token_embedding.data + size_t(id) * groups * group;
+  uint8_t copy[4096];
+  for (size_t g = 0, take; g < groups; g += take, row += take * group) {
+    take = std::min(sizeof copy / group, groups - g);
+    const uint8_t* from = row;
+    if (file_ >= 0) {
+      if (pread(file_, copy, take * group, off_t(row - base_)) != ssize_t(take * group)) return false;
+      from = copy;
+    }
+    for (size_t i = 0; i < take; i++, from += group, x += kGroup) {
+      if (type == Type::f32) {
+        std::memcpy(x, from, group);
+      } else {
+        const float scale = from_bf16(load<uint16_t>(from));
+        for (int k = 0; k < kGroup; k++) x[k] = float(int8_t(from[2 + k])) * scale;
+      }
+    }
+  }
+  return true;
+}
+
+// ====================================================================================================================
+// 5. The blocks: rmsnorm, rope, swiglu, attention
+// ====================================================================================================================
+// Plain C++, written once. Section 8 compiles each body for every instruction set, and the compiler makes vectors of
+// the loops. The bits stay the same, since the order of every sum is written down here: a sum over a vector has 16
+// partial sums, element i in partial i mod 16, folded 8, 4, 2, 1; and every product that is added to something is an
+// explicit fma, so that no compiler may decide otherwise.
+
+#define POCKET_BODY inline __attribute__((always_inline))
+#define POCKET_UNROLL _Pragma("GCC unroll 16")
+
+// Where sums must stay in registers the loops say so: 8 floats, which become one AVX register or two of SSE or NEON.
+typedef float Lanes __attribute__((vector_size(32)));
+typedef int32_t IntLanes __attribute__((vector_size(32)));
+
+POCKET_BODY void load_lanes(Lanes& out, const float* p) { std::memcpy(&out, p, 32); }
+POCKET_BODY void load_lanes(Lanes& out, const int8_t* p) {
+  int32_t wide[8];
+  for (int i = 0; i < 8; i++) wide[i] = p[i];
+  IntLanes v;
+  std::memcpy(&v, wide, 32);
+  out = __builtin_convertvector(v, Lanes);
+}
+POCKET_BODY void store_lanes(float* p, const Lanes& v) { std::memcpy(p, &v, 32); }
+
+// acc += a * b, one rounding each.
+POCKET_BODY void fma_lanes(Lanes& acc, float a, const Lanes& b) {
+  float x[8], sum[8];
+  std::memcpy(x, &b, 32);
+  std::memcpy(sum, &acc, 32);
+  for (int i = 0; i < 8; i++) sum[i] = std::fma(a, x[i], sum[i]);
+  std::memcpy(&acc, sum, 32);
+}
+
+POCKET_BODY float fold16(float* s) {
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) s[i] += s[i + width];
+  return s[0];
+}
+
+POCKET_BODY uint32_t float_bits(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  return bits;
+}
+
+POCKET_BODY float bits_float(uint32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+// Adding and taking away 1.5 * 2^23 rounds a float to an integer, half to even, for |x| < 2^22.
+inline constexpr float kRound = 12582912.f;
+
+// e^x within 2 units in the last place; below -87 it stays at e^-87, above 88 at e^88. x = n ln 2 + r with |r| <= ln 2
+// / 2; ln 2 is split in two so that r is exact, e^r is a polynomial (Cephes, expf), and 2^n goes into the exponent.
+POCKET_BODY float exp_body(float x) {
+  x = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
+  const float shifted = std::fma(x, 1.44269504f, kRound), n = shifted - kRound;
+  const float r = std::fma(n, 2.12194440e-4f, std::fma(n, -0.693359375f, x));
+  float p = std::fma(1.9875691500e-4f, r, 1.3981999507e-3f);
+  p = std::fma(p, r, 8.3334519073e-3f);
+  p = std::fma(p, r, 4.1665795894e-2f);
+  p = std::fma(p, r, 1.6666665459e-1f);
+  p = std::fma(p, r, 5.0000001201e-1f);
+  p = std::fma(p * r, r, r) + 1.f;
+  return p * bits_float((float_bits(shifted) - float_bits(kRound) + 127u) << 23);
+}
+
+POCKET_BODY void exp_vector_body(float* x, int n) {
+  for (int i = 0; i < n; i++) x[i] = exp_body(x[i]);
+}
+
+// y = x / sqrt(mean of x^2 + eps) * weight. n elements, with zeros behind them up to a multiple of 16.
+POCKET_BODY void rmsnorm_body(const float* x, const float* weight, float* y, int n, float eps) {
+  float s[16] = {};
+  for (int i = 0; i < n; i += 16)
+    for (int j = 0; j < 16; j++) s[j] = std::fma(x[i + j], x[i + j], s[j]);
+  const float scale = 1.f / std::sqrt(fold16(s) / float(n) + eps);
+  for (int i = 0; i < round_up(n, 16); i++) y[i] = x[i] * scale * weight[i];
+}
+
+// Groups of 32 to int8: scale = max|x| / 127, q = x / scale rounded half to even, and the sum of each group's q.
+POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, int32_t* sum) {
+  for (int g = 0; g < n / kGroup; g++, x += kGroup, q += kGroup) {
+    uint32_t top = 0;  // for |x| the order of the bits is the order of the floats
+    for (int i = 0; i < kGroup; i++) top = std::max(top, float_bits(x[i]) & 0x7fffffff);
+    const float largest = bits_float(top);
+    const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;  // so small that 1 / scale may be infinite: zeros
+    int32_t total = 0;
+    for (int i = 0; i < kGroup; i++) {
+      q[i] = int8_t(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
+      total += q[i];
+    }
+    scale[g] = inverse == 0.f ? 0.f : largest / 127.f;
+    sum[g] = total;
+  }
+}
+
+// Rotary position embedding (Su et al. 2021), on halves: the pair (x[i], x[i + head_dim / 2]) is turned by the angle
+// position * frequency i.
+POCKET_BODY void rope_body(float* x, int heads, int head_dim, const float* cos, const float* sin) {
+  const int half = head_dim / 2;
+  for (int h = 0; h < heads; h++, x += head_dim)
+    for (int i = 0; i < half; i++) {
+      const float a = x[i], b = x[i + half];
+      x[i] = std::fma(a, cos[i], -(b * sin[i]));
+      x[i + half] = std::fma(b, cos[i], a * sin[i]);
+    }
+}
+
+// gate = silu(gate) * up, silu(x) = x / (1 + e^-x).
+POCKET_BODY void swiglu_body(float* gate, const float* up, int n) {
+  for (int i = 0; i < n; i++) gate[i] = gate[i] / (1.f + exp_body(-gate[i])) * up[i];
+}
+
+// Attention, in blocks of 128 keys that start at fixed positions. A block's softmax is taken on its own, and the
+// blocks' results are folded in order (the online softmax of FlashAttention, Dao et al. 2022), so that no score matrix
+// exists and neither the batch nor the threads can change the order of a sum.
+inline constexpr int kBlockKeys = 128;
+inline constexpr int kQueries = 4;  // queries that go through a block together
+
+// The keys and values of one layer and KV head, 128 positions of them. Keys lie in tiles of 16, transposed, so that a
+// lane is a key: k[(tile * head_dim + i) * 16 + lane]. Values lie row by row, so that a lane is a component:
+// v[key * width + i]. The numbers are int8 with one scale a key and one a value, or float32.
+struct KvBlock {
+  void *k, *v;
+  float *k_scale, *v_scale;  // (128); that of k includes 1 / sqrt(head_dim)
+  int head_dim;              //
+  int width;                 // head_dim padded to 16
+};
+
+// Bytes of a KvBlock, in the order k_scale, v_scale, k, v.
+inline size_t kv_block_bytes(int head_dim, bool f32) {
+  const size_t scales = 2 * kBlockKeys * sizeof(float), number = f32 ? sizeof(float) : 1;
+  return scales + kBlockKeys * (size_t(head_dim) + round_up(head_dim, 16)) * number;
+}
+
+// The result of attention over some keys: the largest score, the sum of e^(score - largest), and from float 16 on the
+// values weighted by e^(score - largest).
+inline size_t attention_floats(int head_dim) { return 16 + size_t(round_up(head_dim, 16)); }
+
+// out[n] (width) = the sum of rows 0 ... rows - 1 of a (rows, width), each times coefficient[n][row]: N outputs at a
+// time, 16 lanes of each, so that a row is loaded and converted once for N.
+template <class T, int N>
+POCKET_BODY void combine(const T* a, int rows, int width, const float* const* coefficient, float* const* out) {
+  for (int j = 0; j < width; j += 16) {
+    Lanes acc[N][2];
+    POCKET_UNROLL for (int n = 0; n < N; n++) acc[n][0] = acc[n][1] = Lanes{};
+    for (int i = 0; i < rows; i++) {
+      Lanes row[2];
+      load_lanes(row[0], a + size_t(i) * width + j);
+      load_lanes(row[1], a + size_t(i) * width + j + 8);
+      POCKET_UNROLL for (int n = 0; n < N; n++) {
+        fma_lanes(acc[n][0], coefficient[n][i], row[0]);
+        fma_lanes(acc[n][1], coefficient[n][i], row[1]);
+      }
+    }
+    POCKET_UNROLL for (int n = 0; n < N; n++) {
+      store_lanes(out[n] + j, acc[n][0]);
+      store_lanes(out[n] + j + 8, acc[n][1]);
+    }
+  }
+}
+
+// Scores of `keys` keys to the weights of their values; top is the largest score, sum that of all e^(score - top).
+POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, float& top, float& sum) {
+  const int end = round_up(keys, 16);
+  for (int j = 0; j < end; j++) s[j] *= kv.k_scale[j];
+  for (int j = keys; j < end; j++) s[j] = -std::numeric_limits<float>::infinity();
+  float tops[16], sums[16] = {};
+  for (int l = 0; l < 16; l++) tops[l] = s[l];
+  for (int j = 16; j < end; j += 16)
+    for (int l = 0; l < 16; l++) tops[l] = s[j + l] > tops[l] ? s[j + l] : tops[l];
+  float highest = tops[0];
+  for (int l = 1; l < 16; l++) highest = tops[l] > highest ? tops[l] : highest;
+  for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - highest);
+  for (int j = keys; j < end; j++) s[j] = 0;
+  for (int j = 0; j < end; j += 16)
+    for (int l = 0; l < 16; l++) sums[l] += s[j + l];
+  top = highest;
+  sum = fold16(sums);
+  for (int j = 0; j < keys; j++) s[j] *= kv.v_scale[j];
+}
+
+// N queries (head_dim) against the first keys[n] keys of a block; out[n] gets attention_floats.
+template <class T, int N>
+POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const int* keys, float* const* out) {
+  alignas(64) float score[N][kBlockKeys] = {};
+  int shortest = keys[0], longest = keys[0];
+  for (int n = 1; n < N; n++) shortest = std::min(shortest, keys[n]), longest = std::max(longest, keys[n]);
+  for (int j = 0; j < longest; j += 16) {
+    float* tile[N];
+    for (int n = 0; n < N; n++) tile[n] = score[n] + j;
+    combine<T, N>(static_cast<const T*>(kv.k) + size_t(j) * kv.head_dim, kv.head_dim, 16, q, tile);
+  }
+  const float* weights[N];
+  float* values[N];
+  for (int n = 0; n < N; n++) {
+    softmax_scores(score[n], keys[n], kv, out[n][0], out[n][1]);
+    weights[n] = score[n], values[n] = out[n] + 16;
+  }
+  const T* v = static_cast<const T*>(kv.v);
+  combine<T, N>(v, shortest, kv.width, weights, values);
+  for (int n = 0; n < N; n++)  // queries of later tokens see some keys more
+    for (int j = shortest; j < keys[n]; j++)
+      for (int i = 0; i < kv.width; i++)
+        values[n][i] = std::fma(score[n][j], float(v[size_t(j) * kv.width + i]), values[n][i]);
+}
+
+template <class T>
+POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, const int* keys, float* const* out) {
+  if (n == 4) return attend_block<T, 4>(kv, q, keys, out);
+  if (n == 3) return attend_block<T, 3>(kv, q, keys, out);
+  if (n == 2) return attend_block<T, 2>(kv, q, keys, out);
+  attend_block<T, 1>(kv, q, keys, out);
+}
+
+// Folds the result of one more block into that of the blocks before it.
+POCKET_BODY void fold_body(float* state, const float* part, int width) {
+  const float top = part[0] > state[0] ? part[0] : state[0];
+  const float a = exp_body(state[0] - top), b = exp_body(part[0] - top);
+  state[0] = top;
+  state[1] = std::fma(state[1], a, part[1] * b);
+  for (int i = 16; i < 16 + width; i++) state[i] = std::fma(state[i], a, part[i] * b);
+}
+
+// Rows of P f32 panels times T tokens.
+template <int P, int T>
+POCKET_BODY void matmul_f32_tile(const float* w, size_t stride, const Activations& x, float* y, size_t ldy) {
+  Lanes acc[P][T][2];
+  POCKET_UNROLL for (int i = 0; i < P * T; i++) acc[i / T][i % T][0] = acc[i / T][i % T][1] = Lanes{};
+  for (int k = 0; k < x.cols; k++) {
+    POCKET_UNROLL for (int p = 0; p < P; p++) {
+      Lanes rows[2];
+      load_lanes(rows[0], w + p * stride + size_t(k) * 16);
+      load_lanes(rows[1], w + p * stride + size_t(k) * 16 + 8);
+      POCKET_UNROLL for (int t = 0; t < T; t++) {
+        fma_lanes(acc[p][t][0], x.f[size_t(t) * x.cols + k], rows[0]);
+        fma_lanes(acc[p][t][1], x.f[size_t(t) * x.cols + k], rows[1]);
+      }
+    }
+  }
+  POCKET_UNROLL for (int i = 0; i < P * T; i++) {
+    store_lanes(y + i % T * ldy + i / T * 16, acc[i / T][i % T][0]);
+    store_lanes(y + i % T * ldy + i / T * 16 + 8, acc[i / T][i % T][1]);
+  }
+}
+
+POCKET_BODY void matmul_f32_body(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                 size_t ldy) {
+  const size_t stride = panel_bytes(w.type, w.cols) / sizeof(float);
+  const float* panel = reinterpret_cast<const float*>(w.data) + first * stride;
+  y += size_t(first) * kPanelRows;
+  int t = 0;
+  for (; t + 4 <= n; t += 4)
+    for (int p = 0; p < count; p++)
+      matmul_f32_tile<1, 4>(panel + p * stride, stride, x.token(t), y + t * ldy + p * 16, ldy);
+  for (; t < n; t++) {
+    int p = 0;
+    for (; p + 4 <= count; p += 4)
+      matmul_f32_tile<4, 1>(panel + p * stride, stride, x.token(t), y + t * ldy + p * 16, ldy);
+    for (; p < count; p++) matmul_f32_tile<1, 1>(panel + p * stride, stride, x.token(t), y + t * ldy + p * 16, ldy);
+  }
+}
+
+// Rotary angles in double precision of our own, from nothing but + - * / and fma, which are exact to the last bit
+// everywhere; the C library's sin, cos, exp and log are not.
+namespace exact {
+
+inline double log(double x) {  // ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), m in [0.7, 1.4]
+  int e;
+  double m = std::frexp(x, &e);
+  if (m < 0.70710678118654752) m *= 2, e--;
+  const double z = (m - 1) / (m + 1), z2 = z * z;
+  double sum = 0;
+  for (int k = 23; k >= 1; k -= 2) sum = std::fma(sum, z2, 1.0 / k);
+  return std::fma(double(e), 0.69314718055994531, 2 * z * sum);
+}
+
+inline double exp(double x) {  // 2^n times the Taylor series of e^r, |r| <= 0.35
+  const double n = std::floor(std::fma(x, 1.4426950408889634, 0.5));
+  const double r = std::fma(n, -2.3190468138462996e-17, std::fma(n, -0.69314718055994531, x));
+  double sum = 1;
+  for (int k = 16; k >= 1; k--) sum = std::fma(sum, r / k, 1.0);
+  return std::ldexp(sum, int(n));
+}
+
+// Sine and cosine by their Taylor series after a reduction to |r| <= pi / 4.
+inline void sincos(double x, double& s, double& c) {
+  const double n = std::floor(std::fma(x, 0.63661977236758134, 0.5));
+  const double r = std::fma(n, -6.1232339957367660e-17, std::fma(n, -1.5707963267948966, x)), r2 = r * r;
+  double sin = 1, cos = 1;
+  for (int k = 9; k >= 1; k--) {
+    sin = std::fma(sin, -r2 / (2 * k * (2 * k + 1)), 1.0);
+    cos = std::fma(cos, -r2 / ((2 * k - 1) * (2 * k)), 1.0);
+  }
+  sin *= r;
+  const int quadrant = int(int64_t(n) & 3);
+  s = quadrant == 0 ? sin : quadrant == 1 ? cos : quadrant == 2 ? -sin : -cos;
+  c = quadrant == 0 ? cos : quadrant == 1 ? -sin : quadrant == 2 ? -cos : sin;
+}
+
+}  // namespace exact
+
+// Radians per position of rotary pair i. Scaling: "linear" divides all positions by the factor; "llama3" does so for
+// the pairs that turn slowly over the original context and leaves the fast ones alone, with a smooth passage between.
+inline double rope_frequency(const Config& c, int i) {
+  const double f = exact::exp(-2.0 * i / c.head_dim * exact::log(c.rope_theta));
+  if (c.rope_scaling == RopeScaling::none) return f;
+  if (c.rope_scaling == RopeScaling::linear) return f / c.rope_factor;
+  const double turns = c.rope_original_len * f / 6.2831853071795865;  // over the original context
+  const double low = c.rope_low_freq, high = c.rope_high_freq;
+  if (turns < low) return f / c.rope_factor;
+  if (turns > high) return f;
+  const double smooth = (turns - low) / (high - low);
+  return f * std::fma(smooth, 1.0 - 1.0 / c.rope_factor, 1.0 / c.rope_factor);
+}
+
+// ====================================================================================================================
+// 6. forward
+// ====================================================================================================================
+
+inline constexpr int kLogitRows = 8;    // tokens whose logits are computed together, where all are asked for
+inline constexpr int kTileTokens = 16;  // tokens of one attention task of a prompt
+
+inline const Kernels* find_kernels(const char* name);  // section 8; null: the best
+
+// The sizes of a session's memory, in one place for the session itself and for whoever asks before.
+struct SessionPlan {
+  int context, threads;
+  bool kv_f32;
+  size_t blocks, kv_block, token_floats, token_bytes, rope_floats, logit_floats, partial_floats, widest;
+
+  SessionPlan(const Model& model, const SessionOptions& o) {
+    const Config& c = model.config;
+    context = o.context > 0 ? o.context : c.max_seq_len;
+    threads = o.threads > 0 ? o.threads : std::max(1u, std::thread::hardware_concurrency());
+    threads = std::min(threads, 256);
+    kv_f32 = o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
+    blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys;
+    kv_block = kv_block_bytes(c.head_dim, kv_f32);
+    widest = size_t(padded(std::max({c.dim, c.q_dim(), c.hidden_dim})));
+    token_floats = 2 * size_t(padded(c.dim)) + padded(c.q_dim()) + 2 * size_t(padded(c.kv_dim())) +
+                   2 * size_t(padded(c.hidden_dim));
+    token_bytes = widest + widest / kGroup * 8;
+    rope_floats = size_t(c.head_dim);
+    logit_floats = size_t(padded(c.vocab_size));
+    const size_t record = attention_floats(c.head_dim), group = size_t(c.n_heads / c.n_kv_heads);
+    partial_floats = std::max(threads * kTileTokens * group, c.n_heads * blocks) * record;
+  }
+  size_t kv_bytes(const Config& c, size_t n_blocks) const { return n_blocks * c.n_layers * c.n_kv_heads * kv_block; }
+  size_t scratch_bytes(size_t tokens) const { return tokens * (token_floats * 4 + token_bytes + rope_floats * 4); }
+};
+
+inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
+  const SessionPlan plan(model, options);
+  const Config& c = model.config;
+  const size_t filled = size_t(std::min(tokens, plan.context));
+  // A page of a block's keys is first touched by its first key, so a block counts in proportion to what is filled.
+  const size_t kv = plan.kv_bytes(c, 1) * filled / kBlockKeys;
+  return {{"weights", model.bytes_per_token},
+          {"keys and values", kv},
+          {"activations", plan.scratch_bytes(std::min<size_t>(filled, kChunk)) + plan.partial_floats * 4},
+          {"logits", plan.logit_floats * 4}};
+}
+
+struct Session::Product {
+  const Tensor& w;
+  float* y;  // (n, rows padded to 64)
+};
+
+inline Session::Session(const Model& model, SessionOptions options) : model_(model) {
+  try {
+    if (prepare(options)) return;
+  } catch (const std::bad_alloc&) {
+    error = "session: out of memory";
+  }
+  position_ = context_ = 0;
+}
+
+inline Session::~Session() {
+  delete pool_;
+  if (memory_) munmap(memory_, memory_bytes_);
+}
+
+inline int Session::threads() const { return pool_ ? pool_->threads() : 0; }
+inline const char* Session::kernel() const { return kernels_ ? kernels_->name : ""; }
+
+inline bool Session::prepare(const SessionOptions& options) {
+  const Config& c = model_.config;
+  if (model_.layers.empty()) return error = "session: the model is not open", false;
+  if (options.context < 0)
+    return error = "session: context: expected 0 or more, found " + std::to_string(options.context), false;
+  kernels_ = find_kernels(options.kernel);
+  if (!kernels_) {
+    error = std::string("kernel: '") + options.kernel + "' is none of this CPU's:";
+    for (const std::string& name : kernel_names()) error += " " + name;
+    return false;
+  }
+  const SessionPlan plan(model_, options);
+  context_ = plan.context;
+  kv_f32_ = plan.kv_f32;
+  kv_bytes_ = plan.kv_block;
+  const size_t kv = plan.kv_bytes(c, plan.blocks);
+  memory_bytes_ =
+      kv + plan.scratch_bytes(kChunk) + (kLogitRows * plan.logit_floats + plan.partial_floats) * 4 + 64 * 32;
+  // One reservation, zero, which the system fills page by page as it is touched: the cache costs what is used of it.
+  void* memory =
+      mmap(nullptr, memory_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED)
+    return error =
+               "session: no memory for " + std::to_string(memory_bytes_ >> 20) + " MiB; a smaller context needs less",
+           false;
+  memory_ = memory;
+#ifdef MADV_NOHUGEPAGE
+  madvise(memory_, memory_bytes_, MADV_NOHUGEPAGE);  // or the first key of a block would bring 2 MiB with it
+#endif
+  uint8_t* at = static_cast<uint8_t*>(memory_);
+  const auto take = [&at](auto& pointer, size_t count) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
+    at += round_up<size_t>(count * sizeof *pointer, 64);
+  };
+  take(buf_.kv, kv);
+  take(buf_.x, size_t(kChunk) * padded(c.dim));
+  take(buf_.xn, size_t(kChunk) * padded(c.dim));
+  take(buf_.q, size_t(kChunk) * padded(c.q_dim()));
+  take(buf_.k, size_t(kChunk) * padded(c.kv_dim()));
+  take(buf_.v, size_t(kChunk) * padded(c.kv_dim()));
+  take(buf_.gate, size_t(kChunk) * padded(c.hidden_dim));
+  take(buf_.up, size_t(kChunk) * padded(c.hidden_dim));
+  take(buf_.xq, kChunk * plan.widest);
+  take(buf_.xs, kChunk * plan.widest / kGroup);
+  take(buf_.xsum, kChunk * plan.widest / kGroup);
+  take(buf_.cos, size_t(kChunk) * c.head_dim / 2);
+  take(buf_.sin, size_t(kChunk) * c.head_dim / 2);
+  take(buf_.partial, plan.partial_floats);
+  take(buf_.logits, kLogitRows * plan.logit_floats);
+  for (int i = 0; i < c.head_dim / 2; i++) frequencies_.push_back(rope_frequency(c, i));
+  pool_ = new Pool(plan.threads);
+  return true;
+}
+
+inline bool Session::check(const int* ids, size_t n) {
+  if (!pool_) return false;  // error says why
+  error.clear();
+  if (n == 0) return error = "forward: no tokens", false;
+  if (n > size_t(context_ - position_))
+    return error = "context: room for " + std::to_string(context_ - position_) + " more tokens of " +
+                   std::to_string(context_) + ", not for " + std::to_string(n),
+           false;
+  for (size_t i = 0; i < n; i++)
+    if (ids[i] < 0 || ids[i] >= model_.config.vocab_size)
+      return error = "token " + std::to_string(i) + ": id " + std::to_string(ids[i]) +
+                     " is outside the vocabulary of " + std::to_string(model_.config.vocab_size),
+             false;
+  return true;
+}
+
+inline const float* Session::forward(const int* ids, size_t n) {
+  if (!check(ids, n)) return nullptr;
+  const int start = position_;
+  for (size_t i = 0; i < n; i += kChunk)
+    if (!chunk(ids + i, int(std::min<size_t>(kChunk, n - i)))) return position_ = start, nullptr;
+  return logits_of(int((n - 1) % kChunk), 1);
+}
+
+inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
+  if (!check(ids, n)) return false;
+  const int start = position_;
+  for (size_t i = 0; i < n; i += kChunk) {
+    const int size = int(std::min<size_t>(kChunk, n - i));
+    if (!chunk(ids + i, size)) return position_ = start, false;
+    for (int t = 0; t < size; t += kLogitRows) {
+      const int rows = std::min(kLogitRows, size - t);
+      const float* logits = logits_of(t, rows);
+      for (int r = 0; r < rows; r++)
+        if (!each(i + t + r, logits + size_t(r) * padded(model_.config.vocab_size))) return true;
+    }
+  }
+  return true;
+}
+
+// n tokens (at most kChunk) through all layers; buf_.x then holds what the last layer left.
+inline bool Session::chunk(const int* ids, int n) {
+  const Config& c = model_.config;
+  const int half = c.head_dim / 2;
+  for (int t = 0; t < n; t++) {
+    if (!model_.embed(ids[t], buf_.x + size_t(t) * padded(c.dim)))
+      return error = "token_embedding: row " + std::to_string(ids[t]) + " cannot be read any more", false;
+    for (int i = 0; i < half; i++) {
+      double sin, cos;
+      exact::sincos((position_ + t) * frequencies_[i], sin, cos);
+      buf_.sin[t * half + i] = float(sin);
+      buf_.cos[t * half + i] = float(cos);
+    }
+  }
+  for (int l = 0; l < c.n_layers; l++) {
+    if (cancelled_.exchange(false, std::memory_order_relaxed)) return error = "cancelled", false;
+    layer(l, n);
+  }
+  position_ += n;
+  return true;
+}
+
+// One layer: x += wo attention(norm(x)); x += w2 (silu(w1 norm(x)) * w3 norm(x)).
+inline void Session::layer(int l, int n) {
+  const Config& c = model_.config;
+  const Layer& w = model_.layers[l];
+
+  norm_input(w.attention_norm, 0, n);
+  matmul({{w.wq, buf_.q}, {w.wk, buf_.k}, {w.wv, buf_.v}}, buf_.xn, c.dim, n);
+  store_kv(l, n);
+  if (observer_) show_attention(l, n);
+  attention(l, n);
+  matmul({{w.wo, buf_.xn}}, buf_.q, c.q_dim(), n);
+  add_residual(n);
+
+  norm_input(w.ffn_norm, 0, n);
+  matmul({{w.w1, buf_.gate}, {w.w3, buf_.up}}, buf_.xn, c.dim, n);
+  swiglu_input(n);
+  matmul({{w.w2, buf_.xn}}, buf_.gate, c.hidden_dim, n);
+  add_residual(n);
+
+  for (int t = 0; observer_ && t < n; t++)
+    observer_({Observation::layer_output, l, -1, position_ + t, buf_.x + size_t(t) * padded(c.dim), c.dim});
+}
+
+// Token t's vector in f (n, cols), quantized for the matmul that comes next. Float weights take it as it is.
+inline void Session::quantize(const float* f, int cols, int t) {
+  const size_t at = size_t(t) * padded(cols);
+  if (!model_.all_f32)
+    kernels_->quantize(f + at, padded(cols), buf_.xq + at, buf_.xs + at / kGroup, buf_.xsum + at / kGroup);
+}
+
+// xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
+inline void Session::norm_input(const Tensor& weight, int first, int n) {
+  const Config& c = model_.config;
+  const float* w = reinterpret_cast<const float*>(weight.data);
+  pool_->run(n, [&](int t, int) {
+    const size_t at = size_t(t) * padded(c.dim);
+    kernels_->rmsnorm(buf_.x + size_t(first) * padded(c.dim) + at, w, buf_.xn + at, c.dim, c.norm_eps);
+    quantize(buf_.xn, c.dim, t);
+  });
+}
+
+inline void Session::swiglu_input(int n) {
+  const int width = padded(model_.config.hidden_dim);
+  pool_->run(n, [&](int t, int) {
+    kernels_->swiglu(buf_.gate + size_t(t) * width, buf_.up + size_t(t) * width, width);
+    quantize(buf_.gate, width, t);
+  });
+}
+
+inline void Session::add_residual(int n) {
+  const size_t width = size_t(padded(model_.config.dim));
+  pool_->run(n, [&](int t, int) {
+    for (size_t i = t * width; i < (t + 1) * width; i++) buf_.x[i] += buf_.xn[i];
+  });
+}
+
+// y = w f for each product: matrices that share their input go through in one pass.
+inline void Session::matmul(std::initializer_list<Product> products, const float* f, int cols, int n) {
+  const Activations x = {padded(cols), f, buf_.xq, buf_.xs, buf_.xsum};
+  const auto tasks = [](const Product& p) { return (panels_of(p.w.rows) + kTaskPanels - 1) / kTaskPanels; };
+  int total = 0;
+  for (const Product& p : products) total += tasks(p);
+  pool_->run(total, [&](int task, int) {
+    const Product* p = products.begin();
+    for (; task >= tasks(*p); p++) task -= tasks(*p);
+    const int first = task * kTaskPanels, count = std::min(kTaskPanels, panels_of(p->w.rows) - first);
+    matmul_panels(*kernels_, p->w, first, count, x, n, p->y, size_t(padded(p->w.rows)));
+  });
+}
+
+inline KvBlock Session::kv_block(int l, int kv_head, int block) const {
+  const Config& c = model_.config;
+  uint8_t* at = buf_.kv + ((size_t(block) * c.n_layers + l) * c.n_kv_heads + kv_head) * kv_bytes_;
+  float* scales = reinterpret_cast<float*>(at);
+  uint8_t* k = at + 2 * kBlockKeys * sizeof(float);
+  uint8_t* v = k + size_t(kBlockKeys) * c.head_dim * (kv_f32_ ? sizeof(float) : 1);
+  return {k, v, scales, scales + kBlockKeys, c.head_dim, round_up(c.head_dim, 16)};
+}
+
+// One vector of a head into the cache, element i at out[i * stride]; returns its scale.
+template <class T> float store_vector(const float* x, int n, T* out, int stride) {
+  if constexpr (sizeof(T) == 4) {
+    for (int i = 0; i < n; i++) out[i * stride] = x[i];
+    return 1;
+  } else {
+    float largest = 0;
+    for (int i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
+    const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;
+    for (int i = 0; i < n; i++) out[i * stride] = T(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
+    return inverse == 0.f ? 0.f : largest / 127.f;
+  }
+}
+
+// Turns queries and keys to their positions, and puts keys and values into the cache.
+inline void Session::store_kv(int l, int n) {
+  const Config& c = model_.config;
+  const int half = c.head_dim / 2;
+  const float root = 1.f / std::sqrt(float(c.head_dim));
+  pool_->run(n, [&](int t, int) {
+    float* k = buf_.k + size_t(t) * padded(c.kv_dim());
+    float* v = buf_.v + size_t(t) * padded(c.kv_dim());
+    const float *cos = buf_.cos + t * half, *sin = buf_.sin + t * half;
+    kernels_->rope(buf_.q + size_t(t) * padded(c.q_dim()), c.n_heads, c.head_dim, cos, sin);
+    kernels_->rope(k, c.n_kv_heads, c.head_dim, cos, sin);
+    const int key = (position_ + t) % kBlockKeys, k_at = key / 16 * 16 * c.head_dim + key % 16;
+    for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim) {
+      const KvBlock kv = kv_block(l, h, (position_ + t) / kBlockKeys);
+      const auto store = [&](auto* keys, auto* values) {
+        kv.k_scale[key] = root * store_vector(k, c.head_dim, keys + k_at, 16);
+        kv.v_scale[key] = store_vector(v, c.head_dim, values + key * kv.width, 1);
+      };
+      if (kv_f32_) store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
+      else store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+    }
+  });
+}
+
+// q = softmax(q k / sqrt(head_dim)) v, and its quantized form.
+inline void Session::attention(int l, int n) {
+  if (n == 1) attend_token(l);
+  else attend_prompt(l, n);
+  pool_->run(n, [&](int t, int) { quantize(buf_.q, model_.config.q_dim(), t); });
+}
+
+// The queries of one KV head and of n tokens, from `first` on, against one block of keys: what they find becomes, or is
+// folded into, state (n * group, attention_floats). Only those that may see a key of the block take part.
+inline void Session::attend_group(int l, int kv_head, int block, int first, int n, float* state, bool fold) {
+  const Config& c = model_.config;
+  const KvBlock kv = kv_block(l, kv_head, block);
+  const size_t record = attention_floats(c.head_dim);
+  const int group = c.n_heads / c.n_kv_heads;
+  alignas(64) float part[kQueries][16 + kMaxHeadDim];
+  const float* q[kQueries];
+  int keys[kQueries], ready = 0;
+  float *states[kQueries], *out[kQueries];
+  for (int i = 0; i < n * group; i++) {
+    const int t = first + i / group, head = kv_head * group + i % group;
+    const int visible = std::min(kBlockKeys, position_ + t + 1 - block * kBlockKeys);
+    if (visible <= 0) continue;  // the tokens that see nothing of the block come first
+    q[ready] = buf_.q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+    keys[ready] = visible;
+    states[ready] = state + i * record;
+    out[ready] = fold ? part[ready] : states[ready];
+    if (++ready < kQueries && i + 1 < n * group) continue;
+    (kv_f32_ ? kernels_->attend_f32 : kernels_->attend_q8)(kv, ready, q, keys, out);
+    for (int j = 0; j < ready && fold; j++) kernels_->fold(states[j], part[j], kv.width);
+    ready = 0;
+  }
+}
+
+// Several tokens: a task takes some of them and one KV head through all blocks.
+inline void Session::attend_prompt(int l, int n) {
+  const Config& c = model_.config;
+  const size_t record = attention_floats(c.head_dim);
+  const int group = c.n_heads / c.n_kv_heads, tiles = (n + kTileTokens - 1) / kTileTokens;
+  pool_->run(tiles * c.n_kv_heads, [&](int task, int thread) {
+    const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
+    const int tokens = std::min(kTileTokens, n - first), last_block = (position_ + first + tokens - 1) / kBlockKeys;
+    float* state = buf_.partial + size_t(thread) * kTileTokens * group * record;
+    for (int b = 0; b <= last_block; b++) attend_group(l, kv_head, b, first, tokens, state, b > 0);
+    for (int i = 0; i < tokens * group; i++)
+      finish_head(state + i * record, first + i / group, kv_head * group + i % group);
+  });
+}
+
+// One token: a task takes one KV head through one block, so that a long context keeps all threads busy. The blocks'
+// results are folded afterwards, in the same order as above.
+inline void Session::attend_token(int l) {
+  const Config& c = model_.config;
+  const size_t record = attention_floats(c.head_dim);
+  const int group = c.n_heads / c.n_kv_heads, blocks = position_ / kBlockKeys + 1;
+  const auto part = [&](int block, int head) { return buf_.partial + (size_t(block) * c.n_heads + head) * record; };
+  const auto finish = [&](int kv_head, int) {
+    for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
+      for (int b = 1; b < blocks; b++) kernels_->fold(part(0, head), part(b, head), round_up(c.head_dim, 16));
+      finish_head(part(0, head), 0, head);
+    }
+  };
+  pool_->run(blocks * c.n_kv_heads, [&](int task, int) {
+    const int kv_head = task % c.n_kv_heads, block = task / c.n_kv_heads;
+    attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
+    if (blocks == 1) finish(kv_head, 0);
+  });
+  if (blocks > 1) pool_->run(c.n_kv_heads, finish);
+}
+
+inline void Session::finish_head(const float* state, int t, int head) {
+  const Config& c = model_.config;
+  float* y = buf_.q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+  const float scale = 1.f / state[1];
+  for (int i = 0; i < c.head_dim; i++) y[i] = state[16 + i] * scale;
+}
+
+// For an observer only: forward() never needs all weights at once.
+inline void Session::show_attention(int l, int n) {
+  const Config& c = model_.config;
+  std::vector<float> weights;
+  for (int t = 0; t < n; t++)
+    for (int head = 0; head < c.n_heads; head++) {
+      const float* q = buf_.q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+      const int keys = position_ + t + 1;
+      weights.assign(keys, 0.f);
+      for (int j = 0; j < keys; j++) {
+        const KvBlock kv = kv_block(l, head / (c.n_heads / c.n_kv_heads), j / kBlockKeys);
+        const int key = j % kBlockKeys, at = key / 16 * 16 * c.head_dim + key % 16;
+        for (int i = 0; i < c.head_dim; i++) {
+          const int k = at + i * 16;
+          weights[j] =
+              std::fma(q[i], kv_f32_ ? static_cast<float*>(kv.k)[k] : static_cast<int8_t*>(kv.k)[k], weights[j]);
+        }
+        weights[j] *= kv.k_scale[key];
+      }
+      const float top = *std::max_element(weights.begin(), weights.end());
+      float sum = 0;
+      for (float& w : weights) sum += w = exp_body(w - top);
+      for (float& w : weights) w /= sum;
+      observer_({Observation::attention, l, head, position_ + t, weights.data(), keys});
+    }
+}
+
+// Logits of n tokens of the chunk, from `first` on: (n, vocab_size padded to 64).
+inline const float* Session::logits_of(int first, int n) {
+  norm_input(model_.final_norm, first, n);
+  matmul({{model_.output, buf_.logits}}, buf_.xn, model_.config.dim, n);
+  return buf_.logits;
+}
+
+// ====================================================================================================================
+// 7. Sampler, generate, chat
+// ====================================================================================================================
+
+inline constexpr size_t kRepeatWindow = 64;  // tokens back that the repetition penalty looks
+
+inline Sampler::Sampler(SamplerOptions options) : options_(options), state_(options.seed) {
+  random();  // the first step mixes the seed in
+}
+
+// SplitMix64 (Steele, Lea and Flood 2014): 24 of its 64 bits make a float in [0, 1).
+inline float Sampler::random() {
+  uint64_t z = state_ += 0x9E3779B97F4A7C15;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+  z = (z ^ z >> 27) * 0x94D049BB133111EB;
+  return float((z ^ z >> 31) >> 40) / 16777216.f;
+}
+
+inline void Sampler::remember(int id) {
+  if (recent_.size() == kRepeatWindow) recent_.erase(recent_.begin());
+  recent_.push_back(id);
+}
+
+// Keskar et al. 2019 (CTRL); each token once, however often it occurred.
+inline void Sampler::penalize(int n) {
+  if (options_.repeat_penalty == 1.f) return;
+  for (size_t i = 0; i < recent_.size(); i++) {
+    const int id = recent_[i];
+    if (id < 0 || id >= n || std::find(recent_.begin(), recent_.begin() + i, id) != recent_.begin() + i) continue;
+    work_[id] = work_[id] > 0 ? work_[id] / options_.repeat_penalty : work_[id] * options_.repeat_penalty;
+  }
+}
+
+inline int Sampler::operator()(const float* logits, int n) {
+  work_.assign(logits, logits + n);
+  penalize(n);
+  int best = 0;  // the first of equals; what is not a number never wins
+  for (int i = 1; i < n; i++)
+    if (work_[i] > work_[best] || work_[best] != work_[best]) best = i;
+  const int id = options_.temperature > 0 ? choose(work_[best], best) : best;
+  remember(id);
+  return id;
+}
+
+// Keeps the likeliest candidates that together hold more than top_p of the total; returns what they hold. The unlikely
+// ones that could not be among them are dropped before the sort, which makes it short: if all those below
+// (1 - top_p) * total / n were left out, they would hold less than 1 - top_p together.
+inline double Sampler::keep_top_p(double total) {
+  const double floor = (1.0 - options_.top_p) * total / double(candidates_.size());
+  candidates_.erase(
+      std::remove_if(candidates_.begin(), candidates_.end(), [&](const Candidate& c) { return c.p < floor; }),
+      candidates_.end());
+  std::sort(candidates_.begin(), candidates_.end(), Candidate::likelier);
+  double sum = 0;
+  size_t kept = 0;
+  while (kept < candidates_.size() && (kept == 0 || sum <= options_.top_p * total)) sum += candidates_[kept++].p;
+  candidates_.resize(kept);
+  return sum;
+}
+
+// Draws from softmax(logits / temperature), cut down by min-p, top-k and top-p, in this order.
+inline int Sampler::choose(float top, int best) {
+  for (float& w : work_) w = (w - top) / options_.temperature;
+  find_kernels(nullptr)->exp(work_.data(), int(work_.size()));  // now relative to the most likely token, which is 1
+  candidates_.clear();
+  for (size_t i = 0; i < work_.size(); i++)
+    if (work_[i] >= options_.min_p) candidates_.push_back({work_[i], int(i)});
+  if (options_.top_k > 0 && size_t(options_.top_k) < candidates_.size()) {
+    const auto end = candidates_.begin() + options_.top_k;
+    std::nth_element(candidates_.begin(), end, candidates_.end(), Candidate::likelier);
+    candidates_.erase(end, candidates_.end());
+    std::sort(candidates_.begin(), candidates_.end(), Candidate::likelier);  // the order that sums depend on
+  }
+  double total = 0;
+  for (const Candidate& c : candidates_) total += c.p;
+  if (options_.top_p < 1 && !candidates_.empty()) total = keep_top_p(total);
+  double threshold = random() * total;
+  for (const Candidate& c : candidates_)
+    if ((threshold -= c.p) < 0) return c.id;
+  return candidates_.empty() ? best : candidates_.back().id;
+}
+
+inline bool generate(Session& session, Sampler& pick, const std::vector<int>& prompt, int n,
+                     const std::vector<int>& stop_ids, const std::function<bool(int id)>& on_token) {
+  const float* logits = session.forward(prompt.data(), prompt.size());
+  for (int id : prompt) pick.remember(id);
+  for (int i = 0; i < n && logits; i++) {
+    const int id = pick(logits, session.vocab_size());
+    if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end() || !on_token(id)) return true;
+    if (i + 1 == n || session.position() == session.context()) return true;
+    logits = session.forward(&id, 1);
+  }
+  return logits != nullptr;
+}
+
+inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
+                                  const std::string& message, bool first) {
+  ChatTemplate::Parts parts;
+  const auto add = [&](ChatTemplate::Slot slot) {
+    parts.insert(parts.end(), chat.slot[slot].begin(), chat.slot[slot].end());
+  };
+  const std::string& prompt = system.empty() ? chat.default_system : system;
+  if (first && !prompt.empty()) {
+    add(ChatTemplate::kSystemPrefix);
+    parts.push_back({-1, prompt});
+    add(ChatTemplate::kSystemSuffix);
+    add(ChatTemplate::kFirstUserPrefix);
+  } else {
+    if (!first) add(ChatTemplate::kReplySuffix);
+    add(ChatTemplate::kUserPrefix);
+  }
+  parts.push_back({-1, message});
+  add(ChatTemplate::kUserSuffix);
+  add(ChatTemplate::kReplyPrefix);
+
+  std::vector<int> ids;
+  if (first) ids = encode("", true);  // BOS, or nothing
+  if (!ids.empty() && parts[0].id == ids[0]) ids.clear();
+  std::string text;  // between two control tokens the text is one, whoever wrote it, and is encoded as one
+  const auto flush = [&] {
+    const std::vector<int> more = text.empty() ? std::vector<int>() : encode(text, false);
+    ids.insert(ids.end(), more.begin(), more.end());
+    text.clear();
+  };
+  for (const ChatTemplate::Part& part : parts) {
+    text += part.text;
+    if (part.id < 0) continue;
+    flush();
+    ids.push_back(part.id);
+  }
+  flush();
+  return ids;
+}
+
+// ====================================================================================================================
+// 8. SIMD: one group per instruction set, and the table that picks one
+// ====================================================================================================================
+
+// The float blocks of section 5, compiled once more with a target attribute.
+#define POCKET_FLOAT_BLOCKS(NAME, TARGET)                                                                       \
+  struct NAME {                                                                                                 \
+    TARGET static void rmsnorm(const float* x, const float* w, float* y, int n, float eps) {                    \
+      rmsnorm_body(x, w, y, n, eps);                                                                            \
+    }                                                                                                           \
+    TARGET static void quantize(const float* x, int n, int8_t* q, float* scale, int32_t* sum) {                 \
+      quantize_body(x, n, q, scale, sum);                                                                       \
+    }                                                                                                           \
+    TARGET static void rope(float* x, int heads, int head_dim, const float* cos, const float* sin) {            \
+      rope_body(x, heads, head_dim, cos, sin);                                                                  \
+    }                                                                                                           \
+    TARGET static void swiglu(float* gate, const float* up, int n) { swiglu_body(gate, up, n); }                \
+    TARGET static void exp(float* x, int n) { exp_vector_body(x, n); }                                          \
+    TARGET static void attend_q8(const KvBlock& kv, int n, const float* const* q, const int* keys,              \
+                                 float* const* out) {                                                           \
+      attend_body<int8_t>(kv, n, q, keys, out);                                                                 \
+    }                                                                                                           \
+    TARGET static void attend_f32(const KvBlock& kv, int n, const float* const* q, const int* keys,             \
+                                  float* const* out) {                                                          \
+      attend_body<float>(kv, n, q, keys, out);                                                                  \
+    }                                                                                                           \
+    TARGET static void fold(float* state, const float* part, int width) { fold_body(state, part, width); }      \
+    TARGET static void matmul_f32(const Tensor& w, int first, int count, const Activations& x, int n, float* y, \
+                                  size_t ldy) {                                                                 \
+      matmul_f32_body(w, first, count, x, n, y, ldy);                                                           \
+    }                                                                                                           \
+  };
+
+#define POCKET_FLOAT_ROW(NAME)                                                                                       \
+  NAME::rmsnorm, NAME::quantize, NAME::rope, NAME::swiglu, NAME::exp, NAME::attend_q8, NAME::attend_f32, NAME::fold, \
+      NAME::matmul_f32
+
+POCKET_FLOAT_BLOCKS(FloatScalar, )
+
+#if defined(__x86_64__)
+
+// What the CPU has and the OS saves on a task switch.
+struct X86Features {
+  bool avx2 = false, avx512vnni = false;
+
+  X86Features() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // OSXSAVE
+    const bool fma = c >> 12 & 1;
+    unsigned xcr0, high;
+    asm("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    avx2 = (xcr0 & 6) == 6 && fma && (b >> 5 & 1);
+    const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
+    avx512vnni = avx2 && (xcr0 & 0xe6) == 0xe6 && avx512 && (c >> 11 & 1);
+  }
+};
+
+// ---- AVX2: 8 rows a register, so a panel takes two. vpmaddubsw multiplies unsigned by signed bytes and adds pairs
+// into 16 bits: 127 * 127 * 2 still fits, so codebook values are moved to 0 ... 127, which -64 times the group's sum of
+// xq undoes. q8 weights, which use all 8 bits, give their sign to the activation instead.
+
+#define POCKET_AVX2 __attribute__((target("avx2,fma")))
+POCKET_FLOAT_BLOCKS(FloatAvx2, POCKET_AVX2)
+
+namespace avx2 {
+
+POCKET_AVX2 inline __m256i codebook(const int8_t values[16]) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  return _mm256_broadcastsi128_si256(_mm_add_epi8(table, _mm_set1_epi8(64)));
+}
+
+// Rows 8 half ... 8 half + 7: the scales of one group, from their 4 bits. scales: byte r holds row r's two groups.
+POCKET_AVX2 inline __m256 scales_q4(const uint8_t* scales, int half, int odd) {
+  __m256i s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + 8 * half)));
+  if (odd) s = _mm256_srli_epi32(s, 4);
+  const __m256i size = _mm256_add_epi32(_mm256_and_si256(s, _mm256_set1_epi32(7)), _mm256_set1_epi32(5));
+  const __m256i sign = _mm256_slli_epi32(_mm256_srli_epi32(_mm256_slli_epi32(s, 28), 31), 31);
+  return _mm256_xor_ps(_mm256_cvtepi32_ps(size), _mm256_castsi256_ps(sign));
+}
+
+POCKET_AVX2 inline __m256i add_dot(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
+  const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
+                                  uint8_t* out, float* out_scales) {
+  const __m256i table = codebook(values), low = _mm256_set1_epi8(15);
+  for (int v = 0; v < cols / 8; v++, codes += 64, out += 128) POCKET_UNROLL for (int half = 0; half < 2; half++) {
+      const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
+      const __m256i first = _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low));
+      const __m256i second = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pair, 4), low));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * half), first);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64 + 32 * half), second);
+    }
+  for (int g = 0; g < cols / kGroup; g++)
+    POCKET_UNROLL for (int half = 0; half < 2; half++)
+        _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
+}
+
+// P panels, apart by stride, times one token.
+template <int P> POCKET_AVX2 inline void gemv_q4_panels(const uint8_t* w, size_t stride, const Tensor& t,
+                                                        const Activations& x, float* y) {
+  const __m256i table = codebook(t.codebook), low = _mm256_set1_epi8(15);
+  const size_t scales_at = code_bytes(Type::q4, t.cols);
+  __m256 acc[P][2];
+  POCKET_UNROLL for (int p = 0; p < P; p++) acc[p][0] = acc[p][1] = _mm256_setzero_ps();
+  for (int g = 0; g < x.cols / kGroup; g++) {
+    __m256i sum[P][2];
+    POCKET_UNROLL for (int p = 0; p < P; p++) sum[p][0] = sum[p][1] = _mm256_set1_epi32(-64 * x.sum[g]);
+    for (int v = 4 * g; v < 4 * g + 4; v++) {
+      const __m256i x0 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v)),
+                    x1 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v + 4));
+      POCKET_UNROLL for (int p = 0; p < P; p++) {
+        const uint8_t* codes = w + p * stride + size_t(v) * 64;
+        _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
+        POCKET_UNROLL for (int half = 0; half < 2; half++) {
+          const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
+          sum[p][half] = add_dot(sum[p][half], _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)), x0);
+          const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
+          sum[p][half] = add_dot(sum[p][half], _mm256_shuffle_epi8(table, high), x1);
+        }
+      }
+    }
+    POCKET_UNROLL for (int p = 0; p < P; p++) POCKET_UNROLL for (int half = 0; half < 2; half++) {
+      const __m256 m = scales_q4(w + p * stride + scales_at + g / 2 * 16, half, g & 1);
+      acc[p][half] =
+          _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[p][half]), _mm256_mul_ps(m, _mm256_set1_ps(x.scale[g])), acc[p][half]);
+    }
+  }
+  POCKET_UNROLL for (int p = 0; p < P; p++) POCKET_UNROLL for (int half = 0; half < 2; half++) {
+    const float* rs = reinterpret_cast<const float*>(w + (p + 1) * stride) - kPanelRows;
+    _mm256_storeu_ps(y + 16 * p + 8 * half, _mm256_mul_ps(acc[p][half], _mm256_loadu_ps(rs + 8 * half)));
+  }
+}
+
+POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
+  const size_t stride = panel_bytes(Type::q4, w.cols);
+  int p = first;
+  for (; p + 2 <= first + count; p += 2) gemv_q4_panels<2>(w.data + p * stride, stride, w, x, y + p * kPanelRows);
+  for (; p < first + count; p++) gemv_q4_panels<1>(w.data + p * stride, stride, w, x, y + p * kPanelRows);
+}
+
+// One panel's codes against T tokens: adds the groups to acc (T, 16).
+template <Type type, int T>
+POCKET_AVX2 inline void dot_tile(const uint8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
+  POCKET_UNROLL for (int half = 0; half < 2; half++) for (int g = 0; g < cols / kGroup; g++) {
+    __m256i sum[T];
+    POCKET_UNROLL for (int t = 0; t < T; t++) sum[t] =
+        _mm256_set1_epi32(type == Type::q4 ? -64 * x.token(t).sum[g] : 0);
+    for (int v = 8 * g; v < 8 * g + 8; v++) {
+      const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + size_t(v) * 64 + 32 * half));
+      POCKET_UNROLL for (int t = 0; t < T; t++) {
+        const __m256i xq = _mm256_set1_epi32(load<int32_t>(x.token(t).q + 4 * v));
+        if (type == Type::q4) sum[t] = add_dot(sum[t], w, xq);
+        else sum[t] = add_dot(sum[t], _mm256_abs_epi8(w), _mm256_sign_epi8(xq, w));
+      }
+    }
+    __m256 m;
+    if (type == Type::q4) {
+      m = _mm256_loadu_ps(static_cast<const float*>(scales) + 16 * g + 8 * half);
+    } else {
+      const uint16_t* bf16 = static_cast<const uint16_t*>(scales) + 16 * g + 8 * half;
+      const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bf16));
+      m = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+    }
+    POCKET_UNROLL for (int t = 0; t < T; t++) {
+      float* a = acc + 16 * t + 8 * half;
+      const __m256 scale = _mm256_mul_ps(m, _mm256_set1_ps(x.token(t).scale[g]));
+      _mm256_storeu_ps(a, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), scale, _mm256_loadu_ps(a)));
+    }
+  }
+}
+
+template <Type type> POCKET_AVX2 inline void dot_tokens(const uint8_t* codes, const void* scales, int cols,
+                                                        const Activations& x, int n, float* acc) {
+  int t = 0;
+  for (; t + 4 <= n; t += 4) dot_tile<type, 4>(codes, scales, cols, x.token(t), acc + 16 * t);
+  for (; t < n; t++) dot_tile<type, 1>(codes, scales, cols, x.token(t), acc + 16 * t);
+}
+
+POCKET_AVX2 inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
+                            const Activations& x, int n, float* const acc[2]) {
+  POCKET_UNROLL for (int i = 0; i < 2; i++) type == Type::q4
+      ? dot_tokens<Type::q4>(codes[i], scales[i], cols, x, n, acc[i])
+      : dot_tokens<Type::q8>(codes[i], scales[i], cols, x, n, acc[i]);
+}
+
+}  // namespace avx2
+
+// ---- AVX-512 with VNNI: 16 rows a register. vpdpbusd multiplies unsigned by signed bytes and adds four products to 32
+// bits, exactly. Weights are moved to unsigned (+64 for q4's codebook, +128 for q8), which starting the sum at -64 or
+// -128 times the group's sum of xq undoes.
+
+#define POCKET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
+POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // g++ 12 warns of its own header (bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace avx512 {
+
+POCKET_AVX512 inline __m512i codebook(const int8_t values[16]) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  return _mm512_broadcast_i32x4(_mm_add_epi8(table, _mm_set1_epi8(64)));
+}
+
+POCKET_AVX512 inline __m512 scales_q4(const uint8_t* scales, int odd) {
+  alignas(64) static constexpr float kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
+  const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
+  return _mm512_permutexvar_ps(odd ? _mm512_srli_epi32(s, 4) : s, _mm512_load_ps(kTable));  // looks at 4 bits
+}
+
+POCKET_AVX512 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
+                                    uint8_t* out, float* out_scales) {
+  const __m512i table = codebook(values), low = _mm512_set1_epi8(15);
+  for (int v = 0; v < cols / 8; v++, codes += 64, out += 128) {
+    const __m512i pair = _mm512_loadu_si512(codes);
+    _mm512_storeu_si512(out, _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low)));
+    _mm512_storeu_si512(out + 64, _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pair, 4), low)));
+  }
+  for (int g = 0; g < cols / kGroup; g++) _mm512_storeu_ps(out_scales + 16 * g, scales_q4(scales + g / 2 * 16, g & 1));
+}
+
+// P panels, apart by stride, times one token: P streams of memory at once, each prefetched.
+template <int P> POCKET_AVX512 inline void gemv_q4_panels(const uint8_t* w, size_t stride, const Tensor& t,
+                                                          const Activations& x, float* y) {
+  const __m512i table = codebook(t.codebook), low = _mm512_set1_epi8(15);
+  const size_t scales_at = code_bytes(Type::q4, t.cols);
+  __m512 acc[P];
+  POCKET_UNROLL for (int p = 0; p < P; p++) acc[p] = _mm512_setzero_ps();
+  for (int g = 0; g < x.cols / kGroup; g++) {
+    __m512i sum[P];
+    POCKET_UNROLL for (int p = 0; p < P; p++) sum[p] = _mm512_set1_epi32(-64 * x.sum[g]);
+    for (int v = 4 * g; v < 4 * g + 4; v++) {
+      const __m512i x0 = _mm512_set1_epi32(load<int32_t>(x.q + 8 * v)),
+                    x1 = _mm512_set1_epi32(load<int32_t>(x.q + 8 * v + 4));
+      POCKET_UNROLL for (int p = 0; p < P; p++) {
+        const uint8_t* codes = w + p * stride + size_t(v) * 64;
+        _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
+        const __m512i pair = _mm512_loadu_si512(codes);
+        sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low)), x0);
+        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
+        sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_shuffle_epi8(table, high), x1);
+      }
+    }
+    POCKET_UNROLL for (int p = 0; p < P; p++) {
+      const __m512 m = scales_q4(w + p * stride + scales_at + g / 2 * 16, g & 1);
+      acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[p]), _mm512_mul_ps(m, _mm512_set1_ps(x.scale[g])), acc[p]);
+    }
+  }
+  POCKET_UNROLL for (int p = 0; p < P; p++)
+      _mm512_storeu_ps(y + 16 * p, _mm512_mul_ps(acc[p], _mm512_loadu_ps(w + (p + 1) * stride - 64)));
+}
+
+POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
+  const size_t stride = panel_bytes(Type::q4, w.cols);
+  int p = first;
+  for (; p + 4 <= first + count; p += 4) gemv_q4_panels<4>(w.data + p * stride, stride, w, x, y + p * kPanelRows);
+  for (; p < first + count; p++) gemv_q4_panels<1>(w.data + p * stride, stride, w, x, y + p * kPanelRows);
+}
+
+// Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
+template <Type type, int T> POCKET_AVX512 inline void dot_tile(const uint8_t* const codes[2],
+                                                               const void* const scales[2], int cols,
+                                                               const Activations& x, float* acc0, float* acc1) {
+  constexpr int kBias = type == Type::q4 ? 64 : 128;
+  __m512 a[2][T];
+  POCKET_UNROLL for (int t = 0; t < T; t++) a[0][t] = _mm512_loadu_ps(acc0 + 16 * t),
+                                            a[1][t] = _mm512_loadu_ps(acc1 + 16 * t);
+  for (int g = 0; g < cols / kGroup; g++) {
+    __m512i sum[2][T];
+    POCKET_UNROLL for (int t = 0; t < T; t++) sum[0][t] = sum[1][t] = _mm512_set1_epi32(-kBias * x.token(t).sum[g]);
+    for (int v = 8 * g; v < 8 * g + 8; v++) {
+      __m512i w[2];
+      POCKET_UNROLL for (int i = 0; i < 2; i++) {
+        w[i] = _mm512_loadu_si512(codes[i] + size_t(v) * 64);
+        if (type == Type::q8) w[i] = _mm512_xor_si512(w[i], _mm512_set1_epi8(-128));
+      }
+      POCKET_UNROLL for (int t = 0; t < T; t++) {
+        const __m512i xq = _mm512_set1_epi32(load<int32_t>(x.token(t).q + 4 * v));
+        POCKET_UNROLL for (int i = 0; i < 2; i++) sum[i][t] = _mm512_dpbusd_epi32(sum[i][t], w[i], xq);
+      }
+    }
+    POCKET_UNROLL for (int i = 0; i < 2; i++) {
+      __m512 m;
+      if (type == Type::q4) {
+        m = _mm512_loadu_ps(static_cast<const float*>(scales[i]) + 16 * g);
+      } else {
+        const __m256i raw = _mm256_loadu_si256(static_cast<const __m256i*>(scales[i]) + g);
+        m = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+      }
+      POCKET_UNROLL for (int t = 0; t < T; t++) {
+        const __m512 scale = _mm512_mul_ps(m, _mm512_set1_ps(x.token(t).scale[g]));
+        a[i][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][t]), scale, a[i][t]);
+      }
+    }
+  }
+  POCKET_UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(acc0 + 16 * t, a[0][t]),
+      _mm512_storeu_ps(acc1 + 16 * t, a[1][t]);
+}
+
+template <Type type> POCKET_AVX512 inline void dot_tokens(const uint8_t* const codes[2], const void* const scales[2],
+                                                          int cols, const Activations& x, int n, float* const acc[2]) {
+  int t = 0;
+  for (; t + 6 <= n; t += 6) dot_tile<type, 6>(codes, scales, cols, x.token(t), acc[0] + 16 * t, acc[1] + 16 * t);
+  for (; t + 2 <= n; t += 2) dot_tile<type, 2>(codes, scales, cols, x.token(t), acc[0] + 16 * t, acc[1] + 16 * t);
+  for (; t < n; t++) dot_tile<type, 1>(codes, scales, cols, x.token(t), acc[0] + 16 * t, acc[1] + 16 * t);
+}
+
+POCKET_AVX512 inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
+                              const Activations& x, int n, float* const acc[2]) {
+  type == Type::q4 ? dot_tokens<Type::q4>(codes, scales, cols, x, n, acc)
+                   : dot_tokens<Type::q8>(codes, scales, cols, x, n, acc);
+}
+
+}  // namespace avx512
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif  // __x86_64__
+
+// Best first.
+inline const Kernels kKernels[] = {
+#if defined(__x86_64__)
+    {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512), avx512::unpack_q4,
+     avx512::gemv_q4, avx512::dot},
+    {"avx2", [] { return X86Features().avx2; }, POCKET_FLOAT_ROW(FloatAvx2), avx2::unpack_q4, avx2::gemv_q4, avx2::dot},
+#endif
+    {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar), nullptr, nullptr, nullptr},
+};
+
+inline const Kernels* find_kernels(const char* name) {
+  for (const Kernels& k : kKernels)
+    if ((!name || std::strcmp(name, k.name) == 0) && k.supported()) return &k;
+  return nullptr;
+}
+
+inline std::vector<std::string> kernel_names() {
+  std::vector<std::string> names;
+  for (const Kernels& k : kKernels)
+    if (k.supported()) names.push_back(k.name);
+  return names;
+}
+
+}  // namespace pocket
+#endif  // POCKET_RUN_CPP
