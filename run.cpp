@@ -27,7 +27,7 @@
 //   2. Number formats, scalar kernels        6. forward
 //   3. Thread pool                           7. Sampler, generate, chat
 //   4. Model file                            8. SIMD, one group per instruction set
-//                                            9. Command line
+//                                            9. Command line (cli.hpp)
 //
 // model.bin, little-endian, every section on a multiple of 64 bytes:
 //
@@ -71,6 +71,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -248,7 +249,7 @@ class Session {
   bool forward(const int* ids, size_t n, const EachLogits& each);
 
   int position() const { return position_; }
-  int context() const { return context_; }
+  int context() const;
   int vocab_size() const { return model_.config.vocab_size; }
   int threads() const;
   const char* kernel() const;
@@ -260,8 +261,10 @@ class Session {
 
  private:
   struct Product;
+  struct Buffers;
   bool prepare(const SessionOptions& options);
   bool check(const int* ids, size_t n);
+  bool run(const int* ids, size_t n, const EachLogits* each);
   bool chunk(const int* ids, int n);
   void layer(int l, int n);
   void norm_input(const Tensor& weight, int first, int n);
@@ -278,33 +281,19 @@ class Session {
   void show_attention(int l, int n);
   struct KvBlock kv_block(int l, int kv_head, int block) const;
   const float* logits_of(int first, int n);
+  friend std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
 
   const Model& model_;
   const Kernels* kernels_ = nullptr;
-  Pool* pool_ = nullptr;
-  int context_ = 0, position_ = 0;
-  bool kv_f32_ = false;
+  std::unique_ptr<Pool> pool_;
+  std::unique_ptr<Buffers> buf_;
+  int position_ = 0;
   std::atomic<bool> cancelled_{false};
   std::function<void(const Observation&)> observer_;
-  void* memory_ = nullptr;  // all of the below, one reservation that the OS fills as it is touched
-  size_t memory_bytes_ = 0;
-  struct Buffers {     // shapes: n tokens of a chunk (at most kChunk), widths padded to 64 with zeros
-    float *x, *xn;     // (n, dim): the residual stream; its norm, and what is to be added to it
-    float *q, *k, *v;  // (n, q_dim), (n, kv_dim): q holds the attention's output afterwards
-    float *gate, *up;  // (n, hidden_dim)
-    float* logits;     // (kLogitRows, vocab_size)
-    int8_t* xq;        // (n, widest): the quantized input of a matmul ...
-    float* xs;         // (n, widest / 32): ... its scales ...
-    int32_t* xsum;     // (n, widest / 32): ... and the sums of its groups
-    float *cos, *sin;  // (n, head_dim / 2): rotations of the chunk's positions
-    float* partial;    // attention so far, per thread and query; or per block of keys and query
-    uint8_t* kv;       // (blocks of keys, layers, KV heads, kv_bytes of one)
-  } buf_ = {};
-  size_t kv_bytes_ = 0;              // of one KvBlock
   std::vector<double> frequencies_;  // (head_dim / 2) radians a position
 };
 
-// What a session will occupy once `tokens` positions are filled; the weights are the model's own and come first.
+// What a session occupies once `tokens` positions are filled; the weights are the model's own and come first.
 inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
 
 // The kernel sets that this CPU can run, best first. All of them return the same bits.
@@ -589,8 +578,10 @@ class Pool {
     }
     take_tasks(0);
     for (int i = 0; done_.load(std::memory_order_acquire) != n; i++) {
-      if (i < 1000) pause();
-      else std::this_thread::yield();
+      if (i < 1000)
+        pause();
+      else
+        std::this_thread::yield();
     }
   }
 
@@ -813,23 +804,13 @@ struct ModelReader {
 
   template <class A, class B> bool refuse(const std::string& field, const A& expected, const B& found) {
     const auto text = [](const auto& v) {
-      if constexpr (std::is_arithmetic_v<std::decay_t<decltype(v)>>) return std::to_string(v);
-      else return std::string(v);
+      if constexpr (std::is_arithmetic_v<std::decay_t<decltype(v)>>)
+        return std::to_string(v);
+      else
+        return std::string(v);
     };
     m.error = field + ": expected " + text(expected) + ", found " + text(found);
     return false;
-  }
-
-  bool integer(const char* field, uint32_t value, uint32_t low, uint32_t high, int& out) {
-    if (value < low || value > high) return refuse(field, std::to_string(low) + " to " + std::to_string(high), value);
-    out = int(value);
-    return true;
-  }
-
-  bool positive(const char* field, float value, float& out) {
-    if (!(value > 0) || !(value < 1e30f)) return refuse(field, "a positive number", value);
-    out = value;
-    return true;
   }
 
   bool header() {
@@ -840,25 +821,22 @@ struct ModelReader {
     if (h.version != kFormatVersion) return refuse("version", kFormatVersion, h.version);
     if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, std::to_string(m.size_) + " (cut short?)");
     if (h.architecture != kLlama) return refuse("architecture", "1 (llama)", h.architecture);
-    return sections() && checksum() && sizes() && rope();
+    return sections() && checksum() && integers() && numbers();
   }
 
   bool sections() {
+    const char* names[] = {"tokenizer", "chat", "provenance", "self_test", "tensor_table", "tensors"};
+    const Section all[] = {h.tokenizer, h.chat, h.provenance, h.self_test, h.tensor_table, h.tensors};
     uint64_t at = sizeof(Header);
-    const struct {
-      const char* name;
-      Section s;
-    } all[] = {{"tokenizer", h.tokenizer},       {"chat", h.chat},
-               {"provenance", h.provenance},     {"self_test", h.self_test},
-               {"tensor_table", h.tensor_table}, {"tensors", h.tensors}};
-    for (const auto& [name, s] : all) {
-      const std::string field = std::string("section ") + name;
-      const uint64_t align = s.offset == h.tensors.offset ? kPage : kAlign;
-      if (s.offset % align) return refuse(field + ".offset", "a multiple of " + std::to_string(align), s.offset);
-      if (s.offset < at) return refuse(field + ".offset", "at least " + std::to_string(at), s.offset);
-      if (s.offset > m.size_ || s.bytes > m.size_ - s.offset)
-        return refuse(field + ".bytes", "an end within the file's " + std::to_string(m.size_) + " bytes", s.bytes);
-      at = s.offset + s.bytes;
+    for (int i = 0; i < 6; i++) {
+      const std::string field = std::string("section ") + names[i];
+      const uint64_t align = i == 5 ? kPage : kAlign;
+      if (all[i].offset % align)
+        return refuse(field + ".offset", "a multiple of " + std::to_string(align), all[i].offset);
+      if (all[i].offset < at) return refuse(field + ".offset", "at least " + std::to_string(at), all[i].offset);
+      if (all[i].offset > m.size_ || all[i].bytes > m.size_ - all[i].offset)
+        return refuse(field + ".bytes", "an end within " + std::to_string(m.size_) + " bytes", all[i].bytes);
+      at = all[i].offset + all[i].bytes;
     }
     return at == m.size_ || refuse("section tensors", "the end of the file", at);
   }
@@ -872,40 +850,57 @@ struct ModelReader {
     return hash.digest() == h.checksum || refuse("checksum", h.checksum, std::to_string(hash.digest()) + " (damaged)");
   }
 
-  bool sizes() {
+  bool integers() {
     Config& c = m.config;
-    if (!integer("dim", h.dim, 1, 1 << 16, c.dim) || !integer("hidden_dim", h.hidden_dim, 1, 1 << 20, c.hidden_dim) ||
-        !integer("n_layers", h.n_layers, 1, 1 << 10, c.n_layers) ||
-        !integer("n_heads", h.n_heads, 1, 1 << 10, c.n_heads) ||
-        !integer("n_kv_heads", h.n_kv_heads, 1, h.n_heads, c.n_kv_heads) ||
-        !integer("head_dim", h.head_dim, 2, kMaxHeadDim, c.head_dim) ||
-        !integer("vocab_size", h.vocab_size, 1, 1 << 22, c.vocab_size) ||
-        !integer("max_seq_len", h.max_seq_len, 1, 1 << 22, c.max_seq_len))
-      return false;
+    const bool llama3 = h.rope_scaling == uint32_t(RopeScaling::llama3);
+    const struct {
+      const char* field;
+      uint32_t value, low, high;
+      int* out;
+    } all[] = {{"dim", h.dim, 1, 1 << 16, &c.dim},
+               {"hidden_dim", h.hidden_dim, 1, 1 << 20, &c.hidden_dim},
+               {"n_layers", h.n_layers, 1, 1 << 10, &c.n_layers},
+               {"n_heads", h.n_heads, 1, 1 << 10, &c.n_heads},
+               {"n_kv_heads", h.n_kv_heads, 1, h.n_heads, &c.n_kv_heads},
+               {"head_dim", h.head_dim, 2, kMaxHeadDim, &c.head_dim},
+               {"vocab_size", h.vocab_size, 1, 1 << 22, &c.vocab_size},
+               {"max_seq_len", h.max_seq_len, 1, 1 << 22, &c.max_seq_len},
+               {"tied", h.tied, 0, 1, nullptr},
+               {"rope_scaling", h.rope_scaling, 0, 2, nullptr},
+               {"rope_original_len", h.rope_original_len, llama3, llama3 ? 1 << 24 : UINT32_MAX, &c.rope_original_len}};
+    for (const auto& f : all) {
+      if (f.value < f.low || f.value > f.high)
+        return refuse(f.field, std::to_string(f.low) + " to " + std::to_string(f.high), f.value);
+      if (f.out) *f.out = int(f.value);
+    }
     if (c.n_heads % c.n_kv_heads)
       return refuse("n_kv_heads", "a divisor of n_heads " + std::to_string(c.n_heads), c.n_kv_heads);
     if (c.head_dim % 2) return refuse("head_dim", "an even number", c.head_dim);
-    if (h.tied > 1) return refuse("tied", "0 or 1", h.tied);
-    c.tied = h.tied;
     for (uint8_t byte : h.reserved)
       if (byte) return refuse("reserved", 0, int(byte));
-    return positive("norm_eps", h.norm_eps, c.norm_eps);
+    c.tied = h.tied;
+    c.rope_scaling = RopeScaling(h.rope_scaling);
+    return true;
   }
 
-  bool rope() {
+  bool numbers() {
     Config& c = m.config;
-    if (h.rope_scaling > 2) return refuse("rope_scaling", "0, 1 or 2", h.rope_scaling);
-    c.rope_scaling = RopeScaling(h.rope_scaling);
-    if (!positive("rope_theta", h.rope_theta, c.rope_theta)) return false;
-    if (c.rope_scaling == RopeScaling::none) return true;
-    if (!positive("rope_factor", h.rope_factor, c.rope_factor)) return false;
-    if (c.rope_scaling == RopeScaling::linear) return true;
-    if (!positive("rope_low_freq", h.rope_low_freq, c.rope_low_freq) ||
-        !positive("rope_high_freq", h.rope_high_freq, c.rope_high_freq) ||
-        !integer("rope_original_len", h.rope_original_len, 1, 1 << 24, c.rope_original_len))
-      return false;
-    return c.rope_high_freq > c.rope_low_freq ||
-           refuse("rope_high_freq", "more than rope_low_freq " + std::to_string(c.rope_low_freq), c.rope_high_freq);
+    const struct {
+      const char* field;
+      float value;
+      bool used;
+      float* out;
+    } all[] = {{"norm_eps", h.norm_eps, true, &c.norm_eps},
+               {"rope_theta", h.rope_theta, true, &c.rope_theta},
+               {"rope_factor", h.rope_factor, c.rope_scaling != RopeScaling::none, &c.rope_factor},
+               {"rope_low_freq", h.rope_low_freq, c.rope_scaling == RopeScaling::llama3, &c.rope_low_freq},
+               {"rope_high_freq", h.rope_high_freq, c.rope_scaling == RopeScaling::llama3, &c.rope_high_freq}};
+    for (const auto& f : all) {
+      if (f.used && !(f.value > 0 && f.value < 1e30f)) return refuse(f.field, "a positive number", f.value);
+      *f.out = f.value;
+    }
+    return c.rope_scaling != RopeScaling::llama3 || c.rope_high_freq > c.rope_low_freq ||
+           refuse("rope_high_freq", "more than rope_low_freq", c.rope_high_freq);
   }
 
   bool tensors() {
@@ -1105,7 +1100,7 @@ inline bool Model::embed(int id, float* x) const {
 // explicit fma, so that no compiler may decide otherwise.
 
 #define POCKET_BODY inline __attribute__((always_inline))
-#define POCKET_UNROLL _Pragma("GCC unroll 16")
+#define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // laid out flat
 
 // Where sums must stay in registers the loops say so: 8 floats, which become one AVX register or two of SSE or NEON.
 typedef float Lanes __attribute__((vector_size(32)));
@@ -1245,17 +1240,17 @@ template <class T, int N>
 POCKET_BODY void combine(const T* a, int rows, int width, const float* const* coefficient, float* const* out) {
   for (int j = 0; j < width; j += 16) {
     Lanes acc[N][2];
-    POCKET_UNROLL for (int n = 0; n < N; n++) acc[n][0] = acc[n][1] = Lanes{};
+    POCKET_FOR (n, N) acc[n][0] = acc[n][1] = Lanes{};
     for (int i = 0; i < rows; i++) {
       Lanes row[2];
       load_lanes(row[0], a + size_t(i) * width + j);
       load_lanes(row[1], a + size_t(i) * width + j + 8);
-      POCKET_UNROLL for (int n = 0; n < N; n++) {
+      POCKET_FOR (n, N) {
         fma_lanes(acc[n][0], coefficient[n][i], row[0]);
         fma_lanes(acc[n][1], coefficient[n][i], row[1]);
       }
     }
-    POCKET_UNROLL for (int n = 0; n < N; n++) {
+    POCKET_FOR (n, N) {
       store_lanes(out[n] + j, acc[n][0]);
       store_lanes(out[n] + j + 8, acc[n][1]);
     }
@@ -1324,42 +1319,22 @@ POCKET_BODY void fold_body(float* state, const float* part, int width) {
   for (int i = 16; i < 16 + width; i++) state[i] = std::fma(state[i], a, part[i] * b);
 }
 
-// Rows of P f32 panels times T tokens.
-template <int P, int T>
-POCKET_BODY void matmul_f32_tile(const float* w, size_t stride, const Activations& x, float* y, size_t ldy) {
-  Lanes acc[P][T][2];
-  POCKET_UNROLL for (int i = 0; i < P * T; i++) acc[i / T][i % T][0] = acc[i / T][i % T][1] = Lanes{};
-  for (int k = 0; k < x.cols; k++) {
-    POCKET_UNROLL for (int p = 0; p < P; p++) {
-      Lanes rows[2];
-      load_lanes(rows[0], w + p * stride + size_t(k) * 16);
-      load_lanes(rows[1], w + p * stride + size_t(k) * 16 + 8);
-      POCKET_UNROLL for (int t = 0; t < T; t++) {
-        fma_lanes(acc[p][t][0], x.f[size_t(t) * x.cols + k], rows[0]);
-        fma_lanes(acc[p][t][1], x.f[size_t(t) * x.cols + k], rows[1]);
-      }
-    }
-  }
-  POCKET_UNROLL for (int i = 0; i < P * T; i++) {
-    store_lanes(y + i % T * ldy + i / T * 16, acc[i / T][i % T][0]);
-    store_lanes(y + i % T * ldy + i / T * 16 + 8, acc[i / T][i % T][1]);
-  }
-}
-
+// Panels of an f32 matrix times n tokens: a panel is (cols, 16), and its 16 rows' sums are one combination of its rows.
 POCKET_BODY void matmul_f32_body(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
                                  size_t ldy) {
-  const size_t stride = panel_bytes(w.type, w.cols) / sizeof(float);
-  const float* panel = reinterpret_cast<const float*>(w.data) + first * stride;
-  y += size_t(first) * kPanelRows;
-  int t = 0;
-  for (; t + 4 <= n; t += 4)
-    for (int p = 0; p < count; p++)
-      matmul_f32_tile<1, 4>(panel + p * stride, stride, x.token(t), y + t * ldy + p * 16, ldy);
-  for (; t < n; t++) {
-    int p = 0;
-    for (; p + 4 <= count; p += 4)
-      matmul_f32_tile<4, 1>(panel + p * stride, stride, x.token(t), y + t * ldy + p * 16, ldy);
-    for (; p < count; p++) matmul_f32_tile<1, 1>(panel + p * stride, stride, x.token(t), y + t * ldy + p * 16, ldy);
+  for (int p = first; p < first + count; p++) {
+    const float* panel = reinterpret_cast<const float*>(w.data + size_t(p) * panel_bytes(w.type, w.cols));
+    for (int t = 0; t < n;) {
+      const float* in[4];
+      float* out[4];
+      for (int i = 0; i < 4; i++) {
+        in[i] = x.f + size_t(std::min(t + i, n - 1)) * x.cols;
+        out[i] = y + std::min(t + i, n - 1) * ldy + size_t(p) * kPanelRows;
+      }
+      n - t >= 4 ? combine<float, 4>(panel, x.cols, kPanelRows, in, out)
+                 : combine<float, 1>(panel, x.cols, kPanelRows, in, out);
+      t += n - t >= 4 ? 4 : 1;
+    }
   }
 }
 
@@ -1425,43 +1400,63 @@ inline constexpr int kTileTokens = 16;  // tokens of one attention task of a pro
 
 inline const Kernels* find_kernels(const char* name);  // section 8; null: the best
 
-// The sizes of a session's memory, in one place for the session itself and for whoever asks before.
-struct SessionPlan {
+// A session's memory, laid out in one reservation from `base` on; with base null, to see how large it will be. n tokens
+// of a chunk, at most kChunk; widths are padded to 64 with zeros.
+struct Session::Buffers {
   int context, threads;
   bool kv_f32;
-  size_t blocks, kv_block, token_floats, token_bytes, rope_floats, logit_floats, partial_floats, widest;
+  uint8_t* kv;       // (blocks of keys, layers, KV heads, kv_block_bytes)
+  float *x, *xn;     // (n, dim): the residual stream; its norm, and what is to be added to it
+  float *q, *k, *v;  // (n, q_dim), (n, kv_dim): q holds the attention's output afterwards
+  float *gate, *up;  // (n, hidden_dim)
+  int8_t* xq;        // (n, widest): the quantized input of a matmul ...
+  float* xs;         // (n, widest / 32): ... its scales ...
+  int32_t* xsum;     // (n, widest / 32): ... and the sums of its groups
+  float *cos, *sin;  // (n, head_dim / 2): rotations of the chunk's positions
+  float* partial;    // attention so far, per thread and query; or per block of keys and query
+  float* logits;     // (kLogitRows, vocab_size)
+  size_t kv_block, kv_position, token_bytes, partial_bytes, logit_bytes, bytes;  // of one each; of all
 
-  SessionPlan(const Model& model, const SessionOptions& o) {
+  Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
     const Config& c = model.config;
     context = o.context > 0 ? o.context : c.max_seq_len;
-    threads = o.threads > 0 ? o.threads : std::max(1u, std::thread::hardware_concurrency());
-    threads = std::min(threads, 256);
+    threads = o.threads > 0 ? std::min(o.threads, 256) : std::max(1, int(std::thread::hardware_concurrency()));
     kv_f32 = o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
-    blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys;
+    const size_t blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys, group = size_t(c.n_heads / c.n_kv_heads);
+    const size_t widest = size_t(padded(std::max({c.dim, c.q_dim(), c.hidden_dim}))), half = size_t(c.head_dim) / 2;
+    uintptr_t at = reinterpret_cast<uintptr_t>(base);
+    const auto take = [&](auto& pointer, size_t count) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
+      at += round_up<size_t>(count * sizeof *pointer, 64);
+    };
     kv_block = kv_block_bytes(c.head_dim, kv_f32);
-    widest = size_t(padded(std::max({c.dim, c.q_dim(), c.hidden_dim})));
-    token_floats = 2 * size_t(padded(c.dim)) + padded(c.q_dim()) + 2 * size_t(padded(c.kv_dim())) +
-                   2 * size_t(padded(c.hidden_dim));
-    token_bytes = widest + widest / kGroup * 8;
-    rope_floats = size_t(c.head_dim);
-    logit_floats = size_t(padded(c.vocab_size));
-    const size_t record = attention_floats(c.head_dim), group = size_t(c.n_heads / c.n_kv_heads);
-    partial_floats = std::max(threads * kTileTokens * group, c.n_heads * blocks) * record;
+    kv_position = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
+    take(kv, blocks * kBlockKeys * kv_position);
+    const uintptr_t tokens = at;
+    for (float** buffer : {&x, &xn}) take(*buffer, size_t(kChunk) * padded(c.dim));
+    take(q, size_t(kChunk) * padded(c.q_dim()));
+    for (float** buffer : {&k, &v}) take(*buffer, size_t(kChunk) * padded(c.kv_dim()));
+    for (float** buffer : {&gate, &up}) take(*buffer, size_t(kChunk) * padded(c.hidden_dim));
+    take(xq, kChunk * widest);
+    take(xs, kChunk * widest / kGroup);
+    take(xsum, kChunk * widest / kGroup);
+    for (float** buffer : {&cos, &sin}) take(*buffer, kChunk * half);
+    token_bytes = (at - tokens) / kChunk;
+    take(partial, std::max(threads * kTileTokens * group, c.n_heads * blocks) * attention_floats(c.head_dim));
+    partial_bytes = at - reinterpret_cast<uintptr_t>(partial);
+    take(logits, size_t(kLogitRows) * padded(c.vocab_size));
+    logit_bytes = size_t(padded(c.vocab_size)) * sizeof(float);
+    bytes = at - reinterpret_cast<uintptr_t>(base);
   }
-  size_t kv_bytes(const Config& c, size_t n_blocks) const { return n_blocks * c.n_layers * c.n_kv_heads * kv_block; }
-  size_t scratch_bytes(size_t tokens) const { return tokens * (token_floats * 4 + token_bytes + rope_floats * 4); }
 };
 
 inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
-  const SessionPlan plan(model, options);
-  const Config& c = model.config;
-  const size_t filled = size_t(std::min(tokens, plan.context));
-  // A page of a block's keys is first touched by its first key, so a block counts in proportion to what is filled.
-  const size_t kv = plan.kv_bytes(c, 1) * filled / kBlockKeys;
+  const Session::Buffers b(model, options, nullptr);
+  const size_t filled = size_t(std::min(tokens, b.context));
   return {{"weights", model.bytes_per_token},
-          {"keys and values", kv},
-          {"activations", plan.scratch_bytes(std::min<size_t>(filled, kChunk)) + plan.partial_floats * 4},
-          {"logits", plan.logit_floats * 4}};
+          {"keys and values", filled * b.kv_position},
+          {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.partial_bytes},
+          {"logits and sampler", 4 * b.logit_bytes}};
 }
 
 struct Session::Product {
@@ -1471,23 +1466,22 @@ struct Session::Product {
 
 inline Session::Session(const Model& model, SessionOptions options) : model_(model) {
   try {
-    if (prepare(options)) return;
+    if (!prepare(options)) pool_.reset();
   } catch (const std::bad_alloc&) {
+    pool_.reset();
     error = "session: out of memory";
   }
-  position_ = context_ = 0;
 }
 
 inline Session::~Session() {
-  delete pool_;
-  if (memory_) munmap(memory_, memory_bytes_);
+  if (buf_) munmap(buf_->kv, buf_->bytes);
 }
 
 inline int Session::threads() const { return pool_ ? pool_->threads() : 0; }
+inline int Session::context() const { return pool_ ? buf_->context : 0; }
 inline const char* Session::kernel() const { return kernels_ ? kernels_->name : ""; }
 
 inline bool Session::prepare(const SessionOptions& options) {
-  const Config& c = model_.config;
   if (model_.layers.empty()) return error = "session: the model is not open", false;
   if (options.context < 0)
     return error = "session: context: expected 0 or more, found " + std::to_string(options.context), false;
@@ -1497,101 +1491,68 @@ inline bool Session::prepare(const SessionOptions& options) {
     for (const std::string& name : kernel_names()) error += " " + name;
     return false;
   }
-  const SessionPlan plan(model_, options);
-  context_ = plan.context;
-  kv_f32_ = plan.kv_f32;
-  kv_bytes_ = plan.kv_block;
-  const size_t kv = plan.kv_bytes(c, plan.blocks);
-  memory_bytes_ =
-      kv + plan.scratch_bytes(kChunk) + (kLogitRows * plan.logit_floats + plan.partial_floats) * 4 + 64 * 32;
   // One reservation, zero, which the system fills page by page as it is touched: the cache costs what is used of it.
-  void* memory =
-      mmap(nullptr, memory_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const size_t bytes = Buffers(model_, options, nullptr).bytes;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED)
-    return error =
-               "session: no memory for " + std::to_string(memory_bytes_ >> 20) + " MiB; a smaller context needs less",
+    return error = "session: no memory for " + std::to_string(bytes >> 20) + " MiB; a smaller context needs less",
            false;
-  memory_ = memory;
+  buf_ = std::make_unique<Buffers>(model_, options, static_cast<uint8_t*>(memory));
 #ifdef MADV_NOHUGEPAGE
-  madvise(memory_, memory_bytes_, MADV_NOHUGEPAGE);  // or the first key of a block would bring 2 MiB with it
+  madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would bring 2 MiB with it
 #endif
-  uint8_t* at = static_cast<uint8_t*>(memory_);
-  const auto take = [&at](auto& pointer, size_t count) {
-    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
-    at += round_up<size_t>(count * sizeof *pointer, 64);
-  };
-  take(buf_.kv, kv);
-  take(buf_.x, size_t(kChunk) * padded(c.dim));
-  take(buf_.xn, size_t(kChunk) * padded(c.dim));
-  take(buf_.q, size_t(kChunk) * padded(c.q_dim()));
-  take(buf_.k, size_t(kChunk) * padded(c.kv_dim()));
-  take(buf_.v, size_t(kChunk) * padded(c.kv_dim()));
-  take(buf_.gate, size_t(kChunk) * padded(c.hidden_dim));
-  take(buf_.up, size_t(kChunk) * padded(c.hidden_dim));
-  take(buf_.xq, kChunk * plan.widest);
-  take(buf_.xs, kChunk * plan.widest / kGroup);
-  take(buf_.xsum, kChunk * plan.widest / kGroup);
-  take(buf_.cos, size_t(kChunk) * c.head_dim / 2);
-  take(buf_.sin, size_t(kChunk) * c.head_dim / 2);
-  take(buf_.partial, plan.partial_floats);
-  take(buf_.logits, kLogitRows * plan.logit_floats);
-  for (int i = 0; i < c.head_dim / 2; i++) frequencies_.push_back(rope_frequency(c, i));
-  pool_ = new Pool(plan.threads);
+  for (int i = 0; i < model_.config.head_dim / 2; i++) frequencies_.push_back(rope_frequency(model_.config, i));
+  pool_ = std::make_unique<Pool>(buf_->threads);
   return true;
 }
 
 inline bool Session::check(const int* ids, size_t n) {
   if (!pool_) return false;  // error says why
   error.clear();
-  if (n == 0) return error = "forward: no tokens", false;
-  if (n > size_t(context_ - position_))
-    return error = "context: room for " + std::to_string(context_ - position_) + " more tokens of " +
-                   std::to_string(context_) + ", not for " + std::to_string(n),
-           false;
-  for (size_t i = 0; i < n; i++)
-    if (ids[i] < 0 || ids[i] >= model_.config.vocab_size)
-      return error = "token " + std::to_string(i) + ": id " + std::to_string(ids[i]) +
-                     " is outside the vocabulary of " + std::to_string(model_.config.vocab_size),
-             false;
-  return true;
+  const size_t room = size_t(buf_->context - position_);
+  if (n == 0) error = "forward: no tokens";
+  if (n > room) error = "context: room for " + std::to_string(room) + " more tokens, not for " + std::to_string(n);
+  for (size_t i = 0; i < n && error.empty(); i++)
+    if (ids[i] < 0 || ids[i] >= vocab_size())
+      error = "token " + std::to_string(i) + ": expected an id below " + std::to_string(vocab_size()) + ", found " +
+              std::to_string(ids[i]);
+  return error.empty();
 }
 
 inline const float* Session::forward(const int* ids, size_t n) {
-  if (!check(ids, n)) return nullptr;
-  const int start = position_;
-  for (size_t i = 0; i < n; i += kChunk)
-    if (!chunk(ids + i, int(std::min<size_t>(kChunk, n - i)))) return position_ = start, nullptr;
-  return logits_of(int((n - 1) % kChunk), 1);
+  return run(ids, n, nullptr) ? logits_of(int((n - 1) % kChunk), 1) : nullptr;
 }
 
-inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
+inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) { return run(ids, n, &each); }
+
+inline bool Session::run(const int* ids, size_t n, const EachLogits* each) {
   if (!check(ids, n)) return false;
   const int start = position_;
   for (size_t i = 0; i < n; i += kChunk) {
     const int size = int(std::min<size_t>(kChunk, n - i));
     if (!chunk(ids + i, size)) return position_ = start, false;
-    for (int t = 0; t < size; t += kLogitRows) {
+    for (int t = 0; each && t < size; t += kLogitRows) {
       const int rows = std::min(kLogitRows, size - t);
       const float* logits = logits_of(t, rows);
       for (int r = 0; r < rows; r++)
-        if (!each(i + t + r, logits + size_t(r) * padded(model_.config.vocab_size))) return true;
+        if (!(*each)(i + t + r, logits + size_t(r) * padded(vocab_size()))) return true;
     }
   }
   return true;
 }
 
-// n tokens (at most kChunk) through all layers; buf_.x then holds what the last layer left.
+// n tokens (at most kChunk) through all layers; buf_->x then holds what the last layer left.
 inline bool Session::chunk(const int* ids, int n) {
   const Config& c = model_.config;
   const int half = c.head_dim / 2;
   for (int t = 0; t < n; t++) {
-    if (!model_.embed(ids[t], buf_.x + size_t(t) * padded(c.dim)))
+    if (!model_.embed(ids[t], buf_->x + size_t(t) * padded(c.dim)))
       return error = "token_embedding: row " + std::to_string(ids[t]) + " cannot be read any more", false;
     for (int i = 0; i < half; i++) {
       double sin, cos;
       exact::sincos((position_ + t) * frequencies_[i], sin, cos);
-      buf_.sin[t * half + i] = float(sin);
-      buf_.cos[t * half + i] = float(cos);
+      buf_->sin[t * half + i] = float(sin);
+      buf_->cos[t * half + i] = float(cos);
     }
   }
   for (int l = 0; l < c.n_layers; l++) {
@@ -1608,28 +1569,28 @@ inline void Session::layer(int l, int n) {
   const Layer& w = model_.layers[l];
 
   norm_input(w.attention_norm, 0, n);
-  matmul({{w.wq, buf_.q}, {w.wk, buf_.k}, {w.wv, buf_.v}}, buf_.xn, c.dim, n);
+  matmul({{w.wq, buf_->q}, {w.wk, buf_->k}, {w.wv, buf_->v}}, buf_->xn, c.dim, n);
   store_kv(l, n);
   if (observer_) show_attention(l, n);
   attention(l, n);
-  matmul({{w.wo, buf_.xn}}, buf_.q, c.q_dim(), n);
+  matmul({{w.wo, buf_->xn}}, buf_->q, c.q_dim(), n);
   add_residual(n);
 
   norm_input(w.ffn_norm, 0, n);
-  matmul({{w.w1, buf_.gate}, {w.w3, buf_.up}}, buf_.xn, c.dim, n);
+  matmul({{w.w1, buf_->gate}, {w.w3, buf_->up}}, buf_->xn, c.dim, n);
   swiglu_input(n);
-  matmul({{w.w2, buf_.xn}}, buf_.gate, c.hidden_dim, n);
+  matmul({{w.w2, buf_->xn}}, buf_->gate, c.hidden_dim, n);
   add_residual(n);
 
   for (int t = 0; observer_ && t < n; t++)
-    observer_({Observation::layer_output, l, -1, position_ + t, buf_.x + size_t(t) * padded(c.dim), c.dim});
+    observer_({Observation::layer_output, l, -1, position_ + t, buf_->x + size_t(t) * padded(c.dim), c.dim});
 }
 
 // Token t's vector in f (n, cols), quantized for the matmul that comes next. Float weights take it as it is.
 inline void Session::quantize(const float* f, int cols, int t) {
   const size_t at = size_t(t) * padded(cols);
   if (!model_.all_f32)
-    kernels_->quantize(f + at, padded(cols), buf_.xq + at, buf_.xs + at / kGroup, buf_.xsum + at / kGroup);
+    kernels_->quantize(f + at, padded(cols), buf_->xq + at, buf_->xs + at / kGroup, buf_->xsum + at / kGroup);
 }
 
 // xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
@@ -1638,29 +1599,29 @@ inline void Session::norm_input(const Tensor& weight, int first, int n) {
   const float* w = reinterpret_cast<const float*>(weight.data);
   pool_->run(n, [&](int t, int) {
     const size_t at = size_t(t) * padded(c.dim);
-    kernels_->rmsnorm(buf_.x + size_t(first) * padded(c.dim) + at, w, buf_.xn + at, c.dim, c.norm_eps);
-    quantize(buf_.xn, c.dim, t);
+    kernels_->rmsnorm(buf_->x + size_t(first) * padded(c.dim) + at, w, buf_->xn + at, c.dim, c.norm_eps);
+    quantize(buf_->xn, c.dim, t);
   });
 }
 
 inline void Session::swiglu_input(int n) {
   const int width = padded(model_.config.hidden_dim);
   pool_->run(n, [&](int t, int) {
-    kernels_->swiglu(buf_.gate + size_t(t) * width, buf_.up + size_t(t) * width, width);
-    quantize(buf_.gate, width, t);
+    kernels_->swiglu(buf_->gate + size_t(t) * width, buf_->up + size_t(t) * width, width);
+    quantize(buf_->gate, width, t);
   });
 }
 
 inline void Session::add_residual(int n) {
   const size_t width = size_t(padded(model_.config.dim));
   pool_->run(n, [&](int t, int) {
-    for (size_t i = t * width; i < (t + 1) * width; i++) buf_.x[i] += buf_.xn[i];
+    for (size_t i = t * width; i < (t + 1) * width; i++) buf_->x[i] += buf_->xn[i];
   });
 }
 
 // y = w f for each product: matrices that share their input go through in one pass.
 inline void Session::matmul(std::initializer_list<Product> products, const float* f, int cols, int n) {
-  const Activations x = {padded(cols), f, buf_.xq, buf_.xs, buf_.xsum};
+  const Activations x = {padded(cols), f, buf_->xq, buf_->xs, buf_->xsum};
   const auto tasks = [](const Product& p) { return (panels_of(p.w.rows) + kTaskPanels - 1) / kTaskPanels; };
   int total = 0;
   for (const Product& p : products) total += tasks(p);
@@ -1674,10 +1635,10 @@ inline void Session::matmul(std::initializer_list<Product> products, const float
 
 inline KvBlock Session::kv_block(int l, int kv_head, int block) const {
   const Config& c = model_.config;
-  uint8_t* at = buf_.kv + ((size_t(block) * c.n_layers + l) * c.n_kv_heads + kv_head) * kv_bytes_;
+  uint8_t* at = buf_->kv + ((size_t(block) * c.n_layers + l) * c.n_kv_heads + kv_head) * buf_->kv_block;
   float* scales = reinterpret_cast<float*>(at);
   uint8_t* k = at + 2 * kBlockKeys * sizeof(float);
-  uint8_t* v = k + size_t(kBlockKeys) * c.head_dim * (kv_f32_ ? sizeof(float) : 1);
+  uint8_t* v = k + size_t(kBlockKeys) * c.head_dim * (buf_->kv_f32 ? sizeof(float) : 1);
   return {k, v, scales, scales + kBlockKeys, c.head_dim, round_up(c.head_dim, 16)};
 }
 
@@ -1701,10 +1662,10 @@ inline void Session::store_kv(int l, int n) {
   const int half = c.head_dim / 2;
   const float root = 1.f / std::sqrt(float(c.head_dim));
   pool_->run(n, [&](int t, int) {
-    float* k = buf_.k + size_t(t) * padded(c.kv_dim());
-    float* v = buf_.v + size_t(t) * padded(c.kv_dim());
-    const float *cos = buf_.cos + t * half, *sin = buf_.sin + t * half;
-    kernels_->rope(buf_.q + size_t(t) * padded(c.q_dim()), c.n_heads, c.head_dim, cos, sin);
+    float* k = buf_->k + size_t(t) * padded(c.kv_dim());
+    float* v = buf_->v + size_t(t) * padded(c.kv_dim());
+    const float *cos = buf_->cos + t * half, *sin = buf_->sin + t * half;
+    kernels_->rope(buf_->q + size_t(t) * padded(c.q_dim()), c.n_heads, c.head_dim, cos, sin);
     kernels_->rope(k, c.n_kv_heads, c.head_dim, cos, sin);
     const int key = (position_ + t) % kBlockKeys, k_at = key / 16 * 16 * c.head_dim + key % 16;
     for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim) {
@@ -1713,17 +1674,21 @@ inline void Session::store_kv(int l, int n) {
         kv.k_scale[key] = root * store_vector(k, c.head_dim, keys + k_at, 16);
         kv.v_scale[key] = store_vector(v, c.head_dim, values + key * kv.width, 1);
       };
-      if (kv_f32_) store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
-      else store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+      if (buf_->kv_f32)
+        store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
+      else
+        store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
     }
   });
 }
 
 // q = softmax(q k / sqrt(head_dim)) v, and its quantized form.
 inline void Session::attention(int l, int n) {
-  if (n == 1) attend_token(l);
-  else attend_prompt(l, n);
-  pool_->run(n, [&](int t, int) { quantize(buf_.q, model_.config.q_dim(), t); });
+  if (n == 1)
+    attend_token(l);
+  else
+    attend_prompt(l, n);
+  pool_->run(n, [&](int t, int) { quantize(buf_->q, model_.config.q_dim(), t); });
 }
 
 // The queries of one KV head and of n tokens, from `first` on, against one block of keys: what they find becomes, or is
@@ -1741,12 +1706,12 @@ inline void Session::attend_group(int l, int kv_head, int block, int first, int 
     const int t = first + i / group, head = kv_head * group + i % group;
     const int visible = std::min(kBlockKeys, position_ + t + 1 - block * kBlockKeys);
     if (visible <= 0) continue;  // the tokens that see nothing of the block come first
-    q[ready] = buf_.q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+    q[ready] = buf_->q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
     keys[ready] = visible;
     states[ready] = state + i * record;
     out[ready] = fold ? part[ready] : states[ready];
     if (++ready < kQueries && i + 1 < n * group) continue;
-    (kv_f32_ ? kernels_->attend_f32 : kernels_->attend_q8)(kv, ready, q, keys, out);
+    (buf_->kv_f32 ? kernels_->attend_f32 : kernels_->attend_q8)(kv, ready, q, keys, out);
     for (int j = 0; j < ready && fold; j++) kernels_->fold(states[j], part[j], kv.width);
     ready = 0;
   }
@@ -1760,7 +1725,7 @@ inline void Session::attend_prompt(int l, int n) {
   pool_->run(tiles * c.n_kv_heads, [&](int task, int thread) {
     const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
     const int tokens = std::min(kTileTokens, n - first), last_block = (position_ + first + tokens - 1) / kBlockKeys;
-    float* state = buf_.partial + size_t(thread) * kTileTokens * group * record;
+    float* state = buf_->partial + size_t(thread) * kTileTokens * group * record;
     for (int b = 0; b <= last_block; b++) attend_group(l, kv_head, b, first, tokens, state, b > 0);
     for (int i = 0; i < tokens * group; i++)
       finish_head(state + i * record, first + i / group, kv_head * group + i % group);
@@ -1773,7 +1738,7 @@ inline void Session::attend_token(int l) {
   const Config& c = model_.config;
   const size_t record = attention_floats(c.head_dim);
   const int group = c.n_heads / c.n_kv_heads, blocks = position_ / kBlockKeys + 1;
-  const auto part = [&](int block, int head) { return buf_.partial + (size_t(block) * c.n_heads + head) * record; };
+  const auto part = [&](int block, int head) { return buf_->partial + (size_t(block) * c.n_heads + head) * record; };
   const auto finish = [&](int kv_head, int) {
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
       for (int b = 1; b < blocks; b++) kernels_->fold(part(0, head), part(b, head), round_up(c.head_dim, 16));
@@ -1790,7 +1755,7 @@ inline void Session::attend_token(int l) {
 
 inline void Session::finish_head(const float* state, int t, int head) {
   const Config& c = model_.config;
-  float* y = buf_.q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+  float* y = buf_->q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
   const float scale = 1.f / state[1];
   for (int i = 0; i < c.head_dim; i++) y[i] = state[16 + i] * scale;
 }
@@ -1801,7 +1766,7 @@ inline void Session::show_attention(int l, int n) {
   std::vector<float> weights;
   for (int t = 0; t < n; t++)
     for (int head = 0; head < c.n_heads; head++) {
-      const float* q = buf_.q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+      const float* q = buf_->q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
       const int keys = position_ + t + 1;
       weights.assign(keys, 0.f);
       for (int j = 0; j < keys; j++) {
@@ -1810,7 +1775,7 @@ inline void Session::show_attention(int l, int n) {
         for (int i = 0; i < c.head_dim; i++) {
           const int k = at + i * 16;
           weights[j] =
-              std::fma(q[i], kv_f32_ ? static_cast<float*>(kv.k)[k] : static_cast<int8_t*>(kv.k)[k], weights[j]);
+              std::fma(q[i], buf_->kv_f32 ? static_cast<float*>(kv.k)[k] : static_cast<int8_t*>(kv.k)[k], weights[j]);
         }
         weights[j] *= kv.k_scale[key];
       }
@@ -1825,8 +1790,8 @@ inline void Session::show_attention(int l, int n) {
 // Logits of n tokens of the chunk, from `first` on: (n, vocab_size padded to 64).
 inline const float* Session::logits_of(int first, int n) {
   norm_input(model_.final_norm, first, n);
-  matmul({{model_.output, buf_.logits}}, buf_.xn, model_.config.dim, n);
-  return buf_.logits;
+  matmul({{model_.output, buf_->logits}}, buf_->xn, model_.config.dim, n);
+  return buf_->logits;
 }
 
 // ====================================================================================================================
@@ -1967,38 +1932,15 @@ inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode
 // 8. SIMD: one group per instruction set, and the table that picks one
 // ====================================================================================================================
 
-// The float blocks of section 5, compiled once more with a target attribute.
-#define POCKET_FLOAT_BLOCKS(NAME, TARGET)                                                                       \
-  struct NAME {                                                                                                 \
-    TARGET static void rmsnorm(const float* x, const float* w, float* y, int n, float eps) {                    \
-      rmsnorm_body(x, w, y, n, eps);                                                                            \
-    }                                                                                                           \
-    TARGET static void quantize(const float* x, int n, int8_t* q, float* scale, int32_t* sum) {                 \
-      quantize_body(x, n, q, scale, sum);                                                                       \
-    }                                                                                                           \
-    TARGET static void rope(float* x, int heads, int head_dim, const float* cos, const float* sin) {            \
-      rope_body(x, heads, head_dim, cos, sin);                                                                  \
-    }                                                                                                           \
-    TARGET static void swiglu(float* gate, const float* up, int n) { swiglu_body(gate, up, n); }                \
-    TARGET static void exp(float* x, int n) { exp_vector_body(x, n); }                                          \
-    TARGET static void attend_q8(const KvBlock& kv, int n, const float* const* q, const int* keys,              \
-                                 float* const* out) {                                                           \
-      attend_body<int8_t>(kv, n, q, keys, out);                                                                 \
-    }                                                                                                           \
-    TARGET static void attend_f32(const KvBlock& kv, int n, const float* const* q, const int* keys,             \
-                                  float* const* out) {                                                          \
-      attend_body<float>(kv, n, q, keys, out);                                                                  \
-    }                                                                                                           \
-    TARGET static void fold(float* state, const float* part, int width) { fold_body(state, part, width); }      \
-    TARGET static void matmul_f32(const Tensor& w, int first, int count, const Activations& x, int n, float* y, \
-                                  size_t ldy) {                                                                 \
-      matmul_f32_body(w, first, count, x, n, y, ldy);                                                           \
-    }                                                                                                           \
+// The float blocks of section 5, compiled once more: all that a set adds to them is a target attribute.
+#define POCKET_FLOAT_BLOCKS(NAME, TARGET)                                                 \
+  struct NAME {                                                                           \
+    template <auto Body, class... A> TARGET static void run(A... args) { Body(args...); } \
   };
-
-#define POCKET_FLOAT_ROW(NAME)                                                                                       \
-  NAME::rmsnorm, NAME::quantize, NAME::rope, NAME::swiglu, NAME::exp, NAME::attend_q8, NAME::attend_f32, NAME::fold, \
-      NAME::matmul_f32
+#define POCKET_FLOAT_ROW(NAME)                                                                                         \
+  NAME::run<rmsnorm_body>, NAME::run<quantize_body>, NAME::run<rope_body>, NAME::run<swiglu_body>,                     \
+      NAME::run<exp_vector_body>, NAME::run<attend_body<int8_t>>, NAME::run<attend_body<float>>, NAME::run<fold_body>, \
+      NAME::run<matmul_f32_body>
 
 POCKET_FLOAT_BLOCKS(FloatScalar, )
 
@@ -2052,7 +1994,8 @@ POCKET_AVX2 inline __m256i add_dot(__m256i sum, __m256i unsigned_bytes, __m256i 
 POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
                                   uint8_t* out, float* out_scales) {
   const __m256i table = codebook(values), low = _mm256_set1_epi8(15);
-  for (int v = 0; v < cols / 8; v++, codes += 64, out += 128) POCKET_UNROLL for (int half = 0; half < 2; half++) {
+  for (int v = 0; v < cols / 8; v++, codes += 64, out += 128)
+    POCKET_FOR (half, 2) {
       const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
       const __m256i first = _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low));
       const __m256i second = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pair, 4), low));
@@ -2060,27 +2003,27 @@ POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, c
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64 + 32 * half), second);
     }
   for (int g = 0; g < cols / kGroup; g++)
-    POCKET_UNROLL for (int half = 0; half < 2; half++)
-        _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
+    POCKET_FOR (half, 2) _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
 }
 
 // P panels, apart by stride, times one token.
-template <int P> POCKET_AVX2 inline void gemv_q4_panels(const uint8_t* w, size_t stride, const Tensor& t,
-                                                        const Activations& x, float* y) {
+template <int P>
+POCKET_AVX2 inline void gemv_q4_panels(const uint8_t* w, size_t stride, const Tensor& t, const Activations& x,
+                                       float* y) {
   const __m256i table = codebook(t.codebook), low = _mm256_set1_epi8(15);
   const size_t scales_at = code_bytes(Type::q4, t.cols);
   __m256 acc[P][2];
-  POCKET_UNROLL for (int p = 0; p < P; p++) acc[p][0] = acc[p][1] = _mm256_setzero_ps();
+  POCKET_FOR (p, P) acc[p][0] = acc[p][1] = _mm256_setzero_ps();
   for (int g = 0; g < x.cols / kGroup; g++) {
     __m256i sum[P][2];
-    POCKET_UNROLL for (int p = 0; p < P; p++) sum[p][0] = sum[p][1] = _mm256_set1_epi32(-64 * x.sum[g]);
+    POCKET_FOR (p, P) sum[p][0] = sum[p][1] = _mm256_set1_epi32(-64 * x.sum[g]);
     for (int v = 4 * g; v < 4 * g + 4; v++) {
       const __m256i x0 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v)),
                     x1 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v + 4));
-      POCKET_UNROLL for (int p = 0; p < P; p++) {
+      POCKET_FOR (p, P) {
         const uint8_t* codes = w + p * stride + size_t(v) * 64;
         _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
-        POCKET_UNROLL for (int half = 0; half < 2; half++) {
+        POCKET_FOR (half, 2) {
           const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
           sum[p][half] = add_dot(sum[p][half], _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)), x0);
           const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
@@ -2088,16 +2031,18 @@ template <int P> POCKET_AVX2 inline void gemv_q4_panels(const uint8_t* w, size_t
         }
       }
     }
-    POCKET_UNROLL for (int p = 0; p < P; p++) POCKET_UNROLL for (int half = 0; half < 2; half++) {
-      const __m256 m = scales_q4(w + p * stride + scales_at + g / 2 * 16, half, g & 1);
-      acc[p][half] =
-          _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[p][half]), _mm256_mul_ps(m, _mm256_set1_ps(x.scale[g])), acc[p][half]);
+    POCKET_FOR (p, P)
+      POCKET_FOR (half, 2) {
+        const __m256 m = scales_q4(w + p * stride + scales_at + g / 2 * 16, half, g & 1);
+        acc[p][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[p][half]), _mm256_mul_ps(m, _mm256_set1_ps(x.scale[g])),
+                                       acc[p][half]);
+      }
+  }
+  POCKET_FOR (p, P)
+    POCKET_FOR (half, 2) {
+      const float* rs = reinterpret_cast<const float*>(w + (p + 1) * stride) - kPanelRows;
+      _mm256_storeu_ps(y + 16 * p + 8 * half, _mm256_mul_ps(acc[p][half], _mm256_loadu_ps(rs + 8 * half)));
     }
-  }
-  POCKET_UNROLL for (int p = 0; p < P; p++) POCKET_UNROLL for (int half = 0; half < 2; half++) {
-    const float* rs = reinterpret_cast<const float*>(w + (p + 1) * stride) - kPanelRows;
-    _mm256_storeu_ps(y + 16 * p + 8 * half, _mm256_mul_ps(acc[p][half], _mm256_loadu_ps(rs + 8 * half)));
-  }
 }
 
 POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
@@ -2110,36 +2055,39 @@ POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Act
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
 template <Type type, int T>
 POCKET_AVX2 inline void dot_tile(const uint8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
-  POCKET_UNROLL for (int half = 0; half < 2; half++) for (int g = 0; g < cols / kGroup; g++) {
-    __m256i sum[T];
-    POCKET_UNROLL for (int t = 0; t < T; t++) sum[t] =
-        _mm256_set1_epi32(type == Type::q4 ? -64 * x.token(t).sum[g] : 0);
-    for (int v = 8 * g; v < 8 * g + 8; v++) {
-      const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + size_t(v) * 64 + 32 * half));
-      POCKET_UNROLL for (int t = 0; t < T; t++) {
-        const __m256i xq = _mm256_set1_epi32(load<int32_t>(x.token(t).q + 4 * v));
-        if (type == Type::q4) sum[t] = add_dot(sum[t], w, xq);
-        else sum[t] = add_dot(sum[t], _mm256_abs_epi8(w), _mm256_sign_epi8(xq, w));
+  POCKET_FOR (half, 2)
+    for (int g = 0; g < cols / kGroup; g++) {
+      __m256i sum[T];
+      POCKET_FOR (t, T) sum[t] = _mm256_set1_epi32(type == Type::q4 ? -64 * x.token(t).sum[g] : 0);
+      for (int v = 8 * g; v < 8 * g + 8; v++) {
+        const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + size_t(v) * 64 + 32 * half));
+        POCKET_FOR (t, T) {
+          const __m256i xq = _mm256_set1_epi32(load<int32_t>(x.token(t).q + 4 * v));
+          if (type == Type::q4)
+            sum[t] = add_dot(sum[t], w, xq);
+          else
+            sum[t] = add_dot(sum[t], _mm256_abs_epi8(w), _mm256_sign_epi8(xq, w));
+        }
+      }
+      __m256 m;
+      if (type == Type::q4) {
+        m = _mm256_loadu_ps(static_cast<const float*>(scales) + 16 * g + 8 * half);
+      } else {
+        const uint16_t* bf16 = static_cast<const uint16_t*>(scales) + 16 * g + 8 * half;
+        const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bf16));
+        m = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+      }
+      POCKET_FOR (t, T) {
+        float* a = acc + 16 * t + 8 * half;
+        const __m256 scale = _mm256_mul_ps(m, _mm256_set1_ps(x.token(t).scale[g]));
+        _mm256_storeu_ps(a, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), scale, _mm256_loadu_ps(a)));
       }
     }
-    __m256 m;
-    if (type == Type::q4) {
-      m = _mm256_loadu_ps(static_cast<const float*>(scales) + 16 * g + 8 * half);
-    } else {
-      const uint16_t* bf16 = static_cast<const uint16_t*>(scales) + 16 * g + 8 * half;
-      const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bf16));
-      m = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
-    }
-    POCKET_UNROLL for (int t = 0; t < T; t++) {
-      float* a = acc + 16 * t + 8 * half;
-      const __m256 scale = _mm256_mul_ps(m, _mm256_set1_ps(x.token(t).scale[g]));
-      _mm256_storeu_ps(a, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), scale, _mm256_loadu_ps(a)));
-    }
-  }
 }
 
-template <Type type> POCKET_AVX2 inline void dot_tokens(const uint8_t* codes, const void* scales, int cols,
-                                                        const Activations& x, int n, float* acc) {
+template <Type type>
+POCKET_AVX2 inline void dot_tokens(const uint8_t* codes, const void* scales, int cols, const Activations& x, int n,
+                                   float* acc) {
   int t = 0;
   for (; t + 4 <= n; t += 4) dot_tile<type, 4>(codes, scales, cols, x.token(t), acc + 16 * t);
   for (; t < n; t++) dot_tile<type, 1>(codes, scales, cols, x.token(t), acc + 16 * t);
@@ -2147,9 +2095,9 @@ template <Type type> POCKET_AVX2 inline void dot_tokens(const uint8_t* codes, co
 
 POCKET_AVX2 inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
                             const Activations& x, int n, float* const acc[2]) {
-  POCKET_UNROLL for (int i = 0; i < 2; i++) type == Type::q4
-      ? dot_tokens<Type::q4>(codes[i], scales[i], cols, x, n, acc[i])
-      : dot_tokens<Type::q8>(codes[i], scales[i], cols, x, n, acc[i]);
+  POCKET_FOR (i, 2)
+    type == Type::q4 ? dot_tokens<Type::q4>(codes[i], scales[i], cols, x, n, acc[i])
+                     : dot_tokens<Type::q8>(codes[i], scales[i], cols, x, n, acc[i]);
 }
 
 }  // namespace avx2
@@ -2191,19 +2139,20 @@ POCKET_AVX512 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales,
 }
 
 // P panels, apart by stride, times one token: P streams of memory at once, each prefetched.
-template <int P> POCKET_AVX512 inline void gemv_q4_panels(const uint8_t* w, size_t stride, const Tensor& t,
-                                                          const Activations& x, float* y) {
+template <int P>
+POCKET_AVX512 inline void gemv_q4_panels(const uint8_t* w, size_t stride, const Tensor& t, const Activations& x,
+                                         float* y) {
   const __m512i table = codebook(t.codebook), low = _mm512_set1_epi8(15);
   const size_t scales_at = code_bytes(Type::q4, t.cols);
   __m512 acc[P];
-  POCKET_UNROLL for (int p = 0; p < P; p++) acc[p] = _mm512_setzero_ps();
+  POCKET_FOR (p, P) acc[p] = _mm512_setzero_ps();
   for (int g = 0; g < x.cols / kGroup; g++) {
     __m512i sum[P];
-    POCKET_UNROLL for (int p = 0; p < P; p++) sum[p] = _mm512_set1_epi32(-64 * x.sum[g]);
+    POCKET_FOR (p, P) sum[p] = _mm512_set1_epi32(-64 * x.sum[g]);
     for (int v = 4 * g; v < 4 * g + 4; v++) {
       const __m512i x0 = _mm512_set1_epi32(load<int32_t>(x.q + 8 * v)),
                     x1 = _mm512_set1_epi32(load<int32_t>(x.q + 8 * v + 4));
-      POCKET_UNROLL for (int p = 0; p < P; p++) {
+      POCKET_FOR (p, P) {
         const uint8_t* codes = w + p * stride + size_t(v) * 64;
         _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
         const __m512i pair = _mm512_loadu_si512(codes);
@@ -2212,13 +2161,12 @@ template <int P> POCKET_AVX512 inline void gemv_q4_panels(const uint8_t* w, size
         sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_shuffle_epi8(table, high), x1);
       }
     }
-    POCKET_UNROLL for (int p = 0; p < P; p++) {
+    POCKET_FOR (p, P) {
       const __m512 m = scales_q4(w + p * stride + scales_at + g / 2 * 16, g & 1);
       acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[p]), _mm512_mul_ps(m, _mm512_set1_ps(x.scale[g])), acc[p]);
     }
   }
-  POCKET_UNROLL for (int p = 0; p < P; p++)
-      _mm512_storeu_ps(y + 16 * p, _mm512_mul_ps(acc[p], _mm512_loadu_ps(w + (p + 1) * stride - 64)));
+  POCKET_FOR (p, P) _mm512_storeu_ps(y + 16 * p, _mm512_mul_ps(acc[p], _mm512_loadu_ps(w + (p + 1) * stride - 64)));
 }
 
 POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
@@ -2229,28 +2177,27 @@ POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const A
 }
 
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
-template <Type type, int T> POCKET_AVX512 inline void dot_tile(const uint8_t* const codes[2],
-                                                               const void* const scales[2], int cols,
-                                                               const Activations& x, float* acc0, float* acc1) {
+template <Type type, int T>
+POCKET_AVX512 inline void dot_tile(const uint8_t* const codes[2], const void* const scales[2], int cols,
+                                   const Activations& x, float* acc0, float* acc1) {
   constexpr int kBias = type == Type::q4 ? 64 : 128;
   __m512 a[2][T];
-  POCKET_UNROLL for (int t = 0; t < T; t++) a[0][t] = _mm512_loadu_ps(acc0 + 16 * t),
-                                            a[1][t] = _mm512_loadu_ps(acc1 + 16 * t);
+  POCKET_FOR (t, T) a[0][t] = _mm512_loadu_ps(acc0 + 16 * t), a[1][t] = _mm512_loadu_ps(acc1 + 16 * t);
   for (int g = 0; g < cols / kGroup; g++) {
     __m512i sum[2][T];
-    POCKET_UNROLL for (int t = 0; t < T; t++) sum[0][t] = sum[1][t] = _mm512_set1_epi32(-kBias * x.token(t).sum[g]);
+    POCKET_FOR (t, T) sum[0][t] = sum[1][t] = _mm512_set1_epi32(-kBias * x.token(t).sum[g]);
     for (int v = 8 * g; v < 8 * g + 8; v++) {
       __m512i w[2];
-      POCKET_UNROLL for (int i = 0; i < 2; i++) {
+      POCKET_FOR (i, 2) {
         w[i] = _mm512_loadu_si512(codes[i] + size_t(v) * 64);
         if (type == Type::q8) w[i] = _mm512_xor_si512(w[i], _mm512_set1_epi8(-128));
       }
-      POCKET_UNROLL for (int t = 0; t < T; t++) {
+      POCKET_FOR (t, T) {
         const __m512i xq = _mm512_set1_epi32(load<int32_t>(x.token(t).q + 4 * v));
-        POCKET_UNROLL for (int i = 0; i < 2; i++) sum[i][t] = _mm512_dpbusd_epi32(sum[i][t], w[i], xq);
+        POCKET_FOR (i, 2) sum[i][t] = _mm512_dpbusd_epi32(sum[i][t], w[i], xq);
       }
     }
-    POCKET_UNROLL for (int i = 0; i < 2; i++) {
+    POCKET_FOR (i, 2) {
       __m512 m;
       if (type == Type::q4) {
         m = _mm512_loadu_ps(static_cast<const float*>(scales[i]) + 16 * g);
@@ -2258,18 +2205,18 @@ template <Type type, int T> POCKET_AVX512 inline void dot_tile(const uint8_t* co
         const __m256i raw = _mm256_loadu_si256(static_cast<const __m256i*>(scales[i]) + g);
         m = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
       }
-      POCKET_UNROLL for (int t = 0; t < T; t++) {
+      POCKET_FOR (t, T) {
         const __m512 scale = _mm512_mul_ps(m, _mm512_set1_ps(x.token(t).scale[g]));
         a[i][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][t]), scale, a[i][t]);
       }
     }
   }
-  POCKET_UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(acc0 + 16 * t, a[0][t]),
-      _mm512_storeu_ps(acc1 + 16 * t, a[1][t]);
+  POCKET_FOR (t, T) _mm512_storeu_ps(acc0 + 16 * t, a[0][t]), _mm512_storeu_ps(acc1 + 16 * t, a[1][t]);
 }
 
-template <Type type> POCKET_AVX512 inline void dot_tokens(const uint8_t* const codes[2], const void* const scales[2],
-                                                          int cols, const Activations& x, int n, float* const acc[2]) {
+template <Type type>
+POCKET_AVX512 inline void dot_tokens(const uint8_t* const codes[2], const void* const scales[2], int cols,
+                                     const Activations& x, int n, float* const acc[2]) {
   int t = 0;
   for (; t + 6 <= n; t += 6) dot_tile<type, 6>(codes, scales, cols, x.token(t), acc[0] + 16 * t, acc[1] + 16 * t);
   for (; t + 2 <= n; t += 2) dot_tile<type, 2>(codes, scales, cols, x.token(t), acc[0] + 16 * t, acc[1] + 16 * t);
@@ -2313,3 +2260,11 @@ inline std::vector<std::string> kernel_names() {
 
 }  // namespace pocket
 #endif  // POCKET_RUN_CPP
+
+// ====================================================================================================================
+// 9. Command line
+// ====================================================================================================================
+#ifndef RUN_NO_MAIN
+#include "cli.hpp"
+int main(int argc, char** argv) { return pocket::cli::main(argc, argv); }
+#endif

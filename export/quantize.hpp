@@ -52,7 +52,7 @@ POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const flo
   for (int i = 0; i < kGroup; i++) {
     const Lanes t[2] = {w[i] * inverse[0], w[i] * inverse[1]};
     Lanes nearest[2] = {Lanes{} + cb.value[0], Lanes{} + cb.value[0]};
-    POCKET_UNROLL for (int b = 0; b < 15; b++) {
+    POCKET_FOR (b, 15) {
       const Lanes step = Lanes{} + (cb.value[b + 1] - cb.value[b]), none = {};
       nearest[0] += t[0] > cb.border[b] ? step : none;
       nearest[1] += t[1] > cb.border[b] ? step : none;
@@ -157,9 +157,12 @@ class PanelEncoder {
     std::memset(panel, 0, panel_bytes(type_, cols_));
     for (int r = 0; r < kPanelRows; r++) {
       const float* row = rows + size_t(r) * cols_;
-      if (type_ == Type::f32) encode_f32(row, r, panel);
-      else if (type_ == Type::q8) encode_q8(row, r, panel);
-      else encode_q4(row, r, panel);
+      if (type_ == Type::f32)
+        encode_f32(row, r, panel);
+      else if (type_ == Type::q8)
+        encode_q8(row, r, panel);
+      else
+        encode_q4(row, r, panel);
     }
   }
 

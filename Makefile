@@ -1,0 +1,46 @@
+# Builds run and export/convert with nothing but a C++17 compiler. `make help` lists the targets.
+
+CXX ?= g++
+CXXFLAGS ?= -O3
+# -ffp-contract=off: the code says itself where a product and a sum are fused; nobody else may.
+ALL_FLAGS = -std=c++17 -Wall -Wextra -ffp-contract=off -pthread $(CXXFLAGS)
+BUILD ?= build
+PREFIX ?= /usr/local
+MODEL = models/smollm2-135m-instruct.bin
+
+all: run export/convert
+
+run: run.cpp cli.hpp tokenizer.hpp
+	$(CXX) $(ALL_FLAGS) run.cpp -o $@ $(LDFLAGS)
+
+export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp tokenizer.hpp
+	$(CXX) $(ALL_FLAGS) export/convert.cpp -o $@ $(LDFLAGS)
+
+help:
+	@echo "make            build ./run and export/convert"
+	@echo "make demo       build, get a small chat model (93 MB, once), and let it tell a story"
+	@echo "make test       get what the tests need, and run them all"
+	@echo "make sanitize   the same tests under ASan and UBSan, and the threads under TSan"
+	@echo "make install    copy run to $(PREFIX)/bin"
+	@echo "make clean      remove what was built (models stay)"
+
+demo: all $(MODEL)
+	./run $(MODEL) -i "Once upon a time" -n 120 -s 5
+
+$(MODEL): | export/convert
+	models/get smollm2-135m-instruct
+
+test: all
+	tests/setup
+	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
+	cmake --build $(BUILD) -j 2
+	ctest --test-dir $(BUILD) --output-on-failure
+
+install: run
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 run $(DESTDIR)$(PREFIX)/bin/pocketllama
+
+clean:
+	rm -rf run export/convert $(BUILD) build-*
+
+.PHONY: all help demo test sanitize install clean

@@ -1,0 +1,82 @@
+// random_model.hpp: weights of the exact shape of a known model, for measuring speed and memory where the trained ones
+// cannot be had. The same on every machine.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../run.cpp"
+#include "../tokenizer.hpp"
+
+namespace pocket {
+
+struct Preset {
+  const char* name;
+  Config config;
+};
+
+// Shapes as their authors publish them.
+inline const std::vector<Preset>& presets() {
+  const auto shape = [](int dim, int hidden, int layers, int heads, int kv_heads, int vocab, int context, float theta,
+                        bool tied) {
+    Config c;
+    c.dim = dim, c.hidden_dim = hidden, c.n_layers = layers, c.n_heads = heads, c.n_kv_heads = kv_heads;
+    c.head_dim = dim / heads, c.vocab_size = vocab, c.max_seq_len = context, c.rope_theta = theta, c.tied = tied;
+    return c;
+  };
+  static const std::vector<Preset> all = {
+      {"tinyllama-1.1b", shape(2048, 5632, 22, 32, 4, 32000, 2048, 10000, false)},
+      {"smollm2-135m", shape(576, 1536, 30, 9, 3, 49152, 8192, 100000, true)},
+      {"smollm2-360m", shape(960, 2560, 32, 15, 5, 49152, 8192, 100000, true)},
+      {"stories15m", shape(288, 768, 6, 6, 6, 32000, 256, 10000, true)},
+      {"stories110m", shape(768, 2048, 12, 12, 12, 32000, 1024, 10000, true)},
+      {"tiny", shape(64, 172, 2, 8, 4, 512, 256, 10000, true)},
+  };
+  return all;
+}
+
+// Rows of a tensor, drawn from its name: nearly normal, the spread of a fresh checkpoint; norms are 1.
+inline void random_rows(const TensorSpec& spec, int64_t first, int64_t count, float* out) {
+  const std::string name = spec.name == "output" ? "token_embedding" : spec.name;  // tied or not, the same numbers
+  for (int64_t r = first; r < first + count; r++) {
+    uint64_t state = hash_bytes(name.data(), name.size()) + uint64_t(r) * 0x9E3779B97F4A7C15;
+    for (int c = 0; c < spec.cols; c += 2) {
+      state = (state ^ state >> 31) * 0xD6E8FEB86659FD93 + 0x2545F4914F6CDD1D;
+      // Four 8-bit numbers each, added: their distribution is close to the normal one, deviation 148.
+      for (int i = 0; i < 2 && c + i < spec.cols; i++) {
+        const uint32_t bits = uint32_t(state >> (32 * i));
+        const int sum = int(bits & 255) + int(bits >> 8 & 255) + int(bits >> 16 & 255) + int(bits >> 24);
+        *out++ = spec.layout == Layout::vector ? 1.f : float(sum - 510) * (0.02f / 148.f);
+      }
+    }
+  }
+}
+
+// A tokenizer to go with random weights: single bytes, and made-up syllables so that the output can be read aloud.
+inline Tokenizer::Vocabulary random_vocabulary(int size) {
+  Tokenizer::Vocabulary v;
+  v.kind = Tokenizer::Kind::sentencepiece;
+  v.unk = 0, v.bos = 1, v.eos = 2, v.add_bos = true;
+  v.add_dummy_prefix = v.escape_whitespaces = v.byte_fallback = true;
+  v.remove_extra_whitespaces = false;
+  v.unk_surface = " \xE2\x81\x87 ";
+  v.pieces = {{"<unk>", 0, Tokenizer::PieceType::unknown},
+              {"<s>", 0, Tokenizer::PieceType::control},
+              {"</s>", 0, Tokenizer::PieceType::control}};
+  const char* hex = "0123456789ABCDEF";
+  for (int b = 0; b < 256; b++)
+    v.pieces.push_back({std::string("<0x") + hex[b / 16] + hex[b % 16] + ">", 0, Tokenizer::PieceType::byte});
+  const char *consonants = "bdfghjklmnprstvz", *vowels = "aeiou";
+  for (int i = 0; int(v.pieces.size()) < size; i++) {
+    std::string text = i % 3 == 0 ? "\xE2\x96\x81" : "";
+    for (int rest = i / 3, syllable = 0; syllable == 0 || rest > 0; rest /= 80, syllable++)
+      text += {consonants[rest % 16], vowels[rest / 16 % 5]};
+    if (i % 3 == 2) text += consonants[i / 3 % 16];
+    v.pieces.push_back({text, -float(i), Tokenizer::PieceType::normal});
+  }
+  v.pieces.resize(size_t(size));
+  return v;
+}
+
+}  // namespace pocket
