@@ -108,11 +108,11 @@ enum class RopeScaling : uint32_t { none = 0, linear = 1, llama3 = 2 };
 struct Config {
   int dim = 0;          // width of the residual stream
   int hidden_dim = 0;   // width inside the feed-forward block
-  int n_layers = 0;     //
+  int n_layers = 0;     // transformer blocks
   int n_heads = 0;      // query heads
   int n_kv_heads = 0;   // key/value heads; each serves n_heads / n_kv_heads query heads (GQA)
   int head_dim = 0;     // width of one head; n_heads * head_dim is usually dim
-  int vocab_size = 0;   //
+  int vocab_size = 0;   // tokens
   int max_seq_len = 0;  // positions the model was trained for
   float norm_eps = 1e-5f;
   float rope_theta = 10000.f;                    // base of the rotary frequencies
@@ -147,8 +147,8 @@ struct Layer {
 // The strings around the turns of a conversation. Data, not a program: a part is a control token or plain text.
 struct ChatTemplate {
   struct Part {
-    int id = -1;       // a control token; -1: text
-    std::string text;  //
+    int id = -1;  // a control token; -1: text
+    std::string text;
   };
   using Parts = std::vector<Part>;
   enum Slot { kSystemPrefix, kSystemSuffix, kFirstUserPrefix, kUserPrefix, kUserSuffix, kReplyPrefix, kReplySuffix };
@@ -181,14 +181,14 @@ class Model {
   Config config;
   Tensor token_embedding;  // (vocab_size, dim), row-major: gathered, never multiplied
   std::vector<Layer> layers;
-  Tensor final_norm;               // (dim)
-  Tensor output;                   // (vocab_size, dim)
-  ChatTemplate chat;               //
+  Tensor final_norm;  // (dim)
+  Tensor output;      // (vocab_size, dim)
+  ChatTemplate chat;
   std::vector<int> self_test_ids;  // a prompt ...
   uint64_t self_test_hash = 0;     // ... and the hash of the logits of its last token (hash_logits)
-  size_t file_bytes = 0;           //
-  size_t bytes_per_token = 0;      // weights that forward() reads for one token
-  bool all_f32 = false;            // a reference model: no quantized matrix in it
+  size_t file_bytes = 0;
+  size_t bytes_per_token = 0;  // weights that forward() reads for one token
+  bool all_f32 = false;        // a reference model: no quantized matrix in it
 
   std::string_view tokenizer_bytes() const { return tokenizer_; }
   std::string_view provenance() const { return provenance_; }
@@ -210,10 +210,10 @@ class Model {
 enum class KvType { automatic, q8, f32 };  // how keys and values are kept; automatic: f32 for f32 models, else q8
 
 struct SessionOptions {
-  int context = 0;                // positions to keep; 0: the model's max_seq_len
-  int threads = 0;                // 0: one per CPU
-  KvType kv = KvType::automatic;  //
-  const char* kernel = nullptr;   // a name of kernel_names(); null: the fastest this CPU can run
+  int context = 0;  // positions to keep; 0: the model's max_seq_len
+  int threads = 0;  // 0: one per CPU
+  KvType kv = KvType::automatic;
+  const char* kernel = nullptr;  // a name of kernel_names(); null: the fastest this CPU can run
 };
 
 // What an observer is shown: after a layer its output, and for each head the weights its token gave to all before it.
@@ -244,7 +244,7 @@ class Session {
   // failure (no memory, an id outside the vocabulary, context full, cancelled) null, with `error` set and the position
   // where it was.
   const float* forward(const int* ids, size_t n);
-  // The same with the logits of every token: each(i, logits) in order; it returns false to stop.
+  // The same with the logits of every token: each(i, logits) in order. Where it returns false, token i was the last.
   using EachLogits = std::function<bool(size_t i, const float* logits)>;
   bool forward(const int* ids, size_t n, const EachLogits& each);
 
@@ -302,11 +302,13 @@ inline std::vector<std::string> kernel_names();
 struct SamplerOptions {
   float temperature = 0.8f;  // 0: always the most likely token
   float top_p = 0.9f;        // the smallest set of tokens that holds this much probability; 1: all
-  uint64_t seed = 0;         //
+  uint64_t seed = 0;
   int top_k = 0;             // the k most likely only; 0: all
   float min_p = 0;           // only tokens at least this likely, relative to the most likely one
   float repeat_penalty = 1;  // logits of tokens among the last 64 are divided by it (multiplied where negative)
 };
+
+inline constexpr size_t kRepeatWindow = 64;  // tokens back that the repetition penalty looks
 
 // Picks the next token. The same seed and logits give the same choice on every machine.
 class Sampler {
@@ -321,13 +323,15 @@ class Sampler {
     static bool likelier(const Candidate& a, const Candidate& b) { return a.p != b.p ? a.p > b.p : a.id < b.id; }
   };
   float random();
+  static int likeliest(const float* logits, int n);
   void penalize(int n);
   int choose(float top, int best);
   double keep_top_p(double total);
 
   SamplerOptions options_;
   uint64_t state_;
-  std::vector<int> recent_;
+  int recent_[kRepeatWindow];  // a ring; -1: none yet
+  size_t next_ = 0;
   std::vector<float> work_;
   std::vector<Candidate> candidates_;
 };
@@ -1024,7 +1028,7 @@ inline bool Model::open(const char* path) {
     close();
     return false;
   };
-  file_ = ::open(path, O_RDONLY | O_CLOEXEC);
+  file_ = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   struct stat st;
   if (file_ < 0 || fstat(file_, &st) != 0) return fail(std::strerror(errno));
   if (S_ISDIR(st.st_mode)) return fail("is a folder; export/convert makes a model.bin from a checkpoint's folder");
@@ -1535,7 +1539,8 @@ inline bool Session::run(const int* ids, size_t n, const EachLogits* each) {
       const int rows = std::min(kLogitRows, size - t);
       const float* logits = logits_of(t, rows);
       for (int r = 0; r < rows; r++)
-        if (!(*each)(i + t + r, logits + size_t(r) * padded(vocab_size()))) return true;
+        if (!(*each)(i + t + r, logits + size_t(r) * padded(vocab_size())))
+          return position_ = start + int(i) + t + r + 1, true;
     }
   }
   return true;
@@ -1798,10 +1803,8 @@ inline const float* Session::logits_of(int first, int n) {
 // 7. Sampler, generate, chat
 // ====================================================================================================================
 
-inline constexpr size_t kRepeatWindow = 64;  // tokens back that the repetition penalty looks
-
 inline Sampler::Sampler(SamplerOptions options) : options_(options), state_(options.seed) {
-  random();  // the first step mixes the seed in
+  std::fill(recent_, recent_ + kRepeatWindow, -1);
 }
 
 // SplitMix64 (Steele, Lea and Flood 2014): 24 of its 64 bits make a float in [0, 1).
@@ -1812,30 +1815,38 @@ inline float Sampler::random() {
   return float((z ^ z >> 31) >> 40) / 16777216.f;
 }
 
-inline void Sampler::remember(int id) {
-  if (recent_.size() == kRepeatWindow) recent_.erase(recent_.begin());
-  recent_.push_back(id);
-}
+inline void Sampler::remember(int id) { recent_[next_++ % kRepeatWindow] = id; }
 
 // Keskar et al. 2019 (CTRL); each token once, however often it occurred.
 inline void Sampler::penalize(int n) {
   if (options_.repeat_penalty == 1.f) return;
-  for (size_t i = 0; i < recent_.size(); i++) {
+  for (size_t i = 0; i < kRepeatWindow; i++) {
     const int id = recent_[i];
-    if (id < 0 || id >= n || std::find(recent_.begin(), recent_.begin() + i, id) != recent_.begin() + i) continue;
+    if (id < 0 || id >= n || std::find(recent_, recent_ + i, id) != recent_ + i) continue;
     work_[id] = work_[id] > 0 ? work_[id] / options_.repeat_penalty : work_[id] * options_.repeat_penalty;
   }
 }
 
 inline int Sampler::operator()(const float* logits, int n) {
-  work_.assign(logits, logits + n);
-  penalize(n);
-  int best = 0;  // the first of equals; what is not a number never wins
-  for (int i = 1; i < n; i++)
-    if (work_[i] > work_[best] || work_[best] != work_[best]) best = i;
-  const int id = options_.temperature > 0 ? choose(work_[best], best) : best;
+  int id = 0;
+  try {
+    work_.assign(logits, logits + n);
+    penalize(n);
+    const int best = likeliest(work_.data(), n);
+    id = options_.temperature > 0 ? choose(work_[best], best) : best;
+  } catch (const std::bad_alloc&) {
+    id = likeliest(logits, n);  // no memory to choose with
+  }
   remember(id);
   return id;
+}
+
+// The first of equals; what is not a number never wins.
+inline int Sampler::likeliest(const float* logits, int n) {
+  int best = 0;
+  for (int i = 1; i < n; i++)
+    if (logits[i] > logits[best] || logits[best] != logits[best]) best = i;
+  return best;
 }
 
 // Keeps the likeliest candidates that together hold more than top_p of the total; returns what they hold. The unlikely

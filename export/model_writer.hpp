@@ -21,12 +21,12 @@ using Progress = std::function<bool(const TensorSpec& spec, uint64_t bytes_done,
 
 struct ModelParts {
   Config config;
-  Type type = Type::q4;            // of the matrices; the embedding table is f32 in an f32 model, else q8
-  std::string tokenizer;           // blob
-  ChatTemplate chat;               //
-  std::string provenance;          //
-  std::vector<int> self_test_ids;  //
-  int threads = 2;                 //
+  Type type = Type::q4;   // of the matrices; the embedding table is f32 in an f32 model, else q8
+  std::string tokenizer;  // blob
+  ChatTemplate chat;
+  std::string provenance;
+  std::vector<int> self_test_ids;
+  int threads = 2;
 };
 
 class ByteWriter {

@@ -1,0 +1,182 @@
+// input_file.hpp: files read at positions, every read checked against the file's size; and what readers need of paths.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace pocket {
+
+// For `return fail(error, "what: why")`.
+inline bool fail(std::string& error, std::string why) {
+  error = std::move(why);
+  return false;
+}
+
+// A regular file open for reading. Any number of threads may read at once.
+class InputFile {
+ public:
+  // Null with `error` set if there is no such file, or it is something else: a folder, a pipe, a device.
+  static std::unique_ptr<InputFile> open(const std::string& path, std::string& error) {
+    // O_NONBLOCK: opening a pipe must not wait for its writer. It changes nothing for regular files.
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct stat info = {};
+    if (descriptor < 0 || fstat(descriptor, &info) != 0) {
+      error = path + ": " + std::strerror(errno);
+      if (descriptor >= 0) ::close(descriptor);
+      return nullptr;
+    }
+    std::unique_ptr<InputFile> file(new InputFile(path, descriptor, uint64_t(info.st_size)));
+    if (S_ISREG(info.st_mode)) return file;
+    error = path + ": expected a regular file, found " + (S_ISDIR(info.st_mode) ? "a folder" : "a pipe or a device");
+    return nullptr;
+  }
+
+  ~InputFile() { ::close(descriptor_); }
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  uint64_t size() const { return size_; }  // bytes, when it was opened
+
+  // Copies bytes offset ... offset + n - 1. False with `error` set if they are not all there.
+  bool read(uint64_t offset, void* out, uint64_t n, std::string& error) const {
+    if (offset > size_ || n > size_ - offset) return truncated(offset, n, size_, error);
+    char* to = static_cast<char*>(out);
+    for (uint64_t done = 0; done < n;) {
+      const ssize_t got =
+          pread(descriptor_, to + done, size_t(std::min<uint64_t>(n - done, 1 << 30)), off_t(offset + done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return fail(error, path_ + ": offset " + std::to_string(offset) + ": " + std::strerror(errno));
+      if (got == 0) return truncated(offset, n, offset + done, error);  // it has shrunk since it was opened
+      done += uint64_t(got);
+    }
+    return true;
+  }
+
+ private:
+  InputFile(std::string path, int descriptor, uint64_t size)
+      : path_(std::move(path)), descriptor_(descriptor), size_(size) {}
+
+  bool truncated(uint64_t offset, uint64_t n, uint64_t size, std::string& error) const {
+    return fail(error, path_ + ": offset " + std::to_string(offset) + ": truncated: expected " + std::to_string(n) +
+                           " bytes, found " + std::to_string(size - std::min(size, offset)));
+  }
+
+  std::string path_;
+  int descriptor_;
+  uint64_t size_;
+};
+
+// Reads a file from front to back through a small buffer. After the first failure ok() is false, error() says why, and
+// whatever is read is 0.
+class FileCursor {
+ public:
+  explicit FileCursor(const InputFile& file, uint64_t at = 0) : file_(&file), at_(at) {}
+
+  bool ok() const { return error_.empty(); }
+  const std::string& error() const { return error_; }
+  uint64_t position() const { return at_; }
+  uint64_t left() const { return file_->size() - std::min(at_, file_->size()); }
+
+  bool read(void* out, uint64_t n) {
+    if (n > 0) std::memset(out, 0, size_t(n));
+    if (!ok()) return false;
+    if (at_ < start_ || at_ - start_ > buffer_.size() || n > buffer_.size() - (at_ - start_)) {
+      if (n > kBuffer || n > left()) return advance(file_->read(at_, out, n, error_), n);
+      buffer_.resize(size_t(std::min<uint64_t>(kBuffer, left())));
+      start_ = at_;
+      if (!file_->read(start_, buffer_.data(), buffer_.size(), error_)) return false;
+    }
+    if (n > 0) std::memcpy(out, buffer_.data() + (at_ - start_), size_t(n));
+    return advance(true, n);
+  }
+
+  template <class T> T get() {
+    T value;
+    read(&value, sizeof value);
+    return value;
+  }
+
+  // n bytes; no memory is taken for more than the file has.
+  std::string get_string(uint64_t n) {
+    std::string s(size_t(ok() && n <= left() ? n : 0), '\0');
+    if (s.size() == n)
+      read(s.data(), n);
+    else
+      skip(n);
+    return s;
+  }
+
+  bool skip(uint64_t n) {
+    if (!ok()) return false;
+    if (n > left()) return file_->read(at_, nullptr, n, error_);  // never succeeds: it says what is wrong
+    return advance(true, n);
+  }
+
+ private:
+  static constexpr uint64_t kBuffer = 1 << 16;
+
+  bool advance(bool success, uint64_t n) {
+    if (success) at_ += n;
+    return success;
+  }
+
+  const InputFile* file_;
+  uint64_t at_, start_ = 0;  // where in the file: the next byte, and the first one in the buffer
+  std::vector<char> buffer_;
+  std::string error_;
+};
+
+// Both may be empty; a folder may end in a slash.
+inline std::string join_path(const std::string& folder, const std::string& name) {
+  if (folder.empty() || folder.back() == '/') return folder + name;
+  return folder + "/" + name;
+}
+
+// "a/b" gives "a", "b" gives ".", "/b" gives "/".
+inline std::string folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// The last part of a path: "b" of "a/b" and of "a/b/".
+inline std::string base_name(const std::string& path) {
+  const size_t end = path.find_last_not_of('/');
+  if (end == std::string::npos) return path;
+  const size_t slash = path.rfind('/', end);
+  return path.substr(slash == std::string::npos ? 0 : slash + 1,
+                     end - (slash == std::string::npos ? 0 : slash + 1) + 1);
+}
+
+inline bool is_directory(const std::string& path) {
+  struct stat info = {};
+  return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+inline bool is_file(const std::string& path) {
+  struct stat info = {};
+  return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);
+}
+
+// The whole of a file of at most `most` bytes.
+inline bool read_small_file(const std::string& path, uint64_t most, std::string& out, std::string& error) {
+  const auto file = InputFile::open(path, error);
+  if (!file) return false;
+  if (file->size() > most)
+    return fail(error,
+                path + ": expected at most " + std::to_string(most) + " bytes, found " + std::to_string(file->size()));
+  out.resize(size_t(file->size()));
+  return file->read(0, out.data(), out.size(), error);
+}
+
+}  // namespace pocket

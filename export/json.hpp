@@ -1,0 +1,480 @@
+// json.hpp: a strict reader of JSON (RFC 8259), made for files that nobody vouches for.
+//
+//     JsonDocument document;
+//     if (!document.parse("config.json", text)) return fail(error, document.error);
+//     int width = 0;
+//     if (!document.root().get("hidden_size", 1, 65536, width, error)) return false;   // error says where and what
+//
+// The text is kept as it is, with 16 bytes more for each value in it. Values are handles into the document, which must
+// outlive them. Of equal keys in one object the last one counts, as in Python; members() shows them all.
+#pragma once
+
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <locale>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "input_file.hpp"
+
+namespace pocket {
+
+inline constexpr int kJsonDepth = 256;  // arrays and objects inside each other
+
+enum class JsonKind : uint8_t { absent, null, boolean, number, string, array, object };
+
+// Code point of the UTF-8 character at s[at], with `at` moved past it; -1 if there is no valid one (RFC 3629: shortest
+// form, no surrogates, at most U+10FFFF).
+inline int32_t decode_utf8(std::string_view s, size_t& at) {
+  if (at >= s.size()) return -1;
+  const uint8_t first = uint8_t(s[at]);
+  if (first < 0x80) return s[at++];
+  const int more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
+  if (first < 0xc2 || first > 0xf4 || s.size() - at <= size_t(more)) return -1;
+  int32_t code = first & (0x3f >> more);
+  for (int i = 1; i <= more; i++) {
+    const uint8_t byte = uint8_t(s[at + i]);
+    if ((byte & 0xc0) != 0x80) return -1;
+    code = code << 6 | (byte & 0x3f);
+  }
+  constexpr int32_t kSmallest[4] = {0, 0x80, 0x800, 0x10000};
+  if (code < kSmallest[more] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return -1;
+  at += size_t(more) + 1;
+  return code;
+}
+
+inline void append_utf8(std::string& out, uint32_t code) {
+  const auto put = [&](uint32_t byte) { out += char(byte); };
+  if (code < 0x80) return put(code);
+  if (code < 0x800) {
+    put(0xc0 | code >> 6);
+  } else {
+    if (code < 0x10000) {
+      put(0xe0 | code >> 12);
+    } else {
+      put(0xf0 | code >> 18);
+      put(0x80 | (code >> 12 & 0x3f));
+    }
+    put(0x80 | (code >> 6 & 0x3f));
+  }
+  put(0x80 | (code & 0x3f));
+}
+
+struct JsonNode {
+  uint32_t at;    // in the text: a string's first byte behind the quote, else a value's first byte
+  uint32_t size;  // string, number: bytes in the text; array: elements; object: members
+  uint32_t next;  // index of the node after this one and all that is inside it
+  JsonKind kind;
+  bool escaped;  // string: has a backslash
+};
+
+class JsonDocument;
+
+// One value. A member that is not there is a value too, of kind absent.
+class JsonValue {
+ public:
+  JsonValue() = default;
+  JsonValue(const JsonDocument& document, uint32_t index) : document_(&document), index_(index) {}
+
+  JsonKind kind() const;
+  bool is(JsonKind k) const { return kind() == k; }
+  bool missing() const { return kind() <= JsonKind::null; }  // absent or null
+  size_t size() const;                                       // elements or members; 0 for others
+  std::string string() const;                                // "" for others
+  bool boolean() const;                                      // false for others
+  double number() const;                                     // 0 for others, infinite if too large
+  bool integer(int64_t& out) const;                          // false unless digits alone that fit
+
+  JsonValue find(std::string_view key) const;  // absent if this is no object, or has no such member
+  JsonValue at(size_t i) const;                // of an array; takes i steps, so loop over elements() instead
+  std::string where() const;                   // "config.json:3:17"
+  std::string describe() const;                // "null", "the string "abc"", "an object", ...
+
+  // A member's value to `out`. False with `error` set if it is of another kind or out of range. A member that is absent
+  // or null leaves `out` as it was, and is no error; need() says that it is one.
+  bool get(std::string_view key, bool& out, std::string& error) const;
+  bool get(std::string_view key, std::string& out, std::string& error) const;
+  bool get(std::string_view key, double& out, std::string& error) const;
+  bool get(std::string_view key, int64_t low, int64_t high, int& out, std::string& error) const;
+  bool need(std::string_view key, JsonKind kind, std::string& error) const;
+
+  // For range loops: elements() over the values of an array, members() over {key, value} of an object, in file order.
+  struct Elements;
+  struct Members;
+  Elements elements() const;
+  Members members() const;
+
+  // Sets `error` to "where(): expected ..., found ...".
+  bool refuse(std::string_view key, const std::string& expected, std::string& error) const;
+
+ private:
+  const JsonNode& node() const;
+  std::string_view raw() const;
+  bool same_key(std::string_view key) const;
+
+  const JsonDocument* document_ = nullptr;  // null: absent
+  uint32_t index_ = 0;
+};
+
+class JsonDocument {
+ public:
+  std::string error;  // "NAME:LINE:COLUMN: expected ..., found ..."
+
+  // Reads one value and nothing behind it. `name` is what messages call the text.
+  bool parse(std::string name, std::string text) {
+    name_ = std::move(name);
+    text_ = std::move(text);
+    nodes_.clear();
+    at_ = 0;
+    if (text_.size() >= UINT32_MAX) return pocket::fail(error, name_ + ": expected less than 4 GiB");
+    if (!value(0)) return false;
+    skip_space();
+    if (at_ < text_.size()) return expected("nothing more");
+    nodes_.shrink_to_fit();
+    return true;
+  }
+
+  // The same of a file of at most `most` bytes.
+  bool parse_file(const std::string& path, uint64_t most) {
+    std::string text;
+    return read_small_file(path, most, text, error) && parse(path, std::move(text));
+  }
+
+  JsonValue root() const { return nodes_.empty() ? JsonValue() : JsonValue(*this, 0); }
+
+ private:
+  friend class JsonValue;
+
+  bool expected(const std::string& what) {
+    std::string found = "the end";
+    if (at_ < text_.size()) {
+      const char hex[] = "0123456789abcdef", c = text_[at_];
+      if (c > ' ' && c < 0x7f)
+        found = std::string("'") + c + "'";
+      else
+        found = std::string("byte 0x") + hex[uint8_t(c) >> 4] + hex[c & 15];
+    }
+    return pocket::fail(error, position(at_) + ": expected " + what + ", found " + found);
+  }
+
+  std::string position(size_t at) const {
+    size_t line = 1, start = 0;
+    for (size_t i = 0; i < at; i++)
+      if (text_[i] == '\n') line++, start = i + 1;
+    return name_ + ":" + std::to_string(line) + ":" + std::to_string(at - start + 1);
+  }
+
+  char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
+  bool take(char c) { return peek() == c && at_ < text_.size() ? (at_++, true) : false; }
+  void skip_space() {
+    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
+      at_++;
+  }
+
+  size_t open(JsonKind kind) {
+    nodes_.push_back({uint32_t(at_), 0, 0, kind, false});
+    return nodes_.size() - 1;
+  }
+  bool close(size_t node, size_t size) {
+    nodes_[node].size = uint32_t(size);
+    nodes_[node].next = uint32_t(nodes_.size());
+    return true;
+  }
+
+  bool value(int depth) {
+    skip_space();
+    const char c = peek();
+    if (c == '{' || c == '[') return depth < kJsonDepth ? list(depth, c == '{') : expected("at most 256 levels");
+    if (c == '"') return string();
+    if (c == 't') return literal("true", JsonKind::boolean);
+    if (c == 'f') return literal("false", JsonKind::boolean);
+    if (c == 'n') return literal("null", JsonKind::null);
+    if (c == '-' || (c >= '0' && c <= '9')) return number();
+    return expected("a value");
+  }
+
+  // An array, or an object, whose members are two values each: the key and what it stands for.
+  bool list(int depth, bool object) {
+    const size_t node = open(object ? JsonKind::object : JsonKind::array);
+    const char end = object ? '}' : ']';
+    size_t size = 0;
+    at_++;
+    skip_space();
+    if (take(end)) return close(node, 0);
+    for (;;) {
+      skip_space();
+      if (object) {
+        if (peek() != '"') return expected("a key in quotes");
+        if (!string()) return false;
+        skip_space();
+        if (!take(':')) return expected("':'");
+      }
+      if (!value(depth + 1)) return false;
+      size++;
+      skip_space();
+      if (take(end)) return close(node, size);
+      if (!take(',')) return expected(object ? "',' or '}'" : "',' or ']'");
+    }
+  }
+
+  bool literal(std::string_view word, JsonKind kind) {
+    const size_t node = open(kind);
+    for (char c : word)
+      if (!take(c)) return expected(std::string(word));
+    return close(node, word.size());
+  }
+
+  bool digits() {
+    const size_t start = at_;
+    while (peek() >= '0' && peek() <= '9') at_++;
+    return at_ > start || expected("a digit");
+  }
+
+  bool number() {
+    const size_t node = open(JsonKind::number), start = at_;
+    take('-');
+    if (!take('0') && !digits()) return false;
+    if (take('.') && !digits()) return false;
+    if (take('e') || take('E')) {
+      if (!take('+')) take('-');
+      if (!digits()) return false;
+    }
+    return close(node, at_ - start);
+  }
+
+  bool string() {
+    at_++;
+    const size_t node = open(JsonKind::string), start = at_;
+    while (at_ < text_.size()) {
+      const char c = text_[at_];
+      if (c == '"') return at_++, close(node, at_ - 1 - start);
+      if (c == '\\') {
+        nodes_[node].escaped = true;
+        if (!escape()) return false;
+      } else if (uint8_t(c) < ' ') {
+        return expected("a control character to be escaped");
+      } else if (decode_utf8(text_, at_) < 0) {
+        return expected("UTF-8");
+      }
+    }
+    return expected("'\"'");
+  }
+
+  bool escape() {
+    at_++;
+    const char c = peek();
+    if (c != 'u') {
+      if (c == '\0' || !std::strchr("\"\\/bfnrt", c)) return expected("one of \" \\ / b f n r t u");
+      return at_++, true;
+    }
+    uint32_t unit = 0;
+    const size_t start = at_ - 1;
+    if (!hex(unit)) return false;
+    const bool high = unit >= 0xd800 && unit < 0xdc00;
+    uint32_t low = 0;
+    if (high && take('\\') && peek() == 'u' && !hex(low)) return false;
+    if ((high && (low < 0xdc00 || low > 0xdfff)) || (unit >= 0xdc00 && unit < 0xe000))
+      return at_ = start, expected("a pair of surrogates");
+    return true;
+  }
+
+  // The four digits behind the u on which at_ stands.
+  bool hex(uint32_t& unit) {
+    at_++;
+    for (int i = 0; i < 4; i++, at_++) {
+      const char c = peek();
+      const int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+      if (digit < 0) return expected("a hexadecimal digit");
+      unit = unit << 4 | uint32_t(digit);
+    }
+    return true;
+  }
+
+  std::string name_, text_;
+  std::vector<JsonNode> nodes_;
+  size_t at_ = 0;
+};
+
+struct JsonValue::Elements {
+  struct Iterator {
+    const JsonDocument* document;
+    uint32_t index;
+    JsonValue operator*() const { return {*document, index}; }
+    void operator++() { index = (**this).node().next; }
+    bool operator!=(const Iterator& other) const { return index != other.index; }
+  };
+  Iterator first, last;
+  Iterator begin() const { return first; }
+  Iterator end() const { return last; }
+};
+
+struct JsonValue::Members {
+  struct Iterator {
+    const JsonDocument* document;
+    uint32_t index;
+    std::pair<std::string, JsonValue> operator*() const {
+      return {JsonValue(*document, index).string(), JsonValue(*document, index + 1)};
+    }
+    void operator++() { index = JsonValue(*document, index + 1).node().next; }
+    bool operator!=(const Iterator& other) const { return index != other.index; }
+  };
+  Iterator first, last;
+  Iterator begin() const { return first; }
+  Iterator end() const { return last; }
+};
+
+inline const JsonNode& JsonValue::node() const { return document_->nodes_[index_]; }
+inline std::string_view JsonValue::raw() const {
+  return std::string_view(document_->text_).substr(node().at, node().size);
+}
+inline JsonKind JsonValue::kind() const { return document_ ? node().kind : JsonKind::absent; }
+inline size_t JsonValue::size() const { return kind() >= JsonKind::array ? node().size : 0; }
+inline bool JsonValue::boolean() const { return is(JsonKind::boolean) && raw() == "true"; }
+
+inline JsonValue::Elements JsonValue::elements() const {
+  if (!is(JsonKind::array)) return {{document_, 0}, {document_, 0}};
+  return {{document_, index_ + 1}, {document_, node().next}};
+}
+
+inline JsonValue::Members JsonValue::members() const {
+  if (!is(JsonKind::object)) return {{document_, 0}, {document_, 0}};
+  return {{document_, index_ + 1}, {document_, node().next}};
+}
+
+inline JsonValue JsonValue::at(size_t i) const {
+  for (const JsonValue& element : elements())
+    if (i-- == 0) return element;
+  return {};
+}
+
+inline std::string JsonValue::string() const {
+  if (!is(JsonKind::string)) return "";
+  const std::string_view s = raw();
+  if (!node().escaped) return std::string(s);
+  std::string out;
+  const auto unit = [&](size_t i) {
+    uint32_t value = 0;
+    std::from_chars(s.data() + i, s.data() + i + 4, value, 16);
+    return value;
+  };
+  for (size_t i = 0; i < s.size(); i++) {
+    if (s[i] != '\\') {
+      out += s[i];
+    } else if (s[++i] != 'u') {
+      constexpr std::string_view kLetters = "bfnrt", kMeanings = "\b\f\n\r\t";
+      const size_t letter = kLetters.find(s[i]);
+      out += letter == std::string_view::npos ? s[i] : kMeanings[letter];
+    } else {
+      uint32_t code = unit(i + 1);
+      i += 4;
+      if (code >= 0xd800 && code < 0xdc00) code = 0x10000 + ((code - 0xd800) << 10) + (unit(i + 3) - 0xdc00), i += 6;
+      append_utf8(out, code);
+    }
+  }
+  return out;
+}
+
+inline double JsonValue::number() const {
+  if (!is(JsonKind::number)) return 0;
+  std::istringstream in{std::string(raw())};
+  in.imbue(std::locale::classic());  // a decimal point, whatever the program's locale
+  double value = 0;
+  if (in >> value) return value;
+  return std::fabs(value) > 1 ? HUGE_VAL : value;  // too large, or too small to tell from 0
+}
+
+inline bool JsonValue::integer(int64_t& out) const {
+  if (!is(JsonKind::number)) return false;
+  std::string_view s = raw();
+  const bool negative = s[0] == '-';
+  int64_t value = 0;
+  for (char c : s.substr(negative)) {
+    if (c < '0' || c > '9') return false;
+    if (value < (INT64_MIN + (c - '0')) / 10) return false;
+    value = value * 10 - (c - '0');
+  }
+  if (!negative && value == INT64_MIN) return false;
+  out = negative ? value : -value;
+  return true;
+}
+
+inline bool JsonValue::same_key(std::string_view key) const { return node().escaped ? string() == key : raw() == key; }
+
+inline JsonValue JsonValue::find(std::string_view key) const {
+  JsonValue found;
+  if (!is(JsonKind::object)) return found;
+  for (uint32_t i = index_ + 1; i < node().next; i = document_->nodes_[i + 1].next)
+    if (JsonValue(*document_, i).same_key(key)) found = JsonValue(*document_, i + 1);
+  return found;
+}
+
+inline std::string JsonValue::where() const { return document_ ? document_->position(node().at) : ""; }
+
+inline std::string JsonValue::describe() const {
+  const auto shortened = [&](std::string_view s) {
+    return std::string(s.substr(0, 60)) + (s.size() > 60 ? "..." : "");
+  };
+  switch (kind()) {
+    case JsonKind::absent:
+      return "nothing";
+    case JsonKind::null:
+      return "null";
+    case JsonKind::boolean:
+    case JsonKind::number:
+      return shortened(raw());
+    case JsonKind::string:
+      return "\"" + shortened(raw()) + "\"";
+    case JsonKind::array:
+      return "an array";
+    default:
+      return "an object";
+  }
+}
+
+inline bool JsonValue::refuse(std::string_view key, const std::string& expected, std::string& error) const {
+  const JsonValue member = find(key);
+  const std::string place = member.is(JsonKind::absent) ? where() : member.where();
+  return fail(error, place + ": \"" + std::string(key) + "\": expected " + expected + ", found " + member.describe());
+}
+
+inline bool JsonValue::need(std::string_view key, JsonKind kind, std::string& error) const {
+  constexpr const char* kNames[] = {"", "null", "true or false", "a number", "a string", "an array", "an object"};
+  return find(key).is(kind) || refuse(key, kNames[int(kind)], error);
+}
+
+inline bool JsonValue::get(std::string_view key, bool& out, std::string& error) const {
+  const JsonValue member = find(key);
+  if (member.missing()) return true;
+  out = member.boolean();
+  return need(key, JsonKind::boolean, error);
+}
+
+inline bool JsonValue::get(std::string_view key, std::string& out, std::string& error) const {
+  const JsonValue member = find(key);
+  if (member.missing()) return true;
+  out = member.string();
+  return need(key, JsonKind::string, error);
+}
+
+inline bool JsonValue::get(std::string_view key, double& out, std::string& error) const {
+  const JsonValue member = find(key);
+  if (member.missing()) return true;
+  out = member.number();
+  return need(key, JsonKind::number, error) && (std::isfinite(out) || refuse(key, "a finite number", error));
+}
+
+inline bool JsonValue::get(std::string_view key, int64_t low, int64_t high, int& out, std::string& error) const {
+  const JsonValue member = find(key);
+  if (member.missing()) return true;
+  int64_t value = 0;
+  if (!member.integer(value) || value < low || value > high)
+    return refuse(key, "an integer from " + std::to_string(low) + " to " + std::to_string(high), error);
+  out = int(value);
+  return true;
+}
+
+}  // namespace pocket
