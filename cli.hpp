@@ -30,7 +30,7 @@ struct Arguments {
   float temperature = 0.8f, top_p = 0.9f, min_p = 0, repeat_penalty = 1;
   std::string seed, kv = "auto";
   bool quiet = false, info = false, self_test = false, kernels = false, help = false, version = false;
-  bool has_prompt = false;
+  bool has_prompt = false, has_encode = false;
 };
 
 struct Option {
@@ -139,6 +139,8 @@ inline double number(const std::string& name, const std::string& text, double lo
 }
 
 inline void set_option(Arguments& a, const Option& o, const std::string& name, const std::string& value) {
+  const bool may_be_empty = std::strcmp(o.value, "TEXT") == 0 || std::holds_alternative<bool Arguments::*>(o.into);
+  if (value.empty() && !may_be_empty) throw Failure{2, name + ": expected " + o.value + ", found nothing"};
   if (auto flag = std::get_if<bool Arguments::*>(&o.into)) a.** flag = true;
   if (auto text = std::get_if<std::string Arguments::*>(&o.into)) a.** text = value;
   if (auto list = std::get_if<std::vector<std::string> Arguments::*>(&o.into)) (a.**list).push_back(value);
@@ -171,6 +173,7 @@ inline Arguments parse(int argc, char** argv) {
     }
     set_option(a, o, word.substr(0, equals), value);
     a.has_prompt = a.has_prompt || &o == &find_option("-i");
+    a.has_encode = a.has_encode || &o == &find_option("--encode");
   }
   const auto one_of = [](const char* name, const std::string& value, std::initializer_list<const char*> all,
                          const char* text) {
@@ -231,6 +234,10 @@ class Output {
     const std::string& out = terminal_ ? clean : text;
     if (std::fwrite(out.data(), 1, out.size(), stdout) != out.size() || std::fflush(stdout) != 0)
       throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
+  }
+  // After a text: on a terminal the next thing begins on a line of its own; a file gets the text and nothing else.
+  void end_text() {
+    if (terminal_) write("\n");
   }
 
  private:
@@ -390,6 +397,7 @@ inline std::vector<int> write_on(Run& run, Session& session, Sampler& pick, Toke
   run.figures.prompt_seconds += (ids.empty() ? end : first) - start;
   run.figures.seconds += ids.empty() ? 0 : end - first;
   if (!good) fail(session);
+  stop_if_interrupted();
   return ids;
 }
 
@@ -417,9 +425,9 @@ inline void generate_text(Run& run) {
   for (int id : prompt) run.out.write(run.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id));
   try {
     write_on(run, open.session, pick, stream, prompt);
-    run.out.write("\n");
+    run.out.end_text();
   } catch (const Failure& f) {
-    if (f.status == 130) run.out.write("\n");
+    if (f.status == 130) run.out.end_text();
     throw;
   }
   print_figures(run, open.session);
@@ -612,7 +620,7 @@ inline void dispatch(const Arguments& a) {
   Run run(a);
   if (a.info) return info(run);
   if (a.self_test) return self_test(run);
-  if (!a.encode.empty()) return encode(run);
+  if (a.has_encode) return encode(run);
   if (!a.perplexity.empty()) return perplexity(run);
   if (!a.logits.empty()) return write_logits(run);
   if (a.mode == "chat") return chat(run);
@@ -625,6 +633,7 @@ inline void catch_interrupts() {
   action.sa_handler = on_interrupt;
   action.sa_flags = SA_RESETHAND;  // a second one kills
   sigaction(SIGINT, &action, nullptr);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is a failed write, which is told
 }
 
 // Were one of the three standard files closed, the next file opened would take its number.

@@ -774,7 +774,7 @@ inline std::string describe_file(const uint8_t* p, size_t n) {
   if (starts("GGUF")) return "a GGUF file; convert it: export/convert FILE -o model.bin";
   if (starts("PK\x03\x04")) return "a zip archive (PyTorch saves such files)";
   if (starts("version https://git-lfs")) return "a Git LFS pointer, not the file itself; fetch it with: git lfs pull";
-  if (starts("<!") || starts("<html") || starts("<HTML")) return "a web page; the download went wrong";
+  if (starts("<!") || starts("<html") || starts("<HTML")) return "a web page (HTML); the download went wrong";
   if (starts("\x80\x02") || starts("\x80\x04")) return "a Python pickle (old PyTorch checkpoint)";
   if (n > 8 && p[8] == '{' && load<uint64_t>(p) < (1u << 30))
     return "a safetensors file; convert its folder: export/convert FOLDER -o model.bin";
@@ -1060,6 +1060,7 @@ inline void Model::close() {
   }
   base_ = nullptr, size_ = 0, file_ = -1;
   tokenizer_ = provenance_ = {};
+  tensors_at_ = tensors_hash_ = 0;
   layers.clear();
 }
 
@@ -1514,7 +1515,7 @@ inline bool Session::check(const int* ids, size_t n) {
   if (!pool_) return false;  // error says why
   error.clear();
   const size_t room = size_t(buf_->context - position_);
-  if (n == 0) error = "forward: no tokens";
+  if (n == 0 || !ids) error = "forward: no tokens";
   if (n > room) error = "context: room for " + std::to_string(room) + " more tokens, not for " + std::to_string(n);
   for (size_t i = 0; i < n && error.empty(); i++)
     if (ids[i] < 0 || ids[i] >= vocab_size())

@@ -152,13 +152,15 @@ void convert_random(const Arguments& a) {
   }
   ModelParts parts;
   parts.config = preset->config;
-  Tokenizer::Vocabulary vocabulary = random_vocabulary(parts.config.vocab_size);
+  Checkpoint c;
+  c.config = parts.config;
+  c.vocabulary = random_vocabulary(c.config.vocab_size);
   std::string error;
-  if (!a.tokenizer.empty() && !read_tokenizer_file(a.tokenizer, vocabulary, error)) throw Failure{1, error};
-  parts.tokenizer = Tokenizer::to_blob(vocabulary);
+  if (!a.tokenizer.empty() && !read_tokenizer_file(a.tokenizer, c, error)) throw Failure{1, error};
+  parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
   parts.provenance =
       "source: random weights of the shape " + a.random + "\nweights: " + quality(type_of(a.type)) + "\n";
-  parts.self_test_ids = self_test_prompt(parts.config.vocab_size, vocabulary.bos);
+  parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
     random_rows(spec, first, count, out);
     return true;
@@ -171,9 +173,6 @@ void convert_checkpoint(const Arguments& a) {
   if (!open_checkpoint(a.in, a.tokenizer, c, error)) throw Failure{1, error};
   if (!c.has_tokenizer)
     throw Failure{1, a.in + ": has no tokenizer; give one with -z (a SentencePiece tokenizer.model)"};
-  if (int(c.vocabulary.pieces.size()) > c.config.vocab_size)
-    throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(c.config.vocab_size) +
-                         " pieces, found " + std::to_string(c.vocabulary.pieces.size())};
   ModelParts parts;
   parts.config = c.config;
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
@@ -201,6 +200,7 @@ void convert_checkpoint(const Arguments& a) {
 int convert_main(int argc, char** argv) {
   std::signal(SIGINT, [](int) { interrupted = 1; });
   std::signal(SIGTERM, [](int) { interrupted = 1; });
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is a failed write, which is told
   try {
     for (int i = 1; i < argc; i++)
       if (!std::strcmp(argv[i], "--help") || !std::strcmp(argv[i], "-h")) return print_help(), 0;

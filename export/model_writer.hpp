@@ -69,7 +69,7 @@ class ModelWriter {
     temporary_ = path + ".tmp." + std::to_string(getpid());
     lay_out(parts);
     file_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (file_ < 0) return fail(std::strerror(errno));
+    if (file_ < 0) return temporary_.clear(), fail(std::strerror(errno));  // what is there is somebody else's
     if (ftruncate(file_, off_t(header_.file_bytes)) != 0) return fail(std::strerror(errno));
     at_ = header_.tensors.offset;
     for (size_t i = 0; i < specs_.size(); i++)
@@ -111,6 +111,8 @@ class ModelWriter {
   void lay_out(const ModelParts& parts) {
     const Config& c = parts.config;
     specs_ = tensor_specs(c);
+    entries_.clear();
+    tensors_hash_ = {};
     header_ = {};
     std::memcpy(header_.magic, kMagic, sizeof kMagic);
     header_.version = kFormatVersion;
@@ -246,6 +248,9 @@ class ModelWriter {
     if (!model.open(temporary_.c_str())) return fail("the file just written is refused: " + model.error);
     if (parts.self_test_ids.empty()) return true;
     Session session(model, {int(parts.self_test_ids.size()), parts.threads, KvType::automatic, nullptr});
+    session.observe([&](const Observation& o) {
+      if (o.kind == Observation::layer_output) release(model.layers[size_t(o.layer)]);
+    });
     const float* logits =
         session.error.empty() ? session.forward(parts.self_test_ids.data(), parts.self_test_ids.size()) : nullptr;
     if (!logits) return fail("self-test: " + session.error);
@@ -254,6 +259,14 @@ class ModelWriter {
         return fail("self-test: the model's logits are not finite; is the checkpoint whole?");
     hash = hash_logits(logits, parts.config.vocab_size);
     return true;
+  }
+
+  // Takes a layer's weights out of this process's memory once they have been used, which is once, so that converting
+  // needs much less memory than the model.
+  static void release(const Layer& layer) {
+    const uintptr_t begin = round_up(uintptr_t(layer.attention_norm.data), kPage),
+                    end = uintptr_t(layer.w2.data + layer.w2.bytes) / kPage * kPage;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
   }
 
   std::string path_, temporary_;

@@ -67,6 +67,7 @@ inline Tokenizer::Vocabulary random_vocabulary(int size) {
   const char* hex = "0123456789ABCDEF";
   for (int b = 0; b < 256; b++)
     v.pieces.push_back({std::string("<0x") + hex[b / 16] + hex[b % 16] + ">", 0, Tokenizer::PieceType::byte});
+  v.pieces.push_back({"\xE2\x96\x81", -1e9f, Tokenizer::PieceType::normal});  // a space by itself
   const char *consonants = "bdfghjklmnprstvz", *vowels = "aeiou";
   for (int i = 0; int(v.pieces.size()) < size; i++) {
     std::string text = i % 3 == 0 ? "\xE2\x96\x81" : "";

@@ -1,0 +1,445 @@
+// checkpoint.hpp: a trained model as other programs save it, opened for the converter. What the formats have in common
+// is here; each has a reader of its own: gguf.hpp, safetensors.hpp, llama2c.hpp.
+//
+// A file from outside is hostile: everything is checked when it is opened, in 64 bits, against the file's real size.
+// Weights stay where they are until read_rows() fetches some of them as float32.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <memory>
+#include <new>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "../run.cpp"
+#include "../tokenizer.hpp"
+#include "input_file.hpp"
+
+namespace pocket {
+
+// ====================================================================================================================
+// How checkpoints store numbers
+// ====================================================================================================================
+
+enum class DType { f32, f16, bf16, q8_0, q4_0, q4_1 };
+
+// IEEE 754 binary16: 1 sign, 5 exponent, 10 mantissa bits.
+inline float from_f16(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
+  const float tiny = float(rest) * 0x1p-24f;  // of a subnormal number
+  uint32_t bits;
+  if (rest >= 0x7c00)
+    bits = 0x7f800000 | (rest & 0x3ff) << 13;  // infinite, or not a number
+  else if (rest >= 0x400)
+    bits = (rest + (112 << 10)) << 13;  // the exponent's bias is 15 here, 127 there
+  else
+    std::memcpy(&bits, &tiny, 4);
+  bits |= sign;
+  return load<float>(&bits);
+}
+
+inline void decode_f32(const uint8_t* in, int64_t n, float* out) { std::memcpy(out, in, size_t(n) * 4); }
+inline void decode_f16(const uint8_t* in, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i++) out[i] = from_f16(load<uint16_t>(in + 2 * i));
+}
+inline void decode_bf16(const uint8_t* in, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i++) out[i] = from_bf16(load<uint16_t>(in + 2 * i));
+}
+
+// The block formats are those of ggml (github.com/ggml-org/ggml, ggml-common.h): 32 weights behind a float16 scale.
+inline void decode_q8_0(const uint8_t* in, int64_t blocks, float* out) {
+  for (; blocks > 0; blocks--, in += 34, out += 32) {
+    const float scale = from_f16(load<uint16_t>(in));
+    for (int i = 0; i < 32; i++) out[i] = scale * float(int8_t(in[2 + i]));
+  }
+}
+// 4 bits each: weight i in the low nibble of byte i, weight 16 + i in the high one; 8 stands for 0.
+inline void decode_q4_0(const uint8_t* in, int64_t blocks, float* out) {
+  for (; blocks > 0; blocks--, in += 18, out += 32) {
+    const float scale = from_f16(load<uint16_t>(in));
+    for (int i = 0; i < 16; i++) {
+      out[i] = scale * float((in[2 + i] & 15) - 8);
+      out[16 + i] = scale * float((in[2 + i] >> 4) - 8);
+    }
+  }
+}
+// The same with the smallest weight, a float16, behind the scale; 0 stands for it.
+inline void decode_q4_1(const uint8_t* in, int64_t blocks, float* out) {
+  for (; blocks > 0; blocks--, in += 20, out += 32) {
+    const float scale = from_f16(load<uint16_t>(in)), least = from_f16(load<uint16_t>(in + 2));
+    for (int i = 0; i < 16; i++) {
+      out[i] = scale * float(in[4 + i] & 15) + least;
+      out[16 + i] = scale * float(in[4 + i] >> 4) + least;
+    }
+  }
+}
+
+struct DTypeInfo {
+  const char* name;
+  int block;        // weights of a row that are stored together
+  int block_bytes;  //
+  void (*decode)(const uint8_t* in, int64_t blocks, float* out);
+};
+
+inline const DTypeInfo& dtype_info(DType type) {
+  static constexpr DTypeInfo kTable[] = {
+      {"F32", 1, 4, decode_f32},     {"F16", 1, 2, decode_f16},     {"BF16", 1, 2, decode_bf16},
+      {"Q8_0", 32, 34, decode_q8_0}, {"Q4_0", 32, 18, decode_q4_0}, {"Q4_1", 32, 20, decode_q4_1},
+  };
+  return kTable[int(type)];
+}
+
+// ====================================================================================================================
+// A checkpoint
+// ====================================================================================================================
+
+// A matrix (rows, cols) in one of the checkpoint's files, row-major, without gaps. A norm's weights are one row.
+struct StoredTensor {
+  int file;         // index into Checkpoint::files
+  uint64_t offset;  // of its first byte
+  DType dtype;
+  int64_t rows, cols;
+  // More than 0: the rows of each of so many heads lie in "interleaved" rotary order, as Meta, llama2.c and GGUF have
+  // them: the two rows that rotate together are neighbours. The engine wants "half-split" order, as Hugging Face has
+  // it.
+  int interleaved_heads = 0;
+
+  int64_t row_bytes() const { return cols / dtype_info(dtype).block * dtype_info(dtype).block_bytes; }
+
+  // Where row r of the engine's order is stored.
+  int64_t stored_row(int64_t r) const {
+    if (interleaved_heads == 0) return r;
+    const int64_t head_dim = rows / interleaved_heads, half = head_dim / 2, i = r % head_dim;
+    return r - i + 2 * (i % half) + i / half;
+  }
+};
+
+struct Checkpoint {
+  Config config;
+  std::string format;                 // "GGUF v3", "safetensors", "llama2.c"
+  std::string name, licence, source;  // as far as the files tell; else ""
+  bool has_tokenizer = false;
+  Tokenizer::Vocabulary vocabulary;
+  std::string chat_template;         // Jinja, as found; "" if none
+  std::string bos_token, eos_token;  // as they are written; "" if none
+  std::vector<int> stop_ids;         // tokens that end a text
+  std::vector<std::unique_ptr<InputFile>> files;
+  std::map<std::string, StoredTensor> tensors;  // by the engine's names (tensor_specs in run.cpp), all of them
+
+  // Rows first ... first + count - 1 of a tensor as float32 (count, cols), in the engine's order. False with `error`
+  // set if they cannot be read. Any number of threads may read at once.
+  bool read_rows(const std::string& tensor, int64_t first, int64_t count, float* out, std::string& error) const {
+    const auto found = tensors.find(tensor);
+    if (found == tensors.end()) return fail(error, "tensor " + tensor + ": not in this checkpoint");
+    const StoredTensor& t = found->second;
+    if (first < 0 || count < 0 || first > t.rows || count > t.rows - first)
+      return fail(error, "tensor " + tensor + ": expected rows within " + std::to_string(t.rows) + ", found " +
+                             std::to_string(count) + " from row " + std::to_string(first));
+    const std::unique_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[size_t(t.row_bytes())]);
+    if (!bytes) return fail(error, "tensor " + tensor + ": not enough memory");
+    for (int64_t i = 0; i < count; i++) {
+      const uint64_t at = t.offset + uint64_t(t.stored_row(first + i)) * uint64_t(t.row_bytes());
+      if (!files[size_t(t.file)]->read(at, bytes.get(), uint64_t(t.row_bytes()), error)) return false;
+      dtype_info(t.dtype).decode(bytes.get(), t.cols / dtype_info(t.dtype).block, out + i * t.cols);
+    }
+    return true;
+  }
+};
+
+// Opens a checkpoint: a folder, or a file, whose kind is told by its content. tokenizer_path "": the tokenizer that
+// comes with the checkpoint, if one does; else this file's (a SentencePiece model, a tokenizer.json, or llama2.c's
+// tokenizer.bin). False with `error` set if anything in it is not as it must be, or would make another model of it.
+inline bool open_checkpoint(const std::string& path, const std::string& tokenizer_path, Checkpoint& out,
+                            std::string& error);
+
+// ====================================================================================================================
+// What every reader does
+// ====================================================================================================================
+
+// The sizes of a model, as far as run.cpp and 64-bit arithmetic go along (ModelReader::sizes has the same limits).
+inline bool check_config(const Config& c, const std::string& file, std::string& error) {
+  const struct {
+    const char* name;
+    int value, low, high;
+  } fields[] = {{"dim", c.dim, 1, 1 << 16},
+                {"hidden_dim", c.hidden_dim, 1, 1 << 20},
+                {"n_layers", c.n_layers, 1, 1 << 10},
+                {"n_heads", c.n_heads, 1, 1 << 10},
+                {"n_kv_heads", c.n_kv_heads, 1, c.n_heads},
+                {"head_dim", c.head_dim, 2, kMaxHeadDim},
+                {"vocab_size", c.vocab_size, 1, 1 << 22},
+                {"max_seq_len", c.max_seq_len, 1, 1 << 22},
+                {"n_heads modulo n_kv_heads", c.n_heads % std::max(1, c.n_kv_heads), 0, 0},
+                {"head_dim modulo 2", c.head_dim % 2, 0, 0}};
+  for (const auto& f : fields)
+    if (f.value < f.low || f.value > f.high)
+      return fail(error, file + ": " + f.name + ": expected " + std::to_string(f.low) +
+                             (f.low < f.high ? " to " + std::to_string(f.high) : "") + ", found " +
+                             std::to_string(f.value));
+  const bool scaled = c.rope_scaling != RopeScaling::none, llama3 = c.rope_scaling == RopeScaling::llama3;
+  const auto positive = [](float f) { return f > 0 && f < 1e30f; };
+  if (!positive(c.norm_eps)) return fail(error, file + ": norm_eps: expected a positive number");
+  if (!positive(c.rope_theta)) return fail(error, file + ": rope_theta: expected a positive number");
+  if (scaled && !positive(c.rope_factor)) return fail(error, file + ": rope factor: expected a positive number");
+  if (llama3 && !(positive(c.rope_low_freq) && c.rope_high_freq > c.rope_low_freq && positive(c.rope_high_freq)))
+    return fail(error, file + ": rope high_freq_factor: expected more than low_freq_factor, and that more than 0");
+  if (llama3 && (c.rope_original_len < 1 || c.rope_original_len > 1 << 24))
+    return fail(error, file + ": original_max_position_embeddings: expected 1 to 16777216, found " +
+                           std::to_string(c.rope_original_len));
+  return true;
+}
+
+// A tensor as a file lists it. Readers see to it that all its bytes lie within the file.
+struct FoundTensor {
+  int file;
+  uint64_t offset, bytes;
+  DType dtype;
+  std::vector<int64_t> shape;  // slowest index first
+};
+using FoundTensors = std::map<std::string, FoundTensor>;  // by the format's names
+
+inline std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (int64_t n : shape) text += (text.empty() ? "(" : ", ") + std::to_string(n);
+  return text.empty() ? "()" : text + ")";
+}
+
+// Bytes of a tensor of this shape, or -1 if they are not a whole number of blocks a row, or more than fits 62 bits.
+inline int64_t stored_bytes(DType type, const std::vector<int64_t>& shape) {
+  const int64_t row = shape.empty() ? 1 : shape.back();
+  if (row < 0 || row % dtype_info(type).block) return -1;
+  uint64_t bytes = uint64_t(dtype_info(type).block_bytes);
+  for (size_t i = 0; i < shape.size(); i++) {
+    const int64_t n = i + 1 < shape.size() ? shape[i] : shape[i] / dtype_info(type).block;
+    if (n < 0 || (n > 0 && bytes > (uint64_t(1) << 62) / uint64_t(n))) return -1;
+    bytes *= uint64_t(n);
+  }
+  return int64_t(bytes);
+}
+
+// Refuses tensors that share bytes; with no_gaps also bytes from `start` to `end` that belong to no tensor.
+inline bool check_layout(const std::string& path, const FoundTensors& found, int file, uint64_t start, uint64_t end,
+                         bool no_gaps, std::string& error) {
+  std::map<std::pair<uint64_t, uint64_t>, const std::string*> by_offset;  // (offset, end); the empty ones do not matter
+  for (const auto& [name, t] : found)
+    if (t.file == file && t.bytes > 0 && !by_offset.insert({{t.offset, t.offset + t.bytes}, &name}).second)
+      return fail(error, path + ": tensor " + name + ": expected bytes of its own, found those of " +
+                             *by_offset[{t.offset, t.offset + t.bytes}]);
+  uint64_t at = start;
+  const std::string* before = nullptr;
+  for (const auto& [extent, name] : by_offset) {
+    if (extent.first < at)
+      return fail(error, path + ": tensor " + *name + ": offset " + std::to_string(extent.first) +
+                             ": expected bytes of its own, found those of " + (before ? *before : "the header"));
+    if (no_gaps && extent.first > at)
+      return fail(error, path + ": tensor " + *name + ": expected offset " + std::to_string(at) + ", found " +
+                             std::to_string(extent.first) + ": a gap");
+    at = extent.second;
+    before = name;
+  }
+  if (no_gaps && at != end)
+    return fail(error, path + ": expected " + std::to_string(at) + " bytes, found " + std::to_string(end));
+  return true;
+}
+
+// How a format calls the tensors.
+struct TensorNames {
+  const char* token_embedding;
+  const char* layers;       // before a layer's number
+  const char* of_layer[9];  // behind it: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w3, w2
+  const char *final_norm, *output;
+
+  // Of tensor i in the order of tensor_specs().
+  std::string name(size_t i, int n_layers) const {
+    if (i == 0) return token_embedding;
+    const size_t layer = (i - 1) / 9, which = (i - 1) % 9;
+    if (layer < size_t(n_layers)) return layers + std::to_string(layer) + of_layer[which];
+    return which == 0 ? final_norm : output;
+  }
+};
+
+// Gives every tensor of the model its place in the checkpoint. `where` is the file or folder to name if one is missing.
+// With c.config.tied the output is the embedding, whatever else the file may call output. Every other tensor in `found`
+// has to be one of the model's: what is left over would be computed with by the program that saved it, but not here.
+inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleaved, FoundTensors& found,
+                         const std::string& where, std::string& error) {
+  const std::vector<TensorSpec> specs = tensor_specs(c.config);
+  for (size_t i = 0; i < specs.size(); i++) {
+    const TensorSpec& spec = specs[i];
+    const std::string name = names.name(i, c.config.n_layers);
+    if (c.config.tied && spec.name == "output") {
+      c.tensors[spec.name] = c.tensors["token_embedding"];
+      found.erase(name);
+      continue;
+    }
+    std::vector<int64_t> shape = {spec.rows, spec.cols};
+    if (spec.layout == Layout::vector) shape.erase(shape.begin());
+    const auto it = found.find(name);
+    if (it == found.end())
+      return fail(error,
+                  where + ": tensor " + name + ": expected shape " + shape_text(shape) + ", found no such tensor");
+    const FoundTensor& t = it->second;
+    const std::string& path = c.files[size_t(t.file)]->path();
+    if (t.shape != shape)
+      return fail(error, path + ": tensor " + name + ": expected shape " + shape_text(shape) + ", found " +
+                             shape_text(t.shape));
+    const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
+    const int heads = !interleaved ? 0 : last == "wq" ? c.config.n_heads : last == "wk" ? c.config.n_kv_heads : 0;
+    c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads};
+    found.erase(it);
+  }
+  if (found.empty()) return true;
+  const auto& [name, t] = *found.begin();
+  return fail(error, c.files[size_t(t.file)]->path() + ": tensor " + name +
+                         ": expected the tensors of a plain Llama, found one more, " + shape_text(t.shape) +
+                         "; this is another architecture");
+}
+
+// One of the ids that end a text, as a file names it: -1 is none.
+inline bool add_stop_id(Checkpoint& c, const std::string& field, int64_t id, std::string& error) {
+  if (id < -1 || id >= c.config.vocab_size)
+    return fail(error, field + ": expected an id below " + std::to_string(c.config.vocab_size) + ", found " +
+                           std::to_string(id));
+  if (id >= 0 && std::find(c.stop_ids.begin(), c.stop_ids.end(), int(id)) == c.stop_ids.end())
+    c.stop_ids.push_back(int(id));
+  return true;
+}
+
+// SentencePiece's own text for an unknown piece, where the file does not tell: U+2047 between spaces.
+inline constexpr char kUnknownSurface[] = " \u2047 ";
+
+// Id of the piece with this text, -1 if there is none. A control piece goes before others that look the same.
+inline int find_piece(const Tokenizer::Vocabulary& v, std::string_view text) {
+  int found = -1;
+  for (size_t i = 0; i < v.pieces.size(); i++) {
+    if (v.pieces[i].text != text) continue;
+    if (v.pieces[i].type == Tokenizer::PieceType::control) return int(i);
+    if (found < 0) found = int(i);
+  }
+  return found;
+}
+
+// Makes a vocabulary `size` tokens long with pieces that stand for nothing.
+inline void fill_vocabulary(Tokenizer::Vocabulary& v, size_t size) {
+  while (v.pieces.size() < size)
+    v.pieces.push_back({"<unused" + std::to_string(v.pieces.size()) + ">", 0, Tokenizer::PieceType::unused});
+}
+
+// A model may have more rows than its tokenizer has pieces, to be a round number; not many more, or the tokenizer is
+// another model's. Fills up with unused pieces, and notes what ends a text.
+inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& error) {
+  constexpr size_t kMostUnused = 1024;
+  Tokenizer::Vocabulary& v = c.vocabulary;
+  const size_t expected = size_t(c.config.vocab_size), found = v.pieces.size();
+  if (found > expected || expected - found > kMostUnused)
+    return fail(error, path + ": expected the model's " + std::to_string(expected) + " tokens, found " +
+                           std::to_string(found) + "; this is another model's tokenizer");
+  fill_vocabulary(v, expected);
+  const struct {
+    const char* name;
+    int id;
+  } special[] = {{"bos", v.bos}, {"eos", v.eos}, {"unk", v.unk}};
+  for (const auto& [name, id] : special)
+    if (id < -1 || id >= c.config.vocab_size)
+      return fail(error, path + ": " + name + " token: expected an id below " + std::to_string(expected) + ", found " +
+                             std::to_string(id));
+  if (v.bos >= 0) c.bos_token = v.pieces[size_t(v.bos)].text;
+  if (v.eos >= 0) c.eos_token = v.pieces[size_t(v.eos)].text;
+  c.has_tokenizer = true;
+  return add_stop_id(c, path + ": eos token", v.eos, error);
+}
+
+inline constexpr char kNoPyTorch[] =
+    "; this version does not read PyTorch's own files; load the model in Python and save_pretrained() it as "
+    "safetensors";
+
+// What a file is that cannot be read, and what to do about it.
+inline std::string describe_unreadable(const InputFile& file) {
+  uint8_t head[64] = {};
+  std::string error;
+  const size_t n = size_t(std::min<uint64_t>(file.size(), sizeof head));
+  if (!file.read(0, head, n, error)) return error;
+  const std::string_view s(reinterpret_cast<const char*>(head), n);
+  const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
+  if (starts("PK\x03\x04") || starts("\x80\x02") || starts("\x80\x04")) return describe_file(head, n) + kNoPyTorch;
+  if (starts("PKTLLAMA")) return "a model that is converted already; run it: ./run FILE";
+  if (starts("24ka")) return "a llama2.c export of version 1 or 2; export it again as version 0: export.py --version 0";
+  if (starts("lmgg") || starts("tjgg") || starts("fmgg")) return "a GGML file from before GGUF; find the model as GGUF";
+  if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); find the model as safetensors";
+  if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12) return "an ONNX model; find it as safetensors or GGUF";
+  if (n > 4 && head[0] == '\n' && s.substr(2, 1) == "\n")
+    return "a SentencePiece tokenizer, not a model; it goes with -z";
+  if (starts("{")) return "a JSON file; name the folder that it is in";
+  return describe_file(head, n);
+}
+
+inline bool not_sentencepiece(const std::string& path, std::string_view bytes, const std::string& why,
+                              std::string& error) {
+  return fail(error, path + ": expected a tokenizer (SentencePiece, tokenizer.json or llama2.c), found " +
+                         describe_file(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()) + " (" + why +
+                         ")");
+}
+
+// The readers. own_tokenizer: false if another tokenizer will take the place of the checkpoint's.
+inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Checkpoint& out, std::string& error);
+inline bool open_hugging_face(const std::string& folder, const std::string& weights, bool own_tokenizer,
+                              Checkpoint& out, std::string& error);
+inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::string& error);
+inline bool looks_like_safetensors(const InputFile& file);
+inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::string& error);
+
+}  // namespace pocket
+
+#include "gguf.hpp"
+#include "llama2c.hpp"
+#include "safetensors.hpp"
+#include "tokenizer_json.hpp"
+
+namespace pocket {
+
+// A tokenizer by itself, its kind told by its content.
+inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::string& error) {
+  std::string bytes;
+  if (!read_small_file(path, kLargestTokenizer, bytes, error)) return false;
+  const uint32_t first = bytes.size() < 4 ? 0 : load<uint32_t>(bytes.data());
+  Tokenizer::Vocabulary v;
+  if (!bytes.empty() && bytes[0] == '{') {
+    if (!read_tokenizer_json(path, std::move(bytes), c.config.vocab_size, v, error)) return false;
+  } else if (first > 0 && first < 1 << 16) {
+    if (!read_llama2c_tokenizer(path, bytes, c.config.vocab_size, v, error)) return false;
+  } else if (std::string why; !Tokenizer::parse_sentencepiece(bytes, v, why)) {
+    return not_sentencepiece(path, bytes, why, error);
+  }
+  c.vocabulary = std::move(v);
+  return fit_vocabulary(c, path, error);
+}
+
+inline bool open_checkpoint(const std::string& path, const std::string& tokenizer_path, Checkpoint& out,
+                            std::string& error) try {
+  out = Checkpoint();
+  out.source = base_name(path);
+  const bool own_tokenizer = tokenizer_path.empty();
+  if (is_directory(path)) {
+    if (!open_hugging_face(path, "", own_tokenizer, out, error)) return false;
+  } else {
+    auto file = InputFile::open(path, error);
+    if (!file) return false;
+    char magic[4] = {};
+    if (file->size() >= 4 && !file->read(0, magic, 4, error)) return false;
+    const bool opened = std::memcmp(magic, "GGUF", 4) == 0 ? open_gguf(std::move(file), own_tokenizer, out, error)
+                        : looks_like_safetensors(*file)
+                            ? open_hugging_face(folder_of(path), base_name(path), own_tokenizer, out, error)
+                            : open_llama2c(std::move(file), out, error);
+    if (!opened) return false;
+  }
+  return own_tokenizer || read_tokenizer_file(tokenizer_path, out, error);
+} catch (const std::exception& e) {  // memory that cannot be had
+  return fail(error, path + ": " + e.what());
+}
+
+}  // namespace pocket

@@ -1,0 +1,429 @@
+// safetensors.hpp: a model as Hugging Face's transformers saves it: a folder with config.json, the weights in one or
+// more .safetensors files, and the tokenizer.
+//
+// A .safetensors file (github.com/huggingface/safetensors) is a uint64 with the length of a JSON header, that header,
+// and the tensors: {"name": {"dtype": "BF16", "shape": [512, 64], "data_offsets": [0, 65536]}, ...}, offsets counted
+// from the end of the header. Together the tensors fill the rest of the file, without gaps.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "checkpoint.hpp"
+#include "json.hpp"
+#include "tokenizer_json.hpp"
+
+namespace pocket {
+
+inline constexpr uint64_t kLargestHeader = 100000000;  // bytes; the format's own limit
+inline constexpr uint64_t kLargestConfig = 16 << 20;   // bytes of config.json and its like
+
+// ====================================================================================================================
+// .safetensors files
+// ====================================================================================================================
+
+// The ninth and tenth byte begin a JSON object, which no llama2.c header has there (it would mean 2,600 layers or
+// more).
+inline bool looks_like_safetensors(const InputFile& file) {
+  char head[10];
+  std::string error;
+  return file.size() >= sizeof head && file.read(0, head, sizeof head, error) && head[8] == '{' &&
+         std::string_view("\"} \n\r\t").find(head[9]) != std::string_view::npos;
+}
+
+// One entry of a header. data: where in the file the offsets count from.
+inline bool read_safetensors_entry(const JsonValue& entry, const std::string& name, const InputFile& file,
+                                   uint64_t data, FoundTensor& out, std::string& error) {
+  const auto refuse = [&](const std::string& why) {
+    return fail(error, file.path() + ": tensor " + name + ": " + why);
+  };
+  const std::string dtype = entry.find("dtype").string();
+  if (dtype != "F32" && dtype != "F16" && dtype != "BF16")
+    return refuse("dtype: expected F32, F16 or BF16, found " + entry.find("dtype").describe());
+  out.dtype = dtype == "F32" ? DType::f32 : dtype == "F16" ? DType::f16 : DType::bf16;
+  const auto numbers = [&](const char* key, std::vector<int64_t>& to) {
+    for (const JsonValue& element : entry.find(key).elements()) {
+      int64_t n = -1;
+      if (!element.integer(n) || n < 0)
+        return refuse(std::string(key) + ": expected whole numbers, found " + element.describe());
+      to.push_back(n);
+    }
+    return entry.find(key).is(JsonKind::array) ||
+           refuse(std::string(key) + ": expected an array, found " + entry.find(key).describe());
+  };
+  std::vector<int64_t> offsets;
+  if (!numbers("shape", out.shape) || !numbers("data_offsets", offsets)) return false;
+  if (offsets.size() != 2) return refuse("data_offsets: expected 2 numbers, found " + std::to_string(offsets.size()));
+  const uint64_t begin = uint64_t(offsets[0]), end = uint64_t(offsets[1]);
+  if (begin > end || end > file.size() - data)
+    return refuse("data_offsets: expected to stay within " + std::to_string(file.size() - data) + " bytes, found " +
+                  std::to_string(begin) + " to " + std::to_string(end));
+  const int64_t bytes = stored_bytes(out.dtype, out.shape);
+  if (bytes < 0 || uint64_t(bytes) != end - begin)
+    return refuse("expected " + (bytes < 0 ? "fewer" : std::to_string(bytes)) + " bytes for " + dtype + " of shape " +
+                  shape_text(out.shape) + ", found " + std::to_string(end - begin));
+  out.offset = data + begin;
+  out.bytes = end - begin;
+  return true;
+}
+
+// Adds the tensors of c.files[file] to `found`.
+inline bool list_safetensors(const Checkpoint& c, int file, FoundTensors& found, std::string& error) {
+  const InputFile& in = *c.files[size_t(file)];
+  uint64_t length = 0;
+  if (in.size() < sizeof length || !looks_like_safetensors(in))
+    return fail(error, in.path() + ": expected a safetensors file, found " + describe_unreadable(in));
+  if (!in.read(0, &length, sizeof length, error)) return false;
+  const uint64_t rest = in.size() - sizeof length;
+  if (length > rest || length > kLargestHeader)
+    return fail(error, in.path() + ": header length: expected at most " +
+                           std::to_string(std::min(rest, kLargestHeader)) + ", found " + std::to_string(length) +
+                           (length > rest ? " (cut short?)" : ""));
+  std::string text(size_t(length), '\0');
+  if (!in.read(sizeof length, text.data(), length, error)) return false;
+  JsonDocument header;
+  if (!header.parse(in.path() + ": header", std::move(text))) return fail(error, header.error);
+  if (!header.root().is(JsonKind::object)) return fail(error, in.path() + ": header: expected an object");
+  const uint64_t data = sizeof length + length;
+  for (const auto& [name, entry] : header.root().members()) {
+    if (name == "__metadata__") continue;
+    FoundTensor tensor{file, 0, 0, DType::f32, {}};
+    if (!read_safetensors_entry(entry, name, in, data, tensor, error)) return false;
+    const auto [before, is_new] = found.emplace(name, std::move(tensor));
+    if (!is_new)
+      return fail(error, in.path() + ": tensor " + name + ": expected once, found also in " +
+                             c.files[size_t(before->second.file)]->path());
+  }
+  return check_layout(in.path(), found, file, data, in.size(), true, error);
+}
+
+inline constexpr TensorNames kHuggingFaceNames = {
+    "model.embed_tokens.weight",
+    "model.layers.",
+    {".input_layernorm.weight", ".self_attn.q_proj.weight", ".self_attn.k_proj.weight", ".self_attn.v_proj.weight",
+     ".self_attn.o_proj.weight", ".post_attention_layernorm.weight", ".mlp.gate_proj.weight", ".mlp.up_proj.weight",
+     ".mlp.down_proj.weight"},
+    "model.norm.weight",
+    "lm_head.weight"};
+
+// ====================================================================================================================
+// config.json
+// ====================================================================================================================
+
+// rope_scaling, which newer files call rope_parameters (and have rope_theta in it), older ones write "type".
+inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
+  const JsonValue newer = root.find("rope_parameters"), rope = newer.missing() ? root.find("rope_scaling") : newer;
+  double theta = c.rope_theta, factor = 1, low = 1, high = 4, rotated = 1;
+  std::string type = "default";
+  const auto numbers = [&](const JsonValue& v) {
+    return v.get("rope_theta", theta, error) && v.get("partial_rotary_factor", rotated, error);
+  };
+  if (!numbers(root) || !numbers(rope)) return false;
+  if (rotated != 1) return fail(error, root.where() + ": \"partial_rotary_factor\": expected 1, found another");
+  c.rope_theta = float(theta);
+  if (rope.missing()) return true;
+  const char* key = rope.find("rope_type").missing() ? "type" : "rope_type";
+  if (!rope.get(key, type, error)) return false;
+  if (type == "default") return true;
+  if (type != "linear" && type != "llama3") return rope.refuse(key, "\"default\", \"linear\" or \"llama3\"", error);
+  if (!rope.need("factor", JsonKind::number, error) || !rope.get("factor", factor, error)) return false;
+  c.rope_factor = float(factor);
+  c.rope_scaling = type == "linear" ? RopeScaling::linear : RopeScaling::llama3;
+  if (type == "linear") return true;
+  for (const char* needed : {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
+    if (!rope.need(needed, JsonKind::number, error)) return false;
+  if (!rope.get("low_freq_factor", low, error) || !rope.get("high_freq_factor", high, error)) return false;
+  c.rope_low_freq = float(low), c.rope_high_freq = float(high);
+  return rope.get("original_max_position_embeddings", 1, 1 << 24, c.rope_original_len, error);
+}
+
+// Settings that would make it another function than ours. What is absent has the value that transformers gives it.
+inline bool check_hf_variant(const JsonValue& root, std::string& error) {
+  std::string type, activation = "silu";
+  if (!root.need("model_type", JsonKind::string, error) || !root.get("model_type", type, error) ||
+      !root.get("hidden_act", activation, error))
+    return false;
+  if (type != "llama" && type != "mistral") return root.refuse("model_type", "\"llama\"", error);
+  if (activation != "silu") return root.refuse("hidden_act", "\"silu\"", error);
+  for (const char* key : {"attention_bias", "mlp_bias"}) {
+    bool bias = false;
+    if (!root.get(key, bias, error)) return false;
+    if (bias) return root.refuse(key, "false", error);
+  }
+  if (!root.find("quantization_config").missing()) {
+    const JsonValue method = root.find("quantization_config").find("quant_method");
+    return root.refuse("quantization_config", "none; these weights are quantized (" + method.describe() + ")", error);
+  }
+  return true;
+}
+
+// Mistral is a Llama as long as no token is further away than its window. Here absent and null are not the same.
+inline bool check_mistral_window(const JsonValue& root, int max_seq_len, std::string& error) {
+  int window = 4096;
+  if (root.find("sliding_window").is(JsonKind::null)) return true;
+  if (!root.get("sliding_window", 0, INT32_MAX, window, error)) return false;
+  return window >= max_seq_len || root.refuse("sliding_window", "null, or at least max_position_embeddings", error);
+}
+
+// Absent keys have the values of transformers' LlamaConfig or MistralConfig.
+inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error) {
+  if (!check_hf_variant(root, error)) return false;
+  const bool mistral = root.find("model_type").string() == "mistral";
+  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
+    if (!root.need(key, JsonKind::number, error)) return false;
+  double eps = 1e-6;
+  c.max_seq_len = mistral ? 4096 * 32 : 2048;
+  constexpr int kAny = INT32_MAX;  // check_config knows the limits
+  if (!root.get("hidden_size", 0, kAny, c.dim, error) || !root.get("intermediate_size", 0, kAny, c.hidden_dim, error) ||
+      !root.get("num_hidden_layers", 0, kAny, c.n_layers, error) ||
+      !root.get("num_attention_heads", 0, kAny, c.n_heads, error) ||
+      !root.get("vocab_size", 0, kAny, c.vocab_size, error) || !root.get("rms_norm_eps", eps, error) ||
+      !root.get("max_position_embeddings", 0, kAny, c.max_seq_len, error) ||
+      !root.get("tie_word_embeddings", c.tied, error))
+    return false;
+  c.norm_eps = float(eps);
+  c.n_kv_heads = mistral ? 8 : c.n_heads;
+  c.head_dim = c.n_heads > 0 ? c.dim / c.n_heads : 0;
+  if (root.find("head_dim").missing() && c.n_heads > 0 && c.dim % c.n_heads)
+    return root.refuse("hidden_size", "a multiple of num_attention_heads", error);
+  return root.get("num_key_value_heads", 0, kAny, c.n_kv_heads, error) &&
+         root.get("head_dim", 0, kAny, c.head_dim, error) && read_hf_rope(root, c, error) &&
+         (!mistral || check_mistral_window(root, c.max_seq_len, error));
+}
+
+// eos_token_id is a number or a list of them.
+inline bool read_hf_stop_ids(const JsonValue& root, Checkpoint& c, std::string& error) {
+  const JsonValue eos = root.find("eos_token_id");
+  int64_t id = -1;
+  if (eos.missing()) return true;
+  for (const JsonValue& element : eos.elements())
+    if (!element.integer(id))
+      return root.refuse("eos_token_id", "ids", error);
+    else if (!add_stop_id(c, element.where() + ": \"eos_token_id\"", id, error))
+      return false;
+  if (eos.is(JsonKind::array)) return true;
+  if (!eos.integer(id)) return root.refuse("eos_token_id", "an id or a list of ids", error);
+  return add_stop_id(c, eos.where() + ": \"eos_token_id\"", id, error);
+}
+
+// ====================================================================================================================
+// The tokenizer
+// ====================================================================================================================
+
+// A token in tokenizer_config.json is its text, or an object with the text as "content".
+inline std::string token_text(const JsonValue& token) {
+  return token.is(JsonKind::object) ? token.find("content").string() : token.string();
+}
+
+// The digits of an id as a key of an object; -1 if it is something else.
+inline int64_t id_of_key(const std::string& key) {
+  int64_t id = key.empty() ? -1 : 0;
+  for (char c : key) id = c < '0' || c > '9' || id < 0 || id > INT32_MAX ? -1 : id * 10 + (c - '0');
+  return id;
+}
+
+// Tokens that were added to a SentencePiece model after its training, {"32000": {"content": ..., "special": ...}}.
+// Those that the model has no row for can never come up.
+inline bool add_sentencepiece_tokens(const JsonValue& config, Checkpoint& c, std::string& error) {
+  using PieceType = Tokenizer::PieceType;
+  auto& pieces = c.vocabulary.pieces;
+  std::map<int64_t, JsonValue> added;
+  for (const auto& [key, token] : config.find("added_tokens_decoder").members())
+    if (id_of_key(key) < c.config.vocab_size) added[id_of_key(key)] = token;
+  for (const auto& [id, token] : added) {
+    std::string text;
+    bool special = false;
+    if (!token.need("content", JsonKind::string, error) || !token.get("content", text, error) ||
+        !token.get("special", special, error))
+      return false;
+    if (id < 0 || text.empty()) return config.refuse("added_tokens_decoder", "ids and texts", error);
+    const PieceType type = special ? PieceType::control : PieceType::user_defined;
+    if (size_t(id) >= pieces.size()) {
+      fill_vocabulary(c.vocabulary, size_t(id));
+      pieces.push_back({text, 0, type});
+    } else if (pieces[size_t(id)].text != text) {
+      return token.refuse("content", "the tokenizer's own piece \"" + pieces[size_t(id)].text + "\"", error);
+    } else if (pieces[size_t(id)].type == PieceType::normal) {
+      pieces[size_t(id)].type = type;
+    }
+  }
+  return true;
+}
+
+// A special token of tokenizer_config.json to the id of its piece: absent leaves it as it is, null means that there is
+// none.
+inline bool set_special_token(const JsonValue& config, const char* key, const Tokenizer::Vocabulary& v, int& id,
+                              std::string& error) {
+  const JsonValue token = config.find(key);
+  if (token.is(JsonKind::absent)) return true;
+  id = token.is(JsonKind::null) ? -1 : find_piece(v, token_text(token));
+  return id >= 0 || token.is(JsonKind::null) || config.refuse(key, "a token of the vocabulary", error);
+}
+
+// chat_template is a text, or a list of them: [{"name": "default", "template": ...}, ...].
+inline std::string default_template(const JsonValue& config) {
+  const JsonValue found = config.find("chat_template");
+  for (const JsonValue& choice : found.elements())
+    if (choice.find("name").string() == "default") return choice.find("template").string();
+  return found.string();
+}
+
+// tokenizer.model where there is one, else tokenizer.json, to c.vocabulary.
+inline bool read_hf_pieces(const std::string& path, bool sentencepiece, const JsonValue& config, Checkpoint& c,
+                           std::string& error) {
+  Tokenizer::Vocabulary& v = c.vocabulary;
+  const bool llama_class = config.find("tokenizer_class").string().rfind("LlamaTokenizer", 0) == 0;
+  std::string bytes;
+  if (!read_small_file(path, kLargestTokenizer, bytes, error)) return false;
+  if (sentencepiece) {
+    if (std::string why; !Tokenizer::parse_sentencepiece(bytes, v, why))
+      return not_sentencepiece(path, bytes, why, error);
+    return config.get("add_prefix_space", v.add_dummy_prefix, error) && config.get("add_bos_token", v.add_bos, error) &&
+           add_sentencepiece_tokens(config, c, error);
+  }
+  if (!read_tokenizer_json(path, std::move(bytes), c.config.vocab_size, v, error)) return false;
+  if (!llama_class) return true;
+  v.add_bos = true;  // this class overrules the file's post_processor
+  return config.get("add_bos_token", v.add_bos, error);
+}
+
+// model: config.json, which names the special ids where tokenizer_config.json does not.
+inline bool read_hf_tokenizer(const std::string& folder, const JsonValue& model, bool own_tokenizer, Checkpoint& c,
+                              std::string& error) {
+  JsonDocument document;
+  const std::string config_path = join_path(folder, "tokenizer_config.json");
+  if (is_file(config_path) && !document.parse_file(config_path, kLargestConfig)) return fail(error, document.error);
+  const JsonValue config = document.root();
+  const std::string jinja = join_path(folder, "chat_template.jinja"), spm = join_path(folder, "tokenizer.model");
+  c.chat_template = default_template(config);
+  if (is_file(jinja) && !read_small_file(jinja, kLargestConfig, c.chat_template, error)) return false;
+  const std::string path = is_file(spm) ? spm : join_path(folder, "tokenizer.json");
+  if (!own_tokenizer || !is_file(path)) return true;
+  if (!read_hf_pieces(path, is_file(spm), config, c, error)) return false;
+  Tokenizer::Vocabulary& v = c.vocabulary;
+  const JsonValue eos = model.find("eos_token_id");
+  if (!is_file(spm)) {
+    int64_t id = -1;
+    if (v.bos < 0 && model.find("bos_token_id").integer(id) && id < c.config.vocab_size) v.bos = int(id);
+    if ((eos.is(JsonKind::array) ? eos.at(0) : eos).integer(id) && id < c.config.vocab_size) v.eos = int(id);
+  }
+  if (!set_special_token(config, "bos_token", v, v.bos, error) ||
+      !set_special_token(config, "eos_token", v, v.eos, error))
+    return false;
+  v.add_bos = v.add_bos && v.bos >= 0;
+  return fit_vocabulary(c, path, error);
+}
+
+// ====================================================================================================================
+// The folder
+// ====================================================================================================================
+
+// A shard's name must not lead out of the folder.
+inline bool is_plain_name(const std::string& name) {
+  return !name.empty() && name[0] != '.' && name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
+}
+
+inline bool open_safetensors_file(const std::string& folder, const std::string& name, Checkpoint& c,
+                                  FoundTensors& found, std::string& error) {
+  auto file = InputFile::open(join_path(folder, name), error);
+  if (!file) return false;
+  c.files.push_back(std::move(file));
+  return list_safetensors(c, int(c.files.size()) - 1, found, error);
+}
+
+// The index says which tensor is in which shard; the shards have to agree.
+inline bool open_shards(const std::string& folder, const JsonDocument& index, Checkpoint& c, FoundTensors& found,
+                        std::string& error) {
+  const JsonValue root = index.root(), map = root.find("weight_map");
+  if (!root.need("weight_map", JsonKind::object, error)) return false;
+  std::map<std::string, int> shards;
+  std::map<std::string, std::string> shard_of;
+  for (const auto& [tensor, shard] : map.members()) {
+    const std::string name = shard.string();
+    if (!is_plain_name(name)) return map.refuse(tensor, "the name of a file in the same folder", error);
+    shards[name] = -1;
+    shard_of[tensor] = name;
+  }
+  for (auto& [name, file] : shards) {
+    if (!open_safetensors_file(folder, name, c, found, error)) return false;
+    file = int(c.files.size()) - 1;
+  }
+  for (const auto& [tensor, name] : shard_of) {
+    const auto it = found.find(tensor);
+    if (it == found.end() || it->second.file != shards[name])
+      return map.refuse(tensor, "a tensor of that shard", error);
+  }
+  for (const auto& [name, t] : found)
+    if (shard_of.count(name) == 0) return map.refuse(name, "the name of the shard that it is in", error);
+  return true;
+}
+
+// weights: the name of one file, or "" for what the folder has.
+inline bool open_weights(const std::string& folder, const std::string& weights, Checkpoint& c, FoundTensors& found,
+                         std::string& error) {
+  const std::string index_path = join_path(folder, "model.safetensors.index.json");
+  const std::string single = weights.empty() ? "model.safetensors" : weights;
+  JsonDocument index;
+  if (is_file(index_path) && !index.parse_file(index_path, kLargestHeader)) return fail(error, index.error);
+  bool is_shard = weights.empty() && !is_file(join_path(folder, single));
+  for (const auto& [tensor, shard] : index.root().find("weight_map").members())
+    is_shard = is_shard || shard.string() == weights;
+  if (is_shard && is_file(index_path)) return open_shards(folder, index, c, found, error);
+  if (is_file(join_path(folder, single))) return open_safetensors_file(folder, single, c, found, error);
+  for (const char* other : {"pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"})
+    if (is_file(join_path(folder, other)))
+      return fail(error, folder + ": expected model.safetensors, found " + other + kNoPyTorch);
+  return fail(error, folder + ": expected model.safetensors or model.safetensors.index.json, found neither");
+}
+
+// `license: mit` among the lines that a model card (README.md) begins with.
+inline std::string licence_of_card(const std::string& folder) {
+  std::string text, ignored;
+  const std::string path = join_path(folder, "README.md"), key = "\nlicense:";
+  if (!is_file(path) || !read_small_file(path, kLargestConfig, text, ignored) || text.rfind("---\n", 0) != 0) return "";
+  const size_t at = text.substr(0, text.find("\n---", 3)).find(key);
+  if (at == std::string::npos) return "";
+  const size_t start = text.find_first_not_of(" ", at + key.size());
+  return start == std::string::npos ? "" : text.substr(start, text.find_first_of("\r\n", start) - start);
+}
+
+inline bool no_config(const std::string& folder, std::string& error) {
+  const bool adapter = is_file(join_path(folder, "adapter_config.json"));
+  const bool meta = is_file(join_path(folder, "params.json"));
+  return fail(error,
+              folder + ": expected config.json, found " +
+                  (adapter ? "a LoRA adapter; merge it into its model first"
+                   : meta  ? "Meta's own format (params.json); find the model as Hugging Face's transformers have it"
+                           : "none; name a file, or the folder of a model of Hugging Face's transformers"));
+}
+
+inline bool open_hugging_face(const std::string& folder, const std::string& weights, bool own_tokenizer,
+                              Checkpoint& out, std::string& error) {
+  const std::string path = join_path(folder, "config.json");
+  const std::string generation_path = join_path(folder, "generation_config.json");
+  JsonDocument config, generation;
+  if (!is_file(path)) return no_config(folder, error);
+  if (!config.parse_file(path, kLargestConfig)) return fail(error, config.error);
+  if (!config.root().is(JsonKind::object)) return fail(error, path + ": expected an object");
+  if (!read_hf_config(config.root(), out.config, error) || !check_config(out.config, path, error)) return false;
+  FoundTensors found;
+  if (!open_weights(folder, weights, out, found, error)) return false;
+  for (auto it = found.begin(); it != found.end();)  // rotary frequencies, which follow from the configuration
+    it = it->first.find("rotary_emb.inv_freq") != std::string::npos ? found.erase(it) : std::next(it);
+  if (!bind_tensors(out, kHuggingFaceNames, false, found, folder, error)) return false;
+  if (is_file(generation_path) && !generation.parse_file(generation_path, kLargestConfig))
+    return fail(error, generation.error);
+  out.format = "safetensors";
+  out.name = config.root().find("_name_or_path").string();
+  out.licence = licence_of_card(folder);
+  return read_hf_tokenizer(folder, config.root(), own_tokenizer, out, error) &&
+         read_hf_stop_ids(config.root(), out, error) && read_hf_stop_ids(generation.root(), out, error);
+}
+
+}  // namespace pocket

@@ -1,0 +1,176 @@
+// convert_test.cpp: export/convert as its users run it, and models/get on top of it. What goes wrong leaves nothing
+// behind: no half of a model file, under no name.
+#include <gtest/gtest.h>
+
+#include "../test_data.hpp"
+#include "program.hpp"
+
+#ifdef __SANITIZE_ADDRESS__
+#define POCKET_SANITIZED 1
+#else
+#define POCKET_SANITIZED 0
+#endif
+
+namespace {
+
+ProgramResult convert(std::vector<std::string> args, const ProgramOptions& options = {}) {
+  args.insert(args.begin(), POCKET_CONVERT);
+  return run_program(args, options);
+}
+
+void expect_failure(int status, const std::vector<std::string>& args, const std::vector<std::string>& words,
+                    const ProgramOptions& options = {}) {
+  const ProgramResult r = convert(args, options);
+  EXPECT_EQ(r.status, status) << r.err;
+  EXPECT_NE(r.err.find("convert: "), std::string::npos) << r.err;
+  for (const std::string& word : words) EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
+  EXPECT_EQ(r.out, "");
+}
+
+TEST(Convert, HelpTeaches) {
+  const ProgramResult r = convert({"--help"});
+  EXPECT_EQ(r.status, 0);
+  for (const char* word : {"safetensors", "GGUF", "llama2.c", "-o", "--type", "-z", "--random", "tinyllama-1.1b"})
+    EXPECT_NE(r.out.find(word), std::string::npos) << word;
+}
+
+TEST(Convert, WrongUsageIsNamed) {
+  expect_failure(2, {}, {"expected a checkpoint"});
+  expect_failure(2, {"x"}, {"-o OUT.bin"});
+  expect_failure(2, {"x", "y", "-o", "z"}, {"one checkpoint"});
+  expect_failure(2, {"x", "-o", "z", "--type", "q5"}, {"--type: expected q4, q8 or f32, found 'q5'"});
+  expect_failure(2, {"x", "-o"}, {"-o: expected a value"});
+  expect_failure(2, {"x", "-o", "z", "--tipe", "q4"}, {"--tipe: no such option"});
+  expect_failure(2, {"x", "--random", "tiny", "-o", "z"}, {"--random"});
+  expect_failure(2, {"--random", "huge", "-o", "z"}, {"huge", "tinyllama-1.1b", "smollm2-135m"});
+}
+
+TEST(Convert, WhatIsNoCheckpointIsNamed) {
+  const TemporaryFolder t, out;
+  const std::string o = out.file("o.bin");
+  expect_failure(1, {t.file("none"), "-o", o}, {"none", "No such file"});
+  expect_failure(1, {t.file(""), "-o", o}, {"config.json"});
+  expect_failure(1, {t.write("a", ""), "-o", o}, {"empty"});
+  expect_failure(1, {t.write("b", "<!DOCTYPE html><html></html>"), "-o", o}, {"HTML"});
+  expect_failure(1, {t.write("c", "PK\3\4" + std::string(100, 'x')), "-o", o}, {"zip"});
+  expect_failure(1, {t.write("d", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"), "-o", o},
+                 {"Git LFS"});
+  ASSERT_EQ(convert({"--random", "tiny", "-o", t.file("m.bin")}).status, 0);
+  expect_failure(1, {t.file("m.bin"), "-o", o}, {"converted already"});
+  EXPECT_EQ(out.list(), "");
+}
+
+TEST(Convert, ALlama2cCheckpointNeedsItsTokenizer) {
+  NEED_DATA(checkpoint, "stories260K.bin");
+  const TemporaryFolder out;
+  expect_failure(1, {checkpoint, "-o", out.file("o")}, {"tokenizer", "-z"});
+  expect_failure(1, {checkpoint, "-z", data_path("llama2-tokenizer.model"), "-o", out.file("o")},
+                 {"expected the model's 512 tokens, found 32000", "another model's tokenizer"});
+  EXPECT_EQ(out.list(), "");
+  for (const char* tokenizer : {"tok512.model", "tok512.bin"})
+    EXPECT_EQ(convert({checkpoint, "-z", data_path(tokenizer), "-o", out.file("o")}).status, 0) << tokenizer;
+}
+
+TEST(Convert, TheSameBytesEveryTime) {
+  const TemporaryFolder t;
+  for (const char* type : {"f32", "q8", "q4"}) {
+    for (const char* name : {"a", "b"})
+      ASSERT_EQ(convert({"--random", "tiny", "--type", type, "-o", t.file(name)}).status, 0);
+    EXPECT_TRUE(read_bytes(t.file("a")) == read_bytes(t.file("b"))) << type;
+  }
+}
+
+TEST(Convert, ADiskThatIsFullLosesNothing) {
+  const TemporaryFolder t;
+  t.write("o.bin", "what was there before");
+  ProgramOptions small;
+  small.largest_file = 40000;
+  expect_failure(1, {"--random", "tiny", "-o", t.file("o.bin")}, {"o.bin", "File too large"}, small);
+  EXPECT_EQ(t.list(), "o.bin\n");
+  EXPECT_EQ(read_bytes(t.file("o.bin")), "what was there before");
+}
+
+TEST(Convert, AFolderThatIsNotThere) {
+  const TemporaryFolder t;
+  expect_failure(1, {"--random", "tiny", "-o", t.file("no/o.bin")}, {"no/o.bin", "No such file"});
+}
+
+TEST(Convert, CtrlCLeavesNothing) {
+  const TemporaryFolder t;
+  ProgramOptions options;
+  options.interrupt_after_ms = 400;
+  expect_failure(130, {"--random", "stories110m", "--type", "q4", "-o", t.file("o.bin")}, {"interrupted"}, options);
+  EXPECT_EQ(t.list(), "");
+}
+
+TEST(Convert, MemoryStaysFarBelowTheModel) {
+  const TemporaryFolder t;
+  const ProgramResult r = convert({"--random", "stories110m", "--type", "f32", "-o", t.file("o.bin")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_GT(std::filesystem::file_size(t.file("o.bin")), 400000000u);
+  if (!POCKET_SANITIZED) {
+    EXPECT_LT(r.peak_bytes, 150000000u) << "the largest tensor has 98 MB";
+  }
+}
+
+// ---- models/get ----
+
+ProgramResult get(std::vector<std::string> args) {
+  args.insert(args.begin(), std::string(POCKET_SOURCE_DIR) + "/models/get");
+  return run_program(args);
+}
+
+TEST(ModelsGet, ListsWhatItKnows) {
+  const ProgramResult r = get({});
+  EXPECT_EQ(r.status, 0) << r.err;
+  for (const char* word : {"smollm2-135m-instruct", "tinyllama-1.1b-chat", "Apache-2.0", "1.1 B", "MB"})
+    EXPECT_NE(r.out.find(word), std::string::npos) << word;
+}
+
+TEST(ModelsGet, WrongUsageIsNamed) {
+  const struct {
+    std::vector<std::string> args;
+    int status;
+    const char* word;
+  } cases[] = {{{"gpt-5"}, 2, "gpt-5: not in the catalogue"},
+               {{"--frm", "x"}, 2, "--frm"},
+               {{"stories260k", "tinyllama-1.1b-chat"}, 2, "one model at a time"},
+               {{"stories260k", "--from", "/no/such/folder"}, 1, "/no/such/folder"}};
+  for (const auto& c : cases) {
+    const ProgramResult r = get(c.args);
+    EXPECT_EQ(r.status, c.status) << r.err;
+    EXPECT_NE(r.err.find(c.word), std::string::npos) << r.err;
+  }
+}
+
+// The road that a downloaded model takes, from files at hand.
+TEST(ModelsGet, FromAFolder) {
+  NEED_DATA(checkpoint, "stories260K.bin");
+  const TemporaryFolder t;
+  std::filesystem::copy_file(checkpoint, t.file("stories260K.bin"));
+  std::filesystem::copy_file(data_path("tok512.model"), t.file("tok512.model"));
+  const ProgramResult r = get({"stories260k", "--from", t.file(""), "-o", t.file("s.bin")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("Next:\n  ./run " + t.file("s.bin") + " -i"), std::string::npos) << r.err;
+  EXPECT_EQ(run_program({POCKET_RUN, t.file("s.bin"), "-t", "0", "-n", "10", "-q"}).out,
+            "Once upon a time, there was a ");
+}
+
+TEST(ModelsGet, AFileThatIsNotTheOneIsRefused) {
+  NEED_DATA(checkpoint, "stories260K.bin");
+  const TemporaryFolder t;
+  std::string bytes = read_bytes(checkpoint);
+  t.write("tok512.model", read_bytes(data_path("tok512.model")));
+  t.write("stories260K.bin", bytes.substr(0, 1000));
+  ProgramResult r = get({"stories260k", "--from", t.file(""), "-o", t.file("s.bin")});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_NE(r.err.find("stories260K.bin: expected 1056540 bytes, found 1000"), std::string::npos) << r.err;
+  bytes[5000] ^= 1;
+  t.write("stories260K.bin", bytes);
+  r = get({"stories260k", "--from", t.file(""), "-o", t.file("s.bin")});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_NE(r.err.find("expected SHA-256"), std::string::npos) << r.err;
+  EXPECT_FALSE(std::filesystem::exists(t.file("s.bin")));
+}
+
+}  // namespace
