@@ -1,222 +1,528 @@
-// chat_template.hpp: from the chat template of a checkpoint, which is a program in the Jinja language, to the data that
-// a model file carries. Nothing is run: the template's family is recognised by the text between its quotation marks,
-// and what no family accounts for is refused, since a model that is addressed wrongly answers badly.
+// chat_template.hpp: from a checkpoint's chat template, a program in the language Jinja, to the strings that a model file
+// has around the turns of a conversation.
+//
+// No program is run. A template is cut into steps, "under this condition, this text is put out", and known are those
+// whose every step is in the list of its family below; then what the strings make is what Jinja makes of a conversation
+// (system, then user and assistant in turns), with trim_blocks and lstrip_blocks as transformers sets them. Two things
+// are not taken over: white space around a message is not trimmed, as some templates have it, and a text that Llama 2
+// has replied is expected to begin with the space that the template would put there.
 #pragma once
 
-#include <algorithm>
-#include <initializer_list>
-#include <set>
+#include <cctype>
+#include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "../run.cpp"
 #include "../tokenizer.hpp"
+#include "input_file.hpp"
 
 namespace pocket {
 
-// What a template says literally: its quoted strings, escapes resolved.
-class TemplateLiterals {
- public:
-  explicit TemplateLiterals(std::string_view jinja) {
-    for (size_t i = 0; i < jinja.size(); i++) {
-      const bool in_tag = depth_ > 0;
-      if (jinja.substr(i, 2) == "{{" || jinja.substr(i, 2) == "{%") depth_ = 1;
-      if (jinja.substr(i, 2) == "}}" || jinja.substr(i, 2) == "%}") depth_ = 0;
-      if (in_tag && (jinja[i] == '\'' || jinja[i] == '"')) i = read(jinja, i);
-    }
-  }
+// ====================================================================================================================
+// From Jinja to steps
+// ====================================================================================================================
 
-  bool has(const std::string& text) const { return std::find(all_.begin(), all_.end(), text) != all_.end(); }
-  // Some literal has this text in it.
-  bool mentions(std::string_view text) const {
-    return std::any_of(all_.begin(), all_.end(), [&](const std::string& s) { return s.find(text) != s.npos; });
+// What stands between {{ and }}, or {% and %}.
+struct JinjaToken {
+  enum Kind { word, string, sign } kind;
+  std::string text;
+  bool is(const char* s) const { return kind != string && text == s; }
+};
+using JinjaTokens = std::vector<JinjaToken>;
+
+inline bool is_jinja_word(std::string_view s) {
+  for (char c : s)
+    if (!std::isalnum(uint8_t(c)) && c != '_') return false;
+  return !s.empty();
+}
+
+// Without parentheses around the whole of it.
+inline JinjaTokens unwrap(JinjaTokens t) {
+  while (t.size() > 2 && t[0].is("(") && t.back().is(")")) {
+    int depth = 0;
+    for (size_t i = 0; i + 1 < t.size(); i++)
+      if ((depth += t[i].is("(") - t[i].is(")")) == 0) return t;
+    t = JinjaTokens(t.begin() + 1, t.end() - 1);
   }
-  const std::vector<std::string>& all() const { return all_; }
+  return t;
+}
+
+// An expression, always spelt the same way: message['role'] and message.role are message.role.
+inline std::string spell(const JinjaTokens& tokens) {
+  const JinjaTokens t = unwrap(tokens);
+  std::string out;
+  for (size_t i = 0; i < t.size(); i++) {
+    const bool member = t[i].is("[") && i + 2 < t.size() && t[i + 1].kind == JinjaToken::string &&
+                        t[i + 2].is("]") && is_jinja_word(t[i + 1].text);
+    if (member) {
+      out += "." + t[i + 1].text;
+      i += 2;
+      continue;
+    }
+    const bool keyword = i > 0 && (t[i - 1].is("and") || t[i - 1].is("or") || t[i - 1].is("not") || t[i - 1].is("in"));
+    const bool call = t[i].is("(") && i > 0 && t[i - 1].kind == JinjaToken::word && !keyword;
+    const bool closes = t[i].is(")") || t[i].is("]") || t[i].is("[") || t[i].is(",") || t[i].is(".") || t[i].is(":");
+    const bool opened = i > 0 && (t[i - 1].is("(") || t[i - 1].is("[") || t[i - 1].is(".") || t[i - 1].is(":"));
+    if (i > 0 && !call && !closes && !opened) out += ' ';
+    out += t[i].kind == JinjaToken::string ? "'" + t[i].text + "'" : t[i].text;
+  }
+  return out;
+}
+
+// What an expression puts out: texts as they are, all else in braces, {message.content}. A brace in a text is \1.
+inline std::string output_of(const JinjaTokens& tokens) {
+  const JinjaTokens t = unwrap(tokens);
+  std::string out;
+  for (size_t i = 0, start = 0, depth = 0; i <= t.size(); i++) {
+    if (i < t.size()) depth += size_t(t[i].is("(") || t[i].is("[")) - size_t(t[i].is(")") || t[i].is("]"));
+    if (i < t.size() && (depth > 0 || !(t[i].is("+") || t[i].is("~")))) continue;
+    JinjaTokens term(t.begin() + long(start), t.begin() + long(i));
+    start = i + 1;
+    if (term.size() == 1 && term[0].kind == JinjaToken::string) {
+      for (char c : term[0].text) out += c == '{' || c == '}' ? '\1' : c;
+      continue;
+    }
+    std::string name = spell(term);
+    for (const std::string trim : {" | trim", ".strip()"})
+      if (name.size() > trim.size() && name.substr(name.size() - trim.size()) == trim)
+        name.resize(name.size() - trim.size());
+    out += "{" + name + "}";
+  }
+  return out;
+}
+
+// A branch that a conversation without tools and documents never takes.
+inline bool never_true(const JinjaTokens& condition) {
+  bool tools = false, other = false;
+  for (const JinjaToken& t : condition) {
+    for (const char* name : {"tools", "tool_calls", "documents", "custom_tools", "builtin_tools"})
+      tools = tools || t.is(name);
+    for (const char* word : {"not", "or", "else", "none", "undefined", "!="}) other = other || t.is(word);
+  }
+  const std::string text = spell(condition);
+  return (tools && !other) || text == "message.role == 'tool'" || text.rfind("false == true and ", 0) == 0;
+}
+
+// Cuts a template into steps: "condition / condition: text".
+class JinjaSteps {
+ public:
+  std::string error;
+  std::vector<std::string> steps;
+
+  bool read(std::string_view jinja) {
+    text_ = jinja.substr(0, jinja.size() - (!jinja.empty() && jinja.back() == '\n'));  // as Jinja does
+    while (at_ < text_.size()) {
+      const size_t open = find_tag(at_);
+      plain(text_.substr(at_, open - at_), open);
+      at_ = open;
+      if (at_ < text_.size() && !tag()) return false;
+    }
+    flush();
+    return frames_.empty() || fail(error, "expected an {% end... %} for each {% if %} and {% for %}, found fewer");
+  }
 
  private:
-  // Reads the literal whose quotation mark is at i; returns where it ends.
-  size_t read(std::string_view jinja, size_t i) {
-    const char quote = jinja[i++];
-    std::string text;
-    for (; i < jinja.size() && jinja[i] != quote; i++) {
-      if (jinja[i] != '\\' || i + 1 >= jinja.size()) {
-        text += jinja[i];
+  struct Frame {
+    bool loop;
+    std::string label;               // the condition; "" for one that is always true
+    std::vector<std::string> tried;  // if: conditions before and with this one
+    bool live;                       // the branch may be taken
+    bool was_live;                   // what is around it may be
+  };
+
+  size_t find_tag(size_t from) const {
+    for (; (from = text_.find('{', from)) != std::string_view::npos; from++)
+      if (from + 1 < text_.size() && std::strchr("{%#", text_[from + 1])) return from;
+    return text_.size();
+  }
+
+  bool live() const { return frames_.empty() || frames_.back().live; }
+
+  // Text outside of tags; `open` is where the next tag begins.
+  void plain(std::string_view s, size_t open) {
+    const auto space = [](char c) { return std::isspace(uint8_t(c)) != 0; };
+    if (trim_line_ && !s.empty() && s[0] == '\n') s.remove_prefix(1), line_start_ = true;
+    while (trim_all_ && !s.empty() && space(s[0])) s.remove_prefix(1);
+    if (open < text_.size()) {
+      const char kind = text_[open + 1], mark = open + 2 < text_.size() ? text_[open + 2] : '\0';
+      if (mark == '-') {
+        while (!s.empty() && space(s.back())) s.remove_suffix(1);
+      } else if (kind != '{' && mark != '+') {  // lstrip_blocks
+        size_t end = s.size();
+        while (end > 0 && s[end - 1] != '\n' && space(s[end - 1])) end--;
+        if (end > 0 ? s[end - 1] == '\n' : line_start_) s = s.substr(0, end);
+      }
+    }
+    if (live())
+      for (char c : s) pending_ += c == '{' || c == '}' ? '\1' : c;
+  }
+
+  bool tag() {
+    const char kind = text_[at_ + 1];
+    at_ += 2;
+    if (at_ < text_.size() && (text_[at_] == '-' || text_[at_] == '+')) at_++;
+    JinjaTokens tokens;
+    if (kind == '#') {
+      const size_t end = text_.find("#}", at_);
+      if (end == std::string_view::npos) return fail(error, "expected #}, found the end");
+      at_ = end + 2;
+      trim_all_ = text_[end - 1] == '-';
+    } else if (!tokenize(kind == '{' ? "}}" : "%}", tokens)) {
+      return false;
+    }
+    trim_line_ = kind != '{';
+    line_start_ = false;
+    return kind == '#' || (kind == '{' ? output(tokens) : statement(tokens));
+  }
+
+  bool tokenize(const char* end, JinjaTokens& out) {
+    for (; at_ < text_.size(); at_++) {
+      const std::string_view rest = text_.substr(at_);
+      trim_all_ = rest[0] == '-' && rest.substr(1, 2) == end;
+      if (trim_all_ || rest.substr(0, 2) == end) return at_ += trim_all_ ? 3 : 2, true;
+      if (std::isspace(uint8_t(rest[0]))) continue;
+      if (rest[0] == '\'' || rest[0] == '"') {
+        if (!string(out)) return false;
         continue;
       }
-      const char c = jinja[++i];
-      text += c == 'n' ? '\n' : c == 't' ? '\t' : c == 'r' ? '\r' : c;
+      size_t n = 0;
+      while (n < rest.size() && (std::isalnum(uint8_t(rest[n])) || rest[n] == '_')) n++;
+      const bool word = n > 0;
+      if (!word) n = rest.substr(1, 1) == "=" && std::strchr("=!<>", rest[0]) ? 2 : 1;
+      out.push_back({word ? JinjaToken::word : JinjaToken::sign, std::string(rest.substr(0, n))});
+      at_ += n - 1;
     }
-    all_.push_back(text);
-    return i;
+    return fail(error, std::string("expected ") + end + ", found the end");
   }
 
-  std::vector<std::string> all_;
-  int depth_ = 0;  // 1 inside {{ }} and {% %}
+  // A text in quotes; stops on the closing one.
+  bool string(JinjaTokens& out) {
+    const char quote = text_[at_];
+    std::string s;
+    while (++at_ < text_.size() && text_[at_] != quote) {
+      if (text_[at_] != '\\') {
+        s += text_[at_];
+        continue;
+      }
+      constexpr std::string_view kLetters = "ntr\\'\"", kMeanings = "\n\t\r\\'\"";
+      const size_t letter = ++at_ < text_.size() ? kLetters.find(text_[at_]) : std::string_view::npos;
+      if (letter == std::string_view::npos) return fail(error, "expected one of \\n \\t \\r \\\\ \\' \\\" in a text");
+      s += kMeanings[letter];
+    }
+    out.push_back({JinjaToken::string, s});
+    return at_ < text_.size() || fail(error, "expected the end of a text, found the template's");
+  }
+
+  bool output(const JinjaTokens& tokens) {
+    const bool refusal = !tokens.empty() && tokens[0].is("raise_exception");
+    if (live() && !refusal) pending_ += output_of(tokens);
+    return true;
+  }
+
+  bool statement(const JinjaTokens& tokens) {
+    const std::string word = tokens.empty() ? "" : tokens[0].text;
+    const JinjaTokens rest(tokens.begin() + !tokens.empty(), tokens.end());
+    if (word == "generation" || word == "endgeneration") return true;  // marks for training
+    flush();
+    if (word == "for") {
+      frames_.push_back({true, "for " + spell(rest), {}, live(), live()});
+      return true;
+    }
+    if (word == "if") {
+      frames_.push_back({false, "", {}, live(), live()});
+      return branch(&rest);
+    }
+    if (word == "set" && rest.size() > 2 && rest[1].is("=")) {
+      if (live()) pending_ = "set " + rest[0].text + " = " + output_of({rest.begin() + 2, rest.end()});
+      return flush(), true;
+    }
+    if (frames_.empty() || (word != "elif" && word != "else" && word != "endif" && word != "endfor"))
+      return fail(error, "{% " + word + " %}: not known here");
+    if (frames_.back().loop != (word == "endfor")) return fail(error, "{% " + word + " %}: not expected here");
+    if (word == "elif" || word == "else") return branch(word == "elif" ? &rest : nullptr);
+    frames_.pop_back();
+    return true;
+  }
+
+  // The next branch of an {% if %}; without a condition it is the last.
+  bool branch(const JinjaTokens* condition) {
+    Frame& f = frames_.back();
+    f.live = f.was_live && !(condition && never_true(*condition));
+    if (condition) {
+      f.label = spell(*condition);
+      if (!never_true(*condition)) f.tried.push_back(f.label);
+      return true;
+    }
+    f.label.clear();
+    for (const std::string& tried : f.tried) f.label += (f.label.empty() ? "not (" : " or ") + tried;
+    if (!f.label.empty()) f.label += ")";
+    return true;
+  }
+
+  void flush() {
+    std::string path;
+    for (const Frame& f : frames_)
+      if (!f.label.empty()) path += (path.empty() ? "" : " / ") + f.label;
+    if (!pending_.empty()) steps.push_back(path + ": " + pending_);
+    pending_.clear();
+  }
+
+  std::string_view text_;
+  size_t at_ = 0;
+  bool trim_line_ = false, trim_all_ = false;  // what the last tag does to the text behind it
+  bool line_start_ = true;
+  std::string pending_;  // of the step that is being read
+  std::vector<Frame> frames_;
 };
 
-// Fills in a ChatTemplate; each family is a function that returns "" or why it is not so.
-class ChatFamilies {
- public:
-  ChatFamilies(const std::string& jinja, const Tokenizer& tokenizer, ChatTemplate& out)
-      : jinja_(jinja), literals_(jinja), tokenizer_(tokenizer), out_(out) {}
+// ====================================================================================================================
+// The families
+// ====================================================================================================================
 
-  // The family's name, or why there is none.
-  bool recognise(std::string& family_or_reason) {
-    using Member = std::string (ChatFamilies::*)();
-    const struct {
-      const char *name, *mark;
-      Member fill;
-    } families[] = {{"ChatML", "<|im_start|>", &ChatFamilies::chatml},
-                    {"Llama 3", "<|start_header_id|>", &ChatFamilies::llama3},
-                    {"Llama 2", "[INST]", &ChatFamilies::llama2},
-                    {"Zephyr", "<|assistant|>", &ChatFamilies::zephyr}};
-    for (const auto& f : families) {
-      if (!literals_.mentions(f.mark)) continue;
-      const std::string why = (this->*f.fill)();
-      if (!why.empty()) out_ = ChatTemplate();
-      family_or_reason = why.empty() ? f.name : std::string(f.name) + ": " + why;
-      return why.empty();
-    }
-    family_or_reason = "expected ChatML, Zephyr, Llama 2 or Llama 3, found another kind";
-    return false;
+// A step that a template of the family may have. {default} stands for a text.
+struct KnownStep {
+  int place;       // steps come in this order
+  unsigned gives;  // bits: what it does, which must be done once
+  const char* text;
+};
+
+struct TemplateFamily {
+  const char* name;
+  const char* mark;              // a text that tells the family
+  std::vector<const char*> own;  // tokens that the vocabulary must have
+  unsigned needs;                // bits of KnownStep::gives, all of them
+  std::vector<KnownStep> known;
+  const char* slot[ChatTemplate::kSlots];
+  const char* stop;  // the token that ends a reply
+};
+
+inline constexpr unsigned kSystem = 1, kUser = 2, kAssistant = 4, kPrompt = 8, kBos = 16, kDefault = 32, kShown = 64,
+                          kRest = 128, kMessage = 256, kNone = 512, kAll = kSystem | kUser | kAssistant;
+
+#define POCKET_HEADER(ROLE) "<|start_header_id|>" ROLE "<|end_header_id|>\n\n"
+#define POCKET_NO_SYSTEM(CONDITION) CONDITION ": <|im_start|>system\n{default}<|im_end|>\n"
+
+inline TemplateFamily chatml_family() {
+  return {"ChatML",
+          "<|im_start|>",
+          {"<|im_start|>", "<|im_end|>"},
+          kAll | kPrompt,
+          {{0, 0, "not add_generation_prompt is defined: set add_generation_prompt = {false}"},
+           {1, kBos, ": {bos_token}"},
+           {2, kDefault, POCKET_NO_SYSTEM("messages[0].role != 'system'")},
+           {2, kDefault, POCKET_NO_SYSTEM("each message / loop.first and messages[0].role != 'system'")},
+           {2, kDefault, POCKET_NO_SYSTEM("each message / loop.index0 == 0 and messages[0].role != 'system'")},
+           {3, kAll, "each message: <|im_start|>{message.role}\n{message.content}<|im_end|>\n"},
+           {3, kSystem, "each message / message.role == 'system': <|im_start|>system\n{message.content}<|im_end|>\n"},
+           {3, kUser, "each message / message.role == 'user': <|im_start|>user\n{message.content}<|im_end|>\n"},
+           {3, kAssistant,
+            "each message / message.role == 'assistant': <|im_start|>assistant\n{message.content}<|im_end|>\n"},
+           {4, kPrompt, "each message / loop.last and add_generation_prompt: <|im_start|>assistant\n"},
+           {4, kPrompt, "add_generation_prompt: <|im_start|>assistant\n"},
+           {4, kPrompt, ": <|im_start|>assistant\n"}},
+          {"<|im_start|>system\n", "<|im_end|>\n", "<|im_start|>user\n", "<|im_start|>user\n", "<|im_end|>\n",
+           "<|im_start|>assistant\n", "<|im_end|>\n"},
+          "<|im_end|>"};
+}
+
+inline TemplateFamily llama3_family() {
+  return {"Llama 3",
+          "<|start_header_id|>",
+          {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
+          kAll | kShown | kPrompt,
+          {{0, 0, "not add_generation_prompt is defined: set add_generation_prompt = {false}"},
+           {1, kBos, ": {bos_token}"},
+           {1, 0, ": set loop_messages = {messages}"},
+           {2, kAll | kShown, "each message: " POCKET_HEADER("{message.role}") "{message.content}<|eot_id|>"},
+           {2, kAll, "each message: set content = " POCKET_HEADER("{message.role}") "{message.content}<|eot_id|>"},
+           {3, kBos, "each message / loop.index0 == 0: set content = {bos_token}{content}"},
+           {4, kShown, "each message: {content}"},
+           {5, kPrompt, "add_generation_prompt: " POCKET_HEADER("assistant")},
+           {5, kPrompt, ": " POCKET_HEADER("assistant")}},
+          {POCKET_HEADER("system"), "<|eot_id|>", POCKET_HEADER("user"), POCKET_HEADER("user"), "<|eot_id|>",
+           POCKET_HEADER("assistant"), "<|eot_id|>"},
+          "<|eot_id|>"};
+}
+
+#undef POCKET_HEADER
+#undef POCKET_NO_SYSTEM
+
+inline TemplateFamily zephyr_family() {
+  return {"Zephyr",
+          "<|user|>",
+          {"{eos_token}"},
+          kAll | kPrompt,
+          {{1, kUser, "each message / message.role == 'user': <|user|>\n{message.content}{eos_token}\n"},
+           {1, kSystem, "each message / message.role == 'system': <|system|>\n{message.content}{eos_token}\n"},
+           {1, kAssistant, "each message / message.role == 'assistant': <|assistant|>\n{message.content}{eos_token}\n"},
+           {2, kPrompt, "each message / loop.last and add_generation_prompt: <|assistant|>\n"},
+           {2, kPrompt, "add_generation_prompt: <|assistant|>\n"}},
+          {"<|system|>\n", "{eos_token}\n", "<|user|>\n", "<|user|>\n", "{eos_token}\n", "<|assistant|>\n",
+           "{eos_token}\n"},
+          "{eos_token}"};
+}
+
+inline TemplateFamily llama2_family() {
+  return {"Llama 2",
+          "<<SYS>>",
+          {"{bos_token}", "{eos_token}"},
+          kAll | kShown | kRest | kMessage | kNone,
+          {{1, kRest, "messages[0].role == 'system': set loop_messages = {messages[1:]}"},
+           {1, kMessage, "messages[0].role == 'system': set system_message = {messages[0].content}"},
+           {1, 0, "not (messages[0].role == 'system'): set loop_messages = {messages}"},
+           {1, kNone, "not (messages[0].role == 'system'): set system_message = {false}"},
+           {2, kSystem, "each message / loop.index0 == 0 and system_message != false: "
+                        "set content = <<SYS>>\n{system_message}\n<</SYS>>\n\n{message.content}"},
+           {2, kShown, "each message / not (loop.index0 == 0 and system_message != false): "
+                       "set content = {message.content}"},
+           {3, kUser, "each message / message.role == 'user': {bos_token}[INST] {content} [/INST]"},
+           {3, 0, "each message / message.role == 'system': <<SYS>>\n{content}\n<</SYS>>\n\n"},  // never comes there
+           {3, kAssistant, "each message / message.role == 'assistant':  {content} {eos_token}"}},
+          {"{bos_token}[INST] <<SYS>>\n", "\n<</SYS>>\n\n", "", "{bos_token}[INST] ", " [/INST]", "", " {eos_token}"},
+          "{eos_token}"};
+}
+
+// ====================================================================================================================
+// Recognising one
+// ====================================================================================================================
+
+// Fills in a ChatTemplate where the template is of this family; else `error` says what it has that others have not.
+class TemplateMatcher {
+ public:
+  TemplateMatcher(const TemplateFamily& family, const Tokenizer& tokenizer) : family_(family), tokenizer_(tokenizer) {}
+
+  std::string error;
+
+  bool match(const std::vector<std::string>& steps, ChatTemplate& out) {
+    if (!tokens()) return false;
+    int place = 0;
+    unsigned given = 0;
+    for (const std::string& step : steps)
+      if (!take(step, place, given, out)) return false;
+    if ((given & family_.needs) != family_.needs)
+      return fail(error, std::string("expected all the parts of ") + family_.name + ", found some of them");
+    return begin_with_bos(given & kBos, out) && fill(out);
   }
 
  private:
-  // Puts strings into a slot; those that are control tokens become their ids.
-  void set(ChatTemplate::Slot slot, std::initializer_list<std::string> parts) {
-    for (const std::string& part : parts)
-      if (controls_.count(part))
-        out_.slot[slot].push_back({tokenizer_.find(part), ""});
-      else if (!part.empty())
-        out_.slot[slot].push_back({-1, part});
+  // With the names of BOS and EOS replaced by what they are written as.
+  std::string written(std::string text) const {
+    const std::pair<const char*, int> names[] = {{"{bos_token}", tokenizer_.bos()}, {"{eos_token}", tokenizer_.eos()}};
+    for (const auto& [name, id] : names)
+      for (size_t at; (at = text.find(name)) != std::string::npos;)
+        text.replace(at, std::strlen(name), tokenizer_.piece(id));
+    return text;
   }
 
-  // These are control tokens here; false if the tokenizer has not got them.
-  bool use_controls(std::initializer_list<std::string> names) {
-    for (const std::string& name : names) {
-      const int id = tokenizer_.find(name);
-      if (id < 0 || tokenizer_.type(id) != Tokenizer::PieceType::control) return false;
-      controls_.insert(name);
-    }
+  bool tokens() {
+    for (const char* token : family_.own)
+      if (const std::string text = written(token); text.empty() || tokenizer_.find(text) < 0)
+        return fail(error, std::string("expected the token ") + token + " in the vocabulary, found none");
     return true;
   }
-  bool use_eos() {
-    eos_ = std::string(tokenizer_.piece(tokenizer_.eos()));
-    return !eos_.empty() && use_controls({eos_});
-  }
-  void stop_at(const std::string& control) { out_.stop_ids.push_back(tokenizer_.find(control)); }
 
-  bool mentions(std::string_view code) const { return jinja_.find(code) != std::string::npos; }
-  bool adds_bos_as_tokenizer() const { return !mentions("bos_token") || tokenizer_.adds_bos(); }
-
-  // github.com/openai/openai-python, chatml.md: <|im_start|>role, a line feed, the text, <|im_end|>, a line feed.
-  std::string chatml() {
-    if (!use_controls({"<|im_start|>", "<|im_end|>"})) return "<|im_start|> and <|im_end|> are no control tokens";
-    if (!literals_.has("<|im_start|>assistant\n")) return "the reply does not begin with <|im_start|>assistant";
-    if (!literals_.has("<|im_end|>\n") && !(literals_.has("<|im_end|>") && literals_.has("\n")))
-      return "a turn does not end with <|im_end|> and a line feed";
-    if (!adds_bos_as_tokenizer()) return "it begins with BOS, but the tokenizer adds none";
-    if (const std::string why = default_system("<|im_start|>system\n", "<|im_end|>"); !why.empty()) return why;
-    set(ChatTemplate::kSystemPrefix, {"<|im_start|>", "system\n"});
-    set(ChatTemplate::kSystemSuffix, {"<|im_end|>", "\n"});
-    for (auto slot : {ChatTemplate::kFirstUserPrefix, ChatTemplate::kUserPrefix}) set(slot, {"<|im_start|>", "user\n"});
-    set(ChatTemplate::kUserSuffix, {"<|im_end|>", "\n"});
-    set(ChatTemplate::kReplyPrefix, {"<|im_start|>", "assistant\n"});
-    set(ChatTemplate::kReplySuffix, {"<|im_end|>", "\n"});
-    stop_at("<|im_end|>");
-    return "";
-  }
-
-  // The literal between begin and end, where there is one, is the system prompt that stands in for a missing one.
-  std::string default_system(const std::string& begin, const std::string& end) {
-    for (const std::string& s : literals_.all()) {
-      const size_t stop = s.find(end);
-      if (s.compare(0, begin.size(), begin) != 0 || stop == std::string::npos || stop < begin.size()) continue;
-      const std::string prompt = s.substr(begin.size(), stop - begin.size());
-      if (!out_.default_system.empty() && prompt != out_.default_system) return "it has several system prompts";
-      out_.default_system = prompt;
+  bool take(std::string step, int& place, unsigned& given, ChatTemplate& out) {
+    const std::string loop = "for message in ";
+    for (const std::string over : {"loop_messages", "messages"})
+      if (step.rfind(loop + over, 0) == 0) step = "each message" + step.substr(loop.size() + over.size());
+    step = written(step);
+    for (const KnownStep& known : family_.known) {
+      if (!fits(step, written(known.text), out)) continue;
+      if (known.place < place || (given & known.gives)) return fail(error, "unexpected here: " + shown(step));
+      place = known.place;
+      given |= known.gives;
+      return true;
     }
-    return "";
+    return fail(error, "not known of " + std::string(family_.name) + ": " + shown(step));
   }
 
-  // Hugging Face's Zephyr and TinyLlama: <|user|>, a line feed, the text, EOS, a line feed; the names are plain text.
-  std::string zephyr() {
-    if (!use_eos() || !mentions("eos_token")) return "a turn does not end with EOS";
-    for (const char* role : {"<|user|>\n", "<|system|>\n", "<|assistant|>\n"})
-      if (!literals_.has(role)) return "a turn does not begin with the role on a line of its own";
-    if (!mentions("'<|assistant|>' }}\n") && !mentions("\"<|assistant|>\" }}\n"))
-      return "the reply does not begin with <|assistant|> on a line of its own";
-    for (const char* role : {"<|user|>", "<|system|>", "<|assistant|>"}) use_controls({role});  // in some they are
-    const auto turn = [&](ChatTemplate::Slot slot, const char* role) {
-      if (controls_.count(role))
-        set(slot, {role, "\n"});
-      else
-        set(slot, {std::string(role) + "\n"});
+  // A step is the known one, with a text of its own where that has {default}.
+  static bool fits(const std::string& step, const std::string& known, ChatTemplate& out) {
+    const std::string hole = "{default}";
+    const size_t at = known.find(hole);
+    if (at == std::string::npos) return step == known;
+    const std::string before = known.substr(0, at), behind = known.substr(at + hole.size());
+    if (step.size() <= before.size() + behind.size() || step.compare(0, at, before) != 0 ||
+        step.compare(step.size() - behind.size(), behind.size(), behind) != 0)
+      return false;
+    const std::string text = step.substr(at, step.size() - before.size() - behind.size());
+    if (text.find_first_of("{\1") != std::string::npos || text.find("<|") != std::string::npos) return false;
+    out.default_system = text;
+    return true;
+  }
+
+  static std::string shown(const std::string& step) {
+    std::string text;
+    for (char c : step.substr(0, 120)) text += c == '\n' ? "\\n" : std::string(1, c == '\1' ? '{' : c);
+    return text + (step.size() > 120 ? "..." : "");
+  }
+
+  // BOS comes before the first turn only. The tokenizer puts it there, or else it goes before the system turn, if there
+  // always is one.
+  bool begin_with_bos(bool written_out, ChatTemplate& out) {
+    if (!written_out || tokenizer_.bos() < 0 || tokenizer_.adds_bos()) return true;
+    if (out.default_system.empty()) return fail(error, "begins with BOS, which the tokenizer does not put there");
+    out.slot[ChatTemplate::kSystemPrefix].push_back({tokenizer_.bos(), ""});
+    return true;
+  }
+
+  bool fill(ChatTemplate& out) {
+    for (int i = 0; i < ChatTemplate::kSlots; i++) add_parts(written(family_.slot[i]), out.slot[i]);
+    out.stop_ids = {tokenizer_.find(written(family_.stop))};
+    return true;
+  }
+
+  // Cuts a text at the tokens of the family that the vocabulary has.
+  void add_parts(const std::string& text, ChatTemplate::Parts& out) const {
+    std::string plain;
+    const auto flush = [&] {
+      if (!plain.empty()) out.push_back({-1, plain});
+      plain.clear();
     };
-    turn(ChatTemplate::kSystemPrefix, "<|system|>");
-    turn(ChatTemplate::kFirstUserPrefix, "<|user|>");
-    turn(ChatTemplate::kUserPrefix, "<|user|>");
-    turn(ChatTemplate::kReplyPrefix, "<|assistant|>");
-    for (auto slot : {ChatTemplate::kSystemSuffix, ChatTemplate::kUserSuffix, ChatTemplate::kReplySuffix})
-      set(slot, {eos_, "\n"});
-    stop_at(eos_);
-    return "";
+    std::vector<std::string> marks = {"<|system|>", "<|user|>", "<|assistant|>", "[INST]", "[/INST]"};
+    for (const char* token : family_.own) marks.push_back(written(token));
+    for (size_t i = 0; i < text.size();) {
+      size_t length = 0;
+      for (const std::string& mark : marks)
+        if (text.compare(i, mark.size(), mark) == 0 && tokenizer_.find(mark) >= 0) length = mark.size();
+      if (length > 0) {
+        flush();
+        out.push_back({tokenizer_.find(text.substr(i, length)), ""});
+      } else {
+        plain += text[i];
+      }
+      i += std::max<size_t>(length, 1);
+    }
+    flush();
   }
 
-  // github.com/meta-llama/llama: the system prompt stands inside the first user turn; every user turn begins with BOS.
-  std::string llama2() {
-    if (!literals_.mentions("<<SYS>>\n") || !literals_.mentions("\n<</SYS>>\n\n"))
-      return "the system prompt does not stand between <<SYS>> and <</SYS>>";
-    if (!literals_.has("[INST] ") || !literals_.has(" [/INST]"))
-      return "a turn does not stand between [INST] and [/INST]";
-    const std::string bos(tokenizer_.piece(tokenizer_.bos()));
-    if (!use_eos() || bos.empty() || !use_controls({bos}) || !mentions("bos_token") || !mentions("eos_token"))
-      return "turns do not begin with BOS and end with EOS";
-    set(ChatTemplate::kSystemPrefix, {bos, "[INST] <<SYS>>\n"});
-    set(ChatTemplate::kSystemSuffix, {"\n<</SYS>>\n\n"});
-    set(ChatTemplate::kUserPrefix, {bos, "[INST] "});
-    set(ChatTemplate::kUserSuffix, {" [/INST]"});
-    set(ChatTemplate::kReplySuffix, {" ", eos_});
-    stop_at(eos_);
-    return "";
-  }
-
-  // github.com/meta-llama/llama3: the role between two control tokens, two line feeds, the text, <|eot_id|>.
-  std::string llama3() {
-    if (!use_controls({"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}))
-      return "<|start_header_id|>, <|end_header_id|> and <|eot_id|> are no control tokens";
-    if (literals_.mentions("Today Date"))
-      return "its system prompt holds the date of the day, which a model file cannot";
-    if (!literals_.mentions("<|end_header_id|>\n\n") || !literals_.mentions("<|eot_id|>"))
-      return "a turn is not a header, two line feeds and a text";
-    if (!tokenizer_.adds_bos()) return "it begins with BOS, but the tokenizer adds none";
-    const auto header = [&](ChatTemplate::Slot slot, const char* role) {
-      set(slot, {"<|start_header_id|>", role, "<|end_header_id|>", "\n\n"});
-    };
-    header(ChatTemplate::kSystemPrefix, "system");
-    header(ChatTemplate::kFirstUserPrefix, "user");
-    header(ChatTemplate::kUserPrefix, "user");
-    header(ChatTemplate::kReplyPrefix, "assistant");
-    for (auto slot : {ChatTemplate::kSystemSuffix, ChatTemplate::kUserSuffix, ChatTemplate::kReplySuffix})
-      set(slot, {"<|eot_id|>"});
-    stop_at("<|eot_id|>");
-    return "";
-  }
-
-  const std::string& jinja_;
-  TemplateLiterals literals_;
+  const TemplateFamily& family_;
   const Tokenizer& tokenizer_;
-  ChatTemplate& out_;
-  std::set<std::string> controls_;
-  std::string eos_;
 };
 
-// Fills `out` from a template. family_or_reason: the family's name; or, with false, why it was not recognised.
+// The strings that do what a Jinja template does. True with the family's name in `family_or_reason`; false, and nothing
+// in `out`, with the reason why it was not recognised.
 inline bool recognise_chat_template(const std::string& jinja, const Tokenizer& tokenizer, ChatTemplate& out,
                                     std::string& family_or_reason) {
   out = ChatTemplate();
-  return ChatFamilies(jinja, tokenizer, out).recognise(family_or_reason);
+  const auto has = [&](const char* text) { return jinja.find(text) != std::string::npos; };
+  if (has("Cutting Knowledge Date"))
+    return fail(family_or_reason, "has a system turn with dates in it even where there is no system prompt");
+  for (const TemplateFamily& family : {chatml_family(), llama3_family(), llama2_family(), zephyr_family()}) {
+    if (!has(family.mark)) continue;
+    JinjaSteps reader;
+    if (!reader.read(jinja)) return fail(family_or_reason, reader.error);
+    TemplateMatcher matcher(family, tokenizer);
+    ChatTemplate found;
+    if (!matcher.match(reader.steps, found)) return fail(family_or_reason, matcher.error);
+    out = std::move(found);
+    family_or_reason = family.name;
+    return true;
+  }
+  return fail(family_or_reason, "expected ChatML, Zephyr, Llama 2 or Llama 3, found another");
 }
 
 }  // namespace pocket

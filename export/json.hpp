@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "../tokenizer.hpp"
 #include "input_file.hpp"
 
 namespace pocket {
@@ -27,24 +28,13 @@ inline constexpr int kJsonDepth = 256;  // arrays and objects inside each other
 
 enum class JsonKind : uint8_t { absent, null, boolean, number, string, array, object };
 
-// Code point of the UTF-8 character at s[at], with `at` moved past it; -1 if there is no valid one (RFC 3629: shortest
-// form, no surrogates, at most U+10FFFF).
+// Code point of the UTF-8 character at s[at], with `at` moved past it; -1 if there is no valid one.
 inline int32_t decode_utf8(std::string_view s, size_t& at) {
   if (at >= s.size()) return -1;
-  const uint8_t first = uint8_t(s[at]);
-  if (first < 0x80) return s[at++];
-  const int more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
-  if (first < 0xc2 || first > 0xf4 || s.size() - at <= size_t(more)) return -1;
-  int32_t code = first & (0x3f >> more);
-  for (int i = 1; i <= more; i++) {
-    const uint8_t byte = uint8_t(s[at + i]);
-    if ((byte & 0xc0) != 0x80) return -1;
-    code = code << 6 | (byte & 0x3f);
-  }
-  constexpr int32_t kSmallest[4] = {0, 0x80, 0x800, 0x10000};
-  if (code < kSmallest[more] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000)) return -1;
-  at += size_t(more) + 1;
-  return code;
+  const tokenizer_detail::Utf8 c = tokenizer_detail::read_utf8(s.substr(at));
+  if (c.state != tokenizer_detail::Utf8::whole) return -1;
+  at += c.length;
+  return int32_t(c.code);
 }
 
 inline void append_utf8(std::string& out, uint32_t code) {

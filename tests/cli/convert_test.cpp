@@ -153,7 +153,7 @@ TEST(ModelsGet, FromAFolder) {
   ASSERT_EQ(r.status, 0) << r.err;
   EXPECT_NE(r.err.find("Next:\n  ./run " + t.file("s.bin") + " -i"), std::string::npos) << r.err;
   EXPECT_EQ(run_program({POCKET_RUN, t.file("s.bin"), "-t", "0", "-n", "10", "-q"}).out,
-            "Once upon a time, there was a ");
+            "Once upon a time, there was a little g");
 }
 
 TEST(ModelsGet, AFileThatIsNotTheOneIsRefused) {
