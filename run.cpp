@@ -903,6 +903,10 @@ struct ModelReader {
       if (f.used && !(f.value > 0 && f.value < 1e30f)) return refuse(f.field, "a positive number", f.value);
       *f.out = f.value;
     }
+    // Pairs turn by at most one radian a position, so that every angle is one that exact::sincos can reduce.
+    if (c.rope_theta < 1) return refuse("rope_theta", "1 or more", c.rope_theta);
+    if (c.rope_scaling != RopeScaling::none && c.rope_factor < 1)
+      return refuse("rope_factor", "1 or more", c.rope_factor);
     return c.rope_scaling != RopeScaling::llama3 || c.rope_high_freq > c.rope_low_freq ||
            refuse("rope_high_freq", "more than rope_low_freq", c.rope_high_freq);
   }

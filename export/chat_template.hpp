@@ -409,12 +409,16 @@ class TemplateMatcher {
 
  private:
   // With the names of BOS and EOS replaced by what they are written as.
-  std::string written(std::string text) const {
-    const std::pair<const char*, int> names[] = {{"{bos_token}", tokenizer_.bos()}, {"{eos_token}", tokenizer_.eos()}};
-    for (const auto& [name, id] : names)
-      for (size_t at; (at = text.find(name)) != std::string::npos;)
-        text.replace(at, std::strlen(name), tokenizer_.piece(id));
-    return text;
+  std::string written(const std::string& text) const {
+    const std::pair<std::string, int> names[] = {{"{bos_token}", tokenizer_.bos()}, {"{eos_token}", tokenizer_.eos()}};
+    std::string out;
+    for (size_t at = 0; at < text.size();) {
+      const size_t start = at;
+      for (const auto& [name, id] : names)
+        if (text.compare(at, name.size(), name) == 0) out += tokenizer_.piece(id), at += name.size();
+      if (at == start) out += text[at++];
+    }
+    return out;
   }
 
   bool tokens() {

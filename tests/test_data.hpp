@@ -8,9 +8,9 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
+
+#include "files.hpp"
 
 // The path of a file or folder of the reference data, "" if it is not there.
 inline std::string data_path(const std::string& relative) {
@@ -30,11 +30,6 @@ inline std::string downloaded_path(const std::string& relative) {
 inline bool data_required() {
   const char* required = std::getenv("POCKET_REQUIRE_DATA");
   return required && *required && std::string(required) != "0";
-}
-
-inline std::string read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 // Declares a path, and ends the test where it is "".

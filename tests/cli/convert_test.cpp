@@ -76,7 +76,7 @@ TEST(Convert, TheSameBytesEveryTime) {
   for (const char* type : {"f32", "q8", "q4"}) {
     for (const char* name : {"a", "b"})
       ASSERT_EQ(convert({"--random", "tiny", "--type", type, "-o", t.file(name)}).status, 0);
-    EXPECT_TRUE(read_bytes(t.file("a")) == read_bytes(t.file("b"))) << type;
+    EXPECT_TRUE(read_file(t.file("a")) == read_file(t.file("b"))) << type;
   }
 }
 
@@ -87,7 +87,7 @@ TEST(Convert, ADiskThatIsFullLosesNothing) {
   small.largest_file = 40000;
   expect_failure(1, {"--random", "tiny", "-o", t.file("o.bin")}, {"o.bin", "File too large"}, small);
   EXPECT_EQ(t.list(), "o.bin\n");
-  EXPECT_EQ(read_bytes(t.file("o.bin")), "what was there before");
+  EXPECT_EQ(read_file(t.file("o.bin")), "what was there before");
 }
 
 TEST(Convert, AFolderThatIsNotThere) {
@@ -159,8 +159,8 @@ TEST(ModelsGet, FromAFolder) {
 TEST(ModelsGet, AFileThatIsNotTheOneIsRefused) {
   NEED_DATA(checkpoint, "stories260K.bin");
   const TemporaryFolder t;
-  std::string bytes = read_bytes(checkpoint);
-  t.write("tok512.model", read_bytes(data_path("tok512.model")));
+  std::string bytes = read_file(checkpoint);
+  t.write("tok512.model", read_file(data_path("tok512.model")));
   t.write("stories260K.bin", bytes.substr(0, 1000));
   ProgramResult r = get({"stories260k", "--from", t.file(""), "-o", t.file("s.bin")});
   EXPECT_EQ(r.status, 1);

@@ -38,7 +38,7 @@ class Golden : public testing::Test {
     const std::string out = folder_.file("logits");
     const ProgramResult r = run_program({POCKET_RUN, model, "--ids", ids, "--logits", out, "-q"});
     EXPECT_EQ(r.status, 0) << r.err;
-    const std::string bytes = read_bytes(out);
+    const std::string bytes = read_file(out);
     std::vector<float> values(bytes.size() / 4);
     std::memcpy(values.data(), bytes.data(), values.size() * 4);
     return values;
@@ -67,8 +67,7 @@ TEST_F(Golden, Stories260K) {
   EXPECT_LT(worst(logits(model, joined(golden["greedy_ids"])), golden["positions"], golden["logits"]), 1e-4);
 }
 
-// Of the folders in 16 bits the references have RoPE frequencies that were rounded to 16 bits as well, which no loading
-// of such a checkpoint does; they fit where the angles are small. HuggingFaceRoundedRope in session_test.cpp has those.
+// The folders in 16 bits are in huggingface_test.cpp.
 TEST_F(Golden, HuggingFace) {
   for (const char* name : {"gqa-f32", "llama3-rope-sharded"}) {
     NEED_DATA(folder, std::string("hf/") + name);

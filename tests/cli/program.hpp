@@ -9,15 +9,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <string>
 #include <vector>
+
+#include "../files.hpp"
 
 struct ProgramOptions {
   std::string input;  // what stdin gives
@@ -31,7 +29,7 @@ struct ProgramOptions {
 };
 
 struct ProgramResult {
-  int status = -1;       // exit status; 128 + signal where it was killed by one
+  int status = -1;  // exit status; 128 + signal where it was killed by one
   std::string out, err;
   size_t peak_bytes = 0;  // resident memory at its highest
 };
@@ -114,39 +112,4 @@ inline ProgramResult run_program(const std::vector<std::string>& args, const Pro
   result.peak_bytes = size_t(usage.ru_maxrss) * 1024;
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;
-}
-
-// A folder that goes away with everything in it.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "pocket-cli.XXXXXX").string();
-    path_ = mkdtemp(&name[0]);
-  }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-  std::string write(const std::string& name, const std::string& bytes) const {
-    std::ofstream(file(name), std::ios::binary) << bytes;
-    return file(name);
-  }
-  // Names in the folder, sorted, one a line.
-  std::string list() const {
-    std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(path_))
-      names.push_back(entry.path().filename().string());
-    std::sort(names.begin(), names.end());
-    std::string all;
-    for (const std::string& name : names) all += name + "\n";
-    return all;
-  }
-
- private:
-  std::string path_;
-};
-
-inline std::string read_bytes(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream bytes;
-  bytes << in.rdbuf();
-  return bytes.str();
 }

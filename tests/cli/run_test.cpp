@@ -125,7 +125,7 @@ TEST_F(RunProgram, WhatIsNoModelIsNamed) {
   std::string safetensors("\x40\0\0\0\0\0\0\0", 8);
   expect_failure(1, {t.write("e", safetensors + "{\"a\":{\"dtype\":\"F32\"}}" + std::string(300, ' '))},
                  {"safetensors"});
-  const std::string whole = read_bytes(model());
+  const std::string whole = read_file(model());
   expect_failure(1, {t.write("f", whole.substr(0, 100))}, {"f: "});
   expect_failure(1, {t.write("g", whole.substr(0, whole.size() - 1))}, {"g: ", "expected"});
 }
@@ -280,7 +280,7 @@ TEST_F(RunProgram, LogitsAreTheSameBitsHoweverTheyAreComputed) {
           EXPECT_EQ(text({model(type), "--ids", ids, "--logits", out, "--kernel", kernel, "--threads", threads,
                           "--batch", batch}),
                     "");
-          const std::string bits = read_bytes(out);
+          const std::string bits = read_file(out);
           EXPECT_EQ(bits.size(), 75u * 512 * 4);
           if (expected.empty()) expected = bits;
           EXPECT_TRUE(bits == expected) << type << " " << kernel << " " << threads << " " << batch;
@@ -334,7 +334,7 @@ TEST_F(RunProgram, InfoTellsTheMemoryBefore) {
 
 TEST_F(RunProgram, SelfTestFindsOneBit) {
   EXPECT_NE(text({model(), "--selftest"}).find("tensors: whole"), std::string::npos);
-  std::string bytes = read_bytes(model());
+  std::string bytes = read_file(model());
   bytes[bytes.size() - 1000] ^= 1;
   const TemporaryFolder t;
   expect_failure(1, {t.write("bad.bin", bytes), "--selftest"}, {"bad.bin", "tensors"});
@@ -347,9 +347,9 @@ TEST_F(RunProgram, PerplexityIsThatOfTheLogits) {
   const std::string out = text({model("f32"), "--perplexity", file});
   text({model("f32"), "-f", file, "--logits", t.file("logits")});
   std::vector<int> ids;
-  std::stringstream list(text({model("f32"), "--encode", read_bytes(file)}));
+  std::stringstream list(text({model("f32"), "--encode", read_file(file)}));
   for (std::string id; std::getline(list, id, ',');) ids.push_back(std::stoi(id));
-  const std::string bytes = read_bytes(t.file("logits"));
+  const std::string bytes = read_file(t.file("logits"));
   ASSERT_EQ(bytes.size(), ids.size() * 512 * 4);
   std::vector<float> logits(bytes.size() / 4);
   std::memcpy(logits.data(), bytes.data(), bytes.size());
