@@ -36,6 +36,17 @@ test: all
 	cmake --build $(BUILD) -j 2
 	ctest --test-dir $(BUILD) --output-on-failure
 
+# A thread is watched where threads are: the pool, sessions, programs that share a model.
+sanitize:
+	tests/setup
+	$(MAKE) sanitized SANITIZE=address,undefined
+	$(MAKE) sanitized SANITIZE=thread ONLY='^(Pool|SameBits|Cancel|Library)'
+
+sanitized:
+	cmake -S . -B build-$(SANITIZE) -DPOCKET_SANITIZE=$(SANITIZE) $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
+	cmake --build build-$(SANITIZE) -j 2
+	ctest --test-dir build-$(SANITIZE) --output-on-failure $(if $(ONLY),-R '$(ONLY)')
+
 install: run
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 run $(DESTDIR)$(PREFIX)/bin/pocketllama
@@ -43,4 +54,4 @@ install: run
 clean:
 	rm -rf run export/convert $(BUILD) build-*
 
-.PHONY: all help demo test sanitize install clean
+.PHONY: all help demo test sanitize sanitized install clean

@@ -41,7 +41,7 @@ template <class T> struct Aligned {
 using Bytes = std::vector<uint8_t, Aligned<uint8_t>>;
 using Floats = std::vector<float, Aligned<float>>;
 
-/// SplitMix64, and floats made of it without any library function, so that every machine tests the same numbers.
+/// SplitMix64, and floats made of it by exact operations alone, so that every machine tests the same numbers.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
@@ -54,7 +54,9 @@ class Random {
   }
   /// 0 ... n - 1
   int below(int n) { return int(bits() % uint64_t(n)); }
-  double uniform(double low, double high) { return low + (high - low) * (double(bits() >> 11) / 9007199254740992.0); }
+  double uniform(double low, double high) {
+    return std::fma(high - low, double(bits() >> 11) / 9007199254740992.0, low);
+  }
   /// Nearly normal with deviation 1: twelve uniform numbers, added.
   float normal() {
     double sum = -6;
@@ -107,7 +109,7 @@ inline bool random_rows(const TensorSpec& spec, int64_t first, int64_t count, fl
   for (int64_t r = first; r < first + count; r++) {
     Random random(hash_bytes(spec.name.data(), spec.name.size()) + uint64_t(r) * 0x2545F4914F6CDD1D);
     for (int c = 0; c < spec.cols; c++)
-      *out++ = spec.layout == Layout::vector ? 1.f + 0.2f * random.normal() : random.normal() * deviation;
+      *out++ = spec.layout == Layout::vector ? std::fma(0.2f, random.normal(), 1.f) : random.normal() * deviation;
   }
   return true;
 }
