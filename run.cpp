@@ -329,6 +329,7 @@ class Sampler {
   double keep_top_p(double total);
 
   SamplerOptions options_;
+  const Kernels* kernels_;
   uint64_t state_;
   int recent_[kRepeatWindow];  // a ring; -1: none yet
   size_t next_ = 0;
@@ -1808,7 +1809,8 @@ inline const float* Session::logits_of(int first, int n) {
 // 7. Sampler, generate, chat
 // ====================================================================================================================
 
-inline Sampler::Sampler(SamplerOptions options) : options_(options), state_(options.seed) {
+inline Sampler::Sampler(SamplerOptions options)
+    : options_(options), kernels_(find_kernels(nullptr)), state_(options.seed) {
   std::fill(recent_, recent_ + kRepeatWindow, -1);
 }
 
@@ -1873,7 +1875,7 @@ inline double Sampler::keep_top_p(double total) {
 // Draws from softmax(logits / temperature), cut down by min-p, top-k and top-p, in this order.
 inline int Sampler::choose(float top, int best) {
   for (float& w : work_) w = (w - top) / options_.temperature;
-  find_kernels(nullptr)->exp(work_.data(), int(work_.size()));  // now relative to the most likely token, which is 1
+  kernels_->exp(work_.data(), int(work_.size()));  // now relative to the most likely token, which is 1
   candidates_.clear();
   for (size_t i = 0; i < work_.size(); i++)
     if (work_[i] >= options_.min_p) candidates_.push_back({work_[i], int(i)});
