@@ -80,7 +80,7 @@ std::string failure(const ModelParts& parts, const ReadRows& rows, const Progres
   ModelWriter writer;
   EXPECT_FALSE(writer.write(folder.file("m.bin"), parts, rows, progress));
   EXPECT_EQ(folder.list(), "m.bin\n");
-  EXPECT_EQ(read_file(folder.file("m.bin")), "the old one");
+  EXPECT_EQ(read_file(folder.file("m.bin")).substr(0, 20), "the old one");
   return writer.error;
 }
 
@@ -120,11 +120,12 @@ TEST(ModelWriterFails, WhereTheUserGivesUp) {
 TEST(ModelWriterFails, WhereTheModelSaysNothingButInfinities) {
   ModelParts parts = tiny::parts_of(small_config(), Type::f32);
   parts.self_test_ids = {1};
-  const std::string error =
-      failure(parts, [](const TensorSpec& spec, int64_t, int64_t count, float* out, std::string&) {
-        std::fill(out, out + count * spec.cols, 1e30f);
-        return true;
-      });
+  const ReadRows rows = [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& error) {
+    tiny::random_rows(spec, first, count, out, error);
+    if (spec.name == "output" || spec.name == "final_norm") std::fill(out, out + count * spec.cols, 1e30f);
+    return true;
+  };
+  const std::string error = failure(parts, rows);
   EXPECT_TRUE(contains(error, "self-test: the model's logits are not finite")) << error;
 }
 
