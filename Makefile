@@ -40,11 +40,11 @@ test: all
 sanitize:
 	tests/setup
 	$(MAKE) sanitized SANITIZE=address,undefined
-	$(MAKE) sanitized SANITIZE=thread ONLY='^(Pool|SameBits|Cancel|Library)'
+	$(MAKE) sanitized SANITIZE=thread TESTS='pool_test session_test library_test' ONLY='^(Pool|SameBits|Cancel|Library)\.'
 
 sanitized:
 	cmake -S . -B build-$(SANITIZE) -DPOCKET_SANITIZE=$(SANITIZE) $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
-	cmake --build build-$(SANITIZE) -j 2
+	cmake --build build-$(SANITIZE) -j 2 $(if $(TESTS),--target $(TESTS))
 	ctest --test-dir build-$(SANITIZE) --output-on-failure $(if $(ONLY),-R '$(ONLY)')
 
 install: run
