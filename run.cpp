@@ -767,6 +767,12 @@ inline uint64_t hash_bytes(const void* data, size_t n) {
 
 inline uint64_t hash_logits(const float* logits, int n) { return hash_bytes(logits, size_t(n) * sizeof(float)); }
 
+// llama2.c's files have no magic number: dim, hidden_dim and n_layers come first.
+inline bool looks_like_llama2c(const uint8_t* p, size_t n) {
+  return n >= 28 && load<uint32_t>(p) - 1 < 1 << 16 && load<uint32_t>(p + 4) - 1 < 1 << 20 &&
+         load<uint32_t>(p + 8) - 1 < 1 << 10;
+}
+
 // What a file is that is not ours, by its first bytes.
 inline std::string describe_file(const uint8_t* p, size_t n) {
   const std::string_view s(reinterpret_cast<const char*>(p), std::min<size_t>(n, 64));
@@ -779,8 +785,7 @@ inline std::string describe_file(const uint8_t* p, size_t n) {
   if (starts("\x80\x02") || starts("\x80\x04")) return "a Python pickle (old PyTorch checkpoint)";
   if (n > 8 && p[8] == '{' && load<uint64_t>(p) < (1u << 30))
     return "a safetensors file; convert its folder: export/convert FOLDER -o model.bin";
-  if (n >= 28 && load<uint32_t>(p) - 1 < 65536 && load<uint32_t>(p + 4) - 1 < 1u << 20 &&
-      load<uint32_t>(p + 8) - 1 < 1024)
+  if (looks_like_llama2c(p, n))
     return "perhaps a llama2.c checkpoint; convert it: export/convert FILE -z TOKENIZER -o model.bin";
   return "something else";
 }
@@ -801,6 +806,47 @@ struct ByteReader {
     return ok ? load<T>(raw.data()) : T();
   }
 };
+
+// The limits of a shape, for model files and checkpoints alike. Within them no product of sizes overflows 64 bits, and
+// pairs turn by at most a radian a position, so that every angle is one that exact::sincos can reduce. Where something
+// is wrong it returns refuse(field, expected, found).
+template <class Refuse> bool check_config(const Config& c, const Refuse& refuse) {
+  const bool scaled = c.rope_scaling != RopeScaling::none, llama3 = c.rope_scaling == RopeScaling::llama3;
+  const struct {
+    const char* field;
+    int value, low, high;
+    bool used;
+  } integers[] = {{"dim", c.dim, 1, 1 << 16, true},
+                  {"hidden_dim", c.hidden_dim, 1, 1 << 20, true},
+                  {"n_layers", c.n_layers, 1, 1 << 10, true},
+                  {"n_heads", c.n_heads, 1, 1 << 10, true},
+                  {"n_kv_heads", c.n_kv_heads, 1, c.n_heads, true},
+                  {"head_dim", c.head_dim, 2, kMaxHeadDim, true},
+                  {"vocab_size", c.vocab_size, 1, 1 << 22, true},
+                  {"max_seq_len", c.max_seq_len, 1, 1 << 22, true},
+                  {"rope_original_len", c.rope_original_len, 1, 1 << 24, llama3}};
+  for (const auto& f : integers)
+    if (f.used && (f.value < f.low || f.value > f.high))
+      return refuse(f.field, std::to_string(f.low) + " to " + std::to_string(f.high), std::to_string(f.value));
+  if (c.n_heads % c.n_kv_heads)
+    return refuse("n_kv_heads", "a divisor of " + std::to_string(c.n_heads) + " heads", std::to_string(c.n_kv_heads));
+  if (c.head_dim % 2) return refuse("head_dim", "an even number", std::to_string(c.head_dim));
+  const struct {
+    const char* field;
+    float value, low;
+    bool used;
+  } numbers[] = {{"norm_eps", c.norm_eps, 0, true},
+                 {"rope_theta", c.rope_theta, 1, true},
+                 {"rope_factor", c.rope_factor, 1, scaled},
+                 {"rope_low_freq", c.rope_low_freq, 0, llama3},
+                 {"rope_high_freq", c.rope_high_freq, 0, llama3}};
+  for (const auto& f : numbers)
+    if (f.used && !(f.value > 0 && f.value >= f.low && f.value < 1e30f))
+      return refuse(f.field, f.low == 1 ? "1 or more" : "a positive number", std::to_string(f.value));
+  return !llama3 || c.rope_high_freq > c.rope_low_freq ||
+         refuse("rope_high_freq", "more than the low one, " + std::to_string(c.rope_low_freq),
+                std::to_string(c.rope_high_freq));
+}
 
 // The door: every check of a model file. Steps return false with `error` set.
 struct ModelReader {
@@ -826,7 +872,7 @@ struct ModelReader {
     if (h.version != kFormatVersion) return refuse("version", kFormatVersion, h.version);
     if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, std::to_string(m.size_) + " (cut short?)");
     if (h.architecture != kLlama) return refuse("architecture", "1 (llama)", h.architecture);
-    return sections() && checksum() && integers() && numbers();
+    return sections() && checksum() && shape();
   }
 
   bool sections() {
@@ -855,61 +901,37 @@ struct ModelReader {
     return hash.digest() == h.checksum || refuse("checksum", h.checksum, std::to_string(hash.digest()) + " (damaged)");
   }
 
-  bool integers() {
+  bool shape() {
     Config& c = m.config;
-    const bool llama3 = h.rope_scaling == uint32_t(RopeScaling::llama3);
     const struct {
       const char* field;
-      uint32_t value, low, high;
+      uint32_t value;
       int* out;
-    } all[] = {{"dim", h.dim, 1, 1 << 16, &c.dim},
-               {"hidden_dim", h.hidden_dim, 1, 1 << 20, &c.hidden_dim},
-               {"n_layers", h.n_layers, 1, 1 << 10, &c.n_layers},
-               {"n_heads", h.n_heads, 1, 1 << 10, &c.n_heads},
-               {"n_kv_heads", h.n_kv_heads, 1, h.n_heads, &c.n_kv_heads},
-               {"head_dim", h.head_dim, 2, kMaxHeadDim, &c.head_dim},
-               {"vocab_size", h.vocab_size, 1, 1 << 22, &c.vocab_size},
-               {"max_seq_len", h.max_seq_len, 1, 1 << 22, &c.max_seq_len},
-               {"tied", h.tied, 0, 1, nullptr},
-               {"rope_scaling", h.rope_scaling, 0, 2, nullptr},
-               {"rope_original_len", h.rope_original_len, llama3, llama3 ? 1 << 24 : UINT32_MAX, &c.rope_original_len}};
+    } all[] = {{"dim", h.dim, &c.dim},
+               {"hidden_dim", h.hidden_dim, &c.hidden_dim},
+               {"n_layers", h.n_layers, &c.n_layers},
+               {"n_heads", h.n_heads, &c.n_heads},
+               {"n_kv_heads", h.n_kv_heads, &c.n_kv_heads},
+               {"head_dim", h.head_dim, &c.head_dim},
+               {"vocab_size", h.vocab_size, &c.vocab_size},
+               {"max_seq_len", h.max_seq_len, &c.max_seq_len},
+               {"rope_original_len", h.rope_original_len, &c.rope_original_len}};
     for (const auto& f : all) {
-      if (f.value < f.low || f.value > f.high)
-        return refuse(f.field, std::to_string(f.low) + " to " + std::to_string(f.high), f.value);
-      if (f.out) *f.out = int(f.value);
+      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", f.value);
+      *f.out = int(f.value);
     }
-    if (c.n_heads % c.n_kv_heads)
-      return refuse("n_kv_heads", "a divisor of n_heads " + std::to_string(c.n_heads), c.n_kv_heads);
-    if (c.head_dim % 2) return refuse("head_dim", "an even number", c.head_dim);
+    if (h.tied > 1) return refuse("tied", "0 or 1", h.tied);
+    if (h.rope_scaling > 2) return refuse("rope_scaling", "0 to 2", h.rope_scaling);
     for (uint8_t byte : h.reserved)
       if (byte) return refuse("reserved", 0, int(byte));
     c.tied = h.tied;
+    c.norm_eps = h.norm_eps;
+    c.rope_theta = h.rope_theta;
     c.rope_scaling = RopeScaling(h.rope_scaling);
-    return true;
-  }
-
-  bool numbers() {
-    Config& c = m.config;
-    const struct {
-      const char* field;
-      float value;
-      bool used;
-      float* out;
-    } all[] = {{"norm_eps", h.norm_eps, true, &c.norm_eps},
-               {"rope_theta", h.rope_theta, true, &c.rope_theta},
-               {"rope_factor", h.rope_factor, c.rope_scaling != RopeScaling::none, &c.rope_factor},
-               {"rope_low_freq", h.rope_low_freq, c.rope_scaling == RopeScaling::llama3, &c.rope_low_freq},
-               {"rope_high_freq", h.rope_high_freq, c.rope_scaling == RopeScaling::llama3, &c.rope_high_freq}};
-    for (const auto& f : all) {
-      if (f.used && !(f.value > 0 && f.value < 1e30f)) return refuse(f.field, "a positive number", f.value);
-      *f.out = f.value;
-    }
-    // Pairs turn by at most one radian a position, so that every angle is one that exact::sincos can reduce.
-    if (c.rope_theta < 1) return refuse("rope_theta", "1 or more", c.rope_theta);
-    if (c.rope_scaling != RopeScaling::none && c.rope_factor < 1)
-      return refuse("rope_factor", "1 or more", c.rope_factor);
-    return c.rope_scaling != RopeScaling::llama3 || c.rope_high_freq > c.rope_low_freq ||
-           refuse("rope_high_freq", "more than rope_low_freq", c.rope_high_freq);
+    c.rope_factor = h.rope_factor, c.rope_low_freq = h.rope_low_freq, c.rope_high_freq = h.rope_high_freq;
+    return check_config(c, [this](const char* field, const std::string& expected, const std::string& found) {
+      return refuse(field, expected, found);
+    });
   }
 
   bool tensors() {

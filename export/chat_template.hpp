@@ -1,5 +1,5 @@
-// chat_template.hpp: from a checkpoint's chat template, a program in the language Jinja, to the strings that a model file
-// has around the turns of a conversation.
+// chat_template.hpp: from a checkpoint's chat template, a program in the language Jinja, to the strings that a model
+// file has around the turns of a conversation.
 //
 // No program is run. A template is cut into steps, "under this condition, this text is put out", and known are those
 // whose every step is in the list of its family below; then what the strings make is what Jinja makes of a conversation
@@ -55,8 +55,8 @@ inline std::string spell(const JinjaTokens& tokens) {
   const JinjaTokens t = unwrap(tokens);
   std::string out;
   for (size_t i = 0; i < t.size(); i++) {
-    const bool member = t[i].is("[") && i + 2 < t.size() && t[i + 1].kind == JinjaToken::string &&
-                        t[i + 2].is("]") && is_jinja_word(t[i + 1].text);
+    const bool member = t[i].is("[") && i + 2 < t.size() && t[i + 1].kind == JinjaToken::string && t[i + 2].is("]") &&
+                        is_jinja_word(t[i + 1].text);
     if (member) {
       out += "." + t[i + 1].text;
       i += 2;
@@ -374,10 +374,12 @@ inline TemplateFamily llama2_family() {
            {1, kMessage, "messages[0].role == 'system': set system_message = {messages[0].content}"},
            {1, 0, "not (messages[0].role == 'system'): set loop_messages = {messages}"},
            {1, kNone, "not (messages[0].role == 'system'): set system_message = {false}"},
-           {2, kSystem, "each message / loop.index0 == 0 and system_message != false: "
-                        "set content = <<SYS>>\n{system_message}\n<</SYS>>\n\n{message.content}"},
-           {2, kShown, "each message / not (loop.index0 == 0 and system_message != false): "
-                       "set content = {message.content}"},
+           {2, kSystem,
+            "each message / loop.index0 == 0 and system_message != false: "
+            "set content = <<SYS>>\n{system_message}\n<</SYS>>\n\n{message.content}"},
+           {2, kShown,
+            "each message / not (loop.index0 == 0 and system_message != false): "
+            "set content = {message.content}"},
            {3, kUser, "each message / message.role == 'user': {bos_token}[INST] {content} [/INST]"},
            {3, 0, "each message / message.role == 'system': <<SYS>>\n{content}\n<</SYS>>\n\n"},  // never comes there
            {3, kAssistant, "each message / message.role == 'assistant':  {content} {eos_token}"}},

@@ -161,37 +161,16 @@ inline bool open_checkpoint(const std::string& path, const std::string& tokenize
 // What every reader does
 // ====================================================================================================================
 
-// The sizes of a model, as far as run.cpp and 64-bit arithmetic go along (ModelReader::sizes has the same limits).
-inline bool check_config(const Config& c, const std::string& file, std::string& error) {
-  const struct {
-    const char* name;
-    int value, low, high;
-  } fields[] = {{"dim", c.dim, 1, 1 << 16},
-                {"hidden_dim", c.hidden_dim, 1, 1 << 20},
-                {"n_layers", c.n_layers, 1, 1 << 10},
-                {"n_heads", c.n_heads, 1, 1 << 10},
-                {"n_kv_heads", c.n_kv_heads, 1, c.n_heads},
-                {"head_dim", c.head_dim, 2, kMaxHeadDim},
-                {"vocab_size", c.vocab_size, 1, 1 << 22},
-                {"max_seq_len", c.max_seq_len, 1, 1 << 22},
-                {"n_heads modulo n_kv_heads", c.n_heads % std::max(1, c.n_kv_heads), 0, 0},
-                {"head_dim modulo 2", c.head_dim % 2, 0, 0}};
-  for (const auto& f : fields)
-    if (f.value < f.low || f.value > f.high)
-      return fail(error, file + ": " + f.name + ": expected " + std::to_string(f.low) +
-                             (f.low < f.high ? " to " + std::to_string(f.high) : "") + ", found " +
-                             std::to_string(f.value));
-  const bool scaled = c.rope_scaling != RopeScaling::none, llama3 = c.rope_scaling == RopeScaling::llama3;
-  const auto positive = [](float f) { return f > 0 && f < 1e30f; };
-  if (!positive(c.norm_eps)) return fail(error, file + ": norm_eps: expected a positive number");
-  if (!positive(c.rope_theta)) return fail(error, file + ": rope_theta: expected a positive number");
-  if (scaled && !positive(c.rope_factor)) return fail(error, file + ": rope factor: expected a positive number");
-  if (llama3 && !(positive(c.rope_low_freq) && c.rope_high_freq > c.rope_low_freq && positive(c.rope_high_freq)))
-    return fail(error, file + ": rope high_freq_factor: expected more than low_freq_factor, and that more than 0");
-  if (llama3 && (c.rope_original_len < 1 || c.rope_original_len > 1 << 24))
-    return fail(error, file + ": original_max_position_embeddings: expected 1 to 16777216, found " +
-                           std::to_string(c.rope_original_len));
-  return true;
+// What a file calls the fields of Config, where it has names of its own.
+using FieldNames = std::map<std::string_view, const char*>;
+
+// The limits of run.cpp, told in the names of the file.
+inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error) {
+  return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
+    const auto name = names.find(field);
+    return fail(error, file + ": " + (name == names.end() ? field : name->second) + ": expected " + expected +
+                           ", found " + found);
+  });
 }
 
 // A tensor as a file lists it. Readers see to it that all its bytes lie within the file.
@@ -375,6 +354,7 @@ inline std::string describe_unreadable(const InputFile& file) {
   if (n > 4 && head[0] == '\n' && s.substr(2, 1) == "\n")
     return "a SentencePiece tokenizer, not a model; it goes with -z";
   if (starts("{")) return "a JSON file; name the folder that it is in";
+  if (looks_like_llama2c(head, n)) return "perhaps a damaged llama2.c checkpoint";
   return describe_file(head, n);
 }
 

@@ -338,6 +338,18 @@ inline bool read_gguf_rope(GgufHeader& h, Config& c) {
   return true;
 }
 
+inline const FieldNames kGgufFields = {{"dim", "llama.embedding_length"},
+                                       {"hidden_dim", "llama.feed_forward_length"},
+                                       {"n_layers", "llama.block_count"},
+                                       {"n_heads", "llama.attention.head_count"},
+                                       {"n_kv_heads", "llama.attention.head_count_kv"},
+                                       {"head_dim", "llama.attention.key_length"},
+                                       {"vocab_size", "llama.vocab_size"},
+                                       {"max_seq_len", "llama.context_length"},
+                                       {"norm_eps", "llama.attention.layer_norm_rms_epsilon"},
+                                       {"rope_theta", "llama.rope.freq_base"},
+                                       {"rope_factor", "llama.rope.scaling.factor"}};
+
 inline bool read_gguf_config(GgufHeader& h, Config& c) {
   constexpr int kAny = INT32_MAX;  // check_config knows the limits
   for (const char* key : {"context_length", "embedding_length", "block_count", "feed_forward_length",
@@ -541,7 +553,7 @@ inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Check
   GgufHeader h(in);
   if (!h.read() || !check_gguf_variant(h) || !read_gguf_config(h, out.config) || !read_gguf_texts(h, out))
     return fail(error, h.error);
-  if (!check_config(out.config, in.path(), error) || !read_rope_factors(h, in, out.config, error) ||
+  if (!check_config(out.config, in.path(), kGgufFields, error) || !read_rope_factors(h, in, out.config, error) ||
       !bind_tensors(out, kGgufNames, true, h.tensors, in.path(), error))
     return false;
   out.format = "GGUF v" + std::to_string(h.version);

@@ -119,13 +119,15 @@ class JsonDocument {
     name_ = std::move(name);
     text_ = std::move(text);
     nodes_.clear();
+    error.clear();
     at_ = 0;
     if (text_.size() >= UINT32_MAX) return pocket::fail(error, name_ + ": expected less than 4 GiB");
-    if (!value(0)) return false;
-    skip_space();
-    if (at_ < text_.size()) return expected("nothing more");
+    bool whole = value(0);
+    if (whole) skip_space();
+    if (whole && at_ < text_.size()) whole = expected("nothing more");
+    if (!whole) nodes_.clear();  // half of a document is none
     nodes_.shrink_to_fit();
-    return true;
+    return whole;
   }
 
   // The same of a file of at most `most` bytes.
@@ -374,7 +376,7 @@ inline double JsonValue::number() const {
   in.imbue(std::locale::classic());  // a decimal point, whatever the program's locale
   double value = 0;
   if (in >> value) return value;
-  return std::fabs(value) > 1 ? HUGE_VAL : value;  // too large, or too small to tell from 0
+  return std::fabs(value) > 1 ? std::copysign(HUGE_VAL, value) : value;  // too large, or too small to tell from 0
 }
 
 inline bool JsonValue::integer(int64_t& out) const {
@@ -402,7 +404,9 @@ inline JsonValue JsonValue::find(std::string_view key) const {
   return found;
 }
 
-inline std::string JsonValue::where() const { return document_ ? document_->position(node().at) : ""; }
+inline std::string JsonValue::where() const {
+  return document_ ? document_->position(node().at - is(JsonKind::string)) : "";
+}
 
 inline std::string JsonValue::describe() const {
   const auto shortened = [&](std::string_view s) {

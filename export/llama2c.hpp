@@ -68,7 +68,7 @@ inline bool llama2c_config(const InputFile& file, Config& c, std::string& error)
   c.vocab_size = h[5] == INT32_MIN ? 0 : std::abs(h[5]);
   c.max_seq_len = h[6];
   if (c.n_heads > 0 && c.dim % c.n_heads == 0) c.head_dim = c.dim / c.n_heads;  // else 0, which is refused
-  return check_config(c, file.path() + ": llama2.c header", error);
+  return check_config(c, file.path() + ": llama2.c header", {{"max_seq_len", "seq_len"}}, error);
 }
 
 // Whatever no other reader knows comes here, so that this is also where unknown files are refused.

@@ -118,14 +118,17 @@ inline constexpr TensorNames kHuggingFaceNames = {
 
 // rope_scaling, which newer files call rope_parameters (and have rope_theta in it), older ones write "type".
 inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
-  const JsonValue newer = root.find("rope_parameters"), rope = newer.missing() ? root.find("rope_scaling") : newer;
+  const char* settings = root.find("rope_parameters").missing() ? "rope_scaling" : "rope_parameters";
+  const JsonValue rope = root.find(settings);
+  if (!rope.missing() && !root.need(settings, JsonKind::object, error)) return false;
   double theta = c.rope_theta, factor = 1, low = 1, high = 4, rotated = 1;
   std::string type = "default";
   const auto numbers = [&](const JsonValue& v) {
     return v.get("rope_theta", theta, error) && v.get("partial_rotary_factor", rotated, error);
   };
   if (!numbers(root) || !numbers(rope)) return false;
-  if (rotated != 1) return fail(error, root.where() + ": \"partial_rotary_factor\": expected 1, found another");
+  if (rotated != 1)
+    return fail(error, root.where() + ": \"partial_rotary_factor\": expected 1, found " + std::to_string(rotated));
   c.rope_theta = float(theta);
   if (rope.missing()) return true;
   const char* key = rope.find("rope_type").missing() ? "type" : "rope_type";
@@ -140,7 +143,13 @@ inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
     if (!rope.need(needed, JsonKind::number, error)) return false;
   if (!rope.get("low_freq_factor", low, error) || !rope.get("high_freq_factor", high, error)) return false;
   c.rope_low_freq = float(low), c.rope_high_freq = float(high);
-  return rope.get("original_max_position_embeddings", 1, 1 << 24, c.rope_original_len, error);
+  return rope.get("original_max_position_embeddings", 0, INT32_MAX, c.rope_original_len, error);
+}
+
+inline bool read_settings(const std::string& path, JsonDocument& document, std::string& error) {
+  if (!document.parse_file(path, kLargestConfig)) return fail(error, document.error);
+  return document.root().is(JsonKind::object) ||
+         fail(error, path + ": expected an object, found " + document.root().describe());
 }
 
 // Settings that would make it another function than ours. What is absent has the value that transformers gives it.
@@ -170,6 +179,18 @@ inline bool check_mistral_window(const JsonValue& root, int max_seq_len, std::st
   if (!root.get("sliding_window", 0, INT32_MAX, window, error)) return false;
   return window >= max_seq_len || root.refuse("sliding_window", "null, or at least max_position_embeddings", error);
 }
+
+inline const FieldNames kHuggingFaceFields = {{"dim", "hidden_size"},
+                                              {"hidden_dim", "intermediate_size"},
+                                              {"n_layers", "num_hidden_layers"},
+                                              {"n_heads", "num_attention_heads"},
+                                              {"n_kv_heads", "num_key_value_heads"},
+                                              {"max_seq_len", "max_position_embeddings"},
+                                              {"norm_eps", "rms_norm_eps"},
+                                              {"rope_factor", "factor"},
+                                              {"rope_low_freq", "low_freq_factor"},
+                                              {"rope_high_freq", "high_freq_factor"},
+                                              {"rope_original_len", "original_max_position_embeddings"}};
 
 // Absent keys have the values of transformers' LlamaConfig or MistralConfig.
 inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error) {
@@ -298,7 +319,7 @@ inline bool read_hf_tokenizer(const std::string& folder, const JsonValue& model,
                               std::string& error) {
   JsonDocument document;
   const std::string config_path = join_path(folder, "tokenizer_config.json");
-  if (is_file(config_path) && !document.parse_file(config_path, kLargestConfig)) return fail(error, document.error);
+  if (is_file(config_path) && !read_settings(config_path, document, error)) return false;
   const JsonValue config = document.root();
   const std::string jinja = join_path(folder, "chat_template.jinja"), spm = join_path(folder, "tokenizer.model");
   c.chat_template = default_template(config);
@@ -409,16 +430,15 @@ inline bool open_hugging_face(const std::string& folder, const std::string& weig
   const std::string generation_path = join_path(folder, "generation_config.json");
   JsonDocument config, generation;
   if (!is_file(path)) return no_config(folder, error);
-  if (!config.parse_file(path, kLargestConfig)) return fail(error, config.error);
-  if (!config.root().is(JsonKind::object)) return fail(error, path + ": expected an object");
-  if (!read_hf_config(config.root(), out.config, error) || !check_config(out.config, path, error)) return false;
+  if (!read_settings(path, config, error)) return false;
+  if (!read_hf_config(config.root(), out.config, error) || !check_config(out.config, path, kHuggingFaceFields, error))
+    return false;
   FoundTensors found;
   if (!open_weights(folder, weights, out, found, error)) return false;
   for (auto it = found.begin(); it != found.end();)  // rotary frequencies, which follow from the configuration
     it = it->first.find("rotary_emb.inv_freq") != std::string::npos ? found.erase(it) : std::next(it);
   if (!bind_tensors(out, kHuggingFaceNames, false, found, folder, error)) return false;
-  if (is_file(generation_path) && !generation.parse_file(generation_path, kLargestConfig))
-    return fail(error, generation.error);
+  if (is_file(generation_path) && !read_settings(generation_path, generation, error)) return false;
   out.format = "safetensors";
   out.name = config.root().find("_name_or_path").string();
   out.licence = licence_of_card(folder);

@@ -132,7 +132,7 @@ TEST(ModelWriterFails, WhereTheModelSaysNothingButInfinities) {
 TEST(ModelWriterFails, WhereAShapeIsOneThatNoReaderTakes) {
   ModelParts parts = tiny::parts_of(small_config(), Type::q8);
   parts.config.n_kv_heads = 3;
-  EXPECT_TRUE(contains(failure(parts, tiny::random_rows), "n_kv_heads: expected a divisor of n_heads 4, found 3"));
+  EXPECT_TRUE(contains(failure(parts, tiny::random_rows), "n_kv_heads: expected a divisor of 4 heads, found 3"));
 }
 
 TEST(ModelWriterFails, WhereTheDiskIsFull) {
