@@ -1,5 +1,5 @@
-// checkpoint.hpp: a trained model as other programs save it, opened for the converter. What the formats have in common
-// is here; each has a reader of its own: gguf.hpp, safetensors.hpp, llama2c.hpp.
+// checkpoint.hpp: a trained model as other programs save it: what the formats have in common. Each has a reader of its
+// own, gguf.hpp, safetensors.hpp and llama2c.hpp; open_checkpoint.hpp finds out which one it is.
 //
 // A file from outside is hostile: everything is checked when it is opened, in 64 bits, against the file's real size.
 // Weights stay where they are until read_rows() fetches some of them as float32.
@@ -363,63 +363,6 @@ inline bool not_sentencepiece(const std::string& path, std::string_view bytes, c
   return fail(error, path + ": expected a tokenizer (SentencePiece, tokenizer.json or llama2.c), found " +
                          describe_file(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()) + " (" + why +
                          ")");
-}
-
-// The readers. own_tokenizer: false if another tokenizer will take the place of the checkpoint's.
-inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Checkpoint& out, std::string& error);
-inline bool open_hugging_face(const std::string& folder, const std::string& weights, bool own_tokenizer,
-                              Checkpoint& out, std::string& error);
-inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::string& error);
-inline bool looks_like_safetensors(const InputFile& file);
-inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::string& error);
-
-}  // namespace pocket
-
-#include "gguf.hpp"
-#include "llama2c.hpp"
-#include "safetensors.hpp"
-#include "tokenizer_json.hpp"
-
-namespace pocket {
-
-// A tokenizer by itself, its kind told by its content.
-inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::string& error) {
-  std::string bytes;
-  if (!read_small_file(path, kLargestTokenizer, bytes, error)) return false;
-  const uint32_t first = bytes.size() < 4 ? 0 : load<uint32_t>(bytes.data());
-  Tokenizer::Vocabulary v;
-  if (!bytes.empty() && bytes[0] == '{') {
-    if (!read_tokenizer_json(path, std::move(bytes), c.config.vocab_size, v, error)) return false;
-  } else if (first > 0 && first < 1 << 16) {
-    if (!read_llama2c_tokenizer(path, bytes, c.config.vocab_size, v, error)) return false;
-  } else if (std::string why; !Tokenizer::parse_sentencepiece(bytes, v, why)) {
-    return not_sentencepiece(path, bytes, why, error);
-  }
-  c.vocabulary = std::move(v);
-  return fit_vocabulary(c, path, error);
-}
-
-inline bool open_checkpoint(const std::string& path, const std::string& tokenizer_path, Checkpoint& out,
-                            std::string& error) try {
-  out = Checkpoint();
-  out.source = base_name(path);
-  const bool own_tokenizer = tokenizer_path.empty();
-  if (is_directory(path)) {
-    if (!open_hugging_face(path, "", own_tokenizer, out, error)) return false;
-  } else {
-    auto file = InputFile::open(path, error);
-    if (!file) return false;
-    char magic[4] = {};
-    if (file->size() >= 4 && !file->read(0, magic, 4, error)) return false;
-    const bool opened = std::memcmp(magic, "GGUF", 4) == 0 ? open_gguf(std::move(file), own_tokenizer, out, error)
-                        : looks_like_safetensors(*file)
-                            ? open_hugging_face(folder_of(path), base_name(path), own_tokenizer, out, error)
-                            : open_llama2c(std::move(file), out, error);
-    if (!opened) return false;
-  }
-  return own_tokenizer || read_tokenizer_file(tokenizer_path, out, error);
-} catch (const std::exception& e) {  // memory that cannot be had
-  return fail(error, path + ": " + e.what());
 }
 
 }  // namespace pocket

@@ -9,8 +9,8 @@
 
 #include "../tokenizer.hpp"
 #include "chat_template.hpp"
-#include "checkpoint.hpp"
 #include "model_writer.hpp"
+#include "open_checkpoint.hpp"
 #include "random_model.hpp"
 
 namespace {

@@ -2,7 +2,7 @@
 // refused by the field's name; every tensor is there, once, in the right shape; an index of shards tells the truth and
 // leads nowhere else.
 #define RUN_NO_MAIN
-#include "../export/checkpoint.hpp"
+#include "../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
 

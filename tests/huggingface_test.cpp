@@ -7,7 +7,7 @@
 // them when its frequencies are rounded so, which shows that it reads and computes everything else as transformers
 // does; and the engine agrees with the naive Llama when they are not.
 #define RUN_NO_MAIN
-#include "../export/checkpoint.hpp"
+#include "../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
 

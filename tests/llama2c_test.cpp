@@ -1,7 +1,7 @@
 // llama2c_test.cpp: checkpoints of llama2.c. The header becomes the configuration, the tensors are found one after the
 // other, the rows of wq and wk come in the order that the engine rotates, and any other length of the file is refused.
 #define RUN_NO_MAIN
-#include "../export/checkpoint.hpp"
+#include "../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
 

@@ -67,7 +67,7 @@ inline bool drain(int fd, std::string& text) {
 
 }  // namespace program_detail
 
-// Runs args[0] with the arguments behind it, at most a minute.
+// Runs args[0] with the arguments behind it, at most four minutes.
 inline ProgramResult run_program(const std::vector<std::string>& args, const ProgramOptions& o = {}) {
   using namespace program_detail;
   using Clock = std::chrono::steady_clock;
@@ -102,7 +102,7 @@ inline ProgramResult run_program(const std::vector<std::string>& args, const Pro
         !o.interrupt_after_output.empty() && result.out.find(o.interrupt_after_output) != std::string::npos;
     if (!interrupted && ((o.interrupt_after_ms >= 0 && ms >= o.interrupt_after_ms) || heard))
       interrupted = kill(child, SIGINT) == 0;
-    if (ms > 60000) kill(child, SIGKILL);
+    if (ms > 240000) kill(child, SIGKILL);
   }
   if (in_open) close(in[1]);
   close(out[0]), close(err[0]);

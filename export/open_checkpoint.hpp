@@ -1,0 +1,58 @@
+// open_checkpoint.hpp: opens any checkpoint that the converter reads, its format told by its content.
+#pragma once
+
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "checkpoint.hpp"
+#include "gguf.hpp"
+#include "llama2c.hpp"
+#include "safetensors.hpp"
+#include "tokenizer_json.hpp"
+
+namespace pocket {
+
+// A tokenizer by itself, its kind told by its content.
+inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::string& error) {
+  std::string bytes;
+  if (!read_small_file(path, kLargestTokenizer, bytes, error)) return false;
+  const uint32_t first = bytes.size() < 4 ? 0 : load<uint32_t>(bytes.data());
+  Tokenizer::Vocabulary v;
+  if (!bytes.empty() && bytes[0] == '{') {
+    if (!read_tokenizer_json(path, std::move(bytes), c.config.vocab_size, v, error)) return false;
+  } else if (first > 0 && first < 1 << 16) {
+    if (!read_llama2c_tokenizer(path, bytes, c.config.vocab_size, v, error)) return false;
+  } else if (std::string why; !Tokenizer::parse_sentencepiece(bytes, v, why)) {
+    return not_sentencepiece(path, bytes, why, error);
+  }
+  c.vocabulary = std::move(v);
+  return fit_vocabulary(c, path, error);
+}
+
+inline bool open_checkpoint(const std::string& path, const std::string& tokenizer_path, Checkpoint& out,
+                            std::string& error) try {
+  out = Checkpoint();
+  out.source = base_name(path);
+  const bool own_tokenizer = tokenizer_path.empty();
+  if (is_directory(path)) {
+    if (!open_hugging_face(path, "", own_tokenizer, out, error)) return false;
+  } else {
+    auto file = InputFile::open(path, error);
+    if (!file) return false;
+    char magic[4] = {};
+    if (file->size() >= 4 && !file->read(0, magic, 4, error)) return false;
+    const bool opened = std::memcmp(magic, "GGUF", 4) == 0 ? open_gguf(std::move(file), own_tokenizer, out, error)
+                        : looks_like_safetensors(*file)
+                            ? open_hugging_face(folder_of(path), base_name(path), own_tokenizer, out, error)
+                            : open_llama2c(std::move(file), out, error);
+    if (!opened) return false;
+  }
+  return own_tokenizer || read_tokenizer_file(tokenizer_path, out, error);
+} catch (const std::exception& e) {  // memory that cannot be had
+  return fail(error, path + ": " + e.what());
+}
+
+}  // namespace pocket
