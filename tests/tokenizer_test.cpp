@@ -9,7 +9,7 @@
 #include <sstream>
 
 #define RUN_NO_MAIN
-#include "../export/checkpoint.hpp"
+#include "../export/tokenizer_json.hpp"
 #include "test_data.hpp"
 
 namespace {
