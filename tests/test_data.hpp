@@ -9,7 +9,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <string_view>
 
+#include "../tokenizer.hpp"
 #include "files.hpp"
 
 // The path of a file or folder of the reference data, "" if it is not there.
@@ -30,6 +32,16 @@ inline std::string downloaded_path(const std::string& relative) {
 inline bool data_required() {
   const char* required = std::getenv("POCKET_REQUIRE_DATA");
   return required && *required && std::string(required) != "0";
+}
+
+// Whether a text is whole characters.
+inline bool is_utf8(std::string_view s) {
+  while (!s.empty()) {
+    const auto c = tokenizer_detail::read_utf8(s);
+    if (c.state != tokenizer_detail::Utf8::whole) return false;
+    s.remove_prefix(c.length);
+  }
+  return true;
 }
 
 // Declares a path, and ends the test where it is "".

@@ -38,15 +38,6 @@ std::string joined(const std::vector<std::string>& chunks) {
   return all;
 }
 
-bool is_utf8(std::string_view s) {
-  while (!s.empty()) {
-    const auto c = tokenizer_detail::read_utf8(s);
-    if (c.state != tokenizer_detail::Utf8::whole) return false;
-    s.remove_prefix(c.length);
-  }
-  return true;
-}
-
 // ---- Vectors ----
 
 struct Reference {

@@ -53,15 +53,6 @@ class RunProgram : public testing::Test {
 };
 TemporaryFolder* RunProgram::folder = nullptr;
 
-bool is_utf8(std::string_view s) {
-  while (!s.empty()) {
-    const auto c = tokenizer_detail::read_utf8(s);
-    if (c.state != tokenizer_detail::Utf8::whole) return false;
-    s.remove_prefix(c.length);
-  }
-  return true;
-}
-
 // ---- Usage ----
 
 TEST_F(RunProgram, HelpTeaches) {
