@@ -484,7 +484,7 @@ struct Kernels {
 
 inline constexpr int kChunk = 64;       // tokens that go through the layers together
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
-inline constexpr int kTaskPanels = 4;   // panels that one task of a matmul takes on
+inline constexpr int kTaskPanels = 16;  // panels that one task of a matmul takes on
 
 // Integer matmul of many tokens, the loops around a kernel set's `dot`: two panels at a time, a block of columns at a
 // time, unpacked once for all tokens. `dot` adds the block's groups to acc (n, 16), in order.
@@ -2003,6 +2003,13 @@ struct X86Features {
   }
 };
 
+// Asks for the cache line that a kernel which reads on and on will need a little later: memory takes its time, and the
+// hardware's own guesses stop at every page.
+inline constexpr int kPrefetchAhead = 3 * 4096;
+inline __attribute__((always_inline)) void prefetch_line(const uint8_t* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchAhead, _MM_HINT_T0);
+}
+
 // ---- AVX2: 8 rows a register, so a panel takes two. vpmaddubsw multiplies unsigned by signed bytes and adds pairs
 // into 16 bits: 127 * 127 * 2 still fits, so codebook values are moved to 0 ... 127, which -64 times the group's sum of
 // xq undoes. q8 weights, which use all 8 bits, give their sign to the activation instead.
@@ -2021,9 +2028,8 @@ POCKET_AVX2 inline __m256i codebook(const int8_t values[16]) {
 POCKET_AVX2 inline __m256 scales_q4(const uint8_t* scales, int half, int odd) {
   __m256i s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + 8 * half)));
   if (odd) s = _mm256_srli_epi32(s, 4);
-  const __m256i size = _mm256_add_epi32(_mm256_and_si256(s, _mm256_set1_epi32(7)), _mm256_set1_epi32(5));
-  const __m256i sign = _mm256_slli_epi32(_mm256_srli_epi32(_mm256_slli_epi32(s, 28), 31), 31);
-  return _mm256_xor_ps(_mm256_cvtepi32_ps(size), _mm256_castsi256_ps(sign));
+  const __m256 size = _mm256_permutevar8x32_ps(_mm256_setr_ps(5, 6, 7, 8, 9, 10, 11, 12), s);  // looks at 3 bits
+  return _mm256_xor_ps(size, _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32(s, 28)), _mm256_set1_ps(-0.f)));
 }
 
 POCKET_AVX2 inline __m256i add_dot(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
@@ -2046,50 +2052,39 @@ POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, c
     POCKET_FOR (half, 2) _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
 }
 
-// P panels, apart by stride, times one token.
-template <int P>
-POCKET_AVX2 inline void gemv_q4_panels(const uint8_t* w, size_t stride, const Tensor& t, const Activations& x,
-                                       float* y) {
+// One panel times one token.
+POCKET_AVX2 inline void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
   const __m256i table = codebook(t.codebook), low = _mm256_set1_epi8(15);
-  const size_t scales_at = code_bytes(Type::q4, t.cols);
-  __m256 acc[P][2];
-  POCKET_FOR (p, P) acc[p][0] = acc[p][1] = _mm256_setzero_ps();
+  const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
+  __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int g = 0; g < x.cols / kGroup; g++) {
-    __m256i sum[P][2];
-    POCKET_FOR (p, P) sum[p][0] = sum[p][1] = _mm256_set1_epi32(-64 * x.sum[g]);
-    for (int v = 4 * g; v < 4 * g + 4; v++) {
+    __m256i sum[2];
+    sum[0] = sum[1] = _mm256_set1_epi32(-64 * x.sum[g]);
+    POCKET_FOR (i, 4) {
+      const int v = 4 * g + i;
       const __m256i x0 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v)),
                     x1 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v + 4));
-      POCKET_FOR (p, P) {
-        const uint8_t* codes = w + p * stride + size_t(v) * 64;
-        _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
-        POCKET_FOR (half, 2) {
-          const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
-          sum[p][half] = add_dot(sum[p][half], _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)), x0);
-          const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
-          sum[p][half] = add_dot(sum[p][half], _mm256_shuffle_epi8(table, high), x1);
-        }
-      }
-    }
-    POCKET_FOR (p, P)
+      prefetch_line(panel + size_t(v) * 64);
       POCKET_FOR (half, 2) {
-        const __m256 m = scales_q4(w + p * stride + scales_at + g / 2 * 16, half, g & 1);
-        acc[p][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[p][half]), _mm256_mul_ps(m, _mm256_set1_ps(x.scale[g])),
-                                       acc[p][half]);
+        const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + size_t(v) * 64 + 32 * half));
+        sum[half] = add_dot(sum[half], _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)), x0);
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
+        sum[half] = add_dot(sum[half], _mm256_shuffle_epi8(table, high), x1);
       }
-  }
-  POCKET_FOR (p, P)
-    POCKET_FOR (half, 2) {
-      const float* rs = reinterpret_cast<const float*>(w + (p + 1) * stride) - kPanelRows;
-      _mm256_storeu_ps(y + 16 * p + 8 * half, _mm256_mul_ps(acc[p][half], _mm256_loadu_ps(rs + 8 * half)));
     }
+    prefetch_line(scales + g / 2 * 16);
+    POCKET_FOR (half, 2) {
+      const __m256 scale = _mm256_mul_ps(scales_q4(scales + g / 2 * 16, half, g & 1), _mm256_set1_ps(x.scale[g]));
+      acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[half]), scale, acc[half]);
+    }
+  }
+  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
+  POCKET_FOR (half, 2) _mm256_storeu_ps(y + 8 * half, _mm256_mul_ps(acc[half], _mm256_loadu_ps(rs + 8 * half)));
 }
 
 POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  const size_t stride = panel_bytes(Type::q4, w.cols);
-  int p = first;
-  for (; p + 2 <= first + count; p += 2) gemv_q4_panels<2>(w.data + p * stride, stride, w, x, y + p * kPanelRows);
-  for (; p < first + count; p++) gemv_q4_panels<1>(w.data + p * stride, stride, w, x, y + p * kPanelRows);
+  for (int p = first; p < first + count; p++)
+    gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
 }
 
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
@@ -2178,42 +2173,33 @@ POCKET_AVX512 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales,
   for (int g = 0; g < cols / kGroup; g++) _mm512_storeu_ps(out_scales + 16 * g, scales_q4(scales + g / 2 * 16, g & 1));
 }
 
-// P panels, apart by stride, times one token: P streams of memory at once, each prefetched.
-template <int P>
-POCKET_AVX512 inline void gemv_q4_panels(const uint8_t* w, size_t stride, const Tensor& t, const Activations& x,
-                                         float* y) {
+// One panel times one token.
+POCKET_AVX512 inline void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
   const __m512i table = codebook(t.codebook), low = _mm512_set1_epi8(15);
-  const size_t scales_at = code_bytes(Type::q4, t.cols);
-  __m512 acc[P];
-  POCKET_FOR (p, P) acc[p] = _mm512_setzero_ps();
+  const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
+  __m512 acc = _mm512_setzero_ps();
   for (int g = 0; g < x.cols / kGroup; g++) {
-    __m512i sum[P];
-    POCKET_FOR (p, P) sum[p] = _mm512_set1_epi32(-64 * x.sum[g]);
-    for (int v = 4 * g; v < 4 * g + 4; v++) {
-      const __m512i x0 = _mm512_set1_epi32(load<int32_t>(x.q + 8 * v)),
-                    x1 = _mm512_set1_epi32(load<int32_t>(x.q + 8 * v + 4));
-      POCKET_FOR (p, P) {
-        const uint8_t* codes = w + p * stride + size_t(v) * 64;
-        _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
-        const __m512i pair = _mm512_loadu_si512(codes);
-        sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low)), x0);
-        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
-        sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_shuffle_epi8(table, high), x1);
-      }
+    __m512i sum = _mm512_set1_epi32(-64 * x.sum[g]);
+    POCKET_FOR (i, 4) {
+      const int v = 4 * g + i;
+      prefetch_line(panel + size_t(v) * 64);
+      const __m512i pair = _mm512_loadu_si512(panel + size_t(v) * 64);
+      const __m512i first = _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low));
+      const __m512i second = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pair, 4), low));
+      sum = _mm512_dpbusd_epi32(sum, first, _mm512_set1_epi32(load<int32_t>(x.q + 8 * v)));
+      sum = _mm512_dpbusd_epi32(sum, second, _mm512_set1_epi32(load<int32_t>(x.q + 8 * v + 4)));
     }
-    POCKET_FOR (p, P) {
-      const __m512 m = scales_q4(w + p * stride + scales_at + g / 2 * 16, g & 1);
-      acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[p]), _mm512_mul_ps(m, _mm512_set1_ps(x.scale[g])), acc[p]);
-    }
+    prefetch_line(scales + g / 2 * 16);
+    const __m512 scale = _mm512_mul_ps(scales_q4(scales + g / 2 * 16, g & 1), _mm512_set1_ps(x.scale[g]));
+    acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, acc);
   }
-  POCKET_FOR (p, P) _mm512_storeu_ps(y + 16 * p, _mm512_mul_ps(acc[p], _mm512_loadu_ps(w + (p + 1) * stride - 64)));
+  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
+  _mm512_storeu_ps(y, _mm512_mul_ps(acc, _mm512_loadu_ps(rs)));
 }
 
 POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  const size_t stride = panel_bytes(Type::q4, w.cols);
-  int p = first;
-  for (; p + 4 <= first + count; p += 4) gemv_q4_panels<4>(w.data + p * stride, stride, w, x, y + p * kPanelRows);
-  for (; p < first + count; p++) gemv_q4_panels<1>(w.data + p * stride, stride, w, x, y + p * kPanelRows);
+  for (int p = first; p < first + count; p++)
+    gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
 }
 
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
