@@ -291,6 +291,7 @@ class Session {
   std::atomic<bool> cancelled_{false};
   std::function<void(const Observation&)> observer_;
   std::vector<double> frequencies_;  // (head_dim / 2) radians a position
+  std::vector<int> starts_;          // of the tasks of a matmul
 };
 
 // What a session occupies once `tokens` positions are filled; the weights are the model's own and come first.
@@ -484,7 +485,6 @@ struct Kernels {
 
 inline constexpr int kChunk = 64;       // tokens that go through the layers together
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
-inline constexpr int kTaskPanels = 16;  // panels that one task of a matmul takes on
 
 // Integer matmul of many tokens, the loops around a kernel set's `dot`: two panels at a time, a block of columns at a
 // time, unpacked once for all tokens. `dot` adds the block's groups to acc (n, 16), in order.
@@ -1534,6 +1534,9 @@ inline bool Session::prepare(const SessionOptions& options) {
   madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would bring 2 MiB with it
 #endif
   for (int i = 0; i < model_.config.head_dim / 2; i++) frequencies_.push_back(rope_frequency(model_.config, i));
+  const Config& c = model_.config;
+  starts_.reserve(size_t(panels_of(std::max(c.vocab_size, std::max(c.q_dim() + 2 * c.kv_dim(), 2 * c.hidden_dim)))) +
+                  4);
   pool_ = std::make_unique<Pool>(buf_->threads);
   return true;
 }
@@ -1652,17 +1655,31 @@ inline void Session::add_residual(int n) {
   });
 }
 
-// y = w f for each product: matrices that share their input go through in one pass.
+// Cuts n panels into tasks: 7/8 of them in one long run for each thread, since every run has to get its memory going,
+// then 7/8 of the rest likewise, and so on, until the pieces are so small that no thread waits long for another
+// (factoring; Hummel, Schonberg and Flynn 1992). starts: where each task begins, and n.
+inline void cut_tasks(int n, int threads, std::vector<int>& starts) {
+  starts.assign(1, 0);
+  while (starts.back() < n) {
+    const int size = std::max(2, (n - starts.back()) * 7 / 8 / threads & ~1);  // even: prompts take two panels at once
+    for (int i = 0; i < threads && starts.back() < n; i++) starts.push_back(std::min(n, starts.back() + size));
+  }
+}
+
+// y = w f for each product: matrices that share their input go through in one pass, as if one stood under the other.
 inline void Session::matmul(std::initializer_list<Product> products, const float* f, int cols, int n) {
   const Activations x = {padded(cols), f, buf_->xq, buf_->xs, buf_->xsum};
-  const auto tasks = [](const Product& p) { return (panels_of(p.w.rows) + kTaskPanels - 1) / kTaskPanels; };
   int total = 0;
-  for (const Product& p : products) total += tasks(p);
-  pool_->run(total, [&](int task, int) {
-    const Product* p = products.begin();
-    for (; task >= tasks(*p); p++) task -= tasks(*p);
-    const int first = task * kTaskPanels, count = std::min(kTaskPanels, panels_of(p->w.rows) - first);
-    matmul_panels(*kernels_, p->w, first, count, x, n, p->y, size_t(padded(p->w.rows)));
+  for (const Product& p : products) total += panels_of(p.w.rows);
+  cut_tasks(total, pool_->threads(), starts_);
+  pool_->run(int(starts_.size()) - 1, [&](int task, int) {
+    int first = starts_[task], end = starts_[task + 1];  // relative to the product's first panel
+    for (const Product& p : products) {
+      const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
+      if (from < to) matmul_panels(*kernels_, p.w, from, to - from, x, n, p.y, size_t(padded(p.w.rows)));
+      first -= panels;
+      end -= panels;
+    }
   });
 }
 
@@ -1988,25 +2005,26 @@ POCKET_FLOAT_BLOCKS(FloatScalar, )
 
 // What the CPU has and the OS saves on a task switch.
 struct X86Features {
-  bool avx2 = false, avx512vnni = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false;
 
   X86Features() {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // OSXSAVE
     const bool fma = c >> 12 & 1;
-    unsigned xcr0, high;
+    unsigned xcr0, high, a1, b1, c1, d1;
     asm("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     avx2 = (xcr0 & 6) == 6 && fma && (b >> 5 & 1);
     const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
+    avxvnni = avx2 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 4 & 1);
     avx512vnni = avx2 && (xcr0 & 0xe6) == 0xe6 && avx512 && (c >> 11 & 1);
   }
 };
 
 // Asks for the cache line that a kernel which reads on and on will need a little later: memory takes its time, and the
 // hardware's own guesses stop at every page.
-inline constexpr int kPrefetchAhead = 3 * 4096;
-inline __attribute__((always_inline)) void prefetch_line(const uint8_t* p) {
+inline constexpr int kPrefetchAhead = 6 * 4096;
+POCKET_BODY void prefetch_line(const uint8_t* p) {
   _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchAhead, _MM_HINT_T0);
 }
 
@@ -2032,10 +2050,13 @@ POCKET_AVX2 inline __m256 scales_q4(const uint8_t* scales, int half, int odd) {
   return _mm256_xor_ps(size, _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32(s, 28)), _mm256_set1_ps(-0.f)));
 }
 
-POCKET_AVX2 inline __m256i add_dot(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
-  const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
+// sum + dot products of four unsigned and four signed bytes: what this set and AVX-VNNI do in different ways.
+struct Maddubs {
+  POCKET_AVX2 static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
+    const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+};
 
 POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
                                   uint8_t* out, float* out_scales) {
@@ -2053,7 +2074,8 @@ POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, c
 }
 
 // One panel times one token.
-POCKET_AVX2 inline void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
+template <class Dot>
+POCKET_AVX2 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
   const __m256i table = codebook(t.codebook), low = _mm256_set1_epi8(15);
   const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
   __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -2067,12 +2089,12 @@ POCKET_AVX2 inline void gemv_q4_panel(const uint8_t* panel, const Tensor& t, con
       prefetch_line(panel + size_t(v) * 64);
       POCKET_FOR (half, 2) {
         const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + size_t(v) * 64 + 32 * half));
-        sum[half] = add_dot(sum[half], _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)), x0);
+        sum[half] = Dot::add(sum[half], _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)), x0);
         const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
-        sum[half] = add_dot(sum[half], _mm256_shuffle_epi8(table, high), x1);
+        sum[half] = Dot::add(sum[half], _mm256_shuffle_epi8(table, high), x1);
       }
     }
-    prefetch_line(scales + g / 2 * 16);
+    prefetch_line(scales + g / 2 * 16 + 48);  // the row scales behind them too
     POCKET_FOR (half, 2) {
       const __m256 scale = _mm256_mul_ps(scales_q4(scales + g / 2 * 16, half, g & 1), _mm256_set1_ps(x.scale[g]));
       acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[half]), scale, acc[half]);
@@ -2082,14 +2104,16 @@ POCKET_AVX2 inline void gemv_q4_panel(const uint8_t* panel, const Tensor& t, con
   POCKET_FOR (half, 2) _mm256_storeu_ps(y + 8 * half, _mm256_mul_ps(acc[half], _mm256_loadu_ps(rs + 8 * half)));
 }
 
-POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
+template <class Dot>
+POCKET_AVX2 POCKET_BODY void gemv_q4_any(const Tensor& w, int first, int count, const Activations& x, float* y) {
   for (int p = first; p < first + count; p++)
-    gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
+    gemv_q4_panel<Dot>(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
 }
 
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
-template <Type type, int T>
-POCKET_AVX2 inline void dot_tile(const uint8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
+template <class Dot, Type type, int T>
+POCKET_AVX2 POCKET_BODY void dot_tile(const uint8_t* codes, const void* scales, int cols, const Activations& x,
+                                      float* acc) {
   POCKET_FOR (half, 2)
     for (int g = 0; g < cols / kGroup; g++) {
       __m256i sum[T];
@@ -2099,9 +2123,9 @@ POCKET_AVX2 inline void dot_tile(const uint8_t* codes, const void* scales, int c
         POCKET_FOR (t, T) {
           const __m256i xq = _mm256_set1_epi32(load<int32_t>(x.token(t).q + 4 * v));
           if (type == Type::q4)
-            sum[t] = add_dot(sum[t], w, xq);
+            sum[t] = Dot::add(sum[t], w, xq);
           else
-            sum[t] = add_dot(sum[t], _mm256_abs_epi8(w), _mm256_sign_epi8(xq, w));
+            sum[t] = Dot::add(sum[t], _mm256_abs_epi8(w), _mm256_sign_epi8(xq, w));
         }
       }
       __m256 m;
@@ -2120,22 +2144,56 @@ POCKET_AVX2 inline void dot_tile(const uint8_t* codes, const void* scales, int c
     }
 }
 
-template <Type type>
-POCKET_AVX2 inline void dot_tokens(const uint8_t* codes, const void* scales, int cols, const Activations& x, int n,
-                                   float* acc) {
+template <class Dot, Type type>
+POCKET_AVX2 POCKET_BODY void dot_tokens(const uint8_t* codes, const void* scales, int cols, const Activations& x, int n,
+                                        float* acc) {
   int t = 0;
-  for (; t + 4 <= n; t += 4) dot_tile<type, 4>(codes, scales, cols, x.token(t), acc + 16 * t);
-  for (; t < n; t++) dot_tile<type, 1>(codes, scales, cols, x.token(t), acc + 16 * t);
+  for (; t + 4 <= n; t += 4) dot_tile<Dot, type, 4>(codes, scales, cols, x.token(t), acc + 16 * t);
+  for (; t < n; t++) dot_tile<Dot, type, 1>(codes, scales, cols, x.token(t), acc + 16 * t);
+}
+
+template <class Dot>
+POCKET_AVX2 POCKET_BODY void dot_any(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
+                                     const Activations& x, int n, float* const acc[2]) {
+  POCKET_FOR (i, 2)
+    type == Type::q4 ? dot_tokens<Dot, Type::q4>(codes[i], scales[i], cols, x, n, acc[i])
+                     : dot_tokens<Dot, Type::q8>(codes[i], scales[i], cols, x, n, acc[i]);
+}
+
+POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
+  gemv_q4_any<Maddubs>(w, first, count, x, y);
 }
 
 POCKET_AVX2 inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
                             const Activations& x, int n, float* const acc[2]) {
-  POCKET_FOR (i, 2)
-    type == Type::q4 ? dot_tokens<Type::q4>(codes[i], scales[i], cols, x, n, acc[i])
-                     : dot_tokens<Type::q8>(codes[i], scales[i], cols, x, n, acc[i]);
+  dot_any<Maddubs>(type, codes, scales, cols, x, n, acc);
 }
 
 }  // namespace avx2
+
+// ---- AVX-VNNI (small and recent CPUs without AVX-512): the AVX2 kernels, but that one instruction, vpdpbusd, does the
+// work of three.
+
+#define POCKET_AVXVNNI __attribute__((target("avxvnni,avx2,fma")))
+
+namespace avxvnni {
+
+struct Dpbusd {
+  POCKET_AVXVNNI static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
+    return _mm256_dpbusd_avx_epi32(sum, unsigned_bytes, signed_bytes);
+  }
+};
+
+POCKET_AVXVNNI inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
+  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, y);
+}
+
+POCKET_AVXVNNI inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
+                               const Activations& x, int n, float* const acc[2]) {
+  avx2::dot_any<Dpbusd>(type, codes, scales, cols, x, n, acc);
+}
+
+}  // namespace avxvnni
 
 // ---- AVX-512 with VNNI: 16 rows a register. vpdpbusd multiplies unsigned by signed bytes and adds four products to 32
 // bits, exactly. Weights are moved to unsigned (+64 for q4's codebook, +128 for q8), which starting the sum at -64 or
@@ -2173,33 +2231,15 @@ POCKET_AVX512 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales,
   for (int g = 0; g < cols / kGroup; g++) _mm512_storeu_ps(out_scales + 16 * g, scales_q4(scales + g / 2 * 16, g & 1));
 }
 
-// One panel times one token.
-POCKET_AVX512 inline void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
-  const __m512i table = codebook(t.codebook), low = _mm512_set1_epi8(15);
-  const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
-  __m512 acc = _mm512_setzero_ps();
-  for (int g = 0; g < x.cols / kGroup; g++) {
-    __m512i sum = _mm512_set1_epi32(-64 * x.sum[g]);
-    POCKET_FOR (i, 4) {
-      const int v = 4 * g + i;
-      prefetch_line(panel + size_t(v) * 64);
-      const __m512i pair = _mm512_loadu_si512(panel + size_t(v) * 64);
-      const __m512i first = _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low));
-      const __m512i second = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pair, 4), low));
-      sum = _mm512_dpbusd_epi32(sum, first, _mm512_set1_epi32(load<int32_t>(x.q + 8 * v)));
-      sum = _mm512_dpbusd_epi32(sum, second, _mm512_set1_epi32(load<int32_t>(x.q + 8 * v + 4)));
-    }
-    prefetch_line(scales + g / 2 * 16);
-    const __m512 scale = _mm512_mul_ps(scales_q4(scales + g / 2 * 16, g & 1), _mm512_set1_ps(x.scale[g]));
-    acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, acc);
+// Half a register at a time: measured faster than whole ones where it is memory that is waited for.
+struct Dpbusd {
+  POCKET_AVX512 static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
+    return _mm256_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
   }
-  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
-  _mm512_storeu_ps(y, _mm512_mul_ps(acc, _mm512_loadu_ps(rs)));
-}
+};
 
 POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  for (int p = first; p < first + count; p++)
-    gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
+  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, y);
 }
 
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
@@ -2266,6 +2306,8 @@ inline const Kernels kKernels[] = {
 #if defined(__x86_64__)
     {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512), avx512::unpack_q4,
      avx512::gemv_q4, avx512::dot},
+    {"avxvnni", [] { return X86Features().avxvnni; }, POCKET_FLOAT_ROW(FloatAvx2), avx2::unpack_q4, avxvnni::gemv_q4,
+     avxvnni::dot},
     {"avx2", [] { return X86Features().avx2; }, POCKET_FLOAT_ROW(FloatAvx2), avx2::unpack_q4, avx2::gemv_q4, avx2::dot},
 #endif
     {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar), nullptr, nullptr, nullptr},
