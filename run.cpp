@@ -1134,28 +1134,41 @@ inline bool Model::embed(int id, float* x) const {
 #define POCKET_BODY inline __attribute__((always_inline))
 #define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // laid out flat
 
-// Where sums must stay in registers the loops say so: 8 floats, which become one AVX register or two of SSE or NEON.
-typedef float Lanes __attribute__((vector_size(32)));
-typedef int32_t IntLanes __attribute__((vector_size(32)));
+// Where sums must stay in registers the loops say so: W floats, which become one register (or two of SSE or NEON).
+template <int W> struct Vector;
+template <> struct Vector<8> {
+  typedef float Floats __attribute__((vector_size(32)));
+  typedef int32_t Ints __attribute__((vector_size(32)));
+};
+template <> struct Vector<16> {
+  typedef float Floats __attribute__((vector_size(64)));
+  typedef int32_t Ints __attribute__((vector_size(64)));
+};
 
-POCKET_BODY void load_lanes(Lanes& out, const float* p) { std::memcpy(&out, p, 32); }
-POCKET_BODY void load_lanes(Lanes& out, const int8_t* p) {
-  int32_t wide[8];
-  for (int i = 0; i < 8; i++) wide[i] = p[i];
-  IntLanes v;
-  std::memcpy(&v, wide, 32);
-  out = __builtin_convertvector(v, Lanes);
-}
-POCKET_BODY void store_lanes(float* p, const Lanes& v) { std::memcpy(p, &v, 32); }
+template <int W> struct Lanes {
+  typedef typename Vector<W>::Floats Floats;
+  typedef typename Vector<W>::Ints Ints;
+  Floats v;
 
-// acc += a * b, one rounding each.
-POCKET_BODY void fma_lanes(Lanes& acc, float a, const Lanes& b) {
-  float x[8], sum[8];
-  std::memcpy(x, &b, 32);
-  std::memcpy(sum, &acc, 32);
-  for (int i = 0; i < 8; i++) sum[i] = std::fma(a, x[i], sum[i]);
-  std::memcpy(&acc, sum, 32);
-}
+  POCKET_BODY void load(const float* p) { std::memcpy(&v, p, sizeof v); }
+  POCKET_BODY void load(const int8_t* p) {
+    int32_t wide[W];
+    for (int i = 0; i < W; i++) wide[i] = p[i];
+    Ints ints;
+    std::memcpy(&ints, wide, sizeof ints);
+    v = __builtin_convertvector(ints, Floats);
+  }
+  POCKET_BODY void store(float* p) const { std::memcpy(p, &v, sizeof v); }
+
+  // += a * b, one rounding each.
+  POCKET_BODY void add_product(float a, const Lanes& b) {
+    float x[W], sum[W];
+    std::memcpy(x, &b.v, sizeof x);
+    std::memcpy(sum, &v, sizeof sum);
+    for (int i = 0; i < W; i++) sum[i] = std::fma(a, x[i], sum[i]);
+    std::memcpy(&v, sum, sizeof sum);
+  }
+};
 
 POCKET_BODY float fold16(float* s) {
   for (int width = 8; width > 0; width /= 2)
@@ -1244,7 +1257,7 @@ POCKET_BODY void swiglu_body(float* gate, const float* up, int n) {
 // blocks' results are folded in order (the online softmax of FlashAttention, Dao et al. 2022), so that no score matrix
 // exists and neither the batch nor the threads can change the order of a sum.
 inline constexpr int kBlockKeys = 128;
-inline constexpr int kQueries = 4;  // queries that go through a block together
+inline constexpr int kQueries = 8;  // queries that go through a block together
 
 // The keys and values of one layer and KV head, 128 positions of them. Keys lie in tiles of 16, transposed, so that a
 // lane is a key: k[(tile * head_dim + i) * 16 + lane]. Values lie row by row, so that a lane is a component:
@@ -1268,49 +1281,47 @@ inline size_t attention_floats(int head_dim) { return 16 + size_t(round_up(head_
 
 // out[n] (width) = the sum of rows 0 ... rows - 1 of a (rows, width), each times coefficient[n][row]: N outputs at a
 // time, 16 lanes of each, so that a row is loaded and converted once for N.
-template <class T, int N>
+template <int W, class T, int N>
 POCKET_BODY void combine(const T* a, int rows, int width, const float* const* coefficient, float* const* out) {
+  constexpr int kParts = 16 / W;
   for (int j = 0; j < width; j += 16) {
-    Lanes acc[N][2];
-    POCKET_FOR (n, N) acc[n][0] = acc[n][1] = Lanes{};
+    Lanes<W> acc[N][kParts] = {};
     for (int i = 0; i < rows; i++) {
-      Lanes row[2];
-      load_lanes(row[0], a + size_t(i) * width + j);
-      load_lanes(row[1], a + size_t(i) * width + j + 8);
-      POCKET_FOR (n, N) {
-        fma_lanes(acc[n][0], coefficient[n][i], row[0]);
-        fma_lanes(acc[n][1], coefficient[n][i], row[1]);
-      }
+      Lanes<W> row[kParts];
+      POCKET_FOR (p, kParts) row[p].load(a + size_t(i) * width + j + p * W);
+      POCKET_FOR (n, N)
+        POCKET_FOR (p, kParts) acc[n][p].add_product(coefficient[n][i], row[p]);
     }
-    POCKET_FOR (n, N) {
-      store_lanes(out[n] + j, acc[n][0]);
-      store_lanes(out[n] + j + 8, acc[n][1]);
-    }
+    POCKET_FOR (n, N)
+      POCKET_FOR (p, kParts) acc[n][p].store(out[n] + j + p * W);
   }
 }
 
 // Scores of `keys` keys to the weights of their values; top is the largest score, sum that of all e^(score - top).
 POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, float& top, float& sum) {
   const int end = round_up(keys, 16);
+  float tops[16], sums[16] = {};
   for (int j = 0; j < end; j++) s[j] *= kv.k_scale[j];
   for (int j = keys; j < end; j++) s[j] = -std::numeric_limits<float>::infinity();
-  float tops[16], sums[16] = {};
   for (int l = 0; l < 16; l++) tops[l] = s[l];
   for (int j = 16; j < end; j += 16)
     for (int l = 0; l < 16; l++) tops[l] = s[j + l] > tops[l] ? s[j + l] : tops[l];
-  float highest = tops[0];
-  for (int l = 1; l < 16; l++) highest = tops[l] > highest ? tops[l] : highest;
-  for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - highest);
+  for (int width = 8; width > 0; width /= 2)
+    for (int l = 0; l < width; l++) tops[l] = tops[l + width] > tops[l] ? tops[l + width] : tops[l];
+  top = tops[0];
+  for (int j = 0; j < end; j += 16)
+    for (int l = 0; l < 16; l++) s[j + l] = exp_body(s[j + l] - tops[0]);
   for (int j = keys; j < end; j++) s[j] = 0;
   for (int j = 0; j < end; j += 16)
-    for (int l = 0; l < 16; l++) sums[l] += s[j + l];
-  top = highest;
+    for (int l = 0; l < 16; l++) {
+      sums[l] += s[j + l];
+      s[j + l] *= kv.v_scale[j + l];
+    }
   sum = fold16(sums);
-  for (int j = 0; j < keys; j++) s[j] *= kv.v_scale[j];
 }
 
 // N queries (head_dim) against the first keys[n] keys of a block; out[n] gets attention_floats.
-template <class T, int N>
+template <int W, class T, int N>
 POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const int* keys, float* const* out) {
   alignas(64) float score[N][kBlockKeys] = {};
   int shortest = keys[0], longest = keys[0];
@@ -1318,7 +1329,7 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
   for (int j = 0; j < longest; j += 16) {
     float* tile[N];
     for (int n = 0; n < N; n++) tile[n] = score[n] + j;
-    combine<T, N>(static_cast<const T*>(kv.k) + size_t(j) * kv.head_dim, kv.head_dim, 16, q, tile);
+    combine<W, T, N>(static_cast<const T*>(kv.k) + size_t(j) * kv.head_dim, kv.head_dim, 16, q, tile);
   }
   const float* weights[N];
   float* values[N];
@@ -1327,19 +1338,20 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
     weights[n] = score[n], values[n] = out[n] + 16;
   }
   const T* v = static_cast<const T*>(kv.v);
-  combine<T, N>(v, shortest, kv.width, weights, values);
+  combine<W, T, N>(v, shortest, kv.width, weights, values);
   for (int n = 0; n < N; n++)  // queries of later tokens see some keys more
     for (int j = shortest; j < keys[n]; j++)
       for (int i = 0; i < kv.width; i++)
         values[n][i] = std::fma(score[n][j], float(v[size_t(j) * kv.width + i]), values[n][i]);
 }
 
-template <class T>
+template <int W, class T>
 POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, const int* keys, float* const* out) {
-  if (n == 4) return attend_block<T, 4>(kv, q, keys, out);
-  if (n == 3) return attend_block<T, 3>(kv, q, keys, out);
-  if (n == 2) return attend_block<T, 2>(kv, q, keys, out);
-  attend_block<T, 1>(kv, q, keys, out);
+  constexpr int kMost = W == 16 ? 8 : 4;  // as many sums as there are registers for
+  int i = 0;
+  for (; i + kMost <= n; i += kMost) attend_block<W, T, kMost>(kv, q + i, keys + i, out + i);
+  for (; i + 3 <= n; i += 3) attend_block<W, T, 3>(kv, q + i, keys + i, out + i);
+  for (; i < n; i++) attend_block<W, T, 1>(kv, q + i, keys + i, out + i);
 }
 
 // Folds the result of one more block into that of the blocks before it.
@@ -1352,6 +1364,7 @@ POCKET_BODY void fold_body(float* state, const float* part, int width) {
 }
 
 // Panels of an f32 matrix times n tokens: a panel is (cols, 16), and its 16 rows' sums are one combination of its rows.
+template <int W>
 POCKET_BODY void matmul_f32_body(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
                                  size_t ldy) {
   for (int p = first; p < first + count; p++) {
@@ -1363,8 +1376,8 @@ POCKET_BODY void matmul_f32_body(const Tensor& w, int first, int count, const Ac
         in[i] = x.f + size_t(std::min(t + i, n - 1)) * x.cols;
         out[i] = y + std::min(t + i, n - 1) * ldy + size_t(p) * kPanelRows;
       }
-      n - t >= 4 ? combine<float, 4>(panel, x.cols, kPanelRows, in, out)
-                 : combine<float, 1>(panel, x.cols, kPanelRows, in, out);
+      n - t >= 4 ? combine<W, float, 4>(panel, x.cols, kPanelRows, in, out)
+                 : combine<W, float, 1>(panel, x.cols, kPanelRows, in, out);
       t += n - t >= 4 ? 4 : 1;
     }
   }
@@ -1655,6 +1668,11 @@ inline void Session::add_residual(int n) {
   });
 }
 
+// Asks for memory that will be read soon.
+inline void prefetch(const void* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const uint8_t*>(p) + i);
+}
+
 // Cuts n panels into tasks: 7/8 of them in one long run for each thread, since every run has to get its memory going,
 // then 7/8 of the rest likewise, and so on, until the pieces are so small that no thread waits long for another
 // (factoring; Hummel, Schonberg and Flynn 1992). starts: where each task begins, and n.
@@ -1782,8 +1800,8 @@ inline void Session::attend_prompt(int l, int n) {
   });
 }
 
-// One token: a task takes one KV head through one block, so that a long context keeps all threads busy. The blocks'
-// results are folded afterwards, in the same order as above.
+// One token: KV heads and blocks are all spread over the threads, so that a long context keeps them busy. While one is
+// attended to, the next comes from memory. The blocks' results are folded afterwards, in the same order as above.
 inline void Session::attend_token(int l) {
   const Config& c = model_.config;
   const size_t record = attention_floats(c.head_dim);
@@ -1795,10 +1813,15 @@ inline void Session::attend_token(int l) {
       finish_head(part(0, head), 0, head);
     }
   };
-  pool_->run(blocks * c.n_kv_heads, [&](int task, int) {
-    const int kv_head = task % c.n_kv_heads, block = task / c.n_kv_heads;
-    attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
-    if (blocks == 1) finish(kv_head, 0);
+  cut_tasks(blocks * c.n_kv_heads, pool_->threads(), starts_);
+  pool_->run(int(starts_.size()) - 1, [&](int task, int) {
+    for (int i = starts_[task]; i < starts_[task + 1]; i++) {
+      const int kv_head = i % c.n_kv_heads, block = i / c.n_kv_heads;
+      if (i + 1 < starts_[task + 1])
+        prefetch(kv_block(l, (i + 1) % c.n_kv_heads, (i + 1) / c.n_kv_heads).k_scale, buf_->kv_block);
+      attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
+      if (blocks == 1) finish(kv_head, 0);
+    }
   });
   if (blocks > 1) pool_->run(c.n_kv_heads, finish);
 }
@@ -1994,10 +2017,10 @@ inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode
   struct NAME {                                                                           \
     template <auto Body, class... A> TARGET static void run(A... args) { Body(args...); } \
   };
-#define POCKET_FLOAT_ROW(NAME)                                                                                         \
-  NAME::run<rmsnorm_body>, NAME::run<quantize_body>, NAME::run<rope_body>, NAME::run<swiglu_body>,                     \
-      NAME::run<exp_vector_body>, NAME::run<attend_body<int8_t>>, NAME::run<attend_body<float>>, NAME::run<fold_body>, \
-      NAME::run<matmul_f32_body>
+#define POCKET_FLOAT_ROW(NAME, W)                                                                      \
+  NAME::run<rmsnorm_body>, NAME::run<quantize_body>, NAME::run<rope_body>, NAME::run<swiglu_body>,     \
+      NAME::run<exp_vector_body>, NAME::run<attend_body<W, int8_t>>, NAME::run<attend_body<W, float>>, \
+      NAME::run<fold_body>, NAME::run<matmul_f32_body<W>>
 
 POCKET_FLOAT_BLOCKS(FloatScalar, )
 
@@ -2304,13 +2327,14 @@ POCKET_AVX512 inline void dot(Type type, const uint8_t* const codes[2], const vo
 // Best first.
 inline const Kernels kKernels[] = {
 #if defined(__x86_64__)
-    {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512), avx512::unpack_q4,
+    {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4,
      avx512::gemv_q4, avx512::dot},
-    {"avxvnni", [] { return X86Features().avxvnni; }, POCKET_FLOAT_ROW(FloatAvx2), avx2::unpack_q4, avxvnni::gemv_q4,
+    {"avxvnni", [] { return X86Features().avxvnni; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avxvnni::gemv_q4,
      avxvnni::dot},
-    {"avx2", [] { return X86Features().avx2; }, POCKET_FLOAT_ROW(FloatAvx2), avx2::unpack_q4, avx2::gemv_q4, avx2::dot},
+    {"avx2", [] { return X86Features().avx2; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avx2::gemv_q4,
+     avx2::dot},
 #endif
-    {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar), nullptr, nullptr, nullptr},
+    {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar, 8), nullptr, nullptr, nullptr},
 };
 
 inline const Kernels* find_kernels(const char* name) {

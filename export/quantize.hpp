@@ -44,26 +44,24 @@ inline constexpr int kScaleLanes = 16;  // scales that are tried side by side, o
 
 // Squared error of a group under each of 16 scales.
 POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const float* scale, float* error) {
-  Lanes s[2], inverse[2], sum[2] = {};
-  for (int h = 0; h < 2; h++) {
-    load_lanes(s[h], scale + 8 * h);
-    inverse[h] = 1.f / s[h];
-  }
+  typedef Vector<8>::Floats Floats;
+  Floats s[2], inverse[2], sum[2] = {};
+  std::memcpy(s, scale, sizeof s);
+  for (int h = 0; h < 2; h++) inverse[h] = 1.f / s[h];
   for (int i = 0; i < kGroup; i++) {
-    const Lanes t[2] = {w[i] * inverse[0], w[i] * inverse[1]};
-    Lanes nearest[2] = {Lanes{} + cb.value[0], Lanes{} + cb.value[0]};
+    const Floats t[2] = {w[i] * inverse[0], w[i] * inverse[1]};
+    Floats nearest[2] = {Floats{} + cb.value[0], Floats{} + cb.value[0]};
     POCKET_FOR (b, 15) {
-      const Lanes step = Lanes{} + (cb.value[b + 1] - cb.value[b]), none = {};
+      const Floats step = Floats{} + (cb.value[b + 1] - cb.value[b]), none = {};
       nearest[0] += t[0] > cb.border[b] ? step : none;
       nearest[1] += t[1] > cb.border[b] ? step : none;
     }
     for (int h = 0; h < 2; h++) {
-      const Lanes d = (t[h] - nearest[h]) * s[h];
+      const Floats d = (t[h] - nearest[h]) * s[h];
       sum[h] += d * d;
     }
   }
-  store_lanes(error, sum[0]);
-  store_lanes(error + 8, sum[1]);
+  std::memcpy(error, sum, sizeof sum);
 }
 
 // The row scales tried are the largest that any group could want times 1.06 ... 0.72.
