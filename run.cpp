@@ -1160,6 +1160,17 @@ template <int W> struct Lanes {
   }
   POCKET_BODY void store(float* p) const { std::memcpy(p, &v, sizeof v); }
 
+  POCKET_BODY void add(const float* p) {
+    Lanes b;
+    b.load(p);
+    v += b.v;
+  }
+  POCKET_BODY void keep_larger(const float* p) {
+    Lanes b;
+    b.load(p);
+    v = b.v > v ? b.v : v;
+  }
+
   // += a * b, one rounding each.
   POCKET_BODY void add_product(float a, const Lanes& b) {
     float x[W], sum[W];
@@ -1298,26 +1309,27 @@ POCKET_BODY void combine(const T* a, int rows, int width, const float* const* co
 }
 
 // Scores of `keys` keys to the weights of their values; top is the largest score, sum that of all e^(score - top).
-POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, float& top, float& sum) {
+template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, float& top, float& sum) {
+  constexpr int kParts = 16 / W;
   const int end = round_up(keys, 16);
-  float tops[16], sums[16] = {};
   for (int j = 0; j < end; j++) s[j] *= kv.k_scale[j];
   for (int j = keys; j < end; j++) s[j] = -std::numeric_limits<float>::infinity();
-  for (int l = 0; l < 16; l++) tops[l] = s[l];
+  Lanes<W> tops[kParts], sums[kParts] = {};
+  POCKET_FOR (p, kParts) tops[p].load(s + p * W);
   for (int j = 16; j < end; j += 16)
-    for (int l = 0; l < 16; l++) tops[l] = s[j + l] > tops[l] ? s[j + l] : tops[l];
-  for (int width = 8; width > 0; width /= 2)
-    for (int l = 0; l < width; l++) tops[l] = tops[l + width] > tops[l] ? tops[l + width] : tops[l];
-  top = tops[0];
-  for (int j = 0; j < end; j += 16)
-    for (int l = 0; l < 16; l++) s[j + l] = exp_body(s[j + l] - tops[0]);
+    POCKET_FOR (p, kParts) tops[p].keep_larger(s + j + p * W);
+  float largest[16], total[16];
+  POCKET_FOR (p, kParts) tops[p].store(largest + p * W);
+  top = largest[0];
+  for (int l = 1; l < 16; l++) top = largest[l] > top ? largest[l] : top;
+  const float highest = top;
+  for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - highest);
   for (int j = keys; j < end; j++) s[j] = 0;
   for (int j = 0; j < end; j += 16)
-    for (int l = 0; l < 16; l++) {
-      sums[l] += s[j + l];
-      s[j + l] *= kv.v_scale[j + l];
-    }
-  sum = fold16(sums);
+    POCKET_FOR (p, kParts) sums[p].add(s + j + p * W);
+  POCKET_FOR (p, kParts) sums[p].store(total + p * W);
+  sum = fold16(total);
+  for (int j = 0; j < end; j++) s[j] *= kv.v_scale[j];
 }
 
 // N queries (head_dim) against the first keys[n] keys of a block; out[n] gets attention_floats.
@@ -1334,7 +1346,7 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
   const float* weights[N];
   float* values[N];
   for (int n = 0; n < N; n++) {
-    softmax_scores(score[n], keys[n], kv, out[n][0], out[n][1]);
+    softmax_scores<W>(score[n], keys[n], kv, out[n][0], out[n][1]);
     weights[n] = score[n], values[n] = out[n] + 16;
   }
   const T* v = static_cast<const T*>(kv.v);
@@ -1356,9 +1368,10 @@ POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, co
 
 // Folds the result of one more block into that of the blocks before it.
 POCKET_BODY void fold_body(float* state, const float* part, int width) {
-  const float top = part[0] > state[0] ? part[0] : state[0];
-  const float a = exp_body(state[0] - top), b = exp_body(part[0] - top);
-  state[0] = top;
+  const bool higher = part[0] > state[0];
+  const float less = exp_body(higher ? state[0] - part[0] : part[0] - state[0]);  // for the one with the lower top
+  const float a = higher ? less : 1.f, b = higher ? 1.f : less;
+  if (higher) state[0] = part[0];
   state[1] = std::fma(state[1], a, part[1] * b);
   for (int i = 16; i < 16 + width; i++) state[i] = std::fma(state[i], a, part[i] * b);
 }
