@@ -261,6 +261,7 @@ class Session {
 
  private:
   struct Product;
+  struct Input;
   struct Buffers;
   bool prepare(const SessionOptions& options);
   bool check(const int* ids, size_t n);
@@ -268,9 +269,9 @@ class Session {
   bool chunk(const int* ids, int n);
   void layer(int l, int n);
   void norm_input(const Tensor& weight, int first, int n);
-  void swiglu_input(int n);
-  void quantize(const float* f, int cols, int t);
-  void matmul(std::initializer_list<Product> products, const float* f, int cols, int n);
+  void gate_and_up(const Layer& w, int n);
+  void quantize(const Input& in, size_t at, int n);
+  void matmul(std::initializer_list<Product> products, const Input& in, int n);
   void add_residual(int n);
   void store_kv(int l, int n);
   void attention(int l, int n);
@@ -1278,6 +1279,7 @@ struct KvBlock {
   float *k_scale, *v_scale;  // (128); that of k includes 1 / sqrt(head_dim)
   int head_dim;              //
   int width;                 // head_dim padded to 16
+  ptrdiff_t ahead = 0;       // bytes to the block that comes next, so that it can be on its way; 0: none
 };
 
 // Bytes of a KvBlock, in the order k_scale, v_scale, k, v.
@@ -1291,15 +1293,19 @@ inline size_t kv_block_bytes(int head_dim, bool f32) {
 inline size_t attention_floats(int head_dim) { return 16 + size_t(round_up(head_dim, 16)); }
 
 // out[n] (width) = the sum of rows 0 ... rows - 1 of a (rows, width), each times coefficient[n][row]: N outputs at a
-// time, 16 lanes of each, so that a row is loaded and converted once for N.
+// time, 16 lanes of each, so that a row is loaded and converted once for N. With each row goes a prefetch (into the L2
+// cache) of what lies `ahead` bytes on, which will be wanted next.
 template <int W, class T, int N>
-POCKET_BODY void combine(const T* a, int rows, int width, const float* const* coefficient, float* const* out) {
+POCKET_BODY void combine(const T* a, int rows, int width, ptrdiff_t ahead, const float* const* coefficient,
+                         float* const* out) {
   constexpr int kParts = 16 / W;
   for (int j = 0; j < width; j += 16) {
     Lanes<W> acc[N][kParts] = {};
     for (int i = 0; i < rows; i++) {
       Lanes<W> row[kParts];
-      POCKET_FOR (p, kParts) row[p].load(a + size_t(i) * width + j + p * W);
+      const T* at = a + size_t(i) * width + j;
+      __builtin_prefetch(reinterpret_cast<const uint8_t*>(at) + ahead, 0, 2);
+      POCKET_FOR (p, kParts) row[p].load(at + p * W);
       POCKET_FOR (n, N)
         POCKET_FOR (p, kParts) acc[n][p].add_product(coefficient[n][i], row[p]);
     }
@@ -1341,7 +1347,7 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
   for (int j = 0; j < longest; j += 16) {
     float* tile[N];
     for (int n = 0; n < N; n++) tile[n] = score[n] + j;
-    combine<W, T, N>(static_cast<const T*>(kv.k) + size_t(j) * kv.head_dim, kv.head_dim, 16, q, tile);
+    combine<W, T, N>(static_cast<const T*>(kv.k) + size_t(j) * kv.head_dim, kv.head_dim, 16, kv.ahead, q, tile);
   }
   const float* weights[N];
   float* values[N];
@@ -1350,7 +1356,7 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
     weights[n] = score[n], values[n] = out[n] + 16;
   }
   const T* v = static_cast<const T*>(kv.v);
-  combine<W, T, N>(v, shortest, kv.width, weights, values);
+  combine<W, T, N>(v, shortest, kv.width, kv.ahead, weights, values);
   for (int n = 0; n < N; n++)  // queries of later tokens see some keys more
     for (int j = shortest; j < keys[n]; j++)
       for (int i = 0; i < kv.width; i++)
@@ -1380,8 +1386,9 @@ POCKET_BODY void fold_body(float* state, const float* part, int width) {
 template <int W>
 POCKET_BODY void matmul_f32_body(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
                                  size_t ldy) {
+  const ptrdiff_t ahead = ptrdiff_t(panel_bytes(w.type, w.cols));
   for (int p = first; p < first + count; p++) {
-    const float* panel = reinterpret_cast<const float*>(w.data + size_t(p) * panel_bytes(w.type, w.cols));
+    const float* panel = reinterpret_cast<const float*>(w.data + size_t(p) * ahead);
     for (int t = 0; t < n;) {
       const float* in[4];
       float* out[4];
@@ -1389,8 +1396,8 @@ POCKET_BODY void matmul_f32_body(const Tensor& w, int first, int count, const Ac
         in[i] = x.f + size_t(std::min(t + i, n - 1)) * x.cols;
         out[i] = y + std::min(t + i, n - 1) * ldy + size_t(p) * kPanelRows;
       }
-      n - t >= 4 ? combine<W, float, 4>(panel, x.cols, kPanelRows, in, out)
-                 : combine<W, float, 1>(panel, x.cols, kPanelRows, in, out);
+      n - t >= 4 ? combine<W, float, 4>(panel, x.cols, kPanelRows, ahead, in, out)
+                 : combine<W, float, 1>(panel, x.cols, kPanelRows, ahead, in, out);
       t += n - t >= 4 ? 4 : 1;
     }
   }
@@ -1458,18 +1465,29 @@ inline constexpr int kTileTokens = 16;  // tokens of one attention task of a pro
 
 inline const Kernels* find_kernels(const char* name);  // section 8; null: the best
 
+// What goes into a matmul: vectors of `cols` (padded) floats and, for quantized weights, the same as int8.
+struct Session::Input {
+  int cols;
+  float* f;
+  int8_t* q;
+  float* scale;
+  int32_t* sum;
+
+  operator Activations() const { return {cols, f, q, scale, sum}; }
+};
+
 // A session's memory, laid out in one reservation from `base` on; with base null, to see how large it will be. n tokens
 // of a chunk, at most kChunk; widths are padded to 64 with zeros.
 struct Session::Buffers {
   int context, threads;
   bool kv_f32;
   uint8_t* kv;       // (blocks of keys, layers, KV heads, kv_block_bytes)
-  float *x, *xn;     // (n, dim): the residual stream; its norm, and what is to be added to it
-  float *q, *k, *v;  // (n, q_dim), (n, kv_dim): q holds the attention's output afterwards
-  float *gate, *up;  // (n, hidden_dim)
-  int8_t* xq;        // (n, widest): the quantized input of a matmul ...
-  float* xs;         // (n, widest / 32): ... its scales ...
-  int32_t* xsum;     // (n, widest / 32): ... and the sums of its groups
+  float* x;          // (n, dim): the residual stream
+  Input xn;          // (n, dim): its norm; .f also takes what is to be added to it
+  Input q;           // (n, q_dim): queries, and then the attention's output
+  float *k, *v;      // (n, kv_dim)
+  Input gate;        // (n, hidden_dim)
+  float* up;         // (n, hidden_dim)
   float *cos, *sin;  // (n, head_dim / 2): rotations of the chunk's positions
   float* partial;    // attention so far, per thread and query; or per block of keys and query
   float* logits;     // (kLogitRows, vocab_size)
@@ -1481,7 +1499,7 @@ struct Session::Buffers {
     threads = o.threads > 0 ? std::min(o.threads, 256) : std::max(1, int(std::thread::hardware_concurrency()));
     kv_f32 = o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
     const size_t blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys, group = size_t(c.n_heads / c.n_kv_heads);
-    const size_t widest = size_t(padded(std::max({c.dim, c.q_dim(), c.hidden_dim}))), half = size_t(c.head_dim) / 2;
+    const size_t half = size_t(c.head_dim) / 2;
     uintptr_t at = reinterpret_cast<uintptr_t>(base);
     const auto take = [&](auto& pointer, size_t count) {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
@@ -1491,13 +1509,20 @@ struct Session::Buffers {
     kv_position = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
     take(kv, blocks * kBlockKeys * kv_position);
     const uintptr_t tokens = at;
-    for (float** buffer : {&x, &xn}) take(*buffer, size_t(kChunk) * padded(c.dim));
-    take(q, size_t(kChunk) * padded(c.q_dim()));
+    const auto take_input = [&](Input& in, int cols) {
+      const size_t count = size_t(kChunk) * padded(cols);
+      in.cols = padded(cols);
+      take(in.f, count);
+      take(in.q, count);
+      take(in.scale, count / kGroup);
+      take(in.sum, count / kGroup);
+    };
+    take(x, size_t(kChunk) * padded(c.dim));
+    take_input(xn, c.dim);
+    take_input(q, c.q_dim());
     for (float** buffer : {&k, &v}) take(*buffer, size_t(kChunk) * padded(c.kv_dim()));
-    for (float** buffer : {&gate, &up}) take(*buffer, size_t(kChunk) * padded(c.hidden_dim));
-    take(xq, kChunk * widest);
-    take(xs, kChunk * widest / kGroup);
-    take(xsum, kChunk * widest / kGroup);
+    take_input(gate, c.hidden_dim);
+    take(up, size_t(kChunk) * padded(c.hidden_dim));
     for (float** buffer : {&cos, &sin}) take(*buffer, kChunk * half);
     token_bytes = (at - tokens) / kChunk;
     take(partial, std::max(threads * kTileTokens * group, c.n_heads * blocks) * attention_floats(c.head_dim));
@@ -1631,28 +1656,25 @@ inline void Session::layer(int l, int n) {
   const Layer& w = model_.layers[l];
 
   norm_input(w.attention_norm, 0, n);
-  matmul({{w.wq, buf_->q}, {w.wk, buf_->k}, {w.wv, buf_->v}}, buf_->xn, c.dim, n);
+  matmul({{w.wq, buf_->q.f}, {w.wk, buf_->k}, {w.wv, buf_->v}}, buf_->xn, n);
   store_kv(l, n);
   if (observer_) show_attention(l, n);
   attention(l, n);
-  matmul({{w.wo, buf_->xn}}, buf_->q, c.q_dim(), n);
+  matmul({{w.wo, buf_->xn.f}}, buf_->q, n);
   add_residual(n);
 
   norm_input(w.ffn_norm, 0, n);
-  matmul({{w.w1, buf_->gate}, {w.w3, buf_->up}}, buf_->xn, c.dim, n);
-  swiglu_input(n);
-  matmul({{w.w2, buf_->xn}}, buf_->gate, c.hidden_dim, n);
+  gate_and_up(w, n);
+  matmul({{w.w2, buf_->xn.f}}, buf_->gate, n);
   add_residual(n);
 
   for (int t = 0; observer_ && t < n; t++)
     observer_({Observation::layer_output, l, -1, position_ + t, buf_->x + size_t(t) * padded(c.dim), c.dim});
 }
 
-// Token t's vector in f (n, cols), quantized for the matmul that comes next. Float weights take it as it is.
-inline void Session::quantize(const float* f, int cols, int t) {
-  const size_t at = size_t(t) * padded(cols);
-  if (!model_.all_f32)
-    kernels_->quantize(f + at, padded(cols), buf_->xq + at, buf_->xs + at / kGroup, buf_->xsum + at / kGroup);
+// n elements from `at` on, whole groups, quantized for the matmul that comes next. Float weights take them as they are.
+inline void Session::quantize(const Input& in, size_t at, int n) {
+  if (!model_.all_f32) kernels_->quantize(in.f + at, n, in.q + at, in.scale + at / kGroup, in.sum + at / kGroup);
 }
 
 // xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
@@ -1661,29 +1683,16 @@ inline void Session::norm_input(const Tensor& weight, int first, int n) {
   const float* w = reinterpret_cast<const float*>(weight.data);
   pool_->run(n, [&](int t, int) {
     const size_t at = size_t(t) * padded(c.dim);
-    kernels_->rmsnorm(buf_->x + size_t(first) * padded(c.dim) + at, w, buf_->xn + at, c.dim, c.norm_eps);
-    quantize(buf_->xn, c.dim, t);
-  });
-}
-
-inline void Session::swiglu_input(int n) {
-  const int width = padded(model_.config.hidden_dim);
-  pool_->run(n, [&](int t, int) {
-    kernels_->swiglu(buf_->gate + size_t(t) * width, buf_->up + size_t(t) * width, width);
-    quantize(buf_->gate, width, t);
+    kernels_->rmsnorm(buf_->x + size_t(first) * padded(c.dim) + at, w, buf_->xn.f + at, c.dim, c.norm_eps);
+    quantize(buf_->xn, at, padded(c.dim));
   });
 }
 
 inline void Session::add_residual(int n) {
   const size_t width = size_t(padded(model_.config.dim));
   pool_->run(n, [&](int t, int) {
-    for (size_t i = t * width; i < (t + 1) * width; i++) buf_->x[i] += buf_->xn[i];
+    for (size_t i = t * width; i < (t + 1) * width; i++) buf_->x[i] += buf_->xn.f[i];
   });
-}
-
-// Asks for memory that will be read soon.
-inline void prefetch(const void* p, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const uint8_t*>(p) + i);
 }
 
 // Cuts n panels into tasks: 7/8 of them in one long run for each thread, since every run has to get its memory going,
@@ -1698,8 +1707,7 @@ inline void cut_tasks(int n, int threads, std::vector<int>& starts) {
 }
 
 // y = w f for each product: matrices that share their input go through in one pass, as if one stood under the other.
-inline void Session::matmul(std::initializer_list<Product> products, const float* f, int cols, int n) {
-  const Activations x = {padded(cols), f, buf_->xq, buf_->xs, buf_->xsum};
+inline void Session::matmul(std::initializer_list<Product> products, const Input& in, int n) {
   int total = 0;
   for (const Product& p : products) total += panels_of(p.w.rows);
   cut_tasks(total, pool_->threads(), starts_);
@@ -1707,9 +1715,28 @@ inline void Session::matmul(std::initializer_list<Product> products, const float
     int first = starts_[task], end = starts_[task + 1];  // relative to the product's first panel
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
-      if (from < to) matmul_panels(*kernels_, p.w, from, to - from, x, n, p.y, size_t(padded(p.w.rows)));
+      if (from < to) matmul_panels(*kernels_, p.w, from, to - from, in, n, p.y, size_t(padded(p.w.rows)));
       first -= panels;
       end -= panels;
+    }
+  });
+}
+
+// gate = silu(w1 xn) * (w3 xn). A task takes some groups of 32 rows of both matrices, and goes on with what they gave
+// while that is at hand.
+inline void Session::gate_and_up(const Layer& w, int n) {
+  const Buffers& b = *buf_;
+  const int per_group = kGroup / kPanelRows, panels = panels_of(w.w1.rows);
+  cut_tasks(b.gate.cols / kGroup, pool_->threads(), starts_);
+  pool_->run(int(starts_.size()) - 1, [&](int task, int) {
+    const int first = starts_[task], groups = starts_[task + 1] - first;
+    const int panel = first * per_group, count = std::max(0, std::min(groups * per_group, panels - panel));
+    matmul_panels(*kernels_, w.w1, panel, count, b.xn, n, b.gate.f, size_t(b.gate.cols));
+    matmul_panels(*kernels_, w.w3, panel, count, b.xn, n, b.up, size_t(b.gate.cols));
+    for (int t = 0; t < n; t++) {
+      const size_t at = size_t(t) * b.gate.cols + size_t(first) * kGroup;
+      kernels_->swiglu(b.gate.f + at, b.up + at, groups * kGroup);
+      quantize(b.gate, at, groups * kGroup);
     }
   });
 }
@@ -1720,7 +1747,9 @@ inline KvBlock Session::kv_block(int l, int kv_head, int block) const {
   float* scales = reinterpret_cast<float*>(at);
   uint8_t* k = at + 2 * kBlockKeys * sizeof(float);
   uint8_t* v = k + size_t(kBlockKeys) * c.head_dim * (buf_->kv_f32 ? sizeof(float) : 1);
-  return {k, v, scales, scales + kBlockKeys, c.head_dim, round_up(c.head_dim, 16)};
+  const bool last = block >= position_ / kBlockKeys;
+  const ptrdiff_t stride = ptrdiff_t(buf_->kv_block) * c.n_layers * c.n_kv_heads;
+  return {k, v, scales, scales + kBlockKeys, c.head_dim, round_up(c.head_dim, 16), last ? 0 : stride};
 }
 
 // One vector of a head into the cache, element i at out[i * stride]; returns its scale.
@@ -1746,7 +1775,7 @@ inline void Session::store_kv(int l, int n) {
     float* k = buf_->k + size_t(t) * padded(c.kv_dim());
     float* v = buf_->v + size_t(t) * padded(c.kv_dim());
     const float *cos = buf_->cos + t * half, *sin = buf_->sin + t * half;
-    kernels_->rope(buf_->q + size_t(t) * padded(c.q_dim()), c.n_heads, c.head_dim, cos, sin);
+    kernels_->rope(buf_->q.f + size_t(t) * padded(c.q_dim()), c.n_heads, c.head_dim, cos, sin);
     kernels_->rope(k, c.n_kv_heads, c.head_dim, cos, sin);
     const int key = (position_ + t) % kBlockKeys, k_at = key / 16 * 16 * c.head_dim + key % 16;
     for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim) {
@@ -1769,7 +1798,7 @@ inline void Session::attention(int l, int n) {
     attend_token(l);
   else
     attend_prompt(l, n);
-  pool_->run(n, [&](int t, int) { quantize(buf_->q, model_.config.q_dim(), t); });
+  pool_->run(n, [&](int t, int) { quantize(buf_->q, size_t(t) * buf_->q.cols, buf_->q.cols); });
 }
 
 // The queries of one KV head and of n tokens, from `first` on, against one block of keys: what they find becomes, or is
@@ -1787,7 +1816,7 @@ inline void Session::attend_group(int l, int kv_head, int block, int first, int 
     const int t = first + i / group, head = kv_head * group + i % group;
     const int visible = std::min(kBlockKeys, position_ + t + 1 - block * kBlockKeys);
     if (visible <= 0) continue;  // the tokens that see nothing of the block come first
-    q[ready] = buf_->q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+    q[ready] = buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
     keys[ready] = visible;
     states[ready] = state + i * record;
     out[ready] = fold ? part[ready] : states[ready];
@@ -1813,8 +1842,8 @@ inline void Session::attend_prompt(int l, int n) {
   });
 }
 
-// One token: KV heads and blocks are all spread over the threads, so that a long context keeps them busy. While one is
-// attended to, the next comes from memory. The blocks' results are folded afterwards, in the same order as above.
+// One token: KV heads and blocks are all spread over the threads, so that a long context keeps them busy. The blocks'
+// results are folded afterwards, in the same order as above.
 inline void Session::attend_token(int l) {
   const Config& c = model_.config;
   const size_t record = attention_floats(c.head_dim);
@@ -1829,9 +1858,7 @@ inline void Session::attend_token(int l) {
   cut_tasks(blocks * c.n_kv_heads, pool_->threads(), starts_);
   pool_->run(int(starts_.size()) - 1, [&](int task, int) {
     for (int i = starts_[task]; i < starts_[task + 1]; i++) {
-      const int kv_head = i % c.n_kv_heads, block = i / c.n_kv_heads;
-      if (i + 1 < starts_[task + 1])
-        prefetch(kv_block(l, (i + 1) % c.n_kv_heads, (i + 1) / c.n_kv_heads).k_scale, buf_->kv_block);
+      const int kv_head = i / blocks, block = i % blocks;
       attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
       if (blocks == 1) finish(kv_head, 0);
     }
@@ -1841,7 +1868,7 @@ inline void Session::attend_token(int l) {
 
 inline void Session::finish_head(const float* state, int t, int head) {
   const Config& c = model_.config;
-  float* y = buf_->q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+  float* y = buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
   const float scale = 1.f / state[1];
   for (int i = 0; i < c.head_dim; i++) y[i] = state[16 + i] * scale;
 }
@@ -1852,7 +1879,7 @@ inline void Session::show_attention(int l, int n) {
   std::vector<float> weights;
   for (int t = 0; t < n; t++)
     for (int head = 0; head < c.n_heads; head++) {
-      const float* q = buf_->q + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
+      const float* q = buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
       const int keys = position_ + t + 1;
       weights.assign(keys, 0.f);
       for (int j = 0; j < keys; j++) {
@@ -1876,7 +1903,7 @@ inline void Session::show_attention(int l, int n) {
 // Logits of n tokens of the chunk, from `first` on: (n, vocab_size padded to 64).
 inline const float* Session::logits_of(int first, int n) {
   norm_input(model_.final_norm, first, n);
-  matmul({{model_.output, buf_->logits}}, buf_->xn, model_.config.dim, n);
+  matmul({{model_.output, buf_->logits}}, buf_->xn, n);
   return buf_->logits;
 }
 
