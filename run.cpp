@@ -292,7 +292,6 @@ class Session {
   std::atomic<bool> cancelled_{false};
   std::function<void(const Observation&)> observer_;
   std::vector<double> frequencies_;  // (head_dim / 2) radians a position
-  std::vector<int> starts_;          // of the tasks of a matmul
 };
 
 // What a session occupies once `tokens` positions are filled; the weights are the model's own and come first.
@@ -545,10 +544,14 @@ inline void matmul_panels(const Kernels& k, const Tensor& w, int first, int coun
 // Runs tasks 0 ... n-1 on all its threads, the caller among them. Tasks are handed out one by one, so which thread
 // does what varies; no result may depend on it. A worker without work spins for some microseconds, since the next
 // matmul is usually that near, and then sleeps, since other programs want the CPU too.
+//
+// `work` is about how many nanoseconds one thread would need for the whole job. To tell the others of it and to wait
+// for them takes some microseconds, so a job smaller than that is the caller's alone.
 class Pool {
  public:
   // Starts threads - 1 workers; as many as the system gives.
   explicit Pool(int threads) {
+    starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // 2^31 tasks make no more runs
     try {
       for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
     } catch (const std::system_error&) {  // the system's limit: go on with those that there are
@@ -568,8 +571,8 @@ class Pool {
   int threads() const { return int(workers_.size()) + 1; }
 
   // f(task, thread) for every task below n; returns when all are done.
-  template <class F> void run(int n, const F& f) {
-    if (workers_.empty() || n <= 1) {
+  template <class F> void run(int n, double work, const F& f) {
+    if (workers_.empty() || n <= 1 || work < kWorthSharing) {
       for (int i = 0; i < n; i++) f(i, 0);
       return;
     }
@@ -591,7 +594,24 @@ class Pool {
     }
   }
 
+  template <class F> void run(int n, const F& f) { run(n, kWorthSharing, f); }
+
+  // f(first, end) for runs of 0 ... n-1: 7/8 of all in one long run for each thread, since every run has to get its
+  // memory going, then 7/8 of the rest likewise, and so on, until the pieces are so small that no thread waits long for
+  // another (factoring; Hummel, Schonberg and Flynn 1992).
+  template <class F> void run_ranges(int n, double work, const F& f) {
+    starts_.assign(1, 0);
+    while (starts_.back() < n) {
+      const int size =
+          std::max(2, (n - starts_.back()) * 7 / 8 / threads() & ~1);  // even: prompts take panels in pairs
+      for (int i = 0; i < threads() && starts_.back() < n; i++) starts_.push_back(std::min(n, starts_.back() + size));
+    }
+    run(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
+  }
+
  private:
+  static constexpr double kWorthSharing = 10000;  // ns
+
   static void pause() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -641,6 +661,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<std::thread> workers_;
+  std::vector<int> starts_;  // of the runs of run_ranges
 };
 
 // ====================================================================================================================
@@ -1585,9 +1606,6 @@ inline bool Session::prepare(const SessionOptions& options) {
   madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would bring 2 MiB with it
 #endif
   for (int i = 0; i < model_.config.head_dim / 2; i++) frequencies_.push_back(rope_frequency(model_.config, i));
-  const Config& c = model_.config;
-  starts_.reserve(size_t(panels_of(std::max(c.vocab_size, std::max(c.q_dim() + 2 * c.kv_dim(), 2 * c.hidden_dim)))) +
-                  4);
   pool_ = std::make_unique<Pool>(buf_->threads);
   return true;
 }
@@ -1677,11 +1695,17 @@ inline void Session::quantize(const Input& in, size_t at, int n) {
   if (!model_.all_f32) kernels_->quantize(in.f + at, n, in.q + at, in.scale + at / kGroup, in.sum + at / kGroup);
 }
 
+// About how many nanoseconds these take one thread of a CPU of today, for the pool: a matmul with weights of so many
+// bytes, n vectors that are passed over once, and the attention of one token to so many keys.
+inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
+inline double vector_work(int width, int n) { return double(width) * n / 2; }
+inline double attention_work(const Config& c, int keys) { return double(keys) * c.q_dim() / 16; }
+
 // xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
 inline void Session::norm_input(const Tensor& weight, int first, int n) {
   const Config& c = model_.config;
   const float* w = reinterpret_cast<const float*>(weight.data);
-  pool_->run(n, [&](int t, int) {
+  pool_->run(n, vector_work(c.dim, n), [&](int t, int) {
     const size_t at = size_t(t) * padded(c.dim);
     kernels_->rmsnorm(buf_->x + size_t(first) * padded(c.dim) + at, w, buf_->xn.f + at, c.dim, c.norm_eps);
     quantize(buf_->xn, at, padded(c.dim));
@@ -1690,33 +1714,21 @@ inline void Session::norm_input(const Tensor& weight, int first, int n) {
 
 inline void Session::add_residual(int n) {
   const size_t width = size_t(padded(model_.config.dim));
-  pool_->run(n, [&](int t, int) {
+  pool_->run(n, vector_work(int(width), n), [&](int t, int) {
     for (size_t i = t * width; i < (t + 1) * width; i++) buf_->x[i] += buf_->xn.f[i];
   });
-}
-
-// Cuts n panels into tasks: 7/8 of them in one long run for each thread, since every run has to get its memory going,
-// then 7/8 of the rest likewise, and so on, until the pieces are so small that no thread waits long for another
-// (factoring; Hummel, Schonberg and Flynn 1992). starts: where each task begins, and n.
-inline void cut_tasks(int n, int threads, std::vector<int>& starts) {
-  starts.assign(1, 0);
-  while (starts.back() < n) {
-    const int size = std::max(2, (n - starts.back()) * 7 / 8 / threads & ~1);  // even: prompts take two panels at once
-    for (int i = 0; i < threads && starts.back() < n; i++) starts.push_back(std::min(n, starts.back() + size));
-  }
 }
 
 // y = w f for each product: matrices that share their input go through in one pass, as if one stood under the other.
 inline void Session::matmul(std::initializer_list<Product> products, const Input& in, int n) {
   int total = 0;
-  for (const Product& p : products) total += panels_of(p.w.rows);
-  cut_tasks(total, pool_->threads(), starts_);
-  pool_->run(int(starts_.size()) - 1, [&](int task, int) {
-    int first = starts_[task], end = starts_[task + 1];  // relative to the product's first panel
+  size_t bytes = 0;
+  for (const Product& p : products) total += panels_of(p.w.rows), bytes += p.w.bytes;
+  pool_->run_ranges(total, matmul_work(bytes, n), [&](int first, int end) {
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
       if (from < to) matmul_panels(*kernels_, p.w, from, to - from, in, n, p.y, size_t(padded(p.w.rows)));
-      first -= panels;
+      first -= panels;  // relative to the next product's first panel
       end -= panels;
     }
   });
@@ -1727,9 +1739,8 @@ inline void Session::matmul(std::initializer_list<Product> products, const Input
 inline void Session::gate_and_up(const Layer& w, int n) {
   const Buffers& b = *buf_;
   const int per_group = kGroup / kPanelRows, panels = panels_of(w.w1.rows);
-  cut_tasks(b.gate.cols / kGroup, pool_->threads(), starts_);
-  pool_->run(int(starts_.size()) - 1, [&](int task, int) {
-    const int first = starts_[task], groups = starts_[task + 1] - first;
+  pool_->run_ranges(b.gate.cols / kGroup, matmul_work(w.w1.bytes + w.w3.bytes, n), [&](int first, int end) {
+    const int groups = end - first;
     const int panel = first * per_group, count = std::max(0, std::min(groups * per_group, panels - panel));
     matmul_panels(*kernels_, w.w1, panel, count, b.xn, n, b.gate.f, size_t(b.gate.cols));
     matmul_panels(*kernels_, w.w3, panel, count, b.xn, n, b.up, size_t(b.gate.cols));
@@ -1771,7 +1782,7 @@ inline void Session::store_kv(int l, int n) {
   const Config& c = model_.config;
   const int half = c.head_dim / 2;
   const float root = 1.f / std::sqrt(float(c.head_dim));
-  pool_->run(n, [&](int t, int) {
+  pool_->run(n, vector_work(c.q_dim() + 2 * c.kv_dim(), n), [&](int t, int) {
     float* k = buf_->k + size_t(t) * padded(c.kv_dim());
     float* v = buf_->v + size_t(t) * padded(c.kv_dim());
     const float *cos = buf_->cos + t * half, *sin = buf_->sin + t * half;
@@ -1798,7 +1809,8 @@ inline void Session::attention(int l, int n) {
     attend_token(l);
   else
     attend_prompt(l, n);
-  pool_->run(n, [&](int t, int) { quantize(buf_->q, size_t(t) * buf_->q.cols, buf_->q.cols); });
+  pool_->run(n, vector_work(buf_->q.cols, n),
+             [&](int t, int) { quantize(buf_->q, size_t(t) * buf_->q.cols, buf_->q.cols); });
 }
 
 // The queries of one KV head and of n tokens, from `first` on, against one block of keys: what they find becomes, or is
@@ -1832,7 +1844,7 @@ inline void Session::attend_prompt(int l, int n) {
   const Config& c = model_.config;
   const size_t record = attention_floats(c.head_dim);
   const int group = c.n_heads / c.n_kv_heads, tiles = (n + kTileTokens - 1) / kTileTokens;
-  pool_->run(tiles * c.n_kv_heads, [&](int task, int thread) {
+  pool_->run(tiles * c.n_kv_heads, attention_work(c, position_ + n) * n, [&](int task, int thread) {
     const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
     const int tokens = std::min(kTileTokens, n - first), last_block = (position_ + first + tokens - 1) / kBlockKeys;
     float* state = buf_->partial + size_t(thread) * kTileTokens * group * record;
@@ -1855,15 +1867,14 @@ inline void Session::attend_token(int l) {
       finish_head(part(0, head), 0, head);
     }
   };
-  cut_tasks(blocks * c.n_kv_heads, pool_->threads(), starts_);
-  pool_->run(int(starts_.size()) - 1, [&](int task, int) {
-    for (int i = starts_[task]; i < starts_[task + 1]; i++) {
+  pool_->run_ranges(blocks * c.n_kv_heads, attention_work(c, position_ + 1), [&](int first, int end) {
+    for (int i = first; i < end; i++) {
       const int kv_head = i / blocks, block = i % blocks;
       attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
       if (blocks == 1) finish(kv_head, 0);
     }
   });
-  if (blocks > 1) pool_->run(c.n_kv_heads, finish);
+  if (blocks > 1) pool_->run(c.n_kv_heads, vector_work(c.q_dim(), blocks), finish);
 }
 
 inline void Session::finish_head(const float* state, int t, int head) {

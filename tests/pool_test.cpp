@@ -78,6 +78,35 @@ TEST(Pool, ComesAndGoes) {
   }
 }
 
+TEST(Pool, RunsCoverAllTasksOnceAndStartEven) {
+  for (const int threads : {1, 2, 3, 8}) {
+    Pool pool(threads);
+    for (const int n : {0, 1, 2, 3, 7, 16, 33, 144, 1000, 5001}) {
+      std::vector<int> runs(size_t(n), 0);
+      std::atomic<int> odd{0}, calls{0};
+      pool.run_ranges(n, 1e9, [&](int first, int end) {
+        odd += first % 2, calls++;
+        for (int i = first; i < end; i++) runs[size_t(i)]++;
+      });
+      EXPECT_EQ(runs, std::vector<int>(size_t(n), 1)) << threads << " threads, " << n << " tasks";
+      EXPECT_EQ(odd, 0) << n;
+      EXPECT_LE(calls, 16 * threads + 15) << n;
+    }
+  }
+}
+
+TEST(Pool, LittleWorkIsTheCallersAlone) {
+  Pool pool(4);
+  for (int round = 0; round < 100; round++) {
+    int next = 0;
+    pool.run(50, 100, [&](int task, int thread) {
+      EXPECT_EQ(thread, 0);
+      EXPECT_EQ(task, next++);
+    });
+    EXPECT_EQ(next, 50);
+  }
+}
+
 TEST(Pool, NoThreadsAskedForMeansTheCaller) {
   for (const int threads : {0, -5}) {
     Pool pool(threads);
