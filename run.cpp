@@ -56,6 +56,9 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -2077,9 +2080,19 @@ POCKET_FLOAT_BLOCKS(FloatScalar, )
 
 #if defined(__x86_64__)
 
+// Linux wants to be asked for AMX's tiles, once a process, since they make the saved state of a thread 8 KB larger.
+#if defined(__linux__)
+inline bool ask_for_tiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+inline bool ask_for_tiles() { return false; }
+#endif
+
 // What the CPU has and the OS saves on a task switch.
 struct X86Features {
-  bool avx2 = false, avxvnni = false, avx512vnni = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
 
   X86Features() {
     unsigned a, b, c, d;
@@ -2088,10 +2101,12 @@ struct X86Features {
     unsigned xcr0, high, a1, b1, c1, d1;
     asm("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    const bool amx_int8 = (d >> 24 & 1) && (d >> 25 & 1) && (xcr0 >> 17 & 3) == 3;
     avx2 = (xcr0 & 6) == 6 && fma && (b >> 5 & 1);
     const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
     avxvnni = avx2 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 4 & 1);
     avx512vnni = avx2 && (xcr0 & 0xe6) == 0xe6 && avx512 && (c >> 11 & 1);
+    amx = avx512vnni && amx_int8 && ask_for_tiles();
   }
 };
 
@@ -2284,26 +2299,32 @@ POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
 
 namespace avx512 {
 
-POCKET_AVX512 inline __m512i codebook(const int8_t values[16]) {
-  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-  return _mm512_broadcast_i32x4(_mm_add_epi8(table, _mm_set1_epi8(64)));
-}
-
 POCKET_AVX512 inline __m512 scales_q4(const uint8_t* scales, int odd) {
   alignas(64) static constexpr float kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
   const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
   return _mm512_permutexvar_ps(odd ? _mm512_srli_epi32(s, 4) : s, _mm512_load_ps(kTable));  // looks at 4 bits
 }
 
+// The codebook's values plus `bias`.
+template <int bias>
 POCKET_AVX512 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
                                     uint8_t* out, float* out_scales) {
-  const __m512i table = codebook(values), low = _mm512_set1_epi8(15);
+  const __m128i biased = _mm_add_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)), _mm_set1_epi8(bias));
+  const __m512i table = _mm512_broadcast_i32x4(biased), low = _mm512_set1_epi8(15);
   for (int v = 0; v < cols / 8; v++, codes += 64, out += 128) {
+    prefetch_line(codes);
     const __m512i pair = _mm512_loadu_si512(codes);
     _mm512_storeu_si512(out, _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low)));
     _mm512_storeu_si512(out + 64, _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pair, 4), low)));
   }
   for (int g = 0; g < cols / kGroup; g++) _mm512_storeu_ps(out_scales + 16 * g, scales_q4(scales + g / 2 * 16, g & 1));
+}
+
+// The scales of 16 rows and one group: as unpack_q4 leaves them, or bfloat16 as q8 has them.
+template <Type type> POCKET_AVX512 inline __m512 scales_of(const void* scales, int g) {
+  if (type == Type::q4) return _mm512_loadu_ps(static_cast<const float*>(scales) + 16 * g);
+  const __m256i raw = _mm256_loadu_si256(static_cast<const __m256i*>(scales) + g);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
 
 // Half a register at a time: measured faster than whole ones where it is memory that is waited for.
@@ -2339,13 +2360,7 @@ POCKET_AVX512 inline void dot_tile(const uint8_t* const codes[2], const void* co
       }
     }
     POCKET_FOR (i, 2) {
-      __m512 m;
-      if (type == Type::q4) {
-        m = _mm512_loadu_ps(static_cast<const float*>(scales[i]) + 16 * g);
-      } else {
-        const __m256i raw = _mm256_loadu_si256(static_cast<const __m256i*>(scales[i]) + g);
-        m = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-      }
+      const __m512 m = scales_of<type>(scales[i], g);
       POCKET_FOR (t, T) {
         const __m512 scale = _mm512_mul_ps(m, _mm512_set1_ps(x.token(t).scale[g]));
         a[i][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][t]), scale, a[i][t]);
@@ -2371,6 +2386,95 @@ POCKET_AVX512 inline void dot(Type type, const uint8_t* const codes[2], const vo
 }
 
 }  // namespace avx512
+
+// ---- AMX (from Sapphire Rapids on): prompts by tiles. A tile is a small matrix in a register, and one instruction
+// multiplies two of them: (16 tokens, 32 columns) by (32 columns, 16 rows), signed bytes, summed exactly. A group of a
+// panel is such a second tile as it stands. Decoding, where one token cannot fill a tile, is left to the set above.
+
+namespace amx {
+
+struct Tiles {
+  // Tiles 0 and 1 take sums (tokens, 16 int32), 2 and 3 activations (tokens, 32 bytes), 4 and 5 weights (8, 64 bytes).
+  static void configure(int tokens) {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 32, 32, 64, 64};
+      uint8_t rows[16] = {};
+    } config;
+    for (int i = 0; i < 6; i++) config.rows[i] = uint8_t(i < 4 ? tokens : kGroup / 4);
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+
+  // out (tokens, 16) = x (tokens, 32), rows `stride` bytes apart, times a group of 16 rows of weights. One even and one
+  // odd product can be under way at a time.
+  template <int odd> static void multiply(const int8_t* x, size_t stride, const uint8_t* w, int32_t* out) {
+    const size_t line = 64;
+    if (odd)
+      asm volatile(
+          "tilezero %%tmm1\n tileloadd (%0,%1,1), %%tmm3\n tileloadd (%2,%3,1), %%tmm5\n"
+          "tdpbssd %%tmm5, %%tmm3, %%tmm1\n tilestored %%tmm1, (%4,%3,1)" ::"r"(x),
+          "r"(stride), "r"(w), "r"(line), "r"(out)
+          : "memory");
+    else
+      asm volatile(
+          "tilezero %%tmm0\n tileloadd (%0,%1,1), %%tmm2\n tileloadd (%2,%3,1), %%tmm4\n"
+          "tdpbssd %%tmm4, %%tmm2, %%tmm0\n tilestored %%tmm0, (%4,%3,1)" ::"r"(x),
+          "r"(stride), "r"(w), "r"(line), "r"(out)
+          : "memory");
+  }
+
+  static void release() { asm volatile("tilerelease"); }
+};
+
+POCKET_AVX512 POCKET_BODY void fold(const int32_t* product, __m512 m, const float* const scale[16], int g,
+                                    __m512 a[16]) {
+  POCKET_FOR (t, 16) {
+    const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(product + 16 * t));
+    a[t] = _mm512_fmadd_ps(sum, _mm512_mul_ps(m, _mm512_set1_ps(scale[t][g])), a[t]);
+  }
+}
+
+// One panel's codes against up to 16 tokens. While a group's product is under way, the one before it is folded into the
+// 16 sums, which stay in registers.
+template <class T, Type type>
+POCKET_AVX512 inline void dot_tile(const uint8_t* codes, const void* scales, int cols, const Activations& x, int tokens,
+                                   float* acc) {
+  alignas(64) int32_t product[2][16 * kPanelRows] = {};
+  alignas(64) float sums[16 * kPanelRows] = {};
+  std::memcpy(sums, acc, size_t(tokens) * kPanelRows * sizeof(float));
+  __m512 a[16];
+  const float* scale[16];
+  POCKET_FOR (t, 16) a[t] = _mm512_load_ps(sums + 16 * t), scale[t] = x.token(std::min(t, tokens - 1)).scale;
+  for (int g = 0; g < cols / kGroup; g += 2) {
+    T::template multiply<0>(x.q + g * kGroup, size_t(x.cols), codes + size_t(g) * 512, product[0]);
+    if (g > 0) fold(product[1], avx512::scales_of<type>(scales, g - 1), scale, g - 1, a);
+    T::template multiply<1>(x.q + (g + 1) * kGroup, size_t(x.cols), codes + size_t(g + 1) * 512, product[1]);
+    fold(product[0], avx512::scales_of<type>(scales, g), scale, g, a);
+  }
+  fold(product[1], avx512::scales_of<type>(scales, cols / kGroup - 1), scale, cols / kGroup - 1, a);
+  POCKET_FOR (t, 16) _mm512_store_ps(sums + 16 * t, a[t]);
+  std::memcpy(acc, sums, size_t(tokens) * kPanelRows * sizeof(float));
+}
+
+template <class T>
+POCKET_AVX512 inline void dot_any(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
+                                  const Activations& x, int n, float* const acc[2]) {
+  for (int t = 0; t < n; t += 16) {
+    const int tokens = std::min(16, n - t);
+    if (t == 0 || tokens < 16) T::configure(tokens);
+    for (int i = 0; i < 2; i++)
+      type == Type::q4 ? dot_tile<T, Type::q4>(codes[i], scales[i], cols, x.token(t), tokens, acc[i] + 16 * t)
+                       : dot_tile<T, Type::q8>(codes[i], scales[i], cols, x.token(t), tokens, acc[i] + 16 * t);
+  }
+  T::release();
+}
+
+inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
+                int n, float* const acc[2]) {
+  dot_any<Tiles>(type, codes, scales, cols, x, n, acc);
+}
+
+}  // namespace amx
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
@@ -2379,7 +2483,9 @@ POCKET_AVX512 inline void dot(Type type, const uint8_t* const codes[2], const vo
 // Best first.
 inline const Kernels kKernels[] = {
 #if defined(__x86_64__)
-    {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4,
+    {"amx", [] { return X86Features().amx; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<0>, avx512::gemv_q4,
+     amx::dot},
+    {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>,
      avx512::gemv_q4, avx512::dot},
     {"avxvnni", [] { return X86Features().avxvnni; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avxvnni::gemv_q4,
      avxvnni::dot},

@@ -94,6 +94,46 @@ void make_nans_equal(Floats& values) {
     if (std::isnan(v)) v = kNan;
 }
 
+#if defined(__x86_64__)
+// What AMX's instructions do, in plain C++, so that all around them is tested on every CPU with AVX-512.
+struct EmulatedTiles {
+  static inline int tokens = 0;  // rows of the activations; 0: not configured
+
+  static void configure(int rows) { tokens = rows; }
+  static void release() { tokens = 0; }
+  template <int odd> static void multiply(const int8_t* x, size_t stride, const uint8_t* w, int32_t* out) {
+    ASSERT_TRUE(tokens >= 1 && tokens <= 16) << tokens;
+    for (int t = 0; t < tokens; t++)
+      for (int r = 0; r < kPanelRows; r++) {
+        int32_t sum = 0;
+        for (int k = 0; k < kGroup; k++) sum += x[size_t(t) * stride + k] * int8_t(w[k / 4 * 64 + 4 * r + k % 4]);
+        out[t * kPanelRows + r] = sum;
+      }
+  }
+};
+
+void emulated_dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
+                  int n, float* const acc[2]) {
+  amx::dot_any<EmulatedTiles>(type, codes, scales, cols, x, n, acc);
+}
+#endif
+
+// The kernel sets of this CPU, and AMX's with emulated tiles where the rest of it can run.
+std::vector<const Kernels*> matmul_sets() {
+  std::vector<const Kernels*> sets = tiny::kernel_sets();
+#if defined(__x86_64__)
+  static Kernels emulated;
+  if (const Kernels* base = find_kernels("avx512vnni")) {
+    emulated = *base;
+    emulated.name = "amx, emulated";
+    emulated.unpack_q4 = avx512::unpack_q4<0>;
+    emulated.dot = emulated_dot;
+    sets.push_back(&emulated);
+  }
+#endif
+  return sets;
+}
+
 // Compares every way that every kernel set has to multiply with the scalar definition. Nothing else may be written.
 void expect_same_products(const Matrix& w, const Inputs& in) {
   const Activations x = in.get();
@@ -110,7 +150,7 @@ void expect_same_products(const Matrix& w, const Inputs& in) {
           << k.name << ", " << path << ", " << type_name(w.tensor.type) << " (" << w.tensor.rows << ", "
           << w.tensor.cols << "), " << n << " tokens, from panel " << first;
     };
-    for (const Kernels* k : tiny::kernel_sets()) {
+    for (const Kernels* k : matmul_sets()) {
       check(*k, "matmul_panels",
             [&](float* y, size_t ldy) { matmul_panels(*k, w.tensor, first, count, x, n, y, ldy); });
       if (w.tensor.type == Type::f32 || !k->dot) continue;
