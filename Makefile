@@ -16,11 +16,23 @@ run: run.cpp cli.hpp tokenizer.hpp
 export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) export/convert.cpp -o $@ $(LDFLAGS)
 
+# Programs that measure: speed, memory and quality of a model; kernels one by one (with Google Benchmark).
+bench: tests/bench/bench
+bench-kernels: tests/bench/kernels
+
+tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp) run.cpp cli.hpp tokenizer.hpp
+	$(CXX) $(ALL_FLAGS) tests/bench/bench.cpp -o $@ $(LDFLAGS)
+
+tests/bench/kernels: tests/bench/kernels.cpp run.cpp
+	$(CXX) $(ALL_FLAGS) tests/bench/kernels.cpp -o $@ $(LDFLAGS) -lbenchmark
+
 help:
 	@echo "make            build ./run and export/convert"
 	@echo "make demo       build, get a small chat model (93 MB, once), and let it tell a story"
 	@echo "make test       get what the tests need, and run them all"
 	@echo "make sanitize   the same tests under ASan and UBSan, and the threads under TSan"
+	@echo "make bench      build tests/bench/bench: how fast a model runs on this machine, and what it loses"
+	@echo "make bench-kernels   build tests/bench/kernels: the kernels one by one; needs Google Benchmark"
 	@echo "make install    copy run to $(PREFIX)/bin"
 	@echo "make clean      remove what was built (models stay)"
 
@@ -52,6 +64,6 @@ install: run
 	install -m 755 run $(DESTDIR)$(PREFIX)/bin/pocketllama
 
 clean:
-	rm -rf run export/convert $(BUILD) build-*
+	rm -rf run export/convert tests/bench/bench tests/bench/kernels $(BUILD) build-*
 
-.PHONY: all help demo test sanitize sanitized install clean
+.PHONY: all bench bench-kernels help demo test sanitize sanitized install clean

@@ -17,7 +17,7 @@
 
 namespace pocket::cli {
 
-// A failure as the user sees it: one line, `run: what: why; hint`. 1: it did not work; 2: wrong usage.
+// A failure as the user sees it: one line, `PROGRAM: what: why; hint`. 1: it did not work; 2: wrong usage.
 struct Failure {
   int status;
   std::string what;
@@ -33,15 +33,15 @@ struct Arguments {
   bool has_prompt = false, has_encode = false;
 };
 
-struct Option {
+// A line of --help, and what its option sets in A.
+template <class A> struct Option {
   const char *letter, *name, *value, *help;  // no name: a heading
-  std::variant<std::monostate, bool Arguments::*, int Arguments::*, float Arguments::*, std::string Arguments::*,
-               std::vector<std::string> Arguments::*>
-      into = {};
+  std::variant<std::monostate, bool A::*, int A::*, float A::*, std::string A::*, std::vector<std::string> A::*> into =
+      {};
   double low = 0, high = 0;
 };
 
-inline const Option kOptions[] = {
+inline const Option<Arguments> kOptions[] = {
     {"", "", "", "What to say"},
     {"-i", "--prompt", "TEXT", "go on with this text; in chat, the first question", &Arguments::prompt},
     {"-f", "--file", "FILE", "take the prompt from a file, - for standard input", &Arguments::file},
@@ -81,6 +81,15 @@ inline const Option kOptions[] = {
     {"", "--version", "", "", &Arguments::version},
 };
 
+template <class A, size_t N> void print_options(const Option<A> (&options)[N]) {
+  for (const Option<A>& o : options) {
+    if (!*o.name)
+      std::printf("\n%s\n", o.help);
+    else
+      std::printf("  %-3s %-27s %s\n", o.letter, (std::string(o.name) + " " + o.value).c_str(), o.help);
+  }
+}
+
 inline void print_help() {
   std::printf(
       "run: a language model on a CPU\n\n"
@@ -91,12 +100,7 @@ inline void print_help() {
       "  run model.bin --info                       what it is, and what memory it takes\n\n"
       "models/get fetches a model; export/convert makes a model.bin from a checkpoint.\n"
       "stdout is the text, stderr the rest. Exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
-  for (const Option& o : kOptions) {
-    if (!*o.name)
-      std::printf("\n%s\n", o.help);
-    else
-      std::printf("  %-3s %-27s %s\n", o.letter, (std::string(o.name) + " " + o.value).c_str(), o.help);
-  }
+  print_options(kOptions);
 }
 
 // Single-character edits between two words (Levenshtein).
@@ -114,16 +118,16 @@ inline size_t distance(const std::string& a, const std::string& b) {
   return row[b.size()];
 }
 
-inline const Option& find_option(const std::string& word) {
-  const Option* nearest = nullptr;
+template <class A, size_t N> const Option<A>& find_option(const Option<A> (&options)[N], const std::string& word) {
+  const Option<A>* nearest = nullptr;
   size_t least = 4;
-  for (const Option& o : kOptions) {
+  for (const Option<A>& o : options) {
     if (!*o.name) continue;
     if (word == o.letter || word == o.name) return o;
     if (distance(word, o.name) < least) least = distance(word, o.name), nearest = &o;
   }
-  throw Failure{2, word + ": no such option" +
-                       (nearest ? std::string("; did you mean ") + nearest->name + "?" : "; see run --help")};
+  throw Failure{
+      2, word + ": no such option" + (nearest ? std::string("; did you mean ") + nearest->name + "?" : "; see --help")};
 }
 
 inline double number(const std::string& name, const std::string& text, double low, double high, bool whole) {
@@ -138,30 +142,39 @@ inline double number(const std::string& name, const std::string& text, double lo
   return value;
 }
 
-inline void set_option(Arguments& a, const Option& o, const std::string& name, const std::string& value) {
-  const bool may_be_empty = std::strcmp(o.value, "TEXT") == 0 || std::holds_alternative<bool Arguments::*>(o.into);
-  if (value.empty() && !may_be_empty) throw Failure{2, name + ": expected " + o.value + ", found nothing"};
-  if (auto flag = std::get_if<bool Arguments::*>(&o.into)) a.** flag = true;
-  if (auto text = std::get_if<std::string Arguments::*>(&o.into)) a.** text = value;
-  if (auto list = std::get_if<std::vector<std::string> Arguments::*>(&o.into)) (a.**list).push_back(value);
-  if (auto whole = std::get_if<int Arguments::*>(&o.into)) a.** whole = int(number(name, value, o.low, o.high, true));
-  if (auto real = std::get_if<float Arguments::*>(&o.into))
-    a.** real = float(number(name, value, o.low, o.high, false));
+// The strings between the commas.
+inline std::vector<std::string> split(const std::string& list) {
+  std::vector<std::string> parts;
+  for (size_t at = 0; at <= list.size(); at += parts.back().size() + 1)
+    parts.push_back(list.substr(at, std::min(list.find(',', at), list.size()) - at));
+  return parts;
 }
 
-inline Arguments parse(int argc, char** argv) {
-  Arguments a;
+template <class A> void set_option(A& a, const Option<A>& o, const std::string& name, const std::string& value) {
+  const bool may_be_empty = std::strcmp(o.value, "TEXT") == 0 || std::holds_alternative<bool A::*>(o.into);
+  if (value.empty() && !may_be_empty) throw Failure{2, name + ": expected " + o.value + ", found nothing"};
+  if (auto flag = std::get_if<bool A::*>(&o.into)) a.** flag = true;
+  if (auto text = std::get_if<std::string A::*>(&o.into)) a.** text = value;
+  if (auto list = std::get_if<std::vector<std::string> A::*>(&o.into)) (a.**list).push_back(value);
+  if (auto whole = std::get_if<int A::*>(&o.into)) a.** whole = int(number(name, value, o.low, o.high, true));
+  if (auto real = std::get_if<float A::*>(&o.into)) a.** real = float(number(name, value, o.low, o.high, false));
+}
+
+// Sets a.model and what the options name; returns the names of the options that were given. hint: what to do with a
+// second word that is no option.
+template <class A, size_t N>
+std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&options)[N], const char* hint, A& a) {
+  std::vector<std::string> given;
   for (int i = 1; i < argc; i++) {
     std::string word = argv[i], value;
     if (word.size() < 2 || word[0] != '-') {
-      if (!a.model.empty())
-        throw Failure{2, "'" + word + "': one model only, and it is '" + a.model + "'; put a text in quotes behind -i"};
+      if (!a.model.empty()) throw Failure{2, "'" + word + "': one model only, and it is '" + a.model + "'; " + hint};
       a.model = word;
       continue;
     }
     const size_t equals = word.rfind("--", 0) == 0 ? word.find('=') : std::string::npos;
-    const Option& o = find_option(word.substr(0, equals));
-    if (!std::holds_alternative<bool Arguments::*>(o.into)) {
+    const Option<A>& o = find_option(options, word.substr(0, equals));
+    if (!std::holds_alternative<bool A::*>(o.into)) {
       if (equals != std::string::npos)
         value = word.substr(equals + 1);
       else if (++i < argc)
@@ -172,9 +185,16 @@ inline Arguments parse(int argc, char** argv) {
       throw Failure{2, word + ": takes no value"};
     }
     set_option(a, o, word.substr(0, equals), value);
-    a.has_prompt = a.has_prompt || &o == &find_option("-i");
-    a.has_encode = a.has_encode || &o == &find_option("--encode");
+    given.push_back(o.name);
   }
+  return given;
+}
+
+inline Arguments parse(int argc, char** argv) {
+  Arguments a;
+  const std::vector<std::string> given = parse_options(argc, argv, kOptions, "put a text in quotes behind -i", a);
+  a.has_prompt = std::count(given.begin(), given.end(), "--prompt") > 0;
+  a.has_encode = std::count(given.begin(), given.end(), "--encode") > 0;
   const auto one_of = [](const char* name, const std::string& value, std::initializer_list<const char*> all,
                          const char* text) {
     for (const char* good : all)
@@ -276,7 +296,14 @@ struct Figures {
   size_t prompt_tokens = 0, tokens = 0;
 };
 
+// Linux says it in /proc: getrusage would count what the starting program occupied before this one took its place.
 inline size_t peak_memory() {
+  size_t kib = 0;
+  if (std::FILE* file = std::fopen("/proc/self/status", "r")) {
+    for (char line[128]; !kib && std::fgets(line, sizeof line, file);) std::sscanf(line, "VmHWM: %zu", &kib);
+    std::fclose(file);
+  }
+  if (kib) return kib * 1024;
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
 #ifdef __APPLE__
@@ -337,11 +364,8 @@ inline std::vector<int> prompt_ids(Run& run) {
   const Arguments& a = run.args;
   std::vector<int> ids;
   if (!a.ids.empty()) {
-    for (size_t at = 0; at <= a.ids.size();) {
-      const size_t comma = std::min(a.ids.find(',', at), a.ids.size());
-      ids.push_back(int(number("--ids", a.ids.substr(at, comma - at), 0, run.model.config.vocab_size - 1, true)));
-      at = comma + 1;
-    }
+    for (const std::string& id : split(a.ids))
+      ids.push_back(int(number("--ids", id, 0, run.model.config.vocab_size - 1, true)));
     return ids;
   }
   ids = run.tokenizer.encode(a.file.empty() ? a.prompt : read_all(a.file));
@@ -490,43 +514,67 @@ inline void write_logits(Run& run) {
   throw Failure{1, run.args.logits + ": " + std::strerror(wrote ? errno : why)};
 }
 
-// -log p of `next`, from the logits before it, in nats.
-inline double surprise(const float* logits, int n, int next) {
+// log of the sum of e^logit: a logit less this is the log of a probability.
+inline double log_sum_exp(const float* logits, int n) {
   const double top = *std::max_element(logits, logits + n);
   double sum = 0;
   for (int i = 0; i < n; i++) sum += std::exp(logits[i] - top);
-  return std::log(sum) + top - logits[next];
+  return std::log(sum) + top;
 }
+
+// -log p of `next`, from the logits before it, in nats.
+inline double surprise(const float* logits, int n, int next) { return log_sum_exp(logits, n) - logits[next]; }
 
 // As llama-perplexity does it: windows of 512 tokens, the second half of each counted, so that every token that counts
 // has seen at least 256 before it. A text shorter than a window counts from its second token.
-inline void perplexity(Run& run) {
-  const std::vector<int> ids = run.tokenizer.encode(read_all(run.args.perplexity));
-  SessionOptions options = run.session_options();
-  const size_t window = std::min<size_t>({512, size_t(run.model.config.max_seq_len), ids.size()});
-  if (window < 2)
-    throw Failure{1, run.args.perplexity + ": expected at least 2 tokens, found " + std::to_string(ids.size())};
-  options.context = int(window);
-  OpenSession open(run.model, options);
-  const size_t from = window < 512 ? 1 : 256, windows = ids.size() / window;
+struct Windows {
+  std::vector<int> ids;
+  size_t size, from, count;  // of a window; its first token that counts; windows
+
+  Windows(std::vector<int> text, int longest, const std::string& file) : ids(std::move(text)) {
+    size = std::min<size_t>({512, size_t(longest), ids.size()});
+    if (size < 2) throw Failure{1, file + ": expected at least 2 tokens, found " + std::to_string(ids.size())};
+    from = size < 512 ? 1 : 256;
+    count = ids.size() / size;
+  }
+  const int* window(size_t w) const { return ids.data() + w * size; }
+  // Whether the logits of a window's token i foresee one that counts.
+  bool counts(size_t i) const { return i + 1 >= from && i + 1 < size; }
+};
+
+// e to the mean surprise, and its standard error.
+struct Perplexity {
   double sum = 0, squares = 0, count = 0;
-  for (size_t w = 0; w < windows; w++) {
-    const int* at = ids.data() + w * window;
+
+  void add(double nats) { sum += nats, squares += nats * nats, count++; }
+  double value() const { return std::exp(sum / count); }
+  double error() const {
+    const double mean = sum / count;
+    return value() * std::sqrt(std::max(0.0, squares / count - mean * mean) / count);
+  }
+};
+
+inline void perplexity(Run& run) {
+  const Windows text(run.tokenizer.encode(read_all(run.args.perplexity)), run.model.config.max_seq_len,
+                     run.args.perplexity);
+  SessionOptions options = run.session_options();
+  options.context = int(text.size);
+  OpenSession open(run.model, options);
+  Perplexity found;
+  for (size_t w = 0; w < text.count; w++) {
+    const int* ids = text.window(w);
     open.session.rewind(0);
-    const bool good = open.session.forward(at, window, [&](size_t i, const float* logits) {
-      if (i + 1 < from || i + 1 >= window) return true;
-      const double nats = surprise(logits, run.model.config.vocab_size, at[i + 1]);
-      sum += nats, squares += nats * nats, count++;
+    const bool good = open.session.forward(ids, text.size, [&](size_t i, const float* logits) {
+      if (text.counts(i)) found.add(surprise(logits, run.model.config.vocab_size, ids[i + 1]));
       return true;
     });
     if (!good) fail(open.session);
-    if (isatty(2)) std::fprintf(stderr, "\rwindow %zu of %zu: %.4f ", w + 1, windows, std::exp(sum / count));
+    if (isatty(2)) std::fprintf(stderr, "\rwindow %zu of %zu: %.4f ", w + 1, text.count, found.value());
   }
   if (isatty(2)) std::fprintf(stderr, "\r\033[K");
-  const double mean = sum / count, error = std::sqrt(std::max(0.0, squares / count - mean * mean) / count);
   char line[160];
-  std::snprintf(line, sizeof line, "perplexity %.4f +- %.4f (%.0f tokens of %zu)\n", std::exp(mean),
-                std::exp(mean) * error, count, ids.size());
+  std::snprintf(line, sizeof line, "perplexity %.4f +- %.4f (%.0f tokens of %zu)\n", found.value(), found.error(),
+                found.count, text.ids.size());
   run.out.write(line);
 }
 
@@ -645,19 +693,24 @@ inline void check_standard_files() {
   }
 }
 
-inline int main(int argc, char** argv) {
+// Runs a program's body; what it throws becomes one line on stderr and the exit status.
+template <class F> int guarded(const char* program, const F& body) {
   try {
     check_standard_files();
     catch_interrupts();
-    dispatch(parse(argc, argv));
+    body();
     if (std::fflush(stdout) != 0) throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
     return 0;
   } catch (const Failure& f) {
-    if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", f.what.c_str());
+    if (!f.what.empty()) std::fprintf(stderr, "%s: %s\n", program, f.what.c_str());
     return f.status;
   } catch (const std::bad_alloc&) {
-    return std::fprintf(stderr, "run: out of memory\n"), 1;
+    return std::fprintf(stderr, "%s: out of memory\n", program), 1;
   }
+}
+
+inline int main(int argc, char** argv) {
+  return guarded("run", [&] { dispatch(parse(argc, argv)); });
 }
 
 }  // namespace pocket::cli
