@@ -18,7 +18,10 @@ export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp tokenizer.hp
 
 # Programs that measure: speed, memory and quality of a model; kernels one by one (with Google Benchmark).
 bench: tests/bench/bench
-bench-kernels: tests/bench/kernels
+bench-kernels:
+	@echo '#include <benchmark/benchmark.h>' | $(CXX) -x c++ -fsyntax-only - 2>/dev/null || \
+	  { echo "bench-kernels: needs Google Benchmark (Debian: libbenchmark-dev)" >&2; exit 1; }
+	$(MAKE) tests/bench/kernels
 
 tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp) run.cpp cli.hpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) tests/bench/bench.cpp -o $@ $(LDFLAGS)

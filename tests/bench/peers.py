@@ -1,0 +1,392 @@
+#!/usr/bin/env python3
+"""peers.py: the same work on llama.cpp and on us, in turns, on one machine.
+
+  tests/bench/peers.py                        TinyLlama-1.1B's shape with random weights, ours in q4, theirs in Q4_0
+  tests/bench/peers.py model.bin model.gguf   a pair of one's own
+
+Run it with a Python that has llama-cpp-python (and numpy and gguf, where the random models are still to be made), after
+make and make bench. Both engines run in processes of their own that are told what to do line by line (see
+tests/bench/worker.hpp); each round asks one after the other, and the ratios are medians of what was asked in the same
+round. llama.cpp is measured with flash attention and without, and compared by its better setting. Its memory is given
+without that of Python, its time to the first token without Python's start, and it does not choose its tokens.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BENCH = os.path.join(ROOT, "tests", "bench", "bench")
+CONVERT = os.path.join(ROOT, "export", "convert")
+SHAPE = "tinyllama-1.1b"
+
+
+class Failure(Exception):
+    """What the user is told, on one line."""
+
+
+# ---- llama.cpp, in a process of its own ----
+
+
+def memory(field):
+    """VmRSS or VmHWM of this process, in bytes."""
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    raise Failure(f"/proc/self/status: {field} is not there")
+
+
+class Llama:
+    """A model and a context of llama.cpp, through llama-cpp-python's low-level interface."""
+
+    def __init__(self, api, path, threads, context, flash):
+        self.api = api
+        self.quiet = api.llama_log_callback(lambda level, text, data: None)
+        api.llama_log_set(self.quiet, None)
+        api.llama_backend_init()
+        self.model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
+        if not self.model:
+            raise Failure(f"{path}: llama.cpp cannot load it")
+        params = api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = context, min(context, 512), min(context, 512)
+        params.n_threads = params.n_threads_batch = threads
+        if hasattr(params, "flash_attn_type"):
+            params.flash_attn_type = 1 if flash else 0
+        else:
+            params.flash_attn = flash
+        self.context = api.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise Failure(f"{path}: llama.cpp has no context of {context} for it")
+        self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
+        self.position = 0
+
+    def feed(self, n):
+        tokens = (self.api.llama_token * n)(*((i + 1) * 7919 % self.vocab_size for i in range(n)))
+        if self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, n)) != 0:
+            raise Failure(f"llama.cpp failed at position {self.position}")
+        self.api.llama_synchronize(self.context)
+        self.position += n
+
+    def rewind(self, position):
+        self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, position, -1)
+        self.position = position
+
+    def prompt(self, n):
+        self.rewind(0)
+        start = time.perf_counter()
+        for at in range(0, n, 512):
+            self.feed(min(512, n - at))
+        return time.perf_counter() - start
+
+    def generate(self, n):
+        position = self.position
+        start = time.perf_counter()
+        for _ in range(n):
+            self.feed(1)
+        taken = time.perf_counter() - start
+        self.rewind(position)
+        return taken
+
+
+def work(args):
+    """Answers the lines on stdin, as bench --worker does. A first line says that Python has done its part."""
+    import llama_cpp  # only here: the process that compares has no use for it
+
+    before = memory("VmRSS")
+    print("ready", flush=True)
+    llama = Llama(llama_cpp, args.models[0], args.threads, args.context, args.flash)
+    for line in sys.stdin:
+        verb, *count = line.split()
+        if verb == "peak":
+            print(memory("VmHWM") - before, flush=True)
+        else:
+            print({"prompt": llama.prompt, "generate": llama.generate}[verb](int(count[0])), flush=True)
+
+
+# ---- The processes, from outside ----
+
+
+class Worker:
+    """A process that runs an engine. `started`: when its own part began."""
+
+    def __init__(self, name, command):
+        self.name = name
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            status = self.process.wait()
+            hint = "; built with g++ 12 it crashes on CPUs with AMX, with clang it does not" if status < 0 else ""
+            raise Failure(f"{self.name}: its process ended with status {status}{hint}")
+        return line
+
+    def ask(self, command):
+        try:
+            self.process.stdin.write(command + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # read() says so
+        return float(self.read())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+class Engines:
+    """How to start a worker of either engine."""
+
+    def __init__(self, ours, theirs, threads):
+        self.ours_file, self.theirs_file, self.threads = ours, theirs, str(threads)
+
+    def ours(self):
+        return Worker("pocketllama", [BENCH, "--worker", self.ours_file, "--threads", self.threads])
+
+    def theirs(self, flash, context):
+        options = ["--threads", self.threads, "--context", str(context)] + (["--flash"] if flash else [])
+        worker = Worker("llama.cpp", [sys.executable, __file__, "--worker", self.theirs_file] + options)
+        worker.read()  # ready
+        worker.started = time.perf_counter()
+        return worker
+
+
+# ---- Comparing ----
+
+
+def progress(what):
+    print(f"peers: {what}", file=sys.stderr)
+
+
+def compare(ours, theirs, better, unit):
+    """One row: medians, and the median of the ratios to the better setting of theirs, which is {name: values}."""
+    name = better(theirs, key=lambda setting: statistics.median(theirs[setting]))
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs[name]))
+    return {
+        "unit": unit,
+        "ours": statistics.median(ours),
+        "theirs": {setting: statistics.median(values) for setting, values in theirs.items()},
+        "better_setting": name,
+        "ratio": ratio,
+    }
+
+
+def speed(workers, command, tokens, rounds):
+    """Tokens a second of each worker, in turns. workers: ours first, then {setting: theirs}."""
+    ours, theirs = workers
+    found, peers = [], {setting: [] for setting in theirs}
+    for _ in range(rounds):
+        found.append(tokens / ours.ask(f"{command} {tokens}"))
+        for setting, worker in theirs.items():
+            peers[setting].append(tokens / worker.ask(f"{command} {tokens}"))
+    return compare(found, peers, max, "tok/s")
+
+
+def measure_speed(engines, args, depth):
+    rows = {}
+    with engines.ours() as ours, engines.theirs(True, args.context) as on, engines.theirs(False, args.context) as off:
+        workers = ours, {"flash attention": on, "no flash attention": off}
+        everyone = [ours, on, off]
+        prompt, tokens = min(512, args.context), min(args.tokens, args.context - depth)
+        progress("generating at depth 0")
+        for worker in everyone:
+            worker.ask("prompt 1")
+        rows["generating at depth 0"] = speed(workers, "generate", tokens, args.rounds)
+        progress(f"prompt of {prompt}")
+        rows[f"prompt of {prompt}"] = speed(workers, "prompt", prompt, max(1, args.rounds // 2))
+        progress(f"generating at depth {depth}")
+        for worker in everyone:
+            worker.ask(f"prompt {depth}")
+        rows[f"generating at depth {depth}"] = speed(workers, "generate", tokens, args.rounds)
+    return rows
+
+
+def measure_memory(engines, args, depth):
+    """Peak memory with the context filled by so many tokens; theirs with a context of just that."""
+    rows = {}
+    for prompt, total in ((4, min(128, args.context)), (depth, args.context)):
+        progress(f"memory for {total} tokens")
+        found, peers = [], {}
+        for setting, start in (
+            (None, engines.ours),
+            ("flash attention", lambda: engines.theirs(True, total)),
+            ("no flash attention", lambda: engines.theirs(False, total)),
+        ):
+            with start() as worker:
+                worker.ask(f"prompt {prompt}")
+                worker.ask(f"generate {total - prompt}")
+                (found if setting is None else peers.setdefault(setting, [])).append(worker.ask("peak") / 1e6)
+        rows[f"peak memory, {total} tokens"] = compare(found, peers, min, "MB")
+    return rows
+
+
+def measure_load(engines, args):
+    """From the start of a process to the first token of a prompt of 4, the files being in the page cache."""
+    progress("load to first token")
+    found, peers = [], {"flash attention": [], "no flash attention": []}
+    for _ in range(args.rounds):
+        for times, start in (
+            (found, engines.ours),
+            (peers["flash attention"], lambda: engines.theirs(True, args.context)),
+            (peers["no flash attention"], lambda: engines.theirs(False, args.context)),
+        ):
+            with start() as worker:
+                worker.ask("prompt 4")
+                times.append((time.perf_counter() - worker.started) * 1e3)
+    return {"load to first token": compare(found, peers, min, "ms")}
+
+
+def print_table(rows):
+    print(f"{'':28} {'ours':>10} {'llama.cpp':>10}        ours / theirs")
+    for what, row in rows.items():
+        theirs = row["theirs"][row["better_setting"]]
+        print(
+            f"{what:28} {row['ours']:10.1f} {theirs:10.1f} {row['unit']:6} {row['ratio']:8.2f}"
+            f"   (better for them: {row['better_setting']})"
+        )
+
+
+# ---- Models with random weights ----
+
+
+def vocabulary(size):
+    """Pieces, scores and types (3: control, 6: byte) of a SentencePiece vocabulary of made-up words."""
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    pieces += [(f"\u2581w{i}", -float(i), 1) for i in range(size - len(pieces))]
+    return zip(*pieces)
+
+
+def write_gguf(path):
+    """TinyLlama-1.1B's shape in Q4_0: blocks of 32 weights, a float16 scale and 16 bytes of codes."""
+    import gguf
+    import numpy
+
+    dim, hidden, layers, heads, kv_heads, vocab, context = 2048, 5632, 22, 32, 4, 32000, 2048
+    kind = gguf.GGMLQuantizationType.Q4_0
+    random = numpy.random.default_rng(1)
+
+    def blocks(rows, cols):
+        data = random.integers(0, 256, (rows, cols // 32, 18), numpy.uint8)
+        data[:, :, :2] = numpy.array([0.0043], numpy.float16).view(numpy.uint8)  # weights of deviation 0.02
+        return data.reshape(rows, -1)
+
+    kv_dim = dim // heads * kv_heads
+    matrices = {"attn_q": (dim, dim), "attn_k": (kv_dim, dim), "attn_v": (kv_dim, dim), "attn_output": (dim, dim)}
+    matrices |= {"ffn_gate": (hidden, dim), "ffn_up": (hidden, dim), "ffn_down": (dim, hidden)}
+    matrices = {name: blocks(*shape) for name, shape in matrices.items()}  # the same in every layer: speed is the same
+    ones = numpy.ones(dim, numpy.float32)
+
+    out = gguf.GGUFWriter(path + ".tmp", "llama")
+    out.add_context_length(context)
+    out.add_embedding_length(dim)
+    out.add_block_count(layers)
+    out.add_feed_forward_length(hidden)
+    out.add_head_count(heads)
+    out.add_head_count_kv(kv_heads)
+    out.add_layer_norm_rms_eps(1e-5)
+    out.add_rope_dimension_count(dim // heads)
+    out.add_vocab_size(vocab)
+    out.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    pieces, scores, types = vocabulary(vocab)
+    out.add_tokenizer_model("llama")
+    out.add_token_list(pieces)
+    out.add_token_scores(scores)
+    out.add_token_types(types)
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    out.add_tensor("token_embd.weight", blocks(vocab, dim), raw_dtype=kind)
+    for layer in range(layers):
+        for name, data in matrices.items():
+            out.add_tensor(f"blk.{layer}.{name}.weight", data, raw_dtype=kind)
+        for norm in ("attn_norm", "ffn_norm"):
+            out.add_tensor(f"blk.{layer}.{norm}.weight", ones)
+    out.add_tensor("output_norm.weight", ones)
+    out.add_tensor("output.weight", blocks(vocab, dim), raw_dtype=kind)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    os.replace(path + ".tmp", path)
+
+
+def random_models(folder):
+    """The pair of models with random weights, made where they are not there yet."""
+    os.makedirs(folder, exist_ok=True)
+    ours, theirs = os.path.join(folder, SHAPE + ".q4.bin"), os.path.join(folder, SHAPE + ".Q4_0.gguf")
+    if not os.path.exists(ours):
+        progress(f"making {ours}, once")
+        if subprocess.run([CONVERT, "--random", SHAPE, "--type", "q4", "-o", ours]).returncode != 0:
+            raise Failure(f"{ours}: could not be made")
+    if not os.path.exists(theirs):
+        progress(f"making {theirs}, once")
+        write_gguf(theirs)
+    return ours, theirs
+
+
+# ---- Command line ----
+
+
+def whole(low, high):
+    def parse(text):
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, found '{text}'")
+        return int(text)
+
+    return parse
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="model.bin and model.gguf")
+    cpus = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=whole(1, 256), default=cpus, help="of each engine [one per CPU]")
+    parser.add_argument("--context", type=whole(64, 1 << 22), default=2048, help="positions of each engine [2048]")
+    parser.add_argument("--rounds", type=whole(1, 1000), default=7, help="of asking one after the other [7]")
+    parser.add_argument("--tokens", type=whole(1, 100000), default=16, help="to generate at a time [16]")
+    parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "pocketllama-peers"), metavar="FOLDER",
+                        help="where the models with random weights are kept [%(default)s]")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--flash", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if len(args.models) not in ((1,) if args.worker else (0, 2)):
+        parser.error("expected a model.bin and a model.gguf, or neither")
+    return args
+
+
+def main():
+    args = parse_arguments()
+    try:
+        if args.worker:
+            return work(args)
+        if subprocess.run([sys.executable, "-c", "import llama_cpp"], stderr=subprocess.DEVNULL).returncode != 0:
+            raise Failure(f"{sys.executable} has no llama-cpp-python; run this with a Python that has it")
+        for program, target in ((BENCH, "make bench"), (CONVERT, "make")):
+            if not os.path.exists(program):
+                raise Failure(f"{program} is not there; {target} builds it")
+        ours, theirs = args.models or random_models(args.cache)
+        engines, depth = Engines(ours, theirs, args.threads), args.context * 1900 // 2048
+        rows = measure_load(engines, args) | measure_memory(engines, args, depth) | measure_speed(engines, args, depth)
+        print(json.dumps({"threads": args.threads, "rows": rows})) if args.json else print_table(rows)
+    except (Failure, OSError) as failure:
+        sys.exit(f"peers: {failure}")
+    except ModuleNotFoundError as missing:
+        sys.exit(f"peers: {missing}; pip install numpy gguf")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
