@@ -33,6 +33,7 @@ help:
 	@echo "make            build ./run and export/convert"
 	@echo "make demo       build, get a small chat model (93 MB, once), and let it tell a story"
 	@echo "make test       get what the tests need, and run them all"
+	@echo "make test-arm   cross-compile for aarch64, and run what depends on the CPU by qemu"
 	@echo "make sanitize   the same tests under ASan and UBSan, and the threads under TSan"
 	@echo "make bench      build tests/bench/bench: how fast a model runs on this machine, and what it loses"
 	@echo "make bench-kernels   build tests/bench/kernels: the kernels one by one; needs Google Benchmark"
@@ -50,6 +51,9 @@ test: all
 	cmake -S . -B $(BUILD) -DCMAKE_BUILD_TYPE=Release $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
 	cmake --build $(BUILD) -j 2
 	ctest --test-dir $(BUILD) --output-on-failure
+
+test-arm: all
+	tests/aarch64
 
 # A thread is watched where threads are: the pool, sessions, programs that share a model.
 sanitize:
@@ -69,4 +73,4 @@ install: run
 clean:
 	rm -rf run export/convert tests/bench/bench tests/bench/kernels $(BUILD) build-*
 
-.PHONY: all bench bench-kernels help demo test sanitize sanitized install clean
+.PHONY: all bench bench-kernels help demo test test-arm sanitize sanitized install clean

@@ -84,6 +84,13 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#else
+#include <sys/auxv.h>
+#endif
 #endif
 
 #ifdef __FAST_MATH__
@@ -1159,8 +1166,12 @@ inline bool Model::embed(int id, float* x) const {
 #define POCKET_BODY inline __attribute__((always_inline))
 #define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // laid out flat
 
-// Where sums must stay in registers the loops say so: W floats, which become one register (or two of SSE or NEON).
+// Where sums must stay in registers the loops say so: W floats, which become one register (or two of SSE).
 template <int W> struct Vector;
+template <> struct Vector<4> {
+  typedef float Floats __attribute__((vector_size(16)));
+  typedef int32_t Ints __attribute__((vector_size(16)));
+};
 template <> struct Vector<8> {
   typedef float Floats __attribute__((vector_size(32)));
   typedef int32_t Ints __attribute__((vector_size(32)));
@@ -2110,13 +2121,17 @@ struct X86Features {
   }
 };
 
+#endif  // __x86_64__
+
 // Asks for the cache lines that a kernel which reads on and on will need: the one six pages on goes to the L2 cache,
 // since memory takes its time and the hardware's own guesses stop at every page; the one 1 KB on goes to the L1 cache.
 inline constexpr int kPrefetchFar = 6 * 4096, kPrefetchNear = 1024;
 POCKET_BODY void prefetch_line(const uint8_t* p) {
-  _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchFar, _MM_HINT_T1);
-  _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchNear, _MM_HINT_T0);
+  __builtin_prefetch(p + kPrefetchFar, 0, 2);
+  __builtin_prefetch(p + kPrefetchNear, 0, 3);
 }
+
+#if defined(__x86_64__)
 
 // ---- AVX2: 8 rows a register, so a panel takes two. vpmaddubsw multiplies unsigned by signed bytes and adds pairs
 // into 16 bits: 127 * 127 * 2 still fits, so codebook values are moved to 0 ... 127, which -64 times the group's sum of
@@ -2480,6 +2495,238 @@ inline void dot(Type type, const uint8_t* const codes[2], const void* const scal
 #endif
 #endif  // __x86_64__
 
+#if defined(__aarch64__)
+
+// ---- NEON: 4 rows a register, so a panel takes four. tbl looks the codebook's signed values up as they are. There is
+// no aarch64 without what the float blocks need: those of the scalar set serve, a register at a time, with a hint where
+// a compiler does not see that it is one.
+
+template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
+  const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(pocket::load<int32_t>(p)));
+  v = Floats(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))));
+}
+template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = Floats(vfmaq_n_f32(v, b.v, a)); }
+
+namespace neon {
+
+#if defined(__APPLE__)
+inline bool has_dotprod() { return true; }
+inline bool has_i8mm() {
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has;
+}
+#else
+inline bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+inline bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#endif
+
+// What each compiler calls the two instructions that a CPU may lack. clang before 16 knows their intrinsics only where
+// a whole file may use them, so that they are assembler here; volatile, or g++ reorders until it lacks registers.
+#if defined(__clang__)
+#define POCKET_DOTPROD __attribute__((target("dotprod")))
+#define POCKET_I8MM __attribute__((target("i8mm")))
+#else
+#define POCKET_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#define POCKET_I8MM __attribute__((target("arch=armv8.2-a+i8mm")))
+#endif
+
+// Four rows' sums + dot products of four signed bytes of each with the four in one lane of x.
+template <int lane> POCKET_BODY int32x4_t sdot(int32x4_t sum, int8x16_t w, int8x16_t x) {
+  asm volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(w), "w"(x), "i"(lane));
+  return sum;
+}
+
+// The sums of two rows and two tokens (row 0 with both, row 1 with both) + their products over eight columns.
+POCKET_BODY int32x4_t smmla(int32x4_t sum, int8x16_t w, int8x16_t x) {
+  asm volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(x));
+  return sum;
+}
+
+// Four rows' weights of columns 8v ... 8v+3 and 8v+4 ... 8v+7.
+POCKET_BODY int8x16x2_t lookup(int8x16_t table, const uint8_t* codes) {
+  const uint8x16_t pair = vld1q_u8(codes);
+  return {{vqtbl1q_s8(table, vandq_u8(pair, vdupq_n_u8(15))), vqtbl1q_s8(table, vshrq_n_u8(pair, 4))}};
+}
+
+// The scales of one group from their 4 bits. scales: byte r holds row r's two groups.
+POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {
+  static constexpr int8_t kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
+  const uint8x16_t s = vshlq_u8(vld1q_u8(scales), vdupq_n_s8(odd ? -4 : 0));  // a shift to the right
+  const int8x16_t bytes = vqtbl1q_s8(vld1q_s8(kTable), vandq_u8(s, vdupq_n_u8(15)));
+  const int16x8_t half[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
+  POCKET_FOR (i, 2) {
+    m[2 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(half[i])));
+    m[2 * i + 1] = vcvtq_f32_s32(vmovl_high_s16(half[i]));
+  }
+}
+
+POCKET_BODY float32x4_t add_group(float32x4_t acc, int32x4_t sum, float32x4_t m, float xs) {
+  return vfmaq_f32(acc, vcvtq_f32_s32(sum), vmulq_n_f32(m, xs));
+}
+
+// Four rows' sums for T tokens + 16 columns, of which w[i] holds four. x: 16 columns of each token.
+template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t w[4], const int8x16_t x[T]) {
+  POCKET_FOR (t, T) sum[t] = sdot<0>(sum[t], w[0], x[t]);
+  POCKET_FOR (t, T) sum[t] = sdot<1>(sum[t], w[1], x[t]);
+  POCKET_FOR (t, T) sum[t] = sdot<2>(sum[t], w[2], x[t]);
+  POCKET_FOR (t, T) sum[t] = sdot<3>(sum[t], w[3], x[t]);
+}
+
+// One panel times one token.
+POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
+  const int8x16_t table = vld1q_s8(t.codebook);
+  const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
+  float32x4_t acc[4] = {};
+  for (int g = 0; g < x.cols / kGroup; g++) {
+    int32x4_t sum[4] = {};
+    POCKET_FOR (half, 2) {
+      const int k = g * kGroup + 16 * half;
+      const uint8_t* codes = panel + size_t(k) * 8;
+      const int8x16_t xq = vld1q_s8(x.q + k);
+      prefetch_line(codes), prefetch_line(codes + 64);
+      POCKET_FOR (j, 4) {
+        const int8x16x2_t first = lookup(table, codes + 16 * j), second = lookup(table, codes + 64 + 16 * j);
+        const int8x16_t w[4] = {first.val[0], first.val[1], second.val[0], second.val[1]};
+        add_columns<1>(&sum[j], w, &xq);
+      }
+    }
+    prefetch_line(scales + g / 2 * 16 + 48);  // the row scales behind them too
+    float32x4_t m[4];
+    scales_q4(scales + g / 2 * 16, g & 1, m);
+    POCKET_FOR (j, 4) acc[j] = add_group(acc[j], sum[j], m[j], x.scale[g]);
+  }
+  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
+  POCKET_FOR (j, 4) vst1q_f32(y + 4 * j, vmulq_f32(acc[j], vld1q_f32(rs + 4 * j)));
+}
+
+POCKET_DOTPROD inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
+  for (int p = first; p < first + count; p++)
+    gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
+}
+
+// What the two sets do in different ways: keep the 8 columns of four rows that a lookup gives, and multiply a group of
+// one panel with T tokens, sum[j][t] being that of rows 4j ... 4j + 3.
+struct Sdot {
+  POCKET_BODY static void store(int8x16x2_t w, int j, int8_t* out) {
+    vst1q_s8(out + 16 * j, w.val[0]);
+    vst1q_s8(out + 64 + 16 * j, w.val[1]);
+  }
+
+  template <Type, int T>
+  POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, int32x4_t (*sum)[T]) {
+    for (int end = k + kGroup; k < end; k += 16, codes += 256) {
+      int8x16_t xq[T];
+      POCKET_FOR (t, T) xq[t] = vld1q_s8(x.token(t).q + k);
+      POCKET_FOR (j, 4) {
+        int8x16_t w[4];
+        POCKET_FOR (i, 4) w[i] = vld1q_s8(codes + 64 * i + 16 * j);
+        add_columns<T>(sum[j], w, xq);
+      }
+    }
+  }
+};
+
+// smmla wants 8 columns of a row side by side.
+struct Smmla {
+  POCKET_BODY static void store(int8x16x2_t w, int j, int8_t* out) {
+    const int32x4x2_t lanes = {{vreinterpretq_s32_s8(w.val[0]), vreinterpretq_s32_s8(w.val[1])}};
+    vst2q_s32(reinterpret_cast<int32_t*>(out + 32 * j), lanes);  // a lane of one, a lane of the other
+  }
+
+  template <Type type, int T>
+  POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, int32x4_t (*sum)[T]) {
+    constexpr int kPairs = (T + 1) / 2;  // of tokens; an odd last one is taken twice, and used once
+    int32x4_t square[8][kPairs] = {};    // rows 2i and 2i + 1, and two tokens
+    for (int end = k + kGroup; k < end; k += 8, codes += 128) {
+      int8x16_t xq[kPairs];
+      POCKET_FOR (p, kPairs)
+        xq[p] = vcombine_s8(vld1_s8(x.token(2 * p).q + k), vld1_s8(x.token(std::min(2 * p + 1, T - 1)).q + k));
+      POCKET_FOR (j, 4) {
+        int32x4x2_t w;
+        if (type == Type::q4)
+          POCKET_FOR (i, 2) w.val[i] = vreinterpretq_s32_s8(vld1q_s8(codes + 32 * j + 16 * i));
+        else
+          w = vzipq_s32(vreinterpretq_s32_s8(vld1q_s8(codes + 16 * j)),
+                        vreinterpretq_s32_s8(vld1q_s8(codes + 64 + 16 * j)));
+        POCKET_FOR (i, 2)
+          POCKET_FOR (p, kPairs) {
+            int32x4_t& s = square[2 * j + i][p];
+            s = smmla(s, vreinterpretq_s8_s32(w.val[i]), xq[p]);
+          }
+      }
+    }
+    POCKET_FOR (j, 4)
+      POCKET_FOR (t, T) {
+        const int32x4_t a = square[2 * j][t / 2], b = square[2 * j + 1][t / 2];
+        sum[j][t] = t % 2 ? vuzp2q_s32(a, b) : vuzp1q_s32(a, b);
+      }
+  }
+};
+
+template <class Dot>
+void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols, uint8_t* out_codes,
+               float* out_scales) {
+  const int8x16_t table = vld1q_s8(values);
+  for (int v = 0; v < cols / 8; v++)
+    POCKET_FOR (j, 4)
+      Dot::store(lookup(table, codes + 64 * v + 16 * j), j, reinterpret_cast<int8_t*>(out_codes) + 128 * v);
+  for (int g = 0; g < cols / kGroup; g++) {
+    float32x4_t m[4];
+    scales_q4(scales + g / 2 * 16, g & 1, m);
+    POCKET_FOR (j, 4) vst1q_f32(out_scales + 16 * g + 4 * j, m[j]);
+  }
+}
+
+// One panel's codes against T tokens: adds the groups to acc (T, 16).
+template <class Dot, Type type, int T>
+POCKET_BODY void dot_tile(const int8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
+  for (int g = 0; g < cols / kGroup; g++) {
+    int32x4_t sum[4][T] = {};
+    Dot::template multiply<type, T>(codes + 512 * g, x, g * kGroup, sum);
+    POCKET_FOR (j, 4) {
+      const int at = 16 * g + 4 * j;
+      const float32x4_t m =
+          type == Type::q4
+              ? vld1q_f32(static_cast<const float*>(scales) + at)
+              : vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(static_cast<const uint16_t*>(scales) + at), 16));
+      POCKET_FOR (t, T) {
+        float* a = acc + 16 * t + 4 * j;
+        vst1q_f32(a, add_group(vld1q_f32(a), sum[j][t], m, x.token(t).scale[g]));
+      }
+    }
+  }
+}
+
+// One panel at a time: four sums and four weights for each of four tokens are what 32 registers hold.
+template <class Dot, Type type>
+POCKET_BODY void dot_tokens(const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
+                            int n, float* const acc[2]) {
+  for (int i = 0; i < 2; i++) {
+    const int8_t* w = reinterpret_cast<const int8_t*>(codes[i]);
+    int t = 0;
+    for (; t + 4 <= n; t += 4) dot_tile<Dot, type, 4>(w, scales[i], cols, x.token(t), acc[i] + 16 * t);
+    for (; t + 2 <= n; t += 2) dot_tile<Dot, type, 2>(w, scales[i], cols, x.token(t), acc[i] + 16 * t);
+    for (; t < n; t++) dot_tile<Dot, type, 1>(w, scales[i], cols, x.token(t), acc[i] + 16 * t);
+  }
+}
+
+POCKET_DOTPROD inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
+                               const Activations& x, int n, float* const acc[2]) {
+  type == Type::q4 ? dot_tokens<Sdot, Type::q4>(codes, scales, cols, x, n, acc)
+                   : dot_tokens<Sdot, Type::q8>(codes, scales, cols, x, n, acc);
+}
+
+// A single token leaves half of smmla idle: in q8 sdot is the better one.
+POCKET_I8MM inline void dot_i8mm(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
+                                 const Activations& x, int n, float* const acc[2]) {
+  if (type == Type::q4) return dot_tokens<Smmla, Type::q4>(codes, scales, cols, x, n, acc);
+  n == 1 ? dot(type, codes, scales, cols, x, n, acc) : dot_tokens<Smmla, Type::q8>(codes, scales, cols, x, n, acc);
+}
+
+}  // namespace neon
+#endif  // __aarch64__
+
 // Best first.
 inline const Kernels kKernels[] = {
 #if defined(__x86_64__)
@@ -2491,6 +2738,12 @@ inline const Kernels kKernels[] = {
      avxvnni::dot},
     {"avx2", [] { return X86Features().avx2; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avx2::gemv_q4,
      avx2::dot},
+#endif
+#if defined(__aarch64__)
+    {"neon-i8mm", [] { return neon::has_dotprod() && neon::has_i8mm(); }, POCKET_FLOAT_ROW(FloatScalar, 4),
+     neon::unpack_q4<neon::Smmla>, neon::gemv_q4, neon::dot_i8mm},
+    {"neon-dotprod", neon::has_dotprod, POCKET_FLOAT_ROW(FloatScalar, 4), neon::unpack_q4<neon::Sdot>, neon::gemv_q4,
+     neon::dot},
 #endif
     {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar, 8), nullptr, nullptr, nullptr},
 };
