@@ -2,8 +2,6 @@
 // int8 multiply-adds each kernel set's instruction does when its operands are in registers.
 #pragma once
 
-#include <sys/syscall.h>
-
 #include "../../cli.hpp"
 
 namespace pocket::bench {
@@ -191,9 +189,6 @@ __attribute__((target("amx-tile,amx-int8"))) inline void tile_rounds(long n) {
   _tile_release();
 }
 
-// Linux gives the tile registers to who asks for them (ARCH_REQ_XCOMP_PERM, 18: TILEDATA), for all threads to come.
-inline bool may_use_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
-
 #elif defined(__aarch64__)
 
 // Without intrinsics, which clang 14 has only where the whole file is compiled for them.
@@ -222,28 +217,27 @@ POCKET_I8MM inline void smmla_rounds(long n) {
 
 /// The instruction that a kernel set multiplies bytes with.
 struct Int8Rate {
-  const char *kernel, *instruction;
+  const char* kernel;
   void (*rounds)(long n);
-  double per_round;      // multiply-adds
-  bool (*permission)();  // to be asked for once; null: none needed
+  double per_round;  // multiply-adds
 };
 inline const Int8Rate kInt8Rates[] = {
 #if defined(__x86_64__)
-    {"amx", "tdpbssd, tiles loaded", tile_rounds, 4 * 16 * 16 * 64, may_use_tiles},
-    {"avx512vnni", "vpdpbusd, 512 bits", dpbusd512_rounds, kChains * 64, nullptr},
-    {"avxvnni", "vpdpbusd, 256 bits", dpbusd256_rounds, kChains * 32, nullptr},
-    {"avx2", "vpmaddubsw + vpmaddwd + vpaddd", maddubs_rounds, kChains * 32, nullptr},
+    {"amx", tile_rounds, 4 * 16 * 16 * 64},
+    {"avx512vnni", dpbusd512_rounds, kChains * 64},
+    {"avxvnni", dpbusd256_rounds, kChains * 32},
+    {"avx2", maddubs_rounds, kChains * 32},
 #elif defined(__aarch64__)
-    {"neon-i8mm", "smmla", smmla_rounds, kChains * 32, nullptr},
-    {"neon-dotprod", "sdot", sdot_rounds, kChains * 16, nullptr},
+    {"neon-i8mm", smmla_rounds, kChains * 32},
+    {"neon-dotprod", sdot_rounds, kChains * 16},
 #endif
-    {"scalar", "", nullptr, 0, nullptr},
+    {"", nullptr, 0},
 };
 
-/// Null where a kernel set has no such instruction.
+/// Of a kernel set that this CPU has. Null where the set has no such instruction: scalar.
 inline const Int8Rate* find_int8_rate(const std::string& kernel) {
   for (const Int8Rate& r : kInt8Rates)
-    if (kernel == r.kernel) return r.rounds && (!r.permission || r.permission()) ? &r : nullptr;
+    if (kernel == r.kernel) return &r;
   return nullptr;
 }
 
