@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "../tokenizer.hpp"
+#include "calibrate.hpp"
 #include "chat_template.hpp"
 #include "model_writer.hpp"
 #include "open_checkpoint.hpp"
@@ -41,7 +42,7 @@ struct Failure {
 };
 
 struct Arguments {
-  std::string in, out, type = "q4", tokenizer, random;
+  std::string in, out, type = "q4", tokenizer, random, calibrate, report, head;
 };
 
 volatile std::sig_atomic_t interrupted = 0;
@@ -62,6 +63,9 @@ Arguments parse(int argc, char** argv) {
   } options[] = {{"-o", "--output", &a.out},
                  {"", "--type", &a.type},
                  {"-z", "--tokenizer", &a.tokenizer},
+                 {"", "--calibrate", &a.calibrate},
+                 {"", "--report", &a.report},
+                 {"", "--head", &a.head},
                  {"", "--random", &a.random}};
   for (int i = 1; i < argc; i++) {
     const std::string word = argv[i];
@@ -131,6 +135,37 @@ void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
   ModelWriter writer;
   ProgressBar bar;
   const double start = seconds();
+  std::map<std::string, EncodedTensor> made;
+  if (!a.calibrate.empty()) {
+    std::string text, error;
+    if (!read_small_file(a.calibrate, 64 << 20, text, error)) throw Failure{1, error};
+    Tokenizer tokenizer;
+    tokenizer.load(parts.tokenizer);
+    const std::vector<int> ids = tokenizer.encode(text, false), bos = tokenizer.encode("", true);
+    std::vector<std::vector<int>> windows;
+    const size_t most = size_t(knob("TOKENS", 1e9));
+    for (size_t i = 0; i < std::min(most, ids.size()); i += kWindow - bos.size()) {
+      windows.push_back(bos);
+      windows.back().insert(windows.back().end(), ids.begin() + i, ids.begin() + std::min(ids.size(), i + kWindow - bos.size()));
+    }
+    Calibration cal(parts.config, windows, read, parts.threads);
+    double at = seconds();
+    if (!cal.run(a.head == "q8" ? Type::q8 : Type::q4, [&](EncodedTensor&& t) {
+          if (knob("VERBOSE", 0)) std::fprintf(stderr, "%s cost %.4g  %.1f s\n", t.spec.name.c_str(), t.error, seconds() - at);
+          const std::string name = t.spec.name;
+          made[name] = std::move(t);
+          return !interrupted;
+        }))
+      throw Failure{1, cal.error};
+    for (auto& [name, t] : made) {
+      ReadyTensor r = {t.type, {}, [&t = t](uint64_t at, size_t n, void* out, std::string&) {
+                         std::memcpy(out, t.bytes.data() + at, n);
+                         return true;
+                       }};
+      std::memcpy(r.codebook, t.codebook, 16);
+      parts.ready[name] = r;
+    }
+  }
   if (!writer.write(a.out, parts, read, std::ref(bar))) {
     if (isatty(2)) std::fprintf(stderr, "\r\033[K");
     if (interrupted) throw Failure{130, "interrupted; nothing was written"};

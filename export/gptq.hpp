@@ -1,0 +1,231 @@
+// gptq.hpp: quantizes a matrix so that its outputs change least on the inputs that it really gets.
+//
+// With e a row's error (its weights minus what they become) and H the second moments of the inputs, the output's mean
+// squared error is e^T H e. With the Cholesky factor of H = l l^T this is the sum over columns j of
+//
+//     (l[j][j] * e[j] + the sum over i > j of l[i][j] * e[i])^2.
+//
+// So the columns are quantized from the last to the first: what the ones before did wrong is known then, and moves the
+// target of the next (GPTQ: Frantar et al. 2022; in this form it is successive cancellation, as in QuIP). A group's
+// 4-bit scales are tried side by side, one in each SIMD lane, with the feedback inside the group; a row's float scales
+// are tried over the whole row.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <numeric>
+#include <vector>
+
+#include "matrix.hpp"
+#include "quantize.hpp"
+
+namespace pocket {
+
+inline double knob(const char* name, double value) {
+  const char* s = getenv(name);
+  return s ? atof(s) : value;
+}
+
+// The second moments of a matrix's inputs, factored. Columns are in the order of their positions: the last position is
+// quantized first.
+class Hessian {
+ public:
+  // h (n, n), n = cols padded to 64: sums or means of the products of inputs; the lower half is read. shrink: the share
+  // of the off-diagonal elements that is not believed. damping: what is added to the diagonal, relative to its mean.
+  // A column that is always zero does not matter and does no harm. False if there is no memory.
+  void factor(Pool& pool, const float* h, int cols, double shrink, double damping) {
+    cols_ = cols;
+    const int n = padded(cols);
+    choose_order(h);
+    double mean = 0;
+    for (int j = 0; j < cols; j++) mean += double(h[size_t(j) * n + j]) / cols;
+    if (!(mean > 0)) mean = 1;  // nothing is known
+    do {
+      gather(pool, h, float(1 - shrink), float(damping * mean));
+      damping = std::max(damping * 10, 1e-6);
+    } while (!cholesky(pool, l_.data(), n));
+    make_panels(pool);
+  }
+
+  int cols() const { return cols_; }
+  const std::vector<int>& order() const { return order_; }        // the column at each position
+  const std::vector<float>& weights() const { return weights_; }  // by position: what a squared error costs
+  // For the positions from 32 g on: element (i, j) is l[i][32 g + j] / l[32 g + j][32 g + j].
+  const float* panel(int g) const { return panels_.data() + panel_at_[g]; }
+  const float* triangle() const { return l_.data(); }
+
+ private:
+  // Groups that matter more go first, and within a group columns that matter more.
+  void choose_order(const float* h) {
+    const int n = padded(cols_);
+    const auto diagonal = [&](int j) { return h[size_t(j) * n + j]; };
+    std::vector<int> groups(size_t(n / kGroup));
+    std::iota(groups.begin(), groups.end(), 0);
+    std::vector<double> sums(groups.size());
+    for (int j = 0; j < n; j++) sums[j / kGroup] += diagonal(j);
+    static const int how = int(knob("ORDER", 3));
+    if (how & 1) std::stable_sort(groups.begin(), groups.end(), [&](int a, int b) { return sums[a] < sums[b]; });
+    order_.resize(n);
+    for (int p = 0; p < n; p++) order_[p] = groups[p / kGroup] * kGroup + p % kGroup;
+    for (int g = 0; g < n / kGroup; g++)
+      if (how & 2)
+        std::stable_sort(order_.begin() + g * kGroup, order_.begin() + (g + 1) * kGroup,
+                         [&](int a, int b) { return diagonal(a) < diagonal(b); });
+  }
+
+  void gather(Pool& pool, const float* h, float believed, float damping) {
+    const int n = padded(cols_);
+    l_.resize(size_t(n) * n);
+    pool.run(n, [&](int p, int) {
+      const int i = order_[p];
+      for (int q = 0; q <= p; q++) {
+        const int j = order_[q];
+        l_[size_t(p) * n + q] = believed * h[size_t(std::max(i, j)) * n + std::min(i, j)];
+      }
+      l_[size_t(p) * n + p] = h[size_t(i) * n + i] + damping;
+    });
+  }
+
+  void make_panels(Pool& pool) {
+    const int n = padded(cols_);
+    weights_.resize(n);
+    for (int p = 0; p < n; p++) weights_[p] = order_[p] < cols_ ? l_[size_t(p) * n + p] * l_[size_t(p) * n + p] : 0;
+    panel_at_.resize(size_t(n / kGroup) + 1);
+    for (int g = 0; g < n / kGroup; g++) panel_at_[g + 1] = panel_at_[g] + size_t(n - g * kGroup) * kGroup;
+    panels_.resize(panel_at_.back());
+    pool.run(n / kGroup, [&](int g, int) {
+      float* out = panels_.data() + panel_at_[g];
+      for (int i = g * kGroup; i < n; i++)
+        for (int j = g * kGroup; j < (g + 1) * kGroup; j++)
+          *out++ = i < j ? 0 : l_[size_t(i) * n + j] / l_[size_t(j) * n + j];
+    });
+  }
+
+  int cols_ = 0;
+  std::vector<int> order_;
+  std::vector<float> l_, panels_, weights_;
+  std::vector<size_t> panel_at_;
+};
+
+// A group's problem and its solution; arrays by position within the group.
+struct GroupSearch {
+  const float* target;    // (32) the weights, moved by the feedback of the groups before
+  const float* original;  // (32) the weights
+  const float* weights;   // (32) of squared errors
+  const float* feedback;  // (32, 32) within the group: of element i's error on target j
+  float row_scale;
+
+  float values[kGroup];  // of the codebook
+  float errors[kGroup];  // weight - value * scale
+  int scale;             // 4 bits
+  float cost;
+};
+
+template <int W> POCKET_BODY void search_group_body(const Codebook* cb, GroupSearch* group) {
+  constexpr int kParts = kScaleLanes / W;
+  typedef typename Vector<W>::Floats Floats;
+  GroupSearch& s = *group;
+  Lanes<W> scale[kParts], target[kGroup][kParts], value[kGroup][kParts], cost[kParts] = {};
+  Floats inverse[kParts];
+  alignas(64) float scales[kScaleLanes], costs[kScaleLanes];
+  for (int i = 0; i < kScaleLanes; i++) scales[i] = s.row_scale * q4_scale(i);
+  POCKET_FOR (p, kParts) {
+    scale[p].load(scales + p * W);
+    inverse[p] = 1.f / scale[p].v;
+  }
+  for (int j = 0; j < kGroup; j++)
+    POCKET_FOR (p, kParts) target[j][p].v = Floats{} + s.target[j];
+  for (int i = kGroup - 1; i >= 0; i--) {
+    POCKET_FOR (p, kParts) {
+      const Floats x = target[i][p].v * inverse[p], none = {};
+      Floats sum[5] = {Floats{} + cb->value[0]};
+      POCKET_FOR (b, 15) sum[b % 5] += x > cb->border[b] ? Floats{} + (cb->value[b + 1] - cb->value[b]) : none;
+      value[i][p].v = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + sum[4];  // integers: exact in any order
+      const Floats weight = value[i][p].v * scale[p].v, rest = target[i][p].v - weight;
+      Lanes<W> error;
+      error.v = s.original[i] - weight;
+      Lanes<W> square;
+      square.v = rest * rest;
+      cost[p].add_product(s.weights[i], square);
+      for (int j = 0; j < i; j++) target[j][p].add_product(s.feedback[i * kGroup + j], error);
+    }
+  }
+  POCKET_FOR (p, kParts) cost[p].store(costs + p * W);
+  s.scale = int(std::min_element(costs, costs + kScaleLanes) - costs);
+  s.cost = costs[s.scale];
+  for (int i = 0; i < kGroup; i++) {
+    float all[kScaleLanes];
+    POCKET_FOR (p, kParts) value[i][p].store(all + p * W);
+    s.values[i] = all[s.scale];
+    s.errors[i] = s.original[i] - s.values[i] * scales[s.scale];
+  }
+}
+
+// Quantizes rows with one Hessian and codebook. One thread's: it has scratch memory.
+class RowQuantizer {
+ public:
+  RowQuantizer(const Hessian& hessian, const Codebook& codebook)
+      : hessian_(hessian), codebook_(codebook), cols_(padded(hessian.cols())) {
+    const size_t n = size_t(cols_);
+    natural_.resize(n), natural_weights_.resize(n), search_.resize(search_scratch(cols_));
+    for (int p = 0; p < cols_; p++) natural_weights_[hessian.order()[p]] = hessian.weights()[p];
+    errors_.resize(n * kTileRows), values_.resize(n * kTileRows), scales_.resize(n / kGroup * kTileRows);
+    codes_.resize(n), natural_scales_.resize(n / kGroup);
+  }
+
+  // row: the target weights by position. Writes row r of a q4 panel (zeroed before); returns the weighted error.
+  double quantize(const float* row, int r, uint8_t* panel) {
+    const std::vector<int>& order = hessian_.order();
+    for (int p = 0; p < cols_; p++) natural_[order[p]] = row[p];
+    float first;
+    search_scales(codebook_, natural_.data(), natural_weights_.data(), cols_, natural_scales_.data(), &first,
+                  search_.data());
+    if (first == 0) return 0;  // a row of zeros: its scale is 0, whatever its codes
+    static const double low = knob("RSLOW", 0.88), step = knob("RSSTEP", 0.04);
+    float scale[kTileRows];
+    for (int t = 0; t < kTileRows; t++) scale[t] = first * float(low + step * t);
+    double cost[kTileRows] = {};
+    for (int g = cols_ / kGroup - 1; g >= 0; g--) quantize_group(row, g, scale, cost);
+    const int best = int(std::min_element(cost, cost + kTileRows) - cost);
+    for (int p = 0; p < cols_; p++) codes_[order[p]] = codebook_.code(values_[size_t(p) * kTileRows + best]);
+    for (int g = 0; g < cols_ / kGroup; g++)
+      natural_scales_[order[g * kGroup] / kGroup] = scales_[g * kTileRows + best];
+    put_q4_row(codes_.data(), natural_scales_.data(), scale[best], cols_, r, panel);
+    return cost[best];
+  }
+
+ private:
+  // One group under all row scales.
+  void quantize_group(const float* row, int g, const float* scale, double* cost) {
+    alignas(64) float feedback[kTileRows * kTileCols];
+    static_assert(kTileCols == kGroup);
+    const float* panel = hessian_.panel(g);
+    multiply_tile(errors_.data() + size_t(g + 1) * kGroup * kTileRows, panel + kGroup * kGroup,
+                  cols_ - (g + 1) * kGroup, feedback);
+    for (int t = 0; t < kTileRows; t++) {
+      float target[kGroup];
+      for (int j = 0; j < kGroup; j++) target[j] = row[g * kGroup + j] + feedback[t * kGroup + j];
+      GroupSearch s = {};
+      s.target = target, s.original = row + g * kGroup, s.weights = hessian_.weights().data() + g * kGroup;
+      s.feedback = panel, s.row_scale = scale[t];
+      run_best<search_group_body<16>, search_group_body<8>>(&codebook_, &s);
+      for (int j = 0; j < kGroup; j++) {
+        errors_[(size_t(g) * kGroup + j) * kTileRows + t] = s.errors[j];
+        values_[(size_t(g) * kGroup + j) * kTileRows + t] = s.values[j];
+      }
+      scales_[g * kTileRows + t] = uint8_t(s.scale);
+      cost[t] += s.cost;
+    }
+  }
+
+  const Hessian& hessian_;
+  const Codebook codebook_;
+  int cols_;
+  std::vector<float> natural_, natural_weights_, search_;  // by column
+  std::vector<float> errors_, values_;                     // (cols, 8) by position, of each row scale tried
+  std::vector<uint8_t> scales_, codes_, natural_scales_;
+};
+
+}  // namespace pocket
