@@ -109,57 +109,70 @@ class Hessian {
   std::vector<size_t> panel_at_;
 };
 
-// A group's problem and its solution; arrays by position within the group.
-struct GroupSearch {
-  const float* target;    // (32) the weights, moved by the feedback of the groups before
-  const float* original;  // (32) the weights
-  const float* weights;   // (32) of squared errors
-  const float* feedback;  // (32, 32) within the group: of element i's error on target j
-  float row_scale;
+inline constexpr int kTogether = 2;  // row scales in one search: while one waits for a result, the other computes
 
-  float values[kGroup];  // of the codebook
-  float errors[kGroup];  // weight - value * scale
-  int scale;             // 4 bits
-  float cost;
+// A group's problem under some row scales, and its solutions; arrays by position within the group.
+struct GroupSearch {
+  const float* original;                 // (32) the weights
+  const float* weights;                  // (32) of squared errors
+  const float* feedback;                 // (32, 32) within the group: of element i's error on target j
+  const float* target[kTogether];        // (32) the weights, moved by the feedback of the groups before
+  float row_scale[kTogether];
+
+  float values[kTogether][kGroup];  // of the codebook
+  float errors[kTogether][kGroup];  // weight - value * scale
+  int scale[kTogether];             // 4 bits
+  float cost[kTogether];
 };
 
 template <int W> POCKET_BODY void search_group_body(const Codebook* cb, GroupSearch* group) {
-  constexpr int kParts = kScaleLanes / W;
+  constexpr int kEach = kScaleLanes / W, kParts = kTogether * kEach;
   typedef typename Vector<W>::Floats Floats;
   GroupSearch& s = *group;
-  Lanes<W> scale[kParts], target[kGroup][kParts], value[kGroup][kParts], cost[kParts] = {};
+  Lanes<W> scale[kParts], target[kParts][kGroup], value[kGroup][kParts], cost[kParts] = {};
   Floats inverse[kParts];
-  alignas(64) float scales[kScaleLanes], costs[kScaleLanes];
-  for (int i = 0; i < kScaleLanes; i++) scales[i] = s.row_scale * q4_scale(i);
+  alignas(64) float scales[kTogether][kScaleLanes], costs[kTogether][kScaleLanes];
+  for (int n = 0; n < kTogether; n++)
+    for (int i = 0; i < kScaleLanes; i++) scales[n][i] = s.row_scale[n] * q4_scale(i);
   POCKET_FOR (p, kParts) {
-    scale[p].load(scales + p * W);
+    scale[p].load(scales[p / kEach] + p % kEach * W);
     inverse[p] = 1.f / scale[p].v;
   }
   for (int j = 0; j < kGroup; j++)
-    POCKET_FOR (p, kParts) target[j][p].v = Floats{} + s.target[j];
+    POCKET_FOR (p, kParts) target[p][j].v = Floats{} + s.target[p / kEach][j];
   for (int i = kGroup - 1; i >= 0; i--) {
+    Lanes<W> error[kParts];
     POCKET_FOR (p, kParts) {
-      const Floats x = target[i][p].v * inverse[p], none = {};
-      Floats sum[5] = {Floats{} + cb->value[0]};
-      POCKET_FOR (b, 15) sum[b % 5] += x > cb->border[b] ? Floats{} + (cb->value[b + 1] - cb->value[b]) : none;
-      value[i][p].v = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + sum[4];  // integers: exact in any order
-      const Floats weight = value[i][p].v * scale[p].v, rest = target[i][p].v - weight;
-      Lanes<W> error;
-      error.v = s.original[i] - weight;
+      const Floats x = target[p][i].v * inverse[p], none = {};
+      Floats sum[3] = {Floats{} + cb->value[0]};
+      POCKET_FOR (b, 15) sum[b % 3] += x > cb->border[b] ? Floats{} + (cb->value[b + 1] - cb->value[b]) : none;
+      value[i][p].v = sum[0] + (sum[1] + sum[2]);  // integers: exact in any order
+      const Floats weight = value[i][p].v * scale[p].v, rest = target[p][i].v - weight;
+      error[p].v = s.original[i] - weight;
       Lanes<W> square;
       square.v = rest * rest;
       cost[p].add_product(s.weights[i], square);
-      for (int j = 0; j < i; j++) target[j][p].add_product(s.feedback[i * kGroup + j], error);
+    }
+    POCKET_FOR (p, kParts) {
+      const Lanes<W> wrong = error[p];
+#pragma GCC unroll 4
+      for (int j = 0; j < i; j++) {
+        Lanes<W> moved = target[p][j];
+        moved.add_product(s.feedback[i * kGroup + j], wrong);
+        target[p][j] = moved;
+      }
     }
   }
-  POCKET_FOR (p, kParts) cost[p].store(costs + p * W);
-  s.scale = int(std::min_element(costs, costs + kScaleLanes) - costs);
-  s.cost = costs[s.scale];
-  for (int i = 0; i < kGroup; i++) {
-    float all[kScaleLanes];
-    POCKET_FOR (p, kParts) value[i][p].store(all + p * W);
-    s.values[i] = all[s.scale];
-    s.errors[i] = s.original[i] - s.values[i] * scales[s.scale];
+  POCKET_FOR (p, kParts) cost[p].store(costs[p / kEach] + p % kEach * W);
+  for (int n = 0; n < kTogether; n++) {
+    s.scale[n] = int(std::min_element(costs[n], costs[n] + kScaleLanes) - costs[n]);
+    s.cost[n] = costs[n][s.scale[n]];
+    for (int i = 0; i < kGroup; i++) {
+      float all[kScaleLanes];
+      POCKET_FOR (p, kEach) value[i][n * kEach + p].store(all + p * W);
+      s.values[n][i] = all[s.scale[n]];
+      s.errors[n][i] = s.original[i] - s.values[n][i] * scales[n][s.scale[n]];
+    }
   }
 }
 
@@ -204,19 +217,23 @@ class RowQuantizer {
     const float* panel = hessian_.panel(g);
     multiply_tile(errors_.data() + size_t(g + 1) * kGroup * kTileRows, panel + kGroup * kGroup,
                   cols_ - (g + 1) * kGroup, feedback);
-    for (int t = 0; t < kTileRows; t++) {
-      float target[kGroup];
-      for (int j = 0; j < kGroup; j++) target[j] = row[g * kGroup + j] + feedback[t * kGroup + j];
-      GroupSearch s = {};
-      s.target = target, s.original = row + g * kGroup, s.weights = hessian_.weights().data() + g * kGroup;
-      s.feedback = panel, s.row_scale = scale[t];
-      run_best<search_group_body<16>, search_group_body<8>>(&codebook_, &s);
-      for (int j = 0; j < kGroup; j++) {
-        errors_[(size_t(g) * kGroup + j) * kTileRows + t] = s.errors[j];
-        values_[(size_t(g) * kGroup + j) * kTileRows + t] = s.values[j];
+    for (int t = 0; t < kTileRows; t += kTogether) {
+      float target[kTogether][kGroup];
+      GroupSearch s = {row + g * kGroup, hessian_.weights().data() + g * kGroup, panel, {}, {}, {}, {}, {}, {}};
+      for (int n = 0; n < kTogether; n++) {
+        for (int j = 0; j < kGroup; j++) target[n][j] = row[g * kGroup + j] + feedback[(t + n) * kGroup + j];
+        s.target[n] = target[n];
+        s.row_scale[n] = scale[t + n];
       }
-      scales_[g * kTileRows + t] = uint8_t(s.scale);
-      cost[t] += s.cost;
+      run_best<search_group_body<16>, search_group_body<8>>(&codebook_, &s);
+      for (int n = 0; n < kTogether; n++) {
+        for (int j = 0; j < kGroup; j++) {
+          errors_[(size_t(g) * kGroup + j) * kTileRows + t + n] = s.errors[n][j];
+          values_[(size_t(g) * kGroup + j) * kTileRows + t + n] = s.values[n][j];
+        }
+        scales_[g * kTileRows + t + n] = uint8_t(s.scale[n]);
+        cost[t + n] += s.cost[n];
+      }
     }
   }
 
