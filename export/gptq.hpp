@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <numeric>
 #include <vector>
 
@@ -22,11 +21,6 @@
 #include "quantize.hpp"
 
 namespace pocket {
-
-inline double knob(const char* name, double value) {
-  const char* s = getenv(name);
-  return s ? atof(s) : value;
-}
 
 // The second moments of a matrix's inputs, factored. Columns are in the order of their positions: the last position is
 // quantized first.
@@ -65,14 +59,12 @@ class Hessian {
     std::iota(groups.begin(), groups.end(), 0);
     std::vector<double> sums(groups.size());
     for (int j = 0; j < n; j++) sums[j / kGroup] += diagonal(j);
-    static const int how = int(knob("ORDER", 3));
-    if (how & 1) std::stable_sort(groups.begin(), groups.end(), [&](int a, int b) { return sums[a] < sums[b]; });
+    std::stable_sort(groups.begin(), groups.end(), [&](int a, int b) { return sums[a] < sums[b]; });
     order_.resize(n);
     for (int p = 0; p < n; p++) order_[p] = groups[p / kGroup] * kGroup + p % kGroup;
     for (int g = 0; g < n / kGroup; g++)
-      if (how & 2)
-        std::stable_sort(order_.begin() + g * kGroup, order_.begin() + (g + 1) * kGroup,
-                         [&](int a, int b) { return diagonal(a) < diagonal(b); });
+      std::stable_sort(order_.begin() + g * kGroup, order_.begin() + (g + 1) * kGroup,
+                       [&](int a, int b) { return diagonal(a) < diagonal(b); });
   }
 
   void gather(Pool& pool, const float* h, float believed, float damping) {
@@ -113,10 +105,10 @@ inline constexpr int kTogether = 2;  // row scales in one search: while one wait
 
 // A group's problem under some row scales, and its solutions; arrays by position within the group.
 struct GroupSearch {
-  const float* original;                 // (32) the weights
-  const float* weights;                  // (32) of squared errors
-  const float* feedback;                 // (32, 32) within the group: of element i's error on target j
-  const float* target[kTogether];        // (32) the weights, moved by the feedback of the groups before
+  const float* original;           // (32) the weights
+  const float* weights;            // (32) of squared errors
+  const float* feedback;           // (32, 32) within the group: of element i's error on target j
+  const float* target[kTogether];  // (32) the weights, moved by the feedback of the groups before
   float row_scale[kTogether];
 
   float values[kTogether][kGroup];  // of the codebook
@@ -196,9 +188,8 @@ class RowQuantizer {
     search_scales(codebook_, natural_.data(), natural_weights_.data(), cols_, natural_scales_.data(), &first,
                   search_.data());
     if (first == 0) return 0;  // a row of zeros: its scale is 0, whatever its codes
-    static const double low = knob("RSLOW", 0.88), step = knob("RSSTEP", 0.04);
     float scale[kTileRows];
-    for (int t = 0; t < kTileRows; t++) scale[t] = first * float(low + step * t);
+    for (int t = 0; t < kTileRows; t++) scale[t] = first * (0.88f + 0.04f * float(t));
     double cost[kTileRows] = {};
     for (int g = cols_ / kGroup - 1; g >= 0; g--) quantize_group(row, g, scale, cost);
     const int best = int(std::min_element(cost, cost + kTileRows) - cost);

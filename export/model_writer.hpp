@@ -42,6 +42,7 @@ struct ReadyTensor {
 struct ModelParts {
   Config config;
   Type type = Type::q4;   // of the matrices; the embedding table is f32 in an f32 model, else q8
+  bool head_q8 = false;   // the output matrix at q8, whatever the others are
   std::string tokenizer;  // blob
   ChatTemplate chat;
   std::string provenance;
@@ -157,6 +158,7 @@ class ModelWriter {
     for (const TensorSpec& spec : specs_) {
       const auto ready = parts.ready.find(spec.name);
       const Type type = ready != parts.ready.end()                              ? ready->second.type
+                        : spec.name == "output" && parts.head_q8                ? Type::q8
                         : spec.layout == Layout::vector                         ? Type::f32
                         : spec.layout == Layout::rows && parts.type == Type::q4 ? Type::q8
                                                                                 : parts.type;
