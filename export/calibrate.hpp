@@ -125,12 +125,12 @@ class Calibration {
   template <class T> void attend_window(float* q, float* k, float* v, int n, int kv_head);
   void swiglu();
   void add_residual();
-  void moments(std::vector<float>& h, std::vector<float>& mismatch);
-  bool quantize_site(int first, int count, Type type);
-  bool quantize_matrix(const TensorSpec& s, Type type, bool keep, const Hessian& hessian,
-                       const std::vector<float>& mismatch);
+  struct Moments;
+  void gather_moments(bool residual, Moments& m);
+  bool quantize_site(int first, int count, Type type, bool residual);
+  bool quantize_matrix(const TensorSpec& s, Type type, bool keep, const Hessian& hessian, const Moments& moments);
   bool read_rows(const TensorSpec& s, int first, int count, float* out);
-  void move_targets(std::vector<float>& rows, int count, const Hessian& hessian, const std::vector<float>& mismatch);
+  void move_targets(std::vector<float>& rows, int first, int count, const Hessian& hessian, const Moments& moments);
   void measure(const std::vector<float>& rows, int first, int count, const EncodedTensor& tensor, double sums[3]);
 
   const Config c_;
@@ -212,7 +212,7 @@ inline bool Calibration::run(CalibrationFile& file, const Progress& progress) {
     if (!layer()) return false;
     if (!file.finish_layer(x_.data(), xq_.data(), x_.size())) return fail(file.error);
   }
-  return norm(specs_[size_t(last) - 1]) && quantize_site(last, 1, options_.head);
+  return norm(specs_[size_t(last) - 1]) && quantize_site(last, 1, options_.head, false);
 }
 
 inline void Calibration::make_rotations() {
@@ -249,13 +249,13 @@ inline bool Calibration::embed() {
 
 inline bool Calibration::layer() {
   const int at = 1 + 9 * layer_;
-  if (!norm(spec(0)) || !quantize_site(at + 1, 3, Type::q4)) return false;
+  if (!norm(spec(0)) || !quantize_site(at + 1, 3, Type::q4, false)) return false;
   attend();
-  if (!quantize_site(at + 4, 1, Type::q4)) return false;
+  if (!quantize_site(at + 4, 1, Type::q4, true)) return false;
   add_residual();
-  if (!norm(spec(5)) || !quantize_site(at + 6, 2, Type::q4)) return false;
+  if (!norm(spec(5)) || !quantize_site(at + 6, 2, Type::q4, false)) return false;
   swiglu();
-  if (!quantize_site(at + 8, 1, Type::q4)) return false;
+  if (!quantize_site(at + 8, 1, Type::q4, true)) return false;
   add_residual();
   return true;
 }
@@ -401,40 +401,49 @@ inline void Calibration::add_residual() {
 // Quantizing
 // ====================================================================================================================
 
-// h, the lower half: sums over the tokens of xq xq^T, the quantized stream's inputs. mismatch: of (x - xq) xq^T.
-inline void Calibration::moments(std::vector<float>& h, std::vector<float>& mismatch) {
-  const size_t n = size_t(in_.cols);
-  h.assign(n * n, 0.f);
-  mismatch.assign(n * n, 0.f);
-  std::vector<float> inputs(std::min<size_t>(kMomentTokens, tokens_) * n), difference(inputs.size());
-  for (size_t first = 0; first < tokens_; first += kMomentTokens) {
-    const int count = int(std::min<size_t>(kMomentTokens, tokens_ - first));
+// Sums over the tokens, with xq an input in the quantized stream and x in the exact one.
+struct Calibration::Moments {
+  std::vector<float> h;         // (cols, cols), the lower half: of xq xq^T
+  std::vector<float> mismatch;  // (cols, cols): of (x - xq) xq^T
+  std::vector<float> behind;    // (dim, cols), of a matrix whose outputs are added to a stream: the streams' difference
+};
+
+inline void Calibration::gather_moments(bool residual, Moments& m) {
+  const size_t n = size_t(in_.cols), dim = size_t(padded(c_.dim)), batch = std::min<size_t>(kMomentTokens, tokens_);
+  m.h.assign(n * n, 0.f);
+  m.mismatch.assign(n * n, 0.f);
+  m.behind.assign(residual ? dim * n : 0, 0.f);
+  std::vector<float> inputs(batch * n), difference(inputs.size()), streams(residual ? batch * dim : 0);
+  for (size_t first = 0; first < tokens_; first += batch) {
+    const int count = int(std::min(batch, tokens_ - first));
     pool_.run(count, [&](int t, int) {
       float *xq = inputs.data() + t * n, *d = difference.data() + t * n;
       in_.get_quantized(first + t, xq);
       for (size_t k = 0; k < n; k++) d[k] = in_.exact[(first + t) * n + k] - xq[k];
+      for (size_t k = 0, at = (first + t) * dim; residual && k < dim; k++)
+        streams[t * dim + k] = x_[at + k] - xq_[at + k];
     });
     const Factor xq = columns_of(inputs.data(), n);
-    multiply(pool_, int(n), int(n), count, 1, xq, xq, h.data(), n, Part::lower);
-    multiply(pool_, int(n), int(n), count, 1, columns_of(difference.data(), n), xq, mismatch.data(), n);
+    multiply(pool_, int(n), int(n), count, 1, xq, xq, m.h.data(), n, Part::lower);
+    multiply(pool_, int(n), int(n), count, 1, columns_of(difference.data(), n), xq, m.mismatch.data(), n);
+    if (residual) multiply(pool_, int(dim), int(n), count, 1, columns_of(streams.data(), dim), xq, m.behind.data(), n);
   }
 }
 
-// `count` matrices with the same inputs, in_, from spec `first` on.
-inline bool Calibration::quantize_site(int first, int count, Type type) {
+// `count` matrices with the same inputs, in_, from spec `first` on. residual: what comes out is added to the streams.
+inline bool Calibration::quantize_site(int first, int count, Type type, bool residual) {
   encoded_.clear();
   weights_.clear();
   const bool keep = first + 1 < int(specs_.size());  // the last one's outputs are nobody's inputs
   Hessian hessian;
-  std::vector<float> mismatch;
+  Moments moments;
   if (type == Type::q4) {
-    std::vector<float> h;
-    moments(h, mismatch);
+    gather_moments(residual, moments);
     const double shrink = options_.shrink + options_.shrink_few * in_.cols / double(tokens_);
-    hessian.factor(pool_, h.data(), specs_[size_t(first)].cols, std::min(shrink, 1.0), options_.damping);
+    hessian.factor(pool_, moments.h.data(), specs_[size_t(first)].cols, std::min(shrink, 1.0), options_.damping);
   }
   for (int i = first; i < first + count; i++)
-    if (!quantize_matrix(specs_[size_t(i)], type, keep, hessian, mismatch)) return false;
+    if (!quantize_matrix(specs_[size_t(i)], type, keep, hessian, moments)) return false;
   for (const EncodedTensor& t : encoded_) {
     if (!file_->append(t)) return fail(file_->error);
     if (!report(site_work(first, count) / count, &t)) return false;
@@ -453,7 +462,7 @@ inline bool Calibration::read_rows(const TensorSpec& s, int first, int count, fl
 }
 
 inline bool Calibration::quantize_matrix(const TensorSpec& s, Type type, bool keep, const Hessian& hessian,
-                                         const std::vector<float>& mismatch) {
+                                         const Moments& moments) {
   const size_t n = size_t(in_.cols), panel = panel_bytes(type, s.cols);
   EncodedTensor out = {s, type, {}, std::vector<uint8_t>(panels_of(s.rows) * panel)};
   if (type == Type::q4) std::memcpy(out.codebook, kCodebook, sizeof out.codebook);
@@ -464,7 +473,7 @@ inline bool Calibration::quantize_matrix(const TensorSpec& s, Type type, bool ke
     rows.assign(size_t(panels_of(count)) * kPanelRows * n, 0.f);
     if (!read_rows(s, first, count, rows.data())) return false;
     std::vector<float> targets = rows;
-    if (type == Type::q4) move_targets(targets, count, hessian, mismatch);
+    if (type == Type::q4) move_targets(targets, first, count, hessian, moments);
     pool_.run(panels_of(count), [&](int p, int) {
       const float* from = targets.data() + p * kPanelRows * n;
       uint8_t* to = out.bytes.data() + (first / kPanelRows + p) * panel;
@@ -482,14 +491,17 @@ inline bool Calibration::quantize_matrix(const TensorSpec& s, Type type, bool ke
   return true;
 }
 
-// Rows of weights to what they are quantized towards, by the Hessian's positions: w + share * w mismatch H^-1 gives, on
-// the quantized stream's inputs, as much of w's outputs on the exact ones as can be had.
-inline void Calibration::move_targets(std::vector<float>& rows, int count, const Hessian& hessian,
-                                      const std::vector<float>& mismatch) {
+// Rows of weights to what they are quantized towards, by the Hessian's positions: w + share * d H^-1, where d =
+// w mismatch + behind. That gives, on the quantized stream's inputs, as much as can be had of w's outputs on the exact
+// ones, and of what the quantized stream is behind.
+inline void Calibration::move_targets(std::vector<float>& rows, int first, int count, const Hessian& hessian,
+                                      const Moments& m) {
   const size_t n = size_t(in_.cols);
+  const float share = float(options_.correction);
   std::vector<float> moves(rows.size());
-  multiply(pool_, count, int(n), int(n), float(options_.correction), rows_of(rows.data(), n),
-           columns_of(mismatch.data(), n), moves.data(), n);
+  for (size_t i = 0; !m.behind.empty() && i < count * n; i++) moves[i] = share * m.behind[first * n + i];
+  multiply(pool_, count, int(n), int(n), share, rows_of(rows.data(), n), columns_of(m.mismatch.data(), n), moves.data(),
+           n);
   const auto to_positions = [&](std::vector<float>& m) {
     pool_.run(count, [&](int r, int) {
       const std::vector<float> row(m.begin() + r * n, m.begin() + (r + 1) * n);
