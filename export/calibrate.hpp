@@ -440,7 +440,10 @@ inline bool Calibration::quantize_site(int first, int count, Type type, bool res
   if (type == Type::q4) {
     gather_moments(residual, moments);
     const double shrink = options_.shrink + options_.shrink_few * in_.cols / double(tokens_);
-    hessian.factor(pool_, moments.h.data(), specs_[size_t(first)].cols, std::min(shrink, 1.0), options_.damping);
+    if (!hessian.factor(pool_, moments.h.data(), specs_[size_t(first)].cols, std::min(shrink, 1.0), options_.damping))
+      return fail(specs_[size_t(first)].name +
+                  ": expected inputs that are finite numbers, found others; is the "
+                  "checkpoint whole?");
   }
   for (int i = first; i < first + count; i++)
     if (!quantize_matrix(specs_[size_t(i)], type, keep, hessian, moments)) return false;
@@ -491,7 +494,7 @@ inline bool Calibration::quantize_matrix(const TensorSpec& s, Type type, bool ke
   return true;
 }
 
-// Rows of weights to what they are quantized towards, by the Hessian's positions: w + share * d H^-1, where d =
+// Rows of weights to what they are quantized towards: w + share * d H^-1, where d =
 // w mismatch + behind. That gives, on the quantized stream's inputs, as much as can be had of w's outputs on the exact
 // ones, and of what the quantized stream is behind.
 inline void Calibration::move_targets(std::vector<float>& rows, int first, int count, const Hessian& hessian,
@@ -502,14 +505,6 @@ inline void Calibration::move_targets(std::vector<float>& rows, int first, int c
   for (size_t i = 0; !m.behind.empty() && i < count * n; i++) moves[i] = share * m.behind[first * n + i];
   multiply(pool_, count, int(n), int(n), share, rows_of(rows.data(), n), columns_of(m.mismatch.data(), n), moves.data(),
            n);
-  const auto to_positions = [&](std::vector<float>& m) {
-    pool_.run(count, [&](int r, int) {
-      const std::vector<float> row(m.begin() + r * n, m.begin() + (r + 1) * n);
-      for (size_t p = 0; p < n; p++) m[r * n + p] = row[size_t(hessian.order()[p])];
-    });
-  };
-  to_positions(rows);
-  to_positions(moves);
   solve(pool_, hessian.triangle(), int(n), moves.data(), count);
   for (size_t i = 0; i < count * n; i++) rows[i] += moves[i];
 }

@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <numeric>
 #include <vector>
 
 #include "matrix.hpp"
@@ -22,68 +21,46 @@
 
 namespace pocket {
 
-// The second moments of a matrix's inputs, factored. Columns are in the order of their positions: the last position is
-// quantized first.
+// The second moments of a matrix's inputs, factored.
 class Hessian {
  public:
   // h (n, n), n = cols padded to 64: sums or means of the products of inputs; the lower half is read. shrink: the share
   // of the off-diagonal elements that is not believed. damping: what is added to the diagonal, relative to its mean.
-  // A column that is always zero does not matter and does no harm. False if there is no memory.
-  void factor(Pool& pool, const float* h, int cols, double shrink, double damping) {
+  // A column that is always zero does not matter and does no harm; where the columns depend on each other, damping is
+  // raised until that is over. False if the moments are no finite numbers.
+  bool factor(Pool& pool, const float* h, int cols, double shrink, double damping) {
     cols_ = cols;
     const int n = padded(cols);
-    choose_order(h);
     double mean = 0;
     for (int j = 0; j < cols; j++) mean += double(h[size_t(j) * n + j]) / cols;
     if (!(mean > 0)) mean = 1;  // nothing is known
-    do {
-      gather(pool, h, float(1 - shrink), float(damping * mean));
-      damping = std::max(damping * 10, 1e-6);
-    } while (!cholesky(pool, l_.data(), n));
-    make_panels(pool);
+    for (; damping < 1e3; damping = std::max(damping * 10, 1e-6)) {
+      copy(pool, h, float(1 - shrink), float(damping * mean));
+      if (cholesky(pool, l_.data(), n)) return make_panels(pool), true;
+    }
+    return false;
   }
 
   int cols() const { return cols_; }
-  const std::vector<int>& order() const { return order_; }        // the column at each position
-  const std::vector<float>& weights() const { return weights_; }  // by position: what a squared error costs
-  // For the positions from 32 g on: element (i, j) is l[i][32 g + j] / l[32 g + j][32 g + j].
+  const std::vector<float>& weights() const { return weights_; }  // (n): what a column's squared error costs
+  // (n - 32 g, 32), for the columns i from 32 g on: element (i, j) is l[i][32 g + j] / l[32 g + j][32 g + j].
   const float* panel(int g) const { return panels_.data() + panel_at_[g]; }
   const float* triangle() const { return l_.data(); }
 
  private:
-  // Groups that matter more go first, and within a group columns that matter more.
-  void choose_order(const float* h) {
-    const int n = padded(cols_);
-    const auto diagonal = [&](int j) { return h[size_t(j) * n + j]; };
-    std::vector<int> groups(size_t(n / kGroup));
-    std::iota(groups.begin(), groups.end(), 0);
-    std::vector<double> sums(groups.size());
-    for (int j = 0; j < n; j++) sums[j / kGroup] += diagonal(j);
-    std::stable_sort(groups.begin(), groups.end(), [&](int a, int b) { return sums[a] < sums[b]; });
-    order_.resize(n);
-    for (int p = 0; p < n; p++) order_[p] = groups[p / kGroup] * kGroup + p % kGroup;
-    for (int g = 0; g < n / kGroup; g++)
-      std::stable_sort(order_.begin() + g * kGroup, order_.begin() + (g + 1) * kGroup,
-                       [&](int a, int b) { return diagonal(a) < diagonal(b); });
-  }
-
-  void gather(Pool& pool, const float* h, float believed, float damping) {
+  void copy(Pool& pool, const float* h, float believed, float damping) {
     const int n = padded(cols_);
     l_.resize(size_t(n) * n);
-    pool.run(n, [&](int p, int) {
-      const int i = order_[p];
-      for (int q = 0; q <= p; q++) {
-        const int j = order_[q];
-        l_[size_t(p) * n + q] = believed * h[size_t(std::max(i, j)) * n + std::min(i, j)];
-      }
-      l_[size_t(p) * n + p] = h[size_t(i) * n + i] + damping;
+    pool.run(n, [&](int i, int) {
+      for (int j = 0; j < i; j++) l_[size_t(i) * n + j] = believed * h[size_t(i) * n + j];
+      l_[size_t(i) * n + i] = h[size_t(i) * n + i] + damping;
     });
   }
 
   void make_panels(Pool& pool) {
     const int n = padded(cols_);
     weights_.resize(n);
-    for (int p = 0; p < n; p++) weights_[p] = order_[p] < cols_ ? l_[size_t(p) * n + p] * l_[size_t(p) * n + p] : 0;
+    for (int p = 0; p < n; p++) weights_[p] = p < cols_ ? l_[size_t(p) * n + p] * l_[size_t(p) * n + p] : 0;
     panel_at_.resize(size_t(n / kGroup) + 1);
     for (int g = 0; g < n / kGroup; g++) panel_at_[g + 1] = panel_at_[g] + size_t(n - g * kGroup) * kGroup;
     panels_.resize(panel_at_.back());
@@ -96,14 +73,13 @@ class Hessian {
   }
 
   int cols_ = 0;
-  std::vector<int> order_;
   std::vector<float> l_, panels_, weights_;
   std::vector<size_t> panel_at_;
 };
 
 inline constexpr int kTogether = 2;  // row scales in one search: while one waits for a result, the other computes
 
-// A group's problem under some row scales, and its solutions; arrays by position within the group.
+// A group's problem under some row scales, and its solutions; arrays by column within the group.
 struct GroupSearch {
   const float* original;           // (32) the weights
   const float* weights;            // (32) of squared errors
@@ -174,29 +150,25 @@ class RowQuantizer {
   RowQuantizer(const Hessian& hessian, const Codebook& codebook)
       : hessian_(hessian), codebook_(codebook), cols_(padded(hessian.cols())) {
     const size_t n = size_t(cols_);
-    natural_.resize(n), natural_weights_.resize(n), search_.resize(search_scratch(cols_));
-    for (int p = 0; p < cols_; p++) natural_weights_[hessian.order()[p]] = hessian.weights()[p];
+    search_.resize(search_scratch(cols_));
     errors_.resize(n * kTileRows), values_.resize(n * kTileRows), scales_.resize(n / kGroup * kTileRows);
-    codes_.resize(n), natural_scales_.resize(n / kGroup);
+    codes_.resize(n), row_scales_.resize(n / kGroup);
   }
 
-  // row: the target weights by position. Writes row r of a q4 panel (zeroed before); returns the weighted error.
+  // row (cols padded to 64): the target weights. Writes row r of a q4 panel (zeroed before); returns the weighted
+  // error.
   double quantize(const float* row, int r, uint8_t* panel) {
-    const std::vector<int>& order = hessian_.order();
-    for (int p = 0; p < cols_; p++) natural_[order[p]] = row[p];
     float first;
-    search_scales(codebook_, natural_.data(), natural_weights_.data(), cols_, natural_scales_.data(), &first,
-                  search_.data());
+    search_scales(codebook_, row, hessian_.weights().data(), cols_, row_scales_.data(), &first, search_.data());
     if (first == 0) return 0;  // a row of zeros: its scale is 0, whatever its codes
     float scale[kTileRows];
     for (int t = 0; t < kTileRows; t++) scale[t] = first * (0.88f + 0.04f * float(t));
     double cost[kTileRows] = {};
     for (int g = cols_ / kGroup - 1; g >= 0; g--) quantize_group(row, g, scale, cost);
     const int best = int(std::min_element(cost, cost + kTileRows) - cost);
-    for (int p = 0; p < cols_; p++) codes_[order[p]] = codebook_.code(values_[size_t(p) * kTileRows + best]);
-    for (int g = 0; g < cols_ / kGroup; g++)
-      natural_scales_[order[g * kGroup] / kGroup] = scales_[g * kTileRows + best];
-    put_q4_row(codes_.data(), natural_scales_.data(), scale[best], cols_, r, panel);
+    for (int k = 0; k < cols_; k++) codes_[k] = codebook_.code(values_[size_t(k) * kTileRows + best]);
+    for (int g = 0; g < cols_ / kGroup; g++) row_scales_[g] = scales_[g * kTileRows + best];
+    put_q4_row(codes_.data(), row_scales_.data(), scale[best], cols_, r, panel);
     return cost[best];
   }
 
@@ -231,9 +203,9 @@ class RowQuantizer {
   const Hessian& hessian_;
   const Codebook codebook_;
   int cols_;
-  std::vector<float> natural_, natural_weights_, search_;  // by column
-  std::vector<float> errors_, values_;                     // (cols, 8) by position, of each row scale tried
-  std::vector<uint8_t> scales_, codes_, natural_scales_;
+  std::vector<float> search_;
+  std::vector<float> errors_, values_;  // (cols, 8), of each row scale tried
+  std::vector<uint8_t> scales_, codes_, row_scales_;
 };
 
 }  // namespace pocket

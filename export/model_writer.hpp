@@ -217,6 +217,8 @@ class ModelWriter {
     if (spec.layout == Layout::vector) {
       std::vector<float> values(entry.bytes / sizeof(float));
       if (!read_finite(spec, 0, 1, values.data(), read, error)) return false;
+      norm_squared_.assign(size_t(padded(spec.cols)), 0.f);
+      for (int k = 0; k < spec.cols; k++) norm_squared_[k] = values[k] * values[k];
       return append(std::string(reinterpret_cast<const char*>(values.data()), entry.bytes)) && report(spec, progress);
     }
     const auto ready = parts.ready.find(spec.name);
@@ -258,7 +260,12 @@ class ModelWriter {
     std::vector<float> rows(width * kPanelRows);
     for (int r = 0; r < count; r++)
       if (!read_finite(spec, first + r, 1, rows.data() + r * width, read, why)) return;
-    if (spec.layout == Layout::panels) return PanelEncoder(type, spec.cols).encode(rows.data(), out);
+    if (spec.layout == Layout::panels) {
+      // The inputs of most matrices come from the norm before, whose weights say how large they are.
+      const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
+      const bool normed = last != "wo" && last != "w2" && !norm_squared_.empty();
+      return PanelEncoder(type, spec.cols, normed ? norm_squared_.data() : nullptr).encode(rows.data(), out);
+    }
     const size_t row_bytes = embedding_row_bytes(type, spec.cols);
     for (int r = 0; r < count; r++) encode_embedding_row(type, rows.data() + r * width, spec.cols, out + r * row_bytes);
   }
@@ -302,6 +309,7 @@ class ModelWriter {
   std::vector<TensorSpec> specs_;
   std::vector<TensorEntry> entries_;
   Hash64 tensors_hash_;
+  std::vector<float> norm_squared_;  // the weights of the last norm, squared (dim padded to 64)
 };
 
 }  // namespace pocket

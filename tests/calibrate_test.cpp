@@ -35,6 +35,7 @@ std::vector<std::vector<int>> windows_of(const Config& c, int tokens, uint64_t s
 
 struct Result {
   bool done;
+  int layers_before;  // that were done already
   std::string error;
   tiny::Bytes bytes;  // of the whole model
   std::vector<double> errors;
@@ -52,6 +53,7 @@ Result calibrated(const Config& c, const std::vector<std::vector<int>>& windows,
     r.error = file.error;
     return r;
   }
+  r.layers_before = file.layers();
   int matrices = 0;
   r.done = calibration.run(file, [&](double done, double total, const EncodedTensor* tensor) {
     EXPECT_LE(done, total * 1.0001);
@@ -134,7 +136,9 @@ TEST(Calibrate, GoesOnAfterAnInterruption) {
     EXPECT_FALSE(stopped.done);
     EXPECT_EQ(stopped.error, "");
     EXPECT_EQ(folder.list(), "m.bin\nm.calibrating\n");
-    EXPECT_TRUE(calibrated(c, windows, folder).bytes == whole.bytes) << "after " << stop << " matrices";
+    const Result rest = calibrated(c, windows, folder);
+    EXPECT_EQ(rest.layers_before, (stop - 1) / 7) << "after " << stop << " matrices";
+    EXPECT_TRUE(rest.bytes == whole.bytes) << "after " << stop << " matrices";
   }
 }
 
@@ -146,11 +150,13 @@ TEST(Calibrate, AFileThatDoesNotFitIsStartedAnew) {
   const Result whole = calibrated(c, windows, folder);
   ASSERT_FALSE(calibrated(c, windows, folder, {}, 9).done);
   const std::string left = read_file(folder.file("m.calibrating"));
-  for (const size_t at : {0, 9, 20, 40}) {
+  for (const size_t at : {0, 9, 20, 40}) {  // magic, key, layers, checksum
     std::string spoilt = left;
     spoilt[at] = char(spoilt[at] ^ 1);
     folder.write("m.calibrating", spoilt);
-    EXPECT_TRUE(calibrated(c, windows, folder).bytes == whole.bytes) << "byte " << at;
+    const Result anew = calibrated(c, windows, folder);
+    EXPECT_EQ(anew.layers_before, 0) << "byte " << at;
+    EXPECT_TRUE(anew.bytes == whole.bytes) << "byte " << at;
   }
   folder.write("m.calibrating", left.substr(0, left.size() - 10000));
   EXPECT_TRUE(calibrated(c, windows, folder).bytes == whole.bytes);
@@ -217,6 +223,20 @@ TEST(CalibrateFails, WhereAWeightIsNoNumber) {
     EXPECT_NE(r.error.find(bad + ": row "), std::string::npos) << r.error;
     EXPECT_NE(r.error.find("expected a finite number"), std::string::npos) << r.error;
   }
+}
+
+// Finite weights, but so large that their outputs are not.
+TEST(CalibrateFails, WhereTheInputsOverflow) {
+  const Config c = small_config();
+  const TemporaryFolder folder;
+  const Result r = calibrated(c, windows_of(c, 100), folder, {}, 0,
+                              [&](const TensorSpec& s, int64_t first, int64_t count, float* out, std::string& why) {
+                                tiny::random_rows(s, first, count, out, why);
+                                for (int k = 0; s.name == "layers.0.w1" && k < s.cols * count; k++) out[k] *= 1e38f;
+                                return true;
+                              });
+  EXPECT_FALSE(r.done);
+  EXPECT_EQ(r.error, "layers.0.w2: expected inputs that are finite numbers, found others; is the checkpoint whole?");
 }
 
 }  // namespace

@@ -64,13 +64,11 @@ struct Problem {
   tiny::Bytes calibrated(double shrink = 0, double damping = 0.01, double* costs = nullptr, int threads = 2) const {
     Pool pool(threads);
     Hessian hessian;
-    hessian.factor(pool, h.data(), cols, shrink, damping);
+    EXPECT_TRUE(hessian.factor(pool, h.data(), cols, shrink, damping));
     RowQuantizer quantizer(hessian, Codebook(kCodebook));
     tiny::Bytes panel(panel_bytes(Type::q4, cols));
     for (int r = 0; r < 16; r++) {
-      Floats target(size_t(n), 0.f);
-      for (int p = 0; p < n; p++) target[p] = rows[size_t(r) * n + hessian.order()[p]];
-      const double cost = quantizer.quantize(target.data(), r, panel.data());
+      const double cost = quantizer.quantize(rows.data() + size_t(r) * n, r, panel.data());
       if (costs) *costs += cost;
     }
     return panel;
@@ -134,6 +132,17 @@ TEST(Gptq, NoMomentsAtAll) {
   const tiny::Bytes panel = p.calibrated();
   for (int k = 0; k < p.n; k++) p.h[size_t(k) * p.n + k] = 1;
   EXPECT_LT(p.error(panel), 1.1 * p.error(p.searched()));
+}
+
+TEST(Gptq, MomentsThatAreNoNumbersAreRefused) {
+  Random random(9);
+  Problem p(random, 64);
+  Pool pool(1);
+  Hessian hessian;
+  for (const float bad : {INFINITY, NAN}) {
+    p.h[size_t(7) * p.n + 7] = bad;
+    EXPECT_FALSE(hessian.factor(pool, p.h.data(), p.cols, 0.3, 0.01)) << bad;
+  }
 }
 
 TEST(Gptq, ARowOfZerosStaysZero) {
