@@ -8,10 +8,13 @@
 #include <utility>
 
 #include "../tokenizer.hpp"
+#include "calibrate.hpp"
+#include "calibration_text.hpp"
 #include "chat_template.hpp"
 #include "model_writer.hpp"
 #include "open_checkpoint.hpp"
 #include "random_model.hpp"
+#include "report.hpp"
 
 namespace {
 
@@ -19,7 +22,7 @@ using namespace pocket;
 
 constexpr const char* kHelp =
     "convert: a checkpoint to a model.bin that run reads\n\n"
-    "  export/convert IN -o OUT.bin [--type q4|q8|f32] [-z TOKENIZER]\n"
+    "  export/convert IN -o OUT.bin [--type q4|q8|f32] [-z TOKENIZER] [--calibrate TEXT]\n"
     "  export/convert --random SHAPE -o OUT.bin [--type q4|q8|f32]\n\n"
     "IN is recognised by its content:\n"
     "  a Hugging Face folder   config.json, safetensors (one file or shards; f32, f16, bf16), tokenizer.model or\n"
@@ -31,6 +34,12 @@ constexpr const char* kHelp =
     "  --type TYPE             q4: 4.125 bits a weight, the smallest and fastest [this]; q8: 8.5 bits, all but "
     "lossless;\n"
     "                          f32: 32 bits, the reference\n"
+    "  --calibrate TEXT        q4 that loses a third as much: runs a text (UTF-8, some 100 kB, like what the model is\n"
+    "                          for) through the model and quantizes it for that; takes minutes, goes on where it was\n"
+    "                          interrupted. TEXT is a file, or self: the model writes its own\n"
+    "  --head q8               with q4: the output matrix at 8.5 bits, which makes the file a little better and "
+    "larger\n"
+    "  --report FILE           with --calibrate: what it did to each matrix; FILE ends in .csv or .html\n"
     "  -z, --tokenizer FILE    a tokenizer of its own, where the checkpoint has none, or another one\n"
     "  --random SHAPE          random weights of a known shape, to measure speed and memory with; SHAPE is one of\n"
     "                          ";
@@ -41,12 +50,16 @@ struct Failure {
 };
 
 struct Arguments {
-  std::string in, out, type = "q4", tokenizer, random;
+  std::string in, out, type = "q4", tokenizer, random, calibrate, head, report;
 };
 
 volatile std::sig_atomic_t interrupted = 0;
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+std::string duration(double s) {
+  return s < 100 ? std::to_string(int(s + 0.5)) + " s" : std::to_string(int(s / 60 + 0.5)) + " min";
+}
 
 void print_help() {
   std::fputs(kHelp, stdout);
@@ -54,15 +67,33 @@ void print_help() {
   std::printf("\n\nExit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
 }
 
+void check_q4_options(const Arguments& a) {
+  const struct {
+    const char* name;
+    const std::string& value;
+  } all[] = {{"--calibrate", a.calibrate}, {"--head", a.head}};
+  for (const auto& o : all)
+    if (!o.value.empty() && a.type != "q4")
+      throw Failure{2, o.name + std::string(": is for --type q4, and the type is ") + a.type};
+  if (!a.head.empty() && a.head != "q8" && a.head != "q4")
+    throw Failure{2, "--head: expected q4 or q8, found '" + a.head + "'"};
+  const auto ends = [&](const std::string& with) {
+    return a.report.size() > with.size() && a.report.substr(a.report.size() - with.size()) == with;
+  };
+  if (a.report.empty()) return;
+  if (a.calibrate.empty()) throw Failure{2, "--report: tells of a calibration, so it needs --calibrate TEXT"};
+  if (!ends(".csv") && !ends(".html"))
+    throw Failure{2, "--report: expected a name that ends in .csv or .html, found '" + a.report + "'"};
+}
+
 Arguments parse(int argc, char** argv) {
   Arguments a;
   const struct {
     const char *letter, *name;
     std::string* into;
-  } options[] = {{"-o", "--output", &a.out},
-                 {"", "--type", &a.type},
-                 {"-z", "--tokenizer", &a.tokenizer},
-                 {"", "--random", &a.random}};
+  } options[] = {{"-o", "--output", &a.out},  {"", "--type", &a.type},           {"-z", "--tokenizer", &a.tokenizer},
+                 {"", "--random", &a.random}, {"", "--calibrate", &a.calibrate}, {"", "--head", &a.head},
+                 {"", "--report", &a.report}};
   for (int i = 1; i < argc; i++) {
     const std::string word = argv[i];
     if (word.size() < 2 || word[0] != '-') {
@@ -79,6 +110,7 @@ Arguments parse(int argc, char** argv) {
   }
   if (a.type != "q4" && a.type != "q8" && a.type != "f32")
     throw Failure{2, "--type: expected q4, q8 or f32, found '" + a.type + "'"};
+  check_q4_options(a);
   if (a.in.empty() == a.random.empty())
     throw Failure{2, "expected a checkpoint, or --random SHAPE; see export/convert --help"};
   if (a.out.empty()) throw Failure{2, "expected -o OUT.bin: the model file to write"};
@@ -90,31 +122,36 @@ Type type_of(const std::string& name) { return name == "f32" ? Type::f32 : name 
 // A line that is written over, on a terminal; elsewhere one now and then, if it takes long.
 class ProgressBar {
  public:
-  bool operator()(const TensorSpec& spec, uint64_t done, uint64_t total) {
-    const double now = seconds(), elapsed = now - start_, share = double(done) / double(total);
+  // share: of the work that is done. The first call tells where it starts.
+  bool operator()(double share, const std::string& what) {
+    const double now = seconds(), elapsed = now - start_;
     const bool terminal = isatty(2);
-    if (!interrupted && done < total && now - shown_ < (terminal ? 0.1 : 10)) return true;
-    if (elapsed < 1 && done < total) return !interrupted;
+    if (first_ < 0) first_ = share;
+    if (!interrupted && share < 1 && now - shown_ < (terminal ? 0.1 : 10)) return true;
+    if (elapsed < 1 && share < 1) return !interrupted;
     shown_ = now;
-    const int left = share > 0 ? int(elapsed / share - elapsed + 0.5) : 0, bars = int(share * 30);
+    const int bars = int(share * 30);
+    const std::string left = share > first_ ? duration(elapsed / (share - first_) * (1 - share)) + " left" : "";
     if (terminal && elapsed > 1) {
-      std::fprintf(stderr, "\r[%.*s%*s] %3.0f%%  %-28s %d s left \033[K", bars, "##############################",
-                   30 - bars, "", share * 100, spec.name.c_str(), left);
-      if (done == total) std::fprintf(stderr, "\r\033[K");
-    } else if (!terminal && done < total) {
-      std::fprintf(stderr, "convert: %.0f%%, %s, %d s left\n", share * 100, spec.name.c_str(), left);
+      std::fprintf(stderr, "\r[%.*s%*s] %3.0f%%  %-28s %s \033[K", bars, "##############################", 30 - bars,
+                   "", share * 100, what.c_str(), left.c_str());
+      if (share >= 1) std::fprintf(stderr, "\r\033[K");
+    } else if (!terminal && share < 1) {
+      std::fprintf(stderr, "convert: %.0f%%, %s, %s\n", share * 100, what.c_str(), left.c_str());
     }
     return !interrupted;
   }
 
  private:
-  double start_ = seconds(), shown_ = start_;
+  double start_ = seconds(), shown_ = start_, first_ = -1;
 };
 
-std::string quality(Type type) {
-  return type == Type::f32  ? "f32, as they are"
-         : type == Type::q8 ? "q8, groups of 32"
-                            : "q4, scales searched by squared error";
+std::string quality(const Arguments& a) {
+  if (a.type != "q4") return a.type == "f32" ? "f32, as they are" : "q8, groups of 32";
+  const std::string how = a.calibrate.empty()     ? "scales searched by squared error"
+                          : a.calibrate == "self" ? "calibrated on its own text"
+                                                  : "calibrated on " + base_name(a.calibrate);
+  return "q4, " + how + (a.head == "q8" ? ", output q8" : "");
 }
 
 // The ids that the self-test runs: spread over the vocabulary, the same for every model.
@@ -125,20 +162,131 @@ std::vector<int> self_test_prompt(int vocab_size, int bos) {
   return ids;
 }
 
-void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
-  parts.type = type_of(a.type);
-  parts.threads = std::max(1, int(std::thread::hardware_concurrency()));
+void write_file(const std::string& path, const ModelParts& parts, const ReadRows& read, uint64_t* bytes = nullptr) {
   ModelWriter writer;
   ProgressBar bar;
-  const double start = seconds();
-  if (!writer.write(a.out, parts, read, std::ref(bar))) {
-    if (isatty(2)) std::fprintf(stderr, "\r\033[K");
-    if (interrupted) throw Failure{130, "interrupted; nothing was written"};
-    throw Failure{1, writer.error};
+  const bool written = writer.write(path, parts, read, [&](const TensorSpec& spec, uint64_t done, uint64_t total) {
+    return bar(double(done) / double(total), spec.name);
+  });
+  if (bytes) *bytes = writer.file_bytes();
+  if (written) return;
+  if (isatty(2)) std::fprintf(stderr, "\r\033[K");
+  if (interrupted) throw Failure{130, "interrupted; nothing was written"};
+  throw Failure{1, writer.error};
+}
+
+// The text to calibrate with, in tokens.
+Windows calibration_text(const Arguments& a, const ModelParts& parts, const ReadRows& read) {
+  Windows windows;
+  std::string error;
+  Tokenizer tokenizer;
+  if (!tokenizer.load(parts.tokenizer)) throw Failure{1, tokenizer.error};
+  if (a.calibrate != "self") {
+    if (!read_text(a.calibrate, parts.config, tokenizer, windows, error)) throw Failure{1, error};
+    return windows;
   }
+  ModelParts temporary = parts;
+  temporary.type = Type::q8;
+  const std::string path = a.out + ".self";
+  write_file(path, temporary, read);
+  const std::vector<int> bos = tokenizer.encode("", true);
+  ProgressBar bar;
+  const bool done = write_own_text(
+      path, bos.empty() ? -1 : bos[0], parts.threads, [&](double share) { return bar(share, "writes its own text"); },
+      windows, error);
+  unlink(path.c_str());
+  if (interrupted) throw Failure{130, "interrupted; nothing was written"};
+  if (!done) throw Failure{1, error};
+  return windows;
+}
+
+// Everything that the result of a calibration depends on; of the weights, a row of each tensor.
+uint64_t calibration_key(const CalibrationOptions& o, const ModelParts& parts, const Windows& windows,
+                         const ReadRows& read) {
+  Hash64 hash;
+  const auto add = [&](auto value) { hash.update(&value, sizeof value); };
+  const Config& c = parts.config;
+  for (int v : {c.n_heads, c.n_kv_heads, c.head_dim, int(c.rope_scaling), c.rope_original_len, int(o.head)}) add(v);
+  for (float v : {c.norm_eps, c.rope_theta, c.rope_factor, c.rope_low_freq, c.rope_high_freq}) add(v);
+  for (double v : {o.shrink, o.shrink_few, o.damping, o.correction}) add(v);
+  for (const auto& w : windows) hash.update(w.data(), w.size() * sizeof(int));
+  for (const TensorSpec& spec : tensor_specs(c)) {
+    std::vector<float> row(size_t(spec.cols));
+    std::string error;
+    if (!read(spec, spec.rows / 2, 1, row.data(), error)) throw Failure{1, error};
+    hash.update(row.data(), row.size() * sizeof(float));
+  }
+  return hash.digest();
+}
+
+void announce(Calibration& calibration, const ModelParts& parts, size_t tokens, double disk) {
+  const size_t enough = enough_tokens(parts.config);
+  if (tokens < enough)
+    std::fprintf(stderr,
+                 "convert: calibrating: the text has %zu tokens; %zu (about %zu kB) or more would make it better\n",
+                 tokens, enough, enough * 4 / 1000 + 1);
+  std::fprintf(stderr, "convert: calibrating on %zu tokens: about %s, %.0f MB of memory, %.0f MB of disk meanwhile\n",
+               tokens, duration(calibration.work() / calibration.speed()).c_str(), calibration.memory_bytes() / 1e6,
+               disk / 1e6);
+}
+
+// Quantizes the matrices for a text, into a file beside the model's, from which the model is then written.
+void calibrate(const Arguments& a, ModelParts& parts, const ReadRows& read, CalibrationFile& file,
+               std::vector<ReportRow>& rows) {
+  CalibrationOptions options;
+  options.head = parts.head_q8 ? Type::q8 : Type::q4, options.threads = parts.threads;
+  const Windows windows = calibration_text(a, parts, read);
+  Calibration calibration(parts.config, windows, read, options);
+  const size_t tokens = count_tokens(windows), stream_bytes = 8 * Calibration::stream_floats(parts.config, tokens);
+  std::vector<TensorSpec> matrices;
+  double disk = 2.0 * double(stream_bytes);
+  for (const TensorSpec& spec : tensor_specs(parts.config))
+    if (spec.layout == Layout::panels) matrices.push_back(spec), disk += double(tensor_bytes(spec, Type::q4));
+  if (!file.open(a.out + ".calibrating", calibration_key(options, parts, windows, read), stream_bytes))
+    throw Failure{1, file.error};
+  announce(calibration, parts, tokens, disk);
+  if (file.layers() > 0)
+    std::fprintf(stderr, "convert: going on after layer %d of %d\n", file.layers(), parts.config.n_layers);
+  ProgressBar bar;
+  std::string what = "calibrating";
+  const bool done = calibration.run(file, [&](double done, double total, const EncodedTensor* tensor) {
+    char error[32] = "";
+    if (tensor) std::snprintf(error, sizeof error, ", error %.1f%%", 100 * tensor->error);
+    if (tensor) what = tensor->spec.name + error;
+    return bar(done / total, what);
+  });
+  if (!done && interrupted && file.layers() > 0)
+    throw Failure{130, "interrupted after layer " + std::to_string(file.layers()) + " of " +
+                           std::to_string(parts.config.n_layers) + "; the same command goes on from there"};
+  if (!done) file.remove();
+  if (!done && interrupted) throw Failure{130, "interrupted; nothing was written"};
+  if (!done) throw Failure{1, calibration.error};
+  for (size_t i = 0; i < matrices.size(); i++) {
+    const CalibrationFile::Record& r = file.records()[i];
+    parts.ready[matrices[i].name] = file.ready(r);
+    rows.push_back(
+        {matrices[i].name, Type(r.entry.type), matrices[i].rows, matrices[i].cols, r.entry.bytes, r.error, r.drift});
+  }
+}
+
+void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
+  parts.type = type_of(a.type);
+  parts.head_q8 = a.head == "q8";
+  parts.threads = std::max(1, int(std::thread::hardware_concurrency()));
+  const double start = seconds();
+  CalibrationFile file;
+  std::vector<ReportRow> rows;
+  uint64_t bytes = 0;
+  std::string error;
+  if (!a.calibrate.empty()) calibrate(a, parts, read, file, rows);
+  write_file(a.out, parts, read, &bytes);
+  file.remove();
+  if (!a.report.empty() && !write_report(a.report, a.out, rows, error)) throw Failure{1, error};
   std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", a.out.c_str(), a.type.c_str(),
-               double(writer.file_bytes()) / 1e6, seconds() - start, a.out.c_str(),
+               double(bytes) / 1e6, seconds() - start, a.out.c_str(),
                parts.chat.known() ? "-m chat" : "-i \"Once upon a time\"");
+  if (a.calibrate.empty() && parts.type == Type::q4 && a.random.empty())
+    std::fprintf(stderr, "convert: q4 loses a third as much if it is calibrated: --calibrate TEXT (minutes)\n");
 }
 
 void convert_random(const Arguments& a) {
@@ -158,8 +306,7 @@ void convert_random(const Arguments& a) {
   std::string error;
   if (!a.tokenizer.empty() && !read_tokenizer_file(a.tokenizer, c, error)) throw Failure{1, error};
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
-  parts.provenance =
-      "source: random weights of the shape " + a.random + "\nweights: " + quality(type_of(a.type)) + "\n";
+  parts.provenance = "source: random weights of the shape " + a.random + "\nweights: " + quality(a) + "\n";
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
     random_rows(spec, first, count, out);
@@ -189,8 +336,7 @@ void convert_checkpoint(const Arguments& a) {
     return text.empty() ? "" : what + (": " + text) + "\n";
   };
   parts.provenance = line("name", c.name) + line("source", c.source) + line("format", c.format) +
-                     line("licence", c.licence) + line("weights", quality(type_of(a.type))) +
-                     line("chat template", family);
+                     line("licence", c.licence) + line("weights", quality(a)) + line("chat template", family);
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
     return c.read_rows(spec.name, first, count, out, why);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,17 +17,38 @@ namespace pocket {
 using ReadRows =
     std::function<bool(const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& error)>;
 
+// A weight that is not a finite number would spoil every answer; such a checkpoint is damaged.
+inline bool read_finite(const TensorSpec& spec, int64_t first, int64_t count, float* out, const ReadRows& read,
+                        std::string& why) {
+  if (!read(spec, first, count, out, why)) return false;
+  for (int64_t i = 0; i < count * spec.cols; i++)
+    if (!std::isfinite(out[i]))
+      return why = spec.name + ": row " + std::to_string(first + i / spec.cols) + ", column " +
+                   std::to_string(i % spec.cols) + ": expected a finite number, found " + std::to_string(out[i]),
+             false;
+  return true;
+}
+
 // Called now and then while a tensor is written; returns false to give up (then nothing is left behind).
 using Progress = std::function<bool(const TensorSpec& spec, uint64_t bytes_done, uint64_t bytes_total)>;
+
+// A matrix whose panels exist already.
+struct ReadyTensor {
+  Type type;
+  int8_t codebook[16];  // q4, else 0
+  std::function<bool(uint64_t at, size_t n, void* out, std::string& error)> read;
+};
 
 struct ModelParts {
   Config config;
   Type type = Type::q4;   // of the matrices; the embedding table is f32 in an f32 model, else q8
+  bool head_q8 = false;   // the output matrix at q8, whatever the others are
   std::string tokenizer;  // blob
   ChatTemplate chat;
   std::string provenance;
   std::vector<int> self_test_ids;
   int threads = 2;
+  std::map<std::string, ReadyTensor> ready;  // by name: matrices that are copied, not encoded
 };
 
 class ByteWriter {
@@ -134,13 +156,17 @@ class ModelWriter {
     at = round_up(at, kPage);
     header_.tensors.offset = at;
     for (const TensorSpec& spec : specs_) {
-      const Type type = spec.layout == Layout::vector                           ? Type::f32
+      const auto ready = parts.ready.find(spec.name);
+      const Type type = ready != parts.ready.end()                              ? ready->second.type
+                        : spec.name == "output" && parts.head_q8                ? Type::q8
+                        : spec.layout == Layout::vector                         ? Type::f32
                         : spec.layout == Layout::rows && parts.type == Type::q4 ? Type::q8
                                                                                 : parts.type;
       TensorEntry e = {};
       e.type = uint32_t(type), e.rows = uint32_t(spec.rows), e.cols = uint32_t(spec.cols);
       e.offset = at, e.bytes = tensor_bytes(spec, type);
-      if (type == Type::q4) std::memcpy(e.codebook, kCodebook, sizeof e.codebook);
+      if (type == Type::q4)
+        std::memcpy(e.codebook, ready == parts.ready.end() ? kCodebook : ready->second.codebook, sizeof e.codebook);
       entries_.push_back(e);
       at += e.bytes;
     }
@@ -191,8 +217,12 @@ class ModelWriter {
     if (spec.layout == Layout::vector) {
       std::vector<float> values(entry.bytes / sizeof(float));
       if (!read_finite(spec, 0, 1, values.data(), read, error)) return false;
+      norm_squared_.assign(size_t(padded(spec.cols)), 0.f);
+      for (int k = 0; k < spec.cols; k++) norm_squared_[k] = values[k] * values[k];
       return append(std::string(reinterpret_cast<const char*>(values.data()), entry.bytes)) && report(spec, progress);
     }
+    const auto ready = parts.ready.find(spec.name);
+    if (ready != parts.ready.end()) return copy_tensor(spec, entry, ready->second, progress);
     const bool panels = spec.layout == Layout::panels;
     const size_t unit = panels ? panel_bytes(type, spec.cols) : kPanelRows * embedding_row_bytes(type, spec.cols);
     const int units = panels_of(spec.rows), batch = std::max(parts.threads, int((4u << 20) / (unit * 2 + 1)));
@@ -214,27 +244,30 @@ class ModelWriter {
     return true;
   }
 
+  bool copy_tensor(const TensorSpec& spec, const TensorEntry& entry, const ReadyTensor& ready,
+                   const Progress& progress) {
+    for (uint64_t at = 0; at < entry.bytes;) {
+      std::string piece(size_t(std::min<uint64_t>(4 << 20, entry.bytes - at)), '\0');
+      if (!ready.read(at, piece.size(), &piece[0], error) || !append(piece) || !report(spec, progress)) return false;
+      at += piece.size();
+    }
+    return true;
+  }
+
   void encode_unit(const TensorSpec& spec, Type type, int unit, uint8_t* out, const ReadRows& read, std::string& why) {
     const int first = unit * kPanelRows, count = std::min(kPanelRows, spec.rows - first);
     const size_t width = size_t(padded(spec.cols));
     std::vector<float> rows(width * kPanelRows);
     for (int r = 0; r < count; r++)
       if (!read_finite(spec, first + r, 1, rows.data() + r * width, read, why)) return;
-    if (spec.layout == Layout::panels) return PanelEncoder(type, spec.cols).encode(rows.data(), out);
+    if (spec.layout == Layout::panels) {
+      // The inputs of most matrices come from the norm before, whose weights say how large they are.
+      const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
+      const bool normed = last != "wo" && last != "w2" && !norm_squared_.empty();
+      return PanelEncoder(type, spec.cols, normed ? norm_squared_.data() : nullptr).encode(rows.data(), out);
+    }
     const size_t row_bytes = embedding_row_bytes(type, spec.cols);
     for (int r = 0; r < count; r++) encode_embedding_row(type, rows.data() + r * width, spec.cols, out + r * row_bytes);
-  }
-
-  // A weight that is not a finite number would spoil every answer; such a checkpoint is damaged.
-  static bool read_finite(const TensorSpec& spec, int64_t first, int64_t count, float* out, const ReadRows& read,
-                          std::string& why) {
-    if (!read(spec, first, count, out, why)) return false;
-    for (int64_t i = 0; i < count * spec.cols; i++)
-      if (!std::isfinite(out[i]))
-        return why = spec.name + ": row " + std::to_string(first + i / spec.cols) + ", column " +
-                     std::to_string(i % spec.cols) + ": expected a finite number, found " + std::to_string(out[i]),
-               false;
-    return true;
   }
 
   bool report(const TensorSpec& spec, const Progress& progress) {
@@ -276,6 +309,7 @@ class ModelWriter {
   std::vector<TensorSpec> specs_;
   std::vector<TensorEntry> entries_;
   Hash64 tensors_hash_;
+  std::vector<float> norm_squared_;  // the weights of the last norm, squared (dim padded to 64)
 };
 
 }  // namespace pocket

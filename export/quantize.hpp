@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../run.cpp"
+#include "matrix.hpp"
 
 namespace pocket {
 
@@ -34,6 +34,9 @@ inline uint16_t quantize_group_q8(const float* w, int8_t* q) {
 struct Codebook {
   float value[16], border[15];  // border[i] lies midway between value[i] and value[i + 1]
 
+  // The code of the value next to x.
+  uint8_t code(float x) const { return uint8_t(std::upper_bound(border, border + 15, x) - border); }
+
   explicit Codebook(const int8_t values[16] = kCodebook) {
     for (int i = 0; i < 16; i++) value[i] = values[i];
     for (int i = 0; i < 15; i++) border[i] = (value[i] + value[i + 1]) / 2;
@@ -42,8 +45,9 @@ struct Codebook {
 
 inline constexpr int kScaleLanes = 16;  // scales that are tried side by side, one per SIMD lane
 
-// Squared error of a group under each of 16 scales.
-POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const float* scale, float* error) {
+// Squared error of a group, each column's times its weight, under each of 16 scales.
+POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const float* weight, const float* scale,
+                                   float* error) {
   typedef Vector<8>::Floats Floats;
   Floats s[2], inverse[2], sum[2] = {};
   std::memcpy(s, scale, sizeof s);
@@ -58,7 +62,7 @@ POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const flo
     }
     for (int h = 0; h < 2; h++) {
       const Floats d = (t[h] - nearest[h]) * s[h];
-      sum[h] += d * d;
+      sum[h] += weight[i] * (d * d);
     }
   }
   std::memcpy(error, sum, sizeof sum);
@@ -67,16 +71,19 @@ POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const flo
 // The row scales tried are the largest that any group could want times 1.06 ... 0.72.
 inline constexpr int kRowScales = 8, kGridScales = 32;
 
-// The scale search of one row (cols a multiple of 32, zeros where the row is shorter). Writes the 4-bit scale of every
-// group and returns the row scale.
-POCKET_BODY float search_scales_body(const Codebook& cb, const float* row, int cols, uint8_t* scales,
-                                     float* grid_errors) {
+// The scale search of one row (cols a multiple of 32, zeros where the row is shorter). weights (cols): how much a
+// column's error counts. Writes the row scale and the 4-bit scale of every group; grid_errors is scratch memory,
+// search_scratch(cols).
+POCKET_BODY void search_scales_body(const Codebook* codebook, const float* row, const float* weights, int cols,
+                                    uint8_t* scales, float* row_scale, float* grid_errors) {
+  const Codebook& cb = *codebook;
   const int groups = cols / kGroup;
   // Errors of every group on one grid of scales, geometric, both signs; the top of the grid lets the largest weight of
   // the row just reach the end of the codebook. Each row scale is then judged by looking up, not by trying.
   float largest = 0;
   for (int k = 0; k < cols; k++) largest = std::max(largest, std::fabs(row[k]));
-  if (!(largest > 1e-30f)) return std::fill(scales, scales + groups, uint8_t(0)), 0.f;
+  *row_scale = 0;
+  if (!(largest > 1e-30f)) return void(std::fill(scales, scales + groups, uint8_t(0)));
   const float top = 1.15f * largest / std::max(std::fabs(cb.value[0]), std::fabs(cb.value[15]));
   constexpr float kStep = 0.93f;
   alignas(64) float grid[2 * kGridScales];
@@ -84,7 +91,8 @@ POCKET_BODY float search_scales_body(const Codebook& cb, const float* row, int c
   float wanted = 0;
   for (int g = 0; g < groups; g++) {
     float* e = grid_errors + size_t(g) * 2 * kGridScales;
-    for (int i = 0; i < 2 * kGridScales; i += kScaleLanes) group_errors_body(cb, row + g * kGroup, grid + i, e + i);
+    for (int i = 0; i < 2 * kGridScales; i += kScaleLanes)
+      group_errors_body(cb, row + g * kGroup, weights + g * kGroup, grid + i, e + i);
     const float* best = std::min_element(e, e + 2 * kGridScales);
     wanted = std::max(wanted, std::fabs(grid[best - e]));
   }
@@ -108,44 +116,41 @@ POCKET_BODY float search_scales_body(const Codebook& cb, const float* row, int c
   alignas(64) float exact[kScaleLanes], error[kScaleLanes];
   for (int s = 0; s < kScaleLanes; s++) exact[s] = rs * q4_scale(s);
   for (int g = 0; g < groups; g++) {
-    group_errors_body(cb, row + g * kGroup, exact, error);
+    group_errors_body(cb, row + g * kGroup, weights + g * kGroup, exact, error);
     scales[g] = uint8_t(std::min_element(error, error + kScaleLanes) - error);
   }
-  return rs;
+  *row_scale = rs;
 }
 
-using SearchScales = float (*)(const Codebook&, const float* row, int cols, uint8_t* scales, float* grid_errors);
-
-inline float search_scales_scalar(const Codebook& cb, const float* row, int cols, uint8_t* scales, float* work) {
-  return search_scales_body(cb, row, cols, scales, work);
-}
-#if defined(__x86_64__)
-POCKET_AVX2 inline float search_scales_avx2(const Codebook& cb, const float* row, int cols, uint8_t* scales,
-                                            float* work) {
-  return search_scales_body(cb, row, cols, scales, work);
-}
-POCKET_AVX512 inline float search_scales_avx512(const Codebook& cb, const float* row, int cols, uint8_t* scales,
-                                                float* work) {
-  return search_scales_body(cb, row, cols, scales, work);
-}
-#endif
+constexpr size_t search_scratch(int cols) { return size_t(cols) / kGroup * 2 * kGridScales; }
 
 // The search compiled for this CPU: the same choices on every one.
-inline SearchScales search_scales() {
-#if defined(__x86_64__)
-  const std::string best = kernel_names().front();
-  if (best.rfind("avx512", 0) == 0) return search_scales_avx512;
-  if (best.rfind("avx", 0) == 0) return search_scales_avx2;
-#endif
-  return search_scales_scalar;
+inline void search_scales(const Codebook& cb, const float* row, const float* weights, int cols, uint8_t* scales,
+                          float* row_scale, float* scratch) {
+  run_best<search_scales_body, search_scales_body>(&cb, row, weights, cols, scales, row_scale, scratch);
+}
+
+// Row r of a q4 panel, from its codes (cols padded to 64) and the 4-bit scales of its groups. The panel was zeroed.
+inline void put_q4_row(const uint8_t* codes, const uint8_t* scales, float row_scale, int cols, int r, uint8_t* panel) {
+  uint8_t* panel_scales = panel + code_bytes(Type::q4, cols);
+  for (int k = 0; k < padded(cols); k++)
+    panel[size_t(k / 8) * 64 + 4 * r + k % 4] |= uint8_t(codes[k] << (k & 4 ? 4 : 0));
+  for (int g = 0; g < padded(cols) / kGroup; g++) panel_scales[g / 2 * 16 + r] |= uint8_t(scales[g] << (g & 1 ? 4 : 0));
+  std::memcpy(panel + panel_bytes(Type::q4, cols) - 64 + 4 * r, &row_scale, 4);
 }
 
 // 16 rows (row-major, cols padded to 64 with zeros) to one panel.
 class PanelEncoder {
  public:
-  PanelEncoder(Type type, int cols) : type_(type), cols_(padded(cols)), search_(search_scales()) {
+  // weights (cols padded to 64): how much an error in a column counts; null: all the same.
+  PanelEncoder(Type type, int cols, const float* weights = nullptr)
+      : type_(type),
+        cols_(padded(cols)),
+        equal_(weights ? 0 : cols_, 1.f),
+        weights_(weights ? weights : equal_.data()) {
+    codes_.resize(cols_);
     scales_.resize(size_t(cols_) / kGroup);
-    work_.resize(scales_.size() * 2 * kGridScales);
+    work_.resize(search_scratch(cols_));
   }
 
   const int8_t* codebook() const { return kCodebook; }
@@ -183,25 +188,21 @@ class PanelEncoder {
   }
 
   void encode_q4(const float* row, int r, uint8_t* panel) {
-    const float rs = search_(codebook_, row, cols_, scales_.data(), work_.data());
-    uint8_t* scales = panel + code_bytes(type_, cols_);
-    for (int g = 0; g < cols_ / kGroup; g++) {
-      scales[g / 2 * 16 + r] |= uint8_t(scales_[g] << (g & 1 ? 4 : 0));
-      const float scale = rs * q4_scale(scales_[g]), inverse = rs == 0 ? 0 : 1.f / scale;
-      for (int k = g * kGroup; k < (g + 1) * kGroup; k++) {
-        const int code =
-            int(std::upper_bound(codebook_.border, codebook_.border + 15, row[k] * inverse) - codebook_.border);
-        panel[size_t(k / 8) * 64 + 4 * r + k % 4] |= uint8_t(code << (k & 4 ? 4 : 0));
-      }
+    float rs;
+    search_scales(codebook_, row, weights_, cols_, scales_.data(), &rs, work_.data());
+    for (int k = 0; k < cols_; k++) {
+      const float scale = rs * q4_scale(scales_[k / kGroup]);
+      codes_[k] = codebook_.code(scale == 0 ? 0 : row[k] * (1.f / scale));
     }
-    std::memcpy(panel + panel_bytes(type_, cols_) - 64 + 4 * r, &rs, 4);
+    put_q4_row(codes_.data(), scales_.data(), rs, cols_, r, panel);
   }
 
   Type type_;
   int cols_;
-  SearchScales search_;
   Codebook codebook_;
-  std::vector<uint8_t> scales_;
+  std::vector<float> equal_;
+  const float* weights_;
+  std::vector<uint8_t> codes_, scales_;
   std::vector<float> work_;
 };
 

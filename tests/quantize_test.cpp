@@ -191,22 +191,27 @@ TEST(QuantizeQ4, OutliersAndLopsidedRows) {
 
 TEST(QuantizeQ4, TheSearchMakesTheSameChoicesOnEveryCpu) {
   Random random(10);
-  std::vector<std::pair<const char*, SearchScales>> searches = {{"scalar", search_scales_scalar}};
+  using Search = void (*)(const Codebook*, const float*, const float*, int, uint8_t*, float*, float*);
+  std::vector<std::pair<const char*, Search>> searches = {{"scalar", FloatScalar::run<search_scales_body>}};
 #if defined(__x86_64__)
   for (const std::string& name : kernel_names()) {
-    if (name == "avx2") searches.push_back({"avx2", search_scales_avx2});
-    if (name == "avx512vnni") searches.push_back({"avx512vnni", search_scales_avx512});
+    if (name == "avx2") searches.push_back({"avx2", FloatAvx2::run<search_scales_body>});
+    if (name == "avx512vnni") searches.push_back({"avx512vnni", FloatAvx512::run<search_scales_body>});
   }
 #endif
+  const Codebook codebook;
   for (const int cols : {64, 576, 2048})
     for (int round = 0; round < 20; round++) {
       const Floats rows = random_rows(random, cols, round % 2 ? 0.02f : 3.f);
+      Floats weights(size_t(cols), 1.f);
+      for (float& w : weights) w = round < 10 ? 1.f : float(random.uniform(0, 2));
       std::vector<uint8_t> expected;
       float expected_scale = 0;
       for (const auto& [name, search] : searches) {
         std::vector<uint8_t> scales(size_t(cols / 32));
-        std::vector<float> work(scales.size() * 2 * kGridScales);
-        const float rs = search(Codebook(), rows.data(), cols, scales.data(), work.data());
+        std::vector<float> work(search_scratch(cols));
+        float rs;
+        search(&codebook, rows.data(), weights.data(), cols, scales.data(), &rs, work.data());
         if (expected.empty()) expected = scales, expected_scale = rs;
         EXPECT_EQ(scales, expected) << name << ", " << cols << " columns";
         EXPECT_EQ(rs, expected_scale) << name;

@@ -30,7 +30,8 @@ void expect_failure(int status, const std::vector<std::string>& args, const std:
 TEST(Convert, HelpTeaches) {
   const ProgramResult r = convert({"--help"});
   EXPECT_EQ(r.status, 0);
-  for (const char* word : {"safetensors", "GGUF", "llama2.c", "-o", "--type", "-z", "--random", "tinyllama-1.1b"})
+  for (const char* word : {"safetensors", "GGUF", "llama2.c", "-o", "--type", "-z", "--random", "tinyllama-1.1b",
+                           "--calibrate", "--head", "--report"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
@@ -42,6 +43,11 @@ TEST(Convert, WrongUsageIsNamed) {
   expect_failure(2, {"x", "-o"}, {"-o: expected a value"});
   expect_failure(2, {"x", "-o", "z", "--tipe", "q4"}, {"--tipe: no such option"});
   expect_failure(2, {"x", "--random", "tiny", "-o", "z"}, {"--random"});
+  expect_failure(2, {"x", "-o", "z", "--type", "q8", "--calibrate", "t"}, {"--calibrate: is for --type q4"});
+  expect_failure(2, {"x", "-o", "z", "--type", "f32", "--head", "q8"}, {"--head: is for --type q4"});
+  expect_failure(2, {"x", "-o", "z", "--head", "f32"}, {"--head: expected q4 or q8, found 'f32'"});
+  expect_failure(2, {"x", "-o", "z", "--report", "r.csv"}, {"--report", "--calibrate"});
+  expect_failure(2, {"x", "-o", "z", "--calibrate", "t", "--report", "r.txt"}, {".csv or .html", "r.txt"});
   expect_failure(2, {"--random", "huge", "-o", "z"}, {"huge", "tinyllama-1.1b", "smollm2-135m"});
 }
 
@@ -111,6 +117,102 @@ TEST(Convert, MemoryStaysFarBelowTheModel) {
   if (!POCKET_SANITIZED) {
     EXPECT_LT(r.peak_bytes, 150000000u) << "the largest tensor has 98 MB";
   }
+}
+
+// ---- --calibrate ----
+
+std::string long_text(int lines) {
+  std::string text;
+  for (int i = 0; i < lines; i++) text += "Line " + std::to_string(i * i) + " of a text, caf\xC3\xA9 and all.\n";
+  return text;
+}
+
+TEST(ConvertCalibrate, TextsThatAreNoneAreNamed) {
+  const TemporaryFolder t, out;
+  const std::string o = out.file("o.bin");
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.file("none")}, {"none", "No such file"});
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.write("empty", "")}, {"empty", "kB"});
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.write("blank", " \n\n")}, {"blank", "empty"});
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.write("latin", "caf\xE9 au lait")},
+                 {"latin", "UTF-8", "offset 3"});
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.write("cut", "caf\xC3")}, {"UTF-8", "offset 3"});
+  EXPECT_EQ(out.list(), "");
+}
+
+TEST(ConvertCalibrate, AShortTextIsGoneOnWith) {
+  const TemporaryFolder t, out;
+  const ProgramResult r =
+      convert({"--random", "tiny", "-o", out.file("o.bin"), "--calibrate", t.write("short", "Hello world")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("172 (about 1 kB) or more"), std::string::npos) << r.err;
+  EXPECT_EQ(out.list(), "o.bin\n");
+}
+
+TEST(ConvertCalibrate, TheSameBytesEveryTimeAndAReport) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(200));
+  for (const char* name : {"a", "b"}) {
+    const ProgramResult r = convert({"--random", "tiny", "-o", t.file(name), "--calibrate", text, "--report",
+                                     t.file(std::string(name) + (name[0] == 'a' ? ".csv" : ".html"))});
+    ASSERT_EQ(r.status, 0) << r.err;
+    for (const char* word : {"calibrating on ", " tokens", " MB of memory", " MB of disk"})
+      EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
+  }
+  EXPECT_TRUE(read_file(t.file("a")) == read_file(t.file("b")));
+  const std::string csv = read_file(t.file("a.csv"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 1 + 2 * 7 + 1);
+  EXPECT_NE(csv.find("layers.1.w2,q4,64,172,"), std::string::npos) << csv;
+  EXPECT_NE(read_file(t.file("b.html")).find("layers.1.w2"), std::string::npos);
+  EXPECT_EQ(t.list(), "a\na.csv\nb\nb.html\ntext\n");
+  EXPECT_EQ(run_program({POCKET_RUN, t.file("a"), "--selftest"}).status, 0);
+}
+
+TEST(ConvertCalibrate, ItsOwnText) {
+  const TemporaryFolder t;
+  const ProgramResult r = convert({"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", "self", "--head", "q8"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("calibrating on 16384 tokens"), std::string::npos) << r.err;
+  EXPECT_EQ(t.list(), "o.bin\n");
+  EXPECT_NE(run_program({POCKET_RUN, t.file("o.bin"), "--info"}).out.find("calibrated on its own text, output q8"),
+            std::string::npos);
+}
+
+// An interruption leaves what is needed to go on; the end is the same as without one.
+TEST(ConvertCalibrate, GoesOnAfterCtrlC) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(300));
+  const std::vector<std::string> command = {"--random", "stories15m", "-o", t.file("o.bin"), "--calibrate", text};
+  ASSERT_EQ(convert(command).status, 0);
+  const std::string whole = read_file(t.file("o.bin"));
+  std::filesystem::remove(t.file("o.bin"));
+  bool went_on = false;
+  for (int ms = 200; ms < 60000 && !went_on; ms = ms * 3 / 2) {
+    ProgramOptions options;
+    options.interrupt_after_ms = ms;
+    const ProgramResult stopped = convert(command, options);
+    if (stopped.status == 0) break;  // it was faster
+    EXPECT_EQ(stopped.status, 130) << stopped.err;
+    if (stopped.err.find("the same command goes on from there") == std::string::npos) continue;
+    EXPECT_EQ(t.list(), "o.bin.calibrating\ntext\n");
+    const ProgramResult rest = convert(command);
+    EXPECT_EQ(rest.status, 0) << rest.err;
+    EXPECT_NE(rest.err.find("going on after layer"), std::string::npos) << rest.err;
+    went_on = true;
+  }
+  EXPECT_TRUE(went_on);
+  EXPECT_TRUE(read_file(t.file("o.bin")) == whole);
+  EXPECT_EQ(t.list(), "o.bin\ntext\n");
+}
+
+TEST(ConvertCalibrate, ADiskThatIsFullLosesNothing) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(100));
+  t.write("o.bin", "what was there before");
+  ProgramOptions small;
+  small.largest_file = 100000;
+  expect_failure(1, {"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", text}, {"File too large"}, small);
+  EXPECT_EQ(t.list(), "o.bin\ntext\n");
+  EXPECT_EQ(read_file(t.file("o.bin")), "what was there before");
 }
 
 // ---- models/get ----

@@ -1,0 +1,74 @@
+// report.hpp: what quantizing did to each matrix, as a table for a spreadsheet or a page for a person.
+#pragma once
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "../run.cpp"
+#include "input_file.hpp"
+
+namespace pocket {
+
+struct ReportRow {
+  std::string tensor;
+  Type type;
+  int rows, cols;
+  uint64_t bytes;
+  double error;  // of the outputs, root mean square relative to theirs: by this matrix's weights alone
+  double drift;  // by everything up to and with it: weights, int8 activations, keys and values
+};
+
+inline std::string csv_report(const std::vector<ReportRow>& rows) {
+  std::string text = "tensor,type,rows,cols,bytes,error,drift\n";
+  for (const ReportRow& r : rows) {
+    char line[160];
+    std::snprintf(line, sizeof line, ",%s,%d,%d,%llu,%.5f,%.5f\n", type_name(r.type), r.rows, r.cols,
+                  static_cast<unsigned long long>(r.bytes), r.error, r.drift);
+    text += r.tensor + line;
+  }
+  return text;
+}
+
+// Bars as wide as the error, so that a glance shows where it hurts.
+inline std::string html_report(const std::vector<ReportRow>& rows, const std::string& title) {
+  double largest = 1e-9;
+  for (const ReportRow& r : rows) largest = std::max(largest, std::max(r.error, r.drift));
+  std::string name;
+  for (char c : title) name += c == '<' ? "&lt;" : c == '&' ? "&amp;" : std::string(1, c);
+  std::string text =
+      "<!DOCTYPE html><meta charset=\"utf-8\"><title>" + name +
+      "</title>\n<style>body{font:14px sans-serif}td{padding:0 1em 0 0}td.n{text-align:right}"
+      "div{height:6px;background:#c33}div.d{background:#bbb}</style>\n<h1>" +
+      name +
+      "</h1>\n<p>Relative error of each matrix's outputs on the calibration text. Red: by its own quantized weights. "
+      "Grey: by everything up to and with it.</p>\n<table><tr><th>matrix<th>type<th>shape<th>error<th>drift<th></tr>\n";
+  for (const ReportRow& r : rows) {
+    char cells[400];
+    std::snprintf(cells, sizeof cells,
+                  "<td>%s<td>%d x %d<td class=n>%.2f%%<td class=n>%.2f%%<td><div style=\"width:%.0fpx\"></div>"
+                  "<div class=d style=\"width:%.0fpx\"></div></tr>\n",
+                  type_name(r.type), r.rows, r.cols, 100 * r.error, 100 * r.drift, 400 * r.error / largest,
+                  400 * r.drift / largest);
+    text += "<tr><td>" + r.tensor + cells;
+  }
+  return text + "</table>\n";
+}
+
+// path ends in .csv or .html. The file appears when it is whole.
+inline bool write_report(const std::string& path, const std::string& title, const std::vector<ReportRow>& rows,
+                         std::string& error) {
+  const bool csv = path.size() > 4 && path.compare(path.size() - 4, 4, ".csv") == 0;
+  const std::string text = csv ? csv_report(rows) : html_report(rows, title), temporary = path + ".tmp";
+  FILE* file = std::fopen(temporary.c_str(), "wb");
+  if (!file) return fail(error, path + ": " + std::strerror(errno));
+  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  if (std::fclose(file) == 0 && written && std::rename(temporary.c_str(), path.c_str()) == 0) return true;
+  fail(error, path + ": " + std::strerror(errno));
+  std::remove(temporary.c_str());
+  return false;
+}
+
+}  // namespace pocket
