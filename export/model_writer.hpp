@@ -224,6 +224,7 @@ class ModelWriter {
     const auto ready = parts.ready.find(spec.name);
     if (ready != parts.ready.end()) return copy_tensor(spec, entry, ready->second, progress);
     const bool panels = spec.layout == Layout::panels;
+    if (panels) guess_inputs(spec, parts.config);
     const size_t unit = panels ? panel_bytes(type, spec.cols) : kPanelRows * embedding_row_bytes(type, spec.cols);
     const int units = panels_of(spec.rows), batch = std::max(parts.threads, int((4u << 20) / (unit * 2 + 1)));
     Pool pool(parts.threads);
@@ -244,6 +245,23 @@ class ModelWriter {
     return true;
   }
 
+  // How large the inputs of a matrix are, column by column, without any text: a norm's weights say it of its outputs;
+  // as if those were independent, the rows of wv say it of what attention averages, and those of w1 and w3 of their
+  // product. To be called in the order of the file.
+  void guess_inputs(const TensorSpec& spec, const Config& c) {
+    const std::string last = spec.name.substr(spec.name.rfind('.') + 1);
+    std::vector<float> inputs(size_t(padded(spec.cols)), 0.f);
+    for (int k = 0; k < spec.cols; k++) {
+      const int head = k / c.head_dim / (c.n_heads / c.n_kv_heads);
+      inputs[k] = last == "wo"   ? output_squared_[head * c.head_dim + k % c.head_dim]
+                  : last == "w2" ? gate_squared_[k] * output_squared_[k]
+                                 : norm_squared_[k];
+    }
+    if (last == "w3") gate_squared_ = output_squared_;
+    input_squared_ = inputs;
+    output_squared_.assign(size_t(padded(spec.rows)), 0.f);
+  }
+
   bool copy_tensor(const TensorSpec& spec, const TensorEntry& entry, const ReadyTensor& ready,
                    const Progress& progress) {
     for (uint64_t at = 0; at < entry.bytes;) {
@@ -261,10 +279,10 @@ class ModelWriter {
     for (int r = 0; r < count; r++)
       if (!read_finite(spec, first + r, 1, rows.data() + r * width, read, why)) return;
     if (spec.layout == Layout::panels) {
-      // The inputs of most matrices come from the norm before, whose weights say how large they are.
-      const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
-      const bool normed = last != "wo" && last != "w2" && !norm_squared_.empty();
-      return PanelEncoder(type, spec.cols, normed ? norm_squared_.data() : nullptr).encode(rows.data(), out);
+      for (int r = 0; r < count; r++)
+        for (int k = 0; k < spec.cols; k++)
+          output_squared_[first + r] += rows[r * width + k] * rows[r * width + k] * input_squared_[k];
+      return PanelEncoder(type, spec.cols, input_squared_.data()).encode(rows.data(), out);
     }
     const size_t row_bytes = embedding_row_bytes(type, spec.cols);
     for (int r = 0; r < count; r++) encode_embedding_row(type, rows.data() + r * width, spec.cols, out + r * row_bytes);
@@ -309,7 +327,9 @@ class ModelWriter {
   std::vector<TensorSpec> specs_;
   std::vector<TensorEntry> entries_;
   Hash64 tensors_hash_;
-  std::vector<float> norm_squared_;  // the weights of the last norm, squared (dim padded to 64)
+  // Mean squares, up to a common factor, as guessed from the weights: what the last norm gives, and the inputs and
+  // outputs of a matrix; columns and rows padded to 64.
+  std::vector<float> norm_squared_, input_squared_, output_squared_, gate_squared_;
 };
 
 }  // namespace pocket
