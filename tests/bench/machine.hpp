@@ -191,14 +191,6 @@ __attribute__((target("amx-tile,amx-int8"))) inline void tile_rounds(long n) {
 
 #elif defined(__aarch64__)
 
-// Without intrinsics, which clang 14 has only where the whole file is compiled for them.
-#ifdef __clang__
-#define POCKET_DOTPROD __attribute__((target("dotprod")))
-#define POCKET_I8MM __attribute__((target("i8mm")))
-#else
-#define POCKET_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
-#define POCKET_I8MM __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
-#endif
 typedef int32_t Neon __attribute__((vector_size(16)));
 
 POCKET_DOTPROD inline void sdot_rounds(long n) {
