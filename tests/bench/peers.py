@@ -268,52 +268,60 @@ def vocabulary(size):
     return zip(*pieces)
 
 
-def write_gguf(path):
-    """TinyLlama-1.1B's shape in Q4_0: blocks of 32 weights, a float16 scale and 16 bytes of codes."""
-    import gguf
-    import numpy
+DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT = 2048, 5632, 22, 32, 4, 32000, 2048  # of TinyLlama-1.1B
 
-    dim, hidden, layers, heads, kv_heads, vocab, context = 2048, 5632, 22, 32, 4, 32000, 2048
-    kind = gguf.GGMLQuantizationType.Q4_0
-    random = numpy.random.default_rng(1)
 
-    def blocks(rows, cols):
-        data = random.integers(0, 256, (rows, cols // 32, 18), numpy.uint8)
-        data[:, :, :2] = numpy.array([0.0043], numpy.float16).view(numpy.uint8)  # weights of deviation 0.02
-        return data.reshape(rows, -1)
-
-    kv_dim = dim // heads * kv_heads
-    matrices = {"attn_q": (dim, dim), "attn_k": (kv_dim, dim), "attn_v": (kv_dim, dim), "attn_output": (dim, dim)}
-    matrices |= {"ffn_gate": (hidden, dim), "ffn_up": (hidden, dim), "ffn_down": (dim, hidden)}
-    matrices = {name: blocks(*shape) for name, shape in matrices.items()}  # the same in every layer: speed is the same
-    ones = numpy.ones(dim, numpy.float32)
-
-    out = gguf.GGUFWriter(path + ".tmp", "llama")
-    out.add_context_length(context)
-    out.add_embedding_length(dim)
-    out.add_block_count(layers)
-    out.add_feed_forward_length(hidden)
-    out.add_head_count(heads)
-    out.add_head_count_kv(kv_heads)
+def add_settings(out):
+    """The shape, and the vocabulary, to a gguf.GGUFWriter."""
+    out.add_context_length(CONTEXT)
+    out.add_embedding_length(DIM)
+    out.add_block_count(LAYERS)
+    out.add_feed_forward_length(HIDDEN)
+    out.add_head_count(HEADS)
+    out.add_head_count_kv(KV_HEADS)
     out.add_layer_norm_rms_eps(1e-5)
-    out.add_rope_dimension_count(dim // heads)
-    out.add_vocab_size(vocab)
-    out.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
-    pieces, scores, types = vocabulary(vocab)
+    out.add_rope_dimension_count(DIM // HEADS)
+    out.add_vocab_size(VOCAB)
+    pieces, scores, types = vocabulary(VOCAB)
     out.add_tokenizer_model("llama")
     out.add_token_list(pieces)
     out.add_token_scores(scores)
     out.add_token_types(types)
     out.add_bos_token_id(1)
     out.add_eos_token_id(2)
-    out.add_tensor("token_embd.weight", blocks(vocab, dim), raw_dtype=kind)
-    for layer in range(layers):
-        for name, data in matrices.items():
-            out.add_tensor(f"blk.{layer}.{name}.weight", data, raw_dtype=kind)
-        for norm in ("attn_norm", "ffn_norm"):
-            out.add_tensor(f"blk.{layer}.{norm}.weight", ones)
-    out.add_tensor("output_norm.weight", ones)
-    out.add_tensor("output.weight", blocks(vocab, dim), raw_dtype=kind)
+
+
+def write_gguf(path):
+    """A GGUF file in Q4_0: blocks of 32 weights, a float16 scale and 16 bytes of codes."""
+    import gguf
+    import numpy
+
+    random = numpy.random.default_rng(1)
+    ones = numpy.ones(DIM, numpy.float32)
+
+    def blocks(rows, cols):
+        data = random.integers(0, 256, (rows, cols // 32, 18), numpy.uint8)
+        data[:, :, :2] = numpy.array([0.0043], numpy.float16).view(numpy.uint8)  # weights of deviation 0.02
+        return data.reshape(rows, -1)
+
+    kv_dim = DIM // HEADS * KV_HEADS
+    shapes = {"attn_q": (DIM, DIM), "attn_k": (kv_dim, DIM), "attn_v": (kv_dim, DIM), "attn_output": (DIM, DIM)}
+    shapes |= {"ffn_gate": (HIDDEN, DIM), "ffn_up": (HIDDEN, DIM), "ffn_down": (DIM, HIDDEN)}
+    matrices = {name: blocks(*shape) for name, shape in shapes.items()}  # the same in every layer: speed is the same
+
+    out = gguf.GGUFWriter(path + ".tmp", "llama")
+    add_settings(out)
+    out.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+
+    def add(name, data):
+        out.add_tensor(name + ".weight", data, raw_dtype=None if data is ones else gguf.GGMLQuantizationType.Q4_0)
+
+    add("token_embd", blocks(VOCAB, DIM))
+    for layer in range(LAYERS):
+        for name, data in {**matrices, "attn_norm": ones, "ffn_norm": ones}.items():
+            add(f"blk.{layer}.{name}", data)
+    add("output_norm", ones)
+    add("output", blocks(VOCAB, DIM))
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
