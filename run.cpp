@@ -561,7 +561,7 @@ class Pool {
  public:
   // Starts threads - 1 workers; as many as the system gives.
   explicit Pool(int threads) {
-    starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // 2^31 tasks make no more runs
+    starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than run_ranges makes of any model's panels
     try {
       for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
     } catch (const std::system_error&) {  // the system's limit: go on with those that there are
@@ -604,6 +604,7 @@ class Pool {
     }
   }
 
+  // The same where the work is known to be worth it.
   template <class F> void run(int n, const F& f) { run(n, kWorthSharing, f); }
 
   // f(first, end) for runs of 0 ... n-1: 7/8 of all in one long run for each thread, since every run has to get its

@@ -148,7 +148,7 @@ class ProgressBar {
 
 std::string quality(const Arguments& a) {
   if (a.type != "q4") return a.type == "f32" ? "f32, as they are" : "q8, groups of 32";
-  const std::string how = a.calibrate.empty()     ? "scales searched by squared error"
+  const std::string how = a.calibrate.empty()     ? "errors weighted by a guess of the inputs"
                           : a.calibrate == "self" ? "calibrated on its own text"
                                                   : "calibrated on " + base_name(a.calibrate);
   return "q4, " + how + (a.head == "q8" ? ", output q8" : "");

@@ -63,12 +63,7 @@ class Bench : public testing::Test {
     return json::parse(r.out);
   }
   static void expect_failure(int status, const std::vector<std::string>& args, const std::vector<std::string>& words) {
-    const ProgramResult r = bench(args);
-    EXPECT_EQ(r.status, status) << r.err;
-    EXPECT_EQ(r.err.rfind("bench: ", 0), 0u) << r.err;
-    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
-    for (const std::string& word : words) EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
-    EXPECT_EQ(r.out, "");
+    expect_failed_in_a_line(bench(args), "bench", status, words);
   }
 
   static TemporaryFolder* folder;

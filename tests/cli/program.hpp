@@ -9,6 +9,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <gtest/gtest.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
@@ -112,4 +115,19 @@ inline ProgramResult run_program(const std::vector<std::string>& args, const Pro
   result.peak_bytes = size_t(usage.ru_maxrss) * 1024;
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;
+}
+
+// Expects a run that failed with this status, said these words on stderr and printed nothing.
+inline void expect_failed(const ProgramResult& r, int status, const std::vector<std::string>& words) {
+  EXPECT_EQ(r.status, status) << r.err;
+  for (const std::string& word : words) EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
+  EXPECT_EQ(r.out, "");
+}
+
+// And that stderr is a single line, which begins with the program's name.
+inline void expect_failed_in_a_line(const ProgramResult& r, const std::string& program, int status,
+                                    const std::vector<std::string>& words) {
+  expect_failed(r, status, words);
+  EXPECT_EQ(r.err.rfind(program + ": ", 0), 0u) << r.err;
+  EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
 }

@@ -41,12 +41,7 @@ class RunProgram : public testing::Test {
   // A run that fails: one line on stderr that begins as it must and holds these words, and nothing on stdout.
   static void expect_failure(int status, const std::vector<std::string>& args, const std::vector<std::string>& words,
                              const ProgramOptions& options = {}) {
-    const ProgramResult r = run(args, options);
-    EXPECT_EQ(r.status, status) << r.err;
-    EXPECT_EQ(r.err.rfind("run: ", 0), 0u) << r.err;
-    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
-    for (const std::string& word : words) EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
-    EXPECT_EQ(r.out, "");
+    expect_failed_in_a_line(run(args, options), "run", status, words);
   }
 
   static TemporaryFolder* folder;
