@@ -488,12 +488,13 @@ struct Kernels {
   // Null where the scalar definition serves. See matmul_blocked for what they do.
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
-  void (*gemv_q4)(const Tensor& w, int first, int count, const Activations& x, float* y);
+  void (*gemv_q4)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
   void (*dot)(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
               int n, float* const acc[2]);
 };
 
 inline constexpr int kChunk = 64;       // tokens that go through the layers together
+inline constexpr int kFewTokens = 8;    // up to so many take the weights straight from memory; more are worth unpacking
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 
 // Integer matmul of many tokens, the loops around a kernel set's `dot`: two panels at a time, a block of columns at a
@@ -540,11 +541,8 @@ inline void matmul_panels(const Kernels& k, const Tensor& w, int first, int coun
                           float* y, size_t ldy) {
   if (w.type == Type::f32) return k.matmul_f32(w, first, count, x, n, y, ldy);
   if (!k.dot) return matmul_scalar(w, first, count, x, n, y, ldy);
-  if (w.type == Type::q4 && n < 3) {
-    for (int t = 0; t < n; t++) k.gemv_q4(w, first, count, x.token(t), y + t * ldy);
-  } else {
-    matmul_blocked(k, w, first, count, x, n, y, ldy);
-  }
+  const bool few = w.type == Type::q4 && n <= kFewTokens;
+  few ? k.gemv_q4(w, first, count, x, n, y, ldy) : matmul_blocked(k, w, first, count, x, n, y, ldy);
 }
 
 // ====================================================================================================================
@@ -2179,41 +2177,59 @@ POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, c
     POCKET_FOR (half, 2) _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
 }
 
-// One panel times one token.
-template <class Dot>
-POCKET_AVX2 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
-  const __m256i table = codebook(t.codebook), low = _mm256_set1_epi8(15);
-  const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
-  __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+// One panel times T tokens.
+template <class Dot, int T>
+POCKET_AVX2 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& w, const Activations& x, float* y,
+                                           size_t ldy) {
+  const __m256i table = codebook(w.codebook), low = _mm256_set1_epi8(15);
+  const uint8_t* scales = panel + code_bytes(Type::q4, w.cols);
+  const Activations tokens[4] = {x, x.token(1), x.token(2), x.token(3)};
+  __m256 acc[T][2] = {};
   for (int g = 0; g < x.cols / kGroup; g++) {
-    __m256i sum[2];
-    sum[0] = sum[1] = _mm256_set1_epi32(-64 * x.sum[g]);
+    __m256i sum[T][2];
+    POCKET_FOR (t, T) sum[t][0] = sum[t][1] = _mm256_set1_epi32(-64 * tokens[t].sum[g]);
     POCKET_FOR (i, 4) {
       const int v = 4 * g + i;
-      const __m256i x0 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v)),
-                    x1 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v + 4));
       prefetch_line(panel + size_t(v) * 64);
       POCKET_FOR (half, 2) {
         const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + size_t(v) * 64 + 32 * half));
-        sum[half] = Dot::add(sum[half], _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)), x0);
-        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
-        sum[half] = Dot::add(sum[half], _mm256_shuffle_epi8(table, high), x1);
+        const __m256i w0 = _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)),
+                      w1 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pair, 4), low));
+        POCKET_FOR (t, T) {
+          const int8_t* q = tokens[t].q + 8 * v;
+          sum[t][half] = Dot::add(sum[t][half], w0, _mm256_set1_epi32(load<int32_t>(q)));
+          sum[t][half] = Dot::add(sum[t][half], w1, _mm256_set1_epi32(load<int32_t>(q + 4)));
+        }
       }
     }
     prefetch_line(scales + g / 2 * 16 + 48);  // the row scales behind them too
     POCKET_FOR (half, 2) {
-      const __m256 scale = _mm256_mul_ps(scales_q4(scales + g / 2 * 16, half, g & 1), _mm256_set1_ps(x.scale[g]));
-      acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[half]), scale, acc[half]);
+      const __m256 m = scales_q4(scales + g / 2 * 16, half, g & 1);
+      POCKET_FOR (t, T) {
+        const __m256 scale = _mm256_mul_ps(m, _mm256_set1_ps(tokens[t].scale[g]));
+        acc[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t][half]), scale, acc[t][half]);
+      }
     }
   }
-  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
-  POCKET_FOR (half, 2) _mm256_storeu_ps(y + 8 * half, _mm256_mul_ps(acc[half], _mm256_loadu_ps(rs + 8 * half)));
+  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, w.cols)) - kPanelRows;
+  POCKET_FOR (half, 2) {
+    const __m256 row_scales = _mm256_loadu_ps(rs + 8 * half);
+    POCKET_FOR (t, T) _mm256_storeu_ps(y + t * ldy + 8 * half, _mm256_mul_ps(acc[t][half], row_scales));
+  }
 }
 
 template <class Dot>
-POCKET_AVX2 POCKET_BODY void gemv_q4_any(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  for (int p = first; p < first + count; p++)
-    gemv_q4_panel<Dot>(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
+POCKET_AVX2 POCKET_BODY void gemv_q4_any(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                         size_t ldy) {
+  for (int p = first; p < first + count; p++) {
+    const uint8_t* panel = w.data + p * panel_bytes(Type::q4, w.cols);
+    float* out = y + p * kPanelRows;
+    int t = 0;
+    for (; t + 4 <= n; t += 4) gemv_q4_panel<Dot, 4>(panel, w, x.token(t), out + t * ldy, ldy);
+    if (n - t == 3) gemv_q4_panel<Dot, 3>(panel, w, x.token(t), out + t * ldy, ldy);
+    if (n - t == 2) gemv_q4_panel<Dot, 2>(panel, w, x.token(t), out + t * ldy, ldy);
+    if (n - t == 1) gemv_q4_panel<Dot, 1>(panel, w, x.token(t), out + t * ldy, ldy);
+  }
 }
 
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
@@ -2266,8 +2282,9 @@ POCKET_AVX2 POCKET_BODY void dot_any(Type type, const uint8_t* const codes[2], c
                      : dot_tokens<Dot, Type::q8>(codes[i], scales[i], cols, x, n, acc[i]);
 }
 
-POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  gemv_q4_any<Maddubs>(w, first, count, x, y);
+POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                size_t ldy) {
+  gemv_q4_any<Maddubs>(w, first, count, x, n, y, ldy);
 }
 
 POCKET_AVX2 inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
@@ -2290,8 +2307,9 @@ struct Dpbusd {
   }
 };
 
-POCKET_AVXVNNI inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, y);
+POCKET_AVXVNNI inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                   size_t ldy) {
+  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, n, y, ldy);
 }
 
 POCKET_AVXVNNI inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
@@ -2350,8 +2368,9 @@ struct Dpbusd {
   }
 };
 
-POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, y);
+POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                  size_t ldy) {
+  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, n, y, ldy);
 }
 
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
@@ -2601,9 +2620,11 @@ POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Acti
   POCKET_FOR (j, 4) vst1q_f32(y + 4 * j, vmulq_f32(acc[j], vld1q_f32(rs + 4 * j)));
 }
 
-POCKET_DOTPROD inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
+POCKET_DOTPROD inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                   size_t ldy) {
   for (int p = first; p < first + count; p++)
-    gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
+    for (int t = 0; t < n; t++)
+      gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x.token(t), y + t * ldy + p * kPanelRows);
 }
 
 // What the two sets do in different ways: keep the 8 columns of four rows that a lookup gives, and multiply a group of
