@@ -577,7 +577,7 @@ TEST(ConfigJson, ThatIsNoneIsRefused) {
   f.write("params.json", "{}");
   EXPECT_TRUE(contains(f.what(), "found Meta's own format (params.json)"));
   f.write("adapter_config.json", "{}");
-  EXPECT_TRUE(contains(f.what(), "found a LoRA adapter; merge it into its model first"));
+  EXPECT_TRUE(contains(f.what(), "found a LoRA adapter; name its model here, and the adapter with --lora"));
 }
 
 TEST(ConfigJson, EveryTruncationAndManySpoiltOnesAreNoCrash) {
