@@ -14,7 +14,7 @@
 namespace pocket {
 
 enum class DType { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs };
-inline constexpr int kDTypes = int(DType::iq4_xs) + 1;
+inline constexpr int kGgmlTypes = int(DType::iq4_xs) + 1;  // the first so many are found in GGUF files
 
 // IEEE 754 binary16: 1 sign, 5 exponent, 10 mantissa bits.
 inline float from_f16(uint16_t h) {

@@ -223,14 +223,14 @@ class GgufHeader {
   }
 
   static bool dtype_of(uint32_t type, DType& out) {
-    for (int known = 0; known < kDTypes; known++)
+    for (int known = 0; known < kGgmlTypes; known++)
       if (std::string(dtype_info(DType(known)).name) == ggml_type_name(type)) return out = DType(known), true;
     return false;
   }
 
   static std::string known_types() {
     std::string names;
-    for (int known = 0; known < kDTypes; known++)
+    for (int known = 0; known < kGgmlTypes; known++)
       names += (known ? " " : "") + std::string(dtype_info(DType(known)).name);
     return names;
   }

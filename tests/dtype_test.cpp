@@ -269,7 +269,7 @@ TEST(Numbers, OfFloat16) {
 
 /// A scale that is no number makes weights that are none, which the writer refuses.
 TEST(Numbers, AScaleThatIsNoneShows) {
-  for (int i = 0; i < kDTypes; i++) {
+  for (int i = 0; i < kGgmlTypes; i++) {
     const DTypeInfo& info = dtype_info(DType(i));
     const std::string bytes(size_t(info.block_bytes), '\xFF');
     const std::vector<float> out = decoded(DType(i), bytes);
