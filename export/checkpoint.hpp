@@ -18,81 +18,10 @@
 
 #include "../run.cpp"
 #include "../tokenizer.hpp"
+#include "dtype.hpp"
 #include "input_file.hpp"
 
 namespace pocket {
-
-// ====================================================================================================================
-// How checkpoints store numbers
-// ====================================================================================================================
-
-enum class DType { f32, f16, bf16, q8_0, q4_0, q4_1 };
-
-// IEEE 754 binary16: 1 sign, 5 exponent, 10 mantissa bits.
-inline float from_f16(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
-  const float tiny = float(rest) * 0x1p-24f;  // of a subnormal number
-  uint32_t bits;
-  if (rest >= 0x7c00)
-    bits = 0x7f800000 | (rest & 0x3ff) << 13;  // infinite, or not a number
-  else if (rest >= 0x400)
-    bits = (rest + (112 << 10)) << 13;  // the exponent's bias is 15 here, 127 there
-  else
-    std::memcpy(&bits, &tiny, 4);
-  bits |= sign;
-  return load<float>(&bits);
-}
-
-inline void decode_f32(const uint8_t* in, int64_t n, float* out) { std::memcpy(out, in, size_t(n) * 4); }
-inline void decode_f16(const uint8_t* in, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i++) out[i] = from_f16(load<uint16_t>(in + 2 * i));
-}
-inline void decode_bf16(const uint8_t* in, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i++) out[i] = from_bf16(load<uint16_t>(in + 2 * i));
-}
-
-// The block formats are those of ggml (github.com/ggml-org/ggml, ggml-common.h): 32 weights behind a float16 scale.
-inline void decode_q8_0(const uint8_t* in, int64_t blocks, float* out) {
-  for (; blocks > 0; blocks--, in += 34, out += 32) {
-    const float scale = from_f16(load<uint16_t>(in));
-    for (int i = 0; i < 32; i++) out[i] = scale * float(int8_t(in[2 + i]));
-  }
-}
-// 4 bits each: weight i in the low nibble of byte i, weight 16 + i in the high one; 8 stands for 0.
-inline void decode_q4_0(const uint8_t* in, int64_t blocks, float* out) {
-  for (; blocks > 0; blocks--, in += 18, out += 32) {
-    const float scale = from_f16(load<uint16_t>(in));
-    for (int i = 0; i < 16; i++) {
-      out[i] = scale * float((in[2 + i] & 15) - 8);
-      out[16 + i] = scale * float((in[2 + i] >> 4) - 8);
-    }
-  }
-}
-// The same with the smallest weight, a float16, behind the scale; 0 stands for it.
-inline void decode_q4_1(const uint8_t* in, int64_t blocks, float* out) {
-  for (; blocks > 0; blocks--, in += 20, out += 32) {
-    const float scale = from_f16(load<uint16_t>(in)), least = from_f16(load<uint16_t>(in + 2));
-    for (int i = 0; i < 16; i++) {
-      out[i] = scale * float(in[4 + i] & 15) + least;
-      out[16 + i] = scale * float(in[4 + i] >> 4) + least;
-    }
-  }
-}
-
-struct DTypeInfo {
-  const char* name;
-  int block;        // weights of a row that are stored together
-  int block_bytes;  //
-  void (*decode)(const uint8_t* in, int64_t blocks, float* out);
-};
-
-inline const DTypeInfo& dtype_info(DType type) {
-  static constexpr DTypeInfo kTable[] = {
-      {"F32", 1, 4, decode_f32},     {"F16", 1, 2, decode_f16},     {"BF16", 1, 2, decode_bf16},
-      {"Q8_0", 32, 34, decode_q8_0}, {"Q4_0", 32, 18, decode_q4_0}, {"Q4_1", 32, 20, decode_q4_1},
-  };
-  return kTable[int(type)];
-}
 
 // ====================================================================================================================
 // A checkpoint

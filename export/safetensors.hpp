@@ -419,7 +419,7 @@ inline bool no_config(const std::string& folder, std::string& error) {
   const bool meta = is_file(join_path(folder, "params.json"));
   return fail(error,
               folder + ": expected config.json, found " +
-                  (adapter ? "a LoRA adapter; merge it into its model first"
+                  (adapter ? "a LoRA adapter; name its model here, and the adapter with --lora"
                    : meta  ? "Meta's own format (params.json); find the model as Hugging Face's transformers have it"
                            : "none; name a file, or the folder of a model of Hugging Face's transformers"));
 }

@@ -29,7 +29,7 @@ TEST(Convert, HelpTeaches) {
   const ProgramResult r = convert({"--help"});
   EXPECT_EQ(r.status, 0);
   for (const char* word : {"safetensors", "GGUF", "llama2.c", "-o", "--type", "-z", "--random", "tinyllama-1.1b",
-                           "--calibrate", "--head", "--report"})
+                           "--calibrate", "--head", "--report", "--lora", "Q2_K", "IQ4_XS", "tokenizer.json"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
