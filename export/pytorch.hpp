@@ -17,7 +17,7 @@
 
 namespace pocket {
 
-inline constexpr uint64_t kLargestPickle = 64 << 20;  // bytes; a tensor takes about 150
+inline constexpr uint64_t kLargestPickle = 16 << 20;  // bytes; a tensor takes about 150
 
 /// Reads one file into a list of its tensors; their elements stay where they are.
 class PyTorchFile {

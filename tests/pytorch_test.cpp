@@ -253,7 +253,7 @@ TEST(Pickles, WhatPythonWouldRunIsRefusedAndNotRun) {
     refused(Pickle().op("}").text("w").global(module, name).op("(").text(command).op("tRs").end(), expected);
   }
   // the other ways to call: INST, OBJ, NEWOBJ, NEWOBJ_EX, EXT1, and the protocol of texts
-  const std::pair<std::string, const char*> opcodes[] = {{"(X\1\0\0\0aios\nsystem\n", "0x69"},
+  const std::pair<std::string, const char*> opcodes[] = {{"(\x8c\1aios\nsystem\n", "0x69"},
                                                          {std::string("(cos\nsystem\no"), "the function os.system"},
                                                          {"))\x81", "0x81"},
                                                          {"))}\x92", "0x92"},
@@ -276,8 +276,8 @@ TEST(Pickles, NamesThatAreKnownAreCalledAsTheyMustBe) {
   EXPECT_TRUE(contains(call("torch", "FloatStorage", ")"), "expected other arguments of torch.FloatStorage"));
   EXPECT_TRUE(contains(call("torch", "Size", ")"), "expected other arguments of torch.Size"));
   EXPECT_TRUE(contains(call("torch._utils", "_rebuild_parameter", "N\x85"), "expected other arguments"));
-  EXPECT_TRUE(contains(call("torch._utils", "_rebuild_tensor_v2", "NK\0))\x89Nt"), "expected a mark"));
-  EXPECT_TRUE(contains(call("torch._utils", "_rebuild_tensor_v2", std::string("(NK\0))\x89Nt", 8)), "other arguments"));
+  EXPECT_TRUE(contains(call("torch._utils", "_rebuild_tensor_v2", "NK\1))\x89Nt"), "expected a mark"));
+  EXPECT_TRUE(contains(call("torch._utils", "_rebuild_tensor_v2", "(NK\1))\x89Nt"), "other arguments"));
   EXPECT_TRUE(contains(call("torch", "Size", "N"), "expected a function and its arguments, found a function and None"));
   EXPECT_TRUE(contains(error([](Pickle& p) { p.integer(1).op(")R"); }), "found an integer and a tuple"));
   for (const char* id : {"NQ", ")Q", "(NNNNNtQ", "(X\7\0\0\0storagectorch\nSize\nX\0\0\0\0NK\1tQ"})
@@ -344,11 +344,11 @@ TEST(Pickles, BombsAreRefused) {
     const std::string error = error_of_pickle(Pickle().op(ops).end());
     EXPECT_TRUE(contains(error, expected)) << ops.substr(0, 10) << ": " << error;
   }
-  EXPECT_TRUE(contains(error_of_pickle(std::string(kLargestPickle + 1, 'N')), "data.pkl: expected at most 67108864"));
+  EXPECT_TRUE(contains(error_of_pickle(std::string(kLargestPickle + 1, 'N')), "data.pkl: expected at most 16777216"));
   // A list of ten times a list of ten times ...: 10^30 elements, if anybody counted them
   std::string laughs = "]q\1";
   for (char i = 1; i < 30; i++) laughs += std::string("](") + many(std::string("h") + i, 10) + "eq" + char(i + 1);
-  EXPECT_TRUE(contains(error_of_pickle(Pickle().op("}").text("a").op(many("", 0) + laughs).end()), "one value at the"));
+  EXPECT_TRUE(contains(error_of_pickle(Pickle().op("}").text("a").op(laughs).end()), "one value at the"));
   Pickle deep;
   deep.op("}").text("a").op("(" + laughs + "ts");
   EXPECT_EQ(error_of_pickle(deep.end()), "expected a dictionary of tensors (a state_dict), found a tuple under a");
@@ -451,7 +451,7 @@ TEST(Archives, CutShortAnywhereAreRefused) {
   const std::string whole = pytorch::zip_of(good_members());
   ASSERT_EQ(error_of(whole), "");
   for (size_t n = 0; n < whole.size(); n++) EXPECT_NE(error_of(whole.substr(0, n)), "") << n;
-  for (size_t n = 0; n < whole.size(); n += 7)  // and without a part in the middle, so that the end is there
+  for (size_t n = 0; n + 7 <= whole.size(); n += 7)  // and without a part in the middle, so that the end is there
     EXPECT_NE(error_of(whole.substr(0, n) + whole.substr(n + 7)), "") << n;
   EXPECT_NE(error_of(whole + "x"), "");
 }
@@ -627,7 +627,8 @@ struct Folder {
   /// The error behind the folder's name; "" if it opens.
   std::string what(const std::string& name = "") {
     error.clear();
-    EXPECT_EQ(open_checkpoint(name.empty() ? folder.path() : folder.file(name), "", c, error), error.empty());
+    const bool ok = open_checkpoint(name.empty() ? folder.path() : folder.file(name), "", c, error);
+    EXPECT_EQ(ok, error.empty()) << error;
     const size_t behind = error.rfind(folder.path() + "/", 0) == 0 ? 1 : 2;
     return error.substr(std::min(error.size(), folder.path().size() + behind));
   }
