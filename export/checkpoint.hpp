@@ -1,5 +1,5 @@
 // checkpoint.hpp: a trained model as other programs save it: what the formats have in common. Each has a reader of its
-// own, gguf.hpp, safetensors.hpp and llama2c.hpp; open_checkpoint.hpp finds out which one it is.
+// own, gguf.hpp, safetensors.hpp, pytorch.hpp and llama2c.hpp; open_checkpoint.hpp finds out which one it is.
 //
 // A file from outside is hostile: everything is checked when it is opened, in 64 bits, against the file's real size.
 // Weights stay where they are until read_rows() fetches some of them as float32.
@@ -37,11 +37,17 @@ struct StoredTensor {
   // them: the two rows that rotate together are neighbours. The engine wants "half-split" order, as Hugging Face has
   // it.
   int interleaved_heads = 0;
+  // More than 0: the rows lie in blocks of so many, with others between them: a block begins every block_stride rows.
+  int64_t block_rows = 0, block_stride = 0;
+  // More than 0: so many numbers that follow each other share a float32 scale; the scales lie at `scales`, in order.
+  int64_t group = 0;
+  uint64_t scales = 0;
 
   int64_t row_bytes() const { return cols / dtype_info(dtype).block * dtype_info(dtype).block_bytes; }
 
   // Where row r of the engine's order is stored.
   int64_t stored_row(int64_t r) const {
+    if (block_rows > 0) return r / block_rows * block_stride + r % block_rows;
     if (interleaved_heads == 0) return r;
     const int64_t head_dim = rows / interleaved_heads, half = head_dim / 2, i = r % head_dim;
     return r - i + 2 * (i % half) + i / half;
@@ -72,10 +78,23 @@ struct Checkpoint {
     const std::unique_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[size_t(t.row_bytes())]);
     if (!bytes) return fail(error, "tensor " + tensor + ": not enough memory");
     for (int64_t i = 0; i < count; i++) {
-      const uint64_t at = t.offset + uint64_t(t.stored_row(first + i)) * uint64_t(t.row_bytes());
+      const int64_t row = t.stored_row(first + i);
+      const uint64_t at = t.offset + uint64_t(row) * uint64_t(t.row_bytes());
       if (!files[size_t(t.file)]->read(at, bytes.get(), uint64_t(t.row_bytes()), error)) return false;
       dtype_info(t.dtype).decode(bytes.get(), t.cols / dtype_info(t.dtype).block, out + i * t.cols);
+      if (t.group > 0 && !scale_row(t, row, out + i * t.cols, error)) return false;
     }
+    return true;
+  }
+
+ private:
+  // Multiplies stored row `row` with its scales. A group may begin in one row and end in another.
+  bool scale_row(const StoredTensor& t, int64_t row, float* out, std::string& error) const {
+    const int64_t begin = row * t.cols, first = begin / t.group, last = (begin + t.cols - 1) / t.group;
+    std::vector<float> scales(size_t(last - first + 1));
+    const uint64_t at = t.scales + uint64_t(first) * sizeof(float);
+    if (!files[size_t(t.file)]->read(at, scales.data(), scales.size() * sizeof(float), error)) return false;
+    for (int64_t i = 0; i < t.cols; i++) out[i] *= scales[size_t((begin + i) / t.group - first)];
     return true;
   }
 };
@@ -107,7 +126,8 @@ struct FoundTensor {
   int file;
   uint64_t offset, bytes;
   DType dtype;
-  std::vector<int64_t> shape;  // slowest index first
+  std::vector<int64_t> shape;                // slowest index first
+  int64_t block_rows = 0, block_stride = 0;  // as in StoredTensor
 };
 using FoundTensors = std::map<std::string, FoundTensor>;  // by the format's names
 
@@ -198,7 +218,7 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
                              shape_text(t.shape));
     const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
     const int heads = !interleaved ? 0 : last == "wq" ? c.config.n_heads : last == "wk" ? c.config.n_kv_heads : 0;
-    c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads};
+    c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads, t.block_rows, t.block_stride};
     found.erase(it);
   }
   if (found.empty()) return true;
@@ -262,9 +282,12 @@ inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& 
   return add_stop_id(c, path + ": eos token", v.eos, error);
 }
 
-inline constexpr char kNoPyTorch[] =
-    "; this version does not read PyTorch's own files; load the model in Python and save_pretrained() it as "
-    "safetensors";
+inline constexpr char kResavePyTorch[] =
+    "; load the model in Python and save it again, as a file of PyTorch 1.6 or later (torch.save(torch.load(OLD), "
+    "NEW)) "
+    "or as safetensors";
+
+inline constexpr char kReadableFormats[] = "a folder with config.json, safetensors, PyTorch, GGUF or llama2.c";
 
 // What a file is that cannot be read, and what to do about it.
 inline std::string describe_unreadable(const InputFile& file) {
@@ -274,9 +297,8 @@ inline std::string describe_unreadable(const InputFile& file) {
   if (!file.read(0, head, n, error)) return error;
   const std::string_view s(reinterpret_cast<const char*>(head), n);
   const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
-  if (starts("PK\x03\x04") || starts("\x80\x02") || starts("\x80\x04")) return describe_file(head, n) + kNoPyTorch;
+  if (starts("\x80\x02") || starts("\x80\x04")) return describe_file(head, n) + kResavePyTorch;
   if (starts("PKTLLAMA")) return "a model that is converted already; run it: ./run FILE";
-  if (starts("24ka")) return "a llama2.c export of version 1 or 2; export it again as version 0: export.py --version 0";
   if (starts("lmgg") || starts("tjgg") || starts("fmgg")) return "a GGML file from before GGUF; find the model as GGUF";
   if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); find the model as safetensors";
   if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12) return "an ONNX model; find it as safetensors or GGUF";

@@ -13,7 +13,7 @@
 
 namespace pocket {
 
-enum class DType { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs };
+enum class DType { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, i8 };
 inline constexpr int kGgmlTypes = int(DType::iq4_xs) + 1;  // the first so many are found in GGUF files
 
 // IEEE 754 binary16: 1 sign, 5 exponent, 10 mantissa bits.
@@ -37,6 +37,10 @@ inline void decode_f16(const uint8_t* in, int64_t n, float* out) {
 }
 inline void decode_bf16(const uint8_t* in, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i++) out[i] = from_bf16(load<uint16_t>(in + 2 * i));
+}
+// Integers, whose scales lie elsewhere (StoredTensor::group).
+inline void decode_i8(const uint8_t* in, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i++) out[i] = float(int8_t(in[i]));
 }
 
 // ====================================================================================================================
@@ -222,6 +226,7 @@ inline const DTypeInfo& dtype_info(DType type) {
       {"Q5_0", 32, 22, decode_q5_0},   {"Q5_1", 32, 24, decode_q5_1},     {"Q2_K", 256, 84, decode_q2_k},
       {"Q3_K", 256, 110, decode_q3_k}, {"Q4_K", 256, 144, decode_q4_k},   {"Q5_K", 256, 176, decode_q5_k},
       {"Q6_K", 256, 210, decode_q6_k}, {"IQ4_NL", 32, 18, decode_iq4_nl}, {"IQ4_XS", 256, 136, decode_iq4_xs},
+      {"I8", 1, 1, decode_i8},
   };
   return kTable[int(type)];
 }

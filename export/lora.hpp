@@ -1,5 +1,6 @@
 // lora.hpp: LoRA adapters (Hu et al. 2021, arxiv.org/abs/2106.09685) as the PEFT library saves them: a folder with
-// adapter_config.json and adapter_model.safetensors. They are merged into the model's matrices as those are read:
+// adapter_config.json and adapter_model.safetensors (or .bin). They are merged into the model's matrices as those are
+// read:
 //
 //     W (rows, cols)  becomes  W + scale * lora_alpha / r * B (rows, r) * A (r, cols)
 //
@@ -145,7 +146,7 @@ class LoraAdapter {
         !read_lora_config(document.root(), config, error))
       return false;
     list_modules(model);
-    return check_targets(document.root(), config) && open_safetensors_file(folder, kWeights, storage_, found, error) &&
+    return check_targets(document.root(), config) && open_weight_file(folder, weights_, storage_, found, error) &&
            bind(config, found) && check_finite();
   } catch (const std::exception& e) {  // memory that cannot be had
     return fail(error, source.folder + ": " + e.what());
@@ -181,28 +182,25 @@ class LoraAdapter {
   }
 
  private:
-  static constexpr const char *kWeights = "adapter_model.safetensors", *kPrefix = "base_model.model.",
-                              *kA = ".lora_A.weight", *kB = ".lora_B.weight";
+  static constexpr const char *kPrefix = "base_model.model.", *kA = ".lora_A.weight", *kB = ".lora_B.weight";
 
   bool has_files(const std::string& folder, const std::string& config) {
     const auto has = [&](const char* name) { return is_file(join_path(folder, name)); };
     if (!is_directory(folder))
-      return fail(error, folder + ": expected the folder of a LoRA adapter (adapter_config.json, " + kWeights +
+      return fail(error, folder + ": expected the folder of a LoRA adapter (adapter_config.json, " + weights_ +
                              "), found " + (is_file(folder) ? "a file" : "no such folder"));
     if (!is_file(config))
       return fail(error, folder + ": expected adapter_config.json, found " +
                              (has("config.json") ? "a whole model; convert that by itself" : "none"));
-    return has(kWeights) ||
-           fail(error, folder + ": expected " + kWeights + ", found " +
-                           (has("adapter_model.bin")
-                                ? "adapter_model.bin; load the adapter with PEFT in Python and save_pretrained() it"
-                                : "none"));
+    if (has(weights_.c_str())) return true;
+    const std::string first = std::exchange(weights_, "adapter_model.bin");
+    return has(weights_.c_str()) || fail(error, folder + ": expected " + first + " or " + weights_ + ", found neither");
   }
 
   void list_modules(const Config& model) {
     const std::vector<TensorSpec> specs = tensor_specs(model);
     for (size_t i = 0; i < specs.size(); i++) {
-      const std::string name = kHuggingFaceNames.name(i, model.n_layers);
+      const std::string name = kHuggingFaceNames.names.name(i, model.n_layers);
       if (specs[i].layout == Layout::panels && !(model.tied && specs[i].name == "output"))
         modules_[name.substr(0, name.rfind('.'))] = specs[i];
     }
@@ -223,7 +221,7 @@ class LoraAdapter {
     return true;
   }
 
-  bool refuse(const std::string& what) { return fail(error, join_path(source_.folder, kWeights) + ": " + what); }
+  bool refuse(const std::string& what) { return fail(error, join_path(source_.folder, weights_) + ": " + what); }
 
   // Takes A and B of each module out of the list; nothing may be left over.
   bool bind(const LoraConfig& config, FoundTensors& found) {
@@ -282,7 +280,8 @@ class LoraAdapter {
   }
 
   LoraSource source_;
-  std::map<std::string, TensorSpec> modules_;  // by the names that transformers give them
+  std::string weights_ = "adapter_model.safetensors";  // or PyTorch's own, adapter_model.bin
+  std::map<std::string, TensorSpec> modules_;          // by the names that transformers give them
   // The engine's name of a tensor -> the name of its A and B up to kA and kB, and what B A is multiplied by.
   std::map<std::string, std::pair<std::string, double>> pairs_;
   Checkpoint storage_;  // A and B

@@ -179,7 +179,9 @@ TEST(Folder, ItCanBeNamedByItsFile) {
   EXPECT_EQ(f.what("/"), "");
   std::filesystem::rename(f.path + "/model.safetensors", f.path + "/other.safetensors");
   EXPECT_EQ(f.what("other.safetensors"), "");
-  EXPECT_EQ(f.what(), "expected model.safetensors or model.safetensors.index.json, found neither");
+  EXPECT_EQ(f.what(),
+            "expected weights (model.safetensors, pytorch_model.bin, or the index of shards), found none; a "
+            "file of another name can be named itself");
 }
 
 TEST(Folder, RotaryFrequenciesThatOldVersionsSavedDoNotMatter) {
@@ -486,7 +488,8 @@ TEST(ConfigJson, ThatIsNoneIsRefused) {
   EXPECT_EQ(f.what(),
             "expected config.json, found none; name a file, or the folder of a model of Hugging Face's transformers");
   f.write("params.json", "{}");
-  EXPECT_TRUE(contains(f.what(), "found Meta's own format (params.json)"));
+  EXPECT_EQ(f.what(), "params.json:1:1: \"dim\": expected a number, found nothing");
+  f.remove("params.json");
   f.write("adapter_config.json", "{}");
   EXPECT_TRUE(contains(f.what(), "found a LoRA adapter; name its model here, and the adapter with --lora"));
 }
@@ -675,15 +678,15 @@ TEST(Tensors, AFileCutShortAnywhereIsRefused) {
   }
 }
 
-TEST(Tensors, OfPyTorchsOwnFilesItSaysWhatToDo) {
+TEST(Tensors, OfPyTorchsOldFilesItSaysWhatToDo) {
   HfFolder f;
   f.remove("model.safetensors");
-  for (const char* name : {"consolidated.00.pth", "pytorch_model.bin.index.json", "pytorch_model.bin"}) {
-    f.write(name, "PK\x03\x04");
-    EXPECT_TRUE(contains(
-        f.what(), std::string("expected model.safetensors, found ") + name + "; this version does not read PyTorch's"))
-        << f.error;
-  }
+  f.write("pytorch_model.bin", "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.");
+  EXPECT_EQ(
+      f.what(),
+      "pytorch_model.bin: expected a safetensors or PyTorch file, found a Python pickle (old PyTorch checkpoint); "
+      "load the model in Python and save it again, as a file of PyTorch 1.6 or later "
+      "(torch.save(torch.load(OLD), NEW)) or as safetensors");
 }
 
 // ---- Shards ----
@@ -763,9 +766,9 @@ TEST(Shards, EachHasToBeThere) {
   EXPECT_EQ(f.with_shard("lm_head.weight", "none.safetensors"), "none.safetensors: No such file or directory");
   std::filesystem::create_directory(f.path + "/sub");
   EXPECT_EQ(f.with_shard("lm_head.weight", "sub"), "sub: expected a regular file, found a folder");
-  EXPECT_EQ(
-      f.with_shard("lm_head.weight", "config.json").find("config.json: expected a safetensors file, found a JSON file"),
-      0u)
+  EXPECT_EQ(f.with_shard("lm_head.weight", "config.json")
+                .find("config.json: expected a safetensors or PyTorch file, found a JSON file"),
+            0u)
       << f.error;
   f.save_map(f.map);
   f.write(kSecond, safetensors_of(f.shards[kSecond]).substr(0, 100));

@@ -311,11 +311,9 @@ TEST(LoraRefused, WhatIsNoAdaptersFolder) {
                        "adapter_model.safetensors), found no such folder"));
   EXPECT_TRUE(contains(error_of(a.path + "/adapter_config.json"), "found a file"));
   std::filesystem::remove(a.path + "/adapter_model.safetensors");
-  EXPECT_EQ(a.what(), "expected adapter_model.safetensors, found none");
+  EXPECT_EQ(a.what(), "expected adapter_model.safetensors or adapter_model.bin, found neither");
   a.write("adapter_model.bin", "x");
-  EXPECT_EQ(a.what(),
-            "expected adapter_model.safetensors, found adapter_model.bin; load the adapter with PEFT in Python "
-            "and save_pretrained() it");
+  EXPECT_TRUE(contains(a.what(), "adapter_model.bin: ")) << a.what();
   std::filesystem::remove(a.path + "/adapter_config.json");
   EXPECT_EQ(a.what(), "expected adapter_config.json, found none");
   a.write("config.json", "{}");
