@@ -356,6 +356,8 @@ struct Figures {
 
   // The first token comes from the prompt's logits; every other one from a pass over all weights.
   double rate() const { return tokens > 1 && seconds > 0 ? double(tokens - 1) / seconds : 0; }
+  // Passes over the weights a second: a right guess spares one.
+  double passes() const { return rate() > 0 ? double(tokens - 1 - std::min(tokens - 1, guesses_right)) / seconds : 0; }
   double prompt_rate() const { return prompt_seconds > 0 ? double(prompt_tokens) / prompt_seconds : 0; }
 };
 
@@ -520,7 +522,7 @@ inline std::string json_figures(const Run& run, const Session& session) {
       {"new_tokens", std::to_string(f.tokens)},
       {"new_seconds", json(f.seconds)},
       {"new_tokens_s", json(f.rate())},
-      {"weights_gb_s", json(f.rate() * double(run.model.bytes_per_token) / 1e9)},
+      {"weights_gb_s", json(f.passes() * double(run.model.bytes_per_token) / 1e9)},
       {"peak_memory_bytes", std::to_string(peak_memory())},
       {"position", std::to_string(session.position())},
       {"context", std::to_string(session.context())}};
@@ -540,7 +542,7 @@ inline void print_figures(const Run& run, const Session& session) {
   std::fprintf(
       stderr,
       "prompt %zu tokens, %.1f tok/s; new %zu tokens, %.1f tok/s, %.1f GB/s; peak memory %.1f MB; %s, %d thread%s",
-      f.prompt_tokens, f.prompt_rate(), f.tokens, f.rate(), f.rate() * double(run.model.bytes_per_token) / 1e9,
+      f.prompt_tokens, f.prompt_rate(), f.tokens, f.rate(), f.passes() * double(run.model.bytes_per_token) / 1e9,
       double(peak_memory()) / 1e6, session.kernel(), session.threads(), session.threads() == 1 ? "" : "s");
   if (run.args.lookup) std::fprintf(stderr, "; %zu of %zu guesses right", f.guesses_right, f.guesses);
   if (run.args.temperature > 0) std::fprintf(stderr, "; seed %llu", static_cast<unsigned long long>(run.seed));

@@ -39,8 +39,8 @@ class Lookup {
     for (size_t i = 0; i < count; i++)  // where the text so far ends, it goes on with the guesses themselves
       guesses_.push_back(next + i < from_ ? text_[next + i] : guesses_[next + i - from_]);
     if (count == 0) {  // what has failed is tried again some time
-      right_[found_] += (usual(found_) - right_[found_]) / 50;
-      cost_ += (kUsualCost - cost_) / 50;
+      right_[found_] += (usual(found_) - right_[found_]) / 400;
+      cost_ += (kUsualCost - cost_) / 400;
     }
     return guesses_;
   }
