@@ -786,7 +786,8 @@ template <class F> int guarded(const char* program, const F& body) {
     check_standard_files();
     catch_interrupts();
     body();
-    if (std::fflush(stdout) != 0) throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
+    if (std::fflush(stdout) != 0 || std::ferror(stdout))
+      throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
     return 0;
   } catch (const Failure& f) {
     if (!f.what.empty()) std::fprintf(stderr, "%s: %s\n", program, f.what.c_str());
