@@ -202,6 +202,7 @@ class Model {
 
   std::string_view tokenizer_bytes() const { return tokenizer_; }
   std::string_view provenance() const { return provenance_; }
+  uint64_t checksum() const { return checksum_; }  // the header's: no two models share it
   // Copies row `id` of the embedding table to x (dim, padded to 64). False if the file can no longer be read.
   bool embed(int id, float* x) const;
 
@@ -214,7 +215,7 @@ class Model {
   size_t size_ = 0;
   int file_ = -1;  // -1: memory of the caller
   std::string_view tokenizer_, provenance_;
-  uint64_t tensors_at_ = 0, tensors_hash_ = 0;
+  uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
 };
 
 enum class KvType { automatic, q8, f32 };  // how keys and values are kept; automatic: f32 for f32 models, else q8
@@ -261,11 +262,20 @@ class Session {
   int position() const { return position_; }
   int context() const;
   int vocab_size() const { return model_.config.vocab_size; }
+  const Model& model() const { return model_; }
+  bool kv_f32() const;  // keys and values are kept as float32, not int8
   int threads() const;
   const char* kernel() const;
   void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets what came later
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }  // a running (or the next) forward gives up
   void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
+
+  // Keys and values of one position as position_bytes() bytes, the same for every kernel set and thread count; and
+  // back: append_position() makes them the next position of a session of the same model and KV type, which then gives
+  // the bits that it would give had it heard the token. saved_session.hpp makes a checked file of them.
+  size_t position_bytes() const;
+  void read_position(int position, uint8_t* bytes) const { copy_position(position, bytes, false); }
+  void append_position(const uint8_t* bytes);
 
   std::string error;  // "": all is well
 
@@ -291,6 +301,7 @@ class Session {
   void finish_head(const float* state, int t, int head);
   void show_attention(int l, int n);
   struct KvBlock kv_block(int l, int kv_head, int block) const;
+  void copy_position(int position, uint8_t* bytes, bool restore) const;
   const float* logits_of(int first, int n);
   friend std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
 
@@ -325,8 +336,9 @@ inline constexpr size_t kRepeatWindow = 64;  // tokens back that the repetition 
 class Sampler {
  public:
   explicit Sampler(SamplerOptions options = {});
-  int operator()(const float* logits, int n);  // the choice is remembered for the repetition penalty
-  void remember(int id);                       // tokens that were not chosen here: the prompt
+  int operator()(const float* logits, int n);       // the choice is remembered for the repetition penalty
+  void remember(int id);                            // tokens that were not chosen here: the prompt
+  uint64_t random_state() const { return state_; }  // a Sampler with this as its seed draws what this one would draw
  private:
   struct Candidate {
     float p;
@@ -348,10 +360,15 @@ class Sampler {
   std::vector<Candidate> candidates_;
 };
 
+// Guesses the tokens that come after the one that was handed out last. A good guess saves time; none changes the text.
+using Propose = std::function<std::vector<int>()>;
+
 // Feeds the prompt, then samples up to n tokens; ends early at a stop id (not handed out), when the context is full,
-// or when on_token returns false. Returns false on failure, with session.error set.
-inline bool generate(Session& session, Sampler& pick, const std::vector<int>& prompt, int n,
-                     const std::vector<int>& stop_ids, const std::function<bool(int id)>& on_token);
+// or when on_token returns false. Returns false on failure, with session.error set. Pick: Sampler, or what has its two
+// functions. Guesses are heard together with the token before them and count as far as pick chooses the same.
+template <class Pick>
+bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
+              const std::function<bool(int id)>& on_token, const Propose& propose = nullptr);
 
 // Token ids of the text before a reply: `message` as the next user turn, after the end of the last reply or, if it is
 // the first turn, after the system prompt. encode turns plain text into ids (bos: with the tokenizer's BOS in front).
@@ -1061,6 +1078,7 @@ struct ModelReader {
     m.file_bytes = m.size_;
     m.tensors_at_ = h.tensors.offset;
     m.tensors_hash_ = h.tensors_checksum;
+    m.checksum_ = h.checksum;
     return true;
   }
 };
@@ -1118,7 +1136,7 @@ inline void Model::close() {
   }
   base_ = nullptr, size_ = 0, file_ = -1;
   tokenizer_ = provenance_ = {};
-  tensors_at_ = tensors_hash_ = 0;
+  tensors_at_ = tensors_hash_ = checksum_ = 0;
   layers.clear();
 }
 
@@ -1314,6 +1332,8 @@ struct KvBlock {
   int head_dim;              //
   int width;                 // head_dim padded to 16
   ptrdiff_t ahead = 0;       // bytes to the block that comes next, so that it can be on its way; 0: none
+
+  int key_at(int key) const { return key / 16 * 16 * head_dim + key % 16; }  // its first component; the others: + 16 i
 };
 
 // Bytes of a KvBlock, in the order k_scale, v_scale, k, v.
@@ -1596,6 +1616,7 @@ inline Session::~Session() {
 
 inline int Session::threads() const { return pool_ ? pool_->threads() : 0; }
 inline int Session::context() const { return pool_ ? buf_->context : 0; }
+inline bool Session::kv_f32() const { return pool_ && buf_->kv_f32; }
 inline const char* Session::kernel() const { return kernels_ ? kernels_->name : ""; }
 
 inline bool Session::prepare(const SessionOptions& options) {
@@ -1801,11 +1822,11 @@ inline void Session::store_kv(int l, int n) {
     const float *cos = buf_->cos + t * half, *sin = buf_->sin + t * half;
     kernels_->rope(buf_->q.f + size_t(t) * padded(c.q_dim()), c.n_heads, c.head_dim, cos, sin);
     kernels_->rope(k, c.n_kv_heads, c.head_dim, cos, sin);
-    const int key = (position_ + t) % kBlockKeys, k_at = key / 16 * 16 * c.head_dim + key % 16;
+    const int key = (position_ + t) % kBlockKeys;
     for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim) {
       const KvBlock kv = kv_block(l, h, (position_ + t) / kBlockKeys);
       const auto store = [&](auto* keys, auto* values) {
-        kv.k_scale[key] = root * store_vector(k, c.head_dim, keys + k_at, 16);
+        kv.k_scale[key] = root * store_vector(k, c.head_dim, keys + kv.key_at(key), 16);
         kv.v_scale[key] = store_vector(v, c.head_dim, values + key * kv.width, 1);
       };
       if (buf_->kv_f32)
@@ -1931,6 +1952,39 @@ inline const float* Session::logits_of(int first, int n) {
   return buf_->logits;
 }
 
+inline size_t Session::position_bytes() const {
+  const size_t number = kv_f32() ? sizeof(float) : 1;
+  return size_t(model_.config.n_layers) * model_.config.n_kv_heads * (2 * sizeof(float)) +
+         2 * size_t(model_.config.n_layers) * model_.config.kv_dim() * number;
+}
+
+// Layer by layer and head by head: the scales of key and value, the key, the value.
+inline void Session::copy_position(int position, uint8_t* bytes, bool restore) const {
+  const Config& c = model_.config;
+  const int key = position % kBlockKeys;
+  const auto copy = [&](auto* cached, int n, int stride) {
+    for (int i = 0; i < n; i++, cached += stride, bytes += sizeof *cached)
+      restore ? std::memcpy(cached, bytes, sizeof *cached) : std::memcpy(bytes, cached, sizeof *cached);
+  };
+  for (int i = 0; i < c.n_layers * c.n_kv_heads; i++) {
+    const KvBlock kv = kv_block(i / c.n_kv_heads, i % c.n_kv_heads, position / kBlockKeys);
+    const auto vectors = [&](auto* keys, auto* values) {
+      copy(keys + kv.key_at(key), c.head_dim, 16);
+      copy(values + key * kv.width, c.head_dim, 1);
+    };
+    copy(kv.k_scale + key, 1, 1);
+    copy(kv.v_scale + key, 1, 1);
+    if (buf_->kv_f32)
+      vectors(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
+    else
+      vectors(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+  }
+}
+
+inline void Session::append_position(const uint8_t* bytes) {
+  if (position_ < context()) copy_position(position_++, const_cast<uint8_t*>(bytes), true);
+}
+
 // ====================================================================================================================
 // 7. Sampler, generate, chat
 // ====================================================================================================================
@@ -2020,17 +2074,32 @@ inline int Sampler::choose(float top, int best) {
   return candidates_.empty() ? best : candidates_.back().id;
 }
 
-inline bool generate(Session& session, Sampler& pick, const std::vector<int>& prompt, int n,
-                     const std::vector<int>& stop_ids, const std::function<bool(int id)>& on_token) {
+template <class Pick>
+bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
+              const std::function<bool(int id)>& on_token, const Propose& propose) {
+  int id = 0, made = 0;
+  const auto choose = [&](const float* logits) {  // false: that was the last token
+    id = pick(logits, session.vocab_size());
+    return std::find(stop_ids.begin(), stop_ids.end(), id) == stop_ids.end() && on_token(id) && ++made < n;
+  };
   const float* logits = session.forward(prompt.data(), prompt.size());
-  for (int id : prompt) pick.remember(id);
-  for (int i = 0; i < n && logits; i++) {
-    const int id = pick(logits, session.vocab_size());
-    if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end() || !on_token(id)) return true;
-    if (i + 1 == n || session.position() == session.context()) return true;
-    logits = session.forward(&id, 1);
+  for (int fed : prompt) pick.remember(fed);
+  if (!logits) return false;
+  bool more = n > 0 && choose(logits);
+  while (more && session.position() < session.context()) {
+    std::vector<int> batch = {id};
+    if (propose) {
+      const std::vector<int> guess = propose();
+      const int room = std::min({session.context() - session.position(), n - made, kChunk}) - 1;
+      batch.insert(batch.end(), guess.begin(), guess.begin() + std::min(int(guess.size()), room));
+    }
+    const bool good = session.forward(batch.data(), batch.size(), [&](size_t i, const float* next) {
+      more = choose(next);
+      return more && i + 1 < batch.size() && id == batch[i + 1];
+    });
+    if (!good) return false;
   }
-  return logits != nullptr;
+  return true;
 }
 
 inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
