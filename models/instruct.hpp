@@ -37,6 +37,26 @@ inline std::set<std::string> small_words(std::string_view text) {
   return words;
 }
 
+// Words of grammar, and what people do in every story: none of them says what a story is about.
+inline bool is_function_word(const std::string& word) {
+  static const std::set<std::string> kWords = {
+      "about",   "after", "all",      "also",   "always",  "and",    "any",    "anymore", "are",        "around",
+      "asked",   "away",  "back",     "became", "been",    "before", "began",  "being",   "both",       "but",
+      "called",  "came",  "can",      "could",  "decided", "did",    "does",   "doing",   "down",       "each",
+      "even",    "every", "everyone", "felt",   "for",     "from",   "gave",   "get",     "getting",    "goes",
+      "going",   "gone",  "got",      "had",    "has",     "have",   "her",    "here",    "herself",    "him",
+      "himself", "his",   "how",      "into",   "its",     "just",   "knew",   "know",    "let",        "like",
+      "looked",  "made",  "make",     "many",   "more",    "most",   "much",   "must",    "named",      "never",
+      "not",     "now",   "off",      "one",    "only",    "other",  "our",    "out",     "over",       "put",
+      "really",  "said",  "saw",      "say",    "see",     "she",    "should", "some",    "something",  "soon",
+      "started", "still", "such",     "than",   "that",    "the",    "their",  "them",    "themselves", "then",
+      "there",   "these", "they",     "thing",  "things",  "this",   "those",  "thought", "through",    "told",
+      "too",     "took",  "tried",    "until",  "upon",    "very",   "wanted", "was",     "way",        "well",
+      "went",    "were",  "what",     "when",   "where",   "which",  "while",  "who",     "why",        "will",
+      "with",    "would", "yes",      "you",    "your"};
+  return kWords.count(word) > 0;
+}
+
 // Sentences of a story that hold no quotation mark and no line break, with their full stop.
 inline std::vector<std::string> sentences(std::string_view story) {
   std::vector<std::string> out;
@@ -92,16 +112,18 @@ class Instructor {
   }
 
  private:
-  static constexpr double kCommon = 0.25;  // what is in more of the stories says nothing about one: the, said, they
+  static constexpr double kCommon = 0.5;  // what is in more of the stories says nothing about one
   static constexpr size_t kLongestSummary = 120;
 
   // From 0 to below 1, the same with every library.
   static double share(std::mt19937_64& random) { return double(random() >> 11) / 9007199254740992.0; }
 
-  // 0 for words that are common or, being in one story only, cannot be learnt.
+  // 0 for words that say nothing or, being in one story only, cannot be learnt.
   double rarity(const std::string& word) const {
     const auto known = stories_with_.find(word);
-    if (known == stories_with_.end() || known->second < 2 || known->second > kCommon * stories_) return 0;
+    if (known == stories_with_.end() || known->second < 2 || known->second > kCommon * stories_ ||
+        instruct_detail::is_function_word(word))
+      return 0;
     return std::log(stories_ / known->second);
   }
 
