@@ -14,6 +14,7 @@
 #include "run.cpp"
 #endif
 #include "help.hpp"
+#include "instruction.hpp"
 #include "json_text.hpp"
 #include "tokenizer.hpp"
 
@@ -28,19 +29,23 @@ struct Failure {
 struct Arguments {
   std::string model, prompt, file, ids, system, tokenizer, mode = "generate", kernel, logits, perplexity, encode;
   std::string save, resume;
+  std::string words, features, summary;
   std::vector<std::string> stop;
   int n = -1, top_k = 0, threads = 0, context = 0, batch = 256, top = 0;
   float temperature = 0.8f, top_p = 0.9f, min_p = 0, repeat_penalty = 1;
   std::string seed, kv = "auto";
   bool quiet = false, info = false, self_test = false, kernels = false, help = false, version = false;
   bool lookup = false, json = false, man = false;
-  bool has_prompt = false, has_encode = false;
+  bool has_prompt = false, has_encode = false, instructed = false;
 };
 
 inline const Option<Arguments> kOptions[] = {
     {"", "", "model.bin -i \"It was\" -n 100 --stop \"The end\"", "What to say"},
     {"-i", "--prompt", "TEXT", "go on with this text; in chat, the first question", &Arguments::prompt},
     {"-f", "--file", "FILE", "take the prompt from a file, - for standard input", &Arguments::file},
+    {"", "--words", "dog,cake,sad", "a story with these words, of a model that writes on command", &Arguments::words},
+    {"", "--features", "LIST", "a story with these: Dialogue, Moral, Sad ending", &Arguments::features},
+    {"", "--summary", "SENTENCE", "a story in which this happens", &Arguments::summary},
     {"-m", "--mode", "MODE", "generate (go on with a text) or chat (answer, line by line)", &Arguments::mode},
     {"-y", "--system", "TEXT", "the system prompt of a chat", &Arguments::system},
     {"-n", "--tokens", "N", "at most so many new tokens; 0: until the context is full [256; chat 0]", &Arguments::n, 0,
@@ -205,6 +210,36 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
   return given;
 }
 
+// Names of an option's list, without the spaces around them.
+inline std::vector<std::string> names(const char* option, const std::string& list) {
+  std::vector<std::string> out;
+  for (const std::string& part : list.empty() ? std::vector<std::string>() : split(list)) {
+    const size_t first = part.find_first_not_of(' ');
+    if (first == std::string::npos) throw Failure{2, std::string(option) + ": expected names between the commas"};
+    out.push_back(part.substr(first, part.find_last_not_of(' ') + 1 - first));
+  }
+  return out;
+}
+
+// The prompt that --words, --features and --summary stand for.
+inline void set_instruction(Arguments& a) {
+  const Instruction wanted = {names("--words", a.words), names("--features", a.features), a.summary};
+  a.instructed = !wanted.empty();
+  if (!a.instructed) return;
+  for (const std::string& f : wanted.features)
+    if (std::find(std::begin(kFeatures), std::end(kFeatures), f) == std::end(kFeatures))
+      throw Failure{2, "--features: expected some of Dialogue, Moral, Sad ending, found '" + f + "'"};
+  if (a.mode == "chat" || a.has_prompt || !a.file.empty() || !a.ids.empty())
+    throw Failure{2,
+                  "--words, --features and --summary make a prompt of their own; leave out -i, -f, --ids and -m chat"};
+  a.prompt = instruction_prompt(wanted);
+  const auto control = [](char c) { return uint8_t(c) < 32 && c != '\n'; };
+  const size_t lines = size_t(std::count(a.prompt.begin(), a.prompt.end(), '\n'));
+  const size_t parts = size_t(!wanted.words.empty()) + !wanted.features.empty() + !wanted.summary.empty();
+  if (lines > parts || std::any_of(a.prompt.begin(), a.prompt.end(), control))
+    throw Failure{2, "--words, --features and --summary: expected one line each, found a line break or a tab"};
+}
+
 inline Arguments parse(int argc, char** argv) {
   Arguments a;
   const std::vector<std::string> given = parse_options(argc, argv, kOptions, "put a text in quotes behind -i", a);
@@ -219,6 +254,7 @@ inline Arguments parse(int argc, char** argv) {
   one_of("-m", a.mode, {"generate", "chat"}, "generate or chat");
   one_of("--kv", a.kv, {"auto", "q8", "f32"}, "auto, q8 or f32");
   if (a.has_prompt + !a.file.empty() + !a.ids.empty() > 1) throw Failure{2, "-i, -f and --ids: expected one of them"};
+  set_instruction(a);
   for (const char* option : {"--save", "--resume", "--lookup", "--top"})
     if (a.mode == "chat" && std::count(given.begin(), given.end(), option) > 0)
       throw Failure{2, std::string(option) + ": goes on with a text, not with a chat; leave out -m chat"};
@@ -435,6 +471,10 @@ inline std::vector<int> prompt_ids(Run& run, bool first = true) {
       ids.push_back(int(number("--ids", id, 0, run.model.config.vocab_size - 1, true)));
     return ids;
   }
+  if (a.instructed && run.model.provenance().find(kTakesInstructions) == std::string_view::npos)
+    throw Failure{1, a.model +
+                         ": has not learnt to write on command (its provenance does not say so); -i goes on with "
+                         "a text"};
   ids = run.tokenizer.encode(a.file.empty() ? a.prompt : read_all(a.file), first);
   if (!first) return ids;
   if (ids.empty() && run.tokenizer.bos() >= 0) ids.push_back(run.tokenizer.bos());  // something has to come first

@@ -98,7 +98,8 @@ struct Text {
     const std::vector<int> fed(saved.ids.begin() + session.position(), saved.ids.end());
     check_room(session, fed.size());
     if (file) run.out.write(filter.push(std::exchange(saved.held, "")));
-    for (const int id : prompt) run.out.write(printed(id));
+    for (const int id : run.args.instructed ? std::vector<int>() : prompt)  // an order is no part of the story
+      run.out.write(printed(id));
     return fed;
   }
 
