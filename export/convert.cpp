@@ -41,6 +41,9 @@ constexpr const char* kHelp =
     "larger\n"
     "  --report FILE           with --calibrate: what it did to each matrix; FILE ends in .csv or .html\n"
     "  -z, --tokenizer FILE    a tokenizer of its own, where the checkpoint has none, or another one\n"
+    "  --template NAME         how a chat is laid out, where the checkpoint does not say or says something unknown:\n"
+    "                          zephyr (TinyLlama-Chat), chatml (SmolLM2), llama-2, llama-3, alpaca, vicuna,\n"
+    "                          vicuna-lines or plain\n"
     "  --random SHAPE          random weights of a known shape, to measure speed and memory with; SHAPE is one of\n"
     "                          ";
 
@@ -50,7 +53,7 @@ struct Failure {
 };
 
 struct Arguments {
-  std::string in, out, type = "q4", tokenizer, random, calibrate, head, report;
+  std::string in, out, type = "q4", tokenizer, random, calibrate, head, report, chat_template;
 };
 
 volatile std::sig_atomic_t interrupted = 0;
@@ -91,9 +94,10 @@ Arguments parse(int argc, char** argv) {
   const struct {
     const char *letter, *name;
     std::string* into;
-  } options[] = {{"-o", "--output", &a.out},  {"", "--type", &a.type},           {"-z", "--tokenizer", &a.tokenizer},
-                 {"", "--random", &a.random}, {"", "--calibrate", &a.calibrate}, {"", "--head", &a.head},
-                 {"", "--report", &a.report}};
+  } options[] = {{"-o", "--output", &a.out},          {"", "--type", &a.type},
+                 {"-z", "--tokenizer", &a.tokenizer}, {"", "--random", &a.random},
+                 {"", "--calibrate", &a.calibrate},   {"", "--head", &a.head},
+                 {"", "--report", &a.report},         {"", "--template", &a.chat_template}};
   for (int i = 1; i < argc; i++) {
     const std::string word = argv[i];
     if (word.size() < 2 || word[0] != '-') {
@@ -110,6 +114,8 @@ Arguments parse(int argc, char** argv) {
   }
   if (a.type != "q4" && a.type != "q8" && a.type != "f32")
     throw Failure{2, "--type: expected q4, q8 or f32, found '" + a.type + "'"};
+  if (!a.chat_template.empty() && !find_chat_family(a.chat_template))
+    throw Failure{2, "--template: expected one of " + chat_family_keys() + ", found '" + a.chat_template + "'"};
   check_q4_options(a);
   if (a.in.empty() == a.random.empty())
     throw Failure{2, "expected a checkpoint, or --random SHAPE; see export/convert --help"};
@@ -292,6 +298,29 @@ void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
         "a model of 135M parameters, half an hour for 1.1B)\n");
 }
 
+// How the model chats: as --template says, or else as the checkpoint's own template does, if it is known. Returns the
+// name of the family, "none" or why it is not known.
+std::string set_chat_template(const Arguments& a, const Checkpoint& c, ModelParts& parts) {
+  Tokenizer tokenizer;
+  if (!tokenizer.load(parts.tokenizer)) throw Failure{1, tokenizer.error};
+  std::string family = "none", error;
+  if (!a.chat_template.empty()) {
+    const ChatFamily& chosen = *find_chat_family(a.chat_template);
+    if (!make_chat_template(chosen, tokenizer, parts.chat, error))
+      throw Failure{1, "--template " + a.chat_template + ": " + error};
+    family = std::string(chosen.name) + " (chosen)";
+  } else if (!c.chat_template.empty() && !recognise_chat_template(c.chat_template, tokenizer, parts.chat, family)) {
+    std::fprintf(stderr,
+                 "convert: chat template not known (%s); the model will go on with texts, but not chat, unless one is "
+                 "chosen: --template NAME, of %s\n",
+                 family.c_str(), chat_family_keys().c_str());
+  }
+  for (int id : c.stop_ids)
+    if (std::find(parts.chat.stop_ids.begin(), parts.chat.stop_ids.end(), id) == parts.chat.stop_ids.end())
+      parts.chat.stop_ids.push_back(id);
+  return family;
+}
+
 void convert_random(const Arguments& a) {
   const Preset* preset = nullptr;
   for (const Preset& p : presets())
@@ -309,6 +338,7 @@ void convert_random(const Arguments& a) {
   std::string error;
   if (!a.tokenizer.empty() && !read_tokenizer_file(a.tokenizer, c, error)) throw Failure{1, error};
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
+  set_chat_template(a, c, parts);
   parts.provenance = "source: random weights of the shape " + a.random + "\nweights: " + quality(a) + "\n";
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
@@ -326,15 +356,7 @@ void convert_checkpoint(const Arguments& a) {
   ModelParts parts;
   parts.config = c.config;
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
-  Tokenizer tokenizer;
-  if (!tokenizer.load(parts.tokenizer)) throw Failure{1, tokenizer.error};
-  std::string family = "none";
-  if (!c.chat_template.empty() && !recognise_chat_template(c.chat_template, tokenizer, parts.chat, family))
-    std::fprintf(stderr, "convert: chat template not understood (%s); the model will go on with texts, but not chat\n",
-                 family.c_str());
-  for (int id : c.stop_ids)
-    if (std::find(parts.chat.stop_ids.begin(), parts.chat.stop_ids.end(), id) == parts.chat.stop_ids.end())
-      parts.chat.stop_ids.push_back(id);
+  const std::string family = set_chat_template(a, c, parts);
   const auto line = [](const char* what, const std::string& text) {
     return text.empty() ? "" : what + (": " + text) + "\n";
   };
