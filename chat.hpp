@@ -451,9 +451,9 @@ class Chat {
 
   void tell_end(const Turn& turn, const Reply& reply, size_t forgotten) {
     const std::string context = std::to_string(session_.context()) + " tokens";
-    if (forgotten)
-      tell("the context (" + context + ") is full; oldest messages that are forgotten: " + std::to_string(forgotten) +
-           (conversation_.has_system() ? "; the system prompt stays" : ""));
+    if (forgotten && !(reply.end == End::full && turn.reply_ids.empty()))
+      tell("the context (" + context + ") is full, so the oldest messages are forgotten (" + std::to_string(forgotten) +
+           ")" + (conversation_.has_system() ? "; the system prompt stays" : ""));
     if (reply.end == End::loop)
       tell("the reply went round in a loop of " + std::to_string(reply.loop.period()) +
            (reply.loop.period() == 1 ? " token" : " tokens") + ", so it was ended; one round of it is kept");

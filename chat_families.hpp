@@ -82,7 +82,7 @@ inline const std::vector<ChatFamily>& chat_families() {
        {"", "", " USER: ", " USER: ", "", " ASSISTANT:", "{eos_token}"},
        "{eos_token}"},
       {"vicuna-lines",
-       "Vicuna in lines",
+       "Vicuna lines",
        {"{eos_token}"},
        "",
        kAll,

@@ -49,7 +49,7 @@ inline const Option<Arguments> kOptions[] = {
     {"-m", "--mode", "MODE", "generate (go on with a text) or chat (answer, line by line; /help there)",
      &Arguments::mode},
     {"-y", "--system", "TEXT", "the system prompt of a chat", &Arguments::system},
-    {"", "--template", "NAME", "lay a chat out like this family of models [as the model file has it]",
+    {"", "--template", "NAME", "lay a chat out as one of zephyr, chatml, llama-2, llama-3, alpaca, vicuna, plain",
      &Arguments::chat_template},
     {"-n", "--tokens", "N", "at most so many new tokens; 0: until the context is full [256; chat 0]", &Arguments::n, 0,
      1e9},

@@ -371,7 +371,7 @@ inline KnownTemplate llama2_template() {
            {3, kAssistant, POCKET_EACH("assistant") " {content} {eos_token}"}}};
 }
 
-// What Alpaca and Vicuna in lines share: the system prompt and an empty line, and then the turns.
+// what Alpaca and Vicuna lines share: the system prompt and an empty line, and then the turns.
 inline std::vector<KnownStep> with_system_in_front(std::vector<KnownStep> turns) {
   const KnownStep front[] = {{1, kSystem, POCKET_IF_SYSTEM "set system_message = {messages[0].content}\n\n"},
                              {1, kSystem | kShown, POCKET_IF_SYSTEM "{bos_token}{messages[0].content}\n\n"},

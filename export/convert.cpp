@@ -42,8 +42,7 @@ constexpr const char* kHelp =
     "  --report FILE           with --calibrate: what it did to each matrix; FILE ends in .csv or .html\n"
     "  -z, --tokenizer FILE    a tokenizer of its own, where the checkpoint has none, or another one\n"
     "  --template NAME         how a chat is laid out, where the checkpoint does not say or says something unknown:\n"
-    "                          zephyr (TinyLlama-Chat), chatml (SmolLM2), llama-2, llama-3, alpaca, vicuna,\n"
-    "                          vicuna-lines or plain\n"
+    "                          {families}\n"
     "  --random SHAPE          random weights of a known shape, to measure speed and memory with; SHAPE is one of\n"
     "                          ";
 
@@ -65,7 +64,11 @@ std::string duration(double s) {
 }
 
 void print_help() {
-  std::fputs(kHelp, stdout);
+  const std::string help = kHelp, mark = "{families}";
+  std::string families = chat_family_keys();
+  families.insert(families.rfind(',') + 2, "or ");
+  const size_t at = help.find(mark);
+  std::printf("%s%s%s", help.substr(0, at).c_str(), families.c_str(), help.c_str() + at + mark.size());
   for (const Preset& p : presets()) std::printf("%s%s", &p == &presets()[0] ? "" : ", ", p.name);
   std::printf("\n\nExit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
 }
