@@ -167,11 +167,12 @@ inline void on_chat_interrupt(int signal) {
   on_interrupt(signal);
 }
 
-inline void catch_chat_interrupts() {
+// reading: Ctrl-C ends a read of standard input; else system calls go on where they were, and no text is lost.
+inline void catch_chat_interrupts(bool reading) {
   struct sigaction action = {};
   action.sa_handler = on_chat_interrupt;
+  action.sa_flags = reading ? 0 : SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
-  stop_if_interrupted();
 }
 
 // The template that is asked for takes the place of the model file's.
@@ -203,7 +204,8 @@ class Chat {
             run.model.chat, [&run](std::string_view text, bool bos) { return run.tokenizer.encode(text, bos); },
             run.args.system) {
     running.store(nullptr);  // at the prompt there is nothing to stop
-    catch_chat_interrupts();
+    catch_chat_interrupts(false);
+    stop_if_interrupted();
   }
 
   void talk() {
@@ -264,8 +266,11 @@ class Chat {
       prompt_shown_ = true;
       int c;
       if (prompt) line.clear();
+      catch_chat_interrupts(true);
       while ((c = std::fgetc(stdin)) != EOF && c != '\n') line += char(c);
-      if (c == EOF && std::ferror(stdin) && errno == EINTR) {
+      const int why = errno;
+      catch_chat_interrupts(false);
+      if (c == EOF && std::ferror(stdin) && why == EINTR) {
         std::clearerr(stdin);
         if (interrupted && isatty(0)) std::fprintf(stderr, "\n");
         continue;

@@ -18,6 +18,10 @@ class ChatProgram : public testing::Test {
       const auto made = run_program({POCKET_CONVERT, "--random", "tiny", "--template", name, "-o", model(name)});
       ASSERT_EQ(made.status, 0) << made.err;
     }
+    // Of so many tokens the one that ends a reply does not come.
+    const auto made = run_program(
+        {POCKET_CONVERT, "--random", "stories15m", "--type", "q8", "--template", "plain", "-o", model("endless")});
+    ASSERT_EQ(made.status, 0) << made.err;
   }
   static void TearDownTestSuite() { delete folder; }
   static std::string model(const std::string& name = "plain") { return folder->file(name + ".bin"); }
@@ -73,7 +77,7 @@ TEST_F(ChatProgram, TheConverterIsToldATemplate) {
   expect_failed_in_a_line(convert("llama-3"), "convert", 1, {"--template llama-3: expected the token"});
   EXPECT_EQ(t.list(), "");
   EXPECT_EQ(convert("Llama 2").status, 0);
-  EXPECT_HAS(run_program({POCKET_CONVERT, "--help"}).out, "vicuna-lines or plain");
+  EXPECT_HAS(run_program({POCKET_CONVERT, "--help"}).out, "vicuna-lines, or plain");
 }
 
 // A checkpoint whose template is a program nobody knows: said with the choices, and the model still converts.
@@ -114,7 +118,7 @@ TEST_F(ChatProgram, HelpListsTheCommands) {
 TEST_F(ChatProgram, UndoResetAndTwoSlashes) {
   const std::string one = chat({"one"}).out, two = chat({"one", "two"}).out;
   ASSERT_EQ(two.rfind(one, 0), 0u);
-  EXPECT_EQ(chat({"one", "x", "/undo", "two"}).out.find(two.substr(one.size())), chat({"one", "x"}).out.size())
+  EXPECT_EQ(chat({"one", "x", "/undo", "two"}).out, chat({"one", "x"}).out + two.substr(one.size()))
       << "the reply is what it would have been";
   EXPECT_EQ(chat({"two words", "/reset", "one"}).out, chat({"two words"}).out + one);
   const TemporaryFolder t;
@@ -188,7 +192,7 @@ TEST_F(ChatProgram, AReplyAsLongAsTheContextEnds) {
 // ---- On a terminal ----
 
 TEST_F(ChatProgram, CtrlCStopsTheReplyAndNotTheProgram) {
-  TerminalProgram t({POCKET_RUN, model(), "-m", "chat", "-t", "3", "-p", "1", "-s", "1", "--ctx", "1000000"});
+  TerminalProgram t({POCKET_RUN, model("endless"), "-m", "chat", "-t", "3", "-p", "1", "-s", "1", "--ctx", "100000"});
   ASSERT_TRUE(t.hears("> "));
   t.type("hi\n");
   ASSERT_TRUE(t.hears_bytes(500));
@@ -210,12 +214,13 @@ TEST_F(ChatProgram, CtrlCStopsTheReplyAndNotTheProgram) {
 
 TEST_F(ChatProgram, CtrlCTwiceEndsIt) {
   for (const bool at_the_prompt : {false, true}) {
-    TerminalProgram t({POCKET_RUN, model(), "-m", "chat", "-t", "3", "-p", "1", "-s", "1", "--ctx", "1000000"});
+    TerminalProgram t({POCKET_RUN, model("endless"), "-m", "chat", "-t", "3", "-p", "1", "-s", "1", "--ctx", "100000"});
     ASSERT_TRUE(t.hears("> "));
     t.type("hi\n");
     ASSERT_TRUE(t.hears_bytes(500));
     t.type("\3");
-    if (at_the_prompt) ASSERT_TRUE(t.hears("another Ctrl-C ends") && t.hears("> "));
+    const bool stopped = !at_the_prompt || (t.hears("another Ctrl-C ends") && t.hears("> "));
+    ASSERT_TRUE(stopped);
     t.type("\3");
     EXPECT_EQ(t.ends(), 130) << at_the_prompt;
   }
