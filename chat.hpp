@@ -375,7 +375,7 @@ class Chat {
     if (common < heard_.size()) {
       heard_.resize(common);
       session_.rewind(int(common));
-      for (size_t i = common - std::min(common, kRepeatWindow); i < common; i++) pick_.remember(heard_[i]);
+      for (size_t i = kRepeatWindow; i > 0; i--) pick_.remember(i > common ? -1 : heard_[common - i]);  // -1: none
     }
     return std::vector<int>(ids.begin() + long(common), ids.end());
   }
