@@ -3,6 +3,8 @@
 #ifndef POCKET_CHAT_HPP
 #define POCKET_CHAT_HPP
 
+#include <poll.h>
+
 #include "chat_families.hpp"
 #include "cli.hpp"
 #include "export/json.hpp"
@@ -167,12 +169,12 @@ inline void on_chat_interrupt(int signal) {
   on_interrupt(signal);
 }
 
-// reading: Ctrl-C ends a read of standard input; else system calls go on where they were, and no text is lost.
-inline void catch_chat_interrupts(bool reading) {
+inline void catch_chat_interrupts() {
   struct sigaction action = {};
   action.sa_handler = on_chat_interrupt;
-  action.sa_flags = reading ? 0 : SA_RESTART;
+  action.sa_flags = SA_RESTART;  // a write goes on where it was: no text is lost
   sigaction(SIGINT, &action, nullptr);
+  stop_if_interrupted();
 }
 
 // The template that is asked for takes the place of the model file's.
@@ -204,8 +206,7 @@ class Chat {
             run.model.chat, [&run](std::string_view text, bool bos) { return run.tokenizer.encode(text, bos); },
             run.args.system) {
     running.store(nullptr);  // at the prompt there is nothing to stop
-    catch_chat_interrupts(false);
-    stop_if_interrupted();
+    catch_chat_interrupts();
   }
 
   void talk() {
@@ -253,31 +254,41 @@ class Chat {
 
   // ---- Input ----
 
+  static constexpr int kInterrupted = -2;
+
+  // The next byte of standard input; EOF where there is no more, kInterrupted where Ctrl-C comes before it. The wait is
+  // cut short because the signal may come just before it, or to another thread.
+  int next_byte() {
+    if (next_ == input_.size()) {
+      constexpr int kWait = 100;  // ms
+      pollfd in = {0, POLLIN, 0};
+      for (int ready = 0; ready == 0 && !interrupted;) {
+        ready = poll(&in, 1, kWait);
+        if (ready < 0 && errno == EINTR) ready = 0;
+      }
+      if (interrupted) return kInterrupted;
+      input_.resize(4096);
+      const ssize_t n = ::read(0, &input_[0], input_.size());
+      input_.resize(n > 0 ? size_t(n) : 0), next_ = 0;
+      if (n <= 0) return EOF;
+    }
+    return uint8_t(input_[next_++]);
+  }
+
   // A line without its end; false where there is no more. Ctrl-C throws away what has been typed, or ends the program
   // if it comes for the second time.
   bool read_line(std::string& line) {
-    for (bool prompt = true;; prompt = interrupted) {
-      if (interrupted) {
-        interrupted = 0;
-        if (chat_interrupts > 1) throw Failure{130, ""};
-        if (prompt_shown_) tell("another Ctrl-C ends the chat, and so does /quit");
-      }
-      if (prompt && isatty(0)) std::fprintf(stderr, "> ");
-      prompt_shown_ = true;
+    for (interrupted = 0;; tell("another Ctrl-C ends the chat, and so does /quit")) {
+      if (isatty(0)) std::fprintf(stderr, "> ");
+      line.clear();
       int c;
-      if (prompt) line.clear();
-      catch_chat_interrupts(true);
-      while ((c = std::fgetc(stdin)) != EOF && c != '\n') line += char(c);
-      const int why = errno;
-      catch_chat_interrupts(false);
-      if (c == EOF && std::ferror(stdin) && why == EINTR) {
-        std::clearerr(stdin);
-        if (interrupted && isatty(0)) std::fprintf(stderr, "\n");
-        continue;
-      }
-      if (c == EOF && isatty(0)) std::fprintf(stderr, "\n");
+      while ((c = next_byte()) >= 0 && c != '\n') line += char(c);
+      interrupted = 0;
+      if (c != '\n' && isatty(0)) std::fprintf(stderr, "\n");
+      if (c == kInterrupted && chat_interrupts > 1) throw Failure{130, ""};
+      if (c == kInterrupted) continue;
+      chat_interrupts = 0;
       if (!line.empty() && line.back() == '\r') line.pop_back();
-      interrupted = 0, chat_interrupts = 0, prompt_shown_ = false;
       return c != EOF || !line.empty();
     }
   }
@@ -477,7 +488,9 @@ class Chat {
   Sampler pick_;
   Conversation conversation_;
   std::vector<int> heard_;  // what the session holds
-  bool quit_ = false, failed_ = false, prompt_shown_ = false;
+  std::string input_;       // of standard input, as it came
+  size_t next_ = 0;         // the first of its bytes that is no part of a line yet
+  bool quit_ = false, failed_ = false;
 };
 
 inline void chat(Run& run) {
