@@ -10,10 +10,10 @@ MODEL = models/smollm2-135m-instruct.bin
 
 all: run export/convert
 
-run: run.cpp $(wildcard *.hpp)
+run: run.cpp $(wildcard *.hpp) export/json.hpp export/input_file.hpp
 	$(CXX) $(ALL_FLAGS) run.cpp -o $@ $(LDFLAGS)
 
-export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp tokenizer.hpp
+export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp chat_families.hpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) export/convert.cpp -o $@ $(LDFLAGS)
 
 # Programs that measure: speed, memory and quality of a model; kernels one by one (with Google Benchmark).
@@ -23,7 +23,7 @@ bench-kernels:
 	  { echo "bench-kernels: needs Google Benchmark (Debian: libbenchmark-dev)" >&2; exit 1; }
 	$(MAKE) tests/bench/kernels
 
-tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp *.hpp) run.cpp
+tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp *.hpp) run.cpp export/json.hpp export/input_file.hpp
 	$(CXX) $(ALL_FLAGS) tests/bench/bench.cpp -o $@ $(LDFLAGS)
 
 tests/bench/kernels: tests/bench/kernels.cpp run.cpp

@@ -30,6 +30,7 @@ struct Arguments {
   std::string model, prompt, file, ids, system, tokenizer, mode = "generate", kernel, logits, perplexity, encode;
   std::string save, resume;
   std::string words, features, summary;
+  std::string chat_template;
   std::vector<std::string> stop;
   int n = -1, top_k = 0, threads = 0, context = 0, batch = 256, top = 0;
   float temperature = 0.8f, top_p = 0.9f, min_p = 0, repeat_penalty = 1;
@@ -46,8 +47,11 @@ inline const Option<Arguments> kOptions[] = {
     {"", "--words", "dog,cake,sad", "a story with these words, of a model that writes on command", &Arguments::words},
     {"", "--features", "LIST", "a story with these: Dialogue, Moral, Sad ending", &Arguments::features},
     {"", "--summary", "SENTENCE", "a story in which this happens", &Arguments::summary},
-    {"-m", "--mode", "MODE", "generate (go on with a text) or chat (answer, line by line)", &Arguments::mode},
+    {"-m", "--mode", "MODE", "generate (go on with a text) or chat (answer, line by line; /help there)",
+     &Arguments::mode},
     {"-y", "--system", "TEXT", "the system prompt of a chat", &Arguments::system},
+    {"", "--template", "NAME", "lay a chat out as one of zephyr, chatml, llama-2, llama-3, alpaca, vicuna, plain",
+     &Arguments::chat_template},
     {"-n", "--tokens", "N", "at most so many new tokens; 0: until the context is full [256; chat 0]", &Arguments::n, 0,
      1e9},
     {"", "--stop", "TEXT", "end before this text; may be given several times", &Arguments::stop},
@@ -253,6 +257,7 @@ inline Arguments parse(int argc, char** argv) {
   };
   one_of("-m", a.mode, {"generate", "chat"}, "generate or chat");
   one_of("--kv", a.kv, {"auto", "q8", "f32"}, "auto, q8 or f32");
+  if (!a.chat_template.empty() && a.mode != "chat") throw Failure{2, "--template: is for -m chat"};
   if (a.has_prompt + !a.file.empty() + !a.ids.empty() > 1) throw Failure{2, "-i, -f and --ids: expected one of them"};
   set_instruction(a);
   for (const char* option : {"--save", "--resume", "--lookup", "--top"})
@@ -326,20 +331,24 @@ class NewFile {
   int why_ = 0;
   bool finished_ = false;
 };
+// A text without control characters but newline and tab.
+inline std::string without_controls(const std::string& text) {
+  std::string clean;
+  for (size_t i = 0; i < text.size(); i++) {
+    const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
+    if (c == 0xC2 && next >= 0x80 && next < 0xA0)
+      i++;  // U+0080 ... U+009F
+    else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
+      clean += text[i];
+  }
+  return clean;
+}
 
 // stdout. To a terminal no control characters pass but newline and tab: a model must not be able to move the cursor.
 class Output {
  public:
   void write(const std::string& text) {
-    std::string clean;
-    for (size_t i = 0; terminal_ && i < text.size(); i++) {
-      const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
-      if (c == 0xC2 && next >= 0x80 && next < 0xA0)
-        i++;  // U+0080 ... U+009F
-      else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
-        clean += text[i];
-    }
-    const std::string& out = terminal_ ? clean : text;
+    const std::string out = terminal_ ? without_controls(text) : text;
     if (std::fwrite(out.data(), 1, out.size(), stdout) != out.size() || std::fflush(stdout) != 0)
       throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
   }
@@ -535,18 +544,6 @@ bool make_text(Run& run, Session& session, Pick& pick, Tokenizer::Stream& stream
   return good;
 }
 
-// Prints what the model adds to the prompt; returns the new ids.
-inline std::vector<int> write_on(Run& run, Session& session, Sampler& pick, Tokenizer::Stream& stream,
-                                 const std::vector<int>& prompt) {
-  StopFilter filter(run.args.stop);
-  std::vector<int> ids;
-  const bool good = make_text(run, session, pick, stream, filter, prompt, ids);
-  if (!filter.stopped) run.out.write(filter.push(stream.flush()) + filter.flush());
-  if (!good) fail(session);
-  stop_if_interrupted();
-  return ids;
-}
-
 // The figures for a program to read.
 inline std::string json_figures(const Run& run, const Session& session) {
   const Figures& f = run.figures;
@@ -591,41 +588,7 @@ inline void print_figures(const Run& run, const Session& session) {
 
 inline void generate_text(Run& run);  // generate.hpp
 
-inline bool next_message(Run& run, bool first, std::string& message) {
-  const Arguments& a = run.args;
-  if (first && (a.has_prompt || !a.file.empty())) return message = a.file.empty() ? a.prompt : read_all(a.file), true;
-  if (isatty(0)) std::fprintf(stderr, "> ");
-  message.clear();
-  int c;
-  while ((c = std::fgetc(stdin)) != EOF && c != '\n') message += char(c);
-  stop_if_interrupted();
-  return c != EOF || !message.empty();
-}
-
-inline void chat(Run& run) {
-  if (!run.model.chat.known())
-    throw Failure{
-        1, run.args.model + ": has no chat template, so it is not known how to talk to it; -i goes on with a text"};
-  OpenSession open(run.model, run.session_options());
-  Session& session = open.session;
-  Sampler pick(run.sampler_options());
-  const Encode encode = [&](std::string_view text, bool bos) { return run.tokenizer.encode(text, bos); };
-  std::vector<int> reply;
-  std::string message;
-  for (bool first = true; next_message(run, first, message); first = false) {
-    std::vector<int> ids = chat_turn(run.model.chat, encode, run.args.system, message, first);
-    const int fed = session.position();
-    if (!reply.empty()) ids.insert(ids.begin(), reply.back());  // said, but not yet heard by itself
-    check_room(session, ids.size());
-    Tokenizer::Stream stream(run.tokenizer);
-    std::vector<int> said = write_on(run, session, pick, stream, ids);
-    run.out.write("\n");
-    const bool all_fed = session.position() == fed + int(ids.size() + said.size());
-    reply = all_fed || said.empty() ? std::vector<int>() : std::vector<int>{said.back()};
-  }
-  if (isatty(0)) std::fprintf(stderr, "\n");
-  print_figures(run, session);
-}
+inline void chat(Run& run);  // chat.hpp
 
 inline void write_logits(Run& run) {
   OpenSession open(run.model, run.session_options());
@@ -843,5 +806,6 @@ inline int main(int argc, char** argv) {
 
 }  // namespace pocket::cli
 
+#include "chat.hpp"
 #include "generate.hpp"
 #endif  // POCKET_CLI_HPP

@@ -163,12 +163,16 @@ struct ChatTemplate {
   using Parts = std::vector<Part>;
   enum Slot { kSystemPrefix, kSystemSuffix, kFirstUserPrefix, kUserPrefix, kUserSuffix, kReplyPrefix, kReplySuffix };
   static constexpr int kSlots = 7;
+  enum Trim : unsigned { kTrimSystem = 1, kTrimUser = 2, kTrimReply = 4 };
 
   Parts slot[kSlots];          // kFirstUserPrefix stands in for kUserPrefix right after a system turn
   std::string default_system;  // the system prompt where the user gives none; "": no system turn
   std::vector<int> stop_ids;   // tokens that end a reply, or a text
+  unsigned trim = 0;           // bits of Trim: turns whose white space at both ends is left out
 
-  bool known() const { return !slot[kUserPrefix].empty() || !slot[kReplyPrefix].empty(); }
+  bool known() const {
+    return std::any_of(std::begin(slot), std::end(slot), [](const Parts& parts) { return !parts.empty(); });
+  }
 };
 
 // A model file, mapped and checked. Immutable once open, so that any number of sessions and threads may share it.
@@ -267,7 +271,8 @@ class Session {
   int threads() const;
   const char* kernel() const;
   void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets what came later
-  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }  // a running (or the next) forward gives up
+  // A running (or the next) forward gives up; false takes that back where none is running.
+  void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
 
   // Keys and values of one position as position_bytes() bytes, the same for every kernel set and thread count; and
@@ -375,6 +380,12 @@ bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int 
 using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
 inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
                                   const std::string& message, bool first);
+
+// The two halves of it, for who wants more than a turn at once: what is laid out, and the token ids of that.
+inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
+                                      bool first);
+inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos);
+inline std::string trimmed(std::string_view text);  // without white space at both ends
 
 // ====================================================================================================================
 // 2. Number formats, and the scalar kernels that define what every faster one must return, bit for bit
@@ -1055,7 +1066,8 @@ struct ModelReader {
         slot.push_back({id, std::string(in.take(in.get<uint32_t>()))});
       }
     }
-    if (!in.ok || !in.bytes.empty())
+    if (in.ok && !in.bytes.empty()) chat.trim = in.get<uint32_t>();  // left out where it is 0
+    if (!in.ok || !in.bytes.empty() || chat.trim > 7)
       return refuse("section chat", "a whole template", "one that does not fit its bytes");
     m.chat = std::move(chat);
     return true;
@@ -2102,29 +2114,41 @@ bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int 
   return true;
 }
 
-inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
-                                  const std::string& message, bool first) {
+inline std::string trimmed(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\n\v\f\r";
+  const size_t from = std::min(text.find_first_not_of(kSpace), text.size());
+  return std::string(text.substr(from, text.find_last_not_of(kSpace) + 1 - from));
+}
+
+inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
+                                      bool first) {
   ChatTemplate::Parts parts;
   const auto add = [&](ChatTemplate::Slot slot) {
     parts.insert(parts.end(), chat.slot[slot].begin(), chat.slot[slot].end());
   };
+  const auto add_text = [&](const std::string& text, ChatTemplate::Trim trim) {
+    parts.push_back({-1, chat.trim & trim ? trimmed(text) : text});
+  };
   const std::string& prompt = system.empty() ? chat.default_system : system;
   if (first && !prompt.empty()) {
     add(ChatTemplate::kSystemPrefix);
-    parts.push_back({-1, prompt});
+    add_text(prompt, ChatTemplate::kTrimSystem);
     add(ChatTemplate::kSystemSuffix);
     add(ChatTemplate::kFirstUserPrefix);
   } else {
     if (!first) add(ChatTemplate::kReplySuffix);
     add(ChatTemplate::kUserPrefix);
   }
-  parts.push_back({-1, message});
+  add_text(message, ChatTemplate::kTrimUser);
   add(ChatTemplate::kUserSuffix);
   add(ChatTemplate::kReplyPrefix);
+  return parts;
+}
 
+inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos) {
   std::vector<int> ids;
-  if (first) ids = encode("", true);  // BOS, or nothing
-  if (!ids.empty() && parts[0].id == ids[0]) ids.clear();
+  if (bos) ids = encode("", true);  // BOS, or nothing
+  if (!ids.empty() && !parts.empty() && parts[0].id == ids[0]) ids.clear();
   std::string text;  // between two control tokens the text is one, whoever wrote it, and is encoded as one
   const auto flush = [&] {
     const std::vector<int> more = text.empty() ? std::vector<int>() : encode(text, false);
@@ -2139,6 +2163,11 @@ inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode
   }
   flush();
   return ids;
+}
+
+inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
+                                  const std::string& message, bool first) {
+  return encode_parts(chat_parts(chat, system, message, first), encode, first);
 }
 
 // ====================================================================================================================

@@ -3,9 +3,8 @@
 //
 // No program is run. A template is cut into steps, "under this condition, this text is put out", and known are those
 // whose every step is in the list of its family below; then what the strings make is what Jinja makes of a conversation
-// (system, then user and assistant in turns), with trim_blocks and lstrip_blocks as transformers sets them. Two things
-// are not taken over: white space around a message is not trimmed, as some templates have it, and a text that Llama 2
-// has replied is expected to begin with the space that the template would put there.
+// (system, then user and assistant in turns), with trim_blocks and lstrip_blocks as transformers sets them. One thing
+// is not taken over: Llama 2 does not trim the front of a first message behind a system prompt; here it is trimmed.
 #pragma once
 
 #include <cctype>
@@ -15,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "../chat_families.hpp"
 #include "../run.cpp"
 #include "../tokenizer.hpp"
 #include "input_file.hpp"
@@ -72,7 +72,8 @@ inline std::string spell(const JinjaTokens& tokens) {
   return out;
 }
 
-// What an expression puts out: texts as they are, all else in braces, {message.content}. A brace in a text is \1.
+// What an expression puts out: texts as they are, all else in braces, {message.content} or, without white space at both
+// ends, {message.content|trim}. A brace in a text is \1.
 inline std::string output_of(const JinjaTokens& tokens) {
   const JinjaTokens t = unwrap(tokens);
   std::string out;
@@ -88,7 +89,7 @@ inline std::string output_of(const JinjaTokens& tokens) {
     std::string name = spell(term);
     for (const std::string trim : {" | trim", ".strip()"})
       if (name.size() > trim.size() && name.substr(name.size() - trim.size()) == trim)
-        name.resize(name.size() - trim.size());
+        name.resize(name.size() - trim.size()), name += "|trim";
     out += "{" + name + "}";
   }
   return out;
@@ -289,26 +290,27 @@ struct KnownStep {
   const char* text;
 };
 
-struct TemplateFamily {
-  const char* name;
-  const char* mark;              // a text that tells the family
-  std::vector<const char*> own;  // tokens that the vocabulary must have
-  unsigned needs;                // bits of KnownStep::gives, all of them
+// Templates of a family: a way in which its strings are written as a program.
+struct KnownTemplate {
+  const char* family;  // key
+  const char* mark;    // a text that tells the family; "": none
+  unsigned needs;      // bits of KnownStep::gives, all of them
   std::vector<KnownStep> known;
-  const char* slot[ChatTemplate::kSlots];
-  const char* stop;  // the token that ends a reply
 };
 
-inline constexpr unsigned kSystem = 1, kUser = 2, kAssistant = 4, kPrompt = 8, kBos = 16, kDefault = 32, kShown = 64,
+inline constexpr unsigned kSystem = ChatTemplate::kTrimSystem, kUser = ChatTemplate::kTrimUser,
+                          kAssistant = ChatTemplate::kTrimReply, kPrompt = 8, kBos = 16, kDefault = 32, kShown = 64,
                           kRest = 128, kMessage = 256, kNone = 512, kAll = kSystem | kUser | kAssistant;
 
 #define POCKET_HEADER(ROLE) "<|start_header_id|>" ROLE "<|end_header_id|>\n\n"
 #define POCKET_NO_SYSTEM(CONDITION) CONDITION ": <|im_start|>system\n{default}<|im_end|>\n"
+#define POCKET_IF_SYSTEM "messages[0].role == 'system': "
+#define POCKET_IF_NO_SYSTEM "not (messages[0].role == 'system'): "
+#define POCKET_EACH(ROLE) "each message / message.role == '" ROLE "': "
 
-inline TemplateFamily chatml_family() {
-  return {"ChatML",
+inline KnownTemplate chatml_template() {
+  return {"chatml",
           "<|im_start|>",
-          {"<|im_start|>", "<|im_end|>"},
           kAll | kPrompt,
           {{0, 0, "not add_generation_prompt is defined: set add_generation_prompt = {false}"},
            {1, kBos, ": {bos_token}"},
@@ -316,22 +318,17 @@ inline TemplateFamily chatml_family() {
            {2, kDefault, POCKET_NO_SYSTEM("each message / loop.first and messages[0].role != 'system'")},
            {2, kDefault, POCKET_NO_SYSTEM("each message / loop.index0 == 0 and messages[0].role != 'system'")},
            {3, kAll, "each message: <|im_start|>{message.role}\n{message.content}<|im_end|>\n"},
-           {3, kSystem, "each message / message.role == 'system': <|im_start|>system\n{message.content}<|im_end|>\n"},
-           {3, kUser, "each message / message.role == 'user': <|im_start|>user\n{message.content}<|im_end|>\n"},
-           {3, kAssistant,
-            "each message / message.role == 'assistant': <|im_start|>assistant\n{message.content}<|im_end|>\n"},
+           {3, kSystem, POCKET_EACH("system") "<|im_start|>system\n{message.content}<|im_end|>\n"},
+           {3, kUser, POCKET_EACH("user") "<|im_start|>user\n{message.content}<|im_end|>\n"},
+           {3, kAssistant, POCKET_EACH("assistant") "<|im_start|>assistant\n{message.content}<|im_end|>\n"},
            {4, kPrompt, "each message / loop.last and add_generation_prompt: <|im_start|>assistant\n"},
            {4, kPrompt, "add_generation_prompt: <|im_start|>assistant\n"},
-           {4, kPrompt, ": <|im_start|>assistant\n"}},
-          {"<|im_start|>system\n", "<|im_end|>\n", "<|im_start|>user\n", "<|im_start|>user\n", "<|im_end|>\n",
-           "<|im_start|>assistant\n", "<|im_end|>\n"},
-          "<|im_end|>"};
+           {4, kPrompt, ": <|im_start|>assistant\n"}}};
 }
 
-inline TemplateFamily llama3_family() {
-  return {"Llama 3",
+inline KnownTemplate llama3_template() {
+  return {"llama-3",
           "<|start_header_id|>",
-          {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
           kAll | kShown | kPrompt,
           {{0, 0, "not add_generation_prompt is defined: set add_generation_prompt = {false}"},
            {1, kBos, ": {bos_token}"},
@@ -341,51 +338,96 @@ inline TemplateFamily llama3_family() {
            {3, kBos, "each message / loop.index0 == 0: set content = {bos_token}{content}"},
            {4, kShown, "each message: {content}"},
            {5, kPrompt, "add_generation_prompt: " POCKET_HEADER("assistant")},
-           {5, kPrompt, ": " POCKET_HEADER("assistant")}},
-          {POCKET_HEADER("system"), "<|eot_id|>", POCKET_HEADER("user"), POCKET_HEADER("user"), "<|eot_id|>",
-           POCKET_HEADER("assistant"), "<|eot_id|>"},
-          "<|eot_id|>"};
+           {5, kPrompt, ": " POCKET_HEADER("assistant")}}};
 }
 
-#undef POCKET_HEADER
-#undef POCKET_NO_SYSTEM
-
-inline TemplateFamily zephyr_family() {
-  return {"Zephyr",
+inline KnownTemplate zephyr_template() {
+  return {"zephyr",
           "<|user|>",
-          {"{eos_token}"},
           kAll | kPrompt,
-          {{1, kUser, "each message / message.role == 'user': <|user|>\n{message.content}{eos_token}\n"},
-           {1, kSystem, "each message / message.role == 'system': <|system|>\n{message.content}{eos_token}\n"},
-           {1, kAssistant, "each message / message.role == 'assistant': <|assistant|>\n{message.content}{eos_token}\n"},
+          {{1, kUser, POCKET_EACH("user") "<|user|>\n{message.content}{eos_token}\n"},
+           {1, kSystem, POCKET_EACH("system") "<|system|>\n{message.content}{eos_token}\n"},
+           {1, kAssistant, POCKET_EACH("assistant") "<|assistant|>\n{message.content}{eos_token}\n"},
            {2, kPrompt, "each message / loop.last and add_generation_prompt: <|assistant|>\n"},
-           {2, kPrompt, "add_generation_prompt: <|assistant|>\n"}},
-          {"<|system|>\n", "{eos_token}\n", "<|user|>\n", "<|user|>\n", "{eos_token}\n", "<|assistant|>\n",
-           "{eos_token}\n"},
-          "{eos_token}"};
+           {2, kPrompt, "add_generation_prompt: <|assistant|>\n"}}};
 }
 
-inline TemplateFamily llama2_family() {
-  return {"Llama 2",
+inline KnownTemplate llama2_template() {
+  return {"llama-2",
           "<<SYS>>",
-          {"{bos_token}", "{eos_token}"},
           kAll | kShown | kRest | kMessage | kNone,
-          {{1, kRest, "messages[0].role == 'system': set loop_messages = {messages[1:]}"},
-           {1, kMessage, "messages[0].role == 'system': set system_message = {messages[0].content}"},
-           {1, 0, "not (messages[0].role == 'system'): set loop_messages = {messages}"},
-           {1, kNone, "not (messages[0].role == 'system'): set system_message = {false}"},
+          {{1, kRest, POCKET_IF_SYSTEM "set loop_messages = {messages[1:]}"},
+           {1, kMessage, POCKET_IF_SYSTEM "set system_message = {messages[0].content}"},
+           {1, 0, POCKET_IF_NO_SYSTEM "set loop_messages = {messages}"},
+           {1, kNone, POCKET_IF_NO_SYSTEM "set system_message = {false}"},
            {2, kSystem,
             "each message / loop.index0 == 0 and system_message != false: "
             "set content = <<SYS>>\n{system_message}\n<</SYS>>\n\n{message.content}"},
            {2, kShown,
             "each message / not (loop.index0 == 0 and system_message != false): "
             "set content = {message.content}"},
-           {3, kUser, "each message / message.role == 'user': {bos_token}[INST] {content} [/INST]"},
-           {3, 0, "each message / message.role == 'system': <<SYS>>\n{content}\n<</SYS>>\n\n"},  // never comes there
-           {3, kAssistant, "each message / message.role == 'assistant':  {content} {eos_token}"}},
-          {"{bos_token}[INST] <<SYS>>\n", "\n<</SYS>>\n\n", "", "{bos_token}[INST] ", " [/INST]", "", " {eos_token}"},
-          "{eos_token}"};
+           {3, kUser, POCKET_EACH("user") "{bos_token}[INST] {content} [/INST]"},
+           {3, 0, POCKET_EACH("system") "<<SYS>>\n{content}\n<</SYS>>\n\n"},  // never comes there
+           {3, kAssistant, POCKET_EACH("assistant") " {content} {eos_token}"}}};
 }
+
+// what Alpaca and Vicuna lines share: the system prompt and an empty line, and then the turns.
+inline std::vector<KnownStep> with_system_in_front(std::vector<KnownStep> turns) {
+  const KnownStep front[] = {{1, kSystem, POCKET_IF_SYSTEM "set system_message = {messages[0].content}\n\n"},
+                             {1, kSystem | kShown, POCKET_IF_SYSTEM "{bos_token}{messages[0].content}\n\n"},
+                             {1, kRest, POCKET_IF_SYSTEM "set messages = {messages[1:]}"},
+                             {1, kNone, POCKET_IF_NO_SYSTEM "set system_message = "},
+                             {1, kDefault | kNone, POCKET_IF_NO_SYSTEM "set system_message = {default}\n\n"},
+                             {1, kBos, POCKET_IF_NO_SYSTEM "{bos_token}"},
+                             {1, kBos | kDefault, POCKET_IF_NO_SYSTEM "{bos_token}{default}\n\n"},
+                             {2, kBos | kShown, ": {bos_token}{system_message}"},
+                             {2, kShown, ": {system_message}"},
+                             {2, kBos, ": {bos_token}"},
+                             {3, kSystem | kShown, POCKET_EACH("system") "{message.content}\n\n"}};
+  turns.insert(turns.begin(), std::begin(front), std::end(front));
+  return turns;
+}
+
+inline KnownTemplate alpaca_template() {
+  return {
+      "alpaca", "### Response:", kAll | kShown | kPrompt,
+      with_system_in_front({{3, kUser, POCKET_EACH("user") "### Instruction:\n{message.content}\n\n"},
+                            {3, kAssistant, POCKET_EACH("assistant") "### Response:\n{message.content}{eos_token}\n\n"},
+                            {4, kPrompt, "add_generation_prompt: ### Response:\n"}})};
+}
+
+inline KnownTemplate vicuna_lines_template() {
+  return {"vicuna-lines", "ASSISTANT:", kAll | kShown | kPrompt,
+          with_system_in_front({{3, kUser, POCKET_EACH("user") "USER: {message.content}\n"},
+                                {3, kAssistant, POCKET_EACH("assistant") "ASSISTANT: {message.content}{eos_token}\n"},
+                                {4, kPrompt, "add_generation_prompt: ASSISTANT:"}})};
+}
+
+inline KnownTemplate vicuna_template() {
+  return {"vicuna",
+          " ASSISTANT:",
+          kAll | kShown | kRest | kDefault | kPrompt,
+          {{1, kRest, POCKET_IF_SYSTEM "set loop_messages = {messages[1:]}"},
+           {1, kSystem, POCKET_IF_SYSTEM "set system_message = {messages[0].content}"},
+           {1, 0, POCKET_IF_NO_SYSTEM "set loop_messages = {messages}"},
+           {1, kDefault, POCKET_IF_NO_SYSTEM "set system_message = {default}"},
+           {2, kBos, ": {bos_token}"},
+           {3, kShown, "each message / loop.index0 == 0: {system_message}"},
+           {3, kBos | kShown, "each message / loop.index0 == 0: {bos_token}{system_message}"},
+           {4, kUser, POCKET_EACH("user") " USER: {message.content}"},
+           {4, kAssistant, POCKET_EACH("assistant") " ASSISTANT: {message.content}{eos_token}"},
+           {5, kPrompt, "add_generation_prompt:  ASSISTANT:"}}};
+}
+
+inline KnownTemplate plain_template() {
+  return {"plain", "", kAll, {{1, kBos, ": {bos_token}"}, {2, kAll, "each message: {message.content}\n"}}};
+}
+
+#undef POCKET_HEADER
+#undef POCKET_NO_SYSTEM
+#undef POCKET_IF_SYSTEM
+#undef POCKET_IF_NO_SYSTEM
+#undef POCKET_EACH
 
 // ====================================================================================================================
 // Recognising one
@@ -394,52 +436,38 @@ inline TemplateFamily llama2_family() {
 // Fills in a ChatTemplate where the template is of this family; else `error` says what it has that others have not.
 class TemplateMatcher {
  public:
-  TemplateMatcher(const TemplateFamily& family, const Tokenizer& tokenizer) : family_(family), tokenizer_(tokenizer) {}
+  TemplateMatcher(const KnownTemplate& known, const Tokenizer& tokenizer)
+      : known_(known), family_(*find_chat_family(known.family)), tokenizer_(tokenizer) {}
 
   std::string error;
 
   bool match(const std::vector<std::string>& steps, ChatTemplate& out) {
-    if (!tokens()) return false;
+    if (!make_chat_template(family_, tokenizer_, out, error)) return false;
+    out.default_system.clear();
+    out.trim = 0;
     int place = 0;
     unsigned given = 0;
     for (const std::string& step : steps)
       if (!take(step, place, given, out)) return false;
-    if ((given & family_.needs) != family_.needs)
+    if ((given & known_.needs) != known_.needs)
       return fail(error, std::string("expected all the parts of ") + family_.name + ", found some of them");
-    return begin_with_bos(given & kBos, out) && fill(out);
+    return begin_with_bos(given & kBos, out);
   }
 
  private:
-  // With the names of BOS and EOS replaced by what they are written as.
-  std::string written(const std::string& text) const {
-    const std::pair<std::string, int> names[] = {{"{bos_token}", tokenizer_.bos()}, {"{eos_token}", tokenizer_.eos()}};
-    std::string out;
-    for (size_t at = 0; at < text.size();) {
-      const size_t start = at;
-      for (const auto& [name, id] : names)
-        if (text.compare(at, name.size(), name) == 0) out += tokenizer_.piece(id), at += name.size();
-      if (at == start) out += text[at++];
-    }
-    return out;
-  }
-
-  bool tokens() {
-    for (const char* token : family_.own)
-      if (const std::string text = written(token); text.empty() || tokenizer_.find(text) < 0)
-        return fail(error, std::string("expected the token ") + token + " in the vocabulary, found none");
-    return true;
-  }
-
   bool take(std::string step, int& place, unsigned& given, ChatTemplate& out) {
-    const std::string loop = "for message in ";
+    const std::string loop = "for message in ", trim = "|trim}", as_found = step;
     for (const std::string over : {"loop_messages", "messages"})
       if (step.rfind(loop + over, 0) == 0) step = "each message" + step.substr(loop.size() + over.size());
-    step = written(step);
-    for (const KnownStep& known : family_.known) {
-      if (!fits(step, written(known.text), out)) continue;
-      if (known.place < place || (given & known.gives)) return fail(error, "unexpected here: " + shown(step));
+    bool trims = false;
+    for (size_t at; (at = step.find(trim)) != std::string::npos; trims = true) step.erase(at, trim.size() - 1);
+    step = with_tokens_written(step, tokenizer_);
+    for (const KnownStep& known : known_.known) {
+      if (!fits(step, with_tokens_written(known.text, tokenizer_), out)) continue;
+      if (known.place < place || (given & known.gives)) return fail(error, "unexpected here: " + shown(as_found));
       place = known.place;
       given |= known.gives;
+      if (trims) out.trim |= known.gives & kAll;
       return true;
     }
     return fail(error, "not known of " + std::string(family_.name) + ": " + shown(step));
@@ -471,41 +499,13 @@ class TemplateMatcher {
   bool begin_with_bos(bool written_out, ChatTemplate& out) {
     if (!written_out || tokenizer_.bos() < 0 || tokenizer_.adds_bos()) return true;
     if (out.default_system.empty()) return fail(error, "begins with BOS, which the tokenizer does not put there");
-    out.slot[ChatTemplate::kSystemPrefix].push_back({tokenizer_.bos(), ""});
+    ChatTemplate::Parts& front = out.slot[ChatTemplate::kSystemPrefix];
+    front.insert(front.begin(), {tokenizer_.bos(), ""});
     return true;
   }
 
-  bool fill(ChatTemplate& out) {
-    for (int i = 0; i < ChatTemplate::kSlots; i++) add_parts(written(family_.slot[i]), out.slot[i]);
-    out.stop_ids = {tokenizer_.find(written(family_.stop))};
-    return true;
-  }
-
-  // Cuts a text at the tokens of the family that the vocabulary has.
-  void add_parts(const std::string& text, ChatTemplate::Parts& out) const {
-    std::string plain;
-    const auto flush = [&] {
-      if (!plain.empty()) out.push_back({-1, plain});
-      plain.clear();
-    };
-    std::vector<std::string> marks = {"<|system|>", "<|user|>", "<|assistant|>", "[INST]", "[/INST]"};
-    for (const char* token : family_.own) marks.push_back(written(token));
-    for (size_t i = 0; i < text.size();) {
-      size_t length = 0;
-      for (const std::string& mark : marks)
-        if (text.compare(i, mark.size(), mark) == 0 && tokenizer_.find(mark) >= 0) length = mark.size();
-      if (length > 0) {
-        flush();
-        out.push_back({tokenizer_.find(text.substr(i, length)), ""});
-      } else {
-        plain += text[i];
-      }
-      i += std::max<size_t>(length, 1);
-    }
-    flush();
-  }
-
-  const TemplateFamily& family_;
+  const KnownTemplate& known_;
+  const ChatFamily& family_;
   const Tokenizer& tokenizer_;
 };
 
@@ -517,18 +517,21 @@ inline bool recognise_chat_template(const std::string& jinja, const Tokenizer& t
   const auto has = [&](const char* text) { return jinja.find(text) != std::string::npos; };
   if (has("Cutting Knowledge Date"))
     return fail(family_or_reason, "has a system turn with dates in it even where there is no system prompt");
-  for (const TemplateFamily& family : {chatml_family(), llama3_family(), llama2_family(), zephyr_family()}) {
-    if (!has(family.mark)) continue;
+  std::string reason;
+  for (const KnownTemplate& known : {chatml_template(), llama3_template(), llama2_template(), zephyr_template(),
+                                     alpaca_template(), vicuna_template(), vicuna_lines_template(), plain_template()}) {
+    if (!has(known.mark)) continue;
     JinjaSteps reader;
-    if (!reader.read(jinja)) return fail(family_or_reason, reader.error);
-    TemplateMatcher matcher(family, tokenizer);
+    TemplateMatcher matcher(known, tokenizer);
     ChatTemplate found;
-    if (!matcher.match(reader.steps, found)) return fail(family_or_reason, matcher.error);
-    out = std::move(found);
-    family_or_reason = family.name;
-    return true;
+    if (reader.read(jinja) && matcher.match(reader.steps, found)) {
+      out = std::move(found);
+      family_or_reason = find_chat_family(known.family)->name;
+      return true;
+    }
+    if (reason.empty() && *known.mark) reason = reader.error.empty() ? matcher.error : reader.error;
   }
-  return fail(family_or_reason, "expected ChatML, Zephyr, Llama 2 or Llama 3, found another");
+  return fail(family_or_reason, reason.empty() ? "is of no family that is known" : reason);
 }
 
 }  // namespace pocket

@@ -51,6 +51,8 @@ constexpr const char* kHelp =
     "  -z, --tokenizer FILE    a tokenizer of its own, where the checkpoint has none, or another one: "
     "tokenizer.model,\n"
     "                          tokenizer.json (byte-level or made from SentencePiece) or llama2.c's tokenizer.bin\n"
+    "  --template NAME         how a chat is laid out, where the checkpoint does not say or says something unknown:\n"
+    "                          {families}\n"
     "  --random SHAPE          random weights of a known shape, to measure speed and memory with; SHAPE is one of\n"
     "                          ";
 
@@ -60,7 +62,7 @@ struct Failure {
 };
 
 struct Arguments {
-  std::string in, out, type = "q4", tokenizer, random, calibrate, head, report;
+  std::string in, out, type = "q4", tokenizer, random, calibrate, head, report, chat_template;
   std::vector<std::string> lora;
 };
 
@@ -73,7 +75,11 @@ std::string duration(double s) {
 }
 
 void print_help() {
-  std::fputs(kHelp, stdout);
+  const std::string help = kHelp, mark = "{families}";
+  std::string families = chat_family_keys();
+  families.insert(families.rfind(',') + 2, "or ");
+  const size_t at = help.find(mark);
+  std::printf("%s%s%s", help.substr(0, at).c_str(), families.c_str(), help.c_str() + at + mark.size());
   for (const Preset& p : presets()) std::printf("%s%s", &p == &presets()[0] ? "" : ", ", p.name);
   std::printf("\n\nExit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
 }
@@ -102,9 +108,10 @@ Arguments parse(int argc, char** argv) {
   const struct {
     const char *letter, *name;
     std::string* into;
-  } options[] = {{"-o", "--output", &a.out},  {"", "--type", &a.type},           {"-z", "--tokenizer", &a.tokenizer},
-                 {"", "--random", &a.random}, {"", "--calibrate", &a.calibrate}, {"", "--head", &a.head},
-                 {"", "--report", &a.report}};
+  } options[] = {{"-o", "--output", &a.out},          {"", "--type", &a.type},
+                 {"-z", "--tokenizer", &a.tokenizer}, {"", "--random", &a.random},
+                 {"", "--calibrate", &a.calibrate},   {"", "--head", &a.head},
+                 {"", "--report", &a.report},         {"", "--template", &a.chat_template}};
   for (int i = 1; i < argc; i++) {
     const std::string word = argv[i];
     if (word.size() < 2 || word[0] != '-') {
@@ -121,6 +128,8 @@ Arguments parse(int argc, char** argv) {
   }
   if (a.type != "q4" && a.type != "q8" && a.type != "f32")
     throw Failure{2, "--type: expected q4, q8 or f32, found '" + a.type + "'"};
+  if (!a.chat_template.empty() && !find_chat_family(a.chat_template))
+    throw Failure{2, "--template: expected one of " + chat_family_keys() + ", found '" + a.chat_template + "'"};
   check_q4_options(a);
   if (a.in.empty() == a.random.empty())
     throw Failure{2, "expected a checkpoint, or --random SHAPE; see export/convert --help"};
@@ -304,6 +313,29 @@ void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
         "a model of 135M parameters, half an hour for 1.1B)\n");
 }
 
+// How the model chats: as --template says, or else as the checkpoint's own template does, if it is known. Returns the
+// name of the family, "none" or why it is not known.
+std::string set_chat_template(const Arguments& a, const Checkpoint& c, ModelParts& parts) {
+  Tokenizer tokenizer;
+  if (!tokenizer.load(parts.tokenizer)) throw Failure{1, tokenizer.error};
+  std::string family = "none", error;
+  if (!a.chat_template.empty()) {
+    const ChatFamily& chosen = *find_chat_family(a.chat_template);
+    if (!make_chat_template(chosen, tokenizer, parts.chat, error))
+      throw Failure{1, "--template " + a.chat_template + ": " + error};
+    family = std::string(chosen.name) + " (chosen)";
+  } else if (!c.chat_template.empty() && !recognise_chat_template(c.chat_template, tokenizer, parts.chat, family)) {
+    std::fprintf(stderr,
+                 "convert: chat template not known (%s); the model will go on with texts, but not chat, unless one is "
+                 "chosen: --template NAME, of %s\n",
+                 family.c_str(), chat_family_keys().c_str());
+  }
+  for (int id : c.stop_ids)
+    if (std::find(parts.chat.stop_ids.begin(), parts.chat.stop_ids.end(), id) == parts.chat.stop_ids.end())
+      parts.chat.stop_ids.push_back(id);
+  return family;
+}
+
 void convert_random(const Arguments& a) {
   const Preset* preset = nullptr;
   for (const Preset& p : presets())
@@ -321,6 +353,7 @@ void convert_random(const Arguments& a) {
   std::string error;
   if (!a.tokenizer.empty() && !read_tokenizer_file(a.tokenizer, c, error)) throw Failure{1, error};
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
+  set_chat_template(a, c, parts);
   parts.provenance = "source: random weights of the shape " + a.random + "\nweights: " + quality(a) + "\n";
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
@@ -350,15 +383,7 @@ void convert_checkpoint(const Arguments& a) {
   ModelParts parts;
   parts.config = c.config;
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
-  Tokenizer tokenizer;
-  if (!tokenizer.load(parts.tokenizer)) throw Failure{1, tokenizer.error};
-  std::string family = "none";
-  if (!c.chat_template.empty() && !recognise_chat_template(c.chat_template, tokenizer, parts.chat, family))
-    std::fprintf(stderr, "convert: chat template not understood (%s); the model will go on with texts, but not chat\n",
-                 family.c_str());
-  for (int id : c.stop_ids)
-    if (std::find(parts.chat.stop_ids.begin(), parts.chat.stop_ids.end(), id) == parts.chat.stop_ids.end())
-      parts.chat.stop_ids.push_back(id);
+  const std::string family = set_chat_template(a, c, parts);
   const auto line = [](const char* what, const std::string& text) {
     return text.empty() ? "" : what + (": " + text) + "\n";
   };

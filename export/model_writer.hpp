@@ -76,6 +76,7 @@ inline std::string chat_bytes(const ChatTemplate& chat) {
       out.put_string(part.text);
     }
   }
+  if (chat.trim) out.put(uint32_t(chat.trim));
   return out.bytes;
 }
 

@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <nlohmann/json.hpp>
 
+#include "../chat.hpp"
+#include "test_data.hpp"
 #include "tiny_model.hpp"
 
 namespace {
@@ -119,6 +122,71 @@ TEST(ChatTemplate, AConversationIsWhatJinjaMakesOfIt) {
   }
 }
 
+/// What a chat with this template lays out for these messages, of which the last is the user's.
+std::string laid_out(const ChatTemplate& chat, const Tokenizer& tokenizer, const nlohmann::json& messages) {
+  const auto encode = [&](std::string_view text, bool bos) { return tokenizer.encode(text, bos); };
+  cli::Conversation conversation(chat, encode, "");
+  for (const auto& message : messages) {
+    const std::string role = message["role"], content = message["content"];
+    if (role == "system") conversation.system = content;
+    if (role == "user") conversation.turns.push_back({content, "", {}});
+    if (role == "assistant") conversation.turns.back().reply = content;
+  }
+  return tokenizer.decode(conversation.ids());
+}
+
+// Conversations of 1, 2 and 5 turns, with a system prompt and without, of each family, to the byte: with the template
+// recognised in the checkpoint's, and with the one of that name.
+TEST(ChatTemplate, EveryFamilyLaysOutWhatJinjaLaysOut) {
+  const std::string path = std::string(POCKET_SOURCE_DIR) + "/tests/chat_vectors.json";
+  NEED_FILE(vectors, std::filesystem::exists(path) ? path : "", "tests/chat_vectors.json (made by tests/setup)");
+  std::vector<std::string> families;
+  for (const auto& v : nlohmann::json::parse(read_file(vectors))) {
+    const TokenizerPtr tokenizer = tokenizer_with(v["control"], v["bos"], v["eos"], v["add_bos"]);
+    ChatTemplate recognised, named;
+    std::string family;
+    ASSERT_TRUE(recognise_chat_template(v["jinja"], *tokenizer, recognised, family)) << v["family"] << ": " << family;
+    EXPECT_EQ(family, v["family"]);
+    ASSERT_NE(find_chat_family(family), nullptr);
+    ASSERT_TRUE(make_chat_template(*find_chat_family(family), *tokenizer, named, family)) << family;
+    for (const auto& c : v["conversations"]) {
+      const std::string bos(tokenizer->piece(tokenizer->bos())), text = c["text"];
+      const std::string expected = (v["add_bos"] && text.rfind(bos, 0) != 0 ? bos : "") + text;
+      EXPECT_EQ(laid_out(recognised, *tokenizer, c["messages"]), expected) << v["family"];
+      if (!v["named"]) continue;
+      EXPECT_EQ(laid_out(named, *tokenizer, c["messages"]), expected) << v["family"];
+    }
+    EXPECT_EQ(v["conversations"].size(), 6u);
+    if (v["named"]) families.push_back(v["family"]);
+  }
+  for (const ChatFamily& family : chat_families())
+    EXPECT_EQ(std::count(families.begin(), families.end(), family.name), 1) << family.name;
+}
+
+TEST(ChatTemplate, FamiliesAreFoundByName) {
+  for (const ChatFamily& family : chat_families()) {
+    EXPECT_EQ(find_chat_family(family.key), &family);
+    EXPECT_EQ(find_chat_family(family.name), &family);
+    EXPECT_NE((", " + chat_family_keys() + ",").find(std::string(", ") + family.key + ","), std::string::npos);
+  }
+  EXPECT_EQ(find_chat_family("llama3"), find_chat_family("LLAMA_3"));
+  for (const char* none : {"", "llama", "-", "zephyr2", "plain text"}) EXPECT_EQ(find_chat_family(none), nullptr);
+}
+
+TEST(ChatTemplate, AFamilyNeedsItsTokens) {
+  ChatTemplate chat;
+  chat.default_system = "before";
+  std::string error;
+  EXPECT_FALSE(make_chat_template(*find_chat_family("chatml"), *llama2_tokenizer(), chat, error));
+  EXPECT_EQ(error, "expected the token <|im_start|> in the vocabulary, found none");
+  EXPECT_EQ(chat.default_system, "before");
+  const TokenizerPtr bare = tokenizer_with({"<unk>"}, -1, -1, false);
+  EXPECT_FALSE(make_chat_template(*find_chat_family("zephyr"), *bare, chat, error));
+  ASSERT_TRUE(make_chat_template(*find_chat_family("plain"), *bare, chat, error)) << error;
+  EXPECT_TRUE(chat.known());
+  EXPECT_TRUE(chat.stop_ids.empty());
+}
+
 TEST(ChatTemplate, ControlTokensAreTokensAndNotText) {
   for (const Case& c : cases()) {
     ChatTemplate chat;
@@ -182,8 +250,8 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 TEST(ChatTemplate, WhatIsNotKnownIsSaid) {
   const TokenizerPtr owner = chatml_tokenizer();
   const Tokenizer& chatml = *owner;
-  EXPECT_EQ(reason("", chatml), "expected ChatML, Zephyr, Llama 2 or Llama 3, found another");
-  EXPECT_EQ(reason("{{ messages[0].content }}", chatml), "expected ChatML, Zephyr, Llama 2 or Llama 3, found another");
+  EXPECT_EQ(reason("", chatml), "is of no family that is known");
+  EXPECT_EQ(reason("{{ messages[0].content }}", chatml), "is of no family that is known");
   EXPECT_EQ(reason("<|im_start|>Cutting Knowledge Date: December 2023", chatml),
             "has a system turn with dates in it even where there is no system prompt");
   EXPECT_EQ(reason(kSmolLm2, *llama2_tokenizer()), "expected the token <|im_start|> in the vocabulary, found none");
@@ -196,6 +264,23 @@ TEST(ChatTemplate, WhatIsNotKnownIsSaid) {
             0u);
   EXPECT_EQ(reason(std::string(kSmolLm2) + kSmolLm2, chatml).find("unexpected here: "), 0u);
   EXPECT_EQ(reason("{% for message in messages %}<|im_start|>{% endfor %}", chatml).find("not known of ChatML"), 0u);
+}
+
+// No program is run, whatever it may do: what is not a known step makes the template unknown.
+TEST(ChatTemplate, ProgramsAreNotRun) {
+  const TokenizerPtr chatml = chatml_tokenizer();
+  const std::string loop = "{% for message in messages %}";
+  for (const std::string program :
+       {"{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{% for x in range(10**9) %}x{% endfor %}", "{% for x in ''.__class__.__mro__ %}{{ x }}{% endfor %}",
+        "{% set x = namespace(n=0) %}", "{% include '/etc/passwd' %}", "{% import 'os' as os %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages|map(attribute='x')|list }}",
+        "{{ strftime_now('%d') }}", "{% do messages.append(1) %}", "{% while true %}{% endwhile %}"}) {
+    for (const std::string& whole : {program + kSmolLm2, kSmolLm2 + program, replaced(kSmolLm2, loop, loop + program)})
+      reason(whole, *chatml);
+    reason(program, *chatml);
+    reason("{% if false %}" + program + "{% endif %}", *chatml);
+  }
 }
 
 TEST(ChatTemplate, EveryTruncationEndsInAReason) {

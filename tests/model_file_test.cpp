@@ -535,6 +535,16 @@ TEST(Chat, HostileSections) {
     EXPECT_EQ(error(words({0, 0, 1, 5, length, 0, 0, 0, 0, 0, 0})).find("section chat: expected a whole"), 0u)
         << length;
   EXPECT_EQ(error(words({0, 0}) + no_slots + "x").find("section chat: expected a whole template"), 0u) << "too long";
+  EXPECT_EQ(error(words({0, 0}) + no_slots + words({7})), "") << "trims all turns";
+  EXPECT_EQ(error(words({0, 0}) + no_slots + words({8})).find("section chat: expected a whole template"), 0u);
+  EXPECT_EQ(error(words({0, 0}) + no_slots + words({7, 0})).find("section chat: expected a whole template"), 0u);
+}
+
+TEST(Chat, TurnsThatAreTrimmedComeBackAsTheyWere) {
+  ModelParts parts = full_parts();
+  parts.chat.trim = ChatTemplate::kTrimSystem | ChatTemplate::kTrimReply;
+  EXPECT_EQ(tiny::MemoryModel(tiny::model_bytes(parts)).model.chat.trim, parts.chat.trim);
+  EXPECT_EQ(tiny::MemoryModel(whole()).model.chat.trim, 0u);
 }
 
 TEST(Chat, TruncatedAtEveryByte) {
