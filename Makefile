@@ -16,6 +16,10 @@ run: run.cpp cli.hpp tokenizer.hpp
 export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) export/convert.cpp -o $@ $(LDFLAGS)
 
+# Trains a model from a text.
+models/train: models/train.cpp $(wildcard models/*.hpp export/*.hpp) run.cpp cli.hpp tokenizer.hpp
+	$(CXX) $(ALL_FLAGS) models/train.cpp -o $@ $(LDFLAGS)
+
 # Programs that measure: speed, memory and quality of a model; kernels one by one (with Google Benchmark).
 bench: tests/bench/bench
 bench-kernels:
@@ -31,6 +35,7 @@ tests/bench/kernels: tests/bench/kernels.cpp run.cpp
 
 help:
 	@echo "make            build ./run and export/convert"
+	@echo "make models/train   build the trainer: from a text of stories to a model of your own"
 	@echo "make demo       build, get a small chat model (93 MB, once), and let it tell a story"
 	@echo "make test       get what the tests need, and run them all"
 	@echo "make test-arm   cross-compile for aarch64, and run what depends on the CPU by qemu"
@@ -71,6 +76,6 @@ install: run
 	install -m 755 run $(DESTDIR)$(PREFIX)/bin/pocketllama
 
 clean:
-	rm -rf run export/convert tests/bench/bench tests/bench/kernels $(BUILD) build-*
+	rm -rf run export/convert models/train tests/bench/bench tests/bench/kernels $(BUILD) build-*
 
 .PHONY: all bench bench-kernels help demo test test-arm sanitize sanitized install clean

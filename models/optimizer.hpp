@@ -1,8 +1,8 @@
 // optimizer.hpp: gradients of a batch, summed in a fixed order, and AdamW with warm-up, a cosine and a clipped norm.
 #pragma once
 
-#include <atomic>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -118,9 +118,10 @@ class Trainer {
   // To be called when `values` of the model were changed from outside.
   void repack() { m_.pack_weights(pool_); }
 
-  Floats mean, square;                           // AdamW's: of the gradients, and of their squares
-  const std::atomic<bool>* cancelled = nullptr;  // when it becomes true, learn() and evaluate() end early, and what
-                                                 // they return and leave means nothing
+  Floats mean, square;  // AdamW's: of the gradients, and of their squares
+  // Asked between sequences; once it says yes learn() and evaluate() end early, and what they return and leave means
+  // nothing.
+  std::function<bool()> cancelled;
 
  private:
   static constexpr size_t kPiece = 16384;  // floats that a task updates
@@ -130,7 +131,7 @@ class Trainer {
     bool decays;
   };
 
-  bool stopped() const { return cancelled && cancelled->load(std::memory_order_relaxed); }
+  bool stopped() const { return cancelled && cancelled(); }
 
   // Sums the lanes into the first, in order, and the length of the result.
   void add_lanes(size_t lanes) {
