@@ -44,7 +44,7 @@ const cli::Option<Arguments> kOptions[] = {
     {"", "--minutes", "M", "as many steps as this machine does in M minutes", &Arguments::minutes, 0.01, 1e6},
     {"", "--batch", "N", "windows of --ctx tokens in a step [16]", &Arguments::batch, 1, 65536},
     {"", "--lr", "RATE", "the highest learning rate [0.003 for width 128, less for wider ones]", &Arguments::rate, 1e-9,
-     10},
+     1e30},
     {"", "--decay", "D", "weight decay [0.1]", &Arguments::decay, 0, 10},
     {"-s", "--seed", "N", "of the first weights and of the order of the stories [1]", &Arguments::seed},
     {"", "", "", "While it runs"},
