@@ -1,4 +1,4 @@
-// train_test.cpp: what a training computes. Products against their definition, gradients against differences of the
+// training_test.cpp: what a training computes. Products against their definition, gradients against differences of the
 // loss, the same bits for every instruction set and number of threads, the engine's logits, windows of a text,
 // checkpoints that are damaged.
 #define RUN_NO_MAIN
