@@ -10,7 +10,7 @@ MODEL = models/smollm2-135m-instruct.bin
 
 all: run export/convert
 
-run: run.cpp cli.hpp tokenizer.hpp
+run: run.cpp cli.hpp instruction.hpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) run.cpp -o $@ $(LDFLAGS)
 
 export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp tokenizer.hpp
@@ -27,7 +27,7 @@ bench-kernels:
 	  { echo "bench-kernels: needs Google Benchmark (Debian: libbenchmark-dev)" >&2; exit 1; }
 	$(MAKE) tests/bench/kernels
 
-tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp) run.cpp cli.hpp tokenizer.hpp
+tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp) run.cpp cli.hpp instruction.hpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) tests/bench/bench.cpp -o $@ $(LDFLAGS)
 
 tests/bench/kernels: tests/bench/kernels.cpp run.cpp

@@ -13,6 +13,7 @@
 #define RUN_NO_MAIN
 #include "run.cpp"
 #endif
+#include "instruction.hpp"
 #include "tokenizer.hpp"
 
 namespace pocket::cli {
@@ -25,12 +26,13 @@ struct Failure {
 
 struct Arguments {
   std::string model, prompt, file, ids, system, tokenizer, mode = "generate", kernel, logits, perplexity, encode;
+  std::string words, features, summary;
   std::vector<std::string> stop;
   int n = -1, top_k = 0, threads = 0, context = 0, batch = 256;
   float temperature = 0.8f, top_p = 0.9f, min_p = 0, repeat_penalty = 1;
   std::string seed, kv = "auto";
   bool quiet = false, info = false, self_test = false, kernels = false, help = false, version = false;
-  bool has_prompt = false, has_encode = false;
+  bool has_prompt = false, has_encode = false, instructed = false;
 };
 
 // A line of --help, and what its option sets in A.
@@ -45,6 +47,9 @@ inline const Option<Arguments> kOptions[] = {
     {"", "", "", "What to say"},
     {"-i", "--prompt", "TEXT", "go on with this text; in chat, the first question", &Arguments::prompt},
     {"-f", "--file", "FILE", "take the prompt from a file, - for standard input", &Arguments::file},
+    {"", "--words", "dog,cake,sad", "a story with these words, of a model that writes on command", &Arguments::words},
+    {"", "--features", "LIST", "a story with these: Dialogue, Moral, Sad ending", &Arguments::features},
+    {"", "--summary", "SENTENCE", "a story in which this happens", &Arguments::summary},
     {"-m", "--mode", "MODE", "generate (go on with a text) or chat (answer, line by line)", &Arguments::mode},
     {"-y", "--system", "TEXT", "the system prompt of a chat", &Arguments::system},
     {"-n", "--tokens", "N", "at most so many new tokens; 0: until the context is full [256; chat 0]", &Arguments::n, 0,
@@ -190,6 +195,36 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
   return given;
 }
 
+// Names of an option's list, without the spaces around them.
+inline std::vector<std::string> names(const char* option, const std::string& list) {
+  std::vector<std::string> out;
+  for (const std::string& part : list.empty() ? std::vector<std::string>() : split(list)) {
+    const size_t first = part.find_first_not_of(' ');
+    if (first == std::string::npos) throw Failure{2, std::string(option) + ": expected names between the commas"};
+    out.push_back(part.substr(first, part.find_last_not_of(' ') + 1 - first));
+  }
+  return out;
+}
+
+// The prompt that --words, --features and --summary stand for.
+inline void set_instruction(Arguments& a) {
+  const Instruction wanted = {names("--words", a.words), names("--features", a.features), a.summary};
+  a.instructed = !wanted.empty();
+  if (!a.instructed) return;
+  for (const std::string& f : wanted.features)
+    if (std::find(std::begin(kFeatures), std::end(kFeatures), f) == std::end(kFeatures))
+      throw Failure{2, "--features: expected some of Dialogue, Moral, Sad ending, found '" + f + "'"};
+  if (a.mode == "chat" || a.has_prompt || !a.file.empty() || !a.ids.empty())
+    throw Failure{2,
+                  "--words, --features and --summary make a prompt of their own; leave out -i, -f, --ids and -m chat"};
+  a.prompt = instruction_prompt(wanted);
+  const auto control = [](char c) { return uint8_t(c) < 32 && c != '\n'; };
+  const size_t lines = size_t(std::count(a.prompt.begin(), a.prompt.end(), '\n'));
+  const size_t parts = size_t(!wanted.words.empty()) + !wanted.features.empty() + !wanted.summary.empty();
+  if (lines > parts || std::any_of(a.prompt.begin(), a.prompt.end(), control))
+    throw Failure{2, "--words, --features and --summary: expected one line each, found a line break or a tab"};
+}
+
 inline Arguments parse(int argc, char** argv) {
   Arguments a;
   const std::vector<std::string> given = parse_options(argc, argv, kOptions, "put a text in quotes behind -i", a);
@@ -204,6 +239,7 @@ inline Arguments parse(int argc, char** argv) {
   one_of("-m", a.mode, {"generate", "chat"}, "generate or chat");
   one_of("--kv", a.kv, {"auto", "q8", "f32"}, "auto, q8 or f32");
   if (a.has_prompt + !a.file.empty() + !a.ids.empty() > 1) throw Failure{2, "-i, -f and --ids: expected one of them"};
+  set_instruction(a);
   if (a.model.empty() && !a.help && !a.version && !a.kernels)
     throw Failure{
         2, "no model given; try: models/get smollm2-135m-instruct, then: run models/smollm2-135m-instruct.bin -m chat"};
@@ -368,6 +404,10 @@ inline std::vector<int> prompt_ids(Run& run) {
       ids.push_back(int(number("--ids", id, 0, run.model.config.vocab_size - 1, true)));
     return ids;
   }
+  if (a.instructed && run.model.provenance().find(kTakesInstructions) == std::string_view::npos)
+    throw Failure{1, a.model +
+                         ": has not learnt to write on command (its provenance does not say so); -i goes on with "
+                         "a text"};
   ids = run.tokenizer.encode(a.file.empty() ? a.prompt : read_all(a.file));
   if (ids.empty() && run.tokenizer.bos() >= 0) ids.push_back(run.tokenizer.bos());  // something has to come first
   if (ids.empty()) throw Failure{2, "the prompt is empty, and this model has no token to begin with; give one with -i"};
@@ -446,7 +486,8 @@ inline void generate_text(Run& run) {
   check_room(open.session, prompt.size());
   Sampler pick(run.sampler_options());
   Tokenizer::Stream stream(run.tokenizer);
-  for (int id : prompt) run.out.write(run.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id));
+  for (int id : run.args.instructed ? std::vector<int>() : prompt)  // an order is no part of the story
+    run.out.write(run.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id));
   try {
     write_on(run, open.session, pick, stream, prompt);
     run.out.end_text();
