@@ -17,7 +17,7 @@ export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp tokenizer.hp
 	$(CXX) $(ALL_FLAGS) export/convert.cpp -o $@ $(LDFLAGS)
 
 # Trains a model from a text.
-models/train: models/train.cpp $(wildcard models/*.hpp export/*.hpp) run.cpp cli.hpp tokenizer.hpp
+models/train: models/train.cpp $(wildcard models/*.hpp export/*.hpp) run.cpp cli.hpp instruction.hpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) models/train.cpp -o $@ $(LDFLAGS)
 
 # Programs that measure: speed, memory and quality of a model; kernels one by one (with Google Benchmark).
@@ -29,6 +29,10 @@ bench-kernels:
 
 tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp) run.cpp cli.hpp instruction.hpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) tests/bench/bench.cpp -o $@ $(LDFLAGS)
+
+bench-training: tests/bench/training
+tests/bench/training: tests/bench/training.cpp $(wildcard models/*.hpp export/*.hpp) run.cpp
+	$(CXX) $(ALL_FLAGS) tests/bench/training.cpp -o $@ $(LDFLAGS)
 
 tests/bench/kernels: tests/bench/kernels.cpp run.cpp
 	$(CXX) $(ALL_FLAGS) tests/bench/kernels.cpp -o $@ $(LDFLAGS) -lbenchmark
@@ -42,6 +46,7 @@ help:
 	@echo "make sanitize   the same tests under ASan and UBSan, and the threads under TSan"
 	@echo "make bench      build tests/bench/bench: how fast a model runs on this machine, and what it loses"
 	@echo "make bench-kernels   build tests/bench/kernels: the kernels one by one; needs Google Benchmark"
+	@echo "make bench-training  build tests/bench/training: how fast models/train computes on this machine"
 	@echo "make install    copy run to $(PREFIX)/bin"
 	@echo "make clean      remove what was built (models stay)"
 
@@ -76,6 +81,6 @@ install: run
 	install -m 755 run $(DESTDIR)$(PREFIX)/bin/pocketllama
 
 clean:
-	rm -rf run export/convert models/train tests/bench/bench tests/bench/kernels $(BUILD) build-*
+	rm -rf run export/convert models/train tests/bench/bench tests/bench/kernels tests/bench/training $(BUILD) build-*
 
-.PHONY: all bench bench-kernels help demo test test-arm sanitize sanitized install clean
+.PHONY: all bench bench-kernels bench-training help demo test test-arm sanitize sanitized install clean

@@ -4,6 +4,8 @@
 #include "../run.cpp"
 
 #include "../cli.hpp"
+#include "instruct.hpp"
+#include "loss_chart.hpp"
 #include "tokenizer_trainer.hpp"
 #include "training_state.hpp"
 #include "training_text.hpp"
@@ -21,7 +23,7 @@ struct Arguments {
   int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 256, vocab = 0;
   int steps = 0, batch = 16, every = 0, threads = 0;
   float minutes = 0, rate = 0, decay = 0.1f;
-  bool resume = false, help = false;
+  bool instruct = false, resume = false, help = false;
 };
 
 const cli::Option<Arguments> kOptions[] = {
@@ -38,6 +40,7 @@ const cli::Option<Arguments> kOptions[] = {
      &Arguments::vocab, 1, 1 << 20},
     {"-z", "--tokenizer", "FILE", "this vocabulary instead, a SentencePiece .model", &Arguments::tokenizer},
     {"", "--init", "FILE", "go on from this model (f32), with its shape and vocabulary", &Arguments::init},
+    {"", "--instruct", "", "learn to write on command too: run story.bin --words dog,cake", &Arguments::instruct},
     {"", "--licence", "TEXT", "the text's licence, for run --info", &Arguments::licence},
     {"", "", "", "How to train"},
     {"", "--steps", "N", "steps [20 tokens for each parameter, at most 20 times the text]", &Arguments::steps, 1, 1e9},
@@ -87,7 +90,7 @@ Arguments parse(int argc, char** argv) {
   for (const std::string& name : given)
     for (const char* fixed :
          {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--ctx", "--vocab", "--tokenizer", "--init",
-          "--steps", "--minutes", "--batch", "--lr", "--decay", "--seed", "--every"})
+          "--steps", "--minutes", "--batch", "--lr", "--decay", "--seed", "--every", "--instruct"})
       if (a.resume && name == fixed) throw Failure{2, name + ": with --resume it is what it was; leave it out"};
   for (const std::string& name : given)
     for (const char* shape : {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"})
@@ -107,7 +110,7 @@ std::string duration(double s) {
 
 // A text, cut into stories for training and for validation.
 struct Texts {
-  std::string train_bytes, valid_bytes;  // what the views point into
+  std::string bytes, valid_bytes, instructed;  // what the views point into
   std::vector<std::string_view> train, valid;
 };
 
@@ -117,25 +120,41 @@ std::string read_stories(const std::string& path) {
   return text;
 }
 
-Texts read_texts(const Arguments& a) {
-  Texts t;
-  t.train_bytes = read_stories(a.model);
-  t.train = split_stories(t.train_bytes);
-  if (!a.valid.empty()) {
-    t.valid_bytes = read_stories(a.valid);
-    t.valid = split_stories(t.valid_bytes);
-    if (t.valid.empty()) throw Failure{1, a.valid + ": expected a text to judge by, found an empty one"};
-  } else if (t.train.size() > 1) {
+// What is held back to judge by: the last fiftieth of the stories, or of a text that is one story.
+void hold_back(Texts& t) {
+  if (t.train.size() > 1) {
     const size_t n = std::min<size_t>(std::max<size_t>(t.train.size() / 50, 1), 1000);
     t.valid.assign(t.train.end() - ptrdiff_t(n), t.train.end());
     t.train.resize(t.train.size() - n);
-  } else if (!t.train.empty()) {  // one long text: its end
+  } else {
     std::string_view& all = t.train[0];
     const size_t cut = all.find(' ', all.size() - all.size() / 50);
     if (cut != all.npos) t.valid = {all.substr(cut + 1)}, all = all.substr(0, cut);
   }
-  if (t.train.empty()) throw Failure{1, a.model + ": expected a text to learn from, found an empty one"};
+}
+
+Texts read_texts(const Arguments& a) {
+  Texts t;
+  t.bytes = read_stories(a.model);
+  t.train = split_stories(t.bytes);
+  if (a.valid.empty()) {
+    hold_back(t);
+  } else {
+    t.valid_bytes = read_stories(a.valid);
+    t.valid = split_stories(t.valid_bytes);
+  }
   return t;
+}
+
+// With --instruct a story is asked for in several ways.
+constexpr int kWays = 4;
+
+// The stories to train on, most of them behind an instruction.
+void instruct(Texts& t, uint64_t seed) {
+  std::string plain;
+  for (std::string_view story : t.train) plain.append(story).append("\n").append(kStoryEnd).append("\n");
+  for (int i = 0; i < kWays; i++) t.instructed += instruct_stories(plain, seed + uint64_t(i));
+  t.train = split_stories(t.instructed);
 }
 
 TokenText tokens_of(const std::vector<std::string_view>& stories, const Tokenizer& tokenizer) {
@@ -207,9 +226,12 @@ std::string tokenizer_for(const Arguments& a, const Texts& texts, const Model& i
       throw Failure{1, a.tokenizer + ": " + error};
     return Tokenizer::to_blob(v);
   }
-  const int size = a.vocab ? a.vocab : size_for(texts.train_bytes.size()).vocab;
-  std::fprintf(stderr, "train: learning a vocabulary of %d tokens\n", size);
-  if (!train_vocabulary(texts.train_bytes, size, v, error)) throw Failure{1, a.model + ": " + error};
+  int size = a.vocab ? a.vocab : size_for(texts.bytes.size()).vocab;
+  while (!train_vocabulary(texts.bytes, size, v, error)) {  // a short text may not give as many pieces
+    if (a.vocab || size < 260) throw Failure{1, a.model + ": " + error};
+    size -= size / 8;
+  }
+  std::fprintf(stderr, "train: learnt a vocabulary of %d tokens\n", size);
   return Tokenizer::to_blob(v);
 }
 
@@ -239,35 +261,36 @@ class Training {
   explicit Training(const Arguments& a) : a_(a), start_(seconds()) {}
 
   void run() {
-    const Texts texts = read_texts(a_);
+    Texts texts = read_texts(a_);
     a_.resume ? resume(texts) : begin(texts);
-    const bool finished = progress_.step == plan_.steps;
     if (!a_.resume) checkpoint(true);  // a disk that is full, or a folder that is not there, shows now
+    open_log(a_.resume ? progress_.step : -1);
     while (progress_.step < plan_.steps) {
       step();
-      if (progress_.step % plan_.every == 0 || progress_.step == plan_.steps) {
-        validate();
-        sample();
-        checkpoint(false);
-      }
+      const bool judge = progress_.step % plan_.every == 0 || progress_.step == plan_.steps;
+      if (judge || progress_.step % std::max<int64_t>(1, plan_.every / 10) == 0) record(judge);
+      if (!judge) continue;
+      sample();
+      checkpoint(false);
     }
-    if (finished) validate();
+    if (progress_.judged != progress_.step) record(true);  // it was stopped just then
     write();
   }
 
  private:
-  void begin(const Texts& texts) {
+  void begin(Texts& texts) {
     std::string error;
     Model init;
     if (!a_.init.empty() && !init.open(a_.init.c_str())) throw Failure{1, init.error};
     blob_ = tokenizer_for(a_, texts, init);
+    plan_.seed = uint64_t(cli::number("--seed", a_.seed, 0, 9e15, true));
+    plan_.instruct = a_.instruct;
     open_texts(texts);
-    plan_.config = a_.init.empty() ? shape(a_, size_for(texts.train_bytes.size()), tokenizer_.size()) : init.config;
+    plan_.config = a_.init.empty() ? shape(a_, size_for(texts.bytes.size()), tokenizer_.size()) : init.config;
     plan_.context = a_.context, plan_.batch = a_.batch;
     if (plan_.context > plan_.config.max_seq_len)
       throw Failure{2, "--ctx: expected at most the model's " + std::to_string(plan_.config.max_seq_len) + ", found " +
                            std::to_string(plan_.context)};
-    plan_.seed = uint64_t(cli::number("--seed", a_.seed, 0, 9e15, true));
     plan_.adam.decay = double(a_.decay);
     plan_.rate =
         a_.rate > 0 ? double(a_.rate) : 0.003 * std::sqrt(128.0 / plan_.config.dim) * (a_.init.empty() ? 1 : 0.1);
@@ -281,7 +304,7 @@ class Training {
     plan_steps();
   }
 
-  void resume(const Texts& texts) {
+  void resume(Texts& texts) {
     CheckpointFile file;
     std::string error;
     if (!file.read(a_.checkpoint, error)) throw Failure{1, error};
@@ -298,7 +321,8 @@ class Training {
                  static_cast<long long>(plan_.steps));
   }
 
-  void open_texts(const Texts& texts) {
+  void open_texts(Texts& texts) {
+    if (plan_.instruct) instruct(texts, plan_.seed);
     if (!tokenizer_.load(blob_)) throw Failure{1, tokenizer_.error};
     train_ = tokens_of(texts.train, tokenizer_), valid_ = tokens_of(texts.valid, tokenizer_);
   }
@@ -358,7 +382,8 @@ class Training {
 
   void plan_steps() {
     const auto [step, validation] = measure();
-    const double wanted = 20.0 * std::min(double(count_parameters(plan_.config)), double(train_.ids.size()));
+    const double wanted = 20.0 * std::min(double(count_parameters(plan_.config)),
+                                          double(train_.ids.size()) / (plan_.instruct ? kWays : 1));
     const double expected = a_.steps         ? a_.steps * step
                             : a_.minutes > 0 ? double(a_.minutes) * 60 - (seconds() - start_)
                                              : wanted / double(tokens_a_step()) * step;
@@ -392,7 +417,7 @@ class Training {
     progress_.step++;
     trainer_->update(plan_.adam, rate, progress_.step);
     progress_.epoch = stream_->epoch(), progress_.index = stream_->index();
-    progress_.train += loss, counted_++;
+    progress_.train += loss, progress_.counted++;
     const double took = seconds() - begin;
     progress_.seconds += took;
     recent_ = recent_ > 0 ? recent_ + 0.02 * (took - recent_) : took;
@@ -411,25 +436,60 @@ class Training {
                            std::to_string(plan_.steps) + "; the same text, -o and --resume go on from there"};
   }
 
-  void validate() {
-    if (judged_.empty()) return;
-    const double sum = trainer_->evaluate(judged_);
-    if (cli::interrupted) stop();
-    const double nats = sum / double(count_targets(judged_));
-    progress_.bits = sum / 0.69314718055994531 / double(valid_.bytes);
+  // The table and the chart of the losses, beside the model: story.loss.csv and story.loss.svg.
+  void open_log(int64_t resume_step) {
+    const size_t dot = a_.output.rfind(".bin");
+    const std::string base =
+        a_.output.substr(0, dot != std::string::npos && dot + 4 == a_.output.size() ? dot : std::string::npos) +
+        ".loss";
+    std::string error;
+    if (!log_.open(base + ".csv", base + ".svg", base_name(a_.model) + " to " + base_name(a_.output), resume_step,
+                   error))
+      throw Failure{1, error};
+  }
+
+  // A line of the table; with `judge` also what the validation text says.
+  void record(bool judge) {
+    LossRow row;
+    row.step = progress_.step, row.tokens = progress_.step * tokens_a_step(), row.seconds = progress_.seconds;
+    if (progress_.counted) row.train = progress_.train / double(progress_.counted);
+    row.learning_rate = learning_rate(plan_.rate, progress_.step - 1, plan_.warmup, plan_.steps);
+    if (judge) validate(row);
+    progress_.train = 0, progress_.counted = 0;
+    std::string error;
+    if (!log_.add(row, error) || (judge && !log_.draw(error))) warn(error);
+  }
+
+  void warn(const std::string& error) {
     line_.clear();
-    std::fprintf(stderr, "train: step %lld: validation %.4f nats a token, %.4f bits a character (byte of UTF-8)",
-                 static_cast<long long>(progress_.step), nats, progress_.bits);
-    if (counted_) std::fprintf(stderr, "; training %.4f nats a token", progress_.train / double(counted_));
-    std::fprintf(stderr, "\n");
-    progress_.train = 0, counted_ = 0;
+    std::fprintf(stderr, "train: %s; training goes on\n", error.c_str());
+  }
+
+  void validate(LossRow& row) {
+    const double start = seconds(), sum = trainer_->evaluate(judged_);
+    if (cli::interrupted) stop();
+    progress_.judged = progress_.step;
+    if (judged_.empty()) return;
+    progress_.seconds += seconds() - start;
+    row.validation = sum / double(count_targets(judged_));
+    row.bits_per_character = progress_.bits = sum / 0.69314718055994531 / double(valid_.bytes);
+    line_.clear();
+    std::fprintf(
+        stderr,
+        "train: step %lld: validation %.4f nats a token, %.4f bits a character (byte of UTF-8); training %.4f\n",
+        static_cast<long long>(progress_.step), row.validation, row.bits_per_character, row.train);
   }
 
   // Some words of its own, on stdout.
   void sample() {
+    write_sample(a_.prompt);
+    if (plan_.instruct) write_sample(instruction_prompt({{"dog", "cake"}, {}, ""}));
+  }
+
+  void write_sample(const std::string& prompt) {
     constexpr size_t kMost = 80;
     Sampler pick({0.8f, 0.9f, plan_.seed});
-    std::vector<int> ids = tokenizer_.encode(a_.prompt);
+    std::vector<int> ids = tokenizer_.encode(prompt);
     if (ids.empty()) ids.push_back(std::max(0, tokenizer_.eos()));
     if (ids.size() > size_t(plan_.context)) ids.resize(size_t(plan_.context));
     for (size_t end = std::min(ids.size() + kMost, size_t(plan_.context)); ids.size() < end;) {
@@ -449,9 +509,7 @@ class Training {
       return;
     }
     if (must) throw Failure{1, error};
-    line_.clear();
-    std::fprintf(stderr, "train: %s; the checkpoint of step %lld stays\n", error.c_str(),
-                 static_cast<long long>(saved_));
+    warn(error + "; the checkpoint of step " + std::to_string(saved_) + " stays");
   }
 
   void write() {
@@ -467,7 +525,8 @@ class Training {
         static_cast<long long>(plan_.steps), static_cast<long long>(tokens_a_step()),
         static_cast<unsigned long long>(plan_.seed), progress_.bits, count_targets(judged_));
     parts.provenance = "source: trained on " + base_name(a_.model) + "\n" +
-                       (a_.licence.empty() ? "" : "licence: " + a_.licence + "\n") + "weights: " + a_.type + "\n" + how;
+                       (a_.licence.empty() ? "" : "licence: " + a_.licence + "\n") + "weights: " + a_.type + "\n" +
+                       how + (plan_.instruct ? kTakesInstructions : "");
     parts.self_test_ids = self_test_prompt(plan_.config.vocab_size, tokenizer_.bos());
     ModelWriter writer;
     if (!writer.write(a_.output, parts, rows_of_model(*model_), {}))
@@ -493,8 +552,8 @@ class Training {
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<WindowStream> stream_;
   ProgressLine line_;
+  LossLog log_;
   int64_t saved_ = 0;                   // step of the checkpoint on disk
-  int64_t counted_ = 0;                 // losses in progress_.train
   double recent_ = 0, shown_loss_ = 0;  // seconds a step, loss: running means
 };
 

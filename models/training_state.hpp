@@ -20,6 +20,7 @@ struct TrainPlan {
   double rate = 0;      // highest learning rate
   AdamOptions adam;
   uint64_t seed = 0;
+  bool instruct = false;                   // stories stand behind instructions
   uint64_t text_hash = 0, valid_hash = 0;  // of the texts' token ids
 };
 
@@ -28,8 +29,10 @@ struct TrainProgress {
   int64_t step = 0;              // steps done
   int64_t epoch = 0, index = 0;  // of the next window
   double seconds = 0;            // spent
-  double train = 0;              // sum of the losses since the last validation
+  double train = 0;              // sum of the losses since the last line of the loss table
+  int64_t counted = 0;           // steps in that sum
   double bits = 0;               // a character, at the last validation
+  int64_t judged = 0;            // the step of that
 };
 
 inline constexpr char kCheckpointMagic[8] = {'P', 'K', 'T', 'T', 'R', 'A', 'I', 'N'};

@@ -94,7 +94,9 @@ TEST(Train, TheSameModelHoweverItIsRun) {
   ASSERT_EQ(r.status, 0) << r.err;
   EXPECT_NE(r.err.find("going on after step "), std::string::npos);
   EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
-  EXPECT_EQ(t.list(), "a.bin\na.bin.checkpoint\nb.bin\nb.bin.checkpoint\nc.bin\nc.bin.checkpoint\ns.txt\n");
+  for (const char* name : {"c.bin.checkpoint\n", "c.loss.csv\n", "c.loss.svg\n"})
+    EXPECT_NE(t.list().find(name), std::string::npos) << t.list();
+  EXPECT_EQ(t.list().find(".tmp"), std::string::npos) << t.list();
 }
 
 // When it is done the checkpoint still gives the model in another type, and --init trains on.
@@ -115,6 +117,20 @@ TEST(Train, GoesOnFromWhatIsDone) {
                 {"--ctx: expected at most the model's 32, found 64"});
   expect_failed(train({more, "-o", t.file("h.bin"), "--resume", "--checkpoint", t.file("a.bin.checkpoint")}), 1,
                 {"expected the texts that the training began with"});
+}
+
+// The model says that it knows the form, so that run hands it on.
+TEST(Train, InstructionsAreWrittenIntoTheModel) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const ProgramResult r =
+      train(tiny_shape() + std::vector<std::string>{text, "--steps", "30", "--instruct", "-o", t.file("a.bin")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("Words: dog, cake\nStory:"), std::string::npos) << r.out;
+  const ProgramResult told = run_program({POCKET_RUN, t.file("a.bin"), "--words", "ball", "-n", "10"});
+  EXPECT_EQ(told.status, 0) << told.err;
+  EXPECT_EQ(train({text, "-o", t.file("a.bin"), "--resume"}).status, 0)
+      << "the same stories are asked for in the same ways";
 }
 
 TEST(Train, MinutesPlanSteps) {
@@ -151,7 +167,7 @@ TEST(Train, WrongUsageIsNamed) {
       {2, {text, "-o", o, "--resume", "--lr", "1"}, {"--lr: with --resume"}},
       {2, {text, "-o", o, "--init", "x", "--dim", "64"}, {"--dim: with --init"}},
       {2, {text, "-o", o, "--kernel", "mmx"}, {"--kernel", "mmx"}},
-      {2, {text, "-o", o, "--dim", "7", "--vocab", "320"}, {"--dim: expected", "found 7", "8 would do"}},
+      {2, {text, "-o", o, "--dim", "7", "--vocab", "320"}, {"--dim: expected", "found 7", "16 would do"}},
       {2, {text, "-o", o, "--dim", "64", "--heads", "6", "--vocab", "320"}, {"--dim: expected", "6 heads, found 64"}},
       {2, {text, "-o", o, "--heads", "4", "--kv-heads", "3", "--vocab", "320"}, {"--kv-heads: expected"}},
       {1, {text, "-o", o, "--vocab", "100"}, {"s.txt: vocabulary: expected at least"}},
@@ -160,10 +176,10 @@ TEST(Train, WrongUsageIsNamed) {
        {"s.txt: expected more tokens than --ctx 60000", "longer text"}},
       {1, {text, "-o", o, "-z", text}, {"s.txt: "}},
       {1, {t.file("none.txt"), "-o", o}, {"none.txt: No such file"}},
-      {1, {t.write("empty", ""), "-o", o}, {"empty: expected a text to learn from, found an empty one"}},
-      {1, {t.write("white", " \n<|endoftext|>\n"), "-o", o}, {"white: expected a text to learn from"}},
+      {1, {t.write("empty", ""), "-o", o}, {"empty: ", "expected stories", "found none"}},
+      {1, {t.write("white", " \n<|endoftext|>\n"), "-o", o}, {"white: ", "found none"}},
       {1, {t.write("bytes", "abc \xff"), "-o", o}, {"bytes: ", "UTF-8", "offset 4"}},
-      {1, {text, "-o", o, "--valid", t.file("empty")}, {"empty: expected a text to judge by"}},
+      {1, {text, "-o", o, "--valid", t.file("empty")}, {"empty: ", "found none"}},
       {1, {text, "-o", o, "--resume"}, {"o.bin.checkpoint: No such file"}},
       {1, {text, "-o", o, "--resume", "--checkpoint", text}, {"s.txt: expected a checkpoint of models/train"}},
       {1, {text, "-o", o, "--init", text}, {"s.txt"}},
@@ -191,7 +207,7 @@ TEST(Train, ADiskThatIsFullLosesNothing) {
   small.largest_file = checkpoint.size() / 8;  // the model alone does not fit
   expect_failed(train({text, "-o", t.file("o.bin"), "--resume", "--type", "f32"}, small), 1,
                 {"o.bin: ", "File too large", "nothing is lost"});
-  EXPECT_EQ(t.list(), "o.bin\no.bin.checkpoint\ns.txt\n");
+  EXPECT_EQ(t.list(), "o.bin\no.bin.checkpoint\no.loss.csv\no.loss.svg\ns.txt\n");
   EXPECT_TRUE(read_file(t.file("o.bin")) == model && read_file(t.file("o.bin.checkpoint")) == checkpoint);
 }
 
@@ -203,7 +219,7 @@ TEST(Train, ALossThatIsNoNumberEndsIt) {
   EXPECT_EQ(r.status, 1);
   for (const char* word : {"the loss is no finite number", "o.bin.checkpoint", "--lr below"})
     EXPECT_NE(r.err.find(word), std::string::npos) << r.err;
-  EXPECT_EQ(t.list(), "o.bin.checkpoint\ns.txt\n");
+  EXPECT_EQ(t.list(), "o.bin.checkpoint\no.loss.csv\ns.txt\n");
 }
 
 }  // namespace
