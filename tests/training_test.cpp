@@ -11,7 +11,6 @@
 
 #include "../models/training_state.hpp"
 #include "../models/training_text.hpp"
-#include "test_data.hpp"
 #include "tiny_model.hpp"
 
 namespace {
