@@ -16,6 +16,10 @@ run: run.cpp $(wildcard *.hpp) export/json.hpp export/input_file.hpp
 export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp chat_families.hpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) export/convert.cpp -o $@ $(LDFLAGS)
 
+# Trains a model from a text.
+models/train: models/train.cpp $(wildcard models/*.hpp export/*.hpp *.hpp) run.cpp
+	$(CXX) $(ALL_FLAGS) models/train.cpp -o $@ $(LDFLAGS)
+
 # Programs that measure: speed, memory and quality of a model; kernels one by one (with Google Benchmark).
 bench: tests/bench/bench
 bench-kernels:
@@ -26,17 +30,23 @@ bench-kernels:
 tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp *.hpp) run.cpp export/json.hpp export/input_file.hpp
 	$(CXX) $(ALL_FLAGS) tests/bench/bench.cpp -o $@ $(LDFLAGS)
 
+bench-training: tests/bench/training
+tests/bench/training: tests/bench/training.cpp $(wildcard models/*.hpp export/*.hpp *.hpp) run.cpp
+	$(CXX) $(ALL_FLAGS) tests/bench/training.cpp -o $@ $(LDFLAGS)
+
 tests/bench/kernels: tests/bench/kernels.cpp run.cpp
 	$(CXX) $(ALL_FLAGS) tests/bench/kernels.cpp -o $@ $(LDFLAGS) -lbenchmark
 
 help:
 	@echo "make            build ./run and export/convert"
+	@echo "make models/train   build the trainer: from a text of stories to a model of your own"
 	@echo "make demo       build, get a small chat model (93 MB, once), and let it tell a story"
 	@echo "make test       get what the tests need, and run them all"
 	@echo "make test-arm   cross-compile for aarch64, and run what depends on the CPU by qemu"
 	@echo "make sanitize   the same tests under ASan and UBSan, and the threads under TSan"
 	@echo "make bench      build tests/bench/bench: how fast a model runs on this machine, and what it loses"
 	@echo "make bench-kernels   build tests/bench/kernels: the kernels one by one; needs Google Benchmark"
+	@echo "make bench-training  build tests/bench/training: how fast models/train computes on this machine"
 	@echo "make install    copy run to $(PREFIX)/bin/pocketllama, and its man page to $(PREFIX)/share/man"
 	@echo "make clean      remove what was built (models stay)"
 
@@ -77,6 +87,6 @@ install: run man/pocketllama.1
 	install -m 644 man/pocketllama.1 $(DESTDIR)$(PREFIX)/share/man/man1
 
 clean:
-	rm -rf run export/convert tests/bench/bench tests/bench/kernels man $(BUILD) build-*
+	rm -rf run export/convert models/train tests/bench/bench tests/bench/kernels tests/bench/training man $(BUILD) build-*
 
-.PHONY: all bench bench-kernels help demo test test-arm sanitize sanitized install clean
+.PHONY: all bench bench-kernels bench-training help demo test test-arm sanitize sanitized install clean

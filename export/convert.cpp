@@ -175,14 +175,6 @@ std::string quality(const Arguments& a) {
   return "q4, " + how + (a.head == "q8" ? ", output q8" : "");
 }
 
-// The ids that the self-test runs: spread over the vocabulary, the same for every model.
-std::vector<int> self_test_prompt(int vocab_size, int bos) {
-  std::vector<int> ids;
-  if (bos >= 0) ids.push_back(bos);
-  for (uint64_t i = 1; ids.size() < 8; i++) ids.push_back(int(i * 0x9E3779B97F4A7C15 >> 33) % vocab_size);
-  return ids;
-}
-
 void write_file(const std::string& path, const ModelParts& parts, const ReadRows& read, uint64_t* bytes = nullptr) {
   ModelWriter writer;
   ProgressBar bar;

@@ -51,6 +51,14 @@ struct ModelParts {
   std::map<std::string, ReadyTensor> ready;  // by name: matrices that are copied, not encoded
 };
 
+// The ids that the self-test runs: spread over the vocabulary, the same for every model.
+inline std::vector<int> self_test_prompt(int vocab_size, int bos) {
+  std::vector<int> ids;
+  if (bos >= 0) ids.push_back(bos);
+  for (uint64_t i = 1; ids.size() < 8; i++) ids.push_back(int(i * 0x9E3779B97F4A7C15 >> 33) % vocab_size);
+  return ids;
+}
+
 class ByteWriter {
  public:
   template <class T> void put(T value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); }

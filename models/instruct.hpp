@@ -159,15 +159,16 @@ class Instructor {
   std::unordered_map<std::string, int> stories_with_;
 };
 
-// The stories of a text (see split_stories) in their order, most of them behind an instruction, in the same form. The
-// same seed makes the same text on every machine; other seeds ask for other things in the same stories.
-inline std::string instruct_stories(std::string_view text, uint64_t seed) {
-  const std::vector<std::string_view> stories = split_stories(text);
+// Some stories in their order as a text (see split_stories); a share of them, drawn at random, behind an instruction,
+// most of which ask for something. The same seed makes the same text on every machine; other seeds ask for other things
+// in the same stories.
+inline std::string instruct_stories(const std::vector<std::string_view>& stories, uint64_t seed, double share = 1) {
   const Instructor instructor(stories);
   std::mt19937_64 random(seed);
   std::string out;
   for (std::string_view story : stories) {
-    const std::string prompt = instruction_prompt(instructor.instruction(story, random));
+    const bool chosen = double(random() >> 11) * 0x1p-53 < share;
+    const std::string prompt = chosen ? instruction_prompt(instructor.instruction(story, random)) : "";
     out.append(prompt).append(prompt.empty() ? "" : " ").append(story).append("\n").append(kStoryEnd).append("\n");
   }
   return out;

@@ -16,6 +16,7 @@ namespace {
 using pocket::instruct_stories;
 using pocket::Instruction;
 using pocket::instruction_prompt;
+using pocket::split_stories;
 using Strings = std::vector<std::string>;
 
 TEST(InstructionPrompt, HasTheFieldsThatAreGiven) {
@@ -37,9 +38,9 @@ TEST(Features, AreWhatTheStoryShows) {
 
 TEST(Instructions, AreRepeatedFromASeed) {
   NEED_DATA(file, "text/tinystories-valid.txt");
-  const std::string text = read_file(file), one = instruct_stories(text, 1);
-  EXPECT_EQ(instruct_stories(text, 1), one);
-  EXPECT_NE(instruct_stories(text, 2), one);
+  const std::string text = read_file(file), one = instruct_stories(split_stories(text), 1);
+  EXPECT_EQ(instruct_stories(split_stories(text), 1), one);
+  EXPECT_NE(instruct_stories(split_stories(text), 2), one);
 }
 
 // The fields of an example, and the story behind them under "".
@@ -62,7 +63,7 @@ std::map<std::string, std::string> fields_of(std::string_view example) {
 // No story is lost or changed, every field comes and is missing often, and what it says is in the story.
 TEST(Instructions, AreTrueOfTheirStories) {
   NEED_DATA(file, "text/tinystories-train.txt");
-  const std::string text = read_file(file), made = instruct_stories(text, 7);
+  const std::string text = read_file(file), made = instruct_stories(split_stories(text), 7);
   const auto stories = pocket::split_stories(text), examples = pocket::split_stories(made);
   ASSERT_EQ(examples.size(), stories.size());
   std::map<std::string, int> seen, features;
@@ -91,7 +92,7 @@ TEST(Instructions, WordsAreNeitherCommonNorNames) {
   std::string text;
   for (int i = 0; i < 20; i++)
     text += std::string("The boy Max saw a ") + (i % 10 ? "tree" : "dragon") + ".\n<|endoftext|>\n";
-  const std::string made = instruct_stories(text, 3);
+  const std::string made = instruct_stories(split_stories(text), 3);
   EXPECT_NE(made.find("Words: dragon\n"), made.npos);
   for (const char* word : {"Words: Max", "Words: tree", "Words: saw", "Words: boy"})
     EXPECT_EQ(made.find(word), made.npos) << word;

@@ -1,0 +1,565 @@
+// train.cpp: models/train, from a text of stories to a model that tells its own. See --help.
+
+#define RUN_NO_MAIN
+#include "../run.cpp"
+
+#include "../cli.hpp"
+#include "instruct.hpp"
+#include "loss_chart.hpp"
+#include "tokenizer_trainer.hpp"
+#include "training_state.hpp"
+#include "training_text.hpp"
+
+namespace {
+
+using namespace pocket;
+using cli::Failure;
+using cli::seconds;
+
+struct Arguments {
+  std::string model;  // the text
+  std::string output, type = "q8", tokenizer, valid, init, checkpoint, prompt = "Once upon a time", licence, kernel;
+  std::string seed = "1";
+  int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 256, vocab = 0;
+  int steps = 0, batch = 16, every = 0, threads = 0;
+  float minutes = 0, rate = 0, decay = 0.1f;
+  bool instruct = false, resume = false, help = false;
+};
+
+const cli::Option<Arguments> kOptions[] = {
+    {"", "", "", "What to make"},
+    {"-o", "--output", "FILE", "the model file to write; it appears when it is whole", &Arguments::output},
+    {"", "--type", "TYPE", "how it stores its weights: q8, f32 or q4 [q8]", &Arguments::type},
+    {"", "--dim", "N", "width [by the length of the text]", &Arguments::dim, 1, 1 << 16},
+    {"", "--layers", "N", "transformer blocks [by the length of the text]", &Arguments::layers, 1, 1 << 10},
+    {"", "--heads", "N", "query heads [dim / 16; from 256 on dim / 32]", &Arguments::heads, 1, 1 << 10},
+    {"", "--kv-heads", "N", "key/value heads [half of the heads]", &Arguments::kv_heads, 1, 1 << 10},
+    {"", "--hidden", "N", "width inside the feed-forward block [8/3 of the width]", &Arguments::hidden, 1, 1 << 20},
+    {"", "--ctx", "N", "tokens that the model sees at once [256]", &Arguments::context, 2, 1 << 16},
+    {"", "--vocab", "N", "tokens in the vocabulary, which is learnt first [by the length of the text]",
+     &Arguments::vocab, 1, 1 << 20},
+    {"-z", "--tokenizer", "FILE", "this vocabulary instead, a SentencePiece .model", &Arguments::tokenizer},
+    {"", "--init", "FILE", "go on from this model (f32), with its shape and vocabulary", &Arguments::init},
+    {"", "--instruct", "", "learn to write on command too: run story.bin --words dog,cake", &Arguments::instruct},
+    {"", "--licence", "TEXT", "the text's licence, for run --info", &Arguments::licence},
+    {"", "", "", "How to train"},
+    {"", "--steps", "N", "steps [20 tokens for each parameter, at most 20 times the text]", &Arguments::steps, 1, 1e9},
+    {"", "--minutes", "M", "as many steps as this machine does in M minutes", &Arguments::minutes, 0.01, 1e6},
+    {"", "--batch", "N", "windows of --ctx tokens in a step [16]", &Arguments::batch, 1, 65536},
+    {"", "--lr", "RATE", "the highest learning rate [0.003 for width 128, less for wider ones]", &Arguments::rate, 1e-9,
+     1e30},
+    {"", "--decay", "D", "weight decay [0.1]", &Arguments::decay, 0, 10},
+    {"-s", "--seed", "N", "of the first weights and of the order of the stories [1]", &Arguments::seed},
+    {"", "", "", "While it runs"},
+    {"", "--valid", "FILE", "a text to judge by [the last fiftieth of the stories, which is not trained on]",
+     &Arguments::valid},
+    {"", "--every", "N", "steps from one validation, sample and checkpoint to the next [a twentieth]",
+     &Arguments::every, 1, 1e9},
+    {"-i", "--prompt", "TEXT", "how the samples begin [Once upon a time]", &Arguments::prompt},
+    {"", "--checkpoint", "FILE", "where to keep what --resume needs [OUTPUT.checkpoint]", &Arguments::checkpoint},
+    {"", "--resume", "", "go on from the checkpoint, to the very model that a run without a break makes",
+     &Arguments::resume},
+    {"", "--threads", "N", "[one per CPU]; changes no bit", &Arguments::threads, 1, 256},
+    {"", "--kernel", "NAME", "avx512, avx2 or portable [the best]; changes no bit", &Arguments::kernel},
+    {"-h", "--help", "", "this text", &Arguments::help},
+};
+
+void print_help() {
+  std::printf(
+      "train: a language model from nothing but a text\n\n"
+      "  models/train stories.txt -o story.bin                  picks everything, and says what\n"
+      "  models/train stories.txt -o story.bin --minutes 10     as good as ten minutes make it\n"
+      "  models/train stories.txt -o story.bin --resume         goes on after Ctrl-C\n"
+      "  models/train letters.txt -o mine.bin --init story.bin  goes on from a model of type f32\n\n"
+      "The text is UTF-8, one story after the other with a line <|endoftext|> between them; or just a text. The same\n"
+      "text and options give the same model, bit for bit, on every machine.\n"
+      "stdout is what the model writes on the way, stderr the rest. Exit: 0 done, 1 failed, 2 wrong usage, 130 "
+      "interrupted.\n");
+  cli::print_options(kOptions);
+}
+
+Arguments parse(int argc, char** argv) {
+  Arguments a;
+  const std::vector<std::string> given = cli::parse_options(argc, argv, kOptions, "put all stories in one file", a);
+  if (a.help) return a;
+  if (a.model.empty()) throw Failure{2, "expected a text to learn from; see models/train --help"};
+  if (a.output.empty()) throw Failure{2, "expected -o OUT.bin: the model file to write"};
+  if (a.type != "q4" && a.type != "q8" && a.type != "f32")
+    throw Failure{2, "--type: expected q8, f32 or q4, found '" + a.type + "'"};
+  if (a.steps && a.minutes > 0) throw Failure{2, "--steps, --minutes: expected one of them"};
+  for (const std::string& name : given)
+    for (const char* fixed :
+         {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--ctx", "--vocab", "--tokenizer", "--init",
+          "--steps", "--minutes", "--batch", "--lr", "--decay", "--seed", "--every", "--instruct"})
+      if (a.resume && name == fixed) throw Failure{2, name + ": with --resume it is what it was; leave it out"};
+  for (const std::string& name : given)
+    for (const char* shape : {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"})
+      if (!a.init.empty() && name == shape) throw Failure{2, name + ": with --init it is that model's; leave it out"};
+  if (!find_train_kernels(a.kernel.empty() ? nullptr : a.kernel.c_str()))
+    throw Failure{2, "--kernel: expected one that this CPU has, found '" + a.kernel + "'"};
+  if (a.checkpoint.empty()) a.checkpoint = a.output + ".checkpoint";
+  if (a.threads == 0) a.threads = std::max(1, int(std::thread::hardware_concurrency()));
+  return a;
+}
+
+std::string duration(double s) {
+  char text[32];
+  std::snprintf(text, sizeof text, s < 100 ? "%.0f s" : "%.0f min", s < 100 ? s : s / 60);
+  return text;
+}
+
+// A text, cut into stories for training and for validation.
+struct Texts {
+  std::string bytes, valid_bytes, instructed;  // what the views point into
+  std::vector<std::string_view> train, valid;
+};
+
+std::string read_stories(const std::string& path) {
+  std::string text = cli::read_all(path), why;
+  if (!trainer_detail::check_text(text, why)) throw Failure{1, path + ": " + why};
+  return text;
+}
+
+// What is held back to judge by: the last fiftieth of the stories, or of a text that is one story.
+void hold_back(Texts& t) {
+  if (t.train.size() > 1) {
+    const size_t n = std::min<size_t>(std::max<size_t>(t.train.size() / 50, 1), 1000);
+    t.valid.assign(t.train.end() - ptrdiff_t(n), t.train.end());
+    t.train.resize(t.train.size() - n);
+  } else {
+    std::string_view& all = t.train[0];
+    const size_t cut = all.find(' ', all.size() - all.size() / 50);
+    if (cut != all.npos) t.valid = {all.substr(cut + 1)}, all = all.substr(0, cut);
+  }
+}
+
+Texts read_texts(const Arguments& a) {
+  Texts t;
+  t.bytes = read_stories(a.model);
+  t.train = split_stories(t.bytes);
+  if (a.valid.empty()) {
+    hold_back(t);
+  } else {
+    t.valid_bytes = read_stories(a.valid);
+    t.valid = split_stories(t.valid_bytes);
+  }
+  return t;
+}
+
+// Puts an order in front of half of the stories to train on; the others stay as they are, since most stories are told
+// without one.
+void instruct(Texts& t, uint64_t seed) {
+  t.instructed = instruct_stories(t.train, seed, 0.5);
+  t.train = split_stories(t.instructed);
+}
+
+TokenText tokens_of(const std::vector<std::string_view>& stories, const Tokenizer& tokenizer) {
+  TokenText text;
+  for (std::string_view story : stories) {
+    text.add(story, tokenizer);
+    cli::stop_if_interrupted();
+  }
+  return text;
+}
+
+uint64_t hash_of(const TokenText& t) {
+  return hash_bytes(t.ids.data(), t.ids.size() * sizeof(int)) ^
+         hash_bytes(t.begins.data(), t.begins.size() * sizeof(size_t));
+}
+
+// A shape that a text of so many characters can fill.
+struct Size {
+  size_t characters;
+  int dim, layers, vocab;
+};
+constexpr Size kSizes[] = {{0, 64, 3, 512},
+                           {300000, 96, 4, 512},
+                           {2000000, 128, 6, 1024},
+                           {30000000, 256, 8, 4096},
+                           {300000000, 512, 8, 8192}};
+
+Size size_for(size_t characters) {
+  Size best = kSizes[0];
+  for (const Size& s : kSizes)
+    if (characters >= s.characters) best = s;
+  return best;
+}
+
+Config shape(const Arguments& a, const Size& size, int vocab_size) {
+  Config c;
+  c.dim = a.dim ? a.dim : size.dim;
+  c.n_layers = a.layers ? a.layers : size.layers;
+  c.n_heads = a.heads ? a.heads : std::max(1, c.dim / (c.dim < 256 ? 16 : 32));
+  c.n_kv_heads = a.kv_heads ? a.kv_heads : c.n_heads % 2 ? c.n_heads : c.n_heads / 2;
+  c.hidden_dim = a.hidden ? a.hidden : int(round_up<int64_t>(int64_t(c.dim) * 8 / 3, 32));
+  c.head_dim = c.dim / c.n_heads;
+  c.vocab_size = vocab_size, c.max_seq_len = a.context, c.tied = true;
+  if (c.dim % c.n_heads || c.head_dim % 2)
+    throw Failure{2, "--dim: expected an even number for each of " + std::to_string(c.n_heads) + " heads, found " +
+                         std::to_string(c.dim) + "; " + std::to_string(round_up(c.dim, 16 * (a.heads ? a.heads : 1))) +
+                         " would do"};
+  const std::map<std::string, const char*> names = {{"hidden_dim", "--hidden"},
+                                                    {"n_layers", "--layers"},
+                                                    {"n_heads", "--heads"},
+                                                    {"n_kv_heads", "--kv-heads"},
+                                                    {"head_dim", "--dim / --heads"}};
+  std::string why;
+  const bool good = check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
+    const auto name = names.find(field);
+    return why = (name == names.end() ? field : name->second) + (": expected " + expected) + ", found " + found, false;
+  });
+  if (!good) throw Failure{2, why};
+  return c;
+}
+
+// The tokenizer as a model file carries it: that of --init, of --tokenizer, or a new one for the text.
+std::string tokenizer_for(const Arguments& a, const Texts& texts, const Model& init) {
+  if (!a.init.empty()) return std::string(init.tokenizer_bytes());
+  Tokenizer::Vocabulary v;
+  std::string error;
+  if (!a.tokenizer.empty()) {
+    if (!Tokenizer::parse_sentencepiece(cli::read_all(a.tokenizer), v, error))
+      throw Failure{1, a.tokenizer + ": " + error};
+    return Tokenizer::to_blob(v);
+  }
+  const std::string& text = texts.instructed.empty() ? texts.bytes : texts.instructed;
+  int size = a.vocab ? a.vocab : size_for(texts.bytes.size()).vocab;
+  while (!train_vocabulary(text, size, v, error)) {  // a short text may not give as many pieces
+    if (a.vocab || size < 260) throw Failure{1, a.model + ": " + error};
+    size -= size / 8;
+  }
+  std::fprintf(stderr, "train: learnt a vocabulary of %d tokens\n", size);
+  return Tokenizer::to_blob(v);
+}
+
+// A line that is written over on a terminal; elsewhere one every ten seconds.
+class ProgressLine {
+ public:
+  void show(const std::string& text) {
+    const bool terminal = isatty(2);
+    if (seconds() - shown_ < (terminal ? 0.2 : 10)) return;
+    shown_ = seconds();
+    std::fprintf(stderr, terminal ? "\r%s\033[K" : "train: %s\n", text.c_str());
+    open_ = terminal;
+  }
+  void clear() {
+    if (open_) std::fprintf(stderr, "\r\033[K");
+    open_ = false;
+  }
+
+ private:
+  double shown_ = seconds();
+  bool open_ = false;
+};
+
+// One training, from its texts to its model file.
+class Training {
+ public:
+  explicit Training(const Arguments& a) : a_(a), start_(seconds()) {}
+
+  void run() {
+    Texts texts = read_texts(a_);
+    a_.resume ? resume(texts) : begin(texts);
+    if (!a_.resume) checkpoint(true);  // a disk that is full, or a folder that is not there, shows now
+    open_log(a_.resume ? progress_.step : -1);
+    while (progress_.step < plan_.steps) {
+      step();
+      const bool judge = progress_.step % plan_.every == 0 || progress_.step == plan_.steps;
+      if (judge || progress_.step % std::max<int64_t>(1, plan_.every / 10) == 0) record(judge);
+      if (!judge) continue;
+      sample();
+      checkpoint(false);
+    }
+    if (progress_.judged != progress_.step) record(true);  // it was stopped just then
+    write();
+  }
+
+ private:
+  void begin(Texts& texts) {
+    std::string error;
+    Model init;
+    if (!a_.init.empty() && !init.open(a_.init.c_str())) throw Failure{1, init.error};
+    plan_.seed = uint64_t(cli::number("--seed", a_.seed, 0, 9e15, true));
+    plan_.instruct = a_.instruct;
+    if (plan_.instruct) instruct(texts, plan_.seed);
+    blob_ = tokenizer_for(a_, texts, init);
+    open_texts(texts);
+    plan_.config = a_.init.empty() ? shape(a_, size_for(texts.bytes.size()), tokenizer_.size()) : init.config;
+    plan_.context = a_.context, plan_.batch = a_.batch;
+    if (plan_.context > plan_.config.max_seq_len)
+      throw Failure{2, "--ctx: expected at most the model's " + std::to_string(plan_.config.max_seq_len) + ", found " +
+                           std::to_string(plan_.context)};
+    plan_.adam.decay = double(a_.decay);
+    plan_.rate =
+        a_.rate > 0 ? double(a_.rate) : 0.003 * std::sqrt(128.0 / plan_.config.dim) * (a_.init.empty() ? 1 : 0.1);
+    plan_.text_hash = hash_of(train_), plan_.valid_hash = hash_of(valid_);
+    make();
+    if (a_.init.empty())
+      initialize(*model_, plan_.seed);
+    else if (!load_weights(init, a_.init, *model_, error))
+      throw Failure{1, error};
+    trainer_->repack();
+    plan_steps();
+  }
+
+  void resume(Texts& texts) {
+    CheckpointFile file;
+    std::string error;
+    if (!file.read(a_.checkpoint, error)) throw Failure{1, error};
+    blob_ = file.tokenizer, plan_ = file.plan, progress_ = file.progress;
+    if (plan_.instruct) instruct(texts, plan_.seed);
+    open_texts(texts);
+    if (hash_of(train_) != plan_.text_hash || hash_of(valid_) != plan_.valid_hash)
+      throw Failure{1, a_.checkpoint +
+                           ": expected the texts that the training began with, found others; give the same " +
+                           (a_.valid.empty() ? "text" : "text and --valid")};
+    make();
+    file.restore(*model_, *trainer_);
+    stream_->seek(progress_.epoch, progress_.index);
+    std::fprintf(stderr, "train: going on after step %lld of %lld\n", static_cast<long long>(progress_.step),
+                 static_cast<long long>(plan_.steps));
+  }
+
+  void open_texts(const Texts& texts) {
+    if (!tokenizer_.load(blob_)) throw Failure{1, tokenizer_.error};
+    train_ = tokens_of(texts.train, tokenizer_), valid_ = tokens_of(texts.valid, tokenizer_);
+  }
+
+  // Everything that the plan decides.
+  void make() {
+    const Config& c = plan_.config;
+    if (train_.ids.size() <= size_t(plan_.context))
+      throw Failure{1, a_.model + ": expected more tokens than --ctx " + std::to_string(plan_.context) + ", found " +
+                           std::to_string(train_.ids.size()) + "; give a longer text or a smaller --ctx"};
+    describe();
+    model_ = std::make_unique<TrainModel>(c);
+    trainer_ = std::make_unique<Trainer>(*model_, a_.threads, plan_.context,
+                                         *find_train_kernels(a_.kernel.empty() ? nullptr : a_.kernel.c_str()));
+    trainer_->cancelled = [] { return cli::interrupted != 0; };
+    stream_ = std::make_unique<WindowStream>(train_, plan_.context, plan_.seed);
+    judged_ = judging_windows(valid_, plan_.context);
+  }
+
+  void describe() const {
+    const Config& c = plan_.config;
+    std::fprintf(
+        stderr,
+        "train: text: %zu stories, %.2f MB, %zu tokens (%.2f characters each); to judge by: %zu stories, %zu tokens\n",
+        train_.begins.size(), double(train_.bytes) / 1e6, train_.ids.size(),
+        double(train_.bytes) / double(train_.ids.size()), valid_.begins.size(), valid_.ids.size());
+    std::fprintf(stderr,
+                 "train: model: %.2f M parameters: --dim %d --layers %d --heads %d --kv-heads %d --hidden %d --vocab "
+                 "%d --ctx %d\n",
+                 double(count_parameters(c)) / 1e6, c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.hidden_dim,
+                 c.vocab_size, plan_.context);
+    std::fprintf(stderr, "train: memory: %.0f MB, %d threads\n",
+                 double(Trainer::memory_bytes(c, a_.threads, plan_.context, plan_.batch)) / 1e6, a_.threads);
+  }
+
+  int64_t tokens_a_step() const { return int64_t(plan_.batch) * plan_.context; }
+
+  std::vector<Window> next_batch(WindowStream& stream) const {
+    std::vector<Window> batch;
+    for (int i = 0; i < plan_.batch; i++) batch.push_back(stream.next());
+    return batch;
+  }
+
+  // Seconds of a step and of a validation, by doing some; weights stay as they are.
+  std::pair<double, double> measure() {
+    WindowStream stream(train_, plan_.context, plan_.seed);
+    const double start = seconds();
+    trainer_->evaluate(judged_);
+    const double evaluated = seconds();
+    int done = 0;
+    for (; done < 2 || (seconds() - evaluated < 3 && done < 100); done++) {
+      trainer_->learn(next_batch(stream));
+      cli::stop_if_interrupted();
+    }
+    return {(seconds() - evaluated) / done, evaluated - start};
+  }
+
+  void plan_steps() {
+    const auto [step, validation] = measure();
+    const double wanted = 20.0 * std::min(double(count_parameters(plan_.config)), double(train_.ids.size()));
+    const double expected = a_.steps         ? a_.steps * step
+                            : a_.minutes > 0 ? double(a_.minutes) * 60 - (seconds() - start_)
+                                             : wanted / double(tokens_a_step()) * step;
+    // Twenty validations, or as many as take a tenth of the time.
+    const double validations = std::floor(std::max(1.0, std::min(20.0, 0.1 * expected / std::max(validation, 1e-9))));
+    const double budget = expected - validations * validation;
+    plan_.steps = a_.steps         ? a_.steps
+                  : a_.minutes > 0 ? int64_t(std::max(1.0, budget / (step * 1.02)))
+                                   : std::max<int64_t>(1, int64_t(wanted / double(tokens_a_step())));
+    plan_.warmup = std::min<int64_t>(200, plan_.steps / 20);
+    plan_.every = a_.every ? a_.every : std::max<int64_t>(1, int64_t(std::ceil(double(plan_.steps) / validations)));
+    const double tokens = double(plan_.steps * tokens_a_step());
+    std::fprintf(stderr,
+                 "train: plan: --steps %lld of %lld tokens (%.1f times the text), --lr %g --decay %g --batch %d --seed "
+                 "%llu; %.0f tokens/s, about %s\n",
+                 static_cast<long long>(plan_.steps), static_cast<long long>(tokens_a_step()),
+                 tokens / double(train_.ids.size()), plan_.rate, plan_.adam.decay, plan_.batch,
+                 static_cast<unsigned long long>(plan_.seed), double(tokens_a_step()) / step,
+                 duration(double(plan_.steps) * step + validations * validation).c_str());
+  }
+
+  void step() {
+    const double begin = seconds();
+    const double loss = trainer_->learn(next_batch(*stream_));
+    if (cli::interrupted) stop();
+    if (!std::isfinite(loss) || !std::isfinite(trainer_->gradient_norm()))
+      throw Failure{1, "the loss is no finite number after step " + std::to_string(progress_.step) +
+                           "; the checkpoint of step " + std::to_string(saved_) + " stays: " + a_.checkpoint +
+                           "; begin again with a --lr below " + std::to_string(plan_.rate)};
+    const double rate = learning_rate(plan_.rate, progress_.step, plan_.warmup, plan_.steps);
+    progress_.step++;
+    trainer_->update(plan_.adam, rate, progress_.step);
+    progress_.epoch = stream_->epoch(), progress_.index = stream_->index();
+    progress_.train += loss, progress_.counted++;
+    const double took = seconds() - begin;
+    progress_.seconds += took;
+    recent_ = recent_ > 0 ? recent_ + 0.02 * (took - recent_) : took;
+    shown_loss_ = shown_loss_ > 0 ? shown_loss_ + 0.05 * (loss - shown_loss_) : loss;
+    char line[160];
+    std::snprintf(line, sizeof line, "step %lld of %lld, loss %.3f, rate %.5f, %.0f tokens/s, %s left",
+                  static_cast<long long>(progress_.step), static_cast<long long>(plan_.steps), shown_loss_, rate,
+                  double(tokens_a_step()) / recent_, duration(recent_ * double(plan_.steps - progress_.step)).c_str());
+    line_.show(line);
+  }
+
+  [[noreturn]] void stop() {
+    line_.clear();
+    checkpoint(false);
+    throw Failure{130, "interrupted after step " + std::to_string(progress_.step) + " of " +
+                           std::to_string(plan_.steps) + "; the same text, -o and --resume go on from there"};
+  }
+
+  // The table and the chart of the losses, beside the model: story.loss.csv and story.loss.svg.
+  void open_log(int64_t resume_step) {
+    const size_t dot = a_.output.rfind(".bin");
+    const std::string base =
+        a_.output.substr(0, dot != std::string::npos && dot + 4 == a_.output.size() ? dot : std::string::npos) +
+        ".loss";
+    std::string error;
+    if (!log_.open(base + ".csv", base + ".svg", base_name(a_.model) + " to " + base_name(a_.output), resume_step,
+                   error))
+      throw Failure{1, error};
+  }
+
+  // A line of the table; with `judge` also what the validation text says.
+  void record(bool judge) {
+    LossRow row;
+    row.step = progress_.step, row.tokens = progress_.step * tokens_a_step(), row.seconds = progress_.seconds;
+    if (progress_.counted) row.train = progress_.train / double(progress_.counted);
+    row.learning_rate = learning_rate(plan_.rate, progress_.step - 1, plan_.warmup, plan_.steps);
+    if (judge) validate(row);
+    progress_.train = 0, progress_.counted = 0;
+    std::string error;
+    if (!log_.add(row, error) || (judge && !log_.draw(error))) warn(error);
+  }
+
+  void warn(const std::string& error) {
+    line_.clear();
+    std::fprintf(stderr, "train: %s; training goes on\n", error.c_str());
+  }
+
+  void validate(LossRow& row) {
+    const double start = seconds(), sum = trainer_->evaluate(judged_);
+    if (cli::interrupted) stop();
+    progress_.judged = progress_.step;
+    if (judged_.empty()) return;
+    progress_.seconds += seconds() - start;
+    row.validation = sum / double(count_targets(judged_));
+    row.bits_per_character = progress_.bits = sum / 0.69314718055994531 / double(valid_.bytes);
+    line_.clear();
+    std::fprintf(
+        stderr,
+        "train: step %lld: validation %.4f nats a token, %.4f bits a character (byte of UTF-8); training %.4f\n",
+        static_cast<long long>(progress_.step), row.validation, row.bits_per_character, row.train);
+  }
+
+  // Some words of its own, on stdout.
+  void sample() {
+    write_sample(a_.prompt);
+    if (plan_.instruct) write_sample(instruction_prompt({{"dog", "cake"}, {}, ""}));
+  }
+
+  void write_sample(const std::string& prompt) {
+    constexpr size_t kMost = 80;
+    Sampler pick({0.8f, 0.9f, plan_.seed});
+    std::vector<int> ids = tokenizer_.encode(prompt);
+    if (ids.empty()) ids.push_back(std::max(0, tokenizer_.eos()));
+    if (ids.size() > size_t(plan_.context)) ids.resize(size_t(plan_.context));
+    for (size_t end = std::min(ids.size() + kMost, size_t(plan_.context)); ids.size() < end;) {
+      const int id = pick(trainer_->next_logits(ids), plan_.config.vocab_size);
+      if (id == tokenizer_.eos()) break;
+      ids.push_back(id);
+    }
+    std::printf("[step %lld] %s\n", static_cast<long long>(progress_.step), tokenizer_.decode(ids).c_str());
+    std::fflush(stdout);
+  }
+
+  // must: a failure ends the program; else it is told, and training goes on.
+  void checkpoint(bool must) {
+    std::string error;
+    if (write_checkpoint(a_.checkpoint, plan_, progress_, blob_, *model_, *trainer_, error)) {
+      saved_ = progress_.step;
+      return;
+    }
+    if (must) throw Failure{1, error};
+    warn(error + "; the checkpoint of step " + std::to_string(saved_) + " stays");
+  }
+
+  void write() {
+    ModelParts parts;
+    parts.config = plan_.config;
+    parts.type = a_.type == "f32" ? Type::f32 : a_.type == "q8" ? Type::q8 : Type::q4;
+    parts.tokenizer = blob_, parts.threads = a_.threads;
+    if (tokenizer_.eos() >= 0) parts.chat.stop_ids = {tokenizer_.eos()};
+    char how[200];
+    std::snprintf(
+        how, sizeof how,
+        "training: %lld steps of %lld tokens, seed %llu; %.4f bits a character on %zu tokens it has not seen\n",
+        static_cast<long long>(plan_.steps), static_cast<long long>(tokens_a_step()),
+        static_cast<unsigned long long>(plan_.seed), progress_.bits, count_targets(judged_));
+    parts.provenance = "source: trained on " + base_name(a_.model) + "\n" +
+                       (a_.licence.empty() ? "" : "licence: " + a_.licence + "\n") + "weights: " + a_.type + "\n" +
+                       how + (plan_.instruct ? kTakesInstructions : "");
+    parts.self_test_ids = self_test_prompt(plan_.config.vocab_size, tokenizer_.bos());
+    ModelWriter writer;
+    if (!writer.write(a_.output, parts, rows_of_model(*model_), {}))
+      throw Failure{1, writer.error + "; nothing is lost: make room, and --resume writes it again"};
+    std::fprintf(stderr, "%s: %s, %.2f MB, after %s of training; try: ./run %s -i \"%s\"\n", a_.output.c_str(),
+                 a_.type.c_str(), double(writer.file_bytes()) / 1e6, duration(progress_.seconds).c_str(),
+                 a_.output.c_str(), a_.prompt.c_str());
+    std::fprintf(stderr,
+                 "train: %s keeps the training: --resume --type f32 writes the model as another type; delete it if you "
+                 "want neither\n",
+                 a_.checkpoint.c_str());
+  }
+
+  const Arguments& a_;
+  const double start_;
+  TrainPlan plan_ = {};
+  TrainProgress progress_;
+  std::string blob_;
+  Tokenizer tokenizer_;
+  TokenText train_, valid_;
+  std::vector<Window> judged_;
+  std::unique_ptr<TrainModel> model_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<WindowStream> stream_;
+  ProgressLine line_;
+  LossLog log_;
+  int64_t saved_ = 0;                   // step of the checkpoint on disk
+  double recent_ = 0, shown_loss_ = 0;  // seconds a step, loss: running means
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return cli::guarded("train", [&] {
+    const Arguments a = parse(argc, argv);
+    if (a.help) return print_help();
+    Training(a).run();
+  });
+}

@@ -1,0 +1,181 @@
+// train_kernels.hpp: what takes the time in training, once for each instruction set: the matrix product of gemm.hpp,
+// and forward and backward of what lies between two products. As in run.cpp the code is plain C++ in which the order
+// of every sum and every fused multiply-add is written down, so that all sets give the same bits.
+#pragma once
+
+#include <cstring>
+#include <string>
+
+#include "gemm.hpp"
+
+namespace pocket {
+
+// The sum of a[i] * b[i], in 16 partial sums.
+POCKET_BODY float dot_body(const float* a, const float* b, int n) {
+  float s[16] = {};
+  int i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; j++) s[j] = std::fma(a[i + j], b[i + j], s[j]);
+  for (int j = 0; i + j < n; j++) s[j] = std::fma(a[i + j], b[i + j], s[j]);
+  return fold16(s);
+}
+
+// Of y = x r w with r = 1 / sqrt(mean of x^2 + eps): dx += w r dy - x r^3 / n * the sum of dy w x, and dw += dy x r.
+// n elements, zeros behind them up to a multiple of 16.
+POCKET_BODY void rmsnorm_backward_body(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
+                                       int n, float eps) {
+  float square[16] = {}, along[16] = {};
+  for (int i = 0; i < n; i += 16)
+    for (int j = 0; j < 16; j++) {
+      square[j] = std::fma(x[i + j], x[i + j], square[j]);
+      along[j] = std::fma(dy[i + j] * weight[i + j], x[i + j], along[j]);
+    }
+  const float scale = 1.f / std::sqrt(fold16(square) / float(n) + eps);
+  const float back = -(scale * scale * scale / float(n) * fold16(along));
+  for (int i = 0; i < round_up(n, 16); i++) {
+    dweight[i] = std::fma(dy[i], x[i] * scale, dweight[i]);
+    dx[i] += std::fma(x[i], back, dy[i] * weight[i] * scale);
+  }
+}
+
+// hidden = silu(gate) * up.
+POCKET_BODY void gated_body(const float* gate, const float* up, float* hidden, int n) {
+  for (int i = 0; i < n; i++) hidden[i] = gate[i] / (1.f + exp_body(-gate[i])) * up[i];
+}
+
+// The same, and the gradients of gate and up from that of hidden; silu'(x) = s (1 + x (1 - s)), s = 1 / (1 + e^-x).
+POCKET_BODY void gated_backward_body(const float* gate, const float* up, const float* dhidden, float* hidden,
+                                     float* dgate, float* dup, int n) {
+  for (int i = 0; i < n; i++) {
+    const float s = 1.f / (1.f + exp_body(-gate[i])), silu = gate[i] * s;
+    hidden[i] = silu * up[i];
+    dup[i] = dhidden[i] * silu;
+    dgate[i] = dhidden[i] * up[i] * std::fma(silu, 1.f - s, s);
+  }
+}
+
+// A row of scores, of which first ... end - 1 count and the others up to n (a multiple of 16) become 0, to e^(scale *
+// score - top). known: top is given; else it is the largest scale * score. Returns the sum.
+POCKET_BODY float exp_row_body(float* s, int first, int end, int n, float scale, bool known, float& top) {
+  const int from = first / 16 * 16, to = std::min(n, round_up(end, 16));
+  for (int i = from; i < to; i++) s[i] *= scale;
+  constexpr float kLowest = -std::numeric_limits<float>::max();
+  for (int i = from; i < first; i++) s[i] = kLowest;
+  for (int i = end; i < to; i++) s[i] = kLowest;
+  if (!known) {
+    float tops[16];
+    for (int j = 0; j < 16; j++) tops[j] = kLowest;
+    for (int i = from; i < to; i += 16)
+      for (int j = 0; j < 16; j++) tops[j] = s[i + j] > tops[j] ? s[i + j] : tops[j];
+    top = tops[0];
+    for (int j = 1; j < 16; j++) top = tops[j] > top ? tops[j] : top;
+  }
+  const float highest = top;
+  for (int i = from; i < to; i++) s[i] = exp_body(s[i] - highest);
+  std::memset(s, 0, size_t(first) * sizeof(float));
+  std::memset(s + end, 0, size_t(n - end) * sizeof(float));
+  float sums[16] = {};
+  for (int i = from; i < to; i += 16)
+    for (int j = 0; j < 16; j++) sums[j] += s[i + j];
+  return fold16(sums);
+}
+
+// The softmax of a row of attention scores; top and inverse (of the sum) are what softmax_again_body wants.
+POCKET_BODY void softmax_row_body(float* s, int first, int end, int n, float scale, float* top, float* inverse) {
+  *inverse = 1.f / exp_row_body(s, first, end, n, scale, false, *top);
+  for (int i = first; i < end; i++) s[i] *= *inverse;
+}
+
+// The same softmax p once more, and ds = scale * p * (dp - the sum of p dp), which is that of out * dout.
+POCKET_BODY void softmax_backward_body(float* s, float* dp, int first, int end, int n, float scale, float top,
+                                       float inverse, const float* out, const float* dout, int head_dim) {
+  exp_row_body(s, first, end, n, scale, true, top);
+  const float mean = dot_body(out, dout, head_dim);
+  for (int i = 0; i < n; i++) {
+    s[i] *= inverse;
+    dp[i] = s[i] * (dp[i] - mean) * scale;
+  }
+}
+
+// A row of logits to the gradient of weight * (-ln p[target]); loss gets -ln p[target], without the weight.
+POCKET_BODY void cross_entropy_body(float* logits, int n, int padded_n, int target, float weight, double* loss) {
+  float top = 0;
+  const double aim = logits[target];
+  const float sum = exp_row_body(logits, 0, n, padded_n, 1.f, false, top), factor = weight / sum;
+  *loss = exact::log(double(sum)) + double(top) - aim;
+  for (int i = 0; i < n; i++) logits[i] *= factor;
+  logits[target] -= weight;
+}
+
+// AdamW (Loshchilov and Hutter 2019) on n parameters: `gradient` is scaled by `clip` first.
+struct AdamStep {
+  float beta1, beta2, eps;
+  float rate;                      // the learning rate
+  float keep;                      // 1 - rate * weight decay
+  float clip;                      //
+  float correction1, correction2;  // 1 / (1 - beta^step)
+};
+
+POCKET_BODY void adam_body(float* value, const float* gradient, float* mean, float* square, int n,
+                           const AdamStep& step) {
+  const AdamStep s = step;
+  for (int i = 0; i < n; i++) {
+    const float g = gradient[i] * s.clip;
+    mean[i] = std::fma(s.beta1, mean[i] - g, g);
+    square[i] = std::fma(s.beta2, square[i] - g * g, g * g);
+    const float root = std::sqrt(square[i] * s.correction2) + s.eps;
+    value[i] = std::fma(-s.rate, mean[i] * s.correction1 / root, value[i] * s.keep);
+  }
+}
+
+// into += from.
+POCKET_BODY void add_body(float* into, const float* from, int n) {
+  for (int i = 0; i < n; i++) into[i] += from[i];
+}
+
+POCKET_BODY void square_sum_body(const float* x, int n, float* out) { *out = dot_body(x, x, n); }
+
+// One instruction set's version of all of these.
+struct TrainKernels {
+  const char* name;
+  bool (*supported)();
+  void (*gemm)(const Product& p);
+  void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
+  void (*rmsnorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n,
+                           float eps);
+  void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
+  void (*gated)(const float* gate, const float* up, float* hidden, int n);
+  void (*gated_backward)(const float* gate, const float* up, const float* dhidden, float* hidden, float* dgate,
+                         float* dup, int n);
+  void (*softmax)(float* s, int first, int end, int n, float scale, float* top, float* inverse);
+  void (*softmax_backward)(float* s, float* dp, int first, int end, int n, float scale, float top, float inverse,
+                           const float* out, const float* dout, int head_dim);
+  void (*cross_entropy)(float* logits, int n, int padded_n, int target, float weight, double* loss);
+  void (*adam)(float* value, const float* gradient, float* mean, float* square, int n, const AdamStep& step);
+  void (*add)(float* into, const float* from, int n);
+  void (*square_sum)(const float* x, int n, float* out);
+};
+
+#define POCKET_TRAIN_ROW(NAME, W)                                                                                 \
+  NAME::run<gemm_body<W>>, NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<rope_body>,       \
+      NAME::run<gated_body>, NAME::run<gated_backward_body>, NAME::run<softmax_row_body>,                         \
+      NAME::run<softmax_backward_body>, NAME::run<cross_entropy_body>, NAME::run<adam_body>, NAME::run<add_body>, \
+      NAME::run<square_sum_body>
+
+// Best first.
+inline const TrainKernels kTrainKernels[] = {
+#if defined(__x86_64__)
+    {"avx512", [] { return X86Features().avx512vnni; }, POCKET_TRAIN_ROW(FloatAvx512, 16)},
+    {"avx2", [] { return X86Features().avx2; }, POCKET_TRAIN_ROW(FloatAvx2, 8)},
+#endif
+    {"portable", [] { return true; }, POCKET_TRAIN_ROW(FloatScalar, 4)},
+};
+
+// The set of this name that the CPU can run; null: the best. Null where there is none.
+inline const TrainKernels* find_train_kernels(const char* name) {
+  for (const TrainKernels& k : kTrainKernels)
+    if ((!name || std::strcmp(name, k.name) == 0) && k.supported()) return &k;
+  return nullptr;
+}
+
+}  // namespace pocket
