@@ -10,8 +10,7 @@ MODEL = models/smollm2-135m-instruct.bin
 
 all: run export/convert
 
-CLI = cli.hpp chat.hpp chat_families.hpp export/json.hpp export/input_file.hpp tokenizer.hpp
-run: run.cpp $(CLI)
+run: run.cpp $(wildcard *.hpp) export/json.hpp export/input_file.hpp
 	$(CXX) $(ALL_FLAGS) run.cpp -o $@ $(LDFLAGS)
 
 export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp chat_families.hpp tokenizer.hpp
@@ -24,7 +23,7 @@ bench-kernels:
 	  { echo "bench-kernels: needs Google Benchmark (Debian: libbenchmark-dev)" >&2; exit 1; }
 	$(MAKE) tests/bench/kernels
 
-tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp) run.cpp $(CLI)
+tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp *.hpp) export/json.hpp export/input_file.hpp run.cpp
 	$(CXX) $(ALL_FLAGS) tests/bench/bench.cpp -o $@ $(LDFLAGS)
 
 tests/bench/kernels: tests/bench/kernels.cpp run.cpp
@@ -38,7 +37,7 @@ help:
 	@echo "make sanitize   the same tests under ASan and UBSan, and the threads under TSan"
 	@echo "make bench      build tests/bench/bench: how fast a model runs on this machine, and what it loses"
 	@echo "make bench-kernels   build tests/bench/kernels: the kernels one by one; needs Google Benchmark"
-	@echo "make install    copy run to $(PREFIX)/bin"
+	@echo "make install    copy run to $(PREFIX)/bin/pocketllama, and its man page to $(PREFIX)/share/man"
 	@echo "make clean      remove what was built (models stay)"
 
 demo: all $(MODEL)
@@ -67,11 +66,17 @@ sanitized:
 	cmake --build build-$(SANITIZE) -j 2 $(if $(TESTS),--target $(TESTS))
 	ctest --test-dir build-$(SANITIZE) --output-on-failure $(if $(ONLY),-R '$(ONLY)')
 
-install: run
-	install -d $(DESTDIR)$(PREFIX)/bin
+# The man page is --help's text, which run itself knows.
+man/pocketllama.1: run
+	mkdir -p man
+	./run --man > $@.tmp && mv $@.tmp $@
+
+install: run man/pocketllama.1
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 755 run $(DESTDIR)$(PREFIX)/bin/pocketllama
+	install -m 644 man/pocketllama.1 $(DESTDIR)$(PREFIX)/share/man/man1
 
 clean:
-	rm -rf run export/convert tests/bench/bench tests/bench/kernels $(BUILD) build-*
+	rm -rf run export/convert tests/bench/bench tests/bench/kernels man $(BUILD) build-*
 
 .PHONY: all bench bench-kernels help demo test test-arm sanitize sanitized install clean

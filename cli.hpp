@@ -6,13 +6,16 @@
 #include <sys/resource.h>
 
 #include <csignal>
+#include <numeric>
 #include <utility>
-#include <variant>
 
 #ifndef POCKET_RUN_CPP  // when it is not run.cpp that includes this file
 #define RUN_NO_MAIN
 #include "run.cpp"
 #endif
+#include "help.hpp"
+#include "instruction.hpp"
+#include "json_text.hpp"
 #include "tokenizer.hpp"
 
 namespace pocket::cli {
@@ -26,26 +29,24 @@ struct Failure {
 struct Arguments {
   std::string model, prompt, file, ids, system, tokenizer, mode = "generate", kernel, logits, perplexity, encode;
   std::string chat_template;
+  std::string save, resume;
+  std::string words, features, summary;
   std::vector<std::string> stop;
-  int n = -1, top_k = 0, threads = 0, context = 0, batch = 256;
+  int n = -1, top_k = 0, threads = 0, context = 0, batch = 256, top = 0;
   float temperature = 0.8f, top_p = 0.9f, min_p = 0, repeat_penalty = 1;
   std::string seed, kv = "auto";
   bool quiet = false, info = false, self_test = false, kernels = false, help = false, version = false;
-  bool has_prompt = false, has_encode = false;
-};
-
-// A line of --help, and what its option sets in A.
-template <class A> struct Option {
-  const char *letter, *name, *value, *help;  // no name: a heading
-  std::variant<std::monostate, bool A::*, int A::*, float A::*, std::string A::*, std::vector<std::string> A::*> into =
-      {};
-  double low = 0, high = 0;
+  bool lookup = false, json = false, man = false;
+  bool has_prompt = false, has_encode = false, instructed = false;
 };
 
 inline const Option<Arguments> kOptions[] = {
-    {"", "", "", "What to say"},
+    {"", "", "model.bin -i \"It was\" -n 100 --stop \"The end\"", "What to say"},
     {"-i", "--prompt", "TEXT", "go on with this text; in chat, the first question", &Arguments::prompt},
     {"-f", "--file", "FILE", "take the prompt from a file, - for standard input", &Arguments::file},
+    {"", "--words", "dog,cake,sad", "a story with these words, of a model that writes on command", &Arguments::words},
+    {"", "--features", "LIST", "a story with these: Dialogue, Moral, Sad ending", &Arguments::features},
+    {"", "--summary", "SENTENCE", "a story in which this happens", &Arguments::summary},
     {"-m", "--mode", "MODE", "generate (go on with a text) or chat (answer, line by line; /help there)",
      &Arguments::mode},
     {"-y", "--system", "TEXT", "the system prompt of a chat", &Arguments::system},
@@ -54,7 +55,11 @@ inline const Option<Arguments> kOptions[] = {
     {"-n", "--tokens", "N", "at most so many new tokens; 0: until the context is full [256; chat 0]", &Arguments::n, 0,
      1e9},
     {"", "--stop", "TEXT", "end before this text; may be given several times", &Arguments::stop},
-    {"", "", "", "How to choose the next token"},
+    {"", "", "model.bin --resume story.session -n 100 --save story.session", "To go on another time"},
+    {"", "--save", "FILE", "at the end of the text, or at Ctrl-C, keep all that is needed to go on", &Arguments::save},
+    {"", "--resume", "FILE", "go on where --save was; prints what is new; a prompt, if given, comes next",
+     &Arguments::resume},
+    {"", "", "model.bin -i \"The sea\" -t 1.2 --min-p 0.1 -s 7", "How to choose the next token"},
     {"-t", "--temperature", "T", "0: always the likeliest; 1: as the model learnt it [0.8]", &Arguments::temperature, 0,
      100},
     {"-p", "--top-p", "P", "among the likeliest that together reach P; 1: all [0.9]", &Arguments::top_p, 0, 1},
@@ -63,48 +68,63 @@ inline const Option<Arguments> kOptions[] = {
     {"-r", "--repeat-penalty", "R", "make the last 64 tokens less likely; 1: off, 1.1: a little [1]",
      &Arguments::repeat_penalty, 0.01, 100},
     {"-s", "--seed", "N", "the same seed tells the same text, on every machine [the time]", &Arguments::seed},
-    {"", "", "", "How to run"},
+    {"", "", "model.bin -f letter.txt --lookup --threads 4", "How to run"},
+    {"", "--lookup", "", "guess from the text so far: the same text, sooner where it repeats itself",
+     &Arguments::lookup},
     {"", "--threads", "N", "[one per CPU]", &Arguments::threads, 1, 256},
     {"", "--ctx", "N", "positions to make room for [what the model was trained for]", &Arguments::context, 1, 1 << 22},
     {"", "--kv", "TYPE", "keep keys and values as q8, f32 or auto (f32 for f32 models) [auto]", &Arguments::kv},
     {"", "--kernel", "NAME", "one of --kernels [the first]; all give the same bits", &Arguments::kernel},
     {"-z", "--tokenizer", "FILE", "a SentencePiece .model instead of the model file's own", &Arguments::tokenizer},
+    {"", "", "model.bin -i \"2 + 2 =\" -n 3 -t 0 --top 5 --json 2> figures.json", "What to tell, on stderr"},
+    {"", "--top", "N", "of each token the N likeliest, with probabilities, a line each; with --json in there",
+     &Arguments::top, 0, 1000},
+    {"", "--json", "", "the figures as one JSON object, instead of the line at the end", &Arguments::json},
     {"-q", "--quiet", "", "no line of figures at the end", &Arguments::quiet},
-    {"", "", "", "Instead of a text"},
+    {"", "", "model.bin --info --ctx 2048", "Instead of a text"},
     {"", "--info", "", "what is in the file, and the memory that this context will take", &Arguments::info},
     {"", "--selftest", "", "check every byte of the tensors, and the file's own test of this machine",
      &Arguments::self_test},
     {"", "--perplexity", "FILE", "how well the model foresees a text (windows of 512 tokens)", &Arguments::perplexity},
     {"", "--encode", "TEXT", "print the token ids of a text", &Arguments::encode},
     {"", "--kernels", "", "the kernel sets that this CPU can run, best first", &Arguments::kernels},
-    {"", "", "", "For tests and scripts"},
+    {"-h", "--help", "", "this text", &Arguments::help},
+    {"", "--man", "", "the same as a man page, in troff: run --man | man -l -", &Arguments::man},
+    {"", "--version", "", "of this program, and of the model files that it reads", &Arguments::version},
+    {"", "", "model.bin --ids 1,306,4658 --logits logits.f32", "For tests and scripts"},
     {"", "--ids", "1,306,...", "the prompt as token ids, nothing added", &Arguments::ids},
     {"", "--logits", "FILE", "write the prompt's logits, float32 (tokens, vocab_size), and stop", &Arguments::logits},
     {"", "--batch", "N", "prompt tokens per forward [256]; does not change the text", &Arguments::batch, 1, 1e9},
-    {"-h", "--help", "", "this text", &Arguments::help},
-    {"", "--version", "", "", &Arguments::version},
 };
 
-template <class A, size_t N> void print_options(const Option<A> (&options)[N]) {
-  for (const Option<A>& o : options) {
-    if (!*o.name)
-      std::printf("\n%s\n", o.help);
-    else
-      std::printf("  %-3s %-27s %s\n", o.letter, (std::string(o.name) + " " + o.value).c_str(), o.help);
-  }
-}
+inline constexpr const char* kExamples[][2] = {
+    {"model.bin -i \"Once upon a time\"", "go on with a text"},
+    {"model.bin -m chat", "talk; the end of input (Ctrl-D) ends it"},
+    {"model.bin -i \"2 + 2 =\" -t 0 -n 5", "the likeliest five tokens"},
+    {"model.bin -f letter.txt -n 100 -q", "go on with a file, and print only the text"},
+    {"model.bin --info", "what it is, and what memory it takes"},
+};
+inline constexpr const char* kNotes =
+    "models/get fetches a model; export/convert makes a model.bin from a checkpoint.\n"
+    "stdout is the text, stderr the rest. Exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
 
 inline void print_help() {
-  std::printf(
-      "run: a language model on a CPU\n\n"
-      "  run model.bin -i \"Once upon a time\"        go on with a text\n"
-      "  run model.bin -m chat                      talk; the end of input (Ctrl-D) ends it\n"
-      "  run model.bin -i \"2 + 2 =\" -t 0 -n 5       the likeliest five tokens\n"
-      "  run model.bin -f letter.txt -n 100 -q      go on with a file, and print only the text\n"
-      "  run model.bin --info                       what it is, and what memory it takes\n\n"
-      "models/get fetches a model; export/convert makes a model.bin from a checkpoint.\n"
-      "stdout is the text, stderr the rest. Exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
-  print_options(kOptions);
+  std::printf("run: a language model on a CPU\n\n");
+  for (const auto& [arguments, what] : kExamples) std::printf("  run %-38s %s\n", arguments, what);
+  std::printf("\n%s", kNotes);
+  print_options(kOptions, "run");
+}
+
+inline void print_man() {
+  std::printf(".TH POCKETLLAMA 1 \"\" \"pocketllama %s\"\n.SH NAME\npocketllama \\- a language model on a CPU\n",
+              kVersion);
+  std::printf(".SH SYNOPSIS\n.B pocketllama\n.I model.bin\n[options]\n.SH DESCRIPTION\n%s", man_text(kNotes).c_str());
+  print_man_options(kOptions, "pocketllama");
+  std::printf(".SH EXAMPLES\n");
+  for (const auto& [arguments, what] : kExamples) {
+    std::printf(".PP\n%s:\n", man_text(what).c_str());
+    print_man_example("pocketllama " + std::string(arguments));
+  }
 }
 
 // Single-character edits between two words (Levenshtein).
@@ -194,6 +214,36 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
   return given;
 }
 
+// Names of an option's list, without the spaces around them.
+inline std::vector<std::string> names(const char* option, const std::string& list) {
+  std::vector<std::string> out;
+  for (const std::string& part : list.empty() ? std::vector<std::string>() : split(list)) {
+    const size_t first = part.find_first_not_of(' ');
+    if (first == std::string::npos) throw Failure{2, std::string(option) + ": expected names between the commas"};
+    out.push_back(part.substr(first, part.find_last_not_of(' ') + 1 - first));
+  }
+  return out;
+}
+
+// The prompt that --words, --features and --summary stand for.
+inline void set_instruction(Arguments& a) {
+  const Instruction wanted = {names("--words", a.words), names("--features", a.features), a.summary};
+  a.instructed = !wanted.empty();
+  if (!a.instructed) return;
+  for (const std::string& f : wanted.features)
+    if (std::find(std::begin(kFeatures), std::end(kFeatures), f) == std::end(kFeatures))
+      throw Failure{2, "--features: expected some of Dialogue, Moral, Sad ending, found '" + f + "'"};
+  if (a.mode == "chat" || a.has_prompt || !a.file.empty() || !a.ids.empty())
+    throw Failure{2,
+                  "--words, --features and --summary make a prompt of their own; leave out -i, -f, --ids and -m chat"};
+  a.prompt = instruction_prompt(wanted);
+  const auto control = [](char c) { return uint8_t(c) < 32 && c != '\n'; };
+  const size_t lines = size_t(std::count(a.prompt.begin(), a.prompt.end(), '\n'));
+  const size_t parts = size_t(!wanted.words.empty()) + !wanted.features.empty() + !wanted.summary.empty();
+  if (lines > parts || std::any_of(a.prompt.begin(), a.prompt.end(), control))
+    throw Failure{2, "--words, --features and --summary: expected one line each, found a line break or a tab"};
+}
+
 inline Arguments parse(int argc, char** argv) {
   Arguments a;
   const std::vector<std::string> given = parse_options(argc, argv, kOptions, "put a text in quotes behind -i", a);
@@ -209,7 +259,11 @@ inline Arguments parse(int argc, char** argv) {
   one_of("--kv", a.kv, {"auto", "q8", "f32"}, "auto, q8 or f32");
   if (!a.chat_template.empty() && a.mode != "chat") throw Failure{2, "--template: is for -m chat"};
   if (a.has_prompt + !a.file.empty() + !a.ids.empty() > 1) throw Failure{2, "-i, -f and --ids: expected one of them"};
-  if (a.model.empty() && !a.help && !a.version && !a.kernels)
+  set_instruction(a);
+  for (const char* option : {"--save", "--resume", "--lookup", "--top"})
+    if (a.mode == "chat" && std::count(given.begin(), given.end(), option) > 0)
+      throw Failure{2, std::string(option) + ": goes on with a text, not with a chat; leave out -m chat"};
+  if (a.model.empty() && !a.help && !a.man && !a.version && !a.kernels)
     throw Failure{
         2, "no model given; try: models/get smollm2-135m-instruct, then: run models/smollm2-135m-instruct.bin -m chat"};
   return a;
@@ -257,6 +311,40 @@ inline std::string without_controls(const std::string& text) {
   return clean;
 }
 
+// A file that appears under its name when it is whole; until then it grows beside it. Throws Failure.
+class NewFile {
+ public:
+  explicit NewFile(const std::string& name) : name_(name), temporary_(name + ".tmp." + std::to_string(getpid())) {
+    file_ = std::fopen(temporary_.c_str(), "wb");
+    if (!file_) throw Failure{1, temporary_ + ": " + std::strerror(errno)};
+  }
+  ~NewFile() {
+    if (file_) std::fclose(file_);
+    if (!finished_) std::remove(temporary_.c_str());
+  }
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+
+  // False where it cannot; finish() then says why.
+  bool write(const void* data, size_t n) {
+    if (!why_ && std::fwrite(data, 1, n, file_) != n) why_ = errno;
+    return !why_;
+  }
+  bool good() const { return !why_; }
+  void finish() {
+    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+    if (!why_ && (!closed || std::rename(temporary_.c_str(), name_.c_str()) != 0)) why_ = errno;
+    if (why_) throw Failure{1, name_ + ": " + std::strerror(why_)};
+    finished_ = true;
+  }
+
+ private:
+  std::string name_, temporary_;
+  std::FILE* file_;
+  int why_ = 0;
+  bool finished_ = false;
+};
+
 // stdout. To a terminal no control characters pass but newline and tab: a model must not be able to move the cursor.
 class Output {
  public:
@@ -274,22 +362,26 @@ class Output {
   bool terminal_ = isatty(1);
 };
 
-// Lets text through except a stop text, also where that comes in pieces.
+// Lets text through up to a stop text, also where that comes in pieces.
 class StopFilter {
  public:
   explicit StopFilter(const std::vector<std::string>& stops) : stops_(stops) {}
   bool stopped = false;
 
+  // What may be printed now, whole characters. Of several stop texts the one that is complete first counts.
   std::string push(const std::string& text) {
+    if (stopped) return "";
     held_ += text;
-    size_t safe = held_.size();
+    size_t safe = held_.size(), end = std::string::npos;
     for (const std::string& stop : stops_) {
-      if (stop.empty()) continue;
-      const size_t at = held_.find(stop);
-      if (at != std::string::npos) stopped = true, safe = std::min(safe, at);
-      for (size_t n = std::min(stop.size() - 1, held_.size()); n > 0 && at == std::string::npos; n--)
-        if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) safe = std::min(safe, held_.size() - n);
+      const size_t at = stop.empty() ? std::string::npos : held_.find(stop);
+      if (at == std::string::npos || at + stop.size() > end || (at + stop.size() == end && at > safe)) continue;
+      stopped = true, safe = at, end = at + stop.size();
     }
+    for (const std::string& stop : stops_)
+      for (size_t n = std::min(stop.size(), held_.size()); !stopped && n > 0; n--)
+        if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) safe = std::min(safe, held_.size() - n);
+    while (safe > 0 && safe < held_.size() && (uint8_t(held_[safe]) & 0xC0) == 0x80) safe--;
     const std::string out = held_.substr(0, safe);
     held_ = stopped ? "" : held_.substr(safe);
     return out;
@@ -304,6 +396,15 @@ class StopFilter {
 struct Figures {
   double prompt_seconds = 0, seconds = 0;
   size_t prompt_tokens = 0, tokens = 0;
+  size_t guesses = 0, guesses_right = 0;  // --lookup
+  const char* end = nullptr;              // why a text has ended
+  std::vector<std::string> choices;       // --top, as JSON: one for each choice of a token
+
+  // The first token comes from the prompt's logits; every other one from a pass over all weights.
+  double rate() const { return tokens > 1 && seconds > 0 ? double(tokens - 1) / seconds : 0; }
+  // Passes over the weights a second: a right guess spares one.
+  double passes() const { return rate() > 0 ? double(tokens - 1 - std::min(tokens - 1, guesses_right)) / seconds : 0; }
+  double prompt_rate() const { return prompt_seconds > 0 ? double(prompt_tokens) / prompt_seconds : 0; }
 };
 
 // Linux says it in /proc: getrusage would count what the starting program occupied before this one took its place.
@@ -333,7 +434,8 @@ struct Run {
   uint64_t seed = 0;
 
   explicit Run(const Arguments& a) : args(a) {
-    if (!model.open(a.model.c_str())) throw Failure{1, model.error};
+    if (!model.open(a.model.c_str()))
+      throw Failure{1, model.error + (access(a.model.c_str(), F_OK) ? "; models/get shows models to fetch" : "")};
     const bool own = a.tokenizer.empty();
     const std::string file = own ? "" : read_all(a.tokenizer);
     if (!(own ? tokenizer.load(model.tokenizer_bytes()) : tokenizer.load_sentencepiece(file)))
@@ -370,7 +472,8 @@ struct OpenSession {
   throw Failure{1, session.error};
 }
 
-inline std::vector<int> prompt_ids(Run& run) {
+// The tokens of the prompt. first: it begins the text, with what the model wants there.
+inline std::vector<int> prompt_ids(Run& run, bool first = true) {
   const Arguments& a = run.args;
   std::vector<int> ids;
   if (!a.ids.empty()) {
@@ -378,7 +481,12 @@ inline std::vector<int> prompt_ids(Run& run) {
       ids.push_back(int(number("--ids", id, 0, run.model.config.vocab_size - 1, true)));
     return ids;
   }
-  ids = run.tokenizer.encode(a.file.empty() ? a.prompt : read_all(a.file));
+  if (a.instructed && run.model.provenance().find(kTakesInstructions) == std::string_view::npos)
+    throw Failure{1, a.model +
+                         ": has not learnt to write on command (its provenance does not say so); -i goes on with "
+                         "a text"};
+  ids = run.tokenizer.encode(a.file.empty() ? a.prompt : read_all(a.file), first);
+  if (!first) return ids;
   if (ids.empty() && run.tokenizer.bos() >= 0) ids.push_back(run.tokenizer.bos());  // something has to come first
   if (ids.empty()) throw Failure{2, "the prompt is empty, and this model has no token to begin with; give one with -i"};
   return ids;
@@ -407,87 +515,92 @@ inline std::vector<int> feed(Run& run, Session& session, Sampler& pick, std::vec
   return std::vector<int>(ids.begin() + long(done), ids.end());
 }
 
-// Prints what the model adds to the prompt; returns the new ids.
-inline std::vector<int> write_on(Run& run, Session& session, Sampler& pick, Tokenizer::Stream& stream,
-                                 const std::vector<int>& prompt) {
-  const Arguments& a = run.args;
-  const bool chat = a.mode == "chat";
-  const int limit = a.n > 0 ? a.n : a.n == 0 || chat ? std::numeric_limits<int>::max() : 256;
+// Tokens that a text may get.
+inline int token_limit(const Arguments& a) {
+  return a.n > 0 ? a.n : a.n == 0 || a.mode == "chat" ? std::numeric_limits<int>::max() : 256;
+}
+
+// Prints what the model adds to the prompt, but for what may still become half of a character or of a stop text; adds
+// it to ids. False if that failed or was cancelled.
+template <class Pick>
+bool make_text(Run& run, Session& session, Pick& pick, Tokenizer::Stream& stream, StopFilter& filter,
+               const std::vector<int>& prompt, std::vector<int>& ids, const Propose& propose = nullptr) {
   check_room(session, prompt.size());
   const double start = seconds();
+  const size_t before = ids.size();
   double first = 0;
-  StopFilter filter(a.stop);
-  std::vector<int> ids;
-  const bool good =
-      generate(session, pick, feed(run, session, pick, prompt), limit, run.model.chat.stop_ids, [&](int id) {
-        if (ids.empty()) first = seconds();
-        ids.push_back(id);
-        run.out.write(filter.push(run.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id)));
-        return !filter.stopped && !interrupted;
-      });
+  const std::vector<int> last = feed(run, session, pick, prompt), &stops = run.model.chat.stop_ids;
+  const auto on_token = [&](int id) {
+    if (ids.size() == before) first = seconds();
+    ids.push_back(id);
+    run.out.write(filter.push(run.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id)));
+    return !filter.stopped && !interrupted;
+  };
+  const bool good = generate(session, pick, last, token_limit(run.args), stops, on_token, propose);
   const double end = seconds();
-  if (!filter.stopped) run.out.write(filter.push(stream.flush()) + filter.flush());
-  run.figures.prompt_tokens += prompt.size(), run.figures.tokens += ids.size();
-  run.figures.prompt_seconds += (ids.empty() ? end : first) - start;
-  run.figures.seconds += ids.empty() ? 0 : end - first;
-  if (!good) fail(session);
-  stop_if_interrupted();
-  return ids;
+  const size_t made = ids.size() - before;
+  run.figures.prompt_tokens += prompt.size(), run.figures.tokens += made;
+  run.figures.prompt_seconds += (made == 0 ? end : first) - start;
+  run.figures.seconds += made == 0 ? 0 : end - first;
+  return good;
+}
+
+// The figures for a program to read.
+inline std::string json_figures(const Run& run, const Session& session) {
+  const Figures& f = run.figures;
+  std::vector<std::pair<std::string_view, std::string>> fields = {
+      {"model", json(run.args.model)},
+      {"kernel", json(session.kernel())},
+      {"threads", std::to_string(session.threads())},
+      {"temperature", json(run.args.temperature)},
+      {"seed", run.args.temperature > 0 ? std::to_string(run.seed) : "null"},
+      {"prompt_tokens", std::to_string(f.prompt_tokens)},
+      {"prompt_seconds", json(f.prompt_seconds)},
+      {"prompt_tokens_s", json(f.prompt_rate())},
+      {"new_tokens", std::to_string(f.tokens)},
+      {"new_seconds", json(f.seconds)},
+      {"new_tokens_s", json(f.rate())},
+      {"weights_gb_s", json(f.passes() * double(run.model.bytes_per_token) / 1e9)},
+      {"peak_memory_bytes", std::to_string(peak_memory())},
+      {"position", std::to_string(session.position())},
+      {"context", std::to_string(session.context())}};
+  if (f.end) fields.push_back({"end", json(f.end)});
+  if (run.args.lookup) {
+    fields.push_back({"guesses", std::to_string(f.guesses)});
+    fields.push_back({"guesses_right", std::to_string(f.guesses_right)});
+  }
+  if (run.args.top > 0) fields.push_back({"choices", json_array(f.choices)});
+  return json_object(fields);
 }
 
 inline void print_figures(const Run& run, const Session& session) {
   const Figures& f = run.figures;
+  if (run.args.json) return void(std::fprintf(stderr, "%s\n", json_figures(run, session).c_str()));
   if (run.args.quiet) return;
-  // The first token comes from the prompt's logits; every other one from a pass over all weights.
-  const double rate = f.tokens > 1 && f.seconds > 0 ? double(f.tokens - 1) / f.seconds : 0;
   std::fprintf(
       stderr,
       "prompt %zu tokens, %.1f tok/s; new %zu tokens, %.1f tok/s, %.1f GB/s; peak memory %.1f MB; %s, %d thread%s",
-      f.prompt_tokens, f.prompt_seconds > 0 ? double(f.prompt_tokens) / f.prompt_seconds : 0, f.tokens, rate,
-      rate * double(run.model.bytes_per_token) / 1e9, double(peak_memory()) / 1e6, session.kernel(), session.threads(),
-      session.threads() == 1 ? "" : "s");
+      f.prompt_tokens, f.prompt_rate(), f.tokens, f.rate(), f.passes() * double(run.model.bytes_per_token) / 1e9,
+      double(peak_memory()) / 1e6, session.kernel(), session.threads(), session.threads() == 1 ? "" : "s");
+  if (run.args.lookup) std::fprintf(stderr, "; %zu of %zu guesses right", f.guesses_right, f.guesses);
   if (run.args.temperature > 0) std::fprintf(stderr, "; seed %llu", static_cast<unsigned long long>(run.seed));
   std::fprintf(stderr, "\n");
 }
 
-inline void generate_text(Run& run) {
-  OpenSession open(run.model, run.session_options());
-  const std::vector<int> prompt = prompt_ids(run);
-  check_room(open.session, prompt.size());
-  Sampler pick(run.sampler_options());
-  Tokenizer::Stream stream(run.tokenizer);
-  for (int id : prompt) run.out.write(run.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id));
-  try {
-    write_on(run, open.session, pick, stream, prompt);
-    run.out.end_text();
-  } catch (const Failure& f) {
-    if (f.status == 130) run.out.end_text();
-    throw;
-  }
-  print_figures(run, open.session);
-}
-
-inline void chat(Run& run);  // chat.hpp
+inline void generate_text(Run& run);  // generate.hpp
+inline void chat(Run& run);           // chat.hpp
 
 inline void write_logits(Run& run) {
   OpenSession open(run.model, run.session_options());
   const std::vector<int> ids = prompt_ids(run);
   check_room(open.session, ids.size());
-  const std::string temporary = run.args.logits + ".tmp." + std::to_string(getpid());
-  std::FILE* file = std::fopen(temporary.c_str(), "wb");
-  if (!file) throw Failure{1, temporary + ": " + std::strerror(errno)};
+  NewFile file(run.args.logits);
   const size_t row = size_t(run.model.config.vocab_size) * sizeof(float), batch = size_t(run.args.batch);
-  bool wrote = true, ran = true;
-  for (size_t i = 0; i < ids.size() && wrote && ran; i += batch)
-    ran = open.session.forward(ids.data() + i, std::min(batch, ids.size() - i), [&](size_t, const float* logits) {
-      return wrote = std::fwrite(logits, 1, row, file) == row;
-    });
-  wrote = std::fclose(file) == 0 && wrote;
-  const int why = errno;
-  if (ran && wrote && std::rename(temporary.c_str(), run.args.logits.c_str()) == 0) return;
-  std::remove(temporary.c_str());
-  if (!ran) fail(open.session);
-  throw Failure{1, run.args.logits + ": " + std::strerror(wrote ? errno : why)};
+  for (size_t i = 0; i < ids.size() && file.good(); i += batch) {
+    const auto write = [&](size_t, const float* logits) { return file.write(logits, row); };
+    if (!open.session.forward(ids.data() + i, std::min(batch, ids.size() - i), write)) fail(open.session);
+  }
+  file.finish();
 }
 
 // log of the sum of e^logit: a logit less this is the log of a probability.
@@ -636,6 +749,7 @@ inline void encode(Run& run) {
 
 inline void dispatch(const Arguments& a) {
   if (a.help) return print_help();
+  if (a.man) return print_man();
   if (a.version) return void(std::printf("run %s, model format %u\n", kVersion, kFormatVersion));
   if (a.kernels) {
     for (const std::string& name : kernel_names()) std::printf("%s\n", name.c_str());
@@ -675,7 +789,8 @@ template <class F> int guarded(const char* program, const F& body) {
     check_standard_files();
     catch_interrupts();
     body();
-    if (std::fflush(stdout) != 0) throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
+    if (std::fflush(stdout) != 0 || std::ferror(stdout))
+      throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
     return 0;
   } catch (const Failure& f) {
     if (!f.what.empty()) std::fprintf(stderr, "%s: %s\n", program, f.what.c_str());
@@ -692,4 +807,5 @@ inline int main(int argc, char** argv) {
 }  // namespace pocket::cli
 
 #include "chat.hpp"
+#include "generate.hpp"
 #endif  // POCKET_CLI_HPP

@@ -206,6 +206,7 @@ class Model {
 
   std::string_view tokenizer_bytes() const { return tokenizer_; }
   std::string_view provenance() const { return provenance_; }
+  uint64_t checksum() const { return checksum_; }  // the header's: no two models share it
   // Copies row `id` of the embedding table to x (dim, padded to 64). False if the file can no longer be read.
   bool embed(int id, float* x) const;
 
@@ -218,7 +219,7 @@ class Model {
   size_t size_ = 0;
   int file_ = -1;  // -1: memory of the caller
   std::string_view tokenizer_, provenance_;
-  uint64_t tensors_at_ = 0, tensors_hash_ = 0;
+  uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
 };
 
 enum class KvType { automatic, q8, f32 };  // how keys and values are kept; automatic: f32 for f32 models, else q8
@@ -265,12 +266,21 @@ class Session {
   int position() const { return position_; }
   int context() const;
   int vocab_size() const { return model_.config.vocab_size; }
+  const Model& model() const { return model_; }
+  bool kv_f32() const;  // keys and values are kept as float32, not int8
   int threads() const;
   const char* kernel() const;
   void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets what came later
   // A running (or the next) forward gives up; false takes that back where none is running.
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
+
+  // Keys and values of one position as position_bytes() bytes, the same for every kernel set and thread count; and
+  // back: append_position() makes them the next position of a session of the same model and KV type, which then gives
+  // the bits that it would give had it heard the token. saved_session.hpp makes a checked file of them.
+  size_t position_bytes() const;
+  void read_position(int position, uint8_t* bytes) const { copy_position(position, bytes, false); }
+  void append_position(const uint8_t* bytes);
 
   std::string error;  // "": all is well
 
@@ -296,6 +306,7 @@ class Session {
   void finish_head(const float* state, int t, int head);
   void show_attention(int l, int n);
   struct KvBlock kv_block(int l, int kv_head, int block) const;
+  void copy_position(int position, uint8_t* bytes, bool restore) const;
   const float* logits_of(int first, int n);
   friend std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
 
@@ -330,8 +341,9 @@ inline constexpr size_t kRepeatWindow = 64;  // tokens back that the repetition 
 class Sampler {
  public:
   explicit Sampler(SamplerOptions options = {});
-  int operator()(const float* logits, int n);  // the choice is remembered for the repetition penalty
-  void remember(int id);                       // tokens that were not chosen here: the prompt
+  int operator()(const float* logits, int n);       // the choice is remembered for the repetition penalty
+  void remember(int id);                            // tokens that were not chosen here: the prompt
+  uint64_t random_state() const { return state_; }  // a Sampler with this as its seed draws what this one would draw
  private:
   struct Candidate {
     float p;
@@ -353,10 +365,15 @@ class Sampler {
   std::vector<Candidate> candidates_;
 };
 
+// Guesses the tokens that come after the one that was handed out last. A good guess saves time; none changes the text.
+using Propose = std::function<std::vector<int>()>;
+
 // Feeds the prompt, then samples up to n tokens; ends early at a stop id (not handed out), when the context is full,
-// or when on_token returns false. Returns false on failure, with session.error set.
-inline bool generate(Session& session, Sampler& pick, const std::vector<int>& prompt, int n,
-                     const std::vector<int>& stop_ids, const std::function<bool(int id)>& on_token);
+// or when on_token returns false. Returns false on failure, with session.error set. Pick: Sampler, or what has its two
+// functions. Guesses are heard together with the token before them and count as far as pick chooses the same.
+template <class Pick>
+bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
+              const std::function<bool(int id)>& on_token, const Propose& propose = nullptr);
 
 // Token ids of the text before a reply: `message` as the next user turn, after the end of the last reply or, if it is
 // the first turn, after the system prompt. encode turns plain text into ids (bos: with the tokenizer's BOS in front).
@@ -499,12 +516,13 @@ struct Kernels {
   // Null where the scalar definition serves. See matmul_blocked for what they do.
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
-  void (*gemv_q4)(const Tensor& w, int first, int count, const Activations& x, float* y);
+  void (*gemv_q4)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
   void (*dot)(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
               int n, float* const acc[2]);
 };
 
 inline constexpr int kChunk = 64;       // tokens that go through the layers together
+inline constexpr int kFewTokens = 8;    // up to so many take the weights straight from memory; more are worth unpacking
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 
 // Integer matmul of many tokens, the loops around a kernel set's `dot`: two panels at a time, a block of columns at a
@@ -551,11 +569,8 @@ inline void matmul_panels(const Kernels& k, const Tensor& w, int first, int coun
                           float* y, size_t ldy) {
   if (w.type == Type::f32) return k.matmul_f32(w, first, count, x, n, y, ldy);
   if (!k.dot) return matmul_scalar(w, first, count, x, n, y, ldy);
-  if (w.type == Type::q4 && n < 3) {
-    for (int t = 0; t < n; t++) k.gemv_q4(w, first, count, x.token(t), y + t * ldy);
-  } else {
-    matmul_blocked(k, w, first, count, x, n, y, ldy);
-  }
+  const bool few = w.type == Type::q4 && n <= kFewTokens;
+  few ? k.gemv_q4(w, first, count, x, n, y, ldy) : matmul_blocked(k, w, first, count, x, n, y, ldy);
 }
 
 // ====================================================================================================================
@@ -1075,6 +1090,7 @@ struct ModelReader {
     m.file_bytes = m.size_;
     m.tensors_at_ = h.tensors.offset;
     m.tensors_hash_ = h.tensors_checksum;
+    m.checksum_ = h.checksum;
     return true;
   }
 };
@@ -1132,7 +1148,7 @@ inline void Model::close() {
   }
   base_ = nullptr, size_ = 0, file_ = -1;
   tokenizer_ = provenance_ = {};
-  tensors_at_ = tensors_hash_ = 0;
+  tensors_at_ = tensors_hash_ = checksum_ = 0;
   layers.clear();
 }
 
@@ -1328,6 +1344,8 @@ struct KvBlock {
   int head_dim;              //
   int width;                 // head_dim padded to 16
   ptrdiff_t ahead = 0;       // bytes to the block that comes next, so that it can be on its way; 0: none
+
+  int key_at(int key) const { return key / 16 * 16 * head_dim + key % 16; }  // its first component; the others: + 16 i
 };
 
 // Bytes of a KvBlock, in the order k_scale, v_scale, k, v.
@@ -1610,6 +1628,7 @@ inline Session::~Session() {
 
 inline int Session::threads() const { return pool_ ? pool_->threads() : 0; }
 inline int Session::context() const { return pool_ ? buf_->context : 0; }
+inline bool Session::kv_f32() const { return pool_ && buf_->kv_f32; }
 inline const char* Session::kernel() const { return kernels_ ? kernels_->name : ""; }
 
 inline bool Session::prepare(const SessionOptions& options) {
@@ -1815,11 +1834,11 @@ inline void Session::store_kv(int l, int n) {
     const float *cos = buf_->cos + t * half, *sin = buf_->sin + t * half;
     kernels_->rope(buf_->q.f + size_t(t) * padded(c.q_dim()), c.n_heads, c.head_dim, cos, sin);
     kernels_->rope(k, c.n_kv_heads, c.head_dim, cos, sin);
-    const int key = (position_ + t) % kBlockKeys, k_at = key / 16 * 16 * c.head_dim + key % 16;
+    const int key = (position_ + t) % kBlockKeys;
     for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim) {
       const KvBlock kv = kv_block(l, h, (position_ + t) / kBlockKeys);
       const auto store = [&](auto* keys, auto* values) {
-        kv.k_scale[key] = root * store_vector(k, c.head_dim, keys + k_at, 16);
+        kv.k_scale[key] = root * store_vector(k, c.head_dim, keys + kv.key_at(key), 16);
         kv.v_scale[key] = store_vector(v, c.head_dim, values + key * kv.width, 1);
       };
       if (buf_->kv_f32)
@@ -1945,6 +1964,39 @@ inline const float* Session::logits_of(int first, int n) {
   return buf_->logits;
 }
 
+inline size_t Session::position_bytes() const {
+  const size_t number = kv_f32() ? sizeof(float) : 1;
+  return size_t(model_.config.n_layers) * model_.config.n_kv_heads * (2 * sizeof(float)) +
+         2 * size_t(model_.config.n_layers) * model_.config.kv_dim() * number;
+}
+
+// Layer by layer and head by head: the scales of key and value, the key, the value.
+inline void Session::copy_position(int position, uint8_t* bytes, bool restore) const {
+  const Config& c = model_.config;
+  const int key = position % kBlockKeys;
+  const auto copy = [&](auto* cached, int n, int stride) {
+    for (int i = 0; i < n; i++, cached += stride, bytes += sizeof *cached)
+      restore ? std::memcpy(cached, bytes, sizeof *cached) : std::memcpy(bytes, cached, sizeof *cached);
+  };
+  for (int i = 0; i < c.n_layers * c.n_kv_heads; i++) {
+    const KvBlock kv = kv_block(i / c.n_kv_heads, i % c.n_kv_heads, position / kBlockKeys);
+    const auto vectors = [&](auto* keys, auto* values) {
+      copy(keys + kv.key_at(key), c.head_dim, 16);
+      copy(values + key * kv.width, c.head_dim, 1);
+    };
+    copy(kv.k_scale + key, 1, 1);
+    copy(kv.v_scale + key, 1, 1);
+    if (buf_->kv_f32)
+      vectors(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
+    else
+      vectors(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+  }
+}
+
+inline void Session::append_position(const uint8_t* bytes) {
+  if (position_ < context()) copy_position(position_++, const_cast<uint8_t*>(bytes), true);
+}
+
 // ====================================================================================================================
 // 7. Sampler, generate, chat
 // ====================================================================================================================
@@ -2034,17 +2086,32 @@ inline int Sampler::choose(float top, int best) {
   return candidates_.empty() ? best : candidates_.back().id;
 }
 
-inline bool generate(Session& session, Sampler& pick, const std::vector<int>& prompt, int n,
-                     const std::vector<int>& stop_ids, const std::function<bool(int id)>& on_token) {
+template <class Pick>
+bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
+              const std::function<bool(int id)>& on_token, const Propose& propose) {
+  int id = 0, made = 0;
+  const auto choose = [&](const float* logits) {  // false: that was the last token
+    id = pick(logits, session.vocab_size());
+    return std::find(stop_ids.begin(), stop_ids.end(), id) == stop_ids.end() && on_token(id) && ++made < n;
+  };
   const float* logits = session.forward(prompt.data(), prompt.size());
-  for (int id : prompt) pick.remember(id);
-  for (int i = 0; i < n && logits; i++) {
-    const int id = pick(logits, session.vocab_size());
-    if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end() || !on_token(id)) return true;
-    if (i + 1 == n || session.position() == session.context()) return true;
-    logits = session.forward(&id, 1);
+  for (int fed : prompt) pick.remember(fed);
+  if (!logits) return false;
+  bool more = n > 0 && choose(logits);
+  while (more && session.position() < session.context()) {
+    std::vector<int> batch = {id};
+    if (propose) {
+      const std::vector<int> guess = propose();
+      const int room = std::min({session.context() - session.position(), n - made, kChunk}) - 1;
+      batch.insert(batch.end(), guess.begin(), guess.begin() + std::min(int(guess.size()), room));
+    }
+    const bool good = session.forward(batch.data(), batch.size(), [&](size_t i, const float* next) {
+      more = choose(next);
+      return more && i + 1 < batch.size() && id == batch[i + 1];
+    });
+    if (!good) return false;
   }
-  return logits != nullptr;
+  return true;
 }
 
 inline std::string trimmed(std::string_view text) {
@@ -2208,41 +2275,59 @@ POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, c
     POCKET_FOR (half, 2) _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
 }
 
-// One panel times one token.
-template <class Dot>
-POCKET_AVX2 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
-  const __m256i table = codebook(t.codebook), low = _mm256_set1_epi8(15);
-  const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
-  __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+// One panel times T tokens.
+template <class Dot, int T>
+POCKET_AVX2 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& w, const Activations& x, float* y,
+                                           size_t ldy) {
+  const __m256i table = codebook(w.codebook), low = _mm256_set1_epi8(15);
+  const uint8_t* scales = panel + code_bytes(Type::q4, w.cols);
+  const Activations tokens[4] = {x, x.token(1), x.token(2), x.token(3)};
+  __m256 acc[T][2] = {};
   for (int g = 0; g < x.cols / kGroup; g++) {
-    __m256i sum[2];
-    sum[0] = sum[1] = _mm256_set1_epi32(-64 * x.sum[g]);
+    __m256i sum[T][2];
+    POCKET_FOR (t, T) sum[t][0] = sum[t][1] = _mm256_set1_epi32(-64 * tokens[t].sum[g]);
     POCKET_FOR (i, 4) {
       const int v = 4 * g + i;
-      const __m256i x0 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v)),
-                    x1 = _mm256_set1_epi32(load<int32_t>(x.q + 8 * v + 4));
       prefetch_line(panel + size_t(v) * 64);
       POCKET_FOR (half, 2) {
         const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + size_t(v) * 64 + 32 * half));
-        sum[half] = Dot::add(sum[half], _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)), x0);
-        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
-        sum[half] = Dot::add(sum[half], _mm256_shuffle_epi8(table, high), x1);
+        const __m256i w0 = _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)),
+                      w1 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pair, 4), low));
+        POCKET_FOR (t, T) {
+          const int8_t* q = tokens[t].q + 8 * v;
+          sum[t][half] = Dot::add(sum[t][half], w0, _mm256_set1_epi32(load<int32_t>(q)));
+          sum[t][half] = Dot::add(sum[t][half], w1, _mm256_set1_epi32(load<int32_t>(q + 4)));
+        }
       }
     }
     prefetch_line(scales + g / 2 * 16 + 48);  // the row scales behind them too
     POCKET_FOR (half, 2) {
-      const __m256 scale = _mm256_mul_ps(scales_q4(scales + g / 2 * 16, half, g & 1), _mm256_set1_ps(x.scale[g]));
-      acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[half]), scale, acc[half]);
+      const __m256 m = scales_q4(scales + g / 2 * 16, half, g & 1);
+      POCKET_FOR (t, T) {
+        const __m256 scale = _mm256_mul_ps(m, _mm256_set1_ps(tokens[t].scale[g]));
+        acc[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t][half]), scale, acc[t][half]);
+      }
     }
   }
-  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
-  POCKET_FOR (half, 2) _mm256_storeu_ps(y + 8 * half, _mm256_mul_ps(acc[half], _mm256_loadu_ps(rs + 8 * half)));
+  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, w.cols)) - kPanelRows;
+  POCKET_FOR (half, 2) {
+    const __m256 row_scales = _mm256_loadu_ps(rs + 8 * half);
+    POCKET_FOR (t, T) _mm256_storeu_ps(y + t * ldy + 8 * half, _mm256_mul_ps(acc[t][half], row_scales));
+  }
 }
 
 template <class Dot>
-POCKET_AVX2 POCKET_BODY void gemv_q4_any(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  for (int p = first; p < first + count; p++)
-    gemv_q4_panel<Dot>(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
+POCKET_AVX2 POCKET_BODY void gemv_q4_any(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                         size_t ldy) {
+  for (int p = first; p < first + count; p++) {
+    const uint8_t* panel = w.data + p * panel_bytes(Type::q4, w.cols);
+    float* out = y + p * kPanelRows;
+    int t = 0;
+    for (; t + 4 <= n; t += 4) gemv_q4_panel<Dot, 4>(panel, w, x.token(t), out + t * ldy, ldy);
+    if (n - t == 3) gemv_q4_panel<Dot, 3>(panel, w, x.token(t), out + t * ldy, ldy);
+    if (n - t == 2) gemv_q4_panel<Dot, 2>(panel, w, x.token(t), out + t * ldy, ldy);
+    if (n - t == 1) gemv_q4_panel<Dot, 1>(panel, w, x.token(t), out + t * ldy, ldy);
+  }
 }
 
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
@@ -2295,8 +2380,9 @@ POCKET_AVX2 POCKET_BODY void dot_any(Type type, const uint8_t* const codes[2], c
                      : dot_tokens<Dot, Type::q8>(codes[i], scales[i], cols, x, n, acc[i]);
 }
 
-POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  gemv_q4_any<Maddubs>(w, first, count, x, y);
+POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                size_t ldy) {
+  gemv_q4_any<Maddubs>(w, first, count, x, n, y, ldy);
 }
 
 POCKET_AVX2 inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
@@ -2319,8 +2405,9 @@ struct Dpbusd {
   }
 };
 
-POCKET_AVXVNNI inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, y);
+POCKET_AVXVNNI inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                   size_t ldy) {
+  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, n, y, ldy);
 }
 
 POCKET_AVXVNNI inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
@@ -2379,8 +2466,9 @@ struct Dpbusd {
   }
 };
 
-POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
-  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, y);
+POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                  size_t ldy) {
+  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, n, y, ldy);
 }
 
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
@@ -2630,9 +2718,11 @@ POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Acti
   POCKET_FOR (j, 4) vst1q_f32(y + 4 * j, vmulq_f32(acc[j], vld1q_f32(rs + 4 * j)));
 }
 
-POCKET_DOTPROD inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, float* y) {
+POCKET_DOTPROD inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                   size_t ldy) {
   for (int p = first; p < first + count; p++)
-    gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x, y + p * kPanelRows);
+    for (int t = 0; t < n; t++)
+      gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x.token(t), y + t * ldy + p * kPanelRows);
 }
 
 // What the two sets do in different ways: keep the 8 columns of four rows that a lookup gives, and multiply a group of

@@ -1,5 +1,5 @@
 // checkpoint.hpp: a trained model as other programs save it: what the formats have in common. Each has a reader of its
-// own, gguf.hpp, safetensors.hpp and llama2c.hpp; open_checkpoint.hpp finds out which one it is.
+// own, gguf.hpp, safetensors.hpp, pytorch.hpp and llama2c.hpp; open_checkpoint.hpp finds out which one it is.
 //
 // A file from outside is hostile: everything is checked when it is opened, in 64 bits, against the file's real size.
 // Weights stay where they are until read_rows() fetches some of them as float32.
@@ -18,81 +18,10 @@
 
 #include "../run.cpp"
 #include "../tokenizer.hpp"
+#include "dtype.hpp"
 #include "input_file.hpp"
 
 namespace pocket {
-
-// ====================================================================================================================
-// How checkpoints store numbers
-// ====================================================================================================================
-
-enum class DType { f32, f16, bf16, q8_0, q4_0, q4_1 };
-
-// IEEE 754 binary16: 1 sign, 5 exponent, 10 mantissa bits.
-inline float from_f16(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
-  const float tiny = float(rest) * 0x1p-24f;  // of a subnormal number
-  uint32_t bits;
-  if (rest >= 0x7c00)
-    bits = 0x7f800000 | (rest & 0x3ff) << 13;  // infinite, or not a number
-  else if (rest >= 0x400)
-    bits = (rest + (112 << 10)) << 13;  // the exponent's bias is 15 here, 127 there
-  else
-    std::memcpy(&bits, &tiny, 4);
-  bits |= sign;
-  return load<float>(&bits);
-}
-
-inline void decode_f32(const uint8_t* in, int64_t n, float* out) { std::memcpy(out, in, size_t(n) * 4); }
-inline void decode_f16(const uint8_t* in, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i++) out[i] = from_f16(load<uint16_t>(in + 2 * i));
-}
-inline void decode_bf16(const uint8_t* in, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i++) out[i] = from_bf16(load<uint16_t>(in + 2 * i));
-}
-
-// The block formats are those of ggml (github.com/ggml-org/ggml, ggml-common.h): 32 weights behind a float16 scale.
-inline void decode_q8_0(const uint8_t* in, int64_t blocks, float* out) {
-  for (; blocks > 0; blocks--, in += 34, out += 32) {
-    const float scale = from_f16(load<uint16_t>(in));
-    for (int i = 0; i < 32; i++) out[i] = scale * float(int8_t(in[2 + i]));
-  }
-}
-// 4 bits each: weight i in the low nibble of byte i, weight 16 + i in the high one; 8 stands for 0.
-inline void decode_q4_0(const uint8_t* in, int64_t blocks, float* out) {
-  for (; blocks > 0; blocks--, in += 18, out += 32) {
-    const float scale = from_f16(load<uint16_t>(in));
-    for (int i = 0; i < 16; i++) {
-      out[i] = scale * float((in[2 + i] & 15) - 8);
-      out[16 + i] = scale * float((in[2 + i] >> 4) - 8);
-    }
-  }
-}
-// The same with the smallest weight, a float16, behind the scale; 0 stands for it.
-inline void decode_q4_1(const uint8_t* in, int64_t blocks, float* out) {
-  for (; blocks > 0; blocks--, in += 20, out += 32) {
-    const float scale = from_f16(load<uint16_t>(in)), least = from_f16(load<uint16_t>(in + 2));
-    for (int i = 0; i < 16; i++) {
-      out[i] = scale * float(in[4 + i] & 15) + least;
-      out[16 + i] = scale * float(in[4 + i] >> 4) + least;
-    }
-  }
-}
-
-struct DTypeInfo {
-  const char* name;
-  int block;        // weights of a row that are stored together
-  int block_bytes;  //
-  void (*decode)(const uint8_t* in, int64_t blocks, float* out);
-};
-
-inline const DTypeInfo& dtype_info(DType type) {
-  static constexpr DTypeInfo kTable[] = {
-      {"F32", 1, 4, decode_f32},     {"F16", 1, 2, decode_f16},     {"BF16", 1, 2, decode_bf16},
-      {"Q8_0", 32, 34, decode_q8_0}, {"Q4_0", 32, 18, decode_q4_0}, {"Q4_1", 32, 20, decode_q4_1},
-  };
-  return kTable[int(type)];
-}
 
 // ====================================================================================================================
 // A checkpoint
@@ -108,11 +37,17 @@ struct StoredTensor {
   // them: the two rows that rotate together are neighbours. The engine wants "half-split" order, as Hugging Face has
   // it.
   int interleaved_heads = 0;
+  // More than 0: the rows lie in blocks of so many, with others between them: a block begins every block_stride rows.
+  int64_t block_rows = 0, block_stride = 0;
+  // More than 0: so many numbers that follow each other share a float32 scale; the scales lie at `scales`, in order.
+  int64_t group = 0;
+  uint64_t scales = 0;
 
   int64_t row_bytes() const { return cols / dtype_info(dtype).block * dtype_info(dtype).block_bytes; }
 
   // Where row r of the engine's order is stored.
   int64_t stored_row(int64_t r) const {
+    if (block_rows > 0) return r / block_rows * block_stride + r % block_rows;
     if (interleaved_heads == 0) return r;
     const int64_t head_dim = rows / interleaved_heads, half = head_dim / 2, i = r % head_dim;
     return r - i + 2 * (i % half) + i / half;
@@ -143,10 +78,23 @@ struct Checkpoint {
     const std::unique_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[size_t(t.row_bytes())]);
     if (!bytes) return fail(error, "tensor " + tensor + ": not enough memory");
     for (int64_t i = 0; i < count; i++) {
-      const uint64_t at = t.offset + uint64_t(t.stored_row(first + i)) * uint64_t(t.row_bytes());
+      const int64_t row = t.stored_row(first + i);
+      const uint64_t at = t.offset + uint64_t(row) * uint64_t(t.row_bytes());
       if (!files[size_t(t.file)]->read(at, bytes.get(), uint64_t(t.row_bytes()), error)) return false;
       dtype_info(t.dtype).decode(bytes.get(), t.cols / dtype_info(t.dtype).block, out + i * t.cols);
+      if (t.group > 0 && !scale_row(t, row, out + i * t.cols, error)) return false;
     }
+    return true;
+  }
+
+ private:
+  // Multiplies stored row `row` with its scales. A group may begin in one row and end in another.
+  bool scale_row(const StoredTensor& t, int64_t row, float* out, std::string& error) const {
+    const int64_t begin = row * t.cols, first = begin / t.group, last = (begin + t.cols - 1) / t.group;
+    std::vector<float> scales(size_t(last - first + 1));
+    const uint64_t at = t.scales + uint64_t(first) * sizeof(float);
+    if (!files[size_t(t.file)]->read(at, scales.data(), scales.size() * sizeof(float), error)) return false;
+    for (int64_t i = 0; i < t.cols; i++) out[i] *= scales[size_t((begin + i) / t.group - first)];
     return true;
   }
 };
@@ -178,7 +126,8 @@ struct FoundTensor {
   int file;
   uint64_t offset, bytes;
   DType dtype;
-  std::vector<int64_t> shape;  // slowest index first
+  std::vector<int64_t> shape;                // slowest index first
+  int64_t block_rows = 0, block_stride = 0;  // as in StoredTensor
 };
 using FoundTensors = std::map<std::string, FoundTensor>;  // by the format's names
 
@@ -269,7 +218,7 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
                              shape_text(t.shape));
     const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
     const int heads = !interleaved ? 0 : last == "wq" ? c.config.n_heads : last == "wk" ? c.config.n_kv_heads : 0;
-    c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads};
+    c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads, t.block_rows, t.block_stride};
     found.erase(it);
   }
   if (found.empty()) return true;
@@ -333,9 +282,12 @@ inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& 
   return add_stop_id(c, path + ": eos token", v.eos, error);
 }
 
-inline constexpr char kNoPyTorch[] =
-    "; this version does not read PyTorch's own files; load the model in Python and save_pretrained() it as "
-    "safetensors";
+inline constexpr char kResavePyTorch[] =
+    "; load the model in Python and save it again, as a file of PyTorch 1.6 or later (torch.save(torch.load(OLD), "
+    "NEW)) "
+    "or as safetensors";
+
+inline constexpr char kReadableFormats[] = "a folder with config.json, safetensors, PyTorch, GGUF or llama2.c";
 
 // What a file is that cannot be read, and what to do about it.
 inline std::string describe_unreadable(const InputFile& file) {
@@ -345,9 +297,8 @@ inline std::string describe_unreadable(const InputFile& file) {
   if (!file.read(0, head, n, error)) return error;
   const std::string_view s(reinterpret_cast<const char*>(head), n);
   const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
-  if (starts("PK\x03\x04") || starts("\x80\x02") || starts("\x80\x04")) return describe_file(head, n) + kNoPyTorch;
+  if (starts("\x80\x02") || starts("\x80\x04")) return describe_file(head, n) + kResavePyTorch;
   if (starts("PKTLLAMA")) return "a model that is converted already; run it: ./run FILE";
-  if (starts("24ka")) return "a llama2.c export of version 1 or 2; export it again as version 0: export.py --version 0";
   if (starts("lmgg") || starts("tjgg") || starts("fmgg")) return "a GGML file from before GGUF; find the model as GGUF";
   if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); find the model as safetensors";
   if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12) return "an ONNX model; find it as safetensors or GGUF";

@@ -11,6 +11,7 @@
 #include "calibrate.hpp"
 #include "calibration_text.hpp"
 #include "chat_template.hpp"
+#include "lora.hpp"
 #include "model_writer.hpp"
 #include "open_checkpoint.hpp"
 #include "random_model.hpp"
@@ -22,14 +23,17 @@ using namespace pocket;
 
 constexpr const char* kHelp =
     "convert: a checkpoint to a model.bin that run reads\n\n"
-    "  export/convert IN -o OUT.bin [--type q4|q8|f32] [-z TOKENIZER] [--calibrate TEXT]\n"
+    "  export/convert IN -o OUT.bin [--type q4|q8|f32] [-z TOKENIZER] [--lora FOLDER] [--calibrate TEXT]\n"
     "  export/convert --random SHAPE -o OUT.bin [--type q4|q8|f32]\n\n"
     "IN is recognised by its content:\n"
-    "  a Hugging Face folder   config.json, safetensors (one file or shards; f32, f16, bf16), tokenizer.model or\n"
-    "                          tokenizer.json, chat template\n"
-    "  a GGUF file             F32, F16, BF16, Q8_0, Q4_0, Q4_1, with the tokenizer and chat template in it\n"
-    "  a llama2.c checkpoint   the .bin of its first version; needs its tokenizer: -z tokenizer.model or "
-    "tokenizer.bin\n\n"
+    "  a Hugging Face folder   config.json, safetensors or PyTorch's .bin (one file or shards; f32, f16, bf16),\n"
+    "                          tokenizer.model or tokenizer.json, chat template\n"
+    "  a PyTorch file or its   .pth, .pt, .bin of torch.save(), read as data, nothing in it is run: lit-gpt's with\n"
+    "  folder                  lit_config.json (TinyLlama's own), Meta's with params.json, llama2.c's ckpt.pt\n"
+    "  a GGUF file             version 2 or 3; F32, F16, BF16, Q8_0, Q4_0 to Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS;\n"
+    "                          tokenizer and chat template in it\n"
+    "  a llama2.c checkpoint   .bin of version 0, 1 (f32) or 2 (int8); needs its tokenizer: -z tokenizer.model or\n"
+    "                          tokenizer.bin\n\n"
     "  -o, --output FILE       the model file to write; it appears when it is whole\n"
     "  --type TYPE             q4: 4.125 bits a weight, the smallest and fastest [this]; q8: 8.5 bits, all but "
     "lossless;\n"
@@ -40,7 +44,13 @@ constexpr const char* kHelp =
     "  --head q8               with q4: the output matrix at 8.5 bits, which makes the file a little better and "
     "larger\n"
     "  --report FILE           with --calibrate: what it did to each matrix; FILE ends in .csv or .html\n"
-    "  -z, --tokenizer FILE    a tokenizer of its own, where the checkpoint has none, or another one\n"
+    "  --lora FOLDER[:SCALE]   merges a LoRA adapter into the model, SCALE times [1]; several times: several "
+    "adapters.\n"
+    "                          FOLDER is as PEFT saves it: adapter_config.json, adapter_model.safetensors. Example:\n"
+    "                          export/convert tinyllama --lora pirate --lora rhymes:0.5 -o model.bin\n"
+    "  -z, --tokenizer FILE    a tokenizer of its own, where the checkpoint has none, or another one: "
+    "tokenizer.model,\n"
+    "                          tokenizer.json (byte-level or made from SentencePiece) or llama2.c's tokenizer.bin\n"
     "  --template NAME         how a chat is laid out, where the checkpoint does not say or says something unknown:\n"
     "                          {families}\n"
     "  --random SHAPE          random weights of a known shape, to measure speed and memory with; SHAPE is one of\n"
@@ -53,6 +63,7 @@ struct Failure {
 
 struct Arguments {
   std::string in, out, type = "q4", tokenizer, random, calibrate, head, report, chat_template;
+  std::vector<std::string> lora;
 };
 
 volatile std::sig_atomic_t interrupted = 0;
@@ -108,7 +119,7 @@ Arguments parse(int argc, char** argv) {
       a.in = word;
       continue;
     }
-    std::string* into = nullptr;
+    std::string* into = word == "--lora" ? &a.lora.emplace_back() : nullptr;
     for (const auto& o : options)
       if (word == o.letter || word == o.name) into = o.into;
     if (!into) throw Failure{2, word + ": no such option; see export/convert --help"};
@@ -122,6 +133,7 @@ Arguments parse(int argc, char** argv) {
   check_q4_options(a);
   if (a.in.empty() == a.random.empty())
     throw Failure{2, "expected a checkpoint, or --random SHAPE; see export/convert --help"};
+  if (!a.lora.empty() && !a.random.empty()) throw Failure{2, "--lora: is for a checkpoint, not for --random"};
   if (a.out.empty()) throw Failure{2, "expected -o OUT.bin: the model file to write"};
   return a;
 }
@@ -350,10 +362,22 @@ void convert_random(const Arguments& a) {
   });
 }
 
+std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model) {
+  std::vector<LoraAdapter> adapters(a.lora.size());
+  for (size_t i = 0; i < adapters.size(); i++) {
+    LoraSource source;
+    std::string error;
+    if (!parse_lora(a.lora[i], source, error)) throw Failure{2, "--lora " + error};
+    if (!adapters[i].open(source, model)) throw Failure{1, adapters[i].error};
+  }
+  return adapters;
+}
+
 void convert_checkpoint(const Arguments& a) {
   Checkpoint c;
   std::string error;
   if (!open_checkpoint(a.in, a.tokenizer, c, error)) throw Failure{1, error};
+  const std::vector<LoraAdapter> adapters = open_adapters(a, c.config);
   if (!c.has_tokenizer)
     throw Failure{1, a.in + ": has no tokenizer; give one with -z (a SentencePiece tokenizer.model)"};
   ModelParts parts;
@@ -363,11 +387,13 @@ void convert_checkpoint(const Arguments& a) {
   const auto line = [](const char* what, const std::string& text) {
     return text.empty() ? "" : what + (": " + text) + "\n";
   };
-  parts.provenance = line("name", c.name) + line("source", c.source) + line("format", c.format) +
-                     line("licence", c.licence) + line("weights", quality(a)) + line("chat template", family);
+  parts.provenance =
+      line("name", c.name) + line("source", c.source) + line("format", c.format) + line("licence", c.licence);
+  for (const LoraAdapter& adapter : adapters) parts.provenance += line("lora", adapter.description());
+  parts.provenance += line("weights", quality(a)) + line("chat template", family);
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
-    return c.read_rows(spec.name, first, count, out, why);
+    return c.read_rows(spec.name, first, count, out, why) && merge_lora(adapters, spec, first, count, out, why);
   });
 }
 

@@ -58,6 +58,8 @@ class GgufHeader {
     version = in_.get<uint32_t>();
     if (version == 0x02000000 || version == 0x03000000)
       return refuse("a big-endian GGUF file, which this version does not read");
+    if (in_.ok() && version == 1)
+      return refuse("a GGUF file of version 1, of which there were few; expected version 2 or 3: find the model again");
     if (in_.ok() && version != 2 && version != 3)
       return refuse("version: expected 2 or 3, found " + std::to_string(version));
     const uint64_t tensor_count = in_.get<uint64_t>(), pairs = in_.get<uint64_t>();
@@ -209,7 +211,7 @@ class GgufHeader {
     t.offset = in_.get<uint64_t>();
     if (!in_.ok()) return fail(error, in_.error());
     if (!dtype_of(type, t.dtype))
-      return refuse(where + "type: expected F32, F16, BF16, Q8_0, Q4_0 or Q4_1, found " + ggml_type_name(type) + " (" +
+      return refuse(where + "type: expected one of " + known_types() + ", found " + ggml_type_name(type) + " (" +
                     std::to_string(type) + "), which this version does not read");
     const int64_t bytes = stored_bytes(t.dtype, t.shape);
     if (bytes < 0) return refuse(where + "expected a size that its type allows, found " + shape_text(t.shape));
@@ -221,9 +223,16 @@ class GgufHeader {
   }
 
   static bool dtype_of(uint32_t type, DType& out) {
-    for (DType known : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1})
-      if (std::string(dtype_info(known).name) == ggml_type_name(type)) return out = known, true;
+    for (int known = 0; known < kGgmlTypes; known++)
+      if (std::string(dtype_info(DType(known)).name) == ggml_type_name(type)) return out = DType(known), true;
     return false;
+  }
+
+  static std::string known_types() {
+    std::string names;
+    for (int known = 0; known < kGgmlTypes; known++)
+      names += (known ? " " : "") + std::string(dtype_info(DType(known)).name);
+    return names;
   }
 
   // data: where the offsets count from.

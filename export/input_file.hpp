@@ -22,6 +22,14 @@ inline bool fail(std::string& error, std::string why) {
   return false;
 }
 
+// A text from a file, for a message: its beginning, with '?' for what is not printable ASCII.
+inline std::string printable(const std::string& text) {
+  std::string shown = text.substr(0, 100);
+  for (char& c : shown)
+    if (c < ' ' || c > '~') c = '?';
+  return shown.size() < text.size() ? shown + "..." : shown;
+}
+
 // A regular file open for reading. Any number of threads may read at once.
 class InputFile {
  public:

@@ -1,8 +1,15 @@
-// llama2c.hpp: llama2.c's checkpoints (github.com/karpathy/llama2.c, export.py, version 0) and its tokenizer.bin.
+// llama2c.hpp: llama2.c's checkpoints (github.com/karpathy/llama2.c, export.py, versions 0, 1 and 2) and its
+// tokenizer.bin.
 //
-// A checkpoint is 7 int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len) and then float32, each
-// kind of tensor for all layers in a row. vocab_size is negative where the output has a matrix of its own. There is no
-// magic number: that the sizes fit the length of the file exactly is what tells such a file.
+// All have 7 int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len) and each kind of tensor for
+// all layers in a row.
+//
+//     version 0   the 7 numbers, then float32. vocab_size is negative where the output has a matrix of its own. There
+//                 is no magic number: that the sizes fit the length of the file exactly is what tells such a file
+//     version 1   "24ka", int32 1, the 7 numbers, uint8 1 if the output is the embedding, zeros up to byte 256; then
+//                 float32, all norms first
+//     version 2   "24ka", int32 2, the 7 numbers, that uint8, int32 group size, zeros up to byte 256; then the norms as
+//                 float32, the matrices as int8, and for each matrix in the same order a float32 scale a group
 #pragma once
 
 #include <cstdint>
@@ -12,77 +19,159 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "checkpoint.hpp"
 
 namespace pocket {
 
-// Gives the tensors their places, one after the other, and returns where the file must end.
+// What a file says of itself. Version 0 has its tied flag in the sign of vocab_size.
+struct Llama2cHeader {
+  int32_t version = 0;
+  int32_t group = 0;  // of version 2: numbers that share a scale
+  uint64_t bytes = 7 * sizeof(int32_t);
+};
+
+// Gives the tensors their places, one after the other.
 class Llama2cLayout {
  public:
-  explicit Llama2cLayout(Checkpoint& c) : c_(c) {}
+  Llama2cLayout(Checkpoint& c, const Llama2cHeader& header) : c_(c), header_(header) {}
 
+  // Returns where the file must end.
   uint64_t place() {
     const Config& k = c_.config;
-    at_ = kHeaderBytes;
+    at_ = header_.bytes;
+    if (header_.version == 0)
+      place_version0();
+    else
+      place_norms_first();
+    if (!k.tied) put("output", k.vocab_size, k.dim);
+    for (const std::string& name : quantized_) place_scales(c_.tensors[name]);
+    if (k.tied) c_.tensors["output"] = c_.tensors["token_embedding"];
+    return at_;
+  }
+
+  // Version 2: "" or the matrix that its groups do not fill exactly.
+  const std::string& not_in_groups() const { return not_in_groups_; }
+
+ private:
+  void place_version0() {
+    const Config& k = c_.config;
     put("token_embedding", k.vocab_size, k.dim);
     per_layer("attention_norm", 1, k.dim);
+    attention();
+    per_layer("ffn_norm", 1, k.dim);
+    feed_forward();
+    put("final_norm", 1, k.dim);
+    at_ += uint64_t(k.max_seq_len) * uint64_t(k.head_dim) * 4;  // cosines and sines of all positions, half each
+  }
+
+  void place_norms_first() {
+    const Config& k = c_.config;
+    per_layer("attention_norm", 1, k.dim);
+    per_layer("ffn_norm", 1, k.dim);
+    put("final_norm", 1, k.dim);
+    matrices_in_groups_ = header_.version == 2;
+    put("token_embedding", k.vocab_size, k.dim);
+    attention();
+    feed_forward();
+  }
+
+  void attention() {
+    const Config& k = c_.config;
     per_layer("wq", k.q_dim(), k.dim, k.n_heads);
     per_layer("wk", k.kv_dim(), k.dim, k.n_kv_heads);
     per_layer("wv", k.kv_dim(), k.dim);
     per_layer("wo", k.dim, k.q_dim());
-    per_layer("ffn_norm", 1, k.dim);
+  }
+
+  void feed_forward() {
+    const Config& k = c_.config;
     per_layer("w1", k.hidden_dim, k.dim);
     per_layer("w2", k.dim, k.hidden_dim);
     per_layer("w3", k.hidden_dim, k.dim);
-    put("final_norm", 1, k.dim);
-    at_ += uint64_t(k.max_seq_len) * uint64_t(k.head_dim) * 4;  // cosines and sines of all positions, half each
-    if (k.tied)
-      c_.tensors["output"] = c_.tensors["token_embedding"];
-    else
-      put("output", k.vocab_size, k.dim);
-    return at_;
   }
 
-  static constexpr uint64_t kHeaderBytes = 7 * 4;
-
- private:
   void put(const std::string& name, int64_t rows, int64_t cols, int interleaved_heads = 0) {
-    c_.tensors[name] = {0, at_, DType::f32, rows, cols, interleaved_heads};
-    at_ += uint64_t(rows) * uint64_t(cols) * 4;
+    StoredTensor t = {0, at_, matrices_in_groups_ ? DType::i8 : DType::f32, rows, cols, interleaved_heads};
+    at_ += uint64_t(rows) * uint64_t(t.row_bytes());
+    if (matrices_in_groups_) {
+      t.group = header_.group;
+      if (rows * cols % t.group) not_in_groups_ = name;
+      quantized_.push_back(name);
+    }
+    c_.tensors[name] = t;
   }
   void per_layer(const std::string& name, int64_t rows, int64_t cols, int interleaved_heads = 0) {
     for (int l = 0; l < c_.config.n_layers; l++)
       put("layers." + std::to_string(l) + "." + name, rows, cols, interleaved_heads);
   }
 
+  void place_scales(StoredTensor& t) {
+    t.scales = at_;
+    at_ += uint64_t(t.rows) * uint64_t(t.cols) / uint64_t(t.group) * sizeof(float);
+  }
+
   Checkpoint& c_;
+  const Llama2cHeader& header_;
+  bool matrices_in_groups_ = false;
+  std::vector<std::string> quantized_;
+  std::string not_in_groups_;
   uint64_t at_ = 0;
 };
 
-inline bool llama2c_config(const InputFile& file, Config& c, std::string& error) {
+inline bool has_llama2c_magic(const InputFile& file) {
+  uint32_t magic = 0;
+  std::string error;
+  return file.read(0, &magic, sizeof magic, error) && magic == 0x616b3432;
+}
+
+inline bool read_llama2c_header(const InputFile& file, Llama2cHeader& header, Config& c, std::string& error) {
+  const std::string where = file.path() + ": llama2.c header";
+  FileCursor in(file);
+  if (has_llama2c_magic(file)) {
+    in.skip(4);
+    header.version = in.get<int32_t>();
+    header.bytes = 256;
+    if (in.ok() && header.version != 1 && header.version != 2)
+      return fail(error, where + ": version: expected 0, 1 or 2, found " + std::to_string(header.version));
+  }
   int32_t h[7] = {};
-  if (!file.read(0, h, sizeof h, error)) return false;
+  if (!in.read(h, sizeof h)) return fail(error, in.error());
   c.dim = h[0], c.hidden_dim = h[1], c.n_layers = h[2], c.n_heads = h[3], c.n_kv_heads = h[4];
   c.tied = h[5] > 0;
-  c.vocab_size = h[5] == INT32_MIN ? 0 : std::abs(h[5]);
+  c.vocab_size = header.version > 0 ? h[5] : h[5] == INT32_MIN ? 0 : std::abs(h[5]);
   c.max_seq_len = h[6];
   if (c.n_heads > 0 && c.dim % c.n_heads == 0) c.head_dim = c.dim / c.n_heads;  // else 0, which is refused
-  return check_config(c, file.path() + ": llama2.c header", {{"max_seq_len", "seq_len"}}, error);
+  if (header.version > 0) {
+    const uint8_t tied = in.get<uint8_t>();
+    header.group = header.version == 2 ? in.get<int32_t>() : 0;
+    if (!in.ok()) return fail(error, in.error());
+    if (tied > 1) return fail(error, where + ": shared classifier: expected 0 or 1, found " + std::to_string(tied));
+    c.tied = tied == 1;
+    if (header.version == 2 && (header.group < 1 || header.group > 1 << 16))
+      return fail(error, where + ": group size: expected 1 to 65536, found " + std::to_string(header.group));
+  }
+  return check_config(c, where, {{"max_seq_len", "seq_len"}}, error);
 }
 
 // Whatever no other reader knows comes here, so that this is also where unknown files are refused.
 inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::string& error) {
   const std::string path = file->path();
-  if (std::string why; !llama2c_config(*file, out.config, why))
-    return fail(error,
-                path + ": expected a checkpoint (a folder with config.json, safetensors, GGUF or llama2.c), found " +
-                    describe_unreadable(*file) + " (" + why + ")");
-  const uint64_t expected = Llama2cLayout(out).place();
+  Llama2cHeader header;
+  if (std::string why; !read_llama2c_header(*file, header, out.config, why))
+    return fail(error, has_llama2c_magic(*file) ? why
+                                                : path + ": expected a checkpoint (" + kReadableFormats + "), found " +
+                                                      describe_unreadable(*file) + " (" + why + ")");
+  Llama2cLayout layout(out, header);
+  const uint64_t expected = layout.place();
+  if (!layout.not_in_groups().empty())
+    return fail(error, path + ": llama2.c header: group size: expected a divisor of the size of " +
+                           layout.not_in_groups() + ", found " + std::to_string(header.group));
   if (file->size() != expected)
     return fail(error, path + ": file size: expected " + std::to_string(expected) +
                            " bytes by the sizes in its llama2.c header, found " + std::to_string(file->size()));
-  out.format = "llama2.c";
+  out.format = header.version == 0 ? "llama2.c" : "llama2.c version " + std::to_string(header.version);
   out.files.push_back(std::move(file));
   return add_stop_id(out, path, 1, error) &&
          add_stop_id(out, path, 2, error);  // llama2.c's run.c ends at BOS; 2 is EOS

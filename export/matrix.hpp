@@ -61,6 +61,21 @@ inline void multiply_tile(const float* a, const float* b, int depth, float* out)
   run_best<multiply_tile_body<16>, multiply_tile_body<8>>(a, b, depth, out);
 }
 
+// c (rows, cols; rows ldc apart) += factor * a tile.
+template <int W>
+POCKET_BODY void add_tile_body(const float* tile, int rows, int cols, float factor, float* c, size_t ldc) {
+  for (int r = 0; r < rows; r++, tile += kTileCols, c += ldc) {
+    int j = 0;
+    for (; j + W <= cols; j += W) {
+      Lanes<W> sum, product;
+      sum.load(c + j), product.load(tile + j);
+      sum.add_product(factor, product);
+      sum.store(c + j);
+    }
+    for (; j < cols; j++) c[j] = std::fma(factor, tile[j], c[j]);
+  }
+}
+
 // Elements (i < count, k < depth) of a factor in tiles of Width: (count / Width, depth, Width), zeros where there are
 // none.
 template <int Width> void pack(const Factor& f, int count, int depth, float* out) {
@@ -68,11 +83,16 @@ template <int Width> void pack(const Factor& f, int count, int depth, float* out
     const int width = std::min(Width, count - i);
     const Factor from = f.at(i, 0);
     if (width < Width) std::fill(out, out + size_t(depth) * Width, 0.f);
-    if (from.step == 1) {
+    if (from.step == 1 && width == Width) {  // a size that the compiler knows
+      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from.data + k * from.k_step, sizeof(float[Width]));
+    } else if (from.step == 1) {
       for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from.data + k * from.k_step, width * sizeof(float));
     } else {
-      for (int k = 0; k < depth; k++)
-        for (int w = 0; w < width; w++) out[k * Width + w] = from.data[w * from.step + k * from.k_step];
+      // Four at a time: lines of many rows, often a power of two apart, would drive each other out of the cache.
+      for (int first = 0; first < width; first += 4)
+        for (int k = 0; k < depth; k++)
+          for (int w = first; w < std::min(first + 4, width); w++)
+            out[k * Width + w] = from.data[w * from.step + k * from.k_step];
     }
   }
 }
@@ -94,11 +114,9 @@ inline void multiply_task(int row, int rows, int col, int cols, int depth, float
       for (int i = 0; i < rows; i += kTileRows) {
         if (part == Part::lower && col + j > row + i + kTileRows - 1) continue;
         multiply_tile(packed_a.data() + size_t(i) * d, packed_b.data() + size_t(j) * d, d, sum);
-        for (int r = 0; r < std::min(kTileRows, rows - i); r++)
-          for (int s = 0; s < std::min(kTileCols, cols - j); s++) {
-            float& out = c[size_t(row + i + r) * ldc + col + j + s];
-            out = std::fma(factor, sum[r * kTileCols + s], out);
-          }
+        run_best<add_tile_body<16>, add_tile_body<8>>(static_cast<const float*>(sum), std::min(kTileRows, rows - i),
+                                                      std::min(kTileCols, cols - j), factor,
+                                                      c + size_t(row + i) * ldc + col + j, ldc);
       }
   }
 }

@@ -10,6 +10,7 @@
 #include "checkpoint.hpp"
 #include "gguf.hpp"
 #include "llama2c.hpp"
+#include "pytorch_folder.hpp"
 #include "safetensors.hpp"
 #include "tokenizer_json.hpp"
 
@@ -32,21 +33,28 @@ inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::str
   return fit_vocabulary(c, path, error);
 }
 
+// A folder, or a file of tensors in one, which the other files tell about.
+inline bool open_folder(const std::string& folder, const std::string& weights, bool own_tokenizer, Checkpoint& out,
+                        std::string& error) {
+  const bool own_config = !is_file(join_path(folder, "config.json")) && has_own_config(folder, weights);
+  return (own_config ? open_pytorch_folder : open_hugging_face)(folder, weights, own_tokenizer, out, error);
+}
+
 inline bool open_checkpoint(const std::string& path, const std::string& tokenizer_path, Checkpoint& out,
                             std::string& error) try {
   out = Checkpoint();
   out.source = base_name(path);
   const bool own_tokenizer = tokenizer_path.empty();
   if (is_directory(path)) {
-    if (!open_hugging_face(path, "", own_tokenizer, out, error)) return false;
+    if (!open_folder(path, "", own_tokenizer, out, error)) return false;
   } else {
     auto file = InputFile::open(path, error);
     if (!file) return false;
     char magic[4] = {};
     if (file->size() >= 4 && !file->read(0, magic, 4, error)) return false;
     const bool opened = std::memcmp(magic, "GGUF", 4) == 0 ? open_gguf(std::move(file), own_tokenizer, out, error)
-                        : looks_like_safetensors(*file)
-                            ? open_hugging_face(folder_of(path), base_name(path), own_tokenizer, out, error)
+                        : looks_like_safetensors(*file) || looks_like_zip(*file)
+                            ? open_folder(folder_of(path), base_name(path), own_tokenizer, out, error)
                             : open_llama2c(std::move(file), out, error);
     if (!opened) return false;
   }

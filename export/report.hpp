@@ -1,14 +1,13 @@
 // report.hpp: what quantizing did to each matrix, as a table for a spreadsheet or a page for a person.
 #pragma once
 
-#include <cerrno>
+#include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include "../run.cpp"
-#include "input_file.hpp"
+#include "output_file.hpp"
 
 namespace pocket {
 
@@ -61,14 +60,7 @@ inline std::string html_report(const std::vector<ReportRow>& rows, const std::st
 inline bool write_report(const std::string& path, const std::string& title, const std::vector<ReportRow>& rows,
                          std::string& error) {
   const bool csv = path.size() > 4 && path.compare(path.size() - 4, 4, ".csv") == 0;
-  const std::string text = csv ? csv_report(rows) : html_report(rows, title), temporary = path + ".tmp";
-  FILE* file = std::fopen(temporary.c_str(), "wb");
-  if (!file) return fail(error, path + ": " + std::strerror(errno));
-  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  if (std::fclose(file) == 0 && written && std::rename(temporary.c_str(), path.c_str()) == 0) return true;
-  fail(error, path + ": " + std::strerror(errno));
-  std::remove(temporary.c_str());
-  return false;
+  return write_whole_file(path, csv ? csv_report(rows) : html_report(rows, title), error);
 }
 
 }  // namespace pocket

@@ -1,5 +1,5 @@
 // safetensors.hpp: a model as Hugging Face's transformers saves it: a folder with config.json, the weights in one or
-// more .safetensors files, and the tokenizer.
+// more .safetensors files or PyTorch files (pytorch.hpp), and the tokenizer.
 //
 // A .safetensors file (github.com/huggingface/safetensors) is a uint64 with the length of a JSON header, that header,
 // and the tensors: {"name": {"dtype": "BF16", "shape": [512, 64], "data_offsets": [0, 65536]}, ...}, offsets counted
@@ -17,6 +17,8 @@
 
 #include "checkpoint.hpp"
 #include "json.hpp"
+#include "llama_names.hpp"
+#include "pytorch.hpp"
 #include "tokenizer_json.hpp"
 
 namespace pocket {
@@ -73,12 +75,20 @@ inline bool read_safetensors_entry(const JsonValue& entry, const std::string& na
   return true;
 }
 
+inline bool add_tensor(const Checkpoint& c, const std::string& name, FoundTensor tensor, FoundTensors& found,
+                       std::string& error) {
+  const std::string& path = c.files[size_t(tensor.file)]->path();
+  const auto [before, is_new] = found.emplace(name, std::move(tensor));
+  return is_new || fail(error, path + ": tensor " + name + ": expected once, found also in " +
+                                   c.files[size_t(before->second.file)]->path());
+}
+
 // Adds the tensors of c.files[file] to `found`.
 inline bool list_safetensors(const Checkpoint& c, int file, FoundTensors& found, std::string& error) {
   const InputFile& in = *c.files[size_t(file)];
   uint64_t length = 0;
   if (in.size() < sizeof length || !looks_like_safetensors(in))
-    return fail(error, in.path() + ": expected a safetensors file, found " + describe_unreadable(in));
+    return fail(error, in.path() + ": expected a safetensors or PyTorch file, found " + describe_unreadable(in));
   if (!in.read(0, &length, sizeof length, error)) return false;
   const uint64_t rest = in.size() - sizeof length;
   if (length > rest || length > kLargestHeader)
@@ -95,22 +105,10 @@ inline bool list_safetensors(const Checkpoint& c, int file, FoundTensors& found,
     if (name == "__metadata__") continue;
     FoundTensor tensor{file, 0, 0, DType::f32, {}};
     if (!read_safetensors_entry(entry, name, in, data, tensor, error)) return false;
-    const auto [before, is_new] = found.emplace(name, std::move(tensor));
-    if (!is_new)
-      return fail(error, in.path() + ": tensor " + name + ": expected once, found also in " +
-                             c.files[size_t(before->second.file)]->path());
+    if (!add_tensor(c, name, std::move(tensor), found, error)) return false;
   }
   return check_layout(in.path(), found, file, data, in.size(), true, error);
 }
-
-inline constexpr TensorNames kHuggingFaceNames = {
-    "model.embed_tokens.weight",
-    "model.layers.",
-    {".input_layernorm.weight", ".self_attn.q_proj.weight", ".self_attn.k_proj.weight", ".self_attn.v_proj.weight",
-     ".self_attn.o_proj.weight", ".post_attention_layernorm.weight", ".mlp.gate_proj.weight", ".mlp.up_proj.weight",
-     ".mlp.down_proj.weight"},
-    "model.norm.weight",
-    "lm_head.weight"};
 
 // ====================================================================================================================
 // config.json
@@ -350,12 +348,20 @@ inline bool is_plain_name(const std::string& name) {
   return !name.empty() && name[0] != '.' && name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
 }
 
-inline bool open_safetensors_file(const std::string& folder, const std::string& name, Checkpoint& c,
-                                  FoundTensors& found, std::string& error) {
+// A file of tensors, its format told by its content.
+inline bool open_weight_file(const std::string& folder, const std::string& name, Checkpoint& c, FoundTensors& found,
+                             std::string& error) {
   auto file = InputFile::open(join_path(folder, name), error);
   if (!file) return false;
+  const int index = int(c.files.size());
   c.files.push_back(std::move(file));
-  return list_safetensors(c, int(c.files.size()) - 1, found, error);
+  if (!looks_like_zip(*c.files.back())) return list_safetensors(c, index, found, error);
+  FoundTensors tensors;
+  PyTorchFile pytorch(*c.files.back());
+  if (!pytorch.read(index, tensors)) return fail(error, pytorch.error);
+  for (auto& [tensor_name, tensor] : tensors)
+    if (!add_tensor(c, tensor_name, std::move(tensor), found, error)) return false;
+  return true;
 }
 
 // The index says which tensor is in which shard; the shards have to agree.
@@ -372,7 +378,7 @@ inline bool open_shards(const std::string& folder, const JsonDocument& index, Ch
     shard_of[tensor] = name;
   }
   for (auto& [name, file] : shards) {
-    if (!open_safetensors_file(folder, name, c, found, error)) return false;
+    if (!open_weight_file(folder, name, c, found, error)) return false;
     file = int(c.files.size()) - 1;
   }
   for (const auto& [tensor, name] : shard_of) {
@@ -385,22 +391,37 @@ inline bool open_shards(const std::string& folder, const JsonDocument& index, Ch
   return true;
 }
 
+// Names of the weights in a folder, and of the index where they may be in shards; the first that is there is read.
+struct WeightsName {
+  const char *single, *index;
+};
+inline constexpr WeightsName kWeightsNames[] = {{"model.safetensors", "model.safetensors.index.json"},
+                                                {"pytorch_model.bin", "pytorch_model.bin.index.json"},
+                                                {"lit_model.pth", ""},
+                                                {"consolidated.00.pth", ""}};
+
 // weights: the name of one file, or "" for what the folder has.
 inline bool open_weights(const std::string& folder, const std::string& weights, Checkpoint& c, FoundTensors& found,
                          std::string& error) {
-  const std::string index_path = join_path(folder, "model.safetensors.index.json");
-  const std::string single = weights.empty() ? "model.safetensors" : weights;
-  JsonDocument index;
-  if (is_file(index_path) && !index.parse_file(index_path, kLargestHeader)) return fail(error, index.error);
-  bool is_shard = weights.empty() && !is_file(join_path(folder, single));
-  for (const auto& [tensor, shard] : index.root().find("weight_map").members())
-    is_shard = is_shard || shard.string() == weights;
-  if (is_shard && is_file(index_path)) return open_shards(folder, index, c, found, error);
-  if (is_file(join_path(folder, single))) return open_safetensors_file(folder, single, c, found, error);
-  for (const char* other : {"pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"})
-    if (is_file(join_path(folder, other)))
-      return fail(error, folder + ": expected model.safetensors, found " + other + kNoPyTorch);
-  return fail(error, folder + ": expected model.safetensors or model.safetensors.index.json, found neither");
+  for (const WeightsName& name : kWeightsNames) {
+    const std::string index_path = join_path(folder, name.index);
+    const bool has_single = is_file(join_path(folder, name.single)), has_index = is_file(index_path);
+    JsonDocument index;
+    if (has_index && !index.parse_file(index_path, kLargestHeader)) return fail(error, index.error);
+    bool is_shard = weights.empty() && !has_single;
+    for (const auto& [tensor, shard] : index.root().find("weight_map").members())
+      is_shard = is_shard || shard.string() == weights;
+    if (is_shard && has_index) return open_shards(folder, index, c, found, error);
+    if (weights.empty() && has_single) return open_weight_file(folder, name.single, c, found, error);
+  }
+  if (!weights.empty()) return open_weight_file(folder, weights, c, found, error);
+  return fail(error, folder +
+                         ": expected weights (model.safetensors, pytorch_model.bin, or the index of shards), "
+                         "found none; a file of another name can be named itself");
+}
+
+inline const char* weights_format(const Checkpoint& c) {
+  return looks_like_zip(*c.files[0]) ? "PyTorch" : "safetensors";
 }
 
 // `license: mit` among the lines that a model card (README.md) begins with.
@@ -416,12 +437,9 @@ inline std::string licence_of_card(const std::string& folder) {
 
 inline bool no_config(const std::string& folder, std::string& error) {
   const bool adapter = is_file(join_path(folder, "adapter_config.json"));
-  const bool meta = is_file(join_path(folder, "params.json"));
-  return fail(error,
-              folder + ": expected config.json, found " +
-                  (adapter ? "a LoRA adapter; merge it into its model first"
-                   : meta  ? "Meta's own format (params.json); find the model as Hugging Face's transformers have it"
-                           : "none; name a file, or the folder of a model of Hugging Face's transformers"));
+  return fail(error, folder + ": expected config.json, found " +
+                         (adapter ? "a LoRA adapter; name its model here, and the adapter with --lora"
+                                  : "none; name a file, or the folder of a model of Hugging Face's transformers"));
 }
 
 inline bool open_hugging_face(const std::string& folder, const std::string& weights, bool own_tokenizer,
@@ -435,11 +453,9 @@ inline bool open_hugging_face(const std::string& folder, const std::string& weig
     return false;
   FoundTensors found;
   if (!open_weights(folder, weights, out, found, error)) return false;
-  for (auto it = found.begin(); it != found.end();)  // rotary frequencies, which follow from the configuration
-    it = it->first.find("rotary_emb.inv_freq") != std::string::npos ? found.erase(it) : std::next(it);
-  if (!bind_tensors(out, kHuggingFaceNames, false, found, folder, error)) return false;
+  if (!bind_llama(out, found, folder, error)) return false;
   if (is_file(generation_path) && !read_settings(generation_path, generation, error)) return false;
-  out.format = "safetensors";
+  out.format = weights_format(out);
   out.name = config.root().find("_name_or_path").string();
   out.licence = licence_of_card(folder);
   return read_hf_tokenizer(folder, config.root(), own_tokenizer, out, error) &&

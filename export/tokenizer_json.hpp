@@ -1,10 +1,13 @@
-// tokenizer_json.hpp: tokenizer.json as the Hugging Face tokenizers library writes it, of the kind that GPT-2, SmolLM
-// and Llama 3 use: byte-level BPE. What this version cannot do exactly as that library does is refused by its name.
+// tokenizer_json.hpp: tokenizer.json as the Hugging Face tokenizers library writes it, of two kinds: byte-level BPE,
+// which GPT-2, SmolLM and Llama 3 use, and what that library makes of a SentencePiece model, which Llama 2 and
+// TinyLlama come with. The first is done exactly as that library does it, the second exactly as SentencePiece does,
+// which the file was made from; what cannot be is refused by its name.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -17,6 +20,7 @@
 namespace pocket {
 
 inline constexpr uint64_t kLargestTokenizer = uint64_t(256) << 20;  // bytes of a file
+inline constexpr size_t kLongestPiece = 256;  // bytes; SentencePiece's longest have 16 characters, of 4 bytes at most
 
 // ====================================================================================================================
 // What tokenizer.json and GGUF have in common
@@ -58,12 +62,12 @@ class MergeBuilder {
       if (v.pieces[id].type == Tokenizer::PieceType::normal) ids_.emplace(v.pieces[id].text, int(id));
   }
 
-  // Left and right in printable form.
+  // Left and right as the file has them: byte-level ones in printable form.
   bool add(std::string_view left, std::string_view right, const std::string& path, std::string& error) {
-    std::string raw[2];
-    const std::string where = path + ": merge " + std::to_string(v_.merges.size()) + " \"" + std::string(left) + " " +
-                              std::string(right) + "\": ";
-    if (!undo_printable(left, raw[0]) || !undo_printable(right, raw[1]))
+    std::string raw[2] = {std::string(left), std::string(right)};
+    const std::string where =
+        path + ": merge " + std::to_string(v_.merges.size()) + " \"" + raw[0] + " " + raw[1] + "\": ";
+    if (v_.kind == Tokenizer::Kind::byte_level && (!undo_printable(left, raw[0]) || !undo_printable(right, raw[1])))
       return fail(error, where + "expected GPT-2's printable characters");
     const auto first = ids_.find(raw[0]), second = ids_.find(raw[1]);
     if (first == ids_.end() || second == ids_.end() || ids_.count(raw[0] + raw[1]) == 0)
@@ -81,6 +85,30 @@ class MergeBuilder {
     return add(both.substr(0, space), both.substr(space + 1), path, error);
   }
 
+  // SentencePiece joins two pieces if they make a third, whatever they are, the one with the highest score first. So
+  // there has to be a merge for each way to cut a piece in two; then the ranks of its merges become its score. Where
+  // scores are equal the ranks of several pieces are mixed: the merges were sorted by the score, then by the lengths of
+  // the two parts.
+  bool turn_into_scores(const std::string& path, std::string& error) {
+    std::vector<int> made;                       // by rank: the piece that the two make
+    std::vector<size_t> last(v_.pieces.size());  // by id: the last rank that makes it
+    for (const auto& [left, right] : v_.merges) {
+      const int id = ids_.at(v_.pieces[size_t(left)].text + v_.pieces[size_t(right)].text);
+      last[size_t(id)] = made.size();
+      made.push_back(id);
+    }
+    float score = 0;
+    size_t end = 0;
+    for (size_t rank = 0; rank < made.size(); rank++) {
+      if (rank > end) score--;
+      end = std::max(end, last[size_t(made[rank])]);
+      v_.pieces[size_t(made[rank])].score = score;
+    }
+    const bool complete = has_all_merges(path, error);
+    v_.merges.clear();
+    return complete;
+  }
+
   // Whether each of the 256 bytes is a token by itself.
   bool has_all_bytes() const {
     for (int byte = 0; byte < 256; byte++)
@@ -89,9 +117,36 @@ class MergeBuilder {
   }
 
  private:
+  bool has_all_merges(const std::string& path, std::string& error) const {
+    const std::set<std::pair<int, int>> merges(v_.merges.begin(), v_.merges.end());
+    for (const auto& [text, id] : ids_) {
+      if (text.size() > kLongestPiece)
+        return fail(error, path + ": token " + std::to_string(id) + ": expected at most " +
+                               std::to_string(kLongestPiece) + " bytes, found " + std::to_string(text.size()));
+      for (size_t cut = 1; cut < text.size(); cut++) {
+        const auto left = ids_.find(text.substr(0, cut)), right = ids_.find(text.substr(cut));
+        if (left != ids_.end() && right != ids_.end() && merges.count({left->second, right->second}) == 0)
+          return fail(error, path + ": merges: expected one of \"" + left->first + "\" and \"" + right->first +
+                                 "\", which make a token together, found none; this is no SentencePiece tokenizer, and "
+                                 "this version reads no other with byte_fallback or Metaspace");
+      }
+    }
+    return true;
+  }
+
   Tokenizer::Vocabulary& v_;
   std::unordered_map<std::string, int> ids_;  // of normal pieces
 };
+
+inline void set_sentencepiece(Tokenizer::Vocabulary& v, bool dummy_prefix, bool byte_fallback) {
+  v.kind = Tokenizer::Kind::sentencepiece;
+  v.split = Tokenizer::Split::none;
+  v.add_bos = v.remove_extra_whitespaces = v.ignore_merges = false;
+  v.escape_whitespaces = true;
+  v.add_dummy_prefix = dummy_prefix;
+  v.byte_fallback = byte_fallback;
+  v.unk_surface = kUnknownSurface;
+}
 
 inline void set_byte_level(Tokenizer::Vocabulary& v, Tokenizer::Split split, bool ignore_merges) {
   v.kind = Tokenizer::Kind::byte_level;
@@ -115,8 +170,8 @@ class TokenizerJson {
   std::string error;
 
   bool read() {
-    return kind() && flags() && pre_tokenizer() && decoder() && added_tokens() && vocabulary() && merges() &&
-           post_processor();
+    return kind() && flags() && (sentencepiece_ ? spaces() : pre_tokenizer()) && decoder() && added_tokens() &&
+           vocabulary() && unknown() && merges() && post_processor();
   }
 
  private:
@@ -125,17 +180,24 @@ class TokenizerJson {
   static std::string type_of(const JsonValue& v) { return v.find("type").string(); }
   bool refuse(const std::string& what) { return fail(error, path_ + ": " + what); }
 
+  // The steps of a normalizer, pre-tokenizer or decoder, which may be a sequence of some.
+  static std::vector<JsonValue> steps_of(const JsonValue& v, const char* list) {
+    std::vector<JsonValue> steps;
+    if (type_of(v) != "Sequence") return v.missing() ? steps : std::vector<JsonValue>{v};
+    for (const JsonValue& step : v.find(list).elements()) steps.push_back(step);
+    return steps;
+  }
+
   bool kind() {
     if (!root_.need("model", JsonKind::object, error)) return false;
-    const JsonValue normalizer = root_.find("normalizer"), first = normalizer.find("normalizers").at(0);
-    if (model_.find("byte_fallback").boolean() || type_of(root_.find("pre_tokenizer")) == "Metaspace" ||
-        type_of(normalizer) == "Prepend" || type_of(first) == "Prepend")
-      return refuse(
-          "expected byte-level BPE, found a SentencePiece tokenizer, which this version does not read from a "
-          "tokenizer.json; put the model's tokenizer.model beside it, or name that with -z");
     if (!model_.find("type").missing() && type_of(model_) != "BPE") return model_.refuse("type", "\"BPE\"", error);
-    if (!normalizer.missing()) return normalizer.refuse("type", "no normalizer", error);
-    return true;
+    const JsonValue normalizer = root_.find("normalizer");
+    sentencepiece_ = model_.find("byte_fallback").boolean();
+    for (const JsonValue& step : steps_of(normalizer, "normalizers"))
+      sentencepiece_ = sentencepiece_ || type_of(step) == "Prepend" || type_of(step) == "Replace";
+    for (const JsonValue& step : steps_of(root_.find("pre_tokenizer"), "pretokenizers"))
+      sentencepiece_ = sentencepiece_ || type_of(step) == "Metaspace";
+    return sentencepiece_ || normalizer.missing() || normalizer.refuse("type", "no normalizer", error);
   }
 
   // Settings that change how a text is cut.
@@ -149,11 +211,14 @@ class TokenizerJson {
     if (dropout != 0) return model_.refuse("dropout", "none", error);
     if (!prefix.empty()) return model_.refuse("continuing_subword_prefix", "none", error);
     if (!suffix.empty()) return model_.refuse("end_of_word_suffix", "none", error);
-    set_byte_level(out_, Tokenizer::Split::none, ignore_merges);
-    return true;
+    if (!sentencepiece_) return set_byte_level(out_, Tokenizer::Split::none, ignore_merges), true;
+    bool byte_fallback = false;
+    if (!model_.get("byte_fallback", byte_fallback, error)) return false;
+    set_sentencepiece(out_, false, byte_fallback);
+    return !ignore_merges || model_.refuse("ignore_merges", "false", error);
   }
 
-  // One step of a pre-tokenizer with all that matters of it.
+  // One step with all that matters of it.
   static std::string step_text(const JsonValue& step) {
     const auto flag = [&](const char* name, bool otherwise) {
       const JsonValue v = step.find(name);
@@ -166,18 +231,43 @@ class TokenizerJson {
     if (type == "Split")
       return "Split(" + step.find("pattern").find("Regex").string() + ", " + step.find("behavior").string() + ", " +
              flag("invert", false) + ")";
+    if (type == "Prepend") return "Prepend(" + step.find("prepend").string() + ")";
+    if (type == "Replace")
+      return "Replace(" + step.find("pattern").find("String").string() + ", " + step.find("content").string() + ")";
+    if (type == "Strip") return "Strip(" + step.find("content").string() + ")";
+    if (type == "Metaspace")
+      return "Metaspace(" + step.find("replacement").string() + ", " + step.find("prepend_scheme").string() + ", " +
+             flag("split", true) + ")";
     return type.empty() ? step.describe() : type;
   }
 
+  static std::string text_of_steps(const std::vector<JsonValue>& steps) {
+    std::string text;
+    for (const JsonValue& step : steps) text += (text.empty() ? "" : " ") + step_text(step);
+    return text.empty() ? "null" : text;
+  }
+
+  // SentencePiece's way with spaces: one before every text, and each written U+2581. The library has two spellings of
+  // it. (The second puts none before a text that begins with one; SentencePiece does.)
+  bool spaces() {
+    std::vector<JsonValue> steps = steps_of(root_.find("normalizer"), "normalizers");
+    for (const JsonValue& step : steps_of(root_.find("pre_tokenizer"), "pretokenizers")) steps.push_back(step);
+    const std::string found = text_of_steps(steps);
+    const struct {
+      const char* text;
+      bool dummy_prefix;
+    } known[] = {{"Prepend(\u2581) Replace( , \u2581)", true},    {"Prepend( ) Replace( , \u2581)", true},
+                 {"Replace( , \u2581) Prepend(\u2581)", true},    {"Replace( , \u2581)", false},
+                 {"Metaspace(\u2581, first, split=false)", true}, {"Metaspace(\u2581, always, split=false)", true},
+                 {"Metaspace(\u2581, never, split=false)", false}};
+    for (const auto& [text, dummy_prefix] : known)
+      if (found == text) return out_.add_dummy_prefix = dummy_prefix, true;
+    return refuse("normalizer and pre_tokenizer: expected SentencePiece's Prepend(\u2581) Replace( , \u2581), found " +
+                  found + "; the model's tokenizer.model can be named with -z");
+  }
+
   bool pre_tokenizer() {
-    const JsonValue whole = root_.find("pre_tokenizer");
-    std::string found;
-    if (type_of(whole) == "Sequence") {
-      for (const JsonValue& step : whole.find("pretokenizers").elements())
-        found += (found.empty() ? "" : " ") + step_text(step);
-    } else {
-      found = step_text(whole);
-    }
+    const std::string found = text_of_steps(steps_of(root_.find("pre_tokenizer"), "pretokenizers"));
     const struct {
       const char* text;
       Tokenizer::Split split;
@@ -196,7 +286,15 @@ class TokenizerJson {
 
   bool decoder() {
     const JsonValue decoder = root_.find("decoder");
-    return decoder.missing() || type_of(decoder) == "ByteLevel" || decoder.refuse("type", "\"ByteLevel\"", error);
+    if (!sentencepiece_)
+      return decoder.missing() || type_of(decoder) == "ByteLevel" || decoder.refuse("type", "\"ByteLevel\"", error);
+    for (const JsonValue& step : steps_of(decoder, "decoders")) {
+      const std::string text = step_text(step);
+      if (text != "Replace(\u2581,  )" && text != "ByteFallback" && text != "Fuse" && text != "Strip( )" &&
+          type_of(step) != "Metaspace")
+        return refuse("decoder: expected SentencePiece's, found " + text);
+    }
+    return true;
   }
 
   // Ids that nothing was put at so far are unused pieces with no text.
@@ -211,8 +309,8 @@ class TokenizerJson {
     return true;
   }
 
-  // They are written as they are, while the vocabulary is in printable form. Those that the model has no row for can
-  // never come up.
+  // They are written as they are, also where the vocabulary is in printable form. Those that the model has no row for
+  // can never come up.
   bool added_tokens() {
     for (const JsonValue& token : root_.find("added_tokens").elements()) {
       int id = -1;
@@ -240,11 +338,35 @@ class TokenizerJson {
                                std::to_string(vocab_size_) + ", found " + value.describe());
       const bool added = size_t(id) < out_.pieces.size() && out_.pieces[size_t(id)].type != PieceType::unused;
       if (added && out_.pieces[size_t(id)].text == printable) continue;
-      std::string raw;
-      if (!undo_printable(printable, raw))
+      std::string raw = printable;
+      if (!sentencepiece_ && !undo_printable(printable, raw))
         return fail(error, value.where() + ": token \"" + printable + "\": expected GPT-2's printable characters");
-      if (!put(int(id), std::move(raw), PieceType::normal)) return false;
+      const bool byte = out_.byte_fallback && tokenizer_detail::byte_value(raw) >= 0;
+      if (!put(int(id), std::move(raw), byte ? PieceType::byte : PieceType::normal)) return false;
     }
+    return true;
+  }
+
+  // What becomes of a character without a token. In SentencePiece several in a row are one unknown token.
+  bool unknown() {
+    std::string text;
+    bool fuse = false;
+    if (!sentencepiece_) return true;  // bytes always have tokens: see merges()
+    if (!model_.get("unk_token", text, error) || !model_.get("fuse_unk", fuse, error)) return false;
+    for (size_t id = 0; id < out_.pieces.size(); id++)
+      if (out_.pieces[id].text == text) out_.unk = int(id), out_.pieces[id].type = PieceType::unknown;
+    out_.bos = find_piece(out_, "<s>"), out_.eos = find_piece(out_, "</s>");  // SentencePiece's names of them
+    if (out_.byte_fallback) return has_byte_tokens();
+    if (out_.unk < 0) return model_.refuse("unk_token", "a token of the vocabulary, or byte_fallback", error);
+    return fuse || model_.refuse("fuse_unk", "true, as SentencePiece has it", error);
+  }
+
+  bool has_byte_tokens() {
+    bool found[256] = {};
+    for (const Tokenizer::Piece& piece : out_.pieces)
+      if (piece.type == PieceType::byte) found[tokenizer_detail::byte_value(piece.text)] = true;
+    for (bool each : found)
+      if (!each) return model_.refuse("byte_fallback", "false, or tokens <0x00> to <0xFF>", error);
     return true;
   }
 
@@ -260,6 +382,7 @@ class TokenizerJson {
                : !builder.add(merge.string(), path_, error))
         return false;
     }
+    if (sentencepiece_) return builder.turn_into_scores(path_, error);
     std::string unknown;
     if (!model_.get("unk_token", unknown, error)) return false;
     return unknown.empty() || builder.has_all_bytes() ||
@@ -286,6 +409,7 @@ class TokenizerJson {
   JsonValue root_, model_;
   std::string path_;
   int vocab_size_;
+  bool sentencepiece_ = false;
   Tokenizer::Vocabulary& out_;
 };
 

@@ -8,6 +8,7 @@
 #include <climits>
 #include <cmath>
 
+#include "gguf_file.hpp"
 #include "tiny_model.hpp"
 
 // With the address sanitizer: no header, whatever it says, may ask for more memory than this.
@@ -16,80 +17,9 @@ extern "C" const char* __asan_default_options() { return "max_allocation_size_mb
 namespace {
 
 using namespace pocket;
+using namespace gguf;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-// ---- A writer of the format ----
-
-template <class T> std::string raw(T value) { return {reinterpret_cast<const char*>(&value), sizeof value}; }
-std::string text(const std::string& s) { return raw(uint64_t(s.size())) + s; }
-
-std::string kind(GgufKind k) { return raw(uint32_t(k)); }
-std::string u32(uint32_t v) { return kind(GgufKind::u32) + raw(v); }
-std::string f32(float v) { return kind(GgufKind::f32) + raw(v); }
-std::string boolean(bool v) { return kind(GgufKind::boolean) + raw(uint8_t(v)); }
-std::string string(const std::string& s) { return kind(GgufKind::string) + text(s); }
-std::string array(GgufKind element, uint64_t count, const std::string& elements) {
-  return kind(GgufKind::array) + kind(element) + raw(count) + elements;
-}
-std::string strings(const std::vector<std::string>& all) {
-  std::string elements;
-  for (const std::string& s : all) elements += text(s);
-  return array(GgufKind::string, all.size(), elements);
-}
-std::string floats(const std::vector<float>& all) {
-  std::string elements;
-  for (float v : all) elements += raw(v);
-  return array(GgufKind::f32, all.size(), elements);
-}
-
-struct TensorOf {
-  std::string name;
-  std::vector<uint64_t> sizes;  // fastest first
-  uint32_t type;
-  std::string bytes;
-};
-
-/// A file, part by part.
-struct GgufFile {
-  std::string magic = "GGUF";
-  uint32_t version = 3;
-  std::vector<std::pair<std::string, std::string>> metadata;
-  std::vector<TensorOf> tensors;
-  uint64_t alignment = 32, more_tensors = 0, more_pairs = 0;
-
-  std::string& operator[](const std::string& key) {
-    for (auto& [k, value] : metadata)
-      if (k == key) return value;
-    return metadata.emplace_back(key, "").second;
-  }
-  void erase(const std::string& key) {
-    for (size_t i = 0; i < metadata.size(); i++)
-      if (metadata[i].first == key) metadata.erase(metadata.begin() + long(i--));
-  }
-  std::string header() const {
-    std::string out = magic + raw(version) + raw(tensors.size() + more_tensors) + raw(metadata.size() + more_pairs);
-    for (const auto& [key, value] : metadata) out += text(key) + value;
-    uint64_t offset = 0;
-    for (const TensorOf& t : tensors) {
-      out += text(t.name) + raw(uint32_t(t.sizes.size()));
-      for (uint64_t size : t.sizes) out += raw(size);
-      out += raw(t.type) + raw(offset);
-      offset = round_up(offset + t.bytes.size(), alignment);
-    }
-    return out;
-  }
-  std::string bytes() const {
-    std::string out = header();
-    for (const TensorOf& t : tensors) {
-      out.resize(round_up(out.size(), alignment));
-      out += t.bytes;
-    }
-    return out;
-  }
-};
-
-constexpr uint32_t kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kBF16 = 30;
 
 std::string random_floats(size_t n, uint64_t seed) {
   tiny::Random random(seed);
@@ -307,14 +237,40 @@ TEST(Blocks, FloatsOf16Bits) {
 
 TEST(Blocks, OtherTypesAreRefusedByName) {
   const std::pair<uint32_t, const char*> others[] = {
-      {6, "Q5_0"},   {7, "Q5_1"},     {9, "Q8_1"},    {10, "Q2_K"},    {12, "Q4_K"},         {14, "Q6_K"},
-      {15, "Q8_K"},  {16, "IQ2_XXS"}, {23, "IQ4_XS"}, {24, "I8"},      {28, "F64"},          {34, "TQ1_0"},
-      {39, "MXFP4"}, {4, "unknown"},  {5, "unknown"}, {40, "unknown"}, {UINT_MAX, "unknown"}};
+      {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {21, "IQ3_S"},  {24, "I8"},      {28, "F64"},
+      {34, "TQ1_0"}, {39, "MXFP4"}, {4, "unknown"},  {5, "unknown"}, {40, "unknown"}, {UINT_MAX, "unknown"}};
   for (const auto& [type, name] : others) {
     GgufFile g = small();
     g.tensors[9].type = type;
-    EXPECT_EQ(error_of(g), "tensor blk.0.ffn_down.weight: type: expected F32, F16, BF16, Q8_0, Q4_0 or Q4_1, found " +
-                               std::string(name) + " (" + std::to_string(type) + "), which this version does not read");
+    EXPECT_EQ(
+        error_of(g),
+        "tensor blk.0.ffn_down.weight: type: expected one of F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K "
+        "Q5_K Q6_K IQ4_NL IQ4_XS, found " +
+            std::string(name) + " (" + std::to_string(type) + "), which this version does not read");
+  }
+}
+
+// What the blocks hold is in dtype_test.cpp; here, that the numbers of types are those of ggml.
+TEST(Blocks, AreOfTheTypeThatTheFileSays) {
+  const std::tuple<uint32_t, DType, int> all[] = {
+      {6, DType::q5_0, 32},   {7, DType::q5_1, 32},    {10, DType::q2_k, 256},
+      {11, DType::q3_k, 256}, {12, DType::q4_k, 256},  {13, DType::q5_k, 256},
+      {14, DType::q6_k, 256}, {20, DType::iq4_nl, 32}, {23, DType::iq4_xs, 256}};
+  for (const auto& [type, dtype, block] : all) {
+    GgufFile g = small();
+    g["llama.feed_forward_length"] = u32(256);
+    for (const size_t up : {7, 8}) g.tensors[up].sizes[1] = 256, g.tensors[up].bytes = random_floats(32 * 256, up);
+    const size_t bytes = size_t(32 * 256 / block * dtype_info(dtype).block_bytes);
+    g.tensors[9] = {"blk.0.ffn_down.weight", {256, 32}, type, std::string(bytes, '\0')};
+    Opened f(g.bytes());
+    ASSERT_EQ(f.error, "");
+    EXPECT_EQ(f.c.tensors["layers.0.w2"].dtype, dtype);
+    EXPECT_EQ(dtype_info(dtype).block, block);
+    for (const float w : f.read("layers.0.w2")) ASSERT_EQ(w, 0.f);
+    if (block == 32) continue;
+    g = small();  // rows of 64
+    g.tensors[9].type = type;
+    EXPECT_TRUE(contains(error_of(g), "tensor blk.0.ffn_down.weight: expected a size that its type allows")) << type;
   }
 }
 
@@ -483,7 +439,9 @@ TEST(GgufHostile, MagicAndVersion) {
   g.magic = "GGUX";
   EXPECT_EQ(error_of(g), "magic: expected \"GGUF\"");
   g.magic = "GGUF";
-  for (const uint32_t version : {0u, 1u, 4u, 99u, UINT_MAX}) {
+  g.version = 1;
+  EXPECT_TRUE(contains(error_of(g), "a GGUF file of version 1"));
+  for (const uint32_t version : {0u, 4u, 99u, UINT_MAX}) {
     g.version = version;
     EXPECT_EQ(error_of(g), "version: expected 2 or 3, found " + std::to_string(version));
   }

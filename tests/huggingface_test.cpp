@@ -77,7 +77,9 @@ TEST_P(HuggingFace, LogitsAreThoseOfTransformers) {
 INSTANTIATE_TEST_SUITE_P(Folders, HuggingFace,
                          testing::Values(Folder{"gqa-f32", tiny::reference_frequency},
                                          Folder{"llama3-rope-sharded", tiny::reference_frequency},
-                                         Folder{"tied-bf16", bf16_frequency}, Folder{"linear-rope-f16", f16_frequency}),
+                                         Folder{"tied-bf16", bf16_frequency}, Folder{"linear-rope-f16", f16_frequency},
+                                         Folder{"pytorch-bin", tiny::reference_frequency},
+                                         Folder{"pytorch-bin-sharded-bf16", bf16_frequency}),
                          [](const auto& info) {
                            std::string name = info.param.name;
                            std::replace(name.begin(), name.end(), '-', '_');

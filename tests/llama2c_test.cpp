@@ -207,6 +207,145 @@ TEST(Llama2c, AnotherTokenizerGoesWithIt) {
   }
 }
 
+// ---- Versions 1 and 2 ----
+
+/// Header of version 1 or 2. tied: 0 or 1.
+std::string header_of(int32_t version, const Header7& h, uint8_t tied, int32_t group = 0) {
+  std::string file;
+  append(file, uint32_t(0x616b3432));
+  append(file, version);
+  append(file, h);
+  append(file, tied);
+  if (version == 2) append(file, group);
+  file.resize(256);
+  return file;
+}
+
+/// The order of export.py's versions 1 and 2, as (part of parts_of, is it a norm).
+const std::pair<const char*, bool> kNormsFirst[] = {{"attention_norm", true},
+                                                    {"ffn_norm", true},
+                                                    {"final_norm", true},
+                                                    {"token_embedding", false},
+                                                    {"wq", false},
+                                                    {"wk", false},
+                                                    {"wv", false},
+                                                    {"wo", false},
+                                                    {"w1", false},
+                                                    {"w2", false},
+                                                    {"w3", false},
+                                                    {"output", false}};
+
+/// A number for each weight: a power of two times 1 to 127, so that what int8 makes of it is exact.
+float exact(size_t part, int index) { return std::ldexp(float(1 + (index * 37 + int(part) * 11) % 127), -8); }
+
+/// The same model in one of the versions. Scales of version 2 differ from group to group; weights are their products.
+std::string version_of(int32_t version, const Header7& h, int32_t group) {
+  const bool tied = h.vocab_size > 0;
+  Header7 positive = h;
+  positive.vocab_size = std::abs(h.vocab_size);
+  std::string file, scales;
+  const std::vector<Part> parts = parts_of(h);
+  const auto scale = [&](size_t part, int index) { return std::ldexp(1.f, -8 - (index / group + int(part)) % 3); };
+  const auto put = [&](size_t i, bool norm) {
+    const int count = std::max(1, parts[i].layers) * parts[i].rows * parts[i].cols;
+    const int a_layer = parts[i].rows * parts[i].cols;
+    for (int n = 0; n < count; n++) {
+      const float integer = std::ldexp(exact(i, n), 8), s = norm ? 1.f / 256 : scale(i, n % a_layer);
+      if (version == 2 && !norm)
+        file += char(int(integer));
+      else
+        append(file, integer * s);
+      if (version == 2 && !norm && n % a_layer % group == 0) append(scales, s);
+    }
+  };
+  if (version == 0) {
+    append(file, h);
+    for (size_t i = 0; i < parts.size(); i++) put(i, parts[i].rows == 1 || !*parts[i].name);
+    return file;
+  }
+  file = header_of(version, positive, tied, group);
+  for (const auto& [name, norm] : kNormsFirst)
+    for (size_t i = 0; i < parts.size(); i++)
+      if (std::string(parts[i].name) == name) put(i, norm);
+  return file + scales;
+}
+
+// Logits of version 1 and 2 are those of version 0 with the same weights, to the last bit.
+TEST(Versions, HaveTheSameLogits) {
+  for (const Header7& h : {Header7{16, 20, 2, 4, 2, 6, 8}, Header7{16, 20, 1, 4, 4, -6, 8}})
+    for (const int32_t group : {1, 4, 8, 16, 32}) {
+      std::vector<float> logits[3];
+      for (const int32_t version : {0, 1, 2}) {
+        Opened f(version_of(version, h, group));
+        ASSERT_EQ(f.error, "");
+        EXPECT_EQ(f.c.format, version ? "llama2.c version " + std::to_string(version) : "llama2.c");
+        EXPECT_EQ(f.c.config.tied, h.vocab_size > 0);
+        EXPECT_EQ(f.c.config.vocab_size, 6);
+        const tiny::MemoryModel m(
+            tiny::model_bytes(tiny::parts_of(f.c.config, Type::f32),
+                              [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
+                                return f.c.read_rows(spec.name, first, count, out, why);
+                              }));
+        Session session(m.model);
+        const std::vector<int> ids = {1, 5, 0, 3};
+        ASSERT_TRUE(session.forward(ids.data(), ids.size(), [&](size_t, const float* row) {
+          logits[version].insert(logits[version].end(), row, row + 6);
+          return true;
+        }));
+        ASSERT_TRUE(tiny::same_bits(logits[version].data(), logits[0].data(), logits[0].size()))
+            << "version " << version << ", groups of " << group;
+        ASSERT_NE(logits[0][0], logits[0][1]);
+      }
+    }
+}
+
+TEST(Versions, GroupsMayGoOnInTheNextRow) {
+  Header7 h = {16, 20, 1, 4, 4, -6, 8};  // w2 has rows of 20
+  Opened f(version_of(2, h, 16)), expected(version_of(1, h, 16));
+  ASSERT_EQ(f.error, "");
+  EXPECT_EQ(f.c.tensors.at("layers.0.w2").group, 16);
+  for (const char* name : {"layers.0.w2", "layers.0.wq", "token_embedding", "output"})
+    EXPECT_EQ(f.read(name), expected.read(name)) << name;
+}
+
+TEST(Versions, EveryTruncationAndWhateverIsBehindTheEnd) {
+  for (const int32_t version : {1, 2}) {
+    const std::string whole = version_of(version, {8, 6, 1, 2, 1, 3, 4}, 4);
+    ASSERT_EQ(error_of(whole), "");
+    for (size_t n = 4; n < whole.size(); n++) {
+      const std::string error = error_of(whole.substr(0, n));
+      EXPECT_TRUE(error.find("truncated: expected ") != std::string::npos ||
+                  error.find("file size: expected " + std::to_string(whole.size())) == 0)
+          << n << error;
+    }
+    EXPECT_EQ(error_of(whole + "x"), "file size: expected " + std::to_string(whole.size()) +
+                                         " bytes by the sizes in its llama2.c header, found " +
+                                         std::to_string(whole.size() + 1));
+  }
+}
+
+TEST(Versions, HeadersThatCannotBe) {
+  const Header7 h;
+  const auto error = [&](int32_t version, const Header7& sizes, uint8_t tied, int32_t group) {
+    return error_of(header_of(version, sizes, tied, group) + std::string(100, '\0'));
+  };
+  for (const int32_t version : {0, 3, -1, INT_MAX})
+    EXPECT_EQ(error(version, h, 1, 4),
+              "llama2.c header: version: expected 0, 1 or 2, found " + std::to_string(version));
+  EXPECT_EQ(error(1, h, 2, 0), "llama2.c header: shared classifier: expected 0 or 1, found 2");
+  for (const int32_t group : {0, -1, INT_MIN, INT_MAX, 65537})
+    EXPECT_EQ(error(2, h, 1, group),
+              "llama2.c header: group size: expected 1 to 65536, found " + std::to_string(group));
+  EXPECT_EQ(error(2, h, 1, 7).find("llama2.c header: group size: expected a divisor of the size of "), 0u);
+  for (const int32_t vocab_size : {0, -5, INT_MIN}) {
+    Header7 bad;
+    bad.vocab_size = vocab_size;
+    for (const int32_t version : {1, 2})
+      EXPECT_EQ(error(version, bad, 1, 4),
+                "llama2.c header: vocab_size: expected 1 to 4194304, found " + std::to_string(vocab_size));
+  }
+}
+
 // ---- The order of rows ----
 
 /// Rotates every pair of a head (a[i], a[j]) by the angle of its number; `half_split`: (i, i + half), else neighbours.
@@ -289,8 +428,10 @@ TEST(Refused, EveryTruncationAndWhateverIsBehindTheEnd) {
     ASSERT_EQ(error_of(whole), "");
     for (size_t n = 0; n < sizeof h; n++) {
       const std::string error = error_of(whole.substr(0, n));
-      EXPECT_EQ(error.find("expected a checkpoint (a folder with config.json, safetensors, GGUF or llama2.c), found "),
-                0u)
+      EXPECT_EQ(
+          error.find(
+              "expected a checkpoint (a folder with config.json, safetensors, PyTorch, GGUF or llama2.c), found "),
+          0u)
           << error;
       EXPECT_NE(error.find("offset 0: truncated: expected 28 bytes, found " + std::to_string(n)), std::string::npos);
     }
@@ -376,21 +517,19 @@ TEST(Refused, HeadersOfRandomNumbers) {
 TEST(Refused, FilesOfOtherPrograms) {
   const std::pair<std::string, const char*> all[] = {
       {"", "an empty file"},
-      {"PK\x03\x04" + std::string(100, 'x'),
-       "a zip archive (PyTorch saves such files); this version does not read PyTorch's"},
       {"\x80\x02" + std::string(100, 'x'),
-       "a Python pickle (old PyTorch checkpoint); this version does not read PyTorch's"},
+       "a Python pickle (old PyTorch checkpoint); load the model in Python and save it again"},
       {"PKTLLAMA" + std::string(100, 'x'), "a model that is converted already; run it: ./run FILE"},
-      {"24ka" + std::string(100, '\1'), "a llama2.c export of version 1 or 2; export it again as version 0"},
       {"lmgg" + std::string(100, '\1'), "a GGML file from before GGUF"},
       {"\x89HDF" + std::string(100, '\1'), "an HDF5 file (TensorFlow)"},
       {"<!DOCTYPE html>" + std::string(100, ' '), "a web page (HTML); the download went wrong"},
       {"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself"},
       {"{\"hidden_size\": 64, \"num_hidden_layers\": 2}", "a JSON file; name the folder that it is in"}};
   for (const auto& [bytes, expected] : all)
-    EXPECT_EQ(error_of(bytes).find(std::string("expected a checkpoint (a folder with config.json, safetensors, GGUF or "
-                                               "llama2.c), found ") +
-                                   expected),
+    EXPECT_EQ(error_of(bytes).find(
+                  std::string("expected a checkpoint (a folder with config.json, safetensors, PyTorch, GGUF or "
+                              "llama2.c), found ") +
+                  expected),
               0u)
         << error_of(bytes);
 }

@@ -181,7 +181,7 @@ TEST(Header, ItIsNoLongerThanTheFormatAllows) {
 TEST(Header, ThatIsNoJsonObjectIsRefused) {
   for (const char* header :
        {"[1, 2, 3]   ", "\"text\"      ", "null          ", "12345678901", "{tensor: 1}  ", "            "})
-    EXPECT_EQ(error_of(file_of(header, "")).find("expected a safetensors file, found "), 0u) << header;
+    EXPECT_EQ(error_of(file_of(header, "")).find("expected a safetensors or PyTorch file, found "), 0u) << header;
   const std::pair<const char*, const char*> all[] = {
       {"{\"x\": 1,}", "1:9: expected a key in quotes, found '}'"},
       {"{\"x\": {\"dtype\": \"F32\"", "1:22: expected ',' or '}', found the end"},

@@ -29,6 +29,12 @@ inline std::string downloaded_path(const std::string& relative) {
   return std::filesystem::exists(path) ? path : "";
 }
 
+// A Python package that tests/setup gets, as the folder to name in PYTHONPATH, "" if it is not there.
+inline std::string python_path(const std::string& package) {
+  const std::string folder = std::string(POCKET_SOURCE_DIR) + "/build-python";
+  return std::filesystem::exists(folder + "/" + package) ? folder : "";
+}
+
 inline bool data_required() {
   const char* required = std::getenv("POCKET_REQUIRE_DATA");
   return required && *required && std::string(required) != "0";
@@ -44,14 +50,18 @@ inline bool is_utf8(std::string_view s) {
   return true;
 }
 
+inline constexpr char kWhereDataIs[] =
+    "tests/setup gets models and Python packages, and POCKET_DATA names the folder of other data";
+
 // Declares a path, and ends the test where it is "".
 #define NEED_FILE(variable, found, what)                                                  \
   const std::string variable = found;                                                     \
   if (variable.empty()) {                                                                 \
     if (data_required()) FAIL() << what << ": not found, but POCKET_REQUIRE_DATA is set"; \
-    GTEST_SKIP() << what << ": not found; set POCKET_DATA to the folder it is in";        \
+    GTEST_SKIP() << what << ": not found; " << kWhereDataIs;                              \
   }
 
 // NEED_DATA(path, "tok512.model"); NEED_DOWNLOAD(path, "smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
 #define NEED_DATA(variable, relative) NEED_FILE(variable, data_path(relative), relative)
 #define NEED_DOWNLOAD(variable, relative) NEED_FILE(variable, downloaded_path(relative), relative)
+#define NEED_PYTHON(variable, package) NEED_FILE(variable, python_path(package), "the Python package " package)

@@ -1,6 +1,6 @@
-// tokenizer_json_test.cpp: tokenizer.json of byte-level BPE, made here. What it says arrives, and encodes as worked out
-// by hand (tokenizer_test.cpp has the vectors of the real library); whatever this version would do otherwise is refused
-// by its name.
+// tokenizer_json_test.cpp: tokenizer.json of byte-level BPE and of SentencePiece's kind, made here. What it says
+// arrives, and encodes as worked out by hand (tokenizer_test.cpp has the vectors of the real libraries); whatever this
+// version would do otherwise is refused by its name.
 #define RUN_NO_MAIN
 #include "../export/tokenizer_json.hpp"
 
@@ -149,16 +149,178 @@ TEST(TokenizerJson, WhatIsPutInFrontOfATextIsBos) {
       contains(with("/post_processor", {{"type", "BertProcessing"}}), "\"type\": expected \"TemplateProcessing\""));
 }
 
-// ---- What is refused ----
+// ---- SentencePiece ----
 
-TEST(TokenizerJson, SentencePieceIsToBeTakenFromItsModel) {
-  const char* expected = "found a SentencePiece tokenizer, which this version does not read from a tokenizer.json";
-  EXPECT_TRUE(contains(with("/model/byte_fallback", true), expected));
-  EXPECT_TRUE(contains(with("/pre_tokenizer", {{"type", "Metaspace"}}), expected));
-  EXPECT_TRUE(contains(with("/normalizer", {{"type", "Prepend"}, {"prepend", "x"}}), expected));
-  EXPECT_TRUE(
-      contains(with("/normalizer", {{"type", "Sequence"}, {"normalizers", {{{"type", "Prepend"}}}}}), expected));
+/// <unk> 0, <s> 1, </s> 2, the space 3, a 4, b 5, c 6, ab 7, bc 8, "_a" 9, "__" 10, abc 11, and without bytes.
+Json small_sentencepiece() {
+  const auto special = [](int id, const char* text) {
+    return Json{{"id", id}, {"content", text}, {"special", true}, {"normalized", false}};
+  };
+  const Json prepend = {{"type", "Prepend"}, {"prepend", "\u2581"}};
+  const Json replace = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "\u2581"}};
+  Json json = {{"added_tokens", {special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")}},
+               {"normalizer", {{"type", "Sequence"}, {"normalizers", {prepend, replace}}}},
+               {"pre_tokenizer", nullptr},
+               {"post_processor",
+                {{"type", "TemplateProcessing"},
+                 {"single", {{{"SpecialToken", {{"id", "<s>"}}}}, {{"Sequence", {{"id", "A"}}}}}}}},
+               {"decoder",
+                {{"type", "Sequence"},
+                 {"decoders",
+                  {{{"type", "Replace"}, {"pattern", {{"String", "\u2581"}}}, {"content", " "}},
+                   {{"type", "ByteFallback"}},
+                   {{"type", "Fuse"}},
+                   {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}}}}}},
+               {"model",
+                {{"type", "BPE"},
+                 {"unk_token", "<unk>"},
+                 {"fuse_unk", true},
+                 {"byte_fallback", false},
+                 {"vocab", Json::object()},
+                 {"merges", {"b c", "a b", "\u2581 a", "ab c", "a bc", "\u2581 \u2581"}}}}};
+  int id = 0;
+  for (const char* text :
+       {"<unk>", "<s>", "</s>", "\u2581", "a", "b", "c", "ab", "bc", "\u2581a", "\u2581\u2581", "abc"})
+    json["model"]["vocab"][text] = id++;
+  return json;
 }
+
+Read sentencepiece_with(const char* pointer, const Json& value) {
+  Json json = small_sentencepiece();
+  json[Json::json_pointer(pointer)] = value;
+  return Read(json.dump(), 300);
+}
+
+TEST(SentencePieceJson, ItEncodesAsWorkedOutByHand) {
+  Read r(small_sentencepiece().dump(), 300);
+  ASSERT_EQ(r.error, "");
+  EXPECT_EQ(r.encode(""), (Ids{1}));
+  EXPECT_EQ(r.encode("abc"), (Ids{1, 9, 8})) << "bc, then _a";
+  EXPECT_EQ(r.encode("babc"), (Ids{1, 3, 5, 11})) << "bc, then a joins it";
+  EXPECT_EQ(r.encode(" ab"), (Ids{1, 10, 7})) << "a space of its own and one before the text";
+  EXPECT_EQ(r.encode("bxyb"), (Ids{1, 3, 5, 0, 5})) << "one unknown for several characters";
+  EXPECT_EQ(r.encode("<s>"), (Ids{1, 3, 0})) << "typed text is no control token";
+  EXPECT_EQ(r.v.unk_surface, " \u2047 ");
+  EXPECT_EQ(r.v.unk, 0);
+  EXPECT_EQ(r.v.bos, 1);
+  EXPECT_EQ(r.v.eos, 2);
+  EXPECT_EQ(r.v.pieces[0].type, Tokenizer::PieceType::unknown);
+  EXPECT_EQ(r.v.pieces[1].type, Tokenizer::PieceType::control);
+  EXPECT_TRUE(r.v.merges.empty());
+}
+
+// All that make a piece have a place together; where those of several are mixed, they are equal.
+TEST(SentencePieceJson, ScoresComeFromTheRanksOfMerges) {
+  const auto score = [](const Read& r, int id) { return r.v.pieces[size_t(id)].score; };
+  const Read apart(small_sentencepiece().dump(), 300);
+  EXPECT_GT(score(apart, 8), score(apart, 7));
+  EXPECT_GT(score(apart, 7), score(apart, 9));
+  EXPECT_GT(score(apart, 9), score(apart, 11));
+  EXPECT_GT(score(apart, 11), score(apart, 10));
+  const Read mixed = sentencepiece_with("/model/merges", {"ab c", "b c", "a b", "a bc", "\u2581 a", "\u2581 \u2581"});
+  ASSERT_EQ(mixed.error, "");
+  EXPECT_TRUE(score(mixed, 11) == score(mixed, 8) && score(mixed, 8) == score(mixed, 7));
+  EXPECT_GT(score(mixed, 7), score(mixed, 9));
+  EXPECT_EQ(Read(mixed).encode("abc"), (Ids{1, 3, 11})) << "of equal ones the leftmost: ab, then abc";
+}
+
+TEST(SentencePieceJson, MergesComeInTwoSpellings) {
+  const Json json = small_sentencepiece();
+  Json pairs = Json::array();
+  for (const std::string both : json["model"]["merges"])
+    pairs.push_back({both.substr(0, both.find(' ')), both.substr(both.find(' ') + 1)});
+  const Read a = sentencepiece_with("/model/merges", pairs), b(json.dump(), 300);
+  ASSERT_EQ(a.error, "");
+  EXPECT_EQ(Tokenizer::to_blob(a.v), Tokenizer::to_blob(b.v));
+}
+
+TEST(SentencePieceJson, SpellingsOfItsSpaces) {
+  const Json prepend = {{"type", "Prepend"}, {"prepend", "\u2581"}}, space = {{"type", "Prepend"}, {"prepend", " "}};
+  const Json replace = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "\u2581"}};
+  const auto sequence = [](const Json& steps) { return Json{{"type", "Sequence"}, {"normalizers", steps}}; };
+  for (const Json& steps : {Json{prepend, replace}, Json{replace, prepend}, Json{space, replace}})
+    EXPECT_EQ(sentencepiece_with("/normalizer", sequence(steps)).encode("a"), (Ids{1, 9}));
+  for (const Json& alone : {replace, sequence(Json::array({replace}))})
+    EXPECT_EQ(sentencepiece_with("/normalizer", alone).encode("a a"), (Ids{1, 4, 9}));
+  const auto metaspace = [&](const char* scheme, bool split) {
+    Json json = small_sentencepiece();
+    json["normalizer"] = nullptr;
+    json["pre_tokenizer"] = {
+        {"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", scheme}, {"split", split}};
+    json["decoder"] = json["pre_tokenizer"];
+    return Read(json.dump(), 300);
+  };
+  EXPECT_EQ(metaspace("first", false).encode("a a"), (Ids{1, 9, 9}));
+  EXPECT_EQ(metaspace("always", false).encode("a a"), (Ids{1, 9, 9}));
+  EXPECT_EQ(metaspace("never", false).encode("a a"), (Ids{1, 4, 9}));
+  EXPECT_TRUE(contains(metaspace("first", true).error,
+                       "found Metaspace(\u2581, first, split=true); the model's tokenizer.model"));
+  for (const Json& other :
+       {Json(nullptr), prepend, sequence({replace, prepend, {{"type", "NFKC"}}}),
+        sequence(Json::array({{{"type", "Replace"}, {"pattern", {{"Regex", " "}}}, {"content", "\u2581"}}}))}) {
+    Json json = small_sentencepiece();
+    json["normalizer"] = other;
+    json["model"]["byte_fallback"] = true;
+    EXPECT_TRUE(contains(Read(json.dump(), 300).error, "normalizer and pre_tokenizer: expected SentencePiece's "))
+        << other;
+  }
+}
+
+TEST(SentencePieceJson, BytesOfWhatHasNoToken) {
+  Json json = small_sentencepiece();
+  json["model"]["byte_fallback"] = true;
+  EXPECT_TRUE(contains(Read(json.dump(), 300).error, "\"byte_fallback\": expected false, or tokens <0x00> to <0xFF>"));
+  for (int byte = 0; byte < 256; byte++) {
+    char text[8];
+    std::snprintf(text, sizeof text, "<0x%02X>", unsigned(byte));
+    json["model"]["vocab"][text] = 12 + byte;
+  }
+  Read r(json.dump(), 300);
+  ASSERT_EQ(r.error, "");
+  EXPECT_EQ(r.encode("b\u00e9"), (Ids{1, 3, 5, 12 + 0xC3, 12 + 0xA9}));
+  EXPECT_EQ(r.v.pieces[12].type, Tokenizer::PieceType::byte);
+  json["model"]["unk_token"] = nullptr;
+  EXPECT_EQ(Read(json.dump(), 300).error, "");
+  json["model"]["vocab"].erase("<0x41>");
+  EXPECT_TRUE(contains(Read(json.dump(), 300).error, "tokens <0x00> to <0xFF>"));
+}
+
+TEST(SentencePieceJson, AddedTokens) {
+  Json json = small_sentencepiece();
+  json["added_tokens"].push_back({{"id", 14}, {"content", "<|user|>"}, {"special", true}});
+  json["added_tokens"].push_back({{"id", 15}, {"content", "New York"}, {"special", false}});
+  Read r(json.dump(), 300);
+  ASSERT_EQ(r.error, "");
+  EXPECT_EQ(r.v.pieces[12].type, Tokenizer::PieceType::unused) << "a hole";
+  EXPECT_EQ(r.v.pieces[14].type, Tokenizer::PieceType::control);
+  EXPECT_EQ(r.v.pieces[15].type, Tokenizer::PieceType::user_defined);
+}
+
+TEST(SentencePieceJson, WhatIsNoneIsRefused) {
+  const std::tuple<const char*, Json, const char*> all[] = {
+      {"/model/type", "Unigram", "\"type\": expected \"BPE\", found \"Unigram\""},
+      {"/model/ignore_merges", true, "\"ignore_merges\": expected false, found true"},
+      {"/model/dropout", 0.5, "\"dropout\": expected none, found 0.5"},
+      {"/model/unk_token", nullptr, "\"unk_token\": expected a token of the vocabulary, or byte_fallback, found null"},
+      {"/model/unk_token", "<none>", "\"unk_token\": expected a token of the vocabulary, or byte_fallback"},
+      {"/model/fuse_unk", false, "\"fuse_unk\": expected true, as SentencePiece has it, found false"},
+      {"/model/byte_fallback", 1, "\"byte_fallback\": expected true or false, found 1"},
+      {"/decoder/decoders/1", {{"type", "CTC"}}, "decoder: expected SentencePiece's, found CTC"},
+      {"/model/merges",
+       {"b c", "a b", "\u2581 a", "ab c", "\u2581 \u2581"},
+       "expected one of \"a\" and \"bc\", which make"},
+      {"/model/merges/0", "b <s>", "merge 0 \"b <s>\": expected two tokens of the vocabulary that make a third"},
+      {"/model/merges/0", "b c a", "merge 0: expected two tokens with a space between"}};
+  for (const auto& [pointer, value, expected] : all) {
+    const Read r = sentencepiece_with(pointer, value);
+    EXPECT_TRUE(contains(r.error, expected)) << r.error;
+  }
+  Json json = small_sentencepiece();
+  json["model"]["vocab"][std::string(257, 'a')] = 12;
+  EXPECT_TRUE(contains(Read(json.dump(), 300).error, "token 12: expected at most 256 bytes, found 257"));
+}
+
+// ---- What is refused ----
 
 TEST(TokenizerJson, OtherKindsAreNamed) {
   const std::tuple<const char*, Json, const char*> all[] = {
@@ -216,16 +378,16 @@ TEST(TokenizerJson, MergesOfWhatIsNotThere) {
 }
 
 TEST(TokenizerJson, EveryTruncationIsRefused) {
-  const std::string whole = small().dump();
-  for (size_t n = 0; n < whole.size(); n++) ASSERT_NE(Read(whole.substr(0, n)).error, "") << n;
+  for (const std::string& whole : {small().dump(), small_sentencepiece().dump()})
+    for (size_t n = 0; n < whole.size(); n++) ASSERT_NE(Read(whole.substr(0, n)).error, "") << n;
 }
 
 TEST(TokenizerJson, SpoiltTextsNeitherCrashNorGiveWhatCannotBeLoaded) {
-  const std::string whole = small().dump();
+  const std::string wholes[] = {small().dump(), small_sentencepiece().dump()};
   tiny::Random random(4);
   int read = 0;
-  for (int i = 0; i < 10000; i++) {
-    std::string text = whole;
+  for (int i = 0; i < 20000; i++) {
+    std::string text = wholes[i % 2];
     for (int n = 1 + random.below(3); n > 0; n--) {
       const size_t at = size_t(random.below(int(text.size())));
       if (random.below(3) == 0)
@@ -233,7 +395,7 @@ TEST(TokenizerJson, SpoiltTextsNeitherCrashNorGiveWhatCannotBeLoaded) {
       else
         text[at] = "0123456789abc<|>{}[]\",: \\u\xc4"[random.below(28)];
     }
-    Read r(text);
+    Read r(text, 20);
     if (!r.error.empty()) continue;
     read++;
     Tokenizer tokenizer;

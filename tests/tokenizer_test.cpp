@@ -41,31 +41,37 @@ std::string joined(const std::vector<std::string>& chunks) {
 // ---- Vectors ----
 
 struct Reference {
-  const char *name, *tokenizer;
+  const char *name, *vectors, *tokenizer;
   bool sentencepiece;
 };
-const Reference kLlama2 = {"llama2", "llama2-tokenizer.model", true};
-const Reference kTok512 = {"tok512", "tok512.model", true};
-const Reference kSmolLm2 = {"smollm2", "tokens/smollm2/tokenizer.json", false};
+const Reference kLlama2 = {"llama2", "llama2", "llama2-tokenizer.model", true};
+const Reference kTok512 = {"tok512", "tok512", "tok512.model", true};
+const Reference kSmolLm2 = {"smollm2", "smollm2", "tokens/smollm2/tokenizer.json", false};
+const Reference kTinyLlama = {"tinyllama_json", "llama2", "hf-tinyllama/tokenizer.json", true};
+
+Vocabulary read_vocabulary(const std::string& file) {
+  Vocabulary v;
+  std::string error;
+  const bool json = file.substr(file.size() - 5) == ".json";
+  const bool read = json ? pocket::read_tokenizer_json(file, read_file(file), 49152, v, error)
+                         : Tokenizer::parse_sentencepiece(read_file(file), v, error);
+  EXPECT_TRUE(read) << error;
+  return v;
+}
 
 class Vectors : public testing::TestWithParam<Reference> {
  protected:
   void SetUp() override {
     NEED_DATA(file, GetParam().tokenizer);
-    const std::string bytes = read_file(file);
-    if (GetParam().sentencepiece) {
-      ASSERT_TRUE(tok.load_sentencepiece(bytes)) << tok.error;
-    } else {
-      Vocabulary v;
-      std::string error;
-      ASSERT_TRUE(pocket::read_tokenizer_json(file, bytes, 49152, v, error)) << error;
-      ASSERT_TRUE(tok.load(Tokenizer::to_blob(v))) << tok.error;
-    }
+    if (file.substr(file.size() - 5) == ".json")
+      ASSERT_TRUE(tok.load(Tokenizer::to_blob(read_vocabulary(file)))) << tok.error;
+    else
+      ASSERT_TRUE(tok.load_sentencepiece(read_file(file))) << tok.error;
   }
 
   // Calls check(row) for the rows of a file; returns how many there were.
   template <class Check> int rows(const std::string& file, const Check& check) {
-    const std::string path = data_path(std::string("tokens/") + GetParam().name + "/" + file);
+    const std::string path = data_path(std::string("tokens/") + GetParam().vectors + "/" + file);
     std::ifstream in(path);
     int n = 0;
     for (std::string line; std::getline(in, line); n++) check(Json::parse(line), line);
@@ -144,13 +150,7 @@ TEST_P(Vectors, EveryId) {
 }
 
 TEST_P(Vectors, ABlobHoldsAll) {
-  Vocabulary v;
-  std::string error;
-  if (GetParam().sentencepiece) {
-    ASSERT_TRUE(Tokenizer::parse_sentencepiece(read_file(data_path(GetParam().tokenizer)), v, error)) << error;
-  } else {
-    ASSERT_TRUE(pocket::read_tokenizer_json("", read_file(data_path(GetParam().tokenizer)), 49152, v, error)) << error;
-  }
+  const Vocabulary v = read_vocabulary(data_path(GetParam().tokenizer));
   Tokenizer other;
   ASSERT_TRUE(other.load(Tokenizer::to_blob(v))) << other.error;
   EXPECT_EQ(other.size(), tok.size());
@@ -187,8 +187,42 @@ TEST_P(Vectors, AMegabyteInOneGo) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Real, Vectors, testing::Values(kLlama2, kTok512, kSmolLm2),
+INSTANTIATE_TEST_SUITE_P(Real, Vectors, testing::Values(kLlama2, kTok512, kSmolLm2, kTinyLlama),
                          [](const auto& info) { return info.param.name; });
+
+// What a tokenizer.json of a SentencePiece model lacks, its scores, follows from its merges: the same order of pieces.
+// Equal scores are equal again where merges tell; "two spaces" comes behind the longer runs of them, which are equal to
+// it in the model, but join sooner anyway, because what they are made of is further to the left.
+TEST(TinyLlamaJson, HasThePiecesAndTheOrderOfTheModel) {
+  NEED_DATA(json, "hf-tinyllama/tokenizer.json");
+  NEED_DATA(model, "hf-tinyllama/tokenizer.model");
+  const Vocabulary found = read_vocabulary(json), expected = read_vocabulary(model);
+  ASSERT_EQ(found.pieces.size(), expected.pieces.size());
+  std::vector<size_t> ids;  // of pieces that are made of others
+  for (size_t id = 0; id < found.pieces.size(); id++) {
+    const Tokenizer::Piece &f = found.pieces[id], &e = expected.pieces[id];
+    ASSERT_EQ(f.text, e.text) << id;
+    ASSERT_EQ(f.type, e.type) << id;
+    const bool one = e.type != PieceType::normal || tokenizer_detail::read_utf8(e.text).length == e.text.size();
+    if (!one && e.text != "\u2581\u2581") ids.push_back(id);
+  }
+  EXPECT_EQ(ids.size(), 29611u);
+  const auto by = [](const Vocabulary& v) {
+    return [&](size_t a, size_t b) { return v.pieces[a].score > v.pieces[b].score; };
+  };
+  std::sort(ids.begin(), ids.end(), by(expected));
+  for (size_t i = 1; i < ids.size(); i++)
+    ASSERT_EQ(by(found)(ids[i - 1], ids[i]), by(expected)(ids[i - 1], ids[i])) << expected.pieces[ids[i]].text;
+  EXPECT_EQ(found.unk, expected.unk);
+  EXPECT_EQ(found.bos, expected.bos);
+  EXPECT_EQ(found.eos, expected.eos);
+  EXPECT_EQ(found.add_bos, expected.add_bos);
+  EXPECT_EQ(found.add_dummy_prefix, expected.add_dummy_prefix);
+  EXPECT_EQ(found.escape_whitespaces, expected.escape_whitespaces);
+  EXPECT_EQ(found.remove_extra_whitespaces, expected.remove_extra_whitespaces);
+  EXPECT_EQ(found.byte_fallback, expected.byte_fallback);
+  EXPECT_EQ(found.unk_surface, expected.unk_surface);
+}
 
 // ---- Hand-made vocabularies ----
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../../cli.hpp"
+#include "report.hpp"
 
 namespace pocket::bench {
 
@@ -95,7 +96,8 @@ class ReadTest {
   ReadTest(const ReadTest&) = delete;
   ReadTest& operator=(const ReadTest&) = delete;
 
-  /// GB/s that so many threads read together, in one stream each or in four, whichever is faster; the best of `tries`.
+  /// GB/s that so many threads read together, in one stream each or in four, whichever is faster; the median of
+  /// `tries`: it stands beside the speed of a model, which gets no best moment chosen either.
   double gb_s(int threads, int tries) const {
     auto one = read_plain<1>, four = read_plain<4>;
 #if defined(__x86_64__)
@@ -107,10 +109,15 @@ class ReadTest {
  private:
   double seconds(int threads, int tries, uint64_t (*read)(const uint8_t*, size_t)) const {
     const size_t part = bytes_ / size_t(threads);
-    return best_seconds(tries, threads, [&](int i) {
-      const uint64_t sum = read(memory_ + size_t(i) * part, part);
-      asm volatile("" ::"r"(sum));  // is wanted
-    });
+    std::vector<double> taken;
+    for (int t = 0; t < tries; t++) {
+      cli::stop_if_interrupted();
+      taken.push_back(time_threads(threads, [&](int i) {
+        const uint64_t sum = read(memory_ + size_t(i) * part, part);
+        asm volatile("" ::"r"(sum));  // is wanted
+      }));
+    }
+    return median(taken);
   }
 
   size_t bytes_;

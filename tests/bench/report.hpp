@@ -1,7 +1,8 @@
-// report.hpp: what the measuring program says: progress while it works, JSON for programs.
+// report.hpp: what the measuring program says while it works, and what it makes of many numbers.
 #pragma once
 
 #include "../../cli.hpp"
+#include "../../json_text.hpp"
 
 namespace pocket::bench {
 
@@ -33,39 +34,6 @@ class Progress {
   double shown_ = cli::seconds();  // what is over soon needs no word
   bool terminal_ = isatty(2), written_ = false;
 };
-
-// ---- JSON ----
-
-inline std::string json(double number) {
-  if (!std::isfinite(number)) return "null";  // not measured
-  char text[40];
-  std::snprintf(text, sizeof text, "%.9g", number);
-  return text;
-}
-
-inline std::string json(std::string_view text) {
-  std::string clean, out = "\"";
-  while (!text.empty()) tokenizer_detail::take_character(text, true, clean);
-  for (const char c : clean) {
-    char code[8];
-    std::snprintf(code, sizeof code, "\\u%04x", c);
-    out += uint8_t(c) < 32 ? code : c == '"' || c == '\\' ? std::string{'\\', c} : std::string{c};
-  }
-  return out + "\"";
-}
-
-inline std::string json_array(const std::vector<std::string>& values) {
-  std::string out;
-  for (const std::string& value : values) out += (out.empty() ? "" : ", ") + value;
-  return "[" + out + "]";
-}
-
-/// Values are JSON already.
-inline std::string json_object(const std::vector<std::pair<std::string_view, std::string>>& fields) {
-  std::string out;
-  for (const auto& [name, value] : fields) out += (out.empty() ? "" : ", ") + json(name) + ": " + value;
-  return "{" + out + "}";
-}
 
 // ---- Numbers ----
 

@@ -12,8 +12,9 @@ namespace pocket::bench {
 
 /// How much is measured.
 struct Effort {
-  int rounds, tries, tokens;   // tries: of which the best counts; tokens: to generate at a time
-  double least_seconds;        // to measure at a time
+  int rounds, tries,
+      tokens;            // tries: of reading (the median counts) and of int8 (the best); tokens: to generate at a time
+  double least_seconds;  // to measure at a time
   double long_prompt_seconds;  // for all long prompts together, after which there is no further one
 };
 inline constexpr Effort kThorough = {5, 3, 16, 0.3, 6}, kQuick = {2, 2, 8, 0.05, 0};

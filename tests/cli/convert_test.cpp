@@ -28,8 +28,9 @@ void expect_failure(int status, const std::vector<std::string>& args, const std:
 TEST(Convert, HelpTeaches) {
   const ProgramResult r = convert({"--help"});
   EXPECT_EQ(r.status, 0);
-  for (const char* word : {"safetensors", "GGUF", "llama2.c", "-o", "--type", "-z", "--random", "tinyllama-1.1b",
-                           "--calibrate", "--head", "--report"})
+  for (const char* word :
+       {"safetensors", "PyTorch", "GGUF", "llama2.c", "-o", "--type", "-z", "--random", "tinyllama-1.1b", "--calibrate",
+        "--head", "--report", "--lora", "Q2_K", "IQ4_XS", "tokenizer.json"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 

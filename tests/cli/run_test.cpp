@@ -7,46 +7,9 @@
 
 #include "../../tokenizer.hpp"
 #include "../test_data.hpp"
-#include "program.hpp"
+#include "run_program.hpp"
 
 namespace {
-
-// Small models with random weights, made once.
-class RunProgram : public testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    folder = new TemporaryFolder;
-    for (const char* type : {"f32", "q8", "q4"}) {
-      const auto made = run_program(
-          {POCKET_CONVERT, "--random", "tiny", "--type", type, "-o", folder->file(std::string(type) + ".bin")});
-      ASSERT_EQ(made.status, 0) << made.err;
-    }
-  }
-  static void TearDownTestSuite() { delete folder; }
-
-  static std::string model(const std::string& type = "q8") { return folder->file(type + ".bin"); }
-
-  static ProgramResult run(std::vector<std::string> args, const ProgramOptions& options = {}) {
-    args.insert(args.begin(), POCKET_RUN);
-    return run_program(args, options);
-  }
-  // The text that comes out, of a run that succeeds and says nothing else.
-  static std::string text(std::vector<std::string> args, const ProgramOptions& options = {}) {
-    args.push_back("-q");
-    const ProgramResult r = run(args, options);
-    EXPECT_EQ(r.status, 0) << r.err;
-    EXPECT_EQ(r.err, "");
-    return r.out;
-  }
-  // A run that fails: one line on stderr that begins as it must and holds these words, and nothing on stdout.
-  static void expect_failure(int status, const std::vector<std::string>& args, const std::vector<std::string>& words,
-                             const ProgramOptions& options = {}) {
-    expect_failed_in_a_line(run(args, options), "run", status, words);
-  }
-
-  static TemporaryFolder* folder;
-};
-TemporaryFolder* RunProgram::folder = nullptr;
 
 // ---- Usage ----
 
@@ -54,12 +17,41 @@ TEST_F(RunProgram, HelpTeaches) {
   const ProgramResult r = run({"--help"});
   EXPECT_EQ(r.status, 0);
   EXPECT_EQ(r.err, "");
-  for (const char* word :
-       {"-i",        "--prompt",  "-n",       "-t",       "-p",           "-s",         "-m",
-        "-y",        "-z",        "-f",       "-k",       "--min-p",      "-r",         "--stop",
-        "--threads", "--ctx",     "--kernel", "--info",   "--perplexity", "--selftest", "--encode",
-        "-q",        "--version", "--ids",    "--logits", "--batch",      "--kernels",  "models/get"})
+  for (const char* word : {"-i",        "--prompt",  "-n",       "-t",       "-p",           "-s",         "-m",
+                           "-y",        "-z",        "-f",       "-k",       "--min-p",      "-r",         "--stop",
+                           "--threads", "--ctx",     "--kernel", "--info",   "--perplexity", "--selftest", "--encode",
+                           "-q",        "--version", "--ids",    "--logits", "--batch",      "--kernels",  "models/get",
+                           "--save",    "--resume",  "--lookup", "--top",    "--json",       "--man"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
+  std::stringstream lines(r.out);
+  for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 120u) << line;
+}
+
+// Each option of --help is in the man page, with its text, and each example under the name it is installed by.
+TEST_F(RunProgram, TheManPageSaysWhatHelpSays) {
+  const std::string help = run({"--help"}).out;
+  std::string man = run({"--man"}).out;
+  EXPECT_EQ(man.rfind(".TH POCKETLLAMA 1 ", 0), 0u);
+  const auto plain = [&](const std::string& from, const std::string& to) {
+    for (size_t at; (at = man.find(from)) != std::string::npos;) man.replace(at, from.size(), to);
+  };
+  plain("\\-", "-"), plain("\\(dq", "\""), plain("\\(aq", "'"), plain("\\&", "");
+  std::stringstream lines(help);
+  int options = 0, examples = 0;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("  -", 0) == 0 || line.rfind("      --", 0) == 0) {
+      options++;
+      EXPECT_NE(man.find("\\fB" + line.substr(6, line.find(' ', 6) - 6) + "\\fR"), std::string::npos) << line;
+      EXPECT_NE(man.find("\n" + line.substr(34) + "\n"), std::string::npos) << line;
+    }
+    const size_t example = line.find(":   run ");
+    if (example == std::string::npos) continue;
+    examples++;
+    EXPECT_NE(man.find("\n.SS " + line.substr(0, example) + "\n"), std::string::npos) << line;
+    EXPECT_NE(man.find("\npocketllama " + line.substr(example + 8) + "\n"), std::string::npos) << line;
+  }
+  EXPECT_GT(options, 30);
+  EXPECT_EQ(examples, 7);
 }
 
 TEST_F(RunProgram, VersionAndKernels) {
@@ -101,7 +93,7 @@ TEST_F(RunProgram, WrongUsageIsNamed) {
 
 TEST_F(RunProgram, WhatIsNoModelIsNamed) {
   const TemporaryFolder t;
-  expect_failure(1, {t.file("none.bin")}, {"none.bin", "No such file"});
+  expect_failure(1, {t.file("none.bin")}, {"none.bin", "No such file", "models/get shows models to fetch"});
   expect_failure(1, {t.write("empty.bin", "")}, {"empty.bin", "empty"});
   expect_failure(1, {t.file("")}, {"folder"});
   expect_failure(1, {t.write("a", "GGUF\3\0\0\0" + std::string(300, '\0'))}, {"GGUF", "export/convert"});

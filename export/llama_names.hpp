@@ -1,0 +1,117 @@
+// llama_names.hpp: what Llamas call their tensors where they are saved as named tensors (safetensors, PyTorch):
+// Hugging Face's transformers, lit-gpt (which TinyLlama was trained with), Meta's own code and llama2.c's, which
+// follows it.
+#pragma once
+
+#include <iterator>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "checkpoint.hpp"
+
+namespace pocket {
+
+struct LlamaNames {
+  TensorNames names;
+  bool interleaved;  // the order of wq's and wk's rows, as in StoredTensor::interleaved_heads
+};
+
+inline constexpr LlamaNames kHuggingFaceNames = {
+    {"model.embed_tokens.weight",
+     "model.layers.",
+     {".input_layernorm.weight", ".self_attn.q_proj.weight", ".self_attn.k_proj.weight", ".self_attn.v_proj.weight",
+      ".self_attn.o_proj.weight", ".post_attention_layernorm.weight", ".mlp.gate_proj.weight", ".mlp.up_proj.weight",
+      ".mlp.down_proj.weight"},
+     "model.norm.weight",
+     "lm_head.weight"},
+    false};
+
+// lit-gpt (github.com/Lightning-AI/litgpt, lit_gpt/model.py) rotates the halves of a head, as Hugging Face does. It has
+// wq, wk and wv in one tensor, of which split_fused() makes three with these names.
+inline constexpr LlamaNames kLitGptNames = {
+    {"transformer.wte.weight",
+     "transformer.h.",
+     {".norm_1.weight", ".attn q", ".attn k", ".attn v", ".attn.proj.weight", ".norm_2.weight", ".mlp.fc_1.weight",
+      ".mlp.fc_2.weight", ".mlp.proj.weight"},
+     "transformer.ln_f.weight",
+     "lm_head.weight"},
+    false};
+
+// The same as TinyLlama has it (github.com/jzhang38/TinyLlama, lit_gpt/model.py): its feed-forward part is xformers'
+// SwiGLU, whose w2 is the up and w3 the down projection, not the other way round as in Meta's names.
+inline constexpr LlamaNames kTinyLlamaNames = {
+    {"transformer.wte.weight",
+     "transformer.h.",
+     {".norm_1.weight", ".attn q", ".attn k", ".attn v", ".attn.proj.weight", ".norm_2.weight", ".mlp.swiglu.w1.weight",
+      ".mlp.swiglu.w2.weight", ".mlp.swiglu.w3.weight"},
+     "transformer.ln_f.weight",
+     "lm_head.weight"},
+    false};
+
+inline constexpr LlamaNames kMetaNames = {
+    {"tok_embeddings.weight",
+     "layers.",
+     {".attention_norm.weight", ".attention.wq.weight", ".attention.wk.weight", ".attention.wv.weight",
+      ".attention.wo.weight", ".ffn_norm.weight", ".feed_forward.w1.weight", ".feed_forward.w3.weight",
+      ".feed_forward.w2.weight"},
+     "norm.weight",
+     "output.weight"},
+    true};
+
+// The names that these tensors have; Hugging Face's if they have none of them, so that those are missed.
+inline const LlamaNames& names_of(const FoundTensors& found) {
+  const LlamaNames* best = &kHuggingFaceNames;
+  for (const LlamaNames* n : {&kHuggingFaceNames, &kLitGptNames, &kTinyLlamaNames, &kMetaNames}) {
+    if (found.count(n->names.token_embedding) == 0) continue;
+    best = n;
+    if (found.count(n->names.layers + std::string("0") + n->names.of_layer[6]) > 0) break;
+  }
+  return *best;
+}
+
+// lit-gpt's fused tensor of a layer: for each key/value head its query heads, its key, its value (attn.attn), or, since
+// 2024, all queries, all keys, all values (attn.qkv). Puts three tensors in its place.
+inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& error) {
+  const Config& k = c.config;
+  const int64_t head = k.head_dim, group = int64_t(k.n_heads / k.n_kv_heads) * head, dim = k.dim;
+  for (int l = 0; l < k.n_layers; l++) {
+    const std::string layer = kLitGptNames.names.layers + std::to_string(l);
+    const bool by_group = found.count(layer + ".attn.attn.weight") > 0;
+    const auto it = found.find(layer + (by_group ? ".attn.attn.weight" : ".attn.qkv.weight"));
+    if (it == found.end()) continue;  // its parts will be missed
+    const std::vector<int64_t> shape = {k.q_dim() + 2 * k.kv_dim(), dim};
+    FoundTensor t = it->second;
+    if (t.shape != shape)
+      return fail(error, c.files[size_t(t.file)]->path() + ": tensor " + it->first + ": expected shape " +
+                             shape_text(shape) + ", found " + shape_text(t.shape));
+    found.erase(it);
+    const uint64_t row = uint64_t(dim) * uint64_t(dtype_info(t.dtype).block_bytes), start = t.offset;
+    const struct {
+      const char* name;
+      int64_t rows, first, first_of_group, in_group;
+    } parts[] = {{kLitGptNames.names.of_layer[1], k.q_dim(), 0, 0, group},
+                 {kLitGptNames.names.of_layer[2], k.kv_dim(), k.q_dim(), group, head},
+                 {kLitGptNames.names.of_layer[3], k.kv_dim(), k.q_dim() + k.kv_dim(), group + head, head}};
+    for (const auto& part : parts) {
+      t.shape = {part.rows, dim};
+      t.offset = start + uint64_t(by_group ? part.first_of_group : part.first) * row;
+      t.bytes = uint64_t(part.rows) * row;
+      if (by_group) t.block_rows = part.in_group, t.block_stride = group + 2 * head;
+      found[layer + part.name] = t;
+    }
+  }
+  return true;
+}
+
+// Gives every tensor of the model its place. Frequencies of the rotation, which some files have, are passed over: they
+// follow from the configuration.
+inline bool bind_llama(Checkpoint& c, FoundTensors& found, const std::string& where, std::string& error) {
+  for (auto it = found.begin(); it != found.end();)
+    it = it->first.find("rotary_emb.inv_freq") != std::string::npos || it->first == "rope.freqs" ? found.erase(it)
+                                                                                                 : std::next(it);
+  const LlamaNames& n = names_of(found);
+  return split_fused(c, found, error) && bind_tensors(c, n.names, n.interleaved, found, where, error);
+}
+
+}  // namespace pocket

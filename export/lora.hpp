@@ -1,0 +1,315 @@
+// lora.hpp: LoRA adapters (Hu et al. 2021, arxiv.org/abs/2106.09685) as the PEFT library saves them: a folder with
+// adapter_config.json and adapter_model.safetensors (or .bin). They are merged into the model's matrices as those are
+// read:
+//
+//     W (rows, cols)  becomes  W + scale * lora_alpha / r * B (rows, r) * A (r, cols)
+//
+// summed in double and rounded once, whatever the number of adapters. A and B have the order of rows and columns of
+// Hugging Face's transformers, which is the engine's too; Checkpoint::read_rows() has already put the rows of any other
+// format into that order when they come here. What PEFT would compute otherwise is refused by its name.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <locale>
+#include <map>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "model_writer.hpp"
+#include "safetensors.hpp"
+
+namespace pocket {
+
+// ====================================================================================================================
+// What is asked for, and what adapter_config.json says
+// ====================================================================================================================
+
+struct LoraSource {
+  std::string folder;
+  double scale = 1;
+};
+
+// "FOLDER" or "FOLDER:SCALE". A folder of that very name goes first.
+inline bool parse_lora(const std::string& text, LoraSource& out, std::string& error) {
+  out.folder = text;
+  const size_t colon = text.rfind(':');
+  if (colon == std::string::npos || is_directory(text) || !is_directory(text.substr(0, colon))) return true;
+  std::istringstream in(text.substr(colon + 1));
+  in.imbue(std::locale::classic());  // a decimal point, whatever the program's locale
+  out.folder = text.substr(0, colon);
+  if ((in >> std::noskipws >> out.scale) && in.peek() == EOF && std::isfinite(out.scale)) return true;
+  return fail(error, text + ": expected a number behind the colon, found '" + text.substr(colon + 1) + "'");
+}
+
+// Numbers for some modules instead of those for all; the first that names a module counts.
+using LoraPattern = std::vector<std::pair<std::string, double>>;
+
+struct LoraConfig {
+  int rank = 0;
+  double alpha = 0;
+  bool rank_stabilized = false;  // alpha / sqrt(r) instead of alpha / r: "rslora"
+  LoraPattern ranks, alphas;
+  std::vector<std::string> targets;  // of a list; PEFT's expressions are not read: the tensors tell as well
+};
+
+// PEFT takes "q_proj" and "self_attn.q_proj" for whatever ends in that.
+inline bool names_module(std::string_view name, std::string_view module) {
+  if (name.size() > module.size() || module.substr(module.size() - name.size()) != name) return false;
+  return name.size() == module.size() || module[module.size() - name.size() - 1] == '.';
+}
+
+inline constexpr int kMostRank = 1 << 16;
+
+// rank_pattern and alpha_pattern. PEFT reads their keys as regular expressions; plain names are all that is seen.
+inline bool read_lora_pattern(const JsonValue& root, const char* key, bool ranks, LoraPattern& out,
+                              std::string& error) {
+  const JsonValue pattern = root.find(key);
+  if (!pattern.missing() && !root.need(key, JsonKind::object, error)) return false;
+  for (const auto& [name, value] : pattern.members()) {
+    const bool plain = name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_.") == std::string::npos;
+    if (name.empty() || !plain)
+      return root.refuse(key, "names of modules as keys (this one is no plain name: \"" + name + "\")", error);
+    const double n = value.number();  // 0 if it is none
+    if (!std::isfinite(n) || n <= 0) return pattern.refuse(name, "a number above 0", error);
+    if (ranks && (n != std::floor(n) || n > kMostRank))
+      return pattern.refuse(name, "an integer from 1 to " + std::to_string(kMostRank), error);
+    out.push_back({name, n});
+  }
+  return true;
+}
+
+// Settings that would make it another function than a sum of matrices, or one of another base, unless they are off.
+inline bool check_lora_variant(const JsonValue& root, std::string& error) {
+  std::string type, bias = "none";
+  if (!root.need("peft_type", JsonKind::string, error) || !root.get("peft_type", type, error) ||
+      !root.get("bias", bias, error))
+    return false;
+  if (type != "LORA") return root.refuse("peft_type", "\"LORA\"", error);
+  if (bias != "none") return root.refuse("bias", "\"none\"", error);
+  for (const char* key : {"use_dora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices",
+                          "target_parameters", "use_qalora", "alora_invocation_tokens"}) {
+    const JsonValue v = root.find(key);
+    const bool off =
+        v.missing() || (v.is(JsonKind::boolean) && !v.boolean()) || (v.kind() >= JsonKind::array && v.size() == 0);
+    if (!off) return root.refuse(key, "none; this version merges plain LoRA only", error);
+  }
+  const std::string start = root.find("init_lora_weights").string();
+  for (const char* changed : {"pissa", "olora", "loftq", "corda"})
+    if (start.rfind(changed, 0) == 0)
+      return root.refuse("init_lora_weights", "an adapter of the model as it is, not of one that was changed for it",
+                         error);
+  return true;
+}
+
+// fan_in_fan_out is for layers of another kind than a Llama's; PEFT takes no notice of it here, either.
+inline bool read_lora_config(const JsonValue& root, LoraConfig& out, std::string& error) {
+  if (!check_lora_variant(root, error) || !root.need("r", JsonKind::number, error) ||
+      !root.need("lora_alpha", JsonKind::number, error) || !root.get("r", 1, kMostRank, out.rank, error) ||
+      !root.get("lora_alpha", out.alpha, error) || !root.get("use_rslora", out.rank_stabilized, error) ||
+      !read_lora_pattern(root, "rank_pattern", true, out.ranks, error) ||
+      !read_lora_pattern(root, "alpha_pattern", false, out.alphas, error))
+    return false;
+  const JsonValue targets = root.find("target_modules");
+  if (!targets.missing() && !targets.is(JsonKind::string) && !targets.is(JsonKind::array))
+    return root.refuse("target_modules", "a list of names", error);
+  for (const JsonValue& target : targets.elements()) {
+    if (!target.is(JsonKind::string)) return root.refuse("target_modules", "a list of names", error);
+    out.targets.push_back(target.string());
+  }
+  return true;
+}
+
+// ====================================================================================================================
+// Adapters
+// ====================================================================================================================
+
+// One adapter, open. Its matrices are read when they are needed.
+class LoraAdapter {
+ public:
+  std::string error;
+
+  // For a model of this shape. False with `error` set if it is not as it must be, or another model's.
+  bool open(const LoraSource& source, const Config& model) try {
+    source_ = source;
+    const std::string& folder = source.folder;
+    const std::string path = join_path(folder, "adapter_config.json");
+    JsonDocument document;
+    FoundTensors found;
+    LoraConfig config;
+    if (!has_files(folder, path) || !read_settings(path, document, error) ||
+        !read_lora_config(document.root(), config, error))
+      return false;
+    list_modules(model);
+    return check_targets(document.root(), config) && open_weight_file(folder, weights_, storage_, found, error) &&
+           bind(config, found) && check_finite();
+  } catch (const std::exception& e) {  // memory that cannot be had
+    return fail(error, source.folder + ": " + e.what());
+  }
+
+  // What it is called in a model's provenance.
+  std::string description() const {
+    std::ostringstream text;
+    text.imbue(std::locale::classic());
+    text << base_name(source_.folder);
+    if (source_.scale != 1) text << ", scale " << source_.scale;
+    return text.str();
+  }
+
+  // The factors of one of the engine's tensors.
+  struct Factors {
+    double scale = 0;
+    int64_t rank = 0;
+    std::vector<float> a, b;  // (rank, cols) and (rows asked for, rank)
+  };
+
+  // Reads A, and rows first ... first + count - 1 of B. A tensor that has none leaves rank 0, and is no error.
+  bool read(const TensorSpec& spec, int64_t first, int64_t count, Factors& out, std::string& why) const {
+    const auto found = pairs_.find(spec.name);
+    if (found == pairs_.end()) return true;
+    const auto& [name, scale] = found->second;
+    out.scale = scale;
+    out.rank = storage_.tensors.at(name + kA).rows;
+    out.a.resize(size_t(out.rank) * size_t(spec.cols));
+    out.b.resize(size_t(out.rank) * size_t(count));
+    return storage_.read_rows(name + kA, 0, out.rank, out.a.data(), why) &&
+           storage_.read_rows(name + kB, first, count, out.b.data(), why);
+  }
+
+ private:
+  static constexpr const char *kPrefix = "base_model.model.", *kA = ".lora_A.weight", *kB = ".lora_B.weight";
+
+  bool has_files(const std::string& folder, const std::string& config) {
+    const auto has = [&](const char* name) { return is_file(join_path(folder, name)); };
+    if (!is_directory(folder))
+      return fail(error, folder + ": expected the folder of a LoRA adapter (adapter_config.json, " + weights_ +
+                             "), found " + (is_file(folder) ? "a file" : "no such folder"));
+    if (!is_file(config))
+      return fail(error, folder + ": expected adapter_config.json, found " +
+                             (has("config.json") ? "a whole model; convert that by itself" : "none"));
+    if (has(weights_.c_str())) return true;
+    const std::string first = std::exchange(weights_, "adapter_model.bin");
+    return has(weights_.c_str()) || fail(error, folder + ": expected " + first + " or " + weights_ + ", found neither");
+  }
+
+  void list_modules(const Config& model) {
+    const std::vector<TensorSpec> specs = tensor_specs(model);
+    for (size_t i = 0; i < specs.size(); i++) {
+      const std::string name = kHuggingFaceNames.names.name(i, model.n_layers);
+      if (specs[i].layout == Layout::panels && !(model.tied && specs[i].name == "output"))
+        modules_[name.substr(0, name.rfind('.'))] = specs[i];
+    }
+  }
+
+  // Every name in target_modules means matrices of the model.
+  bool check_targets(const JsonValue& root, const LoraConfig& config) {
+    for (const std::string& target : config.targets) {
+      bool known = false;
+      for (const auto& [module, spec] : modules_) known = known || names_module(target, module);
+      if (!known)
+        return root.refuse("target_modules",
+                           "matrices of the model (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" +
+                               std::string(modules_.count("lm_head") ? ", lm_head" : "; its output is the embedding") +
+                               "), also for \"" + target + "\"",
+                           error);
+    }
+    return true;
+  }
+
+  bool refuse(const std::string& what) { return fail(error, join_path(source_.folder, weights_) + ": " + what); }
+
+  // Takes A and B of each module out of the list; nothing may be left over.
+  bool bind(const LoraConfig& config, FoundTensors& found) {
+    std::map<std::string, bool> used;  // by target
+    for (const auto& [module, spec] : modules_) {
+      const std::string name = kPrefix + module;
+      if (found.count(name + kA) == 0 && found.count(name + kB) == 0) continue;
+      bool wanted = config.targets.empty();
+      for (const std::string& target : config.targets)
+        if (names_module(target, module)) wanted = used[target] = true;
+      if (!wanted) return refuse("tensor " + name + kA + ": expected modules of target_modules, found another");
+      const int64_t rank = int64_t(value_for(module, config.ranks, config.rank));
+      if (!bind_factor(name + kA, {rank, spec.cols}, found) || !bind_factor(name + kB, {spec.rows, rank}, found))
+        return false;
+      const double divisor = config.rank_stabilized ? std::sqrt(double(rank)) : double(rank);
+      pairs_[spec.name] = {name, source_.scale * value_for(module, config.alphas, config.alpha) / divisor};
+    }
+    if (!found.empty())
+      return refuse("tensor " + found.begin()->first + ": expected lora_A.weight and lora_B.weight of the model's " +
+                    "matrices, found another; is this another model's adapter?");
+    for (const std::string& target : config.targets)
+      if (!used[target]) return refuse("expected tensors for \"" + target + "\" of target_modules, found none");
+    return !pairs_.empty() || refuse("expected tensors lora_A.weight and lora_B.weight, found none");
+  }
+
+  bool bind_factor(const std::string& name, const std::vector<int64_t>& shape, FoundTensors& found) {
+    const auto it = found.find(name);
+    if (it == found.end() || it->second.shape != shape)
+      return refuse("tensor " + name + ": expected shape " + shape_text(shape) + ", found " +
+                    (it == found.end() ? "no such tensor" : shape_text(it->second.shape)));
+    const FoundTensor& t = it->second;
+    storage_.tensors[name] = {t.file, t.offset, t.dtype, shape[0], shape[1]};
+    found.erase(it);
+    return true;
+  }
+
+  static double value_for(std::string_view module, const LoraPattern& pattern, double otherwise) {
+    for (const auto& [name, value] : pattern)
+      if (names_module(name, module)) return value;
+    return otherwise;
+  }
+
+  // All that would spoil the model, before hours are spent on it.
+  bool check_finite() {
+    for (const auto& [name, t] : storage_.tensors) {
+      std::vector<float> row(size_t(t.cols));
+      for (int64_t r = 0; r < t.rows; r++) {
+        if (!storage_.read_rows(name, r, 1, row.data(), error)) return false;
+        for (float w : row)
+          if (!std::isfinite(w))
+            return refuse("tensor " + name + ": row " + std::to_string(r) + ": expected finite numbers, found " +
+                          std::to_string(w));
+      }
+    }
+    return true;
+  }
+
+  LoraSource source_;
+  std::string weights_ = "adapter_model.safetensors";  // or PyTorch's own, adapter_model.bin
+  std::map<std::string, TensorSpec> modules_;          // by the names that transformers give them
+  // The engine's name of a tensor -> the name of its A and B up to kA and kB, and what B A is multiplied by.
+  std::map<std::string, std::pair<std::string, double>> pairs_;
+  Checkpoint storage_;  // A and B
+};
+
+// Adds what the adapters say to rows first ... first + count - 1 of a tensor, (count, cols) in the engine's order. Any
+// number of threads may do so at once.
+inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpec& spec, int64_t first, int64_t count,
+                       float* rows, std::string& error) try {
+  std::vector<LoraAdapter::Factors> factors(adapters.size());
+  for (size_t i = 0; i < adapters.size(); i++)
+    if (!adapters[i].read(spec, first, count, factors[i], error)) return false;
+  const size_t cols = size_t(spec.cols);
+  std::vector<double> sum(cols);
+  for (size_t r = 0; r < size_t(count); r++) {
+    float* row = rows + r * cols;
+    std::copy(row, row + cols, sum.begin());
+    for (const LoraAdapter::Factors& f : factors)
+      for (size_t k = 0; k < size_t(f.rank); k++) {
+        const double weight = f.scale * double(f.b[r * size_t(f.rank) + k]);
+        const float* a = &f.a[k * cols];
+        for (size_t c = 0; c < cols; c++) sum[c] += weight * double(a[c]);
+      }
+    for (size_t c = 0; c < cols; c++) row[c] = float(sum[c]);
+  }
+  return true;
+} catch (const std::exception& e) {  // memory that cannot be had
+  return fail(error, "merging a LoRA adapter: " + std::string(e.what()));
+}
+
+}  // namespace pocket

@@ -1,0 +1,201 @@
+// pytorch.hpp: the files of torch.save() (PyTorch 1.6 and later; .bin, .pth, .pt), as named tensors.
+//
+// Such a file is a zip archive (zip.hpp) with one folder in it: NAME/data.pkl, a pickle (pickle.hpp) of dictionaries
+// and tensors, and NAME/data/KEY, the elements of each storage. A tensor is a view of a storage: its first element, its
+// shape, its strides. Two tensors may be views of one storage.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "checkpoint.hpp"
+#include "pickle.hpp"
+#include "zip.hpp"
+
+namespace pocket {
+
+inline constexpr uint64_t kLargestPickle = 16 << 20;  // bytes; a tensor takes about 150
+
+/// Reads one file into a list of its tensors; their elements stay where they are.
+class PyTorchFile {
+ public:
+  explicit PyTorchFile(const InputFile& file) : file_(file) {}
+
+  std::string error;
+
+  /// Adds the tensors to `found`, by their names in the dictionary of the file, or in the one that it has under
+  /// "model" or "state_dict". `index` is what their FoundTensor::file becomes. False with `error` set if anything in
+  /// the file is not as it must be.
+  bool read(int index, FoundTensors& found) {
+    ZipDirectory zip(file_);
+    if (!zip.read()) return fail(error, zip.error);
+    members_ = std::move(zip.members);
+    std::string bytes;
+    if (!find_pickle() || !check_byte_order() || !read_member("data.pkl", kLargestPickle, bytes)) return false;
+    if (!pickle_.parse(file_.path() + ": data.pkl", bytes)) return fail(error, pickle_.error);
+    const PickleValue* dict = unwrap();
+    return dict && read_tensors(*dict, index, found);
+  }
+
+  /// What the file tells of the model beside its tensors, as llama2.c's training does: the numbers of the
+  /// dictionary that it has under `key`, as a JSON object; "" if there is none.
+  std::string settings(const std::string& key) const {
+    const PickleValue* dict = pickle_.find(pickle_.root(), key);
+    std::string json;
+    for (size_t i = 0; dict && dict->kind == PickleKind::dict && i < dict->items.size(); i += 2) {
+      const PickleValue &name = pickle_[dict->items[i]], &value = pickle_[dict->items[i + 1]];
+      if (name.kind != PickleKind::text || printable(name.text) != name.text) continue;
+      if (name.text.find_first_of("\"\\") != std::string::npos) continue;
+      char number[40];
+      std::snprintf(number, sizeof number, "%.17g", value.real);
+      const std::string shown = value.kind == PickleKind::integer   ? std::to_string(value.integer)
+                                : value.kind == PickleKind::real    ? number
+                                : value.kind == PickleKind::boolean ? (value.integer ? "true" : "false")
+                                                                    : "";
+      if (!shown.empty()) json += (json.empty() ? "{\"" : ", \"") + name.text + "\": " + shown;
+    }
+    return json.empty() ? "" : json + "}";
+  }
+
+ private:
+  bool refuse(const std::string& why) { return fail(error, file_.path() + ": " + why); }
+
+  // The folder in the archive: the one with data.pkl.
+  bool find_pickle() {
+    for (const auto& [name, member] : members_) {
+      const size_t slash = name.find('/');
+      if (slash == std::string::npos || name.find('/', slash + 1) != std::string::npos) continue;
+      if (name.substr(slash) == "/constants.pkl")
+        return refuse("a TorchScript archive; load it in Python and torch.save() its state_dict()");
+      if (name.substr(slash) == "/data.pkl") folder_ = name.substr(0, slash + 1);
+    }
+    return !folder_.empty() || refuse("expected a file of torch.save(), found a zip archive without data.pkl");
+  }
+
+  bool read_member(const std::string& name, uint64_t most, std::string& out) {
+    const ZipMember& member = members_.at(folder_ + name);
+    if (member.bytes > most)
+      return refuse(name + ": expected at most " + std::to_string(most) + " bytes, found " +
+                    std::to_string(member.bytes));
+    out.resize(size_t(member.bytes));
+    return file_.read(member.offset, out.data(), member.bytes, error);
+  }
+
+  bool check_byte_order() {
+    std::string order = "little";
+    if (members_.count(folder_ + "byteorder") && !read_member("byteorder", 16, order)) return false;
+    return order == "little" || refuse("byteorder: expected little, found " + printable(order));
+  }
+
+  // The dictionary of tensors: the file's own, or one that is wrapped in it.
+  const PickleValue* unwrap() {
+    const PickleValue* dict = &pickle_.root();
+    for (int depth = 0; depth < 4; depth++) {
+      const PickleValue* inner = nullptr;
+      for (const char* key : {"model", "state_dict", "model_state_dict", "module"})
+        if (inner = pickle_.find(*dict, key); inner && inner->kind == PickleKind::dict) break;
+      if (!inner || inner->kind != PickleKind::dict) break;
+      dict = inner;
+    }
+    if (dict->kind == PickleKind::dict) return dict;
+    refuse(std::string("expected a dictionary of tensors (a state_dict), found ") + pickle_kind_name(dict->kind));
+    return nullptr;
+  }
+
+  bool read_tensors(const PickleValue& dict, int index, FoundTensors& found) {
+    std::string keys;
+    std::vector<std::pair<std::string, const PickleValue*>> tensors;
+    for (size_t i = 0; i < dict.items.size(); i += 2) {
+      const PickleValue &key = pickle_[dict.items[i]], &value = pickle_[dict.items[i + 1]];
+      if (value.kind == PickleKind::tensor && key.kind == PickleKind::text)
+        tensors.emplace_back(key.text, &value);
+      else if (value.kind > PickleKind::text)
+        return refuse("expected a dictionary of tensors (a state_dict), found " +
+                      (std::string(pickle_kind_name(value.kind)) + " under ") +
+                      (key.kind == PickleKind::text ? printable(key.text) : pickle_kind_name(key.kind)));
+    }
+    if (tensors.empty()) return refuse("expected a dictionary of tensors (a state_dict), found one without any");
+    const size_t prefix = common_prefix(tensors);
+    for (const auto& [key, value] : tensors) {
+      const std::string name = key.substr(prefix);
+      FoundTensor t{index, 0, 0, DType::f32, {}};
+      if (!place(*value, "tensor " + printable(name) + ": ", t)) return false;
+      if (!found.emplace(name, std::move(t)).second)
+        return refuse("tensor " + printable(name) + ": expected once, found twice");
+    }
+    return true;
+  }
+
+  // Length of what torch.compile() and DistributedDataParallel put before every name.
+  static size_t common_prefix(const std::vector<std::pair<std::string, const PickleValue*>>& tensors) {
+    for (const std::string prefix : {"_orig_mod.", "module."}) {
+      size_t with = 0;
+      for (const auto& tensor : tensors) with += tensor.first.rfind(prefix, 0) == 0;
+      if (with == tensors.size()) return prefix.size();
+    }
+    return 0;
+  }
+
+  bool dtype(const PickleValue& storage, DType& out) const {
+    const std::string& type = pickle_[storage.items[0]].text;
+    if (type == "torch.FloatStorage") return out = DType::f32, true;
+    if (type == "torch.HalfStorage") return out = DType::f16, true;
+    return out = DType::bf16, type == "torch.BFloat16Storage";
+  }
+
+  // Where the elements of a tensor lie. They have to follow each other, the last index fastest.
+  bool place(const PickleValue& tensor, const std::string& where, FoundTensor& t) {
+    const PickleValue &storage = pickle_[tensor.items[0]], &shape = pickle_[tensor.items[1]];
+    std::vector<int64_t> strides;
+    if (!dtype(storage, t.dtype))
+      return refuse(where + "type: expected float32, float16 or bfloat16, found " + pickle_[storage.items[0]].text);
+    if (!integers(shape, t.shape) || !integers(pickle_[tensor.items[2]], strides) || strides.size() != t.shape.size())
+      return refuse(where + "shape and strides: expected whole numbers, one stride for each size");
+    const int64_t bytes = stored_bytes(t.dtype, t.shape), element = dtype_info(t.dtype).block_bytes;
+    if (bytes < 0) return refuse(where + "shape: expected less than 2^62 bytes, found " + shape_text(t.shape));
+    const auto member = members_.find(folder_ + "data/" + storage.text);
+    if (member == members_.end())
+      return refuse(where + "data/" + printable(storage.text) + ": expected it, found none");
+    const uint64_t room = member->second.bytes;
+    if (storage.integer < 0 || room % uint64_t(element) || uint64_t(storage.integer) != room / uint64_t(element))
+      return refuse(where + "data/" + printable(storage.text) + ": expected " + std::to_string(storage.integer) +
+                    " elements, found " + std::to_string(room) + " bytes");
+    if (bytes > 0 && !contiguous(t.shape, strides))
+      return refuse(where + "expected its elements one after the other, found strides " + shape_text(strides) +
+                    " for shape " + shape_text(t.shape) +
+                    " (a transposed or cut view); in Python make it .contiguous() and save it again");
+    if (tensor.integer < 0 || tensor.integer > storage.integer ||
+        uint64_t(bytes) > room - uint64_t(tensor.integer) * uint64_t(element))
+      return refuse(where + "expected to stay within the " + std::to_string(storage.integer) +
+                    " elements of its storage, found shape " + shape_text(t.shape) + " from element " +
+                    std::to_string(tensor.integer));
+    t.offset = member->second.offset + uint64_t(tensor.integer) * uint64_t(element);
+    t.bytes = uint64_t(bytes);
+    return true;
+  }
+
+  bool integers(const PickleValue& tuple, std::vector<int64_t>& out) const {
+    for (uint32_t i : tuple.items) {
+      if (pickle_[i].kind != PickleKind::integer || pickle_[i].integer < 0) return false;
+      out.push_back(pickle_[i].integer);
+    }
+    return true;
+  }
+
+  static bool contiguous(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
+    int64_t expected = 1;  // at most the number of elements, which place() has checked
+    for (size_t i = shape.size(); i-- > 0; expected *= shape[i])
+      if (shape[i] != 1 && strides[i] != expected) return false;
+    return true;
+  }
+
+  const InputFile& file_;
+  ZipMembers members_;
+  std::string folder_;
+  PickleReader pickle_;
+};
+
+}  // namespace pocket
