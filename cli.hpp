@@ -99,7 +99,7 @@ inline const Option<Arguments> kOptions[] = {
 
 inline constexpr const char* kExamples[][2] = {
     {"model.bin -i \"Once upon a time\"", "go on with a text"},
-    {"model.bin -m chat", "talk; the end of input (Ctrl-D) ends it"},
+    {"model.bin -m chat", "talk; /help there lists what else it can do"},
     {"model.bin -i \"2 + 2 =\" -t 0 -n 5", "the likeliest five tokens"},
     {"model.bin -f letter.txt -n 100 -q", "go on with a file, and print only the text"},
     {"model.bin --info", "what it is, and what memory it takes"},
