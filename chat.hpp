@@ -8,6 +8,7 @@
 #include "chat_families.hpp"
 #include "cli.hpp"
 #include "export/json.hpp"
+#include "json_text.hpp"
 
 namespace pocket::cli {
 
@@ -68,15 +69,13 @@ class Conversation {
 
   // A JSON list of {"role": ..., "content": ...}, one a line: what others call messages. Forgotten turns are in it too.
   std::string to_json() const {
-    std::string out = "[";
+    std::string out;
     const auto add = [&](const char* role, const std::string& content) {
-      out += std::string(out.size() > 1 ? ",\n " : "\n ") + "{\"role\": \"" + role + "\", \"content\": ";
-      append_json_string(out, content);
-      out += "}";
+      out += (out.empty() ? "\n " : ",\n ") + json_object({{"role", json(role)}, {"content", json(content)}});
     };
     if (!system.empty()) add("system", system);
     for (const Turn& turn : turns) add("user", turn.message), add("assistant", turn.reply);
-    return out + "\n]\n";
+    return "[" + out + "\n]\n";
   }
 
   // Takes the place of the conversation by one that was saved, or by such a list in {"messages": [...]}. A file without
@@ -332,15 +331,15 @@ class Chat {
     tell("taken back; messages left: " + std::to_string(conversation_.turns.size()));
   }
   void save(const std::string& path) {
+    const std::string text = conversation_.to_json();
     try {
       NewFile file(path);
-      const std::string text = conversation_.to_json();
       file.write(text.data(), text.size());
       file.finish();
-      tell(path + ": saved; messages: " + std::to_string(conversation_.turns.size()));
     } catch (const Failure& f) {
-      refuse("/save: " + f.what);
+      return refuse("/save: " + f.what);
     }
+    tell(path + ": saved; messages: " + std::to_string(conversation_.turns.size()));
   }
   void load(const std::string& path) {
     std::string error;
@@ -393,7 +392,7 @@ class Chat {
 
   // Lets the session hear `ids`, and says what the model adds to them.
   void say(const std::vector<int>& ids, Turn& turn, Reply& reply) {
-    const size_t limit = run_.args.n > 0 ? size_t(run_.args.n) : size_t(std::numeric_limits<int>::max());
+    const size_t limit = size_t(token_limit(run_.args));
     const std::vector<int> rest = rewind(ids);
     const size_t before = turn.reply_ids.size();
     const double start = seconds();

@@ -99,7 +99,7 @@ inline const Option<Arguments> kOptions[] = {
 
 inline constexpr const char* kExamples[][2] = {
     {"model.bin -i \"Once upon a time\"", "go on with a text"},
-    {"model.bin -m chat", "talk; the end of input (Ctrl-D) ends it"},
+    {"model.bin -m chat", "talk; /help there lists what else it can do"},
     {"model.bin -i \"2 + 2 =\" -t 0 -n 5", "the likeliest five tokens"},
     {"model.bin -f letter.txt -n 100 -q", "go on with a file, and print only the text"},
     {"model.bin --info", "what it is, and what memory it takes"},
@@ -298,6 +298,19 @@ inline std::string read_all(const std::string& name) {
   return text;
 }
 
+// A text without control characters but newline and tab.
+inline std::string without_controls(const std::string& text) {
+  std::string clean;
+  for (size_t i = 0; i < text.size(); i++) {
+    const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
+    if (c == 0xC2 && next >= 0x80 && next < 0xA0)
+      i++;  // U+0080 ... U+009F
+    else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
+      clean += text[i];
+  }
+  return clean;
+}
+
 // A file that appears under its name when it is whole; until then it grows beside it. Throws Failure.
 class NewFile {
  public:
@@ -331,18 +344,6 @@ class NewFile {
   int why_ = 0;
   bool finished_ = false;
 };
-// A text without control characters but newline and tab.
-inline std::string without_controls(const std::string& text) {
-  std::string clean;
-  for (size_t i = 0; i < text.size(); i++) {
-    const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
-    if (c == 0xC2 && next >= 0x80 && next < 0xA0)
-      i++;  // U+0080 ... U+009F
-    else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
-      clean += text[i];
-  }
-  return clean;
-}
 
 // stdout. To a terminal no control characters pass but newline and tab: a model must not be able to move the cursor.
 class Output {
@@ -587,8 +588,7 @@ inline void print_figures(const Run& run, const Session& session) {
 }
 
 inline void generate_text(Run& run);  // generate.hpp
-
-inline void chat(Run& run);  // chat.hpp
+inline void chat(Run& run);           // chat.hpp
 
 inline void write_logits(Run& run) {
   OpenSession open(run.model, run.session_options());

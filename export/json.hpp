@@ -54,22 +54,6 @@ inline void append_utf8(std::string& out, uint32_t code) {
   put(0x80 | (code & 0x3f));
 }
 
-// A text as JSON has it, with its quotes. It has to be UTF-8.
-inline void append_json_string(std::string& out, std::string_view text) {
-  constexpr std::string_view kMeanings = "\"\\\b\f\n\r\t", kLetters = "\"\\bfnrt";
-  out += '"';
-  for (const char c : text) {
-    const size_t letter = kMeanings.find(c);
-    if (letter != std::string_view::npos)
-      out += {'\\', kLetters[letter]};
-    else if (uint8_t(c) < ' ' || c == 127)
-      out += {'\\', 'u', '0', '0', "0123456789abcdef"[uint8_t(c) >> 4], "0123456789abcdef"[c & 15]};
-    else
-      out += c;
-  }
-  out += '"';
-}
-
 struct JsonNode {
   uint32_t at;    // in the text: a string's first byte behind the quote, else a value's first byte
   uint32_t size;  // string, number: bytes in the text; array: elements; object: members

@@ -84,7 +84,6 @@ TEST_F(ChatProgram, TheConverterIsToldATemplate) {
 // A checkpoint whose template is a program nobody knows: said with the choices, and the model still converts.
 TEST_F(ChatProgram, AnUnknownTemplateIsSaidToBeUnknown) {
   NEED_DATA(weights, "hf/gqa-f32");
-  NEED_DATA(tokenizer, "hf-tinyllama/tokenizer.json");
   const TemporaryFolder t;
   for (const auto& entry : std::filesystem::directory_iterator(weights))
     std::filesystem::copy(entry.path(), t.file(entry.path().filename()));
@@ -94,7 +93,7 @@ TEST_F(ChatProgram, AnUnknownTemplateIsSaidToBeUnknown) {
           "{% for x in range(10**9) %}{{ cycler.__init__.__globals__.os.system('id') }}"
           "{% endfor %}");
   const ProgramResult r = run_program({POCKET_CONVERT, t.path(), "-z", words, "--type", "f32", "-o", out});
-  if (r.status != 0) GTEST_SKIP() << "tok512.model is larger than the vocabulary: " << r.err;
+  ASSERT_EQ(r.status, 0) << r.err;
   for (const char* word : {"chat template not known (", "--template NAME", "zephyr", "vicuna", "plain"})
     EXPECT_HAS(r.err, word);
   expect_failed_in_a_line(run_program({POCKET_RUN, out, "-m", "chat", "-i", "a"}), "run", 1,
@@ -173,7 +172,7 @@ TEST_F(ChatProgram, TheOldestTurnsGo) {
   EXPECT_HAS(r.err, "the context (48 tokens) is full, so the oldest messages are forgotten (");
   EXPECT_HAS(r.err, "the system prompt stays");
   EXPECT_HAS(r.err, "messages 4, forgotten ");
-  EXPECT_EQ(std::count(r.out.begin(), r.out.end(), '\n') >= 4, true) << "all are answered";
+  EXPECT_GE(std::count(r.out.begin(), r.out.end(), '\n'), 4) << "all are answered";
 }
 
 TEST_F(ChatProgram, AMessageThatDoesNotFitIsRefusedAndTheChatGoesOn) {
