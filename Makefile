@@ -6,7 +6,6 @@ CXXFLAGS ?= -O3
 ALL_FLAGS = -std=c++17 -Wall -Wextra -ffp-contract=off -pthread $(CXXFLAGS)
 BUILD ?= build
 PREFIX ?= /usr/local
-MODEL = models/smollm2-135m-instruct.bin
 
 all: run export/convert
 
@@ -40,7 +39,7 @@ tests/bench/kernels: tests/bench/kernels.cpp run.cpp
 help:
 	@echo "make            build ./run and export/convert"
 	@echo "make models/train   build the trainer: from a text of stories to a model of your own"
-	@echo "make demo       build, get a small chat model (93 MB, once), and let it tell a story"
+	@echo "make demo       build, and let the model that ships tell a story"
 	@echo "make test       get what the tests need, and run them all"
 	@echo "make test-arm   cross-compile for aarch64, and run what depends on the CPU by qemu"
 	@echo "make sanitize   the same tests under ASan and UBSan, and the threads under TSan"
@@ -50,11 +49,16 @@ help:
 	@echo "make install    copy run to $(PREFIX)/bin/pocketllama, and its man page to $(PREFIX)/share/man"
 	@echo "make clean      remove what was built (models stay)"
 
-demo: all $(MODEL)
-	./run $(MODEL) -i "Once upon a time" -n 120 -s 5
-
-$(MODEL): | export/convert
-	models/get smollm2-135m-instruct
+demo: all
+	./run -i "Once upon a time" -s 5
+	@echo
+	@echo "That was models/stories.bin, 1.4 MB, which was trained here (models/README.md). It only tells stories, also to order:"
+	@echo "  ./run --words dog,cake,sad"
+	@echo "Larger ones answer questions:"
+	@echo "  models/get smollm2-135m-instruct     93 MB to fetch, 155 MB of memory"
+	@echo "  models/get tinyllama-1.1b-chat       2.2 GB to fetch, 550 MB of memory"
+	@echo "and then, for one:"
+	@echo "  ./run models/smollm2-135m-instruct.bin -m chat"
 
 test: all
 	tests/setup
@@ -84,6 +88,8 @@ man/pocketllama.1: run
 install: run man/pocketllama.1
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 755 run $(DESTDIR)$(PREFIX)/bin/pocketllama
+	install -d $(DESTDIR)$(PREFIX)/share/pocketllama
+	install -m 644 models/stories.bin $(DESTDIR)$(PREFIX)/share/pocketllama
 	install -m 644 man/pocketllama.1 $(DESTDIR)$(PREFIX)/share/man/man1
 
 clean:

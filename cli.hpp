@@ -105,7 +105,8 @@ inline constexpr const char* kExamples[][2] = {
     {"model.bin --info", "what it is, and what memory it takes"},
 };
 inline constexpr const char* kNotes =
-    "models/get fetches a model; export/convert makes a model.bin from a checkpoint.\n"
+    "Without a model it is models/stories.bin, which comes with it, is small, and tells stories.\n"
+    "models/get fetches larger ones; export/convert makes a model.bin from a checkpoint, models/train from a text.\n"
     "stdout is the text, stderr the rest. Exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
 
 inline void print_help() {
@@ -244,6 +245,18 @@ inline void set_instruction(Arguments& a) {
     throw Failure{2, "--words, --features and --summary: expected one line each, found a line break or a tab"};
 }
 
+// The model that comes with the program: models/stories.bin beside it, or where `make install` puts it. "": neither.
+inline std::string shipped_model() {
+  char program[4096] = "";
+#if defined(__linux__)
+  if (readlink("/proc/self/exe", program, sizeof program - 1) < 0) program[0] = 0;
+#endif
+  const std::string path = program, folder = path.substr(0, path.rfind('/') + 1);
+  for (const std::string& file : {folder + "models/stories.bin", folder + "../share/pocketllama/stories.bin"})
+    if (access(file.c_str(), R_OK) == 0) return file;
+  return "";
+}
+
 inline Arguments parse(int argc, char** argv) {
   Arguments a;
   const std::vector<std::string> given = parse_options(argc, argv, kOptions, "put a text in quotes behind -i", a);
@@ -263,6 +276,7 @@ inline Arguments parse(int argc, char** argv) {
   for (const char* option : {"--save", "--resume", "--lookup", "--top"})
     if (a.mode == "chat" && std::count(given.begin(), given.end(), option) > 0)
       throw Failure{2, std::string(option) + ": goes on with a text, not with a chat; leave out -m chat"};
+  if (a.model.empty() && a.mode != "chat") a.model = shipped_model();
   if (a.model.empty() && !a.help && !a.man && !a.version && !a.kernels)
     throw Failure{
         2, "no model given; try: models/get smollm2-135m-instruct, then: run models/smollm2-135m-instruct.bin -m chat"};

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "../../tokenizer.hpp"
@@ -52,6 +53,23 @@ TEST_F(RunProgram, TheManPageSaysWhatHelpSays) {
   }
   EXPECT_GT(options, 30);
   EXPECT_EQ(examples, 7);
+}
+
+// Beside the program, or where it is installed.
+TEST_F(RunProgram, WithoutAModelItIsTheOneThatShips) {
+  for (const auto& [program, shipped] : {std::pair("tree/run", "tree/models/stories.bin"),
+                                         std::pair("usr/bin/pocketllama", "usr/share/pocketllama/stories.bin")}) {
+    const std::filesystem::path to = folder->file(program), model_file = folder->file(shipped);
+    std::filesystem::create_directories(to.parent_path());
+    std::filesystem::create_directories(model_file.parent_path());
+    std::filesystem::copy_file(POCKET_RUN, to);
+    EXPECT_EQ(run_program({to, "-i", "a", "-q"}).status, 2) << "there is no model yet";
+    std::filesystem::copy_file(model(), model_file);
+    const ProgramResult r = run_program({to, "-i", "a", "-s", "1", "-n", "20", "-q"});
+    EXPECT_EQ(r.out, text({model(), "-i", "a", "-s", "1", "-n", "20"}));
+    EXPECT_EQ(r.err, "");
+    EXPECT_EQ(run_program({to, "-m", "chat"}).status, 2) << "it only tells stories";
+  }
 }
 
 TEST_F(RunProgram, VersionAndKernels) {
