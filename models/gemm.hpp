@@ -7,8 +7,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
-#include <vector>
+#include <utility>
 
 #include "../export/matrix.hpp"
 
@@ -63,55 +64,102 @@ inline void multiply_scalar(const Product& p) {
     }
 }
 
-// A tile of R rows and V vectors of W columns.
-template <int W, int R, int V>
-POCKET_BODY void gemm_tile(const Factor& a, const float* b, size_t b_step, int depth, float* c, size_t ldc, bool add) {
-  Lanes<W> sum[R][V] = {};
-  if (add)
+// A tile of the result: some rows of a, 16 or 32 columns of b.
+using TileFunction = void (*)(const Factor& a, const float* b, size_t b_step, int depth, float* c, size_t ldc,
+                              bool add);
+
+// The leaves: R rows and V vectors of sums in registers. Most rows: as many as there are registers for.
+#if defined(__x86_64__)
+struct Avx512Tiles {
+  static constexpr int kMostRows = 12, kCols = 32, kVector = 16;
+  template <int R, int V>
+  POCKET_AVX512 static void tile(const Factor& a, const float* b, size_t b_step, int depth, float* c, size_t ldc,
+                                 bool add) {
+    __m512 sum[R][V];
     POCKET_FOR (r, R)
-      POCKET_FOR (v, V) sum[r][v].load(c + r * ldc + v * W);
-  const float* row = a.data;
-  const size_t step = a.step, k_step = a.k_step;
-  for (int k = 0; k < depth; k++, row += k_step, b += b_step) {
-    Lanes<W> right[V];
-    POCKET_FOR (v, V) right[v].load(b + v * W);
+      POCKET_FOR (v, V) sum[r][v] = add ? _mm512_loadu_ps(c + r * ldc + v * kVector) : _mm512_setzero_ps();
+    const float* row = a.data;
+    const size_t step = a.step, k_step = a.k_step;
+    for (int k = 0; k < depth; k++, row += k_step, b += b_step) {
+      __m512 right[V];
+      POCKET_FOR (v, V) right[v] = _mm512_loadu_ps(b + v * kVector);
+      POCKET_FOR (r, R)
+        POCKET_FOR (v, V) sum[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(row[r * step]), right[v], sum[r][v]);
+    }
     POCKET_FOR (r, R)
-      POCKET_FOR (v, V) sum[r][v].add_product(row[r * step], right[v]);
+      POCKET_FOR (v, V) _mm512_storeu_ps(c + r * ldc + v * kVector, sum[r][v]);
   }
-  POCKET_FOR (r, R)
-    POCKET_FOR (v, V) sum[r][v].store(c + r * ldc + v * W);
+};
+
+struct Avx2Tiles {
+  static constexpr int kMostRows = 6, kCols = 16, kVector = 8;
+  template <int R, int V>
+  POCKET_AVX2 static void tile(const Factor& a, const float* b, size_t b_step, int depth, float* c, size_t ldc,
+                               bool add) {
+    __m256 sum[R][V];
+    POCKET_FOR (r, R)
+      POCKET_FOR (v, V) sum[r][v] = add ? _mm256_loadu_ps(c + r * ldc + v * kVector) : _mm256_setzero_ps();
+    const float* row = a.data;
+    const size_t step = a.step, k_step = a.k_step;
+    for (int k = 0; k < depth; k++, row += k_step, b += b_step) {
+      __m256 right[V];
+      POCKET_FOR (v, V) right[v] = _mm256_loadu_ps(b + v * kVector);
+      POCKET_FOR (r, R)
+        POCKET_FOR (v, V) sum[r][v] = _mm256_fmadd_ps(_mm256_set1_ps(row[r * step]), right[v], sum[r][v]);
+    }
+    POCKET_FOR (r, R)
+      POCKET_FOR (v, V) _mm256_storeu_ps(c + r * ldc + v * kVector, sum[r][v]);
+  }
+};
+#endif
+
+struct PortableTiles {
+  static constexpr int kMostRows = 6, kCols = 16, kVector = 4;
+  template <int R, int V>
+  static void tile(const Factor& a, const float* b, size_t b_step, int depth, float* c, size_t ldc, bool add) {
+    Lanes<kVector> sum[R][V] = {};
+    if (add)
+      POCKET_FOR (r, R)
+        POCKET_FOR (v, V) sum[r][v].load(c + r * ldc + v * kVector);
+    const float* row = a.data;
+    const size_t step = a.step, k_step = a.k_step;
+    for (int k = 0; k < depth; k++, row += k_step, b += b_step) {
+      Lanes<kVector> right[V];
+      POCKET_FOR (v, V) right[v].load(b + v * kVector);
+      POCKET_FOR (r, R)
+        POCKET_FOR (v, V) sum[r][v].add_product(row[r * step], right[v]);
+    }
+    POCKET_FOR (r, R)
+      POCKET_FOR (v, V) sum[r][v].store(c + r * ldc + v * kVector);
+  }
+};
+
+// The tiles of 1, 2, ... rows and Cols columns.
+template <class Tiles, int Cols, size_t... R>
+constexpr std::array<TileFunction, sizeof...(R)> tiles_of(std::index_sequence<R...>) {
+  return {&Tiles::template tile<int(R) + 1, Cols / Tiles::kVector>...};
 }
 
-// m rows in tiles of nearly equal height, at most Most.
-template <int W, int V, int Most, int R = Most>
-POCKET_BODY void gemm_rows(int rows, const Factor& a, const float* b, size_t b_step, int depth, float* c, size_t ldc,
-                           bool add) {
-  if (rows == R) return gemm_tile<W, R, V>(a, b, b_step, depth, c, ldc, add);
-  if constexpr (R > 1) gemm_rows<W, V, Most, R - 1>(rows, a, b, b_step, depth, c, ldc, add);
-}
-
-template <int W, int V> POCKET_BODY void gemm_columns(const Product& p, int k0, int j, int at) {
-  constexpr int kMost = W == 16 ? 12 : 6;
-  const int depth = std::min(kGemmDepth, p.depth - k0), tiles = (p.m + kMost - 1) / kMost;
+// One column of tiles of nearly equal height.
+template <class Tiles, int Cols> void multiply_columns(const Product& p, int k0, int j, int at) {
+  static constexpr auto kTiles = tiles_of<Tiles, Cols>(std::make_index_sequence<Tiles::kMostRows>());
+  const int depth = std::min(kGemmDepth, p.depth - k0), tiles = (p.m + Tiles::kMostRows - 1) / Tiles::kMostRows;
   const RightFactor b = p.b.from(k0, j);
   for (int t = 0; t < tiles; t++) {
     const int first = int(int64_t(p.m) * t / tiles), rows = int(int64_t(p.m) * (t + 1) / tiles) - first;
-    gemm_rows<W, V, kMost>(rows, p.a.at(first, k0), b.data + at, b.k_step, depth, p.c + first * p.ldc + j + at, p.ldc,
-                           p.add || k0 > 0);
+    kTiles[size_t(rows) - 1](p.a.at(first, k0), b.data + at, b.k_step, depth, p.c + first * p.ldc + j + at, p.ldc,
+                             p.add || k0 > 0);
   }
 }
 
-// W lanes a register. 32 columns at a time with 16 lanes, else 16.
-template <int W> POCKET_BODY void gemm_body(const Product& p) {
+// The loops around the leaves of an instruction set.
+template <class Tiles> void multiply_by_tiles(const Product& p) {
   for (int k0 = 0; k0 == 0 || k0 < p.depth; k0 += kGemmDepth)
     for (int j = 0; j < p.n; j += kPanelCols) {
-      const bool whole = p.n - j >= kPanelCols;
-      if constexpr (W == 16) {
-        whole ? gemm_columns<16, 2>(p, k0, j, 0) : gemm_columns<16, 1>(p, k0, j, 0);
-      } else {
-        gemm_columns<W, 16 / W>(p, k0, j, 0);
-        if (whole) gemm_columns<W, 16 / W>(p, k0, j, 16);
-      }
+      const int cols = std::min(kPanelCols, p.n - j);
+      int at = 0;
+      for (; at + Tiles::kCols <= cols; at += Tiles::kCols) multiply_columns<Tiles, Tiles::kCols>(p, k0, j, at);
+      if (at < cols) multiply_columns<Tiles, 16>(p, k0, j, at);
     }
 }
 

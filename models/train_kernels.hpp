@@ -156,19 +156,18 @@ struct TrainKernels {
   void (*square_sum)(const float* x, int n, float* out);
 };
 
-#define POCKET_TRAIN_ROW(NAME, W)                                                                                 \
-  NAME::run<gemm_body<W>>, NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<rope_body>,       \
-      NAME::run<gated_body>, NAME::run<gated_backward_body>, NAME::run<softmax_row_body>,                         \
-      NAME::run<softmax_backward_body>, NAME::run<cross_entropy_body>, NAME::run<adam_body>, NAME::run<add_body>, \
-      NAME::run<square_sum_body>
+#define POCKET_TRAIN_ROW(NAME)                                                                            \
+  NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<rope_body>, NAME::run<gated_body>, \
+      NAME::run<gated_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,      \
+      NAME::run<cross_entropy_body>, NAME::run<adam_body>, NAME::run<add_body>, NAME::run<square_sum_body>
 
 // Best first.
 inline const TrainKernels kTrainKernels[] = {
 #if defined(__x86_64__)
-    {"avx512", [] { return X86Features().avx512vnni; }, POCKET_TRAIN_ROW(FloatAvx512, 16)},
-    {"avx2", [] { return X86Features().avx2; }, POCKET_TRAIN_ROW(FloatAvx2, 8)},
+    {"avx512", [] { return X86Features().avx512vnni; }, multiply_by_tiles<Avx512Tiles>, POCKET_TRAIN_ROW(FloatAvx512)},
+    {"avx2", [] { return X86Features().avx2; }, multiply_by_tiles<Avx2Tiles>, POCKET_TRAIN_ROW(FloatAvx2)},
 #endif
-    {"portable", [] { return true; }, POCKET_TRAIN_ROW(FloatScalar, 4)},
+    {"portable", [] { return true; }, multiply_by_tiles<PortableTiles>, POCKET_TRAIN_ROW(FloatScalar)},
 };
 
 // The set of this name that the CPU can run; null: the best. Null where there is none.

@@ -29,14 +29,32 @@ template <class F> double best_time(const F& f) {
 constexpr int kChains = 12, kChainLength = 1 << 20;  // as many sums as hide an fma's latency
 
 /// Nothing but fused multiply-adds in registers.
-template <int W> POCKET_BODY void fma_body(float* out, int length) {
-  Lanes<W> sum[kChains][1] = {}, x;
-  x.load(out);
-  const float factor = out[W];
+#if defined(__x86_64__)
+POCKET_AVX512 void fma_avx512(float* out, int length) {
+  __m512 sum[kChains], x = _mm512_loadu_ps(out), factor = _mm512_set1_ps(out[16]);
+  POCKET_FOR (i, kChains) sum[i] = _mm512_loadu_ps(out + i * 16);
   for (int k = 0; k < length; k++)
-    POCKET_FOR (i, kChains) sum[i][0].add_product(factor, x);
-  POCKET_FOR (i, kChains) sum[i][0].store(out + i * W);
+    POCKET_FOR (i, kChains) sum[i] = _mm512_fmadd_ps(factor, x, sum[i]);
+  POCKET_FOR (i, kChains) _mm512_storeu_ps(out + i * 16, sum[i]);
 }
+
+POCKET_AVX2 void fma_avx2(float* out, int length) {
+  __m256 sum[kChains], x = _mm256_loadu_ps(out), factor = _mm256_set1_ps(out[8]);
+  POCKET_FOR (i, kChains) sum[i] = _mm256_loadu_ps(out + i * 8);
+  for (int k = 0; k < length; k++)
+    POCKET_FOR (i, kChains) sum[i] = _mm256_fmadd_ps(factor, x, sum[i]);
+  POCKET_FOR (i, kChains) _mm256_storeu_ps(out + i * 8, sum[i]);
+}
+#elif defined(__aarch64__)
+void fma_neon(float* out, int length) {
+  float32x4_t sum[kChains], x = vld1q_f32(out);
+  const float factor = out[4];
+  POCKET_FOR (i, kChains) sum[i] = vld1q_f32(out + i * 4);
+  for (int k = 0; k < length; k++)
+    POCKET_FOR (i, kChains) sum[i] = vfmaq_n_f32(sum[i], x, factor);
+  POCKET_FOR (i, kChains) vst1q_f32(out + i * 4, sum[i]);
+}
+#endif
 
 struct Set {
   const char* name;
@@ -46,11 +64,10 @@ struct Set {
 
 const Set kSets[] = {
 #if defined(__x86_64__)
-    {"avx512", FloatAvx512::run<fma_body<16>, float*, int>, 16},
-    {"avx2", FloatAvx2::run<fma_body<8>, float*, int>, 8},
-#endif
-#if defined(__aarch64__)
-    {"portable", FloatScalar::run<fma_body<4>, float*, int>, 4},
+    {"avx512", fma_avx512, 16},
+    {"avx2", fma_avx2, 8},
+#elif defined(__aarch64__)
+    {"portable", fma_neon, 4},
 #endif
 };
 
