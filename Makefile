@@ -52,7 +52,7 @@ help:
 demo: all
 	./run -i "Once upon a time" -s 5
 	@echo
-	@echo "That was models/stories.bin, 1.4 MB, which was trained here (models/README.md). It only tells stories, also to order:"
+	@echo "That was models/stories.bin, 1.4 MB, trained by models/train (models/README.md). It only tells stories, also to order:"
 	@echo "  ./run --words dog,cake,sad"
 	@echo "Larger ones answer questions:"
 	@echo "  models/get smollm2-135m-instruct     93 MB to fetch, 155 MB of memory"
