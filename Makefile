@@ -46,7 +46,7 @@ help:
 	@echo "make bench      build tests/bench/bench: how fast a model runs on this machine, and what it loses"
 	@echo "make bench-kernels   build tests/bench/kernels: the kernels one by one; needs Google Benchmark"
 	@echo "make bench-training  build tests/bench/training: how fast models/train computes on this machine"
-	@echo "make install    copy run to $(PREFIX)/bin/pocketllama, and its man page to $(PREFIX)/share/man"
+	@echo "make install    copy run to $(PREFIX)/bin/pocketllama, its man page and the model that ships to $(PREFIX)/share"
 	@echo "make clean      remove what was built (models stay)"
 
 demo: all

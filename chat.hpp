@@ -410,10 +410,7 @@ class Chat {
       if (f.status != 130) throw;
     }
     const size_t said = turn.reply_ids.size() - before;
-    const double end = seconds();
-    run_.figures.prompt_tokens += rest.size(), run_.figures.tokens += said;
-    run_.figures.prompt_seconds += (said ? first : end) - start;
-    run_.figures.seconds += said ? end - first : 0;
+    run_.figures.add(rest.size(), start, said, first);
     heard_ = ids;
     heard_.insert(heard_.end(), turn.reply_ids.begin() + long(before), turn.reply_ids.end());
     const bool heard_all = size_t(session_.position()) == heard_.size();
@@ -426,13 +423,9 @@ class Chat {
 
   // Prints a token of a reply; false where the reply has to end.
   bool take(int id, Turn& turn, Reply& reply) {
-    print(reply.filter.push(text_of(id, reply.stream)), turn);
+    print(reply.filter.push(printed(run_.tokenizer, reply.stream, id)), turn);
     if (reply.loop.push(id)) reply.end = End::loop;
     return reply.end != End::loop && !reply.filter.stopped && !interrupted;
-  }
-
-  std::string text_of(int id, Tokenizer::Stream& stream) const {
-    return run_.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id);
   }
 
   void print(const std::string& text, Turn& turn) {
@@ -461,7 +454,7 @@ class Chat {
     turn.reply_ids.resize(loop.kept());
     Tokenizer::Stream stream(run_.tokenizer);
     turn.reply.clear();
-    for (int id : turn.reply_ids) turn.reply += text_of(id, stream);
+    for (int id : turn.reply_ids) turn.reply += printed(run_.tokenizer, stream, id);
   }
 
   void tell_end(const Turn& turn, const Reply& reply, size_t forgotten) {

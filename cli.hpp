@@ -50,7 +50,7 @@ inline const Option<Arguments> kOptions[] = {
     {"-m", "--mode", "MODE", "generate (go on with a text) or chat (answer, line by line; /help there)",
      &Arguments::mode},
     {"-y", "--system", "TEXT", "the system prompt of a chat", &Arguments::system},
-    {"", "--template", "NAME", "lay a chat out as one of zephyr, chatml, llama-2, llama-3, alpaca, vicuna, plain",
+    {"", "--template", "NAME", "a chat's layout: zephyr, chatml, llama-2, llama-3, alpaca, vicuna, vicuna-lines, plain",
      &Arguments::chat_template},
     {"-n", "--tokens", "N", "at most so many new tokens; 0: until the context is full [256; chat 0]", &Arguments::n, 0,
      1e9},
@@ -233,7 +233,7 @@ inline void set_instruction(Arguments& a) {
   if (!a.instructed) return;
   for (const std::string& f : wanted.features)
     if (std::find(std::begin(kFeatures), std::end(kFeatures), f) == std::end(kFeatures))
-      throw Failure{2, "--features: expected some of Dialogue, Moral, Sad ending, found '" + f + "'"};
+      throw Failure{2, "--features: expected some of " + feature_names() + ", found '" + f + "'"};
   if (a.mode == "chat" || a.has_prompt || !a.file.empty() || !a.ids.empty())
     throw Failure{2,
                   "--words, --features and --summary make a prompt of their own; leave out -i, -f, --ids and -m chat"};
@@ -419,6 +419,14 @@ struct Figures {
   // Passes over the weights a second: a right guess spares one.
   double passes() const { return rate() > 0 ? double(tokens - 1 - std::min(tokens - 1, guesses_right)) / seconds : 0; }
   double prompt_rate() const { return prompt_seconds > 0 ? double(prompt_tokens) / prompt_seconds : 0; }
+
+  // A prompt from `start` on, and `made` tokens from `first` on, until now.
+  void add(size_t prompt, double start, size_t made, double first) {
+    const double end = cli::seconds();
+    prompt_tokens += prompt, tokens += made;
+    prompt_seconds += (made == 0 ? end : first) - start;
+    seconds += made == 0 ? 0 : end - first;
+  }
 };
 
 // Linux says it in /proc: getrusage would count what the starting program occupied before this one took its place.
@@ -534,6 +542,11 @@ inline int token_limit(const Arguments& a) {
   return a.n > 0 ? a.n : a.n == 0 || a.mode == "chat" ? std::numeric_limits<int>::max() : 256;
 }
 
+// A token as it is printed: a control token is nothing.
+inline std::string printed(const Tokenizer& tokenizer, Tokenizer::Stream& stream, int id) {
+  return tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id);
+}
+
 // Prints what the model adds to the prompt, but for what may still become half of a character or of a stop text; adds
 // it to ids. False if that failed or was cancelled.
 template <class Pick>
@@ -547,15 +560,11 @@ bool make_text(Run& run, Session& session, Pick& pick, Tokenizer::Stream& stream
   const auto on_token = [&](int id) {
     if (ids.size() == before) first = seconds();
     ids.push_back(id);
-    run.out.write(filter.push(run.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id)));
+    run.out.write(filter.push(printed(run.tokenizer, stream, id)));
     return !filter.stopped && !interrupted;
   };
   const bool good = generate(session, pick, last, token_limit(run.args), stops, on_token, propose);
-  const double end = seconds();
-  const size_t made = ids.size() - before;
-  run.figures.prompt_tokens += prompt.size(), run.figures.tokens += made;
-  run.figures.prompt_seconds += (made == 0 ? end : first) - start;
-  run.figures.seconds += made == 0 ? 0 : end - first;
+  run.figures.add(prompt.size(), start, ids.size() - before, first);
   return good;
 }
 

@@ -85,13 +85,11 @@ struct Text {
   Tokenizer::Stream stream{run.tokenizer};
   StopFilter filter{run.args.stop};
 
-  // The token as it is printed: a control token is nothing.
-  std::string printed(int id) { return run.tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id); }
-
   // Takes the prompt, and what comes before it if there is a file to resume. Returns the tokens to feed.
   std::vector<int> begin(SessionFile* file) {
     if (file) saved = file->restore(session);
-    for (const int id : saved.ids) printed(id);  // was printed when it was made; half a character may be left
+    for (const int id : saved.ids)
+      printed(run.tokenizer, stream, id);  // was printed when it was made; half a character may be left
     const std::vector<int> prompt = prompt_ids(run, !file);
     saved.ids.insert(saved.ids.end(), prompt.begin(), prompt.end());
     if (session.position() == int(saved.ids.size())) session.rewind(session.position() - 1);  // its logits are gone
@@ -99,7 +97,7 @@ struct Text {
     check_room(session, fed.size());
     if (file) run.out.write(filter.push(std::exchange(saved.held, "")));
     for (const int id : run.args.instructed ? std::vector<int>() : prompt)  // an order is no part of the story
-      run.out.write(printed(id));
+      run.out.write(printed(run.tokenizer, stream, id));
     return fed;
   }
 

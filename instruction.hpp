@@ -16,6 +16,12 @@ namespace pocket {
 
 inline constexpr const char* kFeatures[] = {"Dialogue", "Moral", "Sad ending"};
 
+inline std::string feature_names() {
+  std::string names;
+  for (const char* f : kFeatures) names += (names.empty() ? "" : ", ") + std::string(f);
+  return names;
+}
+
 // What a trainer puts into the provenance of a model that knows this, and `run` looks for.
 inline constexpr char kTakesInstructions[] = "writes on command: --words, --features, --summary\n";
 

@@ -513,7 +513,7 @@ struct Kernels {
   void (*fold)(float* state, const float* part, int width);
   void (*matmul_f32)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
 
-  // Null where the scalar definition serves. See matmul_blocked for what they do.
+  // Null where the scalar definition serves. See matmul_panels and matmul_blocked for what they do.
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
   void (*gemv_q4)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
@@ -651,7 +651,7 @@ class Pool {
 
   static void pause() {
 #if defined(__x86_64__)
-    _mm_pause();
+    asm volatile("pause");
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
@@ -2281,7 +2281,8 @@ POCKET_AVX2 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& w
                                            size_t ldy) {
   const __m256i table = codebook(w.codebook), low = _mm256_set1_epi8(15);
   const uint8_t* scales = panel + code_bytes(Type::q4, w.cols);
-  const Activations tokens[4] = {x, x.token(1), x.token(2), x.token(3)};
+  Activations tokens[T];
+  POCKET_FOR (t, T) tokens[t] = x.token(t);
   __m256 acc[T][2] = {};
   for (int g = 0; g < x.cols / kGroup; g++) {
     __m256i sum[T][2];
