@@ -432,7 +432,7 @@ void convert_megabyte(const Arguments& a) {
     if (a.random == p.name) c.config = p.config;
   if (a.random.empty() && !open_megabyte(a.in, a.config, c, error)) throw Failure{1, error};
   parts.megabyte = c.config;
-  parts.chat.stop_ids = {c.pad_id};
+  if (a.random.empty()) parts.chat.stop_ids = {c.pad_id};
   parts.provenance = (a.random.empty() ? "source: " + c.weights.source + "\nformat: " + c.weights.format
                                        : "source: random weights of the shape " + a.random) +
                      "\nweights: " + quality(a) + "\n";
