@@ -219,12 +219,14 @@ inline bool MegabyteModel::read_shape(ModelReader& reader) {
   }
   if (h.vocab_size != kByteValues) return reader.refuse("vocab_size", kByteValues, h.vocab_size);
   if (h.n_kv_heads != h.n_heads) return reader.refuse("n_kv_heads", h.n_heads, h.n_kv_heads);
-  for (const auto& [field, value] : {std::pair<const char*, uint32_t>("rotary", own.rotary),
-                                     std::pair<const char*, uint32_t>("positions", own.positions)})
+  for (const auto& [field, value] : {std::pair("rotary", own.rotary), std::pair("positions", own.positions)})
     if (value > 1) return reader.refuse(field, "0 or 1", value);
-  if (h.tied || h.rope_scaling || h.rope_original_len || h.norm_eps != 0 || h.rope_theta != 0 || h.rope_factor != 0 ||
-      h.rope_low_freq != 0 || h.rope_high_freq != 0)
-    return reader.refuse("tied, norm_eps, rope", 0, "others, which are a Llama's");
+  for (const auto& [field, value] :
+       {std::pair("tied", float(h.tied)), std::pair("norm_eps", h.norm_eps), std::pair("rope_theta", h.rope_theta),
+        std::pair("rope_factor", h.rope_factor), std::pair("rope_scaling", float(h.rope_scaling)),
+        std::pair("rope_low_freq", h.rope_low_freq), std::pair("rope_high_freq", h.rope_high_freq),
+        std::pair("rope_original_len", float(h.rope_original_len))})
+    if (!(value == 0)) return reader.refuse(field, 0, value);  // a Llama's
   for (uint32_t word : own.reserved)
     if (word) return reader.refuse("reserved", 0, word);
   c.rotary = own.rotary, c.positions = own.positions;
