@@ -320,7 +320,7 @@ class Session {
   void layer(int l, int n);
   void norm_input(const Tensor& weight, int first, int n);
   void gate_and_up(const Layer& w, int n);
-  void quantize(const struct ActivationBuffer& in, size_t at, int n);
+  void quantize(const struct ActivationBuffer& in, int t, int n);
   void matmul(std::initializer_list<struct Product> products, const ActivationBuffer& in, int n);
   void add_residual(int n);
   void store_kv(int l, int n);
@@ -464,12 +464,28 @@ struct Activations {
   const int8_t* q;     // (n, cols)
   const float* scale;  // (n, cols / 32)
   const int32_t* sum;  // (n, cols / 32): sums of q over a group, for kernels that multiply unsigned by signed bytes
+  const uint8_t* packed = nullptr;  // q and scale once more, as pack_groups lays them out; null: not there
 
   Activations token(int t) const {
     const size_t at = size_t(t) * cols;
     return {cols, f + at, q + at, scale + at / kGroup, sum + at / kGroup};
   }
 };
+
+// How a kernel that works on tiles of 16 tokens has its activations: 64 columns of all tokens, (n, 64) bytes, and their
+// scales, (2, n) floats; then the next 64 columns. Here n is a multiple of 16: behind the last token anything may stand.
+inline size_t packed_bytes(int n, int cols) { return size_t(cols) / 64 * (64 + 2 * sizeof(float)) * round_up(n, 16); }
+
+// Token t's groups first ... first + count - 1 into their place in `packed`, which is for n tokens.
+inline void pack_groups(const Activations& x, int t, int first, int count, int n, uint8_t* packed) {
+  const Activations token = x.token(t);
+  const size_t rows = size_t(round_up(n, 16));
+  for (int g = first; g < first + count; g++) {
+    uint8_t* block = packed + packed_bytes(n, g / 2 * 64);
+    std::memcpy(block + size_t(t) * 64 + g % 2 * kGroup, token.q + g * kGroup, kGroup);
+    std::memcpy(block + rows * 64 + (g % 2 * rows + t) * sizeof(float), token.scale + g, sizeof(float));
+  }
+}
 
 // The q4 scale of a group: 4 bits, +-(5 ... 12). The sign turns a lopsided codebook over.
 inline float q4_scale(int s) { return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7)); }
@@ -523,7 +539,7 @@ inline void matmul_scalar(const Tensor& w, int first, int count, const Activatio
 }
 
 // One instruction set's version of everything that takes time. Section 8 fills in a table of these. The float blocks
-// are the same C++ (section 5), compiled for the instruction set; the three integer functions are written by hand.
+// are the same C++ (section 5), compiled for the instruction set; the integer functions are written by hand.
 struct Kernels {
   const char* name;
   bool (*supported)();
@@ -544,9 +560,11 @@ struct Kernels {
   void (*gemv_q4)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
   void (*dot)(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
               int n, float* const acc[2]);
+  // Null where matmul_blocked is the best there is. q4 or q8, and x.packed.
+  void (*matmul_packed)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
 };
 
-inline constexpr int kChunk = 64;       // tokens that go through the layers together
+inline constexpr int kChunk = 128;      // tokens that go through the layers together
 inline constexpr int kFewTokens = 8;    // up to so many take the weights straight from memory; more are worth unpacking
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 
@@ -594,8 +612,8 @@ inline void matmul_panels(const Kernels& k, const Tensor& w, int first, int coun
                           float* y, size_t ldy) {
   if (w.type == Type::f32) return k.matmul_f32(w, first, count, x, n, y, ldy);
   if (!k.dot) return matmul_scalar(w, first, count, x, n, y, ldy);
-  const bool few = w.type == Type::q4 && n <= kFewTokens;
-  few ? k.gemv_q4(w, first, count, x, n, y, ldy) : matmul_blocked(k, w, first, count, x, n, y, ldy);
+  if (w.type == Type::q4 && n <= kFewTokens) return k.gemv_q4(w, first, count, x, n, y, ldy);
+  x.packed ? k.matmul_packed(w, first, count, x, n, y, ldy) : matmul_blocked(k, w, first, count, x, n, y, ldy);
 }
 
 // ====================================================================================================================
@@ -1579,11 +1597,21 @@ struct ActivationBuffer {
   int8_t* q;
   float* scale;
   int32_t* sum;
+  uint8_t* packed = nullptr;  // see Activations; null: no place for it
 
   operator Activations() const { return {cols, f, q, scale, sum}; }
+  // The same for a matmul of n tokens, whose packed form is there if the kernel set has a use for it.
+  Activations of(const Kernels& k, int n) const { return {cols, f, q, scale, sum, packs(k, n) ? packed : nullptr}; }
+  bool packs(const Kernels& k, int n) const { return packed && k.matmul_packed && n > kFewTokens; }
   // n elements from `at` on, whole groups, quantized for the matmul that comes next.
   void quantize(const Kernels& k, size_t at, int n) const {
     k.quantize(f + at, n, q + at, scale + at / kGroup, sum + at / kGroup);
+  }
+  // x (n) as columns first ... first + n - 1, whole groups, of one of so many tokens, quantized for the matmul.
+  void quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
+    const size_t at = size_t(token) * cols + first, group = at / kGroup;
+    k.quantize(x, n, q + at, scale + group, sum + group);
+    if (packs(k, tokens)) pack_groups(*this, token, first / kGroup, n / kGroup, tokens, packed);
   }
 };
 
@@ -1607,7 +1635,7 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
   pool.run_ranges(total, matmul_work(bytes, n), [&](int first, int end) {
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
-      if (from < to) matmul_panels(k, p.w, from, to - from, in, n, p.y, size_t(padded(p.w.rows)));
+      if (from < to) matmul_panels(k, p.w, from, to - from, in.of(k, n), n, p.y, size_t(padded(p.w.rows)));
       first -= panels;  // relative to the next product's first panel
       end -= panels;
     }
@@ -1624,8 +1652,7 @@ struct Session::Buffers {
   ActivationBuffer xn;    // (n, dim): its norm; .f also takes what is to be added to it
   ActivationBuffer q;     // (n, q_dim): queries, and then the attention's output
   float *k, *v;           // (n, kv_dim)
-  ActivationBuffer gate;  // (n, hidden_dim)
-  float* up;              // (n, hidden_dim)
+  ActivationBuffer gate;  // (n, hidden_dim): what the down matrix takes; .f is null where that is quantized
   float *cos, *sin;       // (n, head_dim / 2): rotations of the chunk's positions
   float* partial;         // attention so far, per thread and query; or per block of keys and query
   float* logits;          // (kLogitRows, vocab_size)
@@ -1647,20 +1674,22 @@ struct Session::Buffers {
     kv_position = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
     take(kv, blocks * kBlockKeys * kv_position);
     const uintptr_t tokens = at;
-    const auto take_input = [&](ActivationBuffer& in, int cols) {
+    const auto take_input = [&](ActivationBuffer& in, int cols, bool floats = true) {
       const size_t count = size_t(kChunk) * padded(cols);
       in.cols = padded(cols);
-      take(in.f, count);
+      in.f = nullptr;
+      if (floats) take(in.f, count);
       take(in.q, count);
       take(in.scale, count / kGroup);
       take(in.sum, count / kGroup);
+      take(in.packed, packed_bytes(kChunk, in.cols));
     };
     take(x, size_t(kChunk) * padded(c.dim));
     take_input(xn, c.dim);
     take_input(q, c.q_dim());
     for (float** buffer : {&k, &v}) take(*buffer, size_t(kChunk) * padded(c.kv_dim()));
-    take_input(gate, c.hidden_dim);
-    take(up, size_t(kChunk) * padded(c.hidden_dim));
+    const auto takes_floats = [](const Layer& l) { return l.w2.type == Type::f32; };
+    take_input(gate, c.hidden_dim, std::any_of(model.layers.begin(), model.layers.end(), takes_floats));
     for (float** buffer : {&cos, &sin}) take(*buffer, kChunk * half);
     token_bytes = (at - tokens) / kChunk;
     take(partial, std::max(threads * kTileTokens * group, c.n_heads * blocks) * attention_floats(c.head_dim));
@@ -1803,9 +1832,9 @@ inline void Session::layer(int l, int n) {
     observer_({Observation::layer_output, l, -1, position_ + t, buf_->x + size_t(t) * padded(c.dim), c.dim});
 }
 
-// Float weights take their inputs as they are.
-inline void Session::quantize(const ActivationBuffer& in, size_t at, int n) {
-  if (!model_.all_f32) in.quantize(*kernels_, at, n);
+// Token t of n, quantized for the matmul that comes next. Float weights take their inputs as they are.
+inline void Session::quantize(const ActivationBuffer& in, int t, int n) {
+  if (!model_.all_f32) in.quantize(*kernels_, in.f + size_t(t) * in.cols, t, n, 0, in.cols);
 }
 
 // xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
@@ -1815,7 +1844,7 @@ inline void Session::norm_input(const Tensor& weight, int first, int n) {
   pool_->run(n, vector_work(c.dim, n), [&](int t, int) {
     const size_t at = size_t(t) * padded(c.dim);
     kernels_->rmsnorm(buf_->x + size_t(first) * padded(c.dim) + at, w, buf_->xn.f + at, c.dim, c.norm_eps);
-    quantize(buf_->xn, at, padded(c.dim));
+    quantize(buf_->xn, t, n);
   });
 }
 
@@ -1831,19 +1860,29 @@ inline void Session::matmul(std::initializer_list<Product> products, const Activ
 }
 
 // gate = silu(w1 xn) * (w3 xn). A task takes some groups of 32 rows of both matrices, and goes on with what they gave
-// while that is at hand.
+// while that is at hand: one group of a long chunk, more of a short one.
 inline void Session::gate_and_up(const Layer& w, int n) {
   const Buffers& b = *buf_;
-  const int per_group = kGroup / kPanelRows, panels = panels_of(w.w1.rows);
+  const int per_group = kGroup / kPanelRows, panels = panels_of(w.w1.rows), piece = kChunk / n;
+  const Activations x = b.xn.of(*kernels_, n);
+  const auto rows_from = [](Tensor w, int panel) {  // of a matrix, the rows from a panel on
+    w.data += size_t(panel) * panel_bytes(w.type, w.cols);
+    return w;
+  };
   pool_->run_ranges(b.gate.cols / kGroup, matmul_work(w.w1.bytes + w.w3.bytes, n), [&](int first, int end) {
-    const int groups = end - first;
-    const int panel = first * per_group, count = std::max(0, std::min(groups * per_group, panels - panel));
-    matmul_panels(*kernels_, w.w1, panel, count, b.xn, n, b.gate.f, size_t(b.gate.cols));
-    matmul_panels(*kernels_, w.w3, panel, count, b.xn, n, b.up, size_t(b.gate.cols));
-    for (int t = 0; t < n; t++) {
-      const size_t at = size_t(t) * b.gate.cols + size_t(first) * kGroup;
-      kernels_->swiglu(b.gate.f + at, b.up + at, groups * kGroup);
-      quantize(b.gate, at, groups * kGroup);
+    alignas(64) float gate[kChunk * kGroup], up[kChunk * kGroup];
+    for (int at = first; at < end; at += piece) {
+      const int panel = at * per_group, cols = std::min(piece, end - at) * kGroup;
+      const int count = std::max(0, std::min(cols / kPanelRows, panels - panel));
+      if (count * kPanelRows < cols) std::fill_n(gate, n * cols, 0.f), std::fill_n(up, n * cols, 0.f);  // padding
+      matmul_panels(*kernels_, rows_from(w.w1, panel), 0, count, x, n, gate, size_t(cols));
+      matmul_panels(*kernels_, rows_from(w.w3, panel), 0, count, x, n, up, size_t(cols));
+      for (int t = 0; t < n; t++) {
+        float* g = gate + size_t(t) * cols;
+        kernels_->swiglu(g, up + size_t(t) * cols, cols);
+        if (!model_.all_f32) b.gate.quantize(*kernels_, g, t, n, at * kGroup, cols);
+        if (b.gate.f) std::memcpy(b.gate.f + size_t(t) * b.gate.cols + at * kGroup, g, cols * sizeof(float));
+      }
     }
   });
 }
@@ -1906,7 +1945,7 @@ inline void Session::attention(int l, int n) {
   else
     attend_prompt(l, n);
   pool_->run(n, vector_work(buf_->q.cols, n),
-             [&](int t, int) { quantize(buf_->q, size_t(t) * buf_->q.cols, buf_->q.cols); });
+             [&](int t, int) { quantize(buf_->q, t, n); });
 }
 
 // The queries of one KV head and of n tokens, from `first` on, against one block of keys: what they find becomes, or is
@@ -2631,84 +2670,131 @@ POCKET_AVX512 inline void dot(Type type, const uint8_t* const codes[2], const vo
 namespace amx {
 
 struct Tiles {
-  // Tiles 0 and 1 take sums (tokens, 16 int32), 2 and 3 activations (tokens, 32 bytes), 4 and 5 weights (8, 64 bytes).
-  static void configure(int tokens) {
+  // Tiles 0 to 3 take sums (16 tokens, 16 int32), 4 and 5 activations (16 tokens, 32 bytes), 6 and 7 weights (8, 64
+  // bytes): of two groups each. The sums are there twice, so that two products can be under way.
+  static void configure() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 32, 32, 64, 64};
-      uint8_t rows[16] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 32, 32, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, kGroup / 4, kGroup / 4};
     } config;
-    for (int i = 0; i < 6; i++) config.rows[i] = uint8_t(i < 4 ? tokens : kGroup / 4);
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
 
-  // out (tokens, 16) = x (tokens, 32), rows `stride` bytes apart, times a group of 16 rows of weights. One even and one
-  // odd product can be under way at a time.
-  template <int odd> static void multiply(const int8_t* x, size_t stride, const uint8_t* w, int32_t* out) {
+  // 64 columns of 16 rows, to be multiplied from now on.
+  static void weights(const uint8_t* w) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm6\n tileloadd 512(%0,%1,1), %%tmm7" ::"r"(w), "r"(size_t(64)) : "memory");
+  }
+
+  // Begins the products of x (16 tokens, 64 columns).
+  template <int odd> static void multiply(const uint8_t* x) {
     const size_t line = 64;
     if (odd)
       asm volatile(
-          "tilezero %%tmm1\n tileloadd (%0,%1,1), %%tmm3\n tileloadd (%2,%3,1), %%tmm5\n"
-          "tdpbssd %%tmm5, %%tmm3, %%tmm1\n tilestored %%tmm1, (%4,%3,1)" ::"r"(x),
-          "r"(stride), "r"(w), "r"(line), "r"(out)
+          "tilezero %%tmm2\n tilezero %%tmm3\n"
+          "tileloadd (%0,%1,1), %%tmm4\n tdpbssd %%tmm6, %%tmm4, %%tmm2\n"
+          "tileloadd 32(%0,%1,1), %%tmm5\n tdpbssd %%tmm7, %%tmm5, %%tmm3" ::"r"(x),
+          "r"(line)
           : "memory");
     else
       asm volatile(
-          "tilezero %%tmm0\n tileloadd (%0,%1,1), %%tmm2\n tileloadd (%2,%3,1), %%tmm4\n"
-          "tdpbssd %%tmm4, %%tmm2, %%tmm0\n tilestored %%tmm0, (%4,%3,1)" ::"r"(x),
-          "r"(stride), "r"(w), "r"(line), "r"(out)
+          "tilezero %%tmm0\n tilezero %%tmm1\n"
+          "tileloadd (%0,%1,1), %%tmm4\n tdpbssd %%tmm6, %%tmm4, %%tmm0\n"
+          "tileloadd 32(%0,%1,1), %%tmm5\n tdpbssd %%tmm7, %%tmm5, %%tmm1" ::"r"(x),
+          "r"(line)
           : "memory");
+  }
+
+  // Their sums: (2 groups, 16 tokens, 16 rows).
+  template <int odd> static void store(int32_t* sums) {
+    const size_t line = 64;
+    if (odd)
+      asm volatile("tilestored %%tmm2, (%0,%1,1)\n tilestored %%tmm3, 1024(%0,%1,1)" ::"r"(sums), "r"(line) : "memory");
+    else
+      asm volatile("tilestored %%tmm0, (%0,%1,1)\n tilestored %%tmm1, 1024(%0,%1,1)" ::"r"(sums), "r"(line) : "memory");
   }
 
   static void release() { asm volatile("tilerelease"); }
 };
 
-POCKET_AVX512 POCKET_BODY void fold(const int32_t* product, __m512 m, const float* const scale[16], int g,
-                                    __m512 a[16]) {
+// Adds two groups, in order, to acc (16 tokens, 16 rows). m: the rows' scales; scale0, scale1: the tokens'.
+POCKET_AVX512 POCKET_BODY void fold(const int32_t* sums, const __m512 m[2], const float* scale0, const float* scale1,
+                                    float* acc) {
   POCKET_FOR (t, 16) {
-    const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(product + 16 * t));
-    a[t] = _mm512_fmadd_ps(sum, _mm512_mul_ps(m, _mm512_set1_ps(scale[t][g])), a[t]);
+    __m512 a = _mm512_load_ps(acc + 16 * t);
+    const __m512 first = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * t));
+    a = _mm512_fmadd_ps(first, _mm512_mul_ps(m[0], _mm512_set1_ps(scale0[t])), a);
+    const __m512 second = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 256 + 16 * t));
+    _mm512_store_ps(acc + 16 * t, _mm512_fmadd_ps(second, _mm512_mul_ps(m[1], _mm512_set1_ps(scale1[t])), a));
   }
 }
 
-// One panel's codes against up to 16 tokens. While a group's product is under way, the one before it is folded into the
-// 16 sums, which stay in registers.
-template <class T, Type type>
-POCKET_AVX512 inline void dot_tile(const uint8_t* codes, const void* scales, int cols, const Activations& x, int tokens,
-                                   float* acc) {
-  alignas(64) int32_t product[2][16 * kPanelRows] = {};
-  alignas(64) float sums[16 * kPanelRows] = {};
-  std::memcpy(sums, acc, size_t(tokens) * kPanelRows * sizeof(float));
-  __m512 a[16];
-  const float* scale[16];
-  POCKET_FOR (t, 16) a[t] = _mm512_load_ps(sums + 16 * t), scale[t] = x.token(std::min(t, tokens - 1)).scale;
-  for (int g = 0; g < cols / kGroup; g += 2) {
-    T::template multiply<0>(x.q + g * kGroup, size_t(x.cols), codes + size_t(g) * 512, product[0]);
-    if (g > 0) fold(product[1], avx512::scales_of<type>(scales, g - 1), scale, g - 1, a);
-    T::template multiply<1>(x.q + (g + 1) * kGroup, size_t(x.cols), codes + size_t(g + 1) * 512, product[1]);
-    fold(product[0], avx512::scales_of<type>(scales, g), scale, g, a);
+// A panel's weights of 64 columns as tiles, and their scales: q8 has its codes as they stand.
+template <Type type> struct Block {
+  alignas(64) uint8_t unpacked[type == Type::q4 ? 64 * kPanelRows : 64];
+  alignas(64) float scales[2 * kPanelRows];
+  const uint8_t* codes;
+
+  POCKET_AVX512 void read(const Tensor& w, const uint8_t* panel, int b) {
+    codes = panel + b * code_bytes(type, 64);
+    const uint8_t* packed_scales = panel + code_bytes(type, w.cols) + b * (type == Type::q4 ? 16 : 64);
+    if (type == Type::q4) {
+      avx512::unpack_q4<0>(codes, packed_scales, w.codebook, 64, unpacked, scales);
+      codes = unpacked;
+    } else {
+      POCKET_FOR (i, 16) prefetch_line(codes + 64 * i);
+      POCKET_FOR (g, 2) _mm512_store_ps(scales + 16 * g, avx512::scales_of<type>(packed_scales, g));
+    }
   }
-  fold(product[1], avx512::scales_of<type>(scales, cols / kGroup - 1), scale, cols / kGroup - 1, a);
-  POCKET_FOR (t, 16) _mm512_store_ps(sums + 16 * t, a[t]);
-  std::memcpy(acc, sums, size_t(tokens) * kPanelRows * sizeof(float));
+};
+
+// One panel times n tokens, added to acc (n padded to 16, 16). While a product is under way, the one before it is folded
+// in, and the weights that come next are unpacked.
+template <class T, Type type>
+POCKET_AVX512 inline void multiply_panel(const Tensor& w, const uint8_t* panel, const Activations& x, int n,
+                                         float* acc) {
+  const int tiles = round_up(n, 16) / 16, blocks = x.cols / 64;
+  const size_t block_bytes = packed_bytes(n, 64);
+  Block<type> block[2];
+  alignas(64) int32_t sums[2][2 * 16 * kPanelRows];
+  int odd = 0;
+  block[0].read(w, panel, 0);
+  T::weights(block[0].codes);
+  T::template multiply<0>(x.packed);
+  if (blocks > 1) block[1].read(w, panel, 1);
+  for (int b = 0; b < blocks; b++) {
+    const uint8_t* q = x.packed + b * block_bytes;
+    const float* scale = reinterpret_cast<const float*>(q + size_t(tiles) * 16 * 64);
+    const __m512 m[2] = {_mm512_load_ps(block[b & 1].scales), _mm512_load_ps(block[b & 1].scales + kPanelRows)};
+    for (int t = 0; t < tiles; t++, odd ^= 1) {
+      const uint8_t* next = t + 1 < tiles ? q + (t + 1) * 16 * 64 : q + block_bytes;
+      if (t + 1 == tiles && b + 1 < blocks) T::weights(block[(b + 1) & 1].codes);
+      if (t + 1 < tiles || b + 1 < blocks) odd ? T::template multiply<0>(next) : T::template multiply<1>(next);
+      odd ? T::template store<1>(sums[1]) : T::template store<0>(sums[0]);
+      fold(sums[odd], m, scale + 16 * t, scale + 16 * (tiles + t), acc + 16 * kPanelRows * t);
+    }
+    if (b + 2 < blocks) block[b & 1].read(w, panel, b + 2);
+  }
 }
 
 template <class T>
-POCKET_AVX512 inline void dot_any(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
-                                  const Activations& x, int n, float* const acc[2]) {
-  for (int t = 0; t < n; t += 16) {
-    const int tokens = std::min(16, n - t);
-    if (t == 0 || tokens < 16) T::configure(tokens);
-    for (int i = 0; i < 2; i++)
-      type == Type::q4 ? dot_tile<T, Type::q4>(codes[i], scales[i], cols, x.token(t), tokens, acc[i] + 16 * t)
-                       : dot_tile<T, Type::q8>(codes[i], scales[i], cols, x.token(t), tokens, acc[i] + 16 * t);
+POCKET_AVX512 inline void matmul_packed(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                                        size_t ldy) {
+  alignas(64) float acc[kChunk * kPanelRows];
+  const size_t bytes = panel_bytes(w.type, w.cols);
+  T::configure();
+  for (int p = first; p < first + count; p++) {
+    const uint8_t* panel = w.data + p * bytes;
+    const bool q4 = w.type == Type::q4;
+    std::memset(acc, 0, sizeof acc);
+    q4 ? multiply_panel<T, Type::q4>(w, panel, x, n, acc) : multiply_panel<T, Type::q8>(w, panel, x, n, acc);
+    const __m512 row_scales = q4 ? _mm512_loadu_ps(panel + bytes - kPanelRows * sizeof(float)) : _mm512_set1_ps(1);
+    for (int t = 0; t < n; t++) {
+      const __m512 sum = _mm512_load_ps(acc + kPanelRows * t);
+      _mm512_storeu_ps(y + t * ldy + size_t(p) * kPanelRows, _mm512_mul_ps(sum, row_scales));
+    }
   }
   T::release();
-}
-
-inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
-                int n, float* const acc[2]) {
-  dot_any<Tiles>(type, codes, scales, cols, x, n, acc);
 }
 
 }  // namespace amx
@@ -2954,22 +3040,22 @@ POCKET_I8MM inline void dot_i8mm(Type type, const uint8_t* const codes[2], const
 // Best first.
 inline const Kernels kKernels[] = {
 #if defined(__x86_64__)
-    {"amx", [] { return X86Features().amx; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<0>, avx512::gemv_q4,
-     amx::dot},
+    {"amx", [] { return X86Features().amx; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>,
+     avx512::gemv_q4, avx512::dot, amx::matmul_packed<amx::Tiles>},
     {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>,
-     avx512::gemv_q4, avx512::dot},
+     avx512::gemv_q4, avx512::dot, nullptr},
     {"avxvnni", [] { return X86Features().avxvnni; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avxvnni::gemv_q4,
-     avxvnni::dot},
+     avxvnni::dot, nullptr},
     {"avx2", [] { return X86Features().avx2; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avx2::gemv_q4,
-     avx2::dot},
+     avx2::dot, nullptr},
 #endif
 #if defined(__aarch64__)
     {"neon-i8mm", [] { return neon::has_dotprod() && neon::has_i8mm(); }, POCKET_FLOAT_ROW(FloatScalar, 4),
-     neon::unpack_q4<neon::Smmla>, neon::gemv_q4, neon::dot_i8mm},
+     neon::unpack_q4<neon::Smmla>, neon::gemv_q4, neon::dot_i8mm, nullptr},
     {"neon-dotprod", neon::has_dotprod, POCKET_FLOAT_ROW(FloatScalar, 4), neon::unpack_q4<neon::Sdot>, neon::gemv_q4,
-     neon::dot},
+     neon::dot, nullptr},
 #endif
-    {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar, 8), nullptr, nullptr, nullptr},
+    {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar, 8), nullptr, nullptr, nullptr, nullptr},
 };
 
 inline const Kernels* find_kernels(const char* name) {

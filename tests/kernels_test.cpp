@@ -78,6 +78,13 @@ struct Inputs {
   }
 
   Activations get() const { return {cols, f.data(), q.data(), scale.data(), sum.data()}; }
+
+  // Behind the last token stands what must not matter.
+  tiny::Bytes pack() const {
+    tiny::Bytes packed(packed_bytes(n, cols), 0xff);
+    for (int t = 0; t < n; t++) pack_groups(get(), t, 0, cols / kGroup, n, packed.data());
+    return packed;
+  }
 };
 
 // y (n, rows of all panels and 16 columns of guard), by some function that fills panels first ... first + count - 1.
@@ -97,25 +104,26 @@ void make_nans_equal(Floats& values) {
 #if defined(__x86_64__)
 // What AMX's instructions do, in plain C++, so that all around them is tested on every CPU with AVX-512.
 struct EmulatedTiles {
-  static inline int tokens = 0;  // rows of the activations; 0: not configured
+  static inline bool configured = false;
+  static inline int8_t w[64 * kPanelRows];
+  static inline int32_t sums[2][2][16 * kPanelRows];
 
-  static void configure(int rows) { tokens = rows; }
-  static void release() { tokens = 0; }
-  template <int odd> static void multiply(const int8_t* x, size_t stride, const uint8_t* w, int32_t* out) {
-    ASSERT_TRUE(tokens >= 1 && tokens <= 16) << tokens;
-    for (int t = 0; t < tokens; t++)
-      for (int r = 0; r < kPanelRows; r++) {
-        int32_t sum = 0;
-        for (int k = 0; k < kGroup; k++) sum += x[size_t(t) * stride + k] * int8_t(w[k / 4 * 64 + 4 * r + k % 4]);
-        out[t * kPanelRows + r] = sum;
-      }
+  static void configure() { configured = true; }
+  static void release() { configured = false; }
+  static void weights(const uint8_t* bytes) { std::memcpy(w, bytes, sizeof w); }
+  template <int odd> static void multiply(const uint8_t* x) {
+    ASSERT_TRUE(configured);
+    for (int g = 0; g < 2; g++)
+      for (int t = 0; t < 16; t++)
+        for (int r = 0; r < kPanelRows; r++) {
+          int32_t sum = 0;
+          for (int k = g * kGroup; k < (g + 1) * kGroup; k++)
+            sum += int8_t(x[t * 64 + k]) * w[k / 4 * 64 + 4 * r + k % 4];
+          sums[odd][g][t * kPanelRows + r] = sum;
+        }
   }
+  template <int odd> static void store(int32_t* out) { std::memcpy(out, sums[odd], sizeof sums[odd]); }
 };
-
-void emulated_dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
-                  int n, float* const acc[2]) {
-  amx::dot_any<EmulatedTiles>(type, codes, scales, cols, x, n, acc);
-}
 #endif
 
 // The kernel sets of this CPU, and AMX's with emulated tiles where the rest of it can run.
@@ -126,8 +134,7 @@ std::vector<const Kernels*> matmul_sets() {
   if (const Kernels* base = find_kernels("avx512vnni")) {
     emulated = *base;
     emulated.name = "amx, emulated";
-    emulated.unpack_q4 = avx512::unpack_q4<0>;
-    emulated.dot = emulated_dot;
+    emulated.matmul_packed = amx::matmul_packed<EmulatedTiles>;
     sets.push_back(&emulated);
   }
 #endif
@@ -156,6 +163,13 @@ void expect_same_products(const Matrix& w, const Inputs& in) {
       if (w.tensor.type == Type::f32 || !k->dot) continue;
       check(*k, "matmul_blocked",
             [&](float* y, size_t ldy) { matmul_blocked(*k, w.tensor, first, count, x, n, y, ldy); });
+      if (k->matmul_packed) {
+        const tiny::Bytes packed = in.pack();
+        Activations all = x;
+        all.packed = packed.data();
+        check(*k, "matmul_packed",
+              [&](float* y, size_t ldy) { k->matmul_packed(w.tensor, first, count, all, n, y, ldy); });
+      }
       if (w.tensor.type != Type::q4) continue;
       check(*k, "gemv_q4", [&](float* y, size_t ldy) { k->gemv_q4(w.tensor, first, count, x, n, y, ldy); });
     }
@@ -273,7 +287,7 @@ TEST(Matmul, LargestSumsOfIntegers) {
         for (int8_t& value : w.tensor.codebook) value = int8_t(weight < 0 ? -64 : weight ? 63 : 0);
         for (int p = 0; p < w.panels() && type == Type::q8; p++)
           std::memset(w.panel(p * 16), weight, code_bytes(type, 100));
-        for (const int n : {1, 2, 3, 6, 11}) {
+        for (const int n : {1, 2, 3, 6, 11, 16, 17, 33, 100}) {
           Inputs in(n, 100, random);
           for (size_t i = 0; i < in.q.size(); i++) in.q[i] = int8_t(i % in.cols < 100 ? code : 0);
           in.finish();
@@ -291,7 +305,7 @@ TEST(Matmul, EveryPairOfCodesAndEveryCodebook) {
     if (round == 0) std::fill(w.tensor.codebook, w.tensor.codebook + 16, int8_t(-64));
     if (round == 1) std::fill(w.tensor.codebook, w.tensor.codebook + 16, int8_t(63));
     if (round == 2) std::memcpy(w.tensor.codebook, kCodebook, 16);
-    for (const int n : {1, 2, 9}) expect_same_products(w, Inputs(n, 512, random));
+    for (const int n : {1, 2, 9, 40, 128}) expect_same_products(w, Inputs(n, 512, random));
   }
 }
 

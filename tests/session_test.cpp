@@ -465,7 +465,7 @@ TEST(Cancel, AnotherThreadStopsARunningForward) {
   std::atomic<bool> running{false}, cancelled{false};
   int layers = 0;
   session.observe([&](const Observation& o) {
-    if (o.kind != Observation::layer_output || o.position != 10 + 64) return;  // in the second chunk
+    if (o.kind != Observation::layer_output || o.position != 10 + kChunk) return;  // in the second chunk
     layers++;
     running = true;
     while (!cancelled) std::this_thread::yield();

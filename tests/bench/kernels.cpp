@@ -55,13 +55,19 @@ struct Inputs {
   std::vector<float> f, scale;
   std::vector<int8_t> q;
   std::vector<int32_t> sum;
+  std::vector<uint8_t> packed;  // empty: the kernel set has no use for it
   int cols;
 
   Inputs(const Kernels& k, int n, int cols)
       : f(numbers(size_t(n) * cols)), scale(f.size() / kGroup), q(f.size()), sum(scale.size()), cols(cols) {
     k.quantize(f.data(), int(f.size()), q.data(), scale.data(), sum.data());
+    if (!k.matmul_packed || n <= kFewTokens) return;
+    packed.resize(packed_bytes(n, cols));
+    for (int t = 0; t < n; t++) pack_groups(get(), t, 0, cols / kGroup, n, packed.data());
   }
-  Activations get() const { return {cols, f.data(), q.data(), scale.data(), sum.data()}; }
+  Activations get() const {
+    return {cols, f.data(), q.data(), scale.data(), sum.data(), packed.empty() ? nullptr : packed.data()};
+  }
 };
 
 void matmul(benchmark::State& state, const Kernels& k, Type type, int n, bool from_memory) {
