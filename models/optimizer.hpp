@@ -29,11 +29,11 @@ struct AdamOptions {
 class Trainer {
  public:
   // Sequences of at most `tokens` tokens. kernels: see find_train_kernels().
-  Trainer(TrainModel& model, int threads, int tokens, const TrainKernels& kernels)
-      : m_(model), k_(kernels), pool_(threads), rotation_(model.config, tokens) {
+  Trainer(LearnedWeights& model, int threads, int tokens, const TrainKernels& kernels)
+      : m_(model), k_(kernels), pool_(threads) {
     const size_t n = model.values.size();
     mean = Floats(n), square = Floats(n);
-    for (int i = 0; i < pool_.threads(); i++) workers_.push_back(std::make_unique<Activated>(model.config, tokens));
+    for (int i = 0; i < pool_.threads(); i++) passes_.push_back(model.new_pass(kernels, tokens));
     for (const Parameter& p : model.parameters)
       for (size_t at = 0; at < p.size(); at += kPiece)
         pieces_.push_back({p.offset + at, int(std::min(kPiece, p.size() - at)), p.decays()});
@@ -41,11 +41,9 @@ class Trainer {
     m_.pack_weights(pool_);
   }
 
-  // Bytes that training takes: weights, optimizer, gradients, activations.
-  static size_t memory_bytes(const Config& c, int threads, int tokens, int batch) {
-    const std::vector<Parameter> all = parameters_of(c);
-    const size_t n = all.back().offset + all.back().size();
-    return n * sizeof(float) * (5 + size_t(std::min(batch, kLanes))) + size_t(threads) * Activated::bytes(c, tokens);
+  // Bytes that training takes: weights, optimizer, gradients, activations (pass_bytes for each thread).
+  static size_t memory_bytes(const std::vector<Parameter>& all, size_t pass_bytes, int threads, int batch) {
+    return floats_of(all) * sizeof(float) * (5 + size_t(std::min(batch, kLanes))) + size_t(threads) * pass_bytes;
   }
 
   // The mean over the batch's targets of -ln p(target), in nats, and its gradient in gradient().
@@ -61,7 +59,7 @@ class Trainer {
       float* gradient = lanes_[size_t(lane)].data();
       std::memset(gradient, 0, m_.values.size() * sizeof(float));
       for (size_t i = size_t(lane); i < batch.size() && !stopped(); i += kLanes) {
-        SequencePass pass(m_, k_, *workers_[size_t(thread)], rotation_);
+        SequencePass& pass = *passes_[size_t(thread)];
         pass.forward(batch[i]);
         losses[i] = pass.backward(batch[i], weight, gradient);
       }
@@ -96,7 +94,7 @@ class Trainer {
     std::vector<double> losses(windows.size());
     pool_.run(int(windows.size()), [&](int i, int thread) {
       if (stopped()) return;
-      SequencePass pass(m_, k_, *workers_[size_t(thread)], rotation_);
+      SequencePass& pass = *passes_[size_t(thread)];
       pass.forward(windows[size_t(i)]);
       losses[size_t(i)] = pass.loss(windows[size_t(i)]);
     });
@@ -110,7 +108,7 @@ class Trainer {
     Window w;
     w.ids = ids;
     w.first.assign(ids.size(), 0);
-    SequencePass pass(m_, k_, *workers_[0], rotation_);
+    SequencePass& pass = *passes_[0];
     pass.forward(w);
     return pass.logits(int(ids.size()) - 1, 1).data;
   }
@@ -146,19 +144,18 @@ class Trainer {
     norm_ = std::sqrt(sum);
   }
 
-  TrainModel& m_;
+  LearnedWeights& m_;
   const TrainKernels& k_;
   Pool pool_;
-  Rotation rotation_;
-  std::vector<std::unique_ptr<Activated>> workers_;  // one for each thread
-  std::vector<Floats> lanes_;                        // gradients
+  std::vector<std::unique_ptr<SequencePass>> passes_;  // one for each thread
+  std::vector<Floats> lanes_;                          // gradients
   std::vector<Piece> pieces_;
   std::vector<float> square_sums_;
   double norm_ = 0;
 };
 
-// Normal numbers with these deviations (the sum of 12 uniform ones, less 6, is near enough): matrices 0.5 / sqrt(cols),
-// those that write to the residual stream less, the more layers add to it; norms are 1.
+// Matrices get normal numbers of deviation 0.5 / sqrt(cols), those that write to the residual stream smaller ones, the
+// more layers add to it; norms are 1.
 inline void initialize(TrainModel& m, uint64_t seed) {
   for (const Parameter& p : m.parameters) {
     if (!p.decays()) {
@@ -167,13 +164,7 @@ inline void initialize(TrainModel& m, uint64_t seed) {
     }
     const std::string last = p.spec.name.substr(p.spec.name.rfind('.') + 1);
     const double added = last == "wo" || last == "w2" ? 1 / std::sqrt(2.0 * m.config.n_layers) : 1;
-    const double deviation = 0.5 / std::sqrt(double(p.spec.cols)) * added;
-    for (int r = 0; r < p.spec.rows; r++)
-      for (int k = 0; k < p.spec.cols; k++) {
-        double sum = -6;
-        for (int i = 0; i < 12; i++) sum += double(next_random(seed) >> 11) * 0x1p-53;
-        m.values[p.offset + size_t(r) * p.stride + size_t(k)] = float(sum * deviation);
-      }
+    fill_normal(p, 0.5 / std::sqrt(double(p.spec.cols)) * added, seed, m.values);
   }
 }
 

@@ -352,8 +352,11 @@ class Training {
                  "%d --ctx %d\n",
                  double(count_parameters(c)) / 1e6, c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.hidden_dim,
                  c.vocab_size, plan_.context);
-    std::fprintf(stderr, "train: memory: %.0f MB, %d threads\n",
-                 double(Trainer::memory_bytes(c, a_.threads, plan_.context, plan_.batch)) / 1e6, a_.threads);
+    std::fprintf(
+        stderr, "train: memory: %.0f MB, %d threads\n",
+        double(Trainer::memory_bytes(parameters_of(c), Activated::bytes(c, plan_.context), a_.threads, plan_.batch)) /
+            1e6,
+        a_.threads);
   }
 
   int64_t tokens_a_step() const { return int64_t(plan_.batch) * plan_.context; }

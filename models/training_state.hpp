@@ -83,8 +83,7 @@ struct CheckpointFile {
           return refuse(field + (": expected " + expected) + ", found " + found);
         }))
       return false;
-    const std::vector<Parameter> all = parameters_of(plan.config);
-    const uint64_t expected = 3 * (all.back().offset + all.back().size()) * sizeof(float);
+    const uint64_t expected = 3 * floats_of(parameters_of(plan.config)) * sizeof(float);
     if (!in.ok || in.bytes.size() != expected + 8)
       return refuse("expected " + std::to_string(expected) + " bytes of weights, found " +
                     std::to_string(in.bytes.size()));
