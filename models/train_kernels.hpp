@@ -20,21 +20,105 @@ POCKET_BODY float dot_body(const float* a, const float* b, int n) {
   return fold16(s);
 }
 
-// Of y = x r w with r = 1 / sqrt(mean of x^2 + eps): dx += w r dy - x r^3 / n * the sum of dy w x, and dw += dy x r.
-// n elements, zeros behind them up to a multiple of 16.
-POCKET_BODY void rmsnorm_backward_body(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
-                                       int n, float eps) {
+// Of y = x r w with r = 1 / sqrt(mean of x^2 + eps), but r = 1 / least where the root is smaller than that:
+// dx += w r dy - x r^3 / n * the sum of dy w x (where r depends on x), and dw += dy x r. n elements, zeros behind them
+// up to a multiple of 16.
+POCKET_BODY void normalized_backward_body(const float* dy, const float* x, const float* weight, float* dx,
+                                          float* dweight, int n, float eps, float least) {
   float square[16] = {}, along[16] = {};
   for (int i = 0; i < n; i += 16)
     for (int j = 0; j < 16; j++) {
       square[j] = std::fma(x[i + j], x[i + j], square[j]);
       along[j] = std::fma(dy[i + j] * weight[i + j], x[i + j], along[j]);
     }
-  const float scale = 1.f / std::sqrt(fold16(square) / float(n) + eps);
-  const float back = -(scale * scale * scale / float(n) * fold16(along));
+  const float root = std::sqrt(fold16(square) / float(n) + eps);
+  const float scale = 1.f / (root > least ? root : least);
+  const float back = root > least ? -(scale * scale * scale / float(n) * fold16(along)) : 0.f;
   for (int i = 0; i < round_up(n, 16); i++) {
     dweight[i] = std::fma(dy[i], x[i] * scale, dweight[i]);
     dx[i] += std::fma(x[i], back, dy[i] * weight[i] * scale);
+  }
+}
+
+POCKET_BODY void rmsnorm_backward_body(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
+                                       int n, float eps) {
+  normalized_backward_body(dy, x, weight, dx, dweight, n, eps, 0.f);
+}
+
+// MEGABYTE's RMSNorm: y = x / max(sqrt(mean of x^2), least) * weight.
+POCKET_BODY void floor_norm_body(const float* x, const float* weight, float* y, int n, float least) {
+  const float root = std::sqrt(dot_body(x, x, n) / float(n)), scale = 1.f / (root > least ? root : least);
+  for (int i = 0; i < round_up(n, 16); i++) y[i] = x[i] * scale * weight[i];
+}
+
+POCKET_BODY void floor_norm_backward_body(const float* dy, const float* x, const float* weight, float* dx,
+                                          float* dweight, int n, float least) {
+  normalized_backward_body(dy, x, weight, dx, dweight, n, 0.f, least);
+}
+
+// The mean of n numbers, and 1 / sqrt(their variance + eps).
+POCKET_BODY void moments_body(const float* x, int n, float eps, float& mean, float& scale) {
+  float sum[16] = {}, square[16] = {};
+  for (int i = 0; i < n; i++) sum[i % 16] += x[i];
+  mean = fold16(sum) / float(n);
+  for (int i = 0; i < n; i++) square[i % 16] = std::fma(x[i] - mean, x[i] - mean, square[i % 16]);
+  scale = 1.f / std::sqrt(fold16(square) / float(n) + eps);
+}
+
+// LayerNorm (Ba et al. 2016): y = (x - mean) / sqrt(variance + eps) * weight + bias. Zeros behind weight and bias.
+POCKET_BODY void layernorm_body(const float* x, const float* weight, const float* bias, float* y, int n, float eps) {
+  float mean, scale;
+  moments_body(x, n, eps, mean, scale);
+  for (int i = 0; i < round_up(n, 16); i++) y[i] = std::fma((x[i] - mean) * scale, weight[i], bias[i]);
+}
+
+// dx = r (g - mean of g - x' * the mean of g x') with g = dy w, x' = (x - mean) r; dw += dy x', db += dy.
+POCKET_BODY void layernorm_backward_body(const float* dy, const float* x, const float* weight, float* dx,
+                                         float* dweight, float* dbias, int n, float eps) {
+  float mean, scale, sum[16] = {}, along[16] = {};
+  moments_body(x, n, eps, mean, scale);
+  for (int i = 0; i < n; i++) {
+    const float g = dy[i] * weight[i];
+    sum[i % 16] += g;
+    along[i % 16] = std::fma(g, (x[i] - mean) * scale, along[i % 16]);
+  }
+  const float mean_g = fold16(sum) / float(n), mean_along = fold16(along) / float(n);
+  for (int i = 0; i < n; i++) {
+    const float normal = (x[i] - mean) * scale;
+    dweight[i] = std::fma(dy[i], normal, dweight[i]);
+    dbias[i] += dy[i];
+    dx[i] = scale * std::fma(-normal, mean_along, std::fma(dy[i], weight[i], -mean_g));
+  }
+}
+
+// The share of a normal distribution below x: erfc(-x / sqrt 2) / 2, by the Chebyshev fit of Numerical Recipes (erfcc),
+// whose relative error is below 1.2e-7.
+POCKET_BODY float normal_share_body(float x) {
+  const float z = (x < 0 ? -x : x) * 0.70710678f, t = 1.f / std::fma(0.5f, z, 1.f);
+  float p = std::fma(0.17087277f, t, -0.82215223f);
+  p = std::fma(p, t, 1.48851587f);
+  p = std::fma(p, t, -1.13520398f);
+  p = std::fma(p, t, 0.27886807f);
+  p = std::fma(p, t, -0.18628806f);
+  p = std::fma(p, t, 0.09678418f);
+  p = std::fma(p, t, 0.37409196f);
+  p = std::fma(p, t, 1.00002368f);
+  p = std::fma(p, t, -1.26551223f);
+  const float below = 0.5f * t * exp_body(std::fma(-z, z, p));
+  return x < 0 ? below : 1.f - below;
+}
+
+// GELU (Hendrycks and Gimpel 2016), the exact one: hidden = x * normal_share(x).
+POCKET_BODY void gelu_body(const float* x, float* hidden, int n) {
+  for (int i = 0; i < n; i++) hidden[i] = x[i] * normal_share_body(x[i]);
+}
+
+// The same, and dx = dhidden * (normal_share(x) + x e^(-x^2 / 2) / sqrt(2 pi)).
+POCKET_BODY void gelu_backward_body(const float* x, const float* dhidden, float* hidden, float* dx, int n) {
+  for (int i = 0; i < n; i++) {
+    const float share = normal_share_body(x[i]);
+    hidden[i] = x[i] * share;
+    dx[i] = dhidden[i] * std::fma(x[i] * 0.39894228f, exp_body(-0.5f * x[i] * x[i]), share);
   }
 }
 
@@ -143,10 +227,18 @@ struct TrainKernels {
   void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
   void (*rmsnorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n,
                            float eps);
+  void (*floor_norm)(const float* x, const float* weight, float* y, int n, float least);
+  void (*floor_norm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n,
+                              float least);
+  void (*layernorm)(const float* x, const float* weight, const float* bias, float* y, int n, float eps);
+  void (*layernorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
+                             float* dbias, int n, float eps);
   void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
   void (*gated)(const float* gate, const float* up, float* hidden, int n);
   void (*gated_backward)(const float* gate, const float* up, const float* dhidden, float* hidden, float* dgate,
                          float* dup, int n);
+  void (*gelu)(const float* x, float* hidden, int n);
+  void (*gelu_backward)(const float* x, const float* dhidden, float* hidden, float* dx, int n);
   void (*softmax)(float* s, int first, int end, int n, float scale, float* top, float* inverse);
   void (*softmax_backward)(float* s, float* dp, int first, int end, int n, float scale, float top, float inverse,
                            const float* out, const float* dout, int head_dim);
@@ -157,8 +249,10 @@ struct TrainKernels {
 };
 
 #define POCKET_TRAIN_ROW(NAME)                                                                            \
-  NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<rope_body>, NAME::run<gated_body>, \
-      NAME::run<gated_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,      \
+  NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<floor_norm_body>,                  \
+      NAME::run<floor_norm_backward_body>, NAME::run<layernorm_body>, NAME::run<layernorm_backward_body>, \
+      NAME::run<rope_body>, NAME::run<gated_body>, NAME::run<gated_backward_body>, NAME::run<gelu_body>,  \
+      NAME::run<gelu_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,       \
       NAME::run<cross_entropy_body>, NAME::run<adam_body>, NAME::run<add_body>, NAME::run<square_sum_body>
 
 // Best first.

@@ -12,19 +12,15 @@
 #include "../models/training_state.hpp"
 #include "../models/training_text.hpp"
 #include "tiny_model.hpp"
+#include "training_checks.hpp"
 
 namespace {
 
 using namespace pocket;
 
-std::vector<const TrainKernels*> kernel_sets() {
-  std::vector<const TrainKernels*> all;
-  for (const TrainKernels& k : kTrainKernels)
-    if (k.supported()) all.push_back(&k);
-  return all;
-}
-
-const TrainKernels& best() { return *find_train_kernels(nullptr); }
+using checks::best;
+using checks::kernel_sets;
+using checks::length;
 
 std::vector<float> random_floats(size_t n, uint64_t seed) {
   tiny::Random random(seed);
@@ -119,51 +115,10 @@ std::vector<Window> windows_for(const Config& c, int count, uint64_t seed) {
   return all;
 }
 
-// The slope of the mean loss along a direction, from four values of it: the error is of the fourth order in h.
-double slope(TrainModel& m, Trainer& trainer, const std::vector<Window>& batch, const Parameter& p,
-             const std::vector<double>& direction, double h) {
-  const std::vector<float> before(m.values.data() + p.offset, m.values.data() + p.offset + p.size());
-  const auto loss = [&](double by) {
-    for (size_t i = 0; i < p.size(); i++) m.values[p.offset + i] = float(double(before[i]) + by * direction[i]);
-    trainer.repack();
-    return trainer.evaluate(batch) / double(count_targets(batch));
-  };
-  const double result = (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h);
-  loss(0);
-  return result;
-}
-
-double length(const std::vector<double>& v) {
-  double sum = 0;
-  for (double x : v) sum += x * x;
-  return std::sqrt(sum);
-}
-
-// Along the gradient within 5e-3 of its length; along random directions within 1e-4.
 void check_gradients(const Config& c) {
   TrainModel m(c);
   fill(m, 1);
-  Trainer trainer(m, 2, c.max_seq_len, best());
-  const auto batch = windows_for(c, 3, 1);
-  trainer.learn(batch);
-  for (const Parameter& p : m.parameters) {
-    std::vector<double> gradient(trainer.gradient() + p.offset, trainer.gradient() + p.offset + p.size());
-    const double norm = length(gradient);
-    ASSERT_GT(norm, 1e-3) << p.spec.name;
-    for (int i = 0; i < 4; i++) {
-      std::vector<double> direction = gradient;
-      if (i > 0) {
-        tiny::Random random{uint64_t(i)};
-        for (size_t k = 0; k < direction.size(); k++)
-          direction[k] = k % p.stride < size_t(p.spec.cols) ? double(random.normal()) : 0;
-      }
-      const double scale = length(direction);
-      double expected = 0;
-      for (size_t k = 0; k < direction.size(); k++) expected += (direction[k] /= scale) * gradient[k];
-      EXPECT_NEAR(slope(m, trainer, batch, p, direction, 0.04), expected, (i ? 1e-4 : 5e-3) * norm)
-          << p.spec.name << " " << i;
-    }
-  }
+  checks::check_gradients(m, windows_for(c, 3, 1), c.max_seq_len);
 }
 
 TEST(Gradient, OfEveryTensorTiedAndGrouped) { check_gradients(odd_config(true, 2)); }
