@@ -16,7 +16,7 @@
 // the last byte of the patch before. So a text of T bytes is T + 1 rows of the local stage, row p predicting byte p.
 //
 // A window may hold several texts, each in patches of its own from its first byte on, none seeing another. The token
-// start_id() stands where a text begins; a window whose first token is another begins within a text: its patches are
+// kStartId stands where a text begins; a window whose first token is another begins within a text: its patches are
 // counted from there, and nothing predicts its first byte.
 #pragma once
 
@@ -25,107 +25,61 @@
 #include <string>
 #include <vector>
 
+#include "../megabyte.hpp"
 #include "train_blocks.hpp"
 
 namespace pocket {
 
-// By the names of MEGABYTE-pytorch; [0] is the global stage, [1] the local one.
-struct MegabyteConfig {
-  int vocab_size = 256;     // num_tokens
-  int dim[2] = {};          // D, d
-  int depth[2] = {};        // layers
-  int max_seq_len[2] = {};  // N patches, of P bytes each
-  int heads = 0, dim_head = 0;
-  int ff_mult = 4;
-  bool rel_pos = false, pos_emb = false;  // rotary positions; learnt ones
+inline constexpr int kStartId = kByteValues;  // in a Window: a text begins
 
-  int patch() const { return max_seq_len[1]; }
-  int width() const { return heads * dim_head; }  // of queries, of keys, of values
-  int patch_width() const { return patch() * dim[1]; }
-  int context() const { return max_seq_len[0] * max_seq_len[1]; }  // bytes
-  int start_id() const { return vocab_size; }                      // stands for the beginning of a text in a Window
-};
+inline const MegabyteStage& stage_of(const MegabyteConfig& c, int s) { return s == 0 ? c.global : c.local; }
 
-// All tensors that are learned, by the names of MEGABYTE-pytorch.
-inline std::vector<TensorSpec> megabyte_specs(const MegabyteConfig& c) {
-  std::vector<TensorSpec> all;
-  const auto vector = [&](const std::string& name, int n) { all.push_back({name, Layout::vector, 1, n}); };
-  const auto matrix = [&](const std::string& name, int rows, int cols) {
-    all.push_back({name, Layout::panels, rows, cols});
-  };
-  const auto table = [&](const std::string& name, int rows, int cols) {
-    all.push_back({name, Layout::rows, rows, cols});
-  };
-  const int D = c.dim[0], d = c.dim[1], V = c.vocab_size, pd = c.patch_width();
-  vector("start_tokens.0", D), vector("start_tokens.1", d);
-  if (c.pos_emb) table("pos_embs.0.weight", c.max_seq_len[0], D), table("pos_embs.1.weight", c.patch(), d);
-  table("token_embs.0.weight", V, d), table("token_embs.1.0.weight", V, d);
-  vector("token_embs.1.2.weight", pd), vector("token_embs.1.2.bias", pd);
-  matrix("token_embs.1.3.weight", D, pd), vector("token_embs.1.3.bias", D);
-  vector("token_embs.1.4.weight", D), vector("token_embs.1.4.bias", D);
-  for (int s = 0; s < 2; s++) {
-    const std::string stage = "transformers." + std::to_string(s) + ".";
-    const int dim = c.dim[s], hidden = c.ff_mult * dim;
-    for (int l = 0; l < c.depth[s]; l++) {
-      const std::string p = stage + "layers." + std::to_string(l) + ".";
-      vector(p + "0.norm.g", dim);
-      matrix(p + "0.to_q.weight", c.width(), dim), matrix(p + "0.to_kv.weight", 2 * c.width(), dim);
-      matrix(p + "0.to_out.weight", dim, c.width());
-      vector(p + "1.0.g", dim);
-      matrix(p + "1.1.weight", hidden, dim), vector(p + "1.1.bias", hidden);
-      matrix(p + "1.4.weight", dim, hidden), vector(p + "1.4.bias", dim);
-    }
-    vector(stage + "norm.g", dim);
-  }
-  matrix("to_next_transformer_projections.0.1.weight", pd, D), vector("to_next_transformer_projections.0.1.bias", pd);
-  matrix("to_logits.weight", V, d), vector("to_logits.bias", V);
-  return all;
-}
-
-struct MegabyteLayer {
+struct LearnedMegabyteLayer {
   size_t attention_norm, ffn_norm;  // (dim)
-  LearnedMatrix qkv;                // (3 width, dim)
-  LearnedMatrix out;                // (dim, width)
+  LearnedMatrix qkv;                // (3 q_dim, dim)
+  LearnedMatrix out;                // (dim, q_dim)
   LearnedMatrix up, down;           // (hidden, dim), (dim, hidden)
   size_t up_bias, down_bias;        // (hidden), (dim)
 };
 
-struct MegabyteStage {
-  std::vector<MegabyteLayer> layers;
-  size_t norm, start;  // (dim)
+struct LearnedMegabyteStage {
+  std::vector<LearnedMegabyteLayer> layers;
+  size_t norm, start;                    // (dim)
+  const Parameter* embedding;            // (256, local dim)
+  const Parameter* positions = nullptr;  // (patches or bytes of one, dim), if there are any
 };
 
 class MegabyteWeights : public LearnedWeights {
  public:
-  explicit MegabyteWeights(const MegabyteConfig& c) : LearnedWeights(placed(megabyte_specs(c))), config(c) {
+  explicit MegabyteWeights(const MegabyteConfig& c) : LearnedWeights(placed(tensor_specs(c))), config(c) {
     for (size_t i = 0; i < parameters.size(); i++) index_[parameters[i].spec.name] = i;
     for (int s = 0; s < 2; s++) {
-      const std::string stage = "transformers." + std::to_string(s) + ".";
-      for (int l = 0; l < c.depth[s]; l++) {
+      const std::string stage = s == 0 ? "global." : "local.";
+      for (int l = 0; l < stage_of(c, s).n_layers; l++) {
         const std::string p = stage + "layers." + std::to_string(l) + ".";
-        stages[s].layers.push_back({place(p + "0.norm.g"), place(p + "1.0.g"),
-                                    matrix(of(p + "0.to_q.weight"), 3 * c.width()), whole(p + "0.to_out.weight"),
-                                    whole(p + "1.1.weight"), whole(p + "1.4.weight"), place(p + "1.1.bias"),
-                                    place(p + "1.4.bias")});
+        stages[s].layers.push_back({place(p + "attention_norm"), place(p + "ffn_norm"),
+                                    matrix(of(p + "wq"), 3 * c.q_dim()), whole(p + "wo"), whole(p + "w1"),
+                                    whole(p + "w2"), place(p + "w1.bias"), place(p + "w2.bias")});
       }
-      stages[s].norm = place(stage + "norm.g"), stages[s].start = place("start_tokens." + std::to_string(s));
+      stages[s].norm = place(stage + "final_norm"), stages[s].start = place(stage + "start");
+      stages[s].embedding = &of(stage + "embedding");
+      if (c.positions) stages[s].positions = &of(stage + "positions");
     }
-    patch = whole("token_embs.1.3.weight"), patch_bias = place("token_embs.1.3.bias");
-    to_local = whole("to_next_transformer_projections.0.1.weight");
-    to_local_bias = place("to_next_transformer_projections.0.1.bias");
-    output = whole("to_logits.weight"), output_bias = place("to_logits.bias");
-    patch_norm[0] = place("token_embs.1.2.weight"), patch_norm[1] = place("token_embs.1.2.bias");
-    global_norm[0] = place("token_embs.1.4.weight"), global_norm[1] = place("token_embs.1.4.bias");
+    patch = whole("patch"), patch_bias = place("patch.bias");
+    next = whole("next"), next_bias = place("next.bias");
+    output = whole("output"), output_bias = place("output.bias");
+    patch_norm = place("patch_norm"), patch_norm_bias = place("patch_norm.bias");
+    embedded_norm = place("embedded_norm"), embedded_norm_bias = place("embedded_norm.bias");
   }
 
   MegabyteConfig config;
-  MegabyteStage stages[2];
-  LearnedMatrix patch;     // (D, P d)
-  LearnedMatrix to_local;  // (P d, D)
-  LearnedMatrix output;    // (vocab_size, d)
-  size_t patch_bias, to_local_bias, output_bias;
-  size_t patch_norm[2];   // (P d): weight and bias of the LayerNorm before `patch`
-  size_t global_norm[2];  // (D): of the one behind it
+  LearnedMegabyteStage stages[2];  // global, local
+  LearnedMatrix patch;             // (dim, patch_dim)
+  LearnedMatrix next;              // (patch_dim, dim)
+  LearnedMatrix output;            // (256, local dim)
+  size_t patch_bias, next_bias, output_bias;
+  size_t patch_norm, patch_norm_bias;        // (patch_dim): the LayerNorm before `patch`
+  size_t embedded_norm, embedded_norm_bias;  // (dim): the one behind it
 
   const Parameter& of(const std::string& name) const { return parameters[index_.at(name)]; }
   size_t place(const std::string& name) const { return of(name).offset; }
@@ -188,13 +142,13 @@ struct MegabyteRows {
     global.clear(), local.clear(), begin.clear(), patch_row.clear(), patch_slot.clear();
     begin.push_back(-1);
     global.add_row(-1, 0);
-    behind = w.ids[0] != c.start_id();
+    behind = w.ids[0] != kStartId;
     if (behind) start_text();
     for (int t = 0; t < int(w.ids.size()); t++) {
-      if (w.ids[size_t(t)] == c.start_id())
+      if (w.ids[size_t(t)] == kStartId)
         start_text();
       else
-        add_byte(t, c.patch());
+        add_byte(t, c.patch_size);
     }
   }
 
@@ -243,16 +197,16 @@ struct StageActivated {
   Rows hidden, dhidden, dup;  // (R, hidden)
 
   void lay_out(Places& place, const MegabyteConfig& c, int s, int rows, int positions) {
-    const int dim = c.dim[s], hidden_dim = c.ff_mult * dim;
-    layers.resize(size_t(c.depth[s]));
+    const MegabyteStage& of = stage_of(c, s);
+    layers.resize(size_t(of.n_layers));
     for (OfLayer& l : layers) {
-      for (Rows* m : {&l.x, &l.xn, &l.middle, &l.mn}) place(*m, rows, dim);
-      place(l.qkv, rows, 3 * c.width()), place(l.attention, rows, c.width());
-      place(l.softmax, c.heads, 2 * positions), place(l.up, rows, hidden_dim);
+      for (Rows* m : {&l.x, &l.xn, &l.middle, &l.mn}) place(*m, rows, of.dim);
+      place(l.qkv, rows, 3 * c.q_dim()), place(l.attention, rows, c.q_dim());
+      place(l.softmax, c.n_heads, 2 * positions), place(l.up, rows, of.hidden_dim);
     }
-    for (Rows* m : {&x, &xn, &dx, &dnorm}) place(*m, rows, dim);
-    place(dqkv, rows, 3 * c.width()), place(dattention, rows, c.width());
-    for (Rows* m : {&hidden, &dhidden, &dup}) place(*m, rows, hidden_dim);
+    for (Rows* m : {&x, &xn, &dx, &dnorm}) place(*m, rows, of.dim);
+    place(dqkv, rows, 3 * c.q_dim()), place(dattention, rows, c.q_dim());
+    for (Rows* m : {&hidden, &dhidden, &dup}) place(*m, rows, of.hidden_dim);
   }
 };
 
@@ -267,7 +221,7 @@ struct MegabyteActivated {
   Rows embedded;                 // (patches, D): projected
   Rows for_local, dfor_local;    // (global rows, P d)
   Rows djoined, djoined_norm, dembedded;
-  Rows logits;  // (kLossRows, vocab_size)
+  Rows logits;  // (kLossRows, 256)
 
   MegabyteActivated(const MegabyteConfig& c, int tokens) : MegabyteActivated(c) {
     memory_ = Floats(lay_out(c, tokens, nullptr));
@@ -279,24 +233,24 @@ struct MegabyteActivated {
   }
 
  private:
-  explicit MegabyteActivated(const MegabyteConfig& c) : attention({c.heads, c.heads, c.dim_head}) {}
+  explicit MegabyteActivated(const MegabyteConfig& c) : attention({c.n_heads, c.n_heads, c.head_dim}) {}
 
   size_t lay_out(const MegabyteConfig& c, int tokens, float* memory) {
     Places place(memory);
-    const int patches = MegabyteRows::most_rows(tokens, c.patch(), 0);
-    const int positions = MegabyteRows::most_positions(tokens, c.patch());
+    const int patches = MegabyteRows::most_rows(tokens, c.patch_size, 0);
+    const int positions = MegabyteRows::most_positions(tokens, c.patch_size);
     attention.lay_out(place, positions);
     for (int s = 0; s < 2; s++) {
-      stage[s].lay_out(place, c, s, MegabyteRows::most_rows(tokens, c.patch(), s), positions);
-      place(shifted[s], 1, c.dim[s]), place(dshifted[s], 1, c.dim[s]);
+      stage[s].lay_out(place, c, s, MegabyteRows::most_rows(tokens, c.patch_size, s), positions);
+      place(shifted[s], 1, stage_of(c, s).dim), place(dshifted[s], 1, stage_of(c, s).dim);
     }
-    for (Rows* m : {&spread, &dspread}) place(*m, positions, 3 * c.width());
-    for (Rows* m : {&spread_out, &dspread_out}) place(*m, positions, c.width());
+    for (Rows* m : {&spread, &dspread}) place(*m, positions, 3 * c.q_dim());
+    for (Rows* m : {&spread_out, &dspread_out}) place(*m, positions, c.q_dim());
     for (Rows* m : {&joined, &joined_norm, &djoined, &djoined_norm, &for_local, &dfor_local})
-      place(*m, patches, c.patch_width());
-    for (Rows* m : {&embedded, &dembedded}) place(*m, patches, c.dim[0]);
-    place(logits, kLossRows, c.vocab_size);
-    return place.floats() + row_stride(c.dim_head);  // a head is read in whole vectors, also the last one
+      place(*m, patches, c.patch_dim());
+    for (Rows* m : {&embedded, &dembedded}) place(*m, patches, c.global.dim);
+    place(logits, kLossRows, kByteValues);
+    return place.floats() + row_stride(c.head_dim);  // a head is read in whole vectors, also the last one
   }
 
   Floats memory_;
@@ -305,22 +259,22 @@ struct MegabyteActivated {
 class MegabytePass : public SequencePass {
  public:
   MegabytePass(const MegabyteWeights& model, const TrainKernels& kernels, int tokens)
-      : SequencePass(model, kernels, model.config.vocab_size),
+      : SequencePass(model, kernels, kByteValues),
         m_(model),
         c_(model.config),
         a_(model.config, tokens),
-        rotation_(rotary(c_), std::max(tokens / c_.patch(), c_.patch()) + 1) {
-    rows_.reserve(tokens, c_.patch());
+        rotation_(rotary(c_), std::max(tokens / c_.patch_size, c_.patch_size) + 1) {
+    rows_.reserve(tokens, c_.patch_size);
   }
 
   void forward(const Window& w) override {
     rows_.place(w, c_);
     embed_patches(w);
-    for (int l = 0; l < c_.depth[0]; l++) layer(0, l);
+    for (int l = 0; l < c_.global.n_layers; l++) layer(0, l);
     norm(0, a_.stage[0].x, a_.stage[0].xn);
-    biased(a_.stage[0].xn, rows(0), m_.to_local, m_.to_local_bias, a_.for_local);
+    biased(a_.stage[0].xn, rows(0), m_.next, m_.next_bias, a_.for_local);
     embed_bytes(w);
-    for (int l = 0; l < c_.depth[1]; l++) layer(1, l);
+    for (int l = 0; l < c_.local.n_layers; l++) layer(1, l);
     norm(1, a_.stage[1].x, a_.stage[1].xn);
   }
 
@@ -333,7 +287,7 @@ class MegabytePass : public SequencePass {
     g_ = gradient;
     double sum = 0;
     StageActivated &global = a_.stage[0], &local = a_.stage[1];
-    if (rows_.behind) clear(local.dnorm, 1, c_.dim[1]);
+    if (rows_.behind) clear(local.dnorm, 1, c_.local.dim);
     for (int first = 0, n = int(w.ids.size()); first < n; first += kLossRows) {
       const int count = std::min(kLossRows, n - first), row = first + rows_.behind;
       sum += loss_rows(w, first, count, weight);
@@ -341,7 +295,7 @@ class MegabytePass : public SequencePass {
     }
     stage_backward(1);
     embed_bytes_backward(w);
-    biased_backward(m_.to_local, m_.to_local_bias, global.xn, a_.dfor_local, rows(0), global.dnorm);
+    biased_backward(m_.next, m_.next_bias, global.xn, a_.dfor_local, rows(0), global.dnorm);
     stage_backward(0);
     embed_patches_backward(w);
     return sum;
@@ -352,13 +306,14 @@ class MegabytePass : public SequencePass {
 
   static Config rotary(const MegabyteConfig& c) {
     Config r;
-    r.head_dim = c.rel_pos ? c.dim_head : 0;
+    r.head_dim = c.rotary ? c.head_dim : 0;
     return r;
   }
 
+  int dim(int s) const { return stage_of(c_, s).dim; }
+  int layers(int s) const { return stage_of(c_, s).n_layers; }
   int rows(int s) const { return rows_.stage[s].rows(); }
   const float* value(size_t offset) const { return m_.values.data() + offset; }
-  const Parameter& table(const char* name) const { return m_.of(name); }
 
   // y (count, rows of w) = x w^T + bias.
   void biased(const Rows& x, int count, const LearnedMatrix& w, size_t bias, const Rows& y) {
@@ -374,41 +329,41 @@ class MegabytePass : public SequencePass {
 
   // Row r of the global stage: the embedded patch, with its position.
   void embed_patches(const Window& w) {
-    const int D = c_.dim[0], d = c_.dim[1], n = rows(0) - 1, width = c_.patch_width();
-    const Parameter& bytes = table("token_embs.1.0.weight");
+    const int D = c_.global.dim, d = c_.local.dim, n = rows(0) - 1, width = c_.patch_dim();
+    const Parameter& bytes = *m_.stages[0].embedding;
     const Rows& x = input(0);
     std::memcpy(x.row(0), value(m_.stages[0].start), padded16(D) * sizeof(float));
     for (int r = 0; r < n; r++) {
-      for (int i = 0; i < c_.patch(); i++)
+      for (int i = 0; i < c_.patch_size; i++)
         std::memcpy(a_.joined.row(r) + i * d,
                     value(bytes.offset) + size_t(w.ids[size_t(rows_.begin[size_t(r) + 1] + i)]) * bytes.stride,
                     size_t(d) * sizeof(float));
-      k_.layernorm(a_.joined.row(r), value(m_.patch_norm[0]), value(m_.patch_norm[1]), a_.joined_norm.row(r), width,
+      k_.layernorm(a_.joined.row(r), value(m_.patch_norm), value(m_.patch_norm_bias), a_.joined_norm.row(r), width,
                    kLayerNormEps);
     }
     biased(a_.joined_norm, n, m_.patch, m_.patch_bias, a_.embedded);
     for (int r = 0; r < n; r++) {
-      k_.layernorm(a_.embedded.row(r), value(m_.global_norm[0]), value(m_.global_norm[1]), x.row(r + 1), D,
+      k_.layernorm(a_.embedded.row(r), value(m_.embedded_norm), value(m_.embedded_norm_bias), x.row(r + 1), D,
                    kLayerNormEps);
-      if (c_.pos_emb) k_.add(x.row(r + 1), value(position(0, r + 1)), D);
+      if (c_.positions) k_.add(x.row(r + 1), value(position(0, r + 1)), D);
     }
   }
 
   void embed_patches_backward(const Window& w) {
-    const int D = c_.dim[0], d = c_.dim[1], n = rows(0) - 1, width = c_.patch_width();
-    const Parameter& bytes = table("token_embs.1.0.weight");
+    const int D = c_.global.dim, d = c_.local.dim, n = rows(0) - 1, width = c_.patch_dim();
+    const Parameter& bytes = *m_.stages[0].embedding;
     const Rows& dx = a_.stage[0].dx;
     k_.add(g_ + m_.stages[0].start, dx.row(0), D);
     for (int r = 0; r < n; r++) {
-      if (c_.pos_emb) k_.add(g_ + position(0, r + 1), dx.row(r + 1), D);
-      k_.layernorm_backward(dx.row(r + 1), a_.embedded.row(r), value(m_.global_norm[0]), a_.dembedded.row(r),
-                            g_ + m_.global_norm[0], g_ + m_.global_norm[1], D, kLayerNormEps);
+      if (c_.positions) k_.add(g_ + position(0, r + 1), dx.row(r + 1), D);
+      k_.layernorm_backward(dx.row(r + 1), a_.embedded.row(r), value(m_.embedded_norm), a_.dembedded.row(r),
+                            g_ + m_.embedded_norm, g_ + m_.embedded_norm_bias, D, kLayerNormEps);
     }
     biased_backward(m_.patch, m_.patch_bias, a_.joined_norm, a_.dembedded, n, a_.djoined_norm);
     for (int r = 0; r < n; r++) {
-      k_.layernorm_backward(a_.djoined_norm.row(r), a_.joined.row(r), value(m_.patch_norm[0]), a_.djoined.row(r),
-                            g_ + m_.patch_norm[0], g_ + m_.patch_norm[1], width, kLayerNormEps);
-      for (int i = 0; i < c_.patch(); i++)
+      k_.layernorm_backward(a_.djoined_norm.row(r), a_.joined.row(r), value(m_.patch_norm), a_.djoined.row(r),
+                            g_ + m_.patch_norm, g_ + m_.patch_norm_bias, width, kLayerNormEps);
+      for (int i = 0; i < c_.patch_size; i++)
         k_.add(g_ + bytes.offset + size_t(w.ids[size_t(rows_.begin[size_t(r) + 1] + i)]) * bytes.stride,
                a_.djoined.row(r) + i * d, d);
     }
@@ -416,8 +371,8 @@ class MegabytePass : public SequencePass {
 
   // Row r of the local stage: the byte, its position in the patch, and what the global stage says about it.
   void embed_bytes(const Window& w) {
-    const int d = c_.dim[1];
-    const Parameter& bytes = table("token_embs.0.weight");
+    const int d = c_.local.dim;
+    const Parameter& bytes = *m_.stages[1].embedding;
     const Rows& x = input(1);
     for (int r = 0; r < rows(1); r++) {
       const int from = rows_.patch_row[size_t(r)], slot = rows_.patch_slot[size_t(r)];
@@ -427,16 +382,16 @@ class MegabytePass : public SequencePass {
       }
       std::memcpy(x.row(r), value(bytes.offset) + size_t(w.ids[size_t(r - rows_.behind)]) * bytes.stride,
                   padded16(d) * sizeof(float));
-      if (c_.pos_emb) k_.add(x.row(r), value(position(1, r)), d);
+      if (c_.positions) k_.add(x.row(r), value(position(1, r)), d);
       k_.add(x.row(r), a_.for_local.row(from) + slot * d, d);
     }
   }
 
   void embed_bytes_backward(const Window& w) {
-    const int d = c_.dim[1];
-    const Parameter& bytes = table("token_embs.0.weight");
+    const int d = c_.local.dim;
+    const Parameter& bytes = *m_.stages[1].embedding;
     const Rows& dx = a_.stage[1].dx;
-    clear(a_.dfor_local, rows(0), c_.patch_width());
+    clear(a_.dfor_local, rows(0), c_.patch_dim());
     for (int r = 0; r < rows(1); r++) {
       const int from = rows_.patch_row[size_t(r)], slot = rows_.patch_slot[size_t(r)];
       if (from < 0) {
@@ -444,14 +399,14 @@ class MegabytePass : public SequencePass {
         continue;
       }
       k_.add(g_ + bytes.offset + size_t(w.ids[size_t(r - rows_.behind)]) * bytes.stride, dx.row(r), d);
-      if (c_.pos_emb) k_.add(g_ + position(1, r), dx.row(r), d);
+      if (c_.positions) k_.add(g_ + position(1, r), dx.row(r), d);
       k_.add(a_.dfor_local.row(from) + slot * d, dx.row(r), d);
     }
   }
 
   // Where the learnt position of a row lies; the start has none.
   size_t position(int s, int r) const {
-    const Parameter& p = table(s == 0 ? "pos_embs.0.weight" : "pos_embs.1.weight");
+    const Parameter& p = *m_.stages[s].positions;
     return p.offset + size_t(rows_.stage[s].rotary[size_t(r)] - 1) * p.stride;
   }
 
@@ -460,13 +415,12 @@ class MegabytePass : public SequencePass {
   const Rows& input(int s) { return a_.stage[s].layers.empty() ? a_.stage[s].x : a_.stage[s].layers[0].x; }
 
   void norm(int s, const Rows& x, const Rows& y) {
-    for (int r = 0; r < rows(s); r++)
-      k_.floor_norm(x.row(r), value(m_.stages[s].norm), y.row(r), c_.dim[s], kLeastNorm);
+    for (int r = 0; r < rows(s); r++) k_.floor_norm(x.row(r), value(m_.stages[s].norm), y.row(r), dim(s), kLeastNorm);
   }
 
   // A row of x, the second half of its channels that of the row before.
   float* shifted(int s, const Rows& x, int r) {
-    const int half = (c_.dim[s] + 1) / 2, rest = c_.dim[s] - half, before = rows_.stage[s].previous[size_t(r)];
+    const int half = (dim(s) + 1) / 2, rest = dim(s) - half, before = rows_.stage[s].previous[size_t(r)];
     float* out = a_.shifted[s].data;
     std::memcpy(out, x.row(r), size_t(half) * sizeof(float));
     if (before < 0)
@@ -477,29 +431,29 @@ class MegabytePass : public SequencePass {
   }
 
   void shift_norm(int s, const Rows& x, size_t weight, const Rows& y) {
-    for (int r = 0; r < rows(s); r++) k_.floor_norm(shifted(s, x, r), value(weight), y.row(r), c_.dim[s], kLeastNorm);
+    for (int r = 0; r < rows(s); r++) k_.floor_norm(shifted(s, x, r), value(weight), y.row(r), dim(s), kLeastNorm);
   }
 
   // dx += the gradient of what was shifted and normalized, from that of the result in dnorm.
   void shift_norm_backward(int s, const Rows& x, size_t weight) {
-    const int dim = c_.dim[s], half = (dim + 1) / 2;
+    const int width = dim(s), half = (width + 1) / 2;
     float* back = a_.dshifted[s].data;
     for (int r = 0; r < rows(s); r++) {
-      std::memset(back, 0, padded16(dim) * sizeof(float));
-      k_.floor_norm_backward(a_.stage[s].dnorm.row(r), shifted(s, x, r), value(weight), back, g_ + weight, dim,
+      std::memset(back, 0, padded16(width) * sizeof(float));
+      k_.floor_norm_backward(a_.stage[s].dnorm.row(r), shifted(s, x, r), value(weight), back, g_ + weight, width,
                              kLeastNorm);
       const int before = rows_.stage[s].previous[size_t(r)];
       k_.add(a_.stage[s].dx.row(r), back, half);
-      if (before >= 0) k_.add(a_.stage[s].dx.row(before) + half, back + half, dim - half);
+      if (before >= 0) k_.add(a_.stage[s].dx.row(before) + half, back + half, width - half);
     }
   }
 
   void rope(int s, const Rows& qkv, const std::vector<float>& sin) {
-    if (!c_.rel_pos) return;
-    const size_t half = size_t(c_.dim_head) / 2;
+    if (!c_.rotary) return;
+    const size_t half = size_t(c_.head_dim) / 2;
     for (int r = 0; r < rows(s); r++) {  // the keys lie behind the queries
       const size_t at = size_t(rows_.stage[s].rotary[size_t(r)]) * half;
-      k_.rope(qkv.row(r), 2 * c_.heads, c_.dim_head, rotation_.cos.data() + at, sin.data() + at);
+      k_.rope(qkv.row(r), 2 * c_.n_heads, c_.head_dim, rotation_.cos.data() + at, sin.data() + at);
     }
   }
 
@@ -512,67 +466,67 @@ class MegabytePass : public SequencePass {
 
   void attention(int s, const StageActivated::OfLayer& a) {
     const StageRows& rows = rows_.stage[s];
-    spread(s, a.qkv, a_.spread, 3 * c_.width());
+    spread(s, a.qkv, a_.spread, 3 * c_.q_dim());
     a_.attention.forward(k_, a_.spread, rows.first, rows.positions(), {a_.spread_out, a.softmax});
     for (int p = 0; p < rows.positions(); p++)
       if (!rows.repeats[size_t(p)])
-        std::memcpy(a.attention.row(rows.source[size_t(p)]), a_.spread_out.row(p), size_t(c_.width()) * sizeof(float));
+        std::memcpy(a.attention.row(rows.source[size_t(p)]), a_.spread_out.row(p), size_t(c_.q_dim()) * sizeof(float));
   }
 
   // A row's result is used once, its keys and values by every sequence that it takes part in.
   void attention_backward(int s, const StageActivated::OfLayer& a) {
     const StageRows& rows = rows_.stage[s];
     StageActivated& stage = a_.stage[s];
-    spread(s, a.qkv, a_.spread, 3 * c_.width());
-    spread(s, a.attention, a_.spread_out, c_.width());
-    spread(s, stage.dattention, a_.dspread_out, c_.width());
+    spread(s, a.qkv, a_.spread, 3 * c_.q_dim());
+    spread(s, a.attention, a_.spread_out, c_.q_dim());
+    spread(s, stage.dattention, a_.dspread_out, c_.q_dim());
     for (int p = 0; p < rows.positions(); p++)
-      if (rows.repeats[size_t(p)]) std::memset(a_.dspread_out.row(p), 0, size_t(c_.width()) * sizeof(float));
+      if (rows.repeats[size_t(p)]) std::memset(a_.dspread_out.row(p), 0, size_t(c_.q_dim()) * sizeof(float));
     a_.attention.backward(k_, a_.spread, rows.first, rows.positions(), {a_.spread_out, a.softmax}, a_.dspread_out,
                           a_.dspread);
-    clear(stage.dqkv, rows.rows(), 3 * c_.width());
+    clear(stage.dqkv, rows.rows(), 3 * c_.q_dim());
     for (int p = 0; p < rows.positions(); p++)
-      k_.add(stage.dqkv.row(rows.source[size_t(p)]), a_.dspread.row(p), 3 * c_.width());
+      k_.add(stage.dqkv.row(rows.source[size_t(p)]), a_.dspread.row(p), 3 * c_.q_dim());
   }
 
   void layer(int s, int l) {
-    const MegabyteLayer& m = m_.stages[s].layers[size_t(l)];
+    const LearnedMegabyteLayer& m = m_.stages[s].layers[size_t(l)];
     StageActivated& stage = a_.stage[s];
     StageActivated::OfLayer& a = stage.layers[size_t(l)];
-    const Rows& out = l + 1 < c_.depth[s] ? stage.layers[size_t(l) + 1].x : stage.x;
-    const int n = rows(s), dim = c_.dim[s];
+    const Rows& out = l + 1 < layers(s) ? stage.layers[size_t(l) + 1].x : stage.x;
+    const int n = rows(s);
     shift_norm(s, a.x, m.attention_norm, a.xn);
     by_weight(a.xn, n, m.qkv, a.qkv);
     rope(s, a.qkv, rotation_.sin);
     attention(s, a);
-    copy(a.x, a.middle, n, dim);
+    copy(a.x, a.middle, n, dim(s));
     by_weight(a.attention, n, m.out, a.middle, true);
     shift_norm(s, a.middle, m.ffn_norm, a.mn);
     biased(a.mn, n, m.up, m.up_bias, a.up);
     for (int r = 0; r < n; r++) k_.gelu(a.up.row(r), stage.hidden.row(r), m.up.rows);
-    copy(a.middle, out, n, dim);
-    for (int r = 0; r < n; r++) k_.add(out.row(r), value(m.down_bias), dim);
+    copy(a.middle, out, n, dim(s));
+    for (int r = 0; r < n; r++) k_.add(out.row(r), value(m.down_bias), dim(s));
     by_weight(stage.hidden, n, m.down, out, true);
   }
 
   void stage_backward(int s) {
     StageActivated& stage = a_.stage[s];
-    clear(stage.dx, rows(s), c_.dim[s]);
+    clear(stage.dx, rows(s), dim(s));
     for (int r = 0; r < rows(s); r++)
       k_.floor_norm_backward(stage.dnorm.row(r), stage.x.row(r), value(m_.stages[s].norm), stage.dx.row(r),
-                             g_ + m_.stages[s].norm, c_.dim[s], kLeastNorm);
-    for (int l = c_.depth[s] - 1; l >= 0; l--) layer_backward(s, l);
+                             g_ + m_.stages[s].norm, dim(s), kLeastNorm);
+    for (int l = layers(s) - 1; l >= 0; l--) layer_backward(s, l);
   }
 
   // dx: from the gradient of the layer's output to that of its input.
   void layer_backward(int s, int l) {
-    const MegabyteLayer& m = m_.stages[s].layers[size_t(l)];
+    const LearnedMegabyteLayer& m = m_.stages[s].layers[size_t(l)];
     StageActivated& stage = a_.stage[s];
     StageActivated::OfLayer& a = stage.layers[size_t(l)];
     const int n = rows(s);
     input_backward(m.down, stage.dx, n, stage.dhidden);
     for (int r = 0; r < n; r++) {
-      k_.add(g_ + m.down_bias, stage.dx.row(r), c_.dim[s]);
+      k_.add(g_ + m.down_bias, stage.dx.row(r), dim(s));
       k_.gelu_backward(a.up.row(r), stage.dhidden.row(r), stage.hidden.row(r), stage.dup.row(r), m.up.rows);
     }
     matrix_backward(m.down, stage.hidden, stage.dx, n);
@@ -600,17 +554,13 @@ inline std::unique_ptr<SequencePass> MegabyteWeights::new_pass(const TrainKernel
 // more layers of its stage add to it; norms are 1, biases 0, starts like rows of a table.
 inline void initialize(MegabyteWeights& m, uint64_t seed) {
   for (const Parameter& p : m.parameters) {
-    const std::string& name = p.spec.name;
-    const auto ends = [&](const std::string& with) {
-      return name.size() >= with.size() && name.compare(name.size() - with.size(), with.size(), with) == 0;
-    };
-    const bool start = name.rfind("start_tokens.", 0) == 0;
-    if (!p.decays() && !start) {
-      std::fill(m.values.data() + p.offset, m.values.data() + p.offset + p.spec.cols, ends("bias") ? 0.f : 1.f);
+    const std::string &name = p.spec.name, last = name.substr(name.rfind('.') + 1);
+    if (!p.decays() && last != "start") {
+      std::fill(m.values.data() + p.offset, m.values.data() + p.offset + p.spec.cols, last == "bias" ? 0.f : 1.f);
       continue;
     }
-    const int stage = name.rfind("transformers.1.", 0) == 0;
-    const double added = ends(".to_out.weight") || ends(".1.4.weight") ? 1 / std::sqrt(2.0 * m.config.depth[stage]) : 1;
+    const int layers = stage_of(m.config, name.rfind("local.", 0) == 0).n_layers;
+    const double added = last == "wo" || last == "w2" ? 1 / std::sqrt(2.0 * layers) : 1;
     fill_normal(p, 0.5 / std::sqrt(double(p.spec.cols)) * added, seed, m.values);
   }
 }

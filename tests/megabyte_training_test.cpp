@@ -23,12 +23,43 @@ using checks::best;
 
 MegabyteConfig config_of(const Json& json) {
   MegabyteConfig c;
-  c.vocab_size = json.at("num_tokens");
-  for (int s = 0; s < 2; s++)
-    c.dim[s] = json["dim"][s], c.depth[s] = json["depth"][s], c.max_seq_len[s] = json["max_seq_len"][s];
-  c.heads = json["heads"], c.dim_head = json["dim_head"];
-  c.rel_pos = json.value("rel_pos", false), c.pos_emb = json.value("pos_emb", false);
+  const int multiple = json.value("ff_mult", 4);
+  c.global = {json["dim"][0], int(json["dim"][0]) * multiple, json["depth"][0]};
+  c.local = {json["dim"][1], int(json["dim"][1]) * multiple, json["depth"][1]};
+  c.patches = json["max_seq_len"][0], c.patch_size = json["max_seq_len"][1];
+  c.n_heads = json["heads"], c.head_dim = json["dim_head"];
+  c.rotary = json.value("rel_pos", false), c.positions = json.value("pos_emb", false);
   return c;
+}
+
+// How MEGABYTE-pytorch calls a tensor.
+std::string public_name(const std::string& name) {
+  static const std::map<std::string, std::string> others = {{"global.embedding", "token_embs.1.0.weight"},
+                                                            {"local.embedding", "token_embs.0.weight"},
+                                                            {"global.positions", "pos_embs.0.weight"},
+                                                            {"local.positions", "pos_embs.1.weight"},
+                                                            {"global.start", "start_tokens.0"},
+                                                            {"local.start", "start_tokens.1"},
+                                                            {"patch_norm", "token_embs.1.2.weight"},
+                                                            {"patch_norm.bias", "token_embs.1.2.bias"},
+                                                            {"patch", "token_embs.1.3.weight"},
+                                                            {"patch.bias", "token_embs.1.3.bias"},
+                                                            {"embedded_norm", "token_embs.1.4.weight"},
+                                                            {"embedded_norm.bias", "token_embs.1.4.bias"},
+                                                            {"next", "to_next_transformer_projections.0.1.weight"},
+                                                            {"next.bias", "to_next_transformer_projections.0.1.bias"},
+                                                            {"output", "to_logits.weight"},
+                                                            {"output.bias", "to_logits.bias"},
+                                                            {"global.final_norm", "transformers.0.norm.g"},
+                                                            {"local.final_norm", "transformers.1.norm.g"}};
+  static const std::map<std::string, std::string> of_layer = {
+      {"attention_norm", "0.norm.g"}, {"wq", "0.to_q.weight"}, {"wk", "0.to_kv.weight"}, {"wv", "0.to_kv.weight"},
+      {"wo", "0.to_out.weight"},      {"ffn_norm", "1.0.g"},   {"w1", "1.1.weight"},     {"w1.bias", "1.1.bias"},
+      {"w2", "1.4.weight"},           {"w2.bias", "1.4.bias"}};
+  if (others.count(name)) return others.at(name);
+  const size_t layer = name.find(".layers.") + 8, dot = name.find('.', layer);
+  return "transformers." + std::string(name[0] == 'l' ? "1" : "0") + ".layers." + name.substr(layer, dot - layer) +
+         "." + of_layer.at(name.substr(dot + 1));
 }
 
 // The weights of a state_dict. What else it has is a buffer, inv_freq.
@@ -39,23 +70,24 @@ void read_weights(const std::string& path, MegabyteWeights& m) {
   FoundTensors found;
   PyTorchFile reader(*file);
   ASSERT_TRUE(reader.read(0, found)) << reader.error;
+  std::set<std::string> used;
   for (const Parameter& p : m.parameters) {
-    const auto it = found.find(p.spec.name);
-    ASSERT_NE(it, found.end()) << p.spec.name;
-    const FoundTensor& t = it->second;
-    const std::vector<int64_t> shape = {p.spec.rows, p.spec.cols};
-    ASSERT_EQ(t.shape, std::vector<int64_t>(shape.begin() + (p.spec.layout == Layout::vector), shape.end()))
-        << p.spec.name;
+    const std::string name = public_name(p.spec.name), last = p.spec.name.substr(p.spec.name.rfind('.') + 1);
+    ASSERT_TRUE(found.count(name)) << name;
+    const FoundTensor& t = found.at(name);
+    const int64_t parts = last == "wk" || last == "wv" ? 2 : 1;
+    const std::vector<int64_t> shape = {parts * p.spec.rows, p.spec.cols};
+    ASSERT_EQ(t.shape, std::vector<int64_t>(shape.begin() + (p.spec.layout == Layout::vector), shape.end())) << name;
     ASSERT_EQ(int(t.dtype), int(DType::f32));
-    for (int r = 0; r < p.spec.rows; r++) {
-      const size_t bytes = size_t(p.spec.cols) * sizeof(float);
-      ASSERT_TRUE(
-          file->read(t.offset + uint64_t(r) * bytes, m.values.data() + p.offset + size_t(r) * p.stride, bytes, error))
+    const size_t bytes = size_t(p.spec.cols) * sizeof(float);
+    for (int r = 0; r < p.spec.rows; r++)
+      ASSERT_TRUE(file->read(t.offset + uint64_t(r + (last == "wv" ? p.spec.rows : 0)) * bytes,
+                             m.values.data() + p.offset + size_t(r) * p.stride, bytes, error))
           << error;
-    }
-    found.erase(it);
+    used.insert(name);
   }
-  for (const auto& [name, t] : found) EXPECT_NE(name.find("rotary_emb.inv_freq"), std::string::npos) << name;
+  for (const auto& [name, t] : found)
+    EXPECT_TRUE(used.count(name) || name.find("rotary_emb.inv_freq") != std::string::npos) << name;
 }
 
 class Golden : public testing::TestWithParam<const char*> {};
@@ -67,13 +99,13 @@ TEST_P(Golden, LogitsAreThoseOfMegabytePytorch) {
   MegabyteWeights m(c);
   read_weights(folder + "/model.pt", m);
   if (HasFatalFailure()) return;
-  Trainer trainer(m, 1, c.context() + 1, best());
+  Trainer trainer(m, 1, c.max_seq_len() + 1, best());
   const std::vector<int> bytes = golden["bytes"];
-  std::vector<int> ids = {c.start_id()};
+  std::vector<int> ids = {kStartId};
   const auto compare = [&](const Json& expected) {
     const float* found = trainer.next_logits(ids);
-    ASSERT_EQ(expected.size(), size_t(c.vocab_size));
-    for (int v = 0; v < c.vocab_size; v++) {
+    ASSERT_EQ(expected.size(), size_t(kByteValues));
+    for (int v = 0; v < kByteValues; v++) {
       const double logit = expected[size_t(v)];
       ASSERT_NEAR(found[v], logit, 1e-4 * (1 + std::fabs(logit))) << ids.size() - 1 << " bytes, logit " << v;
     }
@@ -133,11 +165,11 @@ TEST(MegabyteKernels, ANormHasALeast) {
 // ---- Training ----
 
 // Sizes that are no multiples of anything: heads of 6, so that vectors reach over their ends; 5 bytes a patch.
-MegabyteConfig odd_config(bool rel_pos, bool pos_emb) {
+MegabyteConfig odd_config(bool rotary, bool positions) {
   MegabyteConfig c;
-  c.vocab_size = 51;
-  c.dim[0] = 26, c.dim[1] = 14, c.depth[0] = 2, c.depth[1] = 2, c.max_seq_len[0] = 15, c.max_seq_len[1] = 5;
-  c.heads = 3, c.dim_head = 6, c.ff_mult = 3, c.rel_pos = rel_pos, c.pos_emb = pos_emb;
+  c.global = {26, 70, 2}, c.local = {14, 50, 2};
+  c.patches = 15, c.patch_size = 5;
+  c.n_heads = 3, c.head_dim = 6, c.rotary = rotary, c.positions = positions;
   return c;
 }
 
@@ -159,15 +191,15 @@ std::vector<Window> windows_for(const MegabyteConfig& c, int count, uint64_t see
   std::vector<Window> all;
   for (int i = 0; i < count; i++) {
     Window w;
-    const int n = c.context() - 7 * i;
-    w.ids = tiny::random_ids(n, c.vocab_size, seed + uint64_t(i));
-    w.targets = tiny::random_ids(n, c.vocab_size, seed + 100 + uint64_t(i));
+    const int n = c.max_seq_len() - 7 * i;
+    w.ids = tiny::random_ids(n, kByteValues, seed + uint64_t(i));
+    w.targets = tiny::random_ids(n, kByteValues, seed + 100 + uint64_t(i));
     for (int t = 0; t < n; t++) {
       w.first.push_back(t < 36 ? 0 : t < 39 ? 36 : 39);
       if (t % 10 == 9) w.targets[size_t(t)] = -1;
     }
-    for (int t : {36, 39}) w.ids[size_t(t)] = c.start_id();
-    if (i % 2 == 0) w.ids[0] = c.start_id();
+    for (int t : {36, 39}) w.ids[size_t(t)] = kStartId;
+    if (i % 2 == 0) w.ids[0] = kStartId;
     all.push_back(w);
   }
   return all;
@@ -176,14 +208,14 @@ std::vector<Window> windows_for(const MegabyteConfig& c, int count, uint64_t see
 void check_gradients(const MegabyteConfig& c) {
   MegabyteWeights m(c);
   fill(m, 1);
-  checks::check_gradients(m, windows_for(c, 3, 1), c.context());
+  checks::check_gradients(m, windows_for(c, 3, 1), c.max_seq_len());
 }
 
 TEST(MegabyteGradient, OfEveryTensorWithRotaryPositions) { check_gradients(odd_config(true, false)); }
 TEST(MegabyteGradient, OfEveryTensorWithLearntPositions) { check_gradients(odd_config(false, true)); }
 TEST(MegabyteGradient, OfEveryTensorWithBoth) {
   MegabyteConfig c = odd_config(true, true);
-  c.dim[0] = 24, c.dim[1] = 24, c.depth[0] = 1, c.depth[1] = 3, c.max_seq_len[0] = 75, c.max_seq_len[1] = 1;
+  c.global = {24, 96, 1}, c.local = {25, 32, 3}, c.patches = 75, c.patch_size = 1;
   check_gradients(c);
 }
 
@@ -191,7 +223,7 @@ TEST(MegabyteTraining, PaddingStaysZero) {
   const MegabyteConfig c = odd_config(true, true);
   MegabyteWeights m(c);
   fill(m, 1);
-  Trainer trainer(m, 1, c.context(), best());
+  Trainer trainer(m, 1, c.max_seq_len(), best());
   for (int step = 1; step < 4; step++) {
     trainer.learn(windows_for(c, 3, uint64_t(step)));
     trainer.update(AdamOptions(), 1e-2, step);
@@ -208,7 +240,7 @@ TEST(MegabyteTraining, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
     for (const int threads : {1, 2, 3, 8}) {
       MegabyteWeights m(c);
       fill(m, 1);
-      Trainer trainer(m, threads, c.context(), *k);
+      Trainer trainer(m, threads, c.max_seq_len(), *k);
       for (int step = 1; step < 4; step++) {
         trainer.learn(windows_for(c, 5, uint64_t(step)));
         trainer.update(AdamOptions(), 1e-2, step);
@@ -223,12 +255,12 @@ TEST(MegabyteTraining, OverfitsABatch) {
   const MegabyteConfig c = odd_config(true, false);
   MegabyteWeights m(c);
   initialize(m, 1);
-  Trainer trainer(m, 2, c.context(), best());
+  Trainer trainer(m, 2, c.max_seq_len(), best());
   // One start cannot foretell three first bytes.
   auto batch = windows_for(c, 2, 1);
   for (Window& w : batch)
     for (size_t t = 0; t < w.ids.size(); t++)
-      if (w.ids[t] == c.start_id()) w.targets[t] = 7;
+      if (w.ids[t] == kStartId) w.targets[t] = 7;
   AdamOptions options;
   options.decay = 0;
   double loss = 0;
@@ -244,7 +276,7 @@ TEST(MegabyteTraining, TextsOfAWindowDoNotSeeEachOther) {
   const MegabyteConfig c = odd_config(true, true);
   MegabyteWeights m(c);
   fill(m, 1);
-  Trainer trainer(m, 1, c.context(), best());
+  Trainer trainer(m, 1, c.max_seq_len(), best());
   for (const Window& both : windows_for(c, 2, 1)) {
     std::vector<Window> alone(3);
     for (size_t t = 0; t < both.ids.size(); t++) {
@@ -261,8 +293,8 @@ TEST(MegabyteTraining, NothingIsSeenAhead) {
   const MegabyteConfig c = odd_config(true, true);
   MegabyteWeights m(c);
   fill(m, 1);
-  std::vector<int> ids = tiny::random_ids(40, c.vocab_size, 3);
-  ids[0] = c.start_id();
+  std::vector<int> ids = tiny::random_ids(40, kByteValues, 3);
+  ids[0] = kStartId;
   Pool pool(1);
   m.pack_weights(pool);
   const auto pass = m.new_pass(best(), int(ids.size()));
@@ -271,13 +303,13 @@ TEST(MegabyteTraining, NothingIsSeenAhead) {
     std::vector<std::vector<float>> all;
     pass->forward({ids, {}, std::vector<int>(ids.size(), 0)});
     const Rows& rows = pass->logits(0, int(ids.size()));
-    for (size_t t = 0; t < ids.size(); t++) all.emplace_back(rows.row(int(t)), rows.row(int(t)) + c.vocab_size);
+    for (size_t t = 0; t < ids.size(); t++) all.emplace_back(rows.row(int(t)), rows.row(int(t)) + kByteValues);
     return all;
   };
   const auto expected = logits();
   for (size_t changed = 1; changed < ids.size(); changed++) {
     const int byte = ids[changed];
-    ids[changed] = (byte + 1) % c.vocab_size;
+    ids[changed] = (byte + 1) % kByteValues;
     const auto found = logits();
     for (size_t t = 0; t < changed; t++) EXPECT_EQ(found[t], expected[t]) << "byte " << changed << " seen by " << t;
     for (size_t t = changed; t < ids.size(); t++) EXPECT_NE(found[t], expected[t]) << changed << " not seen by " << t;
@@ -296,9 +328,9 @@ TEST(MegabyteTraining, GoesOnAsIfItHadNotStopped) {
       trainer.update(AdamOptions(), 1e-2, step);
     }
   };
-  Trainer one(straight, 2, c.context(), best()), two(first, 1, c.context(), best());
+  Trainer one(straight, 2, c.max_seq_len(), best()), two(first, 1, c.max_seq_len(), best());
   run(one, 1, 6), run(two, 1, 3);
-  Trainer three(second, 3, c.context(), best());
+  Trainer three(second, 3, c.max_seq_len(), best());
   const std::pair<Floats*, Floats*> copies[] = {
       {&second.values, &first.values}, {&three.mean, &two.mean}, {&three.square, &two.square}};
   for (const auto& [to, from] : copies) std::memcpy(to->data(), from->data(), from->size() * sizeof(float));
