@@ -12,7 +12,7 @@ all: run export/convert
 run: run.cpp $(wildcard *.hpp) export/json.hpp export/input_file.hpp
 	$(CXX) $(ALL_FLAGS) run.cpp -o $@ $(LDFLAGS)
 
-export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp chat_families.hpp tokenizer.hpp
+export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp megabyte.hpp chat_families.hpp tokenizer.hpp
 	$(CXX) $(ALL_FLAGS) export/convert.cpp -o $@ $(LDFLAGS)
 
 # Trains a model from a text.

@@ -16,6 +16,7 @@
 #include "help.hpp"
 #include "instruction.hpp"
 #include "json_text.hpp"
+#include "megabyte.hpp"
 #include "tokenizer.hpp"
 
 namespace pocket::cli {
@@ -285,10 +286,12 @@ inline Arguments parse(int argc, char** argv) {
 
 inline volatile std::sig_atomic_t interrupted = 0;
 inline std::atomic<Session*> running{nullptr};
+inline std::atomic<MegabyteSession*> running_bytes{nullptr};
 
 inline void on_interrupt(int) {
   interrupted = 1;
   if (Session* session = running.load()) session->cancel();
+  if (MegabyteSession* session = running_bytes.load()) session->cancel();
 }
 
 inline void stop_if_interrupted() {
@@ -446,27 +449,83 @@ inline size_t peak_memory() {
 #endif
 }
 
+// What a model of bytes cannot do.
+inline void check_bytes_arguments(const Arguments& a) {
+  const struct {
+    const char* option;
+    bool given;
+    const char* why;
+  } all[] = {{"-m chat", a.mode == "chat", "knows no turns"},
+             {"--words, --features, --summary", a.instructed, "has not learnt to write on command"},
+             {"--save", !a.save.empty(), "cannot be kept half-way; keep the text, and go on with it by -f"},
+             {"--resume", !a.resume.empty(), "cannot be kept half-way; go on with the text by -f"},
+             {"--tokenizer", !a.tokenizer.empty(), "has no tokenizer"}};
+  for (const auto& o : all)
+    if (o.given)
+      throw Failure{1, a.model + ": " + o.option + ": this is a MEGABYTE model, which goes on with bytes and " + o.why};
+}
+
+// Stands in for a tokenizer of bytes: a piece for each.
+inline Tokenizer::Vocabulary byte_vocabulary() {
+  Tokenizer::Vocabulary v;
+  v.kind = Tokenizer::Kind::byte_level;
+  for (int b = 0; b < kByteValues; b++) v.pieces.push_back({std::string(1, char(b)), 0, Tokenizer::PieceType::normal});
+  return v;
+}
+
 // Everything that a run needs, opened in the order in which things can be wrong.
 struct Run {
   const Arguments& args;
+  bool bytes;  // a MEGABYTE model, not a Llama
   Model model;
+  MegabyteModel megabyte;
   Tokenizer tokenizer;
   Output out;
   Figures figures;
   uint64_t seed = 0;
 
-  explicit Run(const Arguments& a) : args(a) {
-    if (!model.open(a.model.c_str()))
-      throw Failure{1, model.error + (access(a.model.c_str(), F_OK) ? "; models/get shows models to fetch" : "")};
+  explicit Run(const Arguments& a) : args(a), bytes(is_megabyte(a.model.c_str())) {
+    if (!file().open(a.model.c_str()))
+      throw Failure{1, file().error + (access(a.model.c_str(), F_OK) ? "; models/get shows models to fetch" : "")};
+    if (bytes) check_bytes_arguments(a);
     const bool own = a.tokenizer.empty();
-    const std::string file = own ? "" : read_all(a.tokenizer);
-    if (!(own ? tokenizer.load(model.tokenizer_bytes()) : tokenizer.load_sentencepiece(file)))
+    const std::string blob = own ? "" : read_all(a.tokenizer);
+    if (!(bytes ? tokenizer.load(Tokenizer::to_blob(byte_vocabulary()))
+          : own ? tokenizer.load(model.tokenizer_bytes())
+                : tokenizer.load_sentencepiece(blob)))
       throw Failure{1, (own ? a.model : a.tokenizer) + ": " + tokenizer.error};
-    if (tokenizer.size() > model.config.vocab_size)
+    if (!bytes && tokenizer.size() > model.config.vocab_size)
       throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(model.config.vocab_size) +
                            " pieces, found " + std::to_string(tokenizer.size())};
     seed = a.seed.empty() ? uint64_t(std::chrono::system_clock::now().time_since_epoch().count()) % 1000000
                           : uint64_t(number("-s", a.seed, 0, 9007199254740992.0, true));
+  }
+
+  ModelFile& file() { return bytes ? static_cast<ModelFile&>(megabyte) : model; }
+  const ModelFile& file() const { return bytes ? static_cast<const ModelFile&>(megabyte) : model; }
+  template <class Session> const auto& model_of() const {
+    if constexpr (std::is_same_v<Session, MegabyteSession>)
+      return megabyte;
+    else
+      return model;
+  }
+  // Positions that the model was trained for.
+  int longest() const { return bytes ? megabyte.config.max_seq_len() : model.config.max_seq_len; }
+
+  std::vector<int> encode(std::string_view text, bool bos = true) const {
+    if (!bytes) return tokenizer.encode(text, bos);
+    std::vector<int> ids;
+    for (const char c : text) ids.push_back(uint8_t(c));
+    return ids;
+  }
+
+  // Training fills texts up with a byte, 0 as a rule, and does not learn it: what a model makes of it means nothing.
+  void check_learnt(const std::vector<int>& ids, const std::string& what) const {
+    for (size_t i = 0; bytes && i < ids.size(); i++)
+      for (const int padding : megabyte.chat.stop_ids)
+        if (ids[i] == padding)
+          throw Failure{1, what + ": byte " + std::to_string(padding) + " at offset " + std::to_string(i) +
+                               ": training fills texts up with it, and the model has not learnt it; leave it out"};
   }
 
   SessionOptions session_options() const {
@@ -479,17 +538,21 @@ struct Run {
   }
 };
 
-// A session that Ctrl-C can stop.
-struct OpenSession {
-  Session session;
-  OpenSession(const Model& model, const SessionOptions& options) : session(model, options) {
-    if (!session.error.empty()) throw Failure{session.error.rfind("kernel", 0) == 0 ? 2 : 1, session.error};
-    running.store(&session);
-  }
-  ~OpenSession() { running.store(nullptr); }
-};
+inline std::atomic<Session*>& running_of(Session*) { return running; }
+inline std::atomic<MegabyteSession*>& running_of(MegabyteSession*) { return running_bytes; }
 
-[[noreturn]] inline void fail(const Session& session) {
+// A session that Ctrl-C can stop. What follows takes either kind, a Llama's or one of bytes.
+template <class Session> struct OpenSessionOf {
+  Session session;
+  template <class Model> OpenSessionOf(const Model& model, const SessionOptions& options) : session(model, options) {
+    if (!session.error.empty()) throw Failure{session.error.rfind("kernel", 0) == 0 ? 2 : 1, session.error};
+    running_of(&session).store(&session);
+  }
+  ~OpenSessionOf() { running_of(&session).store(nullptr); }
+};
+using OpenSession = OpenSessionOf<Session>;
+
+template <class Session> [[noreturn]] void fail(const Session& session) {
   stop_if_interrupted();
   throw Failure{1, session.error};
 }
@@ -500,29 +563,33 @@ inline std::vector<int> prompt_ids(Run& run, bool first = true) {
   std::vector<int> ids;
   if (!a.ids.empty()) {
     for (const std::string& id : split(a.ids))
-      ids.push_back(int(number("--ids", id, 0, run.model.config.vocab_size - 1, true)));
+      ids.push_back(int(number("--ids", id, 0, run.file().vocab_size() - 1, true)));
+    if (a.logits.empty()) run.check_learnt(ids, "--ids");
     return ids;
   }
   if (a.instructed && run.model.provenance().find(kTakesInstructions) == std::string_view::npos)
     throw Failure{1, a.model +
                          ": has not learnt to write on command (its provenance does not say so); -i goes on with "
                          "a text"};
-  ids = run.tokenizer.encode(a.file.empty() ? a.prompt : read_all(a.file), first);
-  if (!first) return ids;
+  ids = run.encode(a.file.empty() ? a.prompt : read_all(a.file), first);
+  run.check_learnt(ids, a.file.empty() ? "-i" : a.file);
+  if (!first || run.bytes) return ids;                                              // bytes can begin from nothing
   if (ids.empty() && run.tokenizer.bos() >= 0) ids.push_back(run.tokenizer.bos());  // something has to come first
   if (ids.empty()) throw Failure{2, "the prompt is empty, and this model has no token to begin with; give one with -i"};
   return ids;
 }
 
-inline void check_room(const Session& session, size_t tokens) {
+template <class Session> void check_room(const Session& session, size_t tokens) {
+  constexpr bool kBytes = std::is_same_v<Session, MegabyteSession>;  // there is no more than what the model is made for
   const int room = session.context() - session.position();
   if (tokens > size_t(room))
-    throw Failure{1, "prompt: " + std::to_string(tokens) + " tokens, but the context has room for " +
-                         std::to_string(room) + "; shorten it, or give more with --ctx"};
+    throw Failure{1, "prompt: " + std::to_string(tokens) + (kBytes ? " bytes" : " tokens") +
+                         ", but the context has room for " + std::to_string(room) + "; shorten it" +
+                         (kBytes ? "" : ", or give more with --ctx")};
 }
 
 // All of the prompt but the last batch, which generate() takes; with a word on how far it is where that takes long.
-inline std::vector<int> feed(Run& run, Session& session, Sampler& pick, std::vector<int> ids) {
+template <class Session> std::vector<int> feed(Run& run, Session& session, Sampler& pick, std::vector<int> ids) {
   const size_t total = ids.size(), batch = size_t(run.args.batch);
   const double start = seconds();
   bool told = false;
@@ -549,14 +616,14 @@ inline std::string printed(const Tokenizer& tokenizer, Tokenizer::Stream& stream
 
 // Prints what the model adds to the prompt, but for what may still become half of a character or of a stop text; adds
 // it to ids. False if that failed or was cancelled.
-template <class Pick>
+template <class Session, class Pick>
 bool make_text(Run& run, Session& session, Pick& pick, Tokenizer::Stream& stream, StopFilter& filter,
                const std::vector<int>& prompt, std::vector<int>& ids, const Propose& propose = nullptr) {
   check_room(session, prompt.size());
   const double start = seconds();
   const size_t before = ids.size();
   double first = 0;
-  const std::vector<int> last = feed(run, session, pick, prompt), &stops = run.model.chat.stop_ids;
+  const std::vector<int> last = feed(run, session, pick, prompt), &stops = run.file().chat.stop_ids;
   const auto on_token = [&](int id) {
     if (ids.size() == before) first = seconds();
     ids.push_back(id);
@@ -569,7 +636,7 @@ bool make_text(Run& run, Session& session, Pick& pick, Tokenizer::Stream& stream
 }
 
 // The figures for a program to read.
-inline std::string json_figures(const Run& run, const Session& session) {
+template <class Session> std::string json_figures(const Run& run, const Session& session) {
   const Figures& f = run.figures;
   std::vector<std::pair<std::string_view, std::string>> fields = {
       {"model", json(run.args.model)},
@@ -583,7 +650,7 @@ inline std::string json_figures(const Run& run, const Session& session) {
       {"new_tokens", std::to_string(f.tokens)},
       {"new_seconds", json(f.seconds)},
       {"new_tokens_s", json(f.rate())},
-      {"weights_gb_s", json(f.passes() * double(run.model.bytes_per_token) / 1e9)},
+      {"weights_gb_s", json(f.passes() * double(run.file().bytes_per_token) / 1e9)},
       {"peak_memory_bytes", std::to_string(peak_memory())},
       {"position", std::to_string(session.position())},
       {"context", std::to_string(session.context())}};
@@ -596,29 +663,29 @@ inline std::string json_figures(const Run& run, const Session& session) {
   return json_object(fields);
 }
 
-inline void print_figures(const Run& run, const Session& session) {
+template <class Session> void print_figures(const Run& run, const Session& session) {
   const Figures& f = run.figures;
+  const char *tokens = run.bytes ? "bytes" : "tokens", *rate = run.bytes ? "bytes/s" : "tok/s";
   if (run.args.json) return void(std::fprintf(stderr, "%s\n", json_figures(run, session).c_str()));
   if (run.args.quiet) return;
-  std::fprintf(
-      stderr,
-      "prompt %zu tokens, %.1f tok/s; new %zu tokens, %.1f tok/s, %.1f GB/s; peak memory %.1f MB; %s, %d thread%s",
-      f.prompt_tokens, f.prompt_rate(), f.tokens, f.rate(), f.passes() * double(run.model.bytes_per_token) / 1e9,
-      double(peak_memory()) / 1e6, session.kernel(), session.threads(), session.threads() == 1 ? "" : "s");
+  std::fprintf(stderr, "prompt %zu %s, %.1f %s; new %zu %s, %.1f %s, %.1f GB/s; peak memory %.1f MB; %s, %d thread%s",
+               f.prompt_tokens, tokens, f.prompt_rate(), rate, f.tokens, tokens, f.rate(), rate,
+               f.passes() * double(run.file().bytes_per_token) / 1e9, double(peak_memory()) / 1e6, session.kernel(),
+               session.threads(), session.threads() == 1 ? "" : "s");
   if (run.args.lookup) std::fprintf(stderr, "; %zu of %zu guesses right", f.guesses_right, f.guesses);
   if (run.args.temperature > 0) std::fprintf(stderr, "; seed %llu", static_cast<unsigned long long>(run.seed));
   std::fprintf(stderr, "\n");
 }
 
-inline void generate_text(Run& run);  // generate.hpp
-inline void chat(Run& run);           // chat.hpp
+template <class Session> void generate_text(Run& run);  // generate.hpp
+inline void chat(Run& run);                             // chat.hpp
 
-inline void write_logits(Run& run) {
-  OpenSession open(run.model, run.session_options());
+template <class Session> void write_logits(Run& run) {
+  OpenSessionOf<Session> open(run.model_of<Session>(), run.session_options());
   const std::vector<int> ids = prompt_ids(run);
   check_room(open.session, ids.size());
   NewFile file(run.args.logits);
-  const size_t row = size_t(run.model.config.vocab_size) * sizeof(float), batch = size_t(run.args.batch);
+  const size_t row = size_t(run.file().vocab_size()) * sizeof(float), batch = size_t(run.args.batch);
   for (size_t i = 0; i < ids.size() && file.good(); i += batch) {
     const auto write = [&](size_t, const float* logits) { return file.write(logits, row); };
     if (!open.session.forward(ids.data() + i, std::min(batch, ids.size() - i), write)) fail(open.session);
@@ -638,15 +705,16 @@ inline double log_sum_exp(const float* logits, int n) {
 inline double surprise(const float* logits, int n, int next) { return log_sum_exp(logits, n) - logits[next]; }
 
 // As llama-perplexity does it: windows of 512 tokens, the second half of each counted, so that every token that counts
-// has seen at least 256 before it. A text shorter than a window counts from its second token.
+// has seen at least 256 before it. A text shorter than a window counts from its second token. Bytes fill windows as
+// long as the context.
 struct Windows {
   std::vector<int> ids;
   size_t size, from, count;  // of a window; its first token that counts; windows
 
-  Windows(std::vector<int> text, int longest, const std::string& file) : ids(std::move(text)) {
-    size = std::min<size_t>({512, size_t(longest), ids.size()});
+  Windows(std::vector<int> text, int longest, const std::string& file, size_t most = 512) : ids(std::move(text)) {
+    size = std::min<size_t>({most, size_t(longest), ids.size()});
     if (size < 2) throw Failure{1, file + ": expected at least 2 tokens, found " + std::to_string(ids.size())};
-    from = size < 512 ? 1 : 256;
+    from = size < most ? 1 : most / 2;
     count = ids.size() / size;
   }
   const int* window(size_t w) const { return ids.data() + w * size; }
@@ -666,18 +734,19 @@ struct Perplexity {
   }
 };
 
-inline void perplexity(Run& run) {
-  const Windows text(run.tokenizer.encode(read_all(run.args.perplexity)), run.model.config.max_seq_len,
-                     run.args.perplexity);
+template <class Session> void perplexity(Run& run) {
+  const Windows text(run.encode(read_all(run.args.perplexity)), run.longest(), run.args.perplexity,
+                     run.bytes ? size_t(run.longest()) : 512);
+  run.check_learnt(text.ids, run.args.perplexity);
   SessionOptions options = run.session_options();
   options.context = int(text.size);
-  OpenSession open(run.model, options);
+  OpenSessionOf<Session> open(run.model_of<Session>(), options);
   Perplexity found;
   for (size_t w = 0; w < text.count; w++) {
     const int* ids = text.window(w);
     open.session.rewind(0);
     const bool good = open.session.forward(ids, text.size, [&](size_t i, const float* logits) {
-      if (text.counts(i)) found.add(surprise(logits, run.model.config.vocab_size, ids[i + 1]));
+      if (text.counts(i)) found.add(surprise(logits, run.file().vocab_size(), ids[i + 1]));
       return true;
     });
     if (!good) fail(open.session);
@@ -685,23 +754,28 @@ inline void perplexity(Run& run) {
   }
   if (isatty(2)) std::fprintf(stderr, "\r\033[K");
   char line[160];
-  std::snprintf(line, sizeof line, "perplexity %.4f +- %.4f (%.0f tokens of %zu)\n", found.value(), found.error(),
-                found.count, text.ids.size());
+  if (run.bytes)
+    std::snprintf(line, sizeof line, "%.4f bits a byte; perplexity %.4f +- %.4f (%.0f bytes of %zu)\n",
+                  std::log2(found.value()), found.value(), found.error(), found.count, text.ids.size());
+  else
+    std::snprintf(line, sizeof line, "perplexity %.4f +- %.4f (%.0f tokens of %zu)\n", found.value(), found.error(),
+                  found.count, text.ids.size());
   run.out.write(line);
 }
 
-inline void self_test(Run& run) {
-  if (!run.model.verify_tensors()) throw Failure{1, run.args.model + ": " + run.model.error};
-  const std::vector<int>& ids = run.model.self_test_ids;
+template <class Session> void self_test(Run& run) {
+  ModelFile& file = run.file();
+  if (!file.verify_tensors()) throw Failure{1, run.args.model + ": " + file.error};
+  const std::vector<int>& ids = file.self_test_ids;
   if (ids.empty()) throw Failure{1, run.args.model + ": the tensors are whole, but the file has no self-test"};
   for (const std::string& name : kernel_names()) {
     if (!run.args.kernel.empty() && name != run.args.kernel) continue;
     SessionOptions options = run.session_options();
     options.kernel = name.c_str(), options.kv = KvType::automatic, options.context = int(ids.size());
-    OpenSession open(run.model, options);
+    OpenSessionOf<Session> open(run.model_of<Session>(), options);
     const float* logits = open.session.forward(ids.data(), ids.size());
     if (!logits) fail(open.session);
-    if (hash_logits(logits, run.model.config.vocab_size) != run.model.self_test_hash)
+    if (hash_logits(logits, file.vocab_size()) != file.self_test_hash)
       throw Failure{1,
                     "self-test: kernel " + name + " gives other logits than the file expects; please report this CPU"};
     run.out.write("kernel " + name + ": the logits are those that the file expects\n");
@@ -719,17 +793,18 @@ inline size_t resident_now() {
   return pages > 0 ? size_t(pages) * size_t(sysconf(_SC_PAGESIZE)) : peak_memory();
 }
 
-inline void print_memory(Run& run) {
+template <class Model> void print_memory(Run& run, const Model& model) {
   const SessionOptions options = run.session_options();
-  const int full = options.context > 0 ? options.context : run.model.config.max_seq_len, some = std::min(128, full);
-  const std::vector<MemoryItem> a = memory_of(run.model, options, some), b = memory_of(run.model, options, full);
+  const int full = options.context > 0 ? options.context : run.longest(), some = std::min(128, full);
+  const std::vector<MemoryItem> a = memory_of(model, options, some), b = memory_of(model, options, full);
   size_t sum_a = resident_now(), sum_b = sum_a;
   char line[120];
   const auto row = [&](const char* name, size_t x, size_t y) {
     std::snprintf(line, sizeof line, "  %-24s %10.1f %10.1f\n", name, double(x) / 1e6, double(y) / 1e6);
     run.out.write(line);
   };
-  std::snprintf(line, sizeof line, "memory in MB, after    %5d tokens %5d tokens\n", some, full);
+  const char* unit = run.bytes ? " bytes" : "tokens";
+  std::snprintf(line, sizeof line, "memory in MB, after    %5d %s %5d %s\n", some, unit, full, unit);
   run.out.write(line);
   row("program and tokenizer", sum_a, sum_a);
   for (size_t i = 0; i < a.size(); i++) {
@@ -739,19 +814,47 @@ inline void print_memory(Run& run) {
   row("sum", sum_a, sum_b);
 }
 
+inline double million_parameters(const std::vector<TensorSpec>& specs, bool tied = false) {
+  uint64_t parameters = 0;
+  for (const TensorSpec& spec : specs)
+    if (!(tied && spec.name == "output")) parameters += uint64_t(spec.rows) * uint64_t(spec.cols);
+  return double(parameters) / 1e6;
+}
+
+inline void print_provenance(Run& run) {
+  const std::string text(run.file().provenance());
+  run.out.write(text + (text.empty() || text.back() == '\n' ? "" : "\n"));
+}
+
+inline void info_bytes(Run& run) {
+  const MegabyteModel& m = run.megabyte;
+  const MegabyteConfig& c = m.config;
+  char text[1024];
+  std::snprintf(text, sizeof text,
+                "%.1f M parameters: MEGABYTE, patches of %d bytes, %d heads of %d\n"
+                "global: dim %d, hidden %d, %d layers; local: dim %d, hidden %d, %d layers\n"
+                "made for %d bytes; positions: rotary %s, embedded %s\n"
+                "matrices %s, embedding %s; file %.1f MB; no tokenizer: a token is a byte\n",
+                million_parameters(tensor_specs(c)), c.patch_size, c.n_heads, c.head_dim, c.global.dim,
+                c.global.hidden_dim, c.global.n_layers, c.local.dim, c.local.hidden_dim, c.local.n_layers,
+                c.max_seq_len(), c.rotary ? "yes" : "no", c.positions ? "yes" : "no",
+                type_name(m.local.layers[0].wq.type), type_name(m.local.embedding.type), double(m.file_bytes) / 1e6);
+  run.out.write(text);
+  print_provenance(run);
+  print_memory(run, m);
+}
+
 inline void info(Run& run) {
+  if (run.bytes) return info_bytes(run);
   const Model& m = run.model;
   const Config& c = m.config;
-  uint64_t parameters = 0;
-  for (const TensorSpec& spec : tensor_specs(c))
-    if (!(c.tied && spec.name == "output")) parameters += uint64_t(spec.rows) * uint64_t(spec.cols);
   char text[2048];
   std::snprintf(text, sizeof text,
                 "%.1f M parameters: dim %d, hidden %d, %d layers, %d heads, %d KV heads of %d, vocabulary %d%s\n"
                 "trained for %d positions; rope theta %g, scaling %s; norm eps %g\n"
                 "matrices %s, embedding %s; file %.1f MB; tokenizer %s, %d pieces; chat %s\n",
-                double(parameters) / 1e6, c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim,
-                c.vocab_size, c.tied ? " (tied)" : "", c.max_seq_len, c.rope_theta,
+                million_parameters(tensor_specs(c), c.tied), c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads,
+                c.head_dim, c.vocab_size, c.tied ? " (tied)" : "", c.max_seq_len, c.rope_theta,
                 c.rope_scaling == RopeScaling::none     ? "none"
                 : c.rope_scaling == RopeScaling::linear ? "linear"
                                                         : "llama3",
@@ -759,15 +862,24 @@ inline void info(Run& run) {
                 double(m.file_bytes) / 1e6,
                 run.tokenizer.kind() == Tokenizer::Kind::sentencepiece ? "SentencePiece" : "byte-level BPE",
                 run.tokenizer.size(), m.chat.known() ? "yes" : "no");
-  run.out.write(text + std::string(m.provenance()) +
-                (m.provenance().empty() || m.provenance().back() == '\n' ? "" : "\n"));
-  print_memory(run);
+  run.out.write(text);
+  print_provenance(run);
+  print_memory(run, m);
 }
 
 inline void encode(Run& run) {
   std::string line;
-  for (int id : run.tokenizer.encode(run.args.encode)) line += (line.empty() ? "" : ",") + std::to_string(id);
+  for (int id : run.encode(run.args.encode)) line += (line.empty() ? "" : ",") + std::to_string(id);
   run.out.write(line + "\n");
+}
+
+template <class Session> void compute(Run& run) {
+  const Arguments& a = run.args;
+  if (a.self_test) return self_test<Session>(run);
+  if (!a.perplexity.empty()) return perplexity<Session>(run);
+  if (!a.logits.empty()) return write_logits<Session>(run);
+  if (a.mode == "chat") return chat(run);  // a Llama's
+  generate_text<Session>(run);
 }
 
 inline void dispatch(const Arguments& a) {
@@ -780,12 +892,8 @@ inline void dispatch(const Arguments& a) {
   }
   Run run(a);
   if (a.info) return info(run);
-  if (a.self_test) return self_test(run);
   if (a.has_encode) return encode(run);
-  if (!a.perplexity.empty()) return perplexity(run);
-  if (!a.logits.empty()) return write_logits(run);
-  if (a.mode == "chat") return chat(run);
-  generate_text(run);
+  run.bytes ? compute<MegabyteSession>(run) : compute<Session>(run);
 }
 
 // Ctrl-C ends the text, not the program in the middle of a character.

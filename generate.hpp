@@ -78,7 +78,7 @@ class TellingSampler : public Sampler {
 // ---- The text ----
 
 // A text that goes on: its tokens, what of it is printed, and the session that has heard it.
-struct Text {
+template <class Session> struct Text {
   Run& run;
   Session& session;
   SavedText saved;
@@ -87,7 +87,8 @@ struct Text {
 
   // Takes the prompt, and what comes before it if there is a file to resume. Returns the tokens to feed.
   std::vector<int> begin(SessionFile* file) {
-    if (file) saved = file->restore(session);
+    if constexpr (std::is_same_v<Session, pocket::Session>)
+      if (file) saved = file->restore(session);
     for (const int id : saved.ids)
       printed(run.tokenizer, stream, id);  // was printed when it was made; half a character may be left
     const std::vector<int> prompt = prompt_ids(run, !file);
@@ -111,14 +112,14 @@ struct Text {
 };
 
 // Why a text has ended.
-inline const char* end_of(const Text& text, int limit) {
+template <class Session> const char* end_of(const Text<Session>& text, int limit) {
   if (text.filter.stopped) return "stop text";
   if (int(text.run.figures.tokens) == limit) return "tokens";
   return text.session.position() == text.session.context() ? "context" : "stop token";
 }
 
 // Goes on with the text; what is made is in it, and printed. False if it failed or was interrupted.
-inline bool write_text(Text& text, TellingSampler& pick, const std::vector<int>& fed) {
+template <class Session> bool write_text(Text<Session>& text, TellingSampler& pick, const std::vector<int>& fed) {
   Run& run = text.run;
   Lookup lookup(text.saved.ids, seconds);
   bool good = false;
@@ -134,13 +135,13 @@ inline bool write_text(Text& text, TellingSampler& pick, const std::vector<int>&
   return good;
 }
 
-inline void generate_text(Run& run) {
+template <class Session> void generate_text(Run& run) {
   const Arguments& a = run.args;
   std::optional<SessionFile> file;
   SessionOptions options = run.session_options();
   if (!a.resume.empty()) file.emplace(a.resume, run.model).fill(options);
-  OpenSession open(run.model, options);
-  Text text{run, open.session, {}};
+  OpenSessionOf<Session> open(run.model_of<Session>(), options);
+  Text<Session> text{run, open.session, {}};
   const std::vector<int> fed = text.begin(file ? &*file : nullptr);
   std::optional<NewFile> save_to;
   if (!a.save.empty()) save_to.emplace(a.save);  // now, so that a place where it cannot be is known before
@@ -153,7 +154,7 @@ inline void generate_text(Run& run) {
   if (save_to && (good || interrupted)) {
     text.saved.held = text.filter.flush();
     text.saved.seed = run.seed, text.saved.random_state = pick.random_state();
-    save(open.session, text.saved, *save_to);
+    if constexpr (std::is_same_v<Session, pocket::Session>) save(open.session, text.saved, *save_to);
   }
   if (!good) fail(open.session);
   stop_if_interrupted();

@@ -176,12 +176,12 @@ struct ChatTemplate {
 };
 
 // A model file, mapped and checked. Immutable once open, so that any number of sessions and threads may share it.
-class Model {
+class ModelFile {
  public:
-  Model() = default;
-  ~Model() { close(); }
-  Model(const Model&) = delete;
-  Model& operator=(const Model&) = delete;
+  ModelFile() = default;
+  virtual ~ModelFile() { unmap(); }
+  ModelFile(const ModelFile&) = delete;
+  ModelFile& operator=(const ModelFile&) = delete;
 
   // Maps the file and checks everything but the tensors' values, once. On failure returns false and sets `error`,
   // which names the file, the field, what was expected and what was found.
@@ -192,11 +192,6 @@ class Model {
   bool verify_tensors();
 
   std::string error;
-  Config config;
-  Tensor token_embedding;  // (vocab_size, dim), row-major: gathered, never multiplied
-  std::vector<Layer> layers;
-  Tensor final_norm;  // (dim)
-  Tensor output;      // (vocab_size, dim)
   ChatTemplate chat;
   std::vector<int> self_test_ids;  // a prompt ...
   uint64_t self_test_hash = 0;     // ... and the hash of the logits of its last token (hash_logits)
@@ -207,10 +202,21 @@ class Model {
   std::string_view tokenizer_bytes() const { return tokenizer_; }
   std::string_view provenance() const { return provenance_; }
   uint64_t checksum() const { return checksum_; }  // the header's: no two models share it
-  // Copies row `id` of the embedding table to x (dim, padded to 64). False if the file can no longer be read.
-  bool embed(int id, float* x) const;
+  virtual int vocab_size() const = 0;
+  // Copies a row of a table that is gathered to x (cols, padded to 64). False if the file can no longer be read.
+  bool read_row(const Tensor& table, int row, float* x) const;
+
+ protected:
+  // What an architecture adds: its number, the sizes that the header tells, the tensors that follow from them, and the
+  // place of each (none: forget them).
+  virtual uint32_t architecture() const = 0;
+  virtual bool read_shape(struct ModelReader& reader) = 0;
+  virtual uint64_t tensor_count() const = 0;
+  virtual std::vector<struct TensorSpec> specs() const = 0;
+  virtual void bind(const std::vector<Tensor>& tensors) = 0;
 
  private:
+  void unmap();
   void close();
   bool check(const char* name);
   friend struct ModelReader;
@@ -220,6 +226,27 @@ class Model {
   int file_ = -1;  // -1: memory of the caller
   std::string_view tokenizer_, provenance_;
   uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
+};
+
+// A Llama.
+class Model : public ModelFile {
+ public:
+  Config config;
+  Tensor token_embedding;  // (vocab_size, dim), row-major: gathered, never multiplied
+  std::vector<Layer> layers;
+  Tensor final_norm;  // (dim)
+  Tensor output;      // (vocab_size, dim)
+
+  int vocab_size() const override { return config.vocab_size; }
+  // Copies row `id` of the embedding table to x (dim, padded to 64). False if the file can no longer be read.
+  bool embed(int id, float* x) const { return read_row(token_embedding, id, x); }
+
+ protected:
+  uint32_t architecture() const override;
+  bool read_shape(struct ModelReader& reader) override;
+  uint64_t tensor_count() const override { return uint64_t(config.n_layers) * 9 + 3; }
+  std::vector<struct TensorSpec> specs() const override;
+  void bind(const std::vector<Tensor>& tensors) override;
 };
 
 enum class KvType { automatic, q8, f32 };  // how keys and values are kept; automatic: f32 for f32 models, else q8
@@ -285,8 +312,6 @@ class Session {
   std::string error;  // "": all is well
 
  private:
-  struct Product;
-  struct Input;
   struct Buffers;
   bool prepare(const SessionOptions& options);
   bool check(const int* ids, size_t n);
@@ -295,8 +320,8 @@ class Session {
   void layer(int l, int n);
   void norm_input(const Tensor& weight, int first, int n);
   void gate_and_up(const Layer& w, int n);
-  void quantize(const Input& in, size_t at, int n);
-  void matmul(std::initializer_list<Product> products, const Input& in, int n);
+  void quantize(const struct ActivationBuffer& in, size_t at, int n);
+  void matmul(std::initializer_list<struct Product> products, const ActivationBuffer& in, int n);
   void add_residual(int n);
   void store_kv(int l, int n);
   void attention(int l, int n);
@@ -371,7 +396,7 @@ using Propose = std::function<std::vector<int>()>;
 // Feeds the prompt, then samples up to n tokens; ends early at a stop id (not handed out), when the context is full,
 // or when on_token returns false. Returns false on failure, with session.error set. Pick: Sampler, or what has its two
 // functions. Guesses are heard together with the token before them and count as far as pick chooses the same.
-template <class Pick>
+template <class Session, class Pick>
 bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose = nullptr);
 
@@ -713,7 +738,7 @@ struct Section {
 struct Header {
   char magic[8];          // kMagic
   uint32_t version;       // kFormatVersion
-  uint32_t architecture;  // kLlama
+  uint32_t architecture;  // kLlama; kMegabyte is megabyte.hpp's
   uint32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, max_seq_len;
   uint32_t tied;  // 0 or 1
   float norm_eps;
@@ -725,12 +750,12 @@ struct Header {
   Section tokenizer, chat, provenance, self_test, tensor_table, tensors;
   uint64_t tensors_checksum;  // XXH64 of the tensors section
   uint64_t checksum;          // XXH64 of this header with this field 0, then of the sections before the tensors
-  uint8_t reserved[56];       // 0
+  uint8_t reserved[56];       // 0 in a Llama
 };
 static_assert(sizeof(Header) == 256);
 
 inline constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'L', 'A', 'M', 'A'};
-inline constexpr uint32_t kFormatVersion = 1, kLlama = 1;
+inline constexpr uint32_t kFormatVersion = 1, kLlama = 1, kMegabyte = 2;
 inline constexpr int kMaxHeadDim = 1024;
 inline constexpr uint64_t kPage = 4096;  // alignment of the tensors section
 
@@ -907,9 +932,16 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
                 std::to_string(c.rope_high_freq));
 }
 
+inline std::string architecture_name(uint32_t architecture) {
+  const std::string number = std::to_string(architecture);
+  return architecture == kLlama      ? number + " (llama)"
+         : architecture == kMegabyte ? number + " (MEGABYTE: include megabyte.hpp and open a MegabyteModel)"
+                                     : number;
+}
+
 // The door: every check of a model file. Steps return false with `error` set.
 struct ModelReader {
-  Model& m;
+  ModelFile& m;
   Header h;
 
   template <class A, class B> bool refuse(const std::string& field, const A& expected, const B& found) {
@@ -930,8 +962,9 @@ struct ModelReader {
     std::memcpy(&h, m.base_, sizeof h);
     if (h.version != kFormatVersion) return refuse("version", kFormatVersion, h.version);
     if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, std::to_string(m.size_) + " (cut short?)");
-    if (h.architecture != kLlama) return refuse("architecture", "1 (llama)", h.architecture);
-    return sections() && checksum() && shape();
+    if (h.architecture != m.architecture())
+      return refuse("architecture", architecture_name(m.architecture()), architecture_name(h.architecture));
+    return sections() && checksum() && m.read_shape(*this);
   }
 
   bool sections() {
@@ -960,47 +993,15 @@ struct ModelReader {
     return hash.digest() == h.checksum || refuse("checksum", h.checksum, std::to_string(hash.digest()) + " (damaged)");
   }
 
-  bool shape() {
-    Config& c = m.config;
-    const struct {
-      const char* field;
-      uint32_t value;
-      int* out;
-    } all[] = {{"dim", h.dim, &c.dim},
-               {"hidden_dim", h.hidden_dim, &c.hidden_dim},
-               {"n_layers", h.n_layers, &c.n_layers},
-               {"n_heads", h.n_heads, &c.n_heads},
-               {"n_kv_heads", h.n_kv_heads, &c.n_kv_heads},
-               {"head_dim", h.head_dim, &c.head_dim},
-               {"vocab_size", h.vocab_size, &c.vocab_size},
-               {"max_seq_len", h.max_seq_len, &c.max_seq_len},
-               {"rope_original_len", h.rope_original_len, &c.rope_original_len}};
-    for (const auto& f : all) {
-      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", f.value);
-      *f.out = int(f.value);
-    }
-    if (h.tied > 1) return refuse("tied", "0 or 1", h.tied);
-    if (h.rope_scaling > 2) return refuse("rope_scaling", "0 to 2", h.rope_scaling);
-    for (uint8_t byte : h.reserved)
-      if (byte) return refuse("reserved", 0, int(byte));
-    c.tied = h.tied;
-    c.norm_eps = h.norm_eps;
-    c.rope_theta = h.rope_theta;
-    c.rope_scaling = RopeScaling(h.rope_scaling);
-    c.rope_factor = h.rope_factor, c.rope_low_freq = h.rope_low_freq, c.rope_high_freq = h.rope_high_freq;
-    return check_config(c, [this](const char* field, const std::string& expected, const std::string& found) {
-      return refuse(field, expected, found);
-    });
-  }
-
   bool tensors() {
     // The count first, in numbers: the list of a model with a thousand layers must not be made for a tiny file.
-    const uint64_t count = uint64_t(m.config.n_layers) * 9 + 3;
+    const uint64_t count = m.tensor_count();
     if (h.tensor_table.bytes != count * sizeof(TensorEntry))
       return refuse("section tensor_table.bytes", count * sizeof(TensorEntry), h.tensor_table.bytes);
     std::vector<Tensor> bound;
     uint64_t at = h.tensors.offset;
-    for (const TensorSpec& spec : tensor_specs(m.config)) {
+    bool all_f32 = true;
+    for (const TensorSpec& spec : m.specs()) {
       const auto e = load<TensorEntry>(m.base_ + h.tensor_table.offset + bound.size() * sizeof(TensorEntry));
       const std::string field = "tensor " + spec.name;
       if (!type_fits(spec.layout, e.type)) return refuse(field + ".type", "a type that fits", e.type);
@@ -1016,26 +1017,13 @@ struct ModelReader {
       for (int8_t value : e.codebook)  // section 8 counts on 7 bits
         if (value < -64 || value > 63) return refuse(field + ".codebook", "-64 to 63", int(value));
       bound.push_back(t);
+      all_f32 = all_f32 && (spec.layout != Layout::panels || t.type == Type::f32);
       at += bytes;
     }
     if (at != m.size_) return refuse("section tensors", at, m.size_);
-    bind(bound);
+    m.all_f32 = all_f32;
+    m.bind(bound);
     return true;
-  }
-
-  void bind(const std::vector<Tensor>& t) {
-    m.token_embedding = t[0];
-    m.layers.clear();
-    for (size_t i = 1; i + 2 < t.size(); i += 9)
-      m.layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
-    m.final_norm = t[t.size() - 2];
-    m.output = t[t.size() - 1];
-    m.bytes_per_token = 0;
-    m.all_f32 = true;
-    for (size_t i = 1; i < t.size(); i++) {
-      m.bytes_per_token += t[i].bytes;
-      m.all_f32 = m.all_f32 && t[i].type == Type::f32;
-    }
   }
 
   std::string_view view(const Section& s) {
@@ -1047,7 +1035,7 @@ struct ModelReader {
     if (count > in.bytes.size() / 4) return false;
     for (uint32_t i = 0; i < count; i++) {
       const int32_t id = in.get<int32_t>();
-      if (id < 0 || id >= m.config.vocab_size) return false;
+      if (id < 0 || id >= m.vocab_size()) return false;
       out.push_back(id);
     }
     return in.ok;
@@ -1062,7 +1050,7 @@ struct ModelReader {
       const uint32_t parts = in.get<uint32_t>();
       for (uint32_t i = 0; i < parts && in.ok; i++) {
         const int32_t id = in.get<int32_t>();
-        if (id < -1 || id >= m.config.vocab_size) return refuse("section chat", "ids within the vocabulary", id);
+        if (id < -1 || id >= m.vocab_size()) return refuse("section chat", "ids within the vocabulary", id);
         slot.push_back({id, std::string(in.take(in.get<uint32_t>()))});
       }
     }
@@ -1095,7 +1083,56 @@ struct ModelReader {
   }
 };
 
-inline bool Model::check(const char* name) {
+inline bool Model::read_shape(ModelReader& reader) {
+  const Header& h = reader.h;
+  Config& c = config;
+  const struct {
+    const char* field;
+    uint32_t value;
+    int* out;
+  } all[] = {{"dim", h.dim, &c.dim},
+             {"hidden_dim", h.hidden_dim, &c.hidden_dim},
+             {"n_layers", h.n_layers, &c.n_layers},
+             {"n_heads", h.n_heads, &c.n_heads},
+             {"n_kv_heads", h.n_kv_heads, &c.n_kv_heads},
+             {"head_dim", h.head_dim, &c.head_dim},
+             {"vocab_size", h.vocab_size, &c.vocab_size},
+             {"max_seq_len", h.max_seq_len, &c.max_seq_len},
+             {"rope_original_len", h.rope_original_len, &c.rope_original_len}};
+  for (const auto& f : all) {
+    if (f.value > INT32_MAX) return reader.refuse(f.field, "less than 2^31", f.value);
+    *f.out = int(f.value);
+  }
+  if (h.tied > 1) return reader.refuse("tied", "0 or 1", h.tied);
+  if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", h.rope_scaling);
+  for (uint8_t byte : h.reserved)
+    if (byte) return reader.refuse("reserved", 0, int(byte));
+  c.tied = h.tied;
+  c.norm_eps = h.norm_eps;
+  c.rope_theta = h.rope_theta;
+  c.rope_scaling = RopeScaling(h.rope_scaling);
+  c.rope_factor = h.rope_factor, c.rope_low_freq = h.rope_low_freq, c.rope_high_freq = h.rope_high_freq;
+  return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
+    return reader.refuse(field, expected, found);
+  });
+}
+
+inline uint32_t Model::architecture() const { return kLlama; }
+inline std::vector<TensorSpec> Model::specs() const { return tensor_specs(config); }
+
+inline void Model::bind(const std::vector<Tensor>& t) {
+  layers.clear();
+  bytes_per_token = 0;
+  if (t.empty()) return;
+  token_embedding = t[0];
+  for (size_t i = 1; i + 2 < t.size(); i += 9)
+    layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
+  final_norm = t[t.size() - 2];
+  output = t[t.size() - 1];
+  for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
+}
+
+inline bool ModelFile::check(const char* name) {
   bool ok = false;
   try {
     ok = ModelReader{*this, {}}.all();
@@ -1108,7 +1145,7 @@ inline bool Model::check(const char* name) {
   return false;
 }
 
-inline bool Model::open(const char* path) {
+inline bool ModelFile::open(const char* path) {
   close();
   error.clear();
   const auto fail = [&](const char* what) {
@@ -1129,7 +1166,7 @@ inline bool Model::open(const char* path) {
   return check(path);
 }
 
-inline bool Model::open_memory(const void* data, size_t size) {
+inline bool ModelFile::open_memory(const void* data, size_t size) {
   close();
   error.clear();
   if (reinterpret_cast<uintptr_t>(data) % kAlign) {
@@ -1141,18 +1178,22 @@ inline bool Model::open_memory(const void* data, size_t size) {
   return check("memory");
 }
 
-inline void Model::close() {
+inline void ModelFile::unmap() {
   if (file_ >= 0) {
     if (base_) munmap(const_cast<uint8_t*>(base_), size_);
     ::close(file_);
   }
   base_ = nullptr, size_ = 0, file_ = -1;
-  tokenizer_ = provenance_ = {};
-  tensors_at_ = tensors_hash_ = checksum_ = 0;
-  layers.clear();
 }
 
-inline bool Model::verify_tensors() {
+inline void ModelFile::close() {
+  unmap();
+  tokenizer_ = provenance_ = {};
+  tensors_at_ = tensors_hash_ = checksum_ = 0;
+  bind({});
+}
+
+inline bool ModelFile::verify_tensors() {
   const uint64_t found = hash_bytes(base_ + tensors_at_, size_ - tensors_at_);
   if (found == tensors_hash_) return true;
   error = "tensors: expected checksum " + std::to_string(tensors_hash_) + ", found " + std::to_string(found);
@@ -1160,10 +1201,10 @@ inline bool Model::verify_tensors() {
 }
 
 // A row is read, not looked at where it is mapped: a page fault would bring 64 KiB around it into memory, to stay.
-inline bool Model::embed(int id, float* x) const {
-  const Type type = token_embedding.type;
-  const size_t group = embedding_group_bytes(type), groups = size_t(padded(config.dim)) / kGroup;
-  const uint8_t* row = token_embedding.data + size_t(id) * groups * group;
+inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const {
+  const Type type = table.type;
+  const size_t group = embedding_group_bytes(type), groups = size_t(padded(table.cols)) / kGroup;
+  const uint8_t* row = table.data + size_t(index) * groups * group;
   uint8_t copy[4096];
   for (size_t g = 0, take; g < groups; g += take, row += take * group) {
     take = std::min(sizeof copy / group, groups - g);
@@ -1349,9 +1390,9 @@ struct KvBlock {
 };
 
 // Bytes of a KvBlock, in the order k_scale, v_scale, k, v.
-inline size_t kv_block_bytes(int head_dim, bool f32) {
-  const size_t scales = 2 * kBlockKeys * sizeof(float), number = f32 ? sizeof(float) : 1;
-  return scales + kBlockKeys * (size_t(head_dim) + round_up(head_dim, 16)) * number;
+inline size_t kv_block_bytes(int head_dim, bool f32, int keys = kBlockKeys) {
+  const size_t scales = 2 * size_t(keys) * sizeof(float), number = f32 ? sizeof(float) : 1;
+  return scales + size_t(keys) * (size_t(head_dim) + round_up(head_dim, 16)) * number;
 }
 
 // The result of attention over some keys: the largest score, the sum of e^(score - largest), and from float 16 on the
@@ -1532,7 +1573,7 @@ inline constexpr int kTileTokens = 16;  // tokens of one attention task of a pro
 inline const Kernels* find_kernels(const char* name);  // section 8; null: the best
 
 // What goes into a matmul: vectors of `cols` (padded) floats and, for quantized weights, the same as int8.
-struct Session::Input {
+struct ActivationBuffer {
   int cols;
   float* f;
   int8_t* q;
@@ -1540,23 +1581,54 @@ struct Session::Input {
   int32_t* sum;
 
   operator Activations() const { return {cols, f, q, scale, sum}; }
+  // n elements from `at` on, whole groups, quantized for the matmul that comes next.
+  void quantize(const Kernels& k, size_t at, int n) const {
+    k.quantize(f + at, n, q + at, scale + at / kGroup, sum + at / kGroup);
+  }
 };
+
+// About how many nanoseconds these take one thread of a CPU of today, for the pool: a matmul with weights of so many
+// bytes, n vectors that are passed over once, and the attention of one token to so many keys.
+inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
+inline double vector_work(int width, int n) { return double(width) * n / 2; }
+inline double attention_work(int q_dim, int keys) { return double(keys) * q_dim / 16; }
+
+struct Product {
+  const Tensor& w;
+  float* y;  // (n, rows padded to 64)
+};
+
+// y = w f for each product: matrices that share their input go through in one pass, as if one stood under the other.
+inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const ActivationBuffer& in,
+                   int n) {
+  int total = 0;
+  size_t bytes = 0;
+  for (const Product& p : products) total += panels_of(p.w.rows), bytes += p.w.bytes;
+  pool.run_ranges(total, matmul_work(bytes, n), [&](int first, int end) {
+    for (const Product& p : products) {
+      const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
+      if (from < to) matmul_panels(k, p.w, from, to - from, in, n, p.y, size_t(padded(p.w.rows)));
+      first -= panels;  // relative to the next product's first panel
+      end -= panels;
+    }
+  });
+}
 
 // A session's memory, laid out in one reservation from `base` on; with base null, to see how large it will be. n tokens
 // of a chunk, at most kChunk; widths are padded to 64 with zeros.
 struct Session::Buffers {
   int context, threads;
   bool kv_f32;
-  uint8_t* kv;       // (blocks of keys, layers, KV heads, kv_block_bytes)
-  float* x;          // (n, dim): the residual stream
-  Input xn;          // (n, dim): its norm; .f also takes what is to be added to it
-  Input q;           // (n, q_dim): queries, and then the attention's output
-  float *k, *v;      // (n, kv_dim)
-  Input gate;        // (n, hidden_dim)
-  float* up;         // (n, hidden_dim)
-  float *cos, *sin;  // (n, head_dim / 2): rotations of the chunk's positions
-  float* partial;    // attention so far, per thread and query; or per block of keys and query
-  float* logits;     // (kLogitRows, vocab_size)
+  uint8_t* kv;            // (blocks of keys, layers, KV heads, kv_block_bytes)
+  float* x;               // (n, dim): the residual stream
+  ActivationBuffer xn;    // (n, dim): its norm; .f also takes what is to be added to it
+  ActivationBuffer q;     // (n, q_dim): queries, and then the attention's output
+  float *k, *v;           // (n, kv_dim)
+  ActivationBuffer gate;  // (n, hidden_dim)
+  float* up;              // (n, hidden_dim)
+  float *cos, *sin;       // (n, head_dim / 2): rotations of the chunk's positions
+  float* partial;         // attention so far, per thread and query; or per block of keys and query
+  float* logits;          // (kLogitRows, vocab_size)
   size_t kv_block, kv_position, token_bytes, partial_bytes, logit_bytes, bytes;  // of one each; of all
 
   Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
@@ -1575,7 +1647,7 @@ struct Session::Buffers {
     kv_position = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
     take(kv, blocks * kBlockKeys * kv_position);
     const uintptr_t tokens = at;
-    const auto take_input = [&](Input& in, int cols) {
+    const auto take_input = [&](ActivationBuffer& in, int cols) {
       const size_t count = size_t(kChunk) * padded(cols);
       in.cols = padded(cols);
       take(in.f, count);
@@ -1607,11 +1679,6 @@ inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOption
           {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.partial_bytes},
           {"logits and sampler", 4 * b.logit_bytes}};
 }
-
-struct Session::Product {
-  const Tensor& w;
-  float* y;  // (n, rows padded to 64)
-};
 
 inline Session::Session(const Model& model, SessionOptions options) : model_(model) {
   try {
@@ -1736,16 +1803,10 @@ inline void Session::layer(int l, int n) {
     observer_({Observation::layer_output, l, -1, position_ + t, buf_->x + size_t(t) * padded(c.dim), c.dim});
 }
 
-// n elements from `at` on, whole groups, quantized for the matmul that comes next. Float weights take them as they are.
-inline void Session::quantize(const Input& in, size_t at, int n) {
-  if (!model_.all_f32) kernels_->quantize(in.f + at, n, in.q + at, in.scale + at / kGroup, in.sum + at / kGroup);
+// Float weights take their inputs as they are.
+inline void Session::quantize(const ActivationBuffer& in, size_t at, int n) {
+  if (!model_.all_f32) in.quantize(*kernels_, at, n);
 }
-
-// About how many nanoseconds these take one thread of a CPU of today, for the pool: a matmul with weights of so many
-// bytes, n vectors that are passed over once, and the attention of one token to so many keys.
-inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
-inline double vector_work(int width, int n) { return double(width) * n / 2; }
-inline double attention_work(const Config& c, int keys) { return double(keys) * c.q_dim() / 16; }
 
 // xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
 inline void Session::norm_input(const Tensor& weight, int first, int n) {
@@ -1765,19 +1826,8 @@ inline void Session::add_residual(int n) {
   });
 }
 
-// y = w f for each product: matrices that share their input go through in one pass, as if one stood under the other.
-inline void Session::matmul(std::initializer_list<Product> products, const Input& in, int n) {
-  int total = 0;
-  size_t bytes = 0;
-  for (const Product& p : products) total += panels_of(p.w.rows), bytes += p.w.bytes;
-  pool_->run_ranges(total, matmul_work(bytes, n), [&](int first, int end) {
-    for (const Product& p : products) {
-      const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
-      if (from < to) matmul_panels(*kernels_, p.w, from, to - from, in, n, p.y, size_t(padded(p.w.rows)));
-      first -= panels;  // relative to the next product's first panel
-      end -= panels;
-    }
-  });
+inline void Session::matmul(std::initializer_list<Product> products, const ActivationBuffer& in, int n) {
+  pocket::matmul(*kernels_, *pool_, products, in, n);
 }
 
 // gate = silu(w1 xn) * (w3 xn). A task takes some groups of 32 rows of both matrices, and goes on with what they gave
@@ -1890,7 +1940,7 @@ inline void Session::attend_prompt(int l, int n) {
   const Config& c = model_.config;
   const size_t record = attention_floats(c.head_dim);
   const int group = c.n_heads / c.n_kv_heads, tiles = (n + kTileTokens - 1) / kTileTokens;
-  pool_->run(tiles * c.n_kv_heads, attention_work(c, position_ + n) * n, [&](int task, int thread) {
+  pool_->run(tiles * c.n_kv_heads, attention_work(c.q_dim(), position_ + n) * n, [&](int task, int thread) {
     const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
     const int tokens = std::min(kTileTokens, n - first), last_block = (position_ + first + tokens - 1) / kBlockKeys;
     float* state = buf_->partial + size_t(thread) * kTileTokens * group * record;
@@ -1913,7 +1963,7 @@ inline void Session::attend_token(int l) {
       finish_head(part(0, head), 0, head);
     }
   };
-  pool_->run_ranges(blocks * c.n_kv_heads, attention_work(c, position_ + 1), [&](int first, int end) {
+  pool_->run_ranges(blocks * c.n_kv_heads, attention_work(c.q_dim(), position_ + 1), [&](int first, int end) {
     for (int i = first; i < end; i++) {
       const int kv_head = i / blocks, block = i % blocks;
       attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
@@ -2086,7 +2136,7 @@ inline int Sampler::choose(float top, int best) {
   return candidates_.empty() ? best : candidates_.back().id;
 }
 
-template <class Pick>
+template <class Session, class Pick>
 bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose) {
   int id = 0, made = 0;

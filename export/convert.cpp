@@ -12,6 +12,7 @@
 #include "calibration_text.hpp"
 #include "chat_template.hpp"
 #include "lora.hpp"
+#include "megabyte_checkpoint.hpp"
 #include "model_writer.hpp"
 #include "open_checkpoint.hpp"
 #include "random_model.hpp"
@@ -24,6 +25,7 @@ using namespace pocket;
 constexpr const char* kHelp =
     "convert: a checkpoint to a model.bin that run reads\n\n"
     "  export/convert IN -o OUT.bin [--type q4|q8|f32] [-z TOKENIZER] [--lora FOLDER] [--calibrate TEXT]\n"
+    "  export/convert IN.pt --config CONFIG.json -o OUT.bin [--type q4|q8|f32]\n"
     "  export/convert --random SHAPE -o OUT.bin [--type q4|q8|f32]\n\n"
     "IN is recognised by its content:\n"
     "  a Hugging Face folder   config.json, safetensors or PyTorch's .bin (one file or shards; f32, f16, bf16),\n"
@@ -33,7 +35,9 @@ constexpr const char* kHelp =
     "  a GGUF file             version 2 or 3; F32, F16, BF16, Q8_0, Q4_0 to Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS;\n"
     "                          tokenizer and chat template in it\n"
     "  a llama2.c checkpoint   .bin of version 0, 1 (f32) or 2 (int8); needs its tokenizer: -z tokenizer.model or\n"
-    "                          tokenizer.bin\n\n"
+    "                          tokenizer.bin\n"
+    "  a MEGABYTE checkpoint   a state_dict of MEGABYTE-pytorch 0.3.2 to 0.3.6, saved by torch.save(), of two stages;\n"
+    "                          needs --config\n\n"
     "  -o, --output FILE       the model file to write; it appears when it is whole\n"
     "  --type TYPE             q4: 4.125 bits a weight, the smallest and fastest [this]; q8: 8.5 bits, all but "
     "lossless;\n"
@@ -49,6 +53,9 @@ constexpr const char* kHelp =
     "                          FOLDER is as PEFT saves it: adapter_config.json, adapter_model.safetensors (.bin). "
     "Example:\n"
     "                          export/convert tinyllama --lora pirate --lora rhymes:0.5 -o model.bin\n"
+    "  --config FILE           of a MEGABYTE checkpoint: the arguments of its constructor as JSON, {\"num_tokens\": "
+    "256,\n"
+    "                          \"dim\": [512, 256], \"depth\": [6, 4], \"max_seq_len\": [256, 4], ...}\n"
     "  -z, --tokenizer FILE    a tokenizer of its own, where the checkpoint has none, or another one: "
     "tokenizer.model,\n"
     "                          tokenizer.json (byte-level or made from SentencePiece) or llama2.c's tokenizer.bin\n"
@@ -63,7 +70,7 @@ struct Failure {
 };
 
 struct Arguments {
-  std::string in, out, type = "q4", tokenizer, random, calibrate, head, report, chat_template;
+  std::string in, out, type = "q4", tokenizer, random, calibrate, head, report, chat_template, config;
   std::vector<std::string> lora;
 };
 
@@ -81,7 +88,9 @@ void print_help() {
   families.insert(families.rfind(',') + 2, "or ");
   const size_t at = help.find(mark);
   std::printf("%s%s%s", help.substr(0, at).c_str(), families.c_str(), help.c_str() + at + mark.size());
-  for (const Preset& p : presets()) std::printf("%s%s", &p == &presets()[0] ? "" : ", ", p.name);
+  for (const Preset& p : presets()) std::printf("%s, ", p.name);
+  for (const MegabytePreset& p : megabyte_presets())
+    std::printf("%s%s", &p == &megabyte_presets()[0] ? "" : ", ", p.name);
   std::printf("\n\nExit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
 }
 
@@ -104,6 +113,27 @@ void check_q4_options(const Arguments& a) {
     throw Failure{2, "--report: expected a name that ends in .csv or .html, found '" + a.report + "'"};
 }
 
+bool is_megabyte(const Arguments& a) {
+  const auto& all = megabyte_presets();
+  return !a.config.empty() ||
+         std::any_of(all.begin(), all.end(), [&](const MegabytePreset& p) { return a.random == p.name; });
+}
+
+// What a model of bytes has no use for.
+void check_bytes_options(const Arguments& a) {
+  if (!is_megabyte(a)) return;
+  if (!a.config.empty() && !a.random.empty()) throw Failure{2, "--config: is for a checkpoint, not for --random"};
+  const struct {
+    const char* name;
+    bool given;
+  } all[] = {{"--tokenizer", !a.tokenizer.empty()},
+             {"--calibrate", !a.calibrate.empty()},
+             {"--template", !a.chat_template.empty()},
+             {"--lora", !a.lora.empty()}};
+  for (const auto& o : all)
+    if (o.given) throw Failure{2, o.name + std::string(": is for a Llama; a MEGABYTE model takes and gives bytes")};
+}
+
 Arguments parse(int argc, char** argv) {
   Arguments a;
   const struct {
@@ -112,7 +142,8 @@ Arguments parse(int argc, char** argv) {
   } options[] = {{"-o", "--output", &a.out},          {"", "--type", &a.type},
                  {"-z", "--tokenizer", &a.tokenizer}, {"", "--random", &a.random},
                  {"", "--calibrate", &a.calibrate},   {"", "--head", &a.head},
-                 {"", "--report", &a.report},         {"", "--template", &a.chat_template}};
+                 {"", "--report", &a.report},         {"", "--template", &a.chat_template},
+                 {"", "--config", &a.config}};
   for (int i = 1; i < argc; i++) {
     const std::string word = argv[i];
     if (word.size() < 2 || word[0] != '-') {
@@ -136,6 +167,7 @@ Arguments parse(int argc, char** argv) {
     throw Failure{2, "expected a checkpoint, or --random SHAPE; see export/convert --help"};
   if (!a.lora.empty() && !a.random.empty()) throw Failure{2, "--lora: is for a checkpoint, not for --random"};
   if (a.out.empty()) throw Failure{2, "expected -o OUT.bin: the model file to write"};
+  check_bytes_options(a);
   return a;
 }
 
@@ -299,7 +331,7 @@ void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
   std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", a.out.c_str(), a.type.c_str(),
                double(bytes) / 1e6, seconds() - start, a.out.c_str(),
                parts.chat.known() ? "-m chat" : "-i \"Once upon a time\"");
-  if (a.calibrate.empty() && parts.type == Type::q4 && a.random.empty())
+  if (a.calibrate.empty() && parts.type == Type::q4 && a.random.empty() && !parts.megabyte)
     std::fprintf(
         stderr,
         "convert: q4 loses a sixth as much if it is calibrated: --calibrate TEXT (on two cores some minutes for "
@@ -336,6 +368,7 @@ void convert_random(const Arguments& a) {
   if (!preset) {
     std::string names;
     for (const Preset& p : presets()) names += std::string(" ") + p.name;
+    for (const MegabytePreset& p : megabyte_presets()) names += std::string(" ") + p.name;
     throw Failure{2, "--random: expected one of" + names + ", found '" + a.random + "'"};
   }
   ModelParts parts;
@@ -390,6 +423,28 @@ void convert_checkpoint(const Arguments& a) {
   });
 }
 
+// A checkpoint of bytes, or random weights of such a shape.
+void convert_megabyte(const Arguments& a) {
+  MegabyteCheckpoint c;
+  std::string error;
+  ModelParts parts;
+  for (const MegabytePreset& p : megabyte_presets())
+    if (a.random == p.name) c.config = p.config;
+  if (a.random.empty() && !open_megabyte(a.in, a.config, c, error)) throw Failure{1, error};
+  parts.megabyte = c.config;
+  parts.chat.stop_ids = {c.pad_id};
+  parts.provenance = (a.random.empty() ? "source: " + c.weights.source + "\nformat: " + c.weights.format
+                                       : "source: random weights of the shape " + a.random) +
+                     "\nweights: " + quality(a) + "\n";
+  const int test = std::min(2 * c.config.patch_size + 3, c.config.max_seq_len());  // of three patches
+  parts.self_test_ids = self_test_prompt(kByteValues, -1, size_t(test));
+  write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
+    if (a.random.empty()) return c.weights.read_rows(spec.name, first, count, out, why);
+    random_rows(spec, first, count, out);
+    return true;
+  });
+}
+
 int convert_main(int argc, char** argv) {
   std::signal(SIGINT, [](int) { interrupted = 1; });
   std::signal(SIGTERM, [](int) { interrupted = 1; });
@@ -398,7 +453,7 @@ int convert_main(int argc, char** argv) {
     for (int i = 1; i < argc; i++)
       if (!std::strcmp(argv[i], "--help") || !std::strcmp(argv[i], "-h")) return print_help(), 0;
     const Arguments a = parse(argc, argv);
-    a.random.empty() ? convert_checkpoint(a) : convert_random(a);
+    is_megabyte(a) ? convert_megabyte(a) : a.random.empty() ? convert_checkpoint(a) : convert_random(a);
     return 0;
   } catch (const Failure& f) {
     std::fprintf(stderr, "convert: %s\n", f.what.c_str());

@@ -6,9 +6,11 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "../megabyte.hpp"
 #include "quantize.hpp"
 
 namespace pocket {
@@ -40,10 +42,11 @@ struct ReadyTensor {
 };
 
 struct ModelParts {
-  Config config;
-  Type type = Type::q4;   // of the matrices; the embedding table is f32 in an f32 model, else q8
-  bool head_q8 = false;   // the output matrix at q8, whatever the others are
-  std::string tokenizer;  // blob
+  Config config;                           // of a Llama
+  std::optional<MegabyteConfig> megabyte;  // of a MEGABYTE model, instead
+  Type type = Type::q4;                    // of the matrices; the embedding table is f32 in an f32 model, else q8
+  bool head_q8 = false;                    // the output matrix at q8, whatever the others are
+  std::string tokenizer;                   // blob
   ChatTemplate chat;
   std::string provenance;
   std::vector<int> self_test_ids;
@@ -52,10 +55,10 @@ struct ModelParts {
 };
 
 // The ids that the self-test runs: spread over the vocabulary, the same for every model.
-inline std::vector<int> self_test_prompt(int vocab_size, int bos) {
+inline std::vector<int> self_test_prompt(int vocab_size, int bos, size_t count = 8) {
   std::vector<int> ids;
   if (bos >= 0) ids.push_back(bos);
-  for (uint64_t i = 1; ids.size() < 8; i++) ids.push_back(int(i * 0x9E3779B97F4A7C15 >> 33) % vocab_size);
+  for (uint64_t i = 1; ids.size() < count; i++) ids.push_back(int(i * 0x9E3779B97F4A7C15 >> 33) % vocab_size);
   return ids;
 }
 
@@ -139,23 +142,28 @@ class ModelWriter {
     return s;
   }
 
+  static void set_header(const MegabyteConfig& c, Header& h) { pocket::set_header(c, h); }
+  static void set_header(const Config& c, Header& h) {
+    h.architecture = kLlama;
+    h.dim = uint32_t(c.dim), h.hidden_dim = uint32_t(c.hidden_dim);
+    h.n_layers = uint32_t(c.n_layers), h.n_heads = uint32_t(c.n_heads);
+    h.n_kv_heads = uint32_t(c.n_kv_heads), h.head_dim = uint32_t(c.head_dim);
+    h.vocab_size = uint32_t(c.vocab_size), h.max_seq_len = uint32_t(c.max_seq_len);
+    h.tied = c.tied, h.norm_eps = c.norm_eps;
+    h.rope_theta = c.rope_theta, h.rope_scaling = uint32_t(c.rope_scaling);
+    h.rope_factor = c.rope_factor, h.rope_low_freq = c.rope_low_freq;
+    h.rope_high_freq = c.rope_high_freq, h.rope_original_len = uint32_t(c.rope_original_len);
+  }
+
   void lay_out(const ModelParts& parts) {
-    const Config& c = parts.config;
-    specs_ = tensor_specs(c);
+    specs_ = parts.megabyte ? tensor_specs(*parts.megabyte) : tensor_specs(parts.config);
     entries_.clear();
     tensors_hash_ = {};
+    norm_squared_ = input_squared_ = output_squared_ = gate_squared_ = {};
     header_ = {};
     std::memcpy(header_.magic, kMagic, sizeof kMagic);
     header_.version = kFormatVersion;
-    header_.architecture = kLlama;
-    header_.dim = uint32_t(c.dim), header_.hidden_dim = uint32_t(c.hidden_dim);
-    header_.n_layers = uint32_t(c.n_layers), header_.n_heads = uint32_t(c.n_heads);
-    header_.n_kv_heads = uint32_t(c.n_kv_heads), header_.head_dim = uint32_t(c.head_dim);
-    header_.vocab_size = uint32_t(c.vocab_size), header_.max_seq_len = uint32_t(c.max_seq_len);
-    header_.tied = c.tied, header_.norm_eps = c.norm_eps;
-    header_.rope_theta = c.rope_theta, header_.rope_scaling = uint32_t(c.rope_scaling);
-    header_.rope_factor = c.rope_factor, header_.rope_low_freq = c.rope_low_freq;
-    header_.rope_high_freq = c.rope_high_freq, header_.rope_original_len = uint32_t(c.rope_original_len);
+    parts.megabyte ? set_header(*parts.megabyte, header_) : set_header(parts.config, header_);
     uint64_t at = sizeof(Header);
     header_.tokenizer = place(at, parts.tokenizer.size(), kAlign);
     header_.chat = place(at, chat_bytes(parts.chat).size(), kAlign);
@@ -226,14 +234,16 @@ class ModelWriter {
     if (spec.layout == Layout::vector) {
       std::vector<float> values(entry.bytes / sizeof(float));
       if (!read_finite(spec, 0, 1, values.data(), read, error)) return false;
-      norm_squared_.assign(size_t(padded(spec.cols)), 0.f);
-      for (int k = 0; k < spec.cols; k++) norm_squared_[k] = values[k] * values[k];
+      if (last_name(spec) != "bias") {
+        norm_squared_.assign(size_t(padded(spec.cols)), 0.f);
+        for (int k = 0; k < spec.cols; k++) norm_squared_[k] = values[k] * values[k];
+      }
       return append(std::string(reinterpret_cast<const char*>(values.data()), entry.bytes)) && report(spec, progress);
     }
     const auto ready = parts.ready.find(spec.name);
     if (ready != parts.ready.end()) return copy_tensor(spec, entry, ready->second, progress);
     const bool panels = spec.layout == Layout::panels;
-    if (panels) guess_inputs(spec, parts.config);
+    if (panels) guess_inputs(spec, parts);
     const size_t unit = panels ? panel_bytes(type, spec.cols) : kPanelRows * embedding_row_bytes(type, spec.cols);
     const int units = panels_of(spec.rows), batch = std::max(parts.threads, int((4u << 20) / (unit * 2 + 1)));
     Pool pool(parts.threads);
@@ -254,16 +264,19 @@ class ModelWriter {
     return true;
   }
 
+  static std::string last_name(const TensorSpec& spec) { return spec.name.substr(spec.name.rfind('.') + 1); }
+
   // How large the inputs of a matrix are, column by column, without any text: a norm's weights say it of its outputs;
-  // as if those were independent, the rows of wv say it of what attention averages, and those of w1 and w3 of their
-  // product. To be called in the order of the file.
-  void guess_inputs(const TensorSpec& spec, const Config& c) {
-    const std::string last = spec.name.substr(spec.name.rfind('.') + 1);
+  // as if those were independent, the rows of wv say it of what attention averages, and those of w1, and w3 if there
+  // is one, of their product. To be called in the order of the file.
+  void guess_inputs(const TensorSpec& spec, const ModelParts& parts) {
+    const Config& c = parts.config;
+    const std::string last = last_name(spec);
     std::vector<float> inputs(size_t(padded(spec.cols)), 0.f);
     for (int k = 0; k < spec.cols; k++) {
-      const int head = k / c.head_dim / (c.n_heads / c.n_kv_heads);
-      inputs[k] = last == "wo"   ? output_squared_[head * c.head_dim + k % c.head_dim]
-                  : last == "w2" ? gate_squared_[k] * output_squared_[k]
+      const int value = parts.megabyte ? k : k / c.head_dim / (c.n_heads / c.n_kv_heads) * c.head_dim + k % c.head_dim;
+      inputs[k] = last == "wo"   ? output_squared_[value]
+                  : last == "w2" ? (gate_squared_.empty() ? 1 : gate_squared_[k]) * output_squared_[k]
                                  : norm_squared_[k];
     }
     if (last == "w3") gate_squared_ = output_squared_;
@@ -304,20 +317,25 @@ class ModelWriter {
 
   // Runs the new file as a user will, and notes the hash of what it says.
   bool self_test(const ModelParts& parts, uint64_t& hash) {
+    return parts.megabyte ? self_test<MegabyteModel, MegabyteSession>(parts, hash)
+                          : self_test<Model, Session>(parts, hash);
+  }
+  template <class Model, class Session> bool self_test(const ModelParts& parts, uint64_t& hash) {
     Model model;
     if (!model.open(temporary_.c_str())) return fail("the file just written is refused: " + model.error);
     if (parts.self_test_ids.empty()) return true;
     Session session(model, {int(parts.self_test_ids.size()), parts.threads, KvType::automatic, nullptr});
-    session.observe([&](const Observation& o) {
-      if (o.kind == Observation::layer_output) release(model.layers[size_t(o.layer)]);
-    });
+    if constexpr (std::is_same_v<Session, pocket::Session>)
+      session.observe([&](const Observation& o) {
+        if (o.kind == Observation::layer_output) release(model.layers[size_t(o.layer)]);
+      });
     const float* logits =
         session.error.empty() ? session.forward(parts.self_test_ids.data(), parts.self_test_ids.size()) : nullptr;
     if (!logits) return fail("self-test: " + session.error);
-    for (int i = 0; i < parts.config.vocab_size; i++)
+    for (int i = 0; i < model.vocab_size(); i++)
       if (!std::isfinite(logits[i]))
         return fail("self-test: the model's logits are not finite; is the checkpoint whole?");
-    hash = hash_logits(logits, parts.config.vocab_size);
+    hash = hash_logits(logits, model.vocab_size());
     return true;
   }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../megabyte.hpp"
 #include "../run.cpp"
 #include "../tokenizer.hpp"
 
@@ -36,8 +37,21 @@ inline const std::vector<Preset>& presets() {
   return all;
 }
 
+struct MegabytePreset {
+  const char* name;
+  MegabyteConfig config;
+};
+
+inline const std::vector<MegabytePreset>& megabyte_presets() {
+  static const std::vector<MegabytePreset> all = {
+      {"megabyte-24m", {{512, 2048, 6}, {256, 1024, 4}, 8, 64, 256, 4, false, false}},
+  };
+  return all;
+}
+
 // Rows of a tensor, drawn from its name: nearly normal, the spread of a fresh checkpoint; norms are 1.
 inline void random_rows(const TensorSpec& spec, int64_t first, int64_t count, float* out) {
+  const bool norm = spec.layout == Layout::vector && spec.name.substr(spec.name.size() - 4) == "norm";
   const std::string name = spec.name == "output" ? "token_embedding" : spec.name;  // tied or not, the same numbers
   for (int64_t r = first; r < first + count; r++) {
     uint64_t state = hash_bytes(name.data(), name.size()) + uint64_t(r) * 0x9E3779B97F4A7C15;
@@ -47,7 +61,7 @@ inline void random_rows(const TensorSpec& spec, int64_t first, int64_t count, fl
       for (int i = 0; i < 2 && c + i < spec.cols; i++) {
         const uint32_t bits = uint32_t(state >> (32 * i));
         const int sum = int(bits & 255) + int(bits >> 8 & 255) + int(bits >> 16 & 255) + int(bits >> 24);
-        *out++ = spec.layout == Layout::vector ? 1.f : float(sum - 510) * (0.02f / 148.f);
+        *out++ = norm ? 1.f : float(sum - 510) * (0.02f / 148.f);
       }
     }
   }
