@@ -217,6 +217,7 @@ struct MegabyteActivated {
   Rows spread, dspread;          // (positions, 3 width)
   Rows spread_out, dspread_out;  // (positions, width)
   Rows shifted[2], dshifted[2];  // (1, dim): a row after the shift
+  Rows nothing;                  // zeros: what is shifted into the first row of a text
   Rows joined, joined_norm;      // (patches, P d): the embeddings of its bytes, and normalized
   Rows embedded;                 // (patches, D): projected
   Rows for_local, dfor_local;    // (global rows, P d)
@@ -244,6 +245,7 @@ struct MegabyteActivated {
       stage[s].lay_out(place, c, s, MegabyteRows::most_rows(tokens, c.patch_size, s), positions);
       place(shifted[s], 1, stage_of(c, s).dim), place(dshifted[s], 1, stage_of(c, s).dim);
     }
+    place(nothing, 1, std::max(c.global.dim, c.local.dim));
     for (Rows* m : {&spread, &dspread}) place(*m, positions, 3 * c.q_dim());
     for (Rows* m : {&spread_out, &dspread_out}) place(*m, positions, c.q_dim());
     for (Rows* m : {&joined, &joined_norm, &djoined, &djoined_norm, &for_local, &dfor_local})
@@ -271,11 +273,11 @@ class MegabytePass : public SequencePass {
     rows_.place(w, c_);
     embed_patches(w);
     for (int l = 0; l < c_.global.n_layers; l++) layer(0, l);
-    norm(0, a_.stage[0].x, a_.stage[0].xn);
+    final_norm(0);
     biased(a_.stage[0].xn, rows(0), m_.next, m_.next_bias, a_.for_local);
     embed_bytes(w);
     for (int l = 0; l < c_.local.n_layers; l++) layer(1, l);
-    norm(1, a_.stage[1].x, a_.stage[1].xn);
+    final_norm(1);
   }
 
   const Rows& logits(int first, int count) override {
@@ -302,8 +304,6 @@ class MegabytePass : public SequencePass {
   }
 
  private:
-  static constexpr float kLeastNorm = 1e-8f, kLayerNormEps = 1e-5f;
-
   static Config rotary(const MegabyteConfig& c) {
     Config r;
     r.head_dim = c.rotary ? c.head_dim : 0;
@@ -338,13 +338,12 @@ class MegabytePass : public SequencePass {
         std::memcpy(a_.joined.row(r) + i * d,
                     value(bytes.offset) + size_t(w.ids[size_t(rows_.begin[size_t(r) + 1] + i)]) * bytes.stride,
                     size_t(d) * sizeof(float));
-      k_.layernorm(a_.joined.row(r), value(m_.patch_norm), value(m_.patch_norm_bias), a_.joined_norm.row(r), width,
-                   kLayerNormEps);
+      k_.layernorm(a_.joined.row(r), nullptr, value(m_.patch_norm), value(m_.patch_norm_bias), a_.joined_norm.row(r),
+                   width);
     }
     biased(a_.joined_norm, n, m_.patch, m_.patch_bias, a_.embedded);
     for (int r = 0; r < n; r++) {
-      k_.layernorm(a_.embedded.row(r), value(m_.embedded_norm), value(m_.embedded_norm_bias), x.row(r + 1), D,
-                   kLayerNormEps);
+      k_.layernorm(a_.embedded.row(r), nullptr, value(m_.embedded_norm), value(m_.embedded_norm_bias), x.row(r + 1), D);
       if (c_.positions) k_.add(x.row(r + 1), value(position(0, r + 1)), D);
     }
   }
@@ -357,12 +356,12 @@ class MegabytePass : public SequencePass {
     for (int r = 0; r < n; r++) {
       if (c_.positions) k_.add(g_ + position(0, r + 1), dx.row(r + 1), D);
       k_.layernorm_backward(dx.row(r + 1), a_.embedded.row(r), value(m_.embedded_norm), a_.dembedded.row(r),
-                            g_ + m_.embedded_norm, g_ + m_.embedded_norm_bias, D, kLayerNormEps);
+                            g_ + m_.embedded_norm, g_ + m_.embedded_norm_bias, D);
     }
     biased_backward(m_.patch, m_.patch_bias, a_.joined_norm, a_.dembedded, n, a_.djoined_norm);
     for (int r = 0; r < n; r++) {
       k_.layernorm_backward(a_.djoined_norm.row(r), a_.joined.row(r), value(m_.patch_norm), a_.djoined.row(r),
-                            g_ + m_.patch_norm, g_ + m_.patch_norm_bias, width, kLayerNormEps);
+                            g_ + m_.patch_norm, g_ + m_.patch_norm_bias, width);
       for (int i = 0; i < c_.patch_size; i++)
         k_.add(g_ + bytes.offset + size_t(w.ids[size_t(rows_.begin[size_t(r) + 1] + i)]) * bytes.stride,
                a_.djoined.row(r) + i * d, d);
@@ -414,37 +413,35 @@ class MegabytePass : public SequencePass {
 
   const Rows& input(int s) { return a_.stage[s].layers.empty() ? a_.stage[s].x : a_.stage[s].layers[0].x; }
 
-  void norm(int s, const Rows& x, const Rows& y) {
-    for (int r = 0; r < rows(s); r++) k_.floor_norm(x.row(r), value(m_.stages[s].norm), y.row(r), dim(s), kLeastNorm);
+  const float* second_half(int s, const float* x) const { return x + (dim(s) + 1) / 2; }
+  const float* shifted_in(int s, const Rows& x, int r) const {
+    const int before = rows_.stage[s].previous[size_t(r)];
+    return before < 0 ? a_.nothing.data : second_half(s, x.row(before));
   }
 
-  // A row of x, the second half of its channels that of the row before.
-  float* shifted(int s, const Rows& x, int r) {
-    const int half = (dim(s) + 1) / 2, rest = dim(s) - half, before = rows_.stage[s].previous[size_t(r)];
-    float* out = a_.shifted[s].data;
-    std::memcpy(out, x.row(r), size_t(half) * sizeof(float));
-    if (before < 0)
-      std::memset(out + half, 0, size_t(rest) * sizeof(float));
-    else
-      std::memcpy(out + half, x.row(before) + half, size_t(rest) * sizeof(float));
-    return out;
+  void final_norm(int s) {
+    const Rows &x = a_.stage[s].x, &y = a_.stage[s].xn;
+    for (int r = 0; r < rows(s); r++)
+      k_.shift_norm(x.row(r), second_half(s, x.row(r)), value(m_.stages[s].norm), y.row(r), dim(s));
   }
 
   void shift_norm(int s, const Rows& x, size_t weight, const Rows& y) {
-    for (int r = 0; r < rows(s); r++) k_.floor_norm(shifted(s, x, r), value(weight), y.row(r), dim(s), kLeastNorm);
+    for (int r = 0; r < rows(s); r++) k_.shift_norm(x.row(r), shifted_in(s, x, r), value(weight), y.row(r), dim(s));
   }
 
   // dx += the gradient of what was shifted and normalized, from that of the result in dnorm.
   void shift_norm_backward(int s, const Rows& x, size_t weight) {
-    const int width = dim(s), half = (width + 1) / 2;
-    float* back = a_.dshifted[s].data;
+    const int n = dim(s), half = (n + 1) / 2;
+    const Rows& dx = a_.stage[s].dx;
+    float *shifted = a_.shifted[s].data, *dshifted = a_.dshifted[s].data;
     for (int r = 0; r < rows(s); r++) {
-      std::memset(back, 0, padded16(width) * sizeof(float));
-      k_.floor_norm_backward(a_.stage[s].dnorm.row(r), shifted(s, x, r), value(weight), back, g_ + weight, width,
-                             kLeastNorm);
+      std::memcpy(shifted, x.row(r), size_t(half) * sizeof(float));
+      std::memcpy(shifted + half, shifted_in(s, x, r), size_t(n - half) * sizeof(float));
+      std::memset(dshifted, 0, padded16(n) * sizeof(float));
+      k_.floor_norm_backward(a_.stage[s].dnorm.row(r), shifted, value(weight), dshifted, g_ + weight, n);
+      k_.add(dx.row(r), dshifted, half);
       const int before = rows_.stage[s].previous[size_t(r)];
-      k_.add(a_.stage[s].dx.row(r), back, half);
-      if (before >= 0) k_.add(a_.stage[s].dx.row(before) + half, back + half, width - half);
+      if (before >= 0) k_.add(dx.row(before) + half, dshifted + half, n - half);
     }
   }
 
@@ -514,7 +511,7 @@ class MegabytePass : public SequencePass {
     clear(stage.dx, rows(s), dim(s));
     for (int r = 0; r < rows(s); r++)
       k_.floor_norm_backward(stage.dnorm.row(r), stage.x.row(r), value(m_.stages[s].norm), stage.dx.row(r),
-                             g_ + m_.stages[s].norm, dim(s), kLeastNorm);
+                             g_ + m_.stages[s].norm, dim(s));
     for (int l = layers(s) - 1; l >= 0; l--) layer_backward(s, l);
   }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "../megabyte.hpp"
 #include "gemm.hpp"
 
 namespace pocket {
@@ -45,38 +46,27 @@ POCKET_BODY void rmsnorm_backward_body(const float* dy, const float* x, const fl
   normalized_backward_body(dy, x, weight, dx, dweight, n, eps, 0.f);
 }
 
-// MEGABYTE's RMSNorm: y = x / max(sqrt(mean of x^2), least) * weight.
-POCKET_BODY void floor_norm_body(const float* x, const float* weight, float* y, int n, float least) {
-  const float root = std::sqrt(dot_body(x, x, n) / float(n)), scale = 1.f / (root > least ? root : least);
-  for (int i = 0; i < round_up(n, 16); i++) y[i] = x[i] * scale * weight[i];
-}
-
+// Of MEGABYTE's RMSNorm: see shift_norm_body.
 POCKET_BODY void floor_norm_backward_body(const float* dy, const float* x, const float* weight, float* dx,
-                                          float* dweight, int n, float least) {
-  normalized_backward_body(dy, x, weight, dx, dweight, n, 0.f, least);
+                                          float* dweight, int n) {
+  normalized_backward_body(dy, x, weight, dx, dweight, n, 0.f, 1e-8f);
 }
 
-// The mean of n numbers, and 1 / sqrt(their variance + eps).
-POCKET_BODY void moments_body(const float* x, int n, float eps, float& mean, float& scale) {
+// The mean of n numbers, and 1 / sqrt(their variance + 1e-5).
+POCKET_BODY void moments_body(const float* x, int n, float& mean, float& scale) {
   float sum[16] = {}, square[16] = {};
   for (int i = 0; i < n; i++) sum[i % 16] += x[i];
   mean = fold16(sum) / float(n);
   for (int i = 0; i < n; i++) square[i % 16] = std::fma(x[i] - mean, x[i] - mean, square[i % 16]);
-  scale = 1.f / std::sqrt(fold16(square) / float(n) + eps);
+  scale = 1.f / std::sqrt(fold16(square) / float(n) + 1e-5f);
 }
 
-// LayerNorm (Ba et al. 2016): y = (x - mean) / sqrt(variance + eps) * weight + bias. Zeros behind weight and bias.
-POCKET_BODY void layernorm_body(const float* x, const float* weight, const float* bias, float* y, int n, float eps) {
-  float mean, scale;
-  moments_body(x, n, eps, mean, scale);
-  for (int i = 0; i < round_up(n, 16); i++) y[i] = std::fma((x[i] - mean) * scale, weight[i], bias[i]);
-}
-
-// dx = r (g - mean of g - x' * the mean of g x') with g = dy w, x' = (x - mean) r; dw += dy x', db += dy.
+// Of LayerNorm (layer_norm_body): dx = r (g - mean of g - x' * the mean of g x') with g = dy w, x' = (x - mean) r; dw
+// += dy x', db += dy.
 POCKET_BODY void layernorm_backward_body(const float* dy, const float* x, const float* weight, float* dx,
-                                         float* dweight, float* dbias, int n, float eps) {
+                                         float* dweight, float* dbias, int n) {
   float mean, scale, sum[16] = {}, along[16] = {};
-  moments_body(x, n, eps, mean, scale);
+  moments_body(x, n, mean, scale);
   for (int i = 0; i < n; i++) {
     const float g = dy[i] * weight[i];
     sum[i % 16] += g;
@@ -91,26 +81,8 @@ POCKET_BODY void layernorm_backward_body(const float* dy, const float* x, const 
   }
 }
 
-// The share of a normal distribution below x: erfc(-x / sqrt 2) / 2, by the Chebyshev fit of Numerical Recipes (erfcc),
-// whose relative error is below 1.2e-7.
-POCKET_BODY float normal_share_body(float x) {
-  const float z = (x < 0 ? -x : x) * 0.70710678f, t = 1.f / std::fma(0.5f, z, 1.f);
-  float p = std::fma(0.17087277f, t, -0.82215223f);
-  p = std::fma(p, t, 1.48851587f);
-  p = std::fma(p, t, -1.13520398f);
-  p = std::fma(p, t, 0.27886807f);
-  p = std::fma(p, t, -0.18628806f);
-  p = std::fma(p, t, 0.09678418f);
-  p = std::fma(p, t, 0.37409196f);
-  p = std::fma(p, t, 1.00002368f);
-  p = std::fma(p, t, -1.26551223f);
-  const float below = 0.5f * t * exp_body(std::fma(-z, z, p));
-  return x < 0 ? below : 1.f - below;
-}
-
-// GELU (Hendrycks and Gimpel 2016), the exact one: hidden = x * normal_share(x).
-POCKET_BODY void gelu_body(const float* x, float* hidden, int n) {
-  for (int i = 0; i < n; i++) hidden[i] = x[i] * normal_share_body(x[i]);
+POCKET_BODY void gelu_row_body(const float* x, float* hidden, int n) {
+  for (int i = 0; i < n; i++) hidden[i] = gelu_body(x[i]);
 }
 
 // The same, and dx = dhidden * (normal_share(x) + x e^(-x^2 / 2) / sqrt(2 pi)).
@@ -223,16 +195,15 @@ POCKET_BODY void square_sum_body(const float* x, int n, float* out) { *out = dot
 struct TrainKernels {
   const char* name;
   bool (*supported)();
-  void (*gemm)(const Product& p);
+  void (*gemm)(const FloatProduct& p);
   void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
   void (*rmsnorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n,
                            float eps);
-  void (*floor_norm)(const float* x, const float* weight, float* y, int n, float least);
-  void (*floor_norm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n,
-                              float least);
-  void (*layernorm)(const float* x, const float* weight, const float* bias, float* y, int n, float eps);
+  void (*shift_norm)(const float* x, const float* before, const float* weight, float* y, int n);
+  void (*floor_norm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n);
+  void (*layernorm)(const float* x, const float* offset, const float* weight, const float* bias, float* y, int n);
   void (*layernorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
-                             float* dbias, int n, float eps);
+                             float* dbias, int n);
   void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
   void (*gated)(const float* gate, const float* up, float* hidden, int n);
   void (*gated_backward)(const float* gate, const float* up, const float* dhidden, float* hidden, float* dgate,
@@ -248,11 +219,11 @@ struct TrainKernels {
   void (*square_sum)(const float* x, int n, float* out);
 };
 
-#define POCKET_TRAIN_ROW(NAME)                                                                            \
-  NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<floor_norm_body>,                  \
-      NAME::run<floor_norm_backward_body>, NAME::run<layernorm_body>, NAME::run<layernorm_backward_body>, \
-      NAME::run<rope_body>, NAME::run<gated_body>, NAME::run<gated_backward_body>, NAME::run<gelu_body>,  \
-      NAME::run<gelu_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,       \
+#define POCKET_TRAIN_ROW(NAME)                                                                               \
+  NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<shift_norm_body>,                     \
+      NAME::run<floor_norm_backward_body>, NAME::run<layer_norm_body>, NAME::run<layernorm_backward_body>,   \
+      NAME::run<rope_body>, NAME::run<gated_body>, NAME::run<gated_backward_body>, NAME::run<gelu_row_body>, \
+      NAME::run<gelu_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,          \
       NAME::run<cross_entropy_body>, NAME::run<adam_body>, NAME::run<add_body>, NAME::run<square_sum_body>
 
 // Best first.

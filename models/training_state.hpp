@@ -127,10 +127,10 @@ inline bool load_weights(const Model& from, const std::string& path, TrainModel&
   return true;
 }
 
-// For ModelWriter.
-inline ReadRows rows_of_model(const TrainModel& model) {
-  return [&model](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
-    const std::string& name = spec.name == "output" && model.config.tied ? "token_embedding" : spec.name;
+// For ModelWriter. tied: the output is the embedding table.
+inline ReadRows rows_of_model(const LearnedWeights& model, bool tied = false) {
+  return [&model, tied](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
+    const std::string& name = spec.name == "output" && tied ? "token_embedding" : spec.name;
     for (const Parameter& p : model.parameters)
       if (p.spec.name == name)
         for (int64_t r = 0; r < count; r++)
@@ -139,5 +139,6 @@ inline ReadRows rows_of_model(const TrainModel& model) {
     return true;
   };
 }
+inline ReadRows rows_of_model(const TrainModel& model) { return rows_of_model(model, model.config.tied); }
 
 }  // namespace pocket

@@ -9,7 +9,7 @@
 #include <set>
 
 #include "../export/pytorch.hpp"
-#include "../models/optimizer.hpp"
+#include "../models/training_state.hpp"
 #include "test_data.hpp"
 #include "training_checks.hpp"
 
@@ -152,8 +152,8 @@ TEST(MegabyteKernels, ANormHasALeast) {
   for (int i = 0; i < n; i++) x[size_t(i)] = float(i) * 1e-11f, dy[size_t(i)] = float(3 - i), weight[size_t(i)] = 2;
   for (const TrainKernels* k : checks::kernel_sets()) {
     std::fill(dx.begin(), dx.end(), 0.f), std::fill(dweight.begin(), dweight.end(), 0.f);
-    k->floor_norm(x.data(), weight.data(), y.data(), n, 1e-8f);
-    k->floor_norm_backward(dy.data(), x.data(), weight.data(), dx.data(), dweight.data(), n, 1e-8f);
+    k->shift_norm(x.data(), x.data() + n / 2, weight.data(), y.data(), n);
+    k->floor_norm_backward(dy.data(), x.data(), weight.data(), dx.data(), dweight.data(), n);
     for (size_t i = 0; i < n; i++) {
       EXPECT_FLOAT_EQ(y[i], float(i) * 2e-3f);
       EXPECT_FLOAT_EQ(dx[i], dy[i] * 2e8f);
@@ -315,6 +315,36 @@ TEST(MegabyteTraining, NothingIsSeenAhead) {
     for (size_t t = changed; t < ids.size(); t++) EXPECT_NE(found[t], expected[t]) << changed << " not seen by " << t;
     ids[changed] = byte;
   }
+}
+
+// What is exported says in the engine what it says here.
+TEST(MegabyteTraining, LogitsAreTheEngines) {
+  for (const bool rotary : {true, false})
+    for (const bool positions : {true, false}) {
+      const MegabyteConfig c = odd_config(rotary, positions);
+      MegabyteWeights m(c);
+      fill(m, 1);
+      ModelParts parts;
+      parts.megabyte = c, parts.type = Type::f32, parts.threads = 1;
+      const tiny::Bytes file = tiny::model_bytes(parts, rows_of_model(m));
+      MegabyteModel model;
+      ASSERT_TRUE(model.open_memory(file.data(), file.size())) << model.error;
+      MegabyteSession session(model, {0, 1, KvType::automatic, nullptr});
+      ASSERT_EQ(session.error, "");
+      Trainer trainer(m, 1, c.max_seq_len() + 1, best());
+      std::vector<int> ids = {kStartId};
+      const auto compare = [&](const float* expected) {
+        ASSERT_TRUE(expected) << session.error;
+        const float* found = trainer.next_logits(ids);
+        for (int i = 0; i < kByteValues; i++) ASSERT_NEAR(found[i], expected[i], 1e-4) << ids.size() << " " << i;
+      };
+      compare(session.start());
+      for (int byte : tiny::random_ids(c.max_seq_len(), kByteValues, 4)) {
+        ids.push_back(byte);
+        compare(session.forward(&byte, 1));
+        if (HasFatalFailure()) return;
+      }
+    }
 }
 
 // Where it was stopped it goes on to the same bits.

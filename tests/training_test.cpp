@@ -46,14 +46,14 @@ TEST(Gemm, EverySetGivesTheBitsOfTheDefinition) {
           const auto b = random_floats(panels ? packed_size(depth, n) : row_stride(n) * size_t(depth), 2);
           const auto before = random_floats(ldc * size_t(m), 3);
           auto expected = before;
-          Product p = {m,
-                       n,
-                       depth,
-                       transposed ? columns_of(a.data(), a_stride) : rows_of(a.data(), a_stride),
-                       panels ? packed(b.data(), depth) : row_major(b.data(), row_stride(n)),
-                       expected.data(),
-                       ldc,
-                       add};
+          FloatProduct p = {m,
+                            n,
+                            depth,
+                            transposed ? columns_of(a.data(), a_stride) : rows_of(a.data(), a_stride),
+                            panels ? packed(b.data(), depth) : row_major(b.data(), row_stride(n)),
+                            expected.data(),
+                            ldc,
+                            add};
           multiply_scalar(p);
           for (const TrainKernels* k : kernel_sets()) {
             auto found = before;
