@@ -34,6 +34,9 @@ inline constexpr int kStartId = kByteValues;  // in a Window: a text begins
 
 inline const MegabyteStage& stage_of(const MegabyteConfig& c, int s) { return s == 0 ? c.global : c.local; }
 
+// All tensors that are learned, in the order of the file.
+inline std::vector<Parameter> parameters_of(const MegabyteConfig& c) { return placed(tensor_specs(c)); }
+
 struct LearnedMegabyteLayer {
   size_t attention_norm, ffn_norm;  // (dim)
   LearnedMatrix qkv;                // (3 q_dim, dim)
@@ -51,7 +54,7 @@ struct LearnedMegabyteStage {
 
 class MegabyteWeights : public LearnedWeights {
  public:
-  explicit MegabyteWeights(const MegabyteConfig& c) : LearnedWeights(placed(tensor_specs(c))), config(c) {
+  explicit MegabyteWeights(const MegabyteConfig& c) : LearnedWeights(parameters_of(c)), config(c) {
     for (size_t i = 0; i < parameters.size(); i++) index_[parameters[i].spec.name] = i;
     for (int s = 0; s < 2; s++) {
       const std::string stage = s == 0 ? "global." : "local.";

@@ -6,13 +6,16 @@
 
 #include "../export/model_writer.hpp"
 #include "../export/output_file.hpp"
+#include "megabyte_train.hpp"
 #include "optimizer.hpp"
 
 namespace pocket {
 
 // What decides the result, bit for bit, together with the texts.
 struct TrainPlan {
-  Config config;
+  uint32_t architecture = kLlama;  // or kMegabyte
+  Config config;                   // of a Llama
+  MegabyteConfig megabyte;         // of a MEGABYTE
   int64_t steps = 0, warmup = 0;
   int64_t every = 0;    // steps between two validations
   int32_t batch = 0;    // windows a step
@@ -23,6 +26,10 @@ struct TrainPlan {
   bool instruct = false;                   // stories stand behind instructions
   uint64_t text_hash = 0, valid_hash = 0;  // of the texts' token ids
 };
+
+inline std::vector<Parameter> parameters_of(const TrainPlan& plan) {
+  return plan.architecture == kMegabyte ? parameters_of(plan.megabyte) : parameters_of(plan.config);
+}
 
 // Where it is.
 struct TrainProgress {
@@ -36,12 +43,12 @@ struct TrainProgress {
 };
 
 inline constexpr char kCheckpointMagic[8] = {'P', 'K', 'T', 'T', 'R', 'A', 'I', 'N'};
-inline constexpr uint32_t kCheckpointVersion = 1;
+inline constexpr uint32_t kCheckpointVersion = 2;
 
 // A checkpoint, little-endian: magic, version, sizes of the two structures, they themselves, the tokenizer's blob with
 // its size in front, weights, AdamW's means and squares, and XXH64 of it all.
 inline bool write_checkpoint(const std::string& path, const TrainPlan& plan, const TrainProgress& progress,
-                             const std::string& tokenizer, const TrainModel& model, const Trainer& trainer,
+                             const std::string& tokenizer, const LearnedWeights& model, const Trainer& trainer,
                              std::string& error) {
   ByteWriter out;
   out.bytes.append(kCheckpointMagic, sizeof kCheckpointMagic);
@@ -79,11 +86,13 @@ struct CheckpointFile {
       return refuse("its checksum does not fit its bytes: the file is damaged or cut short");
     plan = in.get<TrainPlan>(), progress = in.get<TrainProgress>();
     tokenizer = in.take(in.get<uint32_t>());
-    if (!check_config(plan.config, [&](const char* field, const std::string& expected, const std::string& found) {
-          return refuse(field + (": expected " + expected) + ", found " + found);
-        }))
-      return false;
-    const uint64_t expected = 3 * floats_of(parameters_of(plan.config)) * sizeof(float);
+    const auto refuse_field = [&](const char* field, const std::string& expected, const std::string& found) {
+      return refuse(field + (": expected " + expected) + ", found " + found);
+    };
+    const bool good = plan.architecture == kMegabyte ? check_config(plan.megabyte, refuse_field)
+                                                     : check_config(plan.config, refuse_field);
+    if (!good) return false;
+    const uint64_t expected = 3 * floats_of(parameters_of(plan)) * sizeof(float);
     if (!in.ok || in.bytes.size() != expected + 8)
       return refuse("expected " + std::to_string(expected) + " bytes of weights, found " +
                     std::to_string(in.bytes.size()));
@@ -91,7 +100,7 @@ struct CheckpointFile {
     return true;
   }
 
-  void restore(TrainModel& model, Trainer& trainer) const {
+  void restore(LearnedWeights& model, Trainer& trainer) const {
     const char* at = numbers.data();
     for (Floats* f : {&model.values, &trainer.mean, &trainer.square}) {
       std::memcpy(f->data(), at, f->size() * sizeof(float));
