@@ -6,6 +6,7 @@
 // order, and then lane by lane, so that the number of threads changes no bit.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -73,12 +74,16 @@ inline std::vector<Parameter> parameters_of(const Config& c) {
   return all;
 }
 
-// Numbers that are learned, without padding.
-inline size_t count_parameters(const Config& c) {
+// Floats that they take, and numbers that are learned, without padding.
+inline size_t floats_of(const std::vector<Parameter>& all) {
+  return all.empty() ? 0 : all.back().offset + all.back().size();
+}
+inline size_t count_parameters(const std::vector<Parameter>& all) {
   size_t n = 0;
-  for (const Parameter& p : parameters_of(c)) n += size_t(p.spec.rows) * p.spec.cols;
+  for (const Parameter& p : all) n += size_t(p.spec.rows) * p.spec.cols;
   return n;
 }
+inline size_t count_parameters(const Config& c) { return count_parameters(parameters_of(c)); }
 
 // A matrix (rows, cols) that a layer multiplies with: one tensor, or some that lie behind each other and share their
 // input, as wq, wk and wv do. Places are in the array of parameters and in that of packed weights.
@@ -96,11 +101,27 @@ struct LearnedLayer {
   LearnedMatrix w2;                 // (dim, hidden_dim)
 };
 
+// LoRA (Hu et al. 2021, arxiv.org/abs/2106.09685): a tensor W (rows, cols) stays what it is, and what is multiplied
+// with is W + scale * b a^T, of which b (rows, rank) and a (cols, rank) are learned.
+struct LowRank {
+  size_t weight;  // W's place in the array of parameters
+  int rows, cols;
+  size_t a, b;  // places in the array of adapters, in rows of padded16(rank) floats
+};
+
+struct Adapters {
+  int rank = 0;  // 0: there are none, and the weights themselves are learned
+  float scale = 1;
+  std::vector<LowRank> all;           // in the order of the weights
+  std::vector<Parameter> parameters;  // a and b of each
+  Floats values;
+};
+
 // The weights, and packed copies of the matrices that every product of a step reads.
 class TrainModel {
  public:
   explicit TrainModel(const Config& c) : config(c), parameters(parameters_of(c)) {
-    values = Floats(parameters.back().offset + parameters.back().size());
+    values = Floats(floats_of(parameters));
     for (int l = 0; l < c.n_layers; l++) {
       const Parameter* p = &parameters[1 + size_t(l) * 9];
       layers.push_back({p[0].offset, p[5].offset, matrix(p[1], c.q_dim() + 2 * c.kv_dim()), matrix(p[4], c.dim),
@@ -118,14 +139,35 @@ class TrainModel {
   std::vector<LearnedLayer> layers;
   size_t final_norm = 0;
   LearnedMatrix output;  // (vocab_size, dim); tied: the embedding table
+  Adapters adapters;     // once there are some, nothing else is learned
+
+  // Before anything is learned.
+  void adapt(Adapters with) {
+    adapters = std::move(with);
+    adapters.values = Floats(floats_of(adapters.parameters));
+  }
+  bool adapted() const { return adapters.rank > 0; }
+  const std::vector<Parameter>& learned_parameters() const { return adapted() ? adapters.parameters : parameters; }
+  Floats& learned() { return adapted() ? adapters.values : values; }
+  const Floats& learned() const { return adapted() ? adapters.values : values; }
+
+  // Calls each(adapter, the matrix's row that its first one is) for those of a matrix.
+  template <class Each> void for_adapters(const LearnedMatrix& m, const Each& each) const {
+    const auto before = [](const LowRank& l, size_t weight) { return l.weight < weight; };
+    auto l = std::lower_bound(adapters.all.begin(), adapters.all.end(), m.offset, before);
+    for (; l != adapters.all.end() && l->weight < m.offset + size_t(m.rows) * m.stride; ++l)
+      each(*l, int((l->weight - m.offset) / m.stride));
+  }
 
   RightFactor forward(const LearnedMatrix& m) const { return packed(packed_.data() + m.forward, m.cols); }
   RightFactor backward(const LearnedMatrix& m) const { return packed(packed_.data() + m.backward, m.rows); }
   const float* embedding(int id) const { return values.data() + size_t(id) * parameters[0].stride; }
 
-  // To be called whenever `values` have changed.
-  void pack_weights(Pool& pool) {
-    pool.run(int(panels_.size()), [&](int task, int) {
+  // To be called whenever `values` have changed, or the adapters', which are added here: beyond this they cost nothing.
+  void pack_weights(Pool& pool, const TrainKernels& kernels) {
+    std::vector<Floats> factors(size_t(adapted() ? pool.threads() : 0));
+    for (Floats& f : factors) f = Floats(size_t(adapters.rank) * kPanelCols);
+    pool.run(int(panels_.size()), [&](int task, int thread) {
       const Panel& p = panels_[size_t(task)];
       const float* w = values.data() + p.matrix.offset;
       if (p.backward)
@@ -134,6 +176,7 @@ class TrainModel {
       else
         pack_panel(rows_of(w, p.matrix.stride), p.matrix.cols, p.matrix.rows, p.index,
                    packed_.data() + p.matrix.forward);
+      if (adapted()) add_adapters(p, kernels, factors[size_t(thread)].data());
     });
   }
 
@@ -143,6 +186,29 @@ class TrainModel {
     bool backward;
     int index;
   };
+
+  // Adds to a panel, 32 rows of the matrix (forward) or 32 columns: one factor times the part of the other that belongs
+  // to the panel, scaled, in `right` (rank, 32).
+  void add_adapters(const Panel& p, const TrainKernels& kernels, float* right) {
+    const int first = p.index * kPanelCols, rank = adapters.rank;
+    const size_t stride = padded16(rank);
+    for_adapters(p.matrix, [&](const LowRank& l, int row) {
+      const int begin = p.backward ? 0 : row, end = p.backward ? l.cols : row + l.rows;
+      if (first + kPanelCols <= begin || first >= end) return;
+      const float* left = adapters.values.data() + (p.backward ? l.b : l.a);
+      const float* other = adapters.values.data() + (p.backward ? l.a : l.b);
+      for (int k = 0; k < rank; k++)
+        for (int j = 0; j < kPanelCols; j++) {
+          const int i = first + j - begin;
+          right[k * kPanelCols + j] = i >= 0 && i < end - begin ? adapters.scale * other[size_t(i) * stride + k] : 0;
+        }
+      const LearnedMatrix& m = p.matrix;
+      float* out = packed_.data() + (p.backward ? m.backward + packed_size(m.rows, first) + size_t(row) * kPanelCols
+                                                : m.forward + packed_size(m.cols, first));
+      kernels.gemm({p.backward ? l.rows : l.cols, kPanelCols, rank, rows_of(left, stride), row_major(right, kPanelCols),
+                    out, kPanelCols, true});
+    });
+  }
 
   LearnedMatrix matrix(const Parameter& first, int rows) {
     LearnedMatrix m = {rows, first.spec.cols, first.offset, first.stride, packed_size_, 0};
@@ -186,19 +252,20 @@ class Activated {
     Rows gate_up;     // (T, 2 hidden_dim)
   };
 
-  Activated(const Config& c, int tokens) : tokens(tokens) {
+  // rank: of the adapters, 0 if there are none.
+  Activated(const Config& c, int tokens, int rank = 0) : tokens(tokens), rank(rank) {
     size_t floats = lay_out(c, nullptr);
     memory_ = Floats(floats);
     lay_out(c, memory_.data());
   }
 
-  static size_t bytes(const Config& c, int tokens) {
+  static size_t bytes(const Config& c, int tokens, int rank = 0) {
     Activated a;
-    a.tokens = tokens;
+    a.tokens = tokens, a.rank = rank;
     return a.lay_out(c, nullptr) * sizeof(float);
   }
 
-  int tokens = 0;
+  int tokens = 0, rank = 0;
   std::vector<OfLayer> layers;
   Rows x, xn;            // (T, dim): output of the last layer, and normalized
   Rows hidden;           // (T, hidden_dim)
@@ -209,6 +276,7 @@ class Activated {
   Rows dkeys, dvalues;   // (T, head_dim) of one head
   Rows dx, dnorm;        // (T, dim)
   Rows dqkv, dattention, dgate_up, dhidden;
+  Rows low, unused;  // with adapters: (T, rank), and (dim) for the gradient of a norm, which nobody asks for
 
  private:
   Activated() = default;
@@ -234,6 +302,7 @@ class Activated {
     for (Rows* m : {&keys, &values}) place(*m, 1, int(packed_size(c.head_dim, t)));
     for (Rows* m : {&dkeys, &dvalues}) place(*m, t, c.head_dim);
     place(dqkv, t, qkv), place(dattention, t, c.q_dim()), place(dgate_up, t, 2 * c.hidden_dim);
+    if (rank > 0) place(low, t, rank), place(unused, 1, c.dim);
     return at + row_stride(c.head_dim);  // a head is read in whole vectors, also the last one
   }
 
@@ -283,7 +352,7 @@ class SequencePass {
     return sum;
   }
 
-  // After forward(): the same, and the gradient of weight * loss is added to `gradient`, an array like the parameters.
+  // After forward(): the same, and the gradient of weight * loss is added to `gradient`, an array like learned().
   double backward(const Window& w, float weight, float* gradient) {
     g_ = gradient;
     double sum = 0;
@@ -295,7 +364,8 @@ class SequencePass {
     for (int t = 0; t < n_; t++) std::memset(a_.dx.row(t), 0, padded16(c_.dim) * sizeof(float));
     norm_backward(a_.x, m_.final_norm);
     for (int l = c_.n_layers - 1; l >= 0; l--) layer_backward(l, w);
-    for (int t = 0; t < n_; t++) k_.add(g_ + size_t(w.ids[t]) * m_.parameters[0].stride, a_.dx.row(t), c_.dim);
+    for (int t = 0; t < n_ && !m_.adapted(); t++)
+      k_.add(g_ + size_t(w.ids[t]) * m_.parameters[0].stride, a_.dx.row(t), c_.dim);
     return sum;
   }
 
@@ -309,8 +379,31 @@ class SequencePass {
   void weight_backward(const LearnedMatrix& w, const Rows& x, const Rows& dy, int count, const Rows& dx) {
     const int cols = int(padded16(w.cols));
     k_.gemm({count, cols, w.rows, rows_of(dy.data, dy.stride), m_.backward(w), dx.data, dx.stride, false});
-    k_.gemm({w.rows, cols, count, columns_of(dy.data, dy.stride), row_major(x.data, x.stride), g_ + w.offset, w.stride,
-             true});
+    weight_gradient(w, x, dy, count);
+  }
+
+  // dw += dy^T x, or what of it the adapters' factors get.
+  void weight_gradient(const LearnedMatrix& w, const Rows& x, const Rows& dy, int count) {
+    if (!m_.adapted())
+      return k_.gemm({w.rows, int(padded16(w.cols)), count, columns_of(dy.data, dy.stride), row_major(x.data, x.stride),
+                      g_ + w.offset, w.stride, true});
+    m_.for_adapters(w, [&](const LowRank& l, int row) {
+      const Rows dy_of = {dy.data + row, dy.stride};
+      factor_gradient(x, l.cols, l.a, dy_of, l.rows, l.b, count);
+      factor_gradient(dy_of, l.rows, l.b, x, l.cols, l.a, count);
+    });
+  }
+
+  // Of the factor `to` (m, rank) += scale * y^T (x from), `from` (depth, rank) being the other one.
+  void factor_gradient(const Rows& x, int depth, size_t from, const Rows& y, int m, size_t to, int count) {
+    const int rank = int(padded16(m_.adapters.rank));
+    const Rows& low = a_.low;
+    k_.gemm({count, rank, depth, rows_of(x.data, x.stride), row_major(m_.adapters.values.data() + from, size_t(rank)),
+             low.data, low.stride, false});
+    for (int t = 0; t < count; t++)
+      for (int k = 0; k < rank; k++) low.row(t)[k] *= m_.adapters.scale;
+    k_.gemm(
+        {m, rank, count, columns_of(y.data, y.stride), row_major(low.data, low.stride), g_ + to, size_t(rank), true});
   }
 
   void norm(const Rows& x, size_t weight, const Rows& y) {
@@ -319,8 +412,9 @@ class SequencePass {
 
   // dx += the gradient of a norm's input x, from that of its output in dnorm.
   void norm_backward(const Rows& x, size_t weight) {
+    float* dweight = m_.adapted() ? a_.unused.data : g_ + weight;
     for (int t = 0; t < n_; t++)
-      k_.rmsnorm_backward(a_.dnorm.row(t), x.row(t), m_.values.data() + weight, a_.dx.row(t), g_ + weight, c_.dim,
+      k_.rmsnorm_backward(a_.dnorm.row(t), x.row(t), m_.values.data() + weight, a_.dx.row(t), dweight, c_.dim,
                           c_.norm_eps);
   }
 
@@ -365,8 +459,7 @@ class SequencePass {
       float* dgate = a_.dgate_up.row(t);
       k_.gated_backward(gate, gate + h, a_.dhidden.row(t), a_.hidden.row(t), dgate, dgate + h, h);
     }
-    k_.gemm({c_.dim, cols, n_, columns_of(a_.dx.data, a_.dx.stride), row_major(a_.hidden.data, a_.hidden.stride),
-             g_ + m.w2.offset, m.w2.stride, true});
+    weight_gradient(m.w2, a_.hidden, a_.dx, n_);
     weight_backward(m.gate_up, a.mn, a_.dgate_up, n_, a_.dnorm);
     norm_backward(a.middle, m.ffn_norm);
     weight_backward(m.wo, a.attention, a_.dx, n_, a_.dattention);

@@ -31,27 +31,29 @@ class Trainer {
   // Sequences of at most `tokens` tokens. kernels: see find_train_kernels().
   Trainer(TrainModel& model, int threads, int tokens, const TrainKernels& kernels)
       : m_(model), k_(kernels), pool_(threads), rotation_(model.config, tokens) {
-    const size_t n = model.values.size();
+    const size_t n = model.learned().size();
     mean = Floats(n), square = Floats(n);
-    for (int i = 0; i < pool_.threads(); i++) workers_.push_back(std::make_unique<Activated>(model.config, tokens));
-    for (const Parameter& p : model.parameters)
+    for (int i = 0; i < pool_.threads(); i++)
+      workers_.push_back(std::make_unique<Activated>(model.config, tokens, model.adapters.rank));
+    for (const Parameter& p : model.learned_parameters())
       for (size_t at = 0; at < p.size(); at += kPiece)
         pieces_.push_back({p.offset + at, int(std::min(kPiece, p.size() - at)), p.decays()});
     square_sums_.resize(pieces_.size());
-    m_.pack_weights(pool_);
+    m_.pack_weights(pool_, k_);
   }
 
-  // Bytes that training takes: weights, optimizer, gradients, activations.
-  static size_t memory_bytes(const Config& c, int threads, int tokens, int batch) {
-    const std::vector<Parameter> all = parameters_of(c);
-    const size_t n = all.back().offset + all.back().size();
-    return n * sizeof(float) * (5 + size_t(std::min(batch, kLanes))) + size_t(threads) * Activated::bytes(c, tokens);
+  // Bytes that training takes: weights and packed weights; what is learned, optimizer, gradients; activations.
+  // With adapters: of which rank, and how many floats they have.
+  static size_t memory_bytes(const Config& c, int threads, int tokens, int batch, int rank = 0, size_t adapters = 0) {
+    const size_t n = floats_of(parameters_of(c)), learned = rank > 0 ? adapters : n;
+    return (3 * n + (rank > 0 ? adapters : 0) + (2 + size_t(std::min(batch, kLanes))) * learned) * sizeof(float) +
+           size_t(threads) * Activated::bytes(c, tokens, rank);
   }
 
   // The mean over the batch's targets of -ln p(target), in nats, and its gradient in gradient().
   double learn(const std::vector<Window>& batch) {
     const size_t lanes = std::min<size_t>(batch.size(), kLanes);
-    while (lanes_.size() < lanes) lanes_.emplace_back(m_.values.size());
+    while (lanes_.size() < lanes) lanes_.emplace_back(m_.learned().size());
     size_t asked = 0;
     for (const Window& w : batch)
       for (int target : w.targets) asked += target >= 0;
@@ -59,7 +61,7 @@ class Trainer {
     const float weight = 1.f / float(std::max<size_t>(asked, 1));
     pool_.run(int(lanes), [&](int lane, int thread) {
       float* gradient = lanes_[size_t(lane)].data();
-      std::memset(gradient, 0, m_.values.size() * sizeof(float));
+      std::memset(gradient, 0, m_.learned().size() * sizeof(float));
       for (size_t i = size_t(lane); i < batch.size() && !stopped(); i += kLanes) {
         SequencePass pass(m_, k_, *workers_[size_t(thread)], rotation_);
         pass.forward(batch[i]);
@@ -85,10 +87,10 @@ class Trainer {
     decayed.keep = float(1 - rate * o.decay);
     pool_.run(int(pieces_.size()), [&](int i, int) {
       const Piece& p = pieces_[size_t(i)];
-      k_.adam(m_.values.data() + p.offset, lanes_[0].data() + p.offset, mean.data() + p.offset,
+      k_.adam(m_.learned().data() + p.offset, lanes_[0].data() + p.offset, mean.data() + p.offset,
               square.data() + p.offset, p.size, p.decays ? decayed : a);
     });
-    m_.pack_weights(pool_);
+    m_.pack_weights(pool_, k_);
   }
 
   // The sum over all targets of -ln p(target), in nats.
@@ -115,8 +117,8 @@ class Trainer {
     return pass.logits(int(ids.size()) - 1, 1).data;
   }
 
-  // To be called when `values` of the model were changed from outside.
-  void repack() { m_.pack_weights(pool_); }
+  // To be called when values of the model were changed from outside.
+  void repack() { m_.pack_weights(pool_, k_); }
 
   Floats mean, square;  // AdamW's: of the gradients, and of their squares
   // Asked between sequences; once it says yes learn() and evaluate() end early, and what they return and leave means

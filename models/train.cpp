@@ -22,7 +22,9 @@ struct Arguments {
   std::string seed = "1";
   int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 256, vocab = 0;
   int steps = 0, batch = 16, every = 0, threads = 0;
-  float minutes = 0, rate = 0, decay = 0.1f;
+  std::string lora_targets;
+  int lora_rank = 0;
+  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0;
   bool instruct = false, resume = false, help = false;
 };
 
@@ -42,6 +44,11 @@ const cli::Option<Arguments> kOptions[] = {
     {"", "--init", "FILE", "go on from this model (f32), with its shape and vocabulary", &Arguments::init},
     {"", "--instruct", "", "learn to write on command too: run story.bin --words dog,cake", &Arguments::instruct},
     {"", "--licence", "TEXT", "the text's licence, for run --info", &Arguments::licence},
+    {"", "", "", "A LoRA adapter for --init instead: -o is a folder, as PEFT's, for export/convert --lora"},
+    {"", "--lora-rank", "R", "its rank; the model itself stays as it is", &Arguments::lora_rank, 1, kMostRank},
+    {"", "--lora-alpha", "A", "it counts A / R times [R]", &Arguments::lora_alpha, 1e-6, 1e6},
+    {"", "--lora-targets", "LIST", "of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,lm_head [the first 7]",
+     &Arguments::lora_targets},
     {"", "", "", "How to train"},
     {"", "--steps", "N", "steps [20 tokens for each parameter, at most 20 times the text]", &Arguments::steps, 1, 1e9},
     {"", "--minutes", "M", "as many steps as this machine does in M minutes", &Arguments::minutes, 0.01, 1e6},
@@ -70,12 +77,26 @@ void print_help() {
       "  models/train stories.txt -o story.bin                  picks everything, and says what\n"
       "  models/train stories.txt -o story.bin --minutes 10     as good as ten minutes make it\n"
       "  models/train stories.txt -o story.bin --resume         goes on after Ctrl-C\n"
-      "  models/train letters.txt -o mine.bin --init story.bin  goes on from a model of type f32\n\n"
+      "  models/train letters.txt -o mine.bin --init story.bin  goes on from a model of type f32\n"
+      "  models/train letters.txt -o letters --init story.bin --lora-rank 8; export/convert story.bin --lora letters "
+      "\\\n"
+      "    --type q8 -o mine.bin                                learns an adapter, and makes a model with it\n\n"
       "The text is UTF-8, one story after the other with a line <|endoftext|> between them; or just a text. The same\n"
       "text and options give the same model, bit for bit, on every machine.\n"
       "stdout is what the model writes on the way, stderr the rest. Exit: 0 done, 1 failed, 2 wrong usage, 130 "
       "interrupted.\n");
   cli::print_options(kOptions);
+}
+
+void check_lora_options(const Arguments& a, const std::vector<std::string>& given) {
+  for (const std::string& name : given) {
+    if (name.rfind("--lora", 0) == 0 && a.lora_rank == 0)
+      throw Failure{2, name + ": is of an adapter; expected --lora-rank R too"};
+    if (a.lora_rank > 0 && (name == "--type" || name == "--licence"))
+      throw Failure{2, name + ": an adapter has none; leave it out, export/convert --lora makes a model of it"};
+  }
+  if (a.lora_rank > 0 && a.init.empty())
+    throw Failure{2, "--lora-rank: expected --init MODEL too, the model (f32) to learn an adapter for"};
 }
 
 Arguments parse(int argc, char** argv) {
@@ -84,17 +105,20 @@ Arguments parse(int argc, char** argv) {
   if (a.help) return a;
   if (a.model.empty()) throw Failure{2, "expected a text to learn from; see models/train --help"};
   if (a.output.empty()) throw Failure{2, "expected -o OUT.bin: the model file to write"};
+  while (a.output.size() > 1 && a.output.back() == '/') a.output.pop_back();  // a folder's name
   if (a.type != "q4" && a.type != "q8" && a.type != "f32")
     throw Failure{2, "--type: expected q8, f32 or q4, found '" + a.type + "'"};
   if (a.steps && a.minutes > 0) throw Failure{2, "--steps, --minutes: expected one of them"};
   for (const std::string& name : given)
     for (const char* fixed :
-         {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--ctx", "--vocab", "--tokenizer", "--init",
-          "--steps", "--minutes", "--batch", "--lr", "--decay", "--seed", "--every", "--instruct"})
+         {"--dim",       "--layers", "--heads",    "--kv-heads",  "--hidden",     "--ctx",         "--vocab",
+          "--tokenizer", "--init",   "--steps",    "--minutes",   "--batch",      "--lr",          "--decay",
+          "--seed",      "--every",  "--instruct", "--lora-rank", "--lora-alpha", "--lora-targets"})
       if (a.resume && name == fixed) throw Failure{2, name + ": with --resume it is what it was; leave it out"};
   for (const std::string& name : given)
     for (const char* shape : {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"})
       if (!a.init.empty() && name == shape) throw Failure{2, name + ": with --init it is that model's; leave it out"};
+  check_lora_options(a, given);
   if (!find_train_kernels(a.kernel.empty() ? nullptr : a.kernel.c_str()))
     throw Failure{2, "--kernel: expected one that this CPU has, found '" + a.kernel + "'"};
   if (a.checkpoint.empty()) a.checkpoint = a.output + ".checkpoint";
@@ -260,6 +284,7 @@ class Training {
   void run() {
     Texts texts = read_texts(a_);
     a_.resume ? resume(texts) : begin(texts);
+    if (std::string error; plan_.lora.rank > 0 && !check_adapter_folder(a_.output, error)) throw Failure{1, error};
     if (!a_.resume) checkpoint(true);  // a disk that is full, or a folder that is not there, shows now
     open_log(a_.resume ? progress_.step : -1);
     while (progress_.step < plan_.steps) {
@@ -289,17 +314,31 @@ class Training {
     if (plan_.context > plan_.config.max_seq_len)
       throw Failure{2, "--ctx: expected at most the model's " + std::to_string(plan_.config.max_seq_len) + ", found " +
                            std::to_string(plan_.context)};
+    if (a_.lora_rank > 0) plan_lora(init);
     plan_.adam.decay = double(a_.decay);
-    plan_.rate =
-        a_.rate > 0 ? double(a_.rate) : 0.003 * std::sqrt(128.0 / plan_.config.dim) * (a_.init.empty() ? 1 : 0.1);
+    plan_.rate = a_.rate > 0
+                     ? double(a_.rate)
+                     : 0.003 * std::sqrt(128.0 / plan_.config.dim) * (a_.init.empty() || plan_.lora.rank > 0 ? 1 : 0.1);
     plan_.text_hash = hash_of(train_), plan_.valid_hash = hash_of(valid_);
     make();
     if (a_.init.empty())
       initialize(*model_, plan_.seed);
     else if (!load_weights(init, a_.init, *model_, error))
       throw Failure{1, error};
+    initialize(model_->adapters, plan_.seed);
     trainer_->repack();
     plan_steps();
+  }
+
+  void plan_lora(const Model& init) {
+    LoraPlan& lora = plan_.lora;
+    std::string error;
+    lora.rank = a_.lora_rank, lora.alpha = a_.lora_alpha > 0 ? a_.lora_alpha : float(a_.lora_rank);
+    if (!parse_lora_targets(a_.lora_targets, lora.targets, error)) throw Failure{2, "--lora-targets: " + error};
+    if (!check_lora(init.config, lora, error)) throw Failure{2, error};
+    if (plan_.instruct && init.provenance().find(kTakesInstructions) == std::string_view::npos)
+      throw Failure{2,
+                    "--instruct: " + a_.init + " does not know instructions, and an adapter cannot say that it does"};
   }
 
   void resume(Texts& texts) {
@@ -333,6 +372,7 @@ class Training {
                            std::to_string(train_.ids.size()) + "; give a longer text or a smaller --ctx"};
     describe();
     model_ = std::make_unique<TrainModel>(c);
+    if (plan_.lora.rank > 0) model_->adapt(adapters_for(c, plan_.lora));
     trainer_ = std::make_unique<Trainer>(*model_, a_.threads, plan_.context,
                                          *find_train_kernels(a_.kernel.empty() ? nullptr : a_.kernel.c_str()));
     trainer_->cancelled = [] { return cli::interrupted != 0; };
@@ -352,8 +392,15 @@ class Training {
                  "%d --ctx %d\n",
                  double(count_parameters(c)) / 1e6, c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.hidden_dim,
                  c.vocab_size, plan_.context);
-    std::fprintf(stderr, "train: memory: %.0f MB, %d threads\n",
-                 double(Trainer::memory_bytes(c, a_.threads, plan_.context, plan_.batch)) / 1e6, a_.threads);
+    const std::vector<Parameter> adapters = adapters_for(c, plan_.lora).parameters;
+    if (!adapters.empty())
+      std::fprintf(stderr, "train: adapter: %.3f M parameters, rank %d, alpha %g; the model stays as it is\n",
+                   double(count_parameters(adapters)) / 1e6, plan_.lora.rank, double(plan_.lora.alpha));
+    std::fprintf(
+        stderr, "train: memory: %.0f MB, %d threads\n",
+        double(Trainer::memory_bytes(c, a_.threads, plan_.context, plan_.batch, plan_.lora.rank, floats_of(adapters))) /
+            1e6,
+        a_.threads);
   }
 
   int64_t tokens_a_step() const { return int64_t(plan_.batch) * plan_.context; }
@@ -380,7 +427,8 @@ class Training {
 
   void plan_steps() {
     const auto [step, validation] = measure();
-    const double wanted = 20.0 * std::min(double(count_parameters(plan_.config)), double(train_.ids.size()));
+    const double wanted =
+        20.0 * std::min(double(count_parameters(model_->learned_parameters())), double(train_.ids.size()));
     const double expected = a_.steps         ? a_.steps * step
                             : a_.minutes > 0 ? double(a_.minutes) * 60 - (seconds() - start_)
                                              : wanted / double(tokens_a_step()) * step;
@@ -510,6 +558,23 @@ class Training {
   }
 
   void write() {
+    plan_.lora.rank > 0 ? write_lora() : write_model();
+    std::fprintf(stderr, "train: %s keeps the training%s; delete it if you want neither\n", a_.checkpoint.c_str(),
+                 plan_.lora.rank > 0 ? ": --resume writes the folder again"
+                                     : ": --resume --type f32 writes the model as another type");
+  }
+
+  void write_lora() {
+    std::string error;
+    if (!write_adapter(a_.output, plan_.lora, model_->adapters, error))
+      throw Failure{1, error + "; nothing is lost: --resume writes it again"};
+    std::fprintf(stderr,
+                 "%s: an adapter, after %s of training; try: export/convert %s --lora %s --type q8 -o OUT.bin\n",
+                 a_.output.c_str(), duration(progress_.seconds).c_str(), a_.init.empty() ? "BASE" : a_.init.c_str(),
+                 a_.output.c_str());
+  }
+
+  void write_model() {
     ModelParts parts;
     parts.config = plan_.config;
     parts.type = a_.type == "f32" ? Type::f32 : a_.type == "q8" ? Type::q8 : Type::q4;
@@ -531,10 +596,6 @@ class Training {
     std::fprintf(stderr, "%s: %s, %.2f MB, after %s of training; try: ./run %s -i \"%s\"\n", a_.output.c_str(),
                  a_.type.c_str(), double(writer.file_bytes()) / 1e6, duration(progress_.seconds).c_str(),
                  a_.output.c_str(), a_.prompt.c_str());
-    std::fprintf(stderr,
-                 "train: %s keeps the training: --resume --type f32 writes the model as another type; delete it if you "
-                 "want neither\n",
-                 a_.checkpoint.c_str());
   }
 
   const Arguments& a_;
