@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <ctime>
+#include <sstream>
 #include <utility>
 
 #include "../tokenizer.hpp"
@@ -374,8 +375,10 @@ void convert_model(const Arguments& a, const Model& model) {
   const std::vector<LoraAdapter> adapters = open_adapters(a, model.config);
   ModelParts parts;
   parts.config = model.config, parts.chat = model.chat, parts.self_test_ids = model.self_test_ids;
-  parts.tokenizer = std::string(model.tokenizer_bytes()), parts.provenance = std::string(model.provenance());
-  if (!parts.provenance.empty() && parts.provenance.back() != '\n') parts.provenance += '\n';
+  parts.tokenizer = std::string(model.tokenizer_bytes());
+  std::istringstream lines{std::string(model.provenance())};
+  for (std::string text; std::getline(lines, text);)
+    if (text.rfind("weights: ", 0) != 0) parts.provenance += text + "\n";
   for (const LoraAdapter& adapter : adapters) parts.provenance += "lora: " + adapter.description() + "\n";
   parts.provenance += "weights: " + quality(a) + "\n";
   const ReadRows read = rows_of_file(model);
