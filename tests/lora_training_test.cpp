@@ -17,15 +17,16 @@ LoraPlan plan_of(const Config& c, int rank, uint32_t targets) {
   return {rank, kScale * float(rank), targets & (c.tied ? 0x7fu : 0xffu)};
 }
 
-// b is not zero, as if some steps had been done; else a would have no gradient.
+// b is not zero, as if some steps had been done; else a would have no gradient. B A is as large for every rank.
 void adapt(TrainModel& m, const LoraPlan& plan) {
   m.adapt(adapters_for(m.config, plan));
   initialize(m.adapters, 7);
   tiny::Random random(5);
+  const float deviation = 0.35f / std::sqrt(float(plan.rank));
   for (const Parameter& p : m.adapters.parameters)
     for (int r = 0; r < p.spec.rows && p.spec.name.back() == 'B'; r++)
       for (int k = 0; k < p.spec.cols; k++)
-        m.adapters.values[p.offset + size_t(r) * p.stride + size_t(k)] = 0.2f * random.normal();
+        m.adapters.values[p.offset + size_t(r) * p.stride + size_t(k)] = deviation * random.normal();
 }
 
 void check_gradients(const Config& c, const LoraPlan& plan) {
