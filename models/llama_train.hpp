@@ -240,6 +240,17 @@ struct Rows {
   Rows from(int t) const { return {row(t), stride}; }
 };
 
+// Whom a model learns from besides the text: someone who knows better what may follow each token (distill.hpp).
+class Teacher {
+ public:
+  virtual ~Teacher() = default;
+  // Logits (count, vocab_size) of a window's tokens first ... first + count - 1. Those of a window are asked for in
+  // order, by one thread.
+  virtual void logits(int thread, const Window& w, int first, int count, const Rows& out) = 0;
+
+  float share = 0, temperature = 1;  // as distill_body has them
+};
+
 // Activations of one sequence: what backward() wants of each layer, and scratch. One for each thread.
 class Activated {
  public:
@@ -252,20 +263,22 @@ class Activated {
     Rows gate_up;     // (T, 2 hidden_dim)
   };
 
-  // rank: of the adapters, 0 if there are none.
-  Activated(const Config& c, int tokens, int rank = 0) : tokens(tokens), rank(rank) {
+  // rank: of the adapters, 0 if there are none. taught: there is a teacher.
+  Activated(const Config& c, int tokens, int rank = 0, bool taught = false)
+      : tokens(tokens), rank(rank), taught(taught) {
     size_t floats = lay_out(c, nullptr);
     memory_ = Floats(floats);
     lay_out(c, memory_.data());
   }
 
-  static size_t bytes(const Config& c, int tokens, int rank = 0) {
+  static size_t bytes(const Config& c, int tokens, int rank = 0, bool taught = false) {
     Activated a;
-    a.tokens = tokens, a.rank = rank;
+    a.tokens = tokens, a.rank = rank, a.taught = taught;
     return a.lay_out(c, nullptr) * sizeof(float);
   }
 
   int tokens = 0, rank = 0;
+  bool taught = false;
   std::vector<OfLayer> layers;
   Rows x, xn;            // (T, dim): output of the last layer, and normalized
   Rows hidden;           // (T, hidden_dim)
@@ -277,6 +290,7 @@ class Activated {
   Rows dx, dnorm;        // (T, dim)
   Rows dqkv, dattention, dgate_up, dhidden;
   Rows low, unused;  // with adapters: (T, rank), and (dim) for the gradient of a norm, which nobody asks for
+  Rows told, soft;   // with a teacher: its logits (kLossRows, vocab_size), and scratch of two rows
 
  private:
   Activated() = default;
@@ -302,6 +316,7 @@ class Activated {
     for (Rows* m : {&keys, &values}) place(*m, 1, int(packed_size(c.head_dim, t)));
     for (Rows* m : {&dkeys, &dvalues}) place(*m, t, c.head_dim);
     place(dqkv, t, qkv), place(dattention, t, c.q_dim()), place(dgate_up, t, 2 * c.hidden_dim);
+    if (taught) place(told, kLossRows, c.vocab_size), place(soft, 2, c.vocab_size);
     if (rank > 0) place(low, t, rank), place(unused, 1, c.dim);
     return at + row_stride(c.head_dim);  // a head is read in whole vectors, also the last one
   }
@@ -327,9 +342,17 @@ struct Rotation {
 // Forward and backward of one sequence.
 class SequencePass {
  public:
-  // The model's weights are packed; the rotation has as many positions as the activations have tokens.
-  SequencePass(const TrainModel& model, const TrainKernels& kernels, Activated& activated, const Rotation& rotation)
-      : m_(model), c_(model.config), k_(kernels), a_(activated), rotation_(rotation) {}
+  // The model's weights are packed; the rotation has as many positions as the activations have tokens. A teacher, if
+  // there is one, has his say in backward().
+  SequencePass(const TrainModel& model, const TrainKernels& kernels, Activated& activated, const Rotation& rotation,
+               Teacher* teacher = nullptr, int thread = 0)
+      : m_(model),
+        c_(model.config),
+        k_(kernels),
+        a_(activated),
+        rotation_(rotation),
+        teacher_(teacher),
+        thread_(thread) {}
 
   void forward(const Window& w) {
     n_ = int(w.ids.size());
@@ -352,7 +375,8 @@ class SequencePass {
     return sum;
   }
 
-  // After forward(): the same, and the gradient of weight * loss is added to `gradient`, an array like learned().
+  // After forward(): the same, or what a teacher makes of it, and the gradient of weight * loss is added to `gradient`,
+  // an array like learned().
   double backward(const Window& w, float weight, float* gradient) {
     g_ = gradient;
     double sum = 0;
@@ -568,12 +592,17 @@ class SequencePass {
   // The losses of some rows; with a weight, logits become their gradient.
   double loss_rows(const Window& w, int first, int count, float weight) {
     logits(first, count);
+    Teacher* teacher = weight > 0 && teacher_ && teacher_->share > 0 ? teacher_ : nullptr;
+    if (teacher) teacher->logits(thread_, w, first, count, a_.told);
     double sum = 0;
     for (int i = 0; i < count; i++) {
       float* row = a_.logits.row(i);
       double loss = 0;
       const int target = w.targets[first + i];
-      if (target >= 0)
+      if (target >= 0 && teacher)
+        k_.distill(row, a_.told.row(i), a_.soft.data, c_.vocab_size, int(padded16(c_.vocab_size)), target, weight,
+                   teacher->share, teacher->temperature, &loss);
+      else if (target >= 0)
         k_.cross_entropy(row, c_.vocab_size, int(padded16(c_.vocab_size)), target, weight, &loss);
       else
         std::memset(row, 0, padded16(c_.vocab_size) * sizeof(float));
@@ -587,6 +616,8 @@ class SequencePass {
   const TrainKernels& k_;
   Activated& a_;
   const Rotation& rotation_;
+  Teacher* teacher_;
+  int thread_;
   int n_ = 0;
   float* g_ = nullptr;
 };

@@ -28,13 +28,13 @@ struct AdamOptions {
 // A model, its optimizer, and the threads that they run on.
 class Trainer {
  public:
-  // Sequences of at most `tokens` tokens. kernels: see find_train_kernels().
-  Trainer(TrainModel& model, int threads, int tokens, const TrainKernels& kernels)
-      : m_(model), k_(kernels), pool_(threads), rotation_(model.config, tokens) {
+  // Sequences of at most `tokens` tokens. kernels: see find_train_kernels(). teacher: null if there is none.
+  Trainer(TrainModel& model, int threads, int tokens, const TrainKernels& kernels, Teacher* teacher = nullptr)
+      : m_(model), k_(kernels), teacher_(teacher), pool_(threads), rotation_(model.config, tokens) {
     const size_t n = model.learned().size();
     mean = Floats(n), square = Floats(n);
     for (int i = 0; i < pool_.threads(); i++)
-      workers_.push_back(std::make_unique<Activated>(model.config, tokens, model.adapters.rank));
+      workers_.push_back(std::make_unique<Activated>(model.config, tokens, model.adapters.rank, teacher_));
     for (const Parameter& p : model.learned_parameters())
       for (size_t at = 0; at < p.size(); at += kPiece)
         pieces_.push_back({p.offset + at, int(std::min(kPiece, p.size() - at)), p.decays()});
@@ -43,14 +43,16 @@ class Trainer {
   }
 
   // Bytes that training takes: weights and packed weights; what is learned, optimizer, gradients; activations.
-  // With adapters: of which rank, and how many floats they have.
-  static size_t memory_bytes(const Config& c, int threads, int tokens, int batch, int rank = 0, size_t adapters = 0) {
-    const size_t n = floats_of(parameters_of(c)), learned = rank > 0 ? adapters : n;
-    return (3 * n + (rank > 0 ? adapters : 0) + (2 + size_t(std::min(batch, kLanes))) * learned) * sizeof(float) +
-           size_t(threads) * Activated::bytes(c, tokens, rank);
+  static size_t memory_bytes(const Config& c, int threads, int tokens, int batch, const Adapters& adapters = {},
+                             bool taught = false) {
+    const size_t n = floats_of(parameters_of(c)), added = floats_of(adapters.parameters);
+    const size_t learned = adapters.rank > 0 ? added : n;
+    return (3 * n + added + (2 + size_t(std::min(batch, kLanes))) * learned) * sizeof(float) +
+           size_t(threads) * Activated::bytes(c, tokens, adapters.rank, taught);
   }
 
-  // The mean over the batch's targets of -ln p(target), in nats, and its gradient in gradient().
+  // The mean over the batch's targets of -ln p(target), in nats, or of what a teacher makes of it, and its gradient in
+  // gradient().
   double learn(const std::vector<Window>& batch) {
     const size_t lanes = std::min<size_t>(batch.size(), kLanes);
     while (lanes_.size() < lanes) lanes_.emplace_back(m_.learned().size());
@@ -63,7 +65,7 @@ class Trainer {
       float* gradient = lanes_[size_t(lane)].data();
       std::memset(gradient, 0, m_.learned().size() * sizeof(float));
       for (size_t i = size_t(lane); i < batch.size() && !stopped(); i += kLanes) {
-        SequencePass pass(m_, k_, *workers_[size_t(thread)], rotation_);
+        SequencePass pass(m_, k_, *workers_[size_t(thread)], rotation_, teacher_, thread);
         pass.forward(batch[i]);
         losses[i] = pass.backward(batch[i], weight, gradient);
       }
@@ -150,6 +152,7 @@ class Trainer {
 
   TrainModel& m_;
   const TrainKernels& k_;
+  Teacher* teacher_;
   Pool pool_;
   Rotation rotation_;
   std::vector<std::unique_ptr<Activated>> workers_;  // one for each thread

@@ -22,9 +22,9 @@ struct Arguments {
   std::string seed = "1";
   int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 256, vocab = 0;
   int steps = 0, batch = 16, every = 0, threads = 0;
-  std::string lora_targets;
+  std::string lora_targets, teacher;
   int lora_rank = 0;
-  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0;
+  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = 0.5f, temperature = 1;
   bool instruct = false, resume = false, help = false;
 };
 
@@ -57,6 +57,10 @@ const cli::Option<Arguments> kOptions[] = {
      1e30},
     {"", "--decay", "D", "weight decay [0.1]", &Arguments::decay, 0, 10},
     {"-s", "--seed", "N", "of the first weights and of the order of the stories [1]", &Arguments::seed},
+    {"", "", "", "To learn from a larger model too, which knows better what may follow (distillation)"},
+    {"", "--teacher", "FILE", "that model, of any type; its vocabulary is used", &Arguments::teacher},
+    {"", "--teacher-weight", "W", "how much it counts: 0 is nothing, 1 is all [0.5]", &Arguments::share, 0, 1},
+    {"", "--temperature", "T", "that softens what it says [1]", &Arguments::temperature, 0.1, 100},
     {"", "", "", "While it runs"},
     {"", "--valid", "FILE", "a text to judge by [the last fiftieth of the stories, which is not trained on]",
      &Arguments::valid},
@@ -111,14 +115,21 @@ Arguments parse(int argc, char** argv) {
   if (a.steps && a.minutes > 0) throw Failure{2, "--steps, --minutes: expected one of them"};
   for (const std::string& name : given)
     for (const char* fixed :
-         {"--dim",       "--layers", "--heads",    "--kv-heads",  "--hidden",     "--ctx",         "--vocab",
-          "--tokenizer", "--init",   "--steps",    "--minutes",   "--batch",      "--lr",          "--decay",
-          "--seed",      "--every",  "--instruct", "--lora-rank", "--lora-alpha", "--lora-targets"})
+         {"--dim",        "--layers",       "--heads",          "--kv-heads",   "--hidden",   "--ctx",
+          "--vocab",      "--tokenizer",    "--init",           "--steps",      "--minutes",  "--batch",
+          "--lr",         "--decay",        "--seed",           "--every",      "--instruct", "--lora-rank",
+          "--lora-alpha", "--lora-targets", "--teacher-weight", "--temperature"})
       if (a.resume && name == fixed) throw Failure{2, name + ": with --resume it is what it was; leave it out"};
   for (const std::string& name : given)
     for (const char* shape : {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"})
       if (!a.init.empty() && name == shape) throw Failure{2, name + ": with --init it is that model's; leave it out"};
   check_lora_options(a, given);
+  for (const std::string& name : given) {
+    if ((name == "--teacher-weight" || name == "--temperature") && a.teacher.empty())
+      throw Failure{2, name + ": is of a teacher; expected --teacher MODEL too"};
+    if (name == "--vocab" && !a.teacher.empty())
+      throw Failure{2, "--vocab: with --teacher it is that model's; leave it out"};
+  }
   if (!find_train_kernels(a.kernel.empty() ? nullptr : a.kernel.c_str()))
     throw Failure{2, "--kernel: expected one that this CPU has, found '" + a.kernel + "'"};
   if (a.checkpoint.empty()) a.checkpoint = a.output + ".checkpoint";
@@ -215,7 +226,7 @@ Config shape(const Arguments& a, const Size& size, int vocab_size) {
   c.n_layers = a.layers ? a.layers : size.layers;
   c.n_heads = a.heads ? a.heads : std::max(1, c.dim / (c.dim < 256 ? 16 : 32));
   c.n_kv_heads = a.kv_heads ? a.kv_heads : c.n_heads % 2 ? c.n_heads : c.n_heads / 2;
-  c.hidden_dim = a.hidden ? a.hidden : int(round_up<int64_t>(int64_t(c.dim) * 8 / 3, 32));
+  c.hidden_dim = a.hidden ? a.hidden : int((int64_t(c.dim) * 8 / 3 + 8) / 16 * 16);
   c.head_dim = c.dim / c.n_heads;
   c.vocab_size = vocab_size, c.max_seq_len = a.context, c.tied = true;
   if (c.dim % c.n_heads || c.head_dim % 2)
@@ -236,9 +247,10 @@ Config shape(const Arguments& a, const Size& size, int vocab_size) {
   return c;
 }
 
-// The tokenizer as a model file carries it: that of --init, of --tokenizer, or a new one for the text.
-std::string tokenizer_for(const Arguments& a, const Texts& texts, const Model& init) {
+// The tokenizer as a model file carries it: that of --init, of --tokenizer, of the teacher, or a new one for the text.
+std::string tokenizer_for(const Arguments& a, const Texts& texts, const Model& init, const Model* teacher) {
   if (!a.init.empty()) return std::string(init.tokenizer_bytes());
+  if (a.tokenizer.empty() && teacher) return std::string(teacher->tokenizer_bytes());
   Tokenizer::Vocabulary v;
   std::string error;
   if (!a.tokenizer.empty()) {
@@ -307,7 +319,8 @@ class Training {
     plan_.seed = uint64_t(cli::number("--seed", a_.seed, 0, 9e15, true));
     plan_.instruct = a_.instruct;
     if (plan_.instruct) instruct(texts, plan_.seed);
-    blob_ = tokenizer_for(a_, texts, init);
+    if (!a_.teacher.empty()) open_teacher();
+    blob_ = tokenizer_for(a_, texts, init, teacher_ ? &teacher_->model() : nullptr);
     open_texts(texts);
     plan_.config = a_.init.empty() ? shape(a_, size_for(texts.bytes.size()), tokenizer_.size()) : init.config;
     plan_.context = a_.context, plan_.batch = a_.batch;
@@ -315,6 +328,7 @@ class Training {
       throw Failure{2, "--ctx: expected at most the model's " + std::to_string(plan_.config.max_seq_len) + ", found " +
                            std::to_string(plan_.context)};
     if (a_.lora_rank > 0) plan_lora(init);
+    if (teacher_) plan_.distill = {a_.share, a_.temperature, teacher_->model().checksum()};
     plan_.adam.decay = double(a_.decay);
     plan_.rate = a_.rate > 0
                      ? double(a_.rate)
@@ -328,6 +342,33 @@ class Training {
     initialize(model_->adapters, plan_.seed);
     trainer_->repack();
     plan_steps();
+  }
+
+  void open_teacher() {
+    teacher_ = std::make_unique<ModelTeacher>();
+    if (!teacher_->open(a_.teacher)) throw Failure{1, teacher_->error};
+  }
+
+  void resume_teacher() {
+    if (!plan_.distill.teacher) throw Failure{2, "--teacher: the training began without one; leave it out"};
+    if (a_.teacher.empty()) throw Failure{2, "--teacher: the training began with one; give the same"};
+    open_teacher();
+    if (teacher_->model().checksum() != plan_.distill.teacher)
+      throw Failure{1, a_.teacher + ": expected the teacher that the training began with, found another"};
+  }
+
+  // Whether the teacher speaks of the same tokens, and hears as many.
+  void check_teacher() const {
+    const Model& m = teacher_->model();
+    if (m.tokenizer_bytes() != blob_ || m.config.vocab_size != plan_.config.vocab_size)
+      throw Failure{1,
+                    a_.teacher +
+                        ": expected a teacher with the vocabulary of the model that it teaches, found "
+                        "another one" +
+                        (a_.init.empty() && a_.tokenizer.empty() ? "" : "; without --init and -z it is used for both")};
+    if (plan_.context > m.config.max_seq_len)
+      throw Failure{2, "--ctx: expected at most the teacher's " + std::to_string(m.config.max_seq_len) + ", found " +
+                           std::to_string(plan_.context)};
   }
 
   void plan_lora(const Model& init) {
@@ -352,6 +393,7 @@ class Training {
       throw Failure{1, a_.checkpoint +
                            ": expected the texts that the training began with, found others; give the same " +
                            (a_.valid.empty() ? "text" : "text and --valid")};
+    if (!a_.teacher.empty() || (plan_.distill.teacher && progress_.step < plan_.steps)) resume_teacher();
     make();
     file.restore(*model_, *trainer_);
     stream_->seek(progress_.epoch, progress_.index);
@@ -370,11 +412,14 @@ class Training {
     if (train_.ids.size() <= size_t(plan_.context))
       throw Failure{1, a_.model + ": expected more tokens than --ctx " + std::to_string(plan_.context) + ", found " +
                            std::to_string(train_.ids.size()) + "; give a longer text or a smaller --ctx"};
+    if (teacher_) check_teacher();
     describe();
+    if (teacher_ && !teacher_->start(plan_.distill, a_.threads, plan_.context)) throw Failure{1, teacher_->error};
     model_ = std::make_unique<TrainModel>(c);
     if (plan_.lora.rank > 0) model_->adapt(adapters_for(c, plan_.lora));
-    trainer_ = std::make_unique<Trainer>(*model_, a_.threads, plan_.context,
-                                         *find_train_kernels(a_.kernel.empty() ? nullptr : a_.kernel.c_str()));
+    trainer_ =
+        std::make_unique<Trainer>(*model_, a_.threads, plan_.context,
+                                  *find_train_kernels(a_.kernel.empty() ? nullptr : a_.kernel.c_str()), teacher_.get());
     trainer_->cancelled = [] { return cli::interrupted != 0; };
     stream_ = std::make_unique<WindowStream>(train_, plan_.context, plan_.seed);
     judged_ = judging_windows(valid_, plan_.context);
@@ -392,15 +437,18 @@ class Training {
                  "%d --ctx %d\n",
                  double(count_parameters(c)) / 1e6, c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.hidden_dim,
                  c.vocab_size, plan_.context);
-    const std::vector<Parameter> adapters = adapters_for(c, plan_.lora).parameters;
-    if (!adapters.empty())
+    const Adapters adapters = adapters_for(c, plan_.lora);
+    if (adapters.rank > 0)
       std::fprintf(stderr, "train: adapter: %.3f M parameters, rank %d, alpha %g; the model stays as it is\n",
-                   double(count_parameters(adapters)) / 1e6, plan_.lora.rank, double(plan_.lora.alpha));
-    std::fprintf(
-        stderr, "train: memory: %.0f MB, %d threads\n",
-        double(Trainer::memory_bytes(c, a_.threads, plan_.context, plan_.batch, plan_.lora.rank, floats_of(adapters))) /
-            1e6,
-        a_.threads);
+                   double(count_parameters(adapters.parameters)) / 1e6, adapters.rank, double(plan_.lora.alpha));
+    size_t memory = Trainer::memory_bytes(c, a_.threads, plan_.context, plan_.batch, adapters, bool(teacher_));
+    if (teacher_) {
+      memory += teacher_->memory_bytes(a_.threads, plan_.context);
+      std::fprintf(stderr, "train: teacher: %.2f M parameters, --teacher-weight %g --temperature %g\n",
+                   double(count_parameters(teacher_->model().config)) / 1e6, double(plan_.distill.share),
+                   double(plan_.distill.temperature));
+    }
+    std::fprintf(stderr, "train: memory: %.0f MB, %d threads\n", double(memory) / 1e6, a_.threads);
   }
 
   int64_t tokens_a_step() const { return int64_t(plan_.batch) * plan_.context; }
@@ -454,6 +502,7 @@ class Training {
     const double begin = seconds();
     const double loss = trainer_->learn(next_batch(*stream_));
     if (cli::interrupted) stop();
+    if (teacher_ && !teacher_->failure().empty()) throw Failure{1, a_.teacher + ": " + teacher_->failure()};
     if (!std::isfinite(loss) || !std::isfinite(trainer_->gradient_norm()))
       throw Failure{1, "the loss is no finite number after step " + std::to_string(progress_.step) +
                            "; the checkpoint of step " + std::to_string(saved_) + " stays: " + a_.checkpoint +
@@ -586,7 +635,8 @@ class Training {
         "training: %lld steps of %lld tokens, seed %llu; %.4f bits a character on %zu tokens it has not seen\n",
         static_cast<long long>(plan_.steps), static_cast<long long>(tokens_a_step()),
         static_cast<unsigned long long>(plan_.seed), progress_.bits, count_targets(judged_));
-    parts.provenance = "source: trained on " + base_name(a_.model) + "\n" +
+    parts.provenance = "source: trained on " + base_name(a_.model) +
+                       (plan_.distill.teacher ? ", and by a teacher" : "") + "\n" +
                        (a_.licence.empty() ? "" : "licence: " + a_.licence + "\n") + "weights: " + a_.type + "\n" +
                        how + (plan_.instruct ? kTakesInstructions : "");
     parts.self_test_ids = self_test_prompt(plan_.config.vocab_size, tokenizer_.bos());
@@ -606,6 +656,7 @@ class Training {
   Tokenizer tokenizer_;
   TokenText train_, valid_;
   std::vector<Window> judged_;
+  std::unique_ptr<ModelTeacher> teacher_;
   std::unique_ptr<TrainModel> model_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<WindowStream> stream_;

@@ -6,6 +6,7 @@
 
 #include "../export/model_rows.hpp"
 #include "../export/output_file.hpp"
+#include "distill.hpp"
 #include "lora_train.hpp"
 #include "optimizer.hpp"
 
@@ -21,6 +22,7 @@ struct TrainPlan {
   double rate = 0;      // highest learning rate
   AdamOptions adam;
   LoraPlan lora;
+  DistillPlan distill;
   uint64_t seed = 0;
   bool instruct = false;                   // stories stand behind instructions
   uint64_t text_hash = 0, valid_hash = 0;  // of the texts' token ids
