@@ -41,7 +41,7 @@ class TrainModel : public LearnedWeights {
   LearnedMatrix output;  // (vocab_size, dim); tied: the embedding table
 
   const float* embedding(int id) const { return values.data() + size_t(id) * parameters[0].stride; }
-  std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, int tokens) const override;
+  std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, const PassOptions& options) const override;
 };
 
 // Activations of one sequence: what backward() wants of each layer, and scratch.
@@ -94,12 +94,16 @@ class Activated {
 
 class LlamaPass : public SequencePass {
  public:
-  LlamaPass(const TrainModel& model, const TrainKernels& kernels, int tokens)
-      : SequencePass(model, kernels, model.config.vocab_size),
+  LlamaPass(const TrainModel& model, const TrainKernels& kernels, const PassOptions& options)
+      : SequencePass(model, kernels, model.config.vocab_size, model.config.dim, options),
         m_(model),
         c_(model.config),
-        a_(model.config, tokens),
-        rotation_(model.config, tokens) {}
+        a_(model.config, options.tokens),
+        rotation_(model.config, options.tokens) {}
+
+  static size_t bytes(const Config& c, int tokens, int rank, bool taught) {
+    return SequencePass::bytes(c.vocab_size, c.dim, tokens, rank, taught) + Activated::bytes(c, tokens);
+  }
 
   void forward(const Window& w) override {
     n_ = int(w.ids.size());
@@ -125,7 +129,8 @@ class LlamaPass : public SequencePass {
     clear(a_.dx, n_, c_.dim);
     norm_backward(a_.x, m_.final_norm);
     for (int l = c_.n_layers - 1; l >= 0; l--) layer_backward(l, w);
-    for (int t = 0; t < n_; t++) k_.add(g_ + size_t(w.ids[t]) * m_.parameters[0].stride, a_.dx.row(t), c_.dim);
+    for (int t = 0; t < n_ && !m_.adapted(); t++)
+      k_.add(g_ + size_t(w.ids[t]) * m_.parameters[0].stride, a_.dx.row(t), c_.dim);
     return sum;
   }
 
@@ -136,8 +141,9 @@ class LlamaPass : public SequencePass {
 
   // dx += the gradient of a norm's input x, from that of its output in dnorm.
   void norm_backward(const Rows& x, size_t weight) {
+    float* dweight = vector_gradient(weight);
     for (int t = 0; t < n_; t++)
-      k_.rmsnorm_backward(a_.dnorm.row(t), x.row(t), m_.values.data() + weight, a_.dx.row(t), g_ + weight, c_.dim,
+      k_.rmsnorm_backward(a_.dnorm.row(t), x.row(t), m_.values.data() + weight, a_.dx.row(t), dweight, c_.dim,
                           c_.norm_eps);
   }
 
@@ -194,8 +200,9 @@ class LlamaPass : public SequencePass {
   int n_ = 0;
 };
 
-inline std::unique_ptr<SequencePass> TrainModel::new_pass(const TrainKernels& kernels, int tokens) const {
-  return std::make_unique<LlamaPass>(*this, kernels, tokens);
+inline std::unique_ptr<SequencePass> TrainModel::new_pass(const TrainKernels& kernels,
+                                                          const PassOptions& options) const {
+  return std::make_unique<LlamaPass>(*this, kernels, options);
 }
 
 }  // namespace pocket

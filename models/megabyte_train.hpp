@@ -52,6 +52,7 @@ struct LearnedMegabyteStage {
   const Parameter* positions = nullptr;  // (patches or bytes of one, dim), if there are any
 };
 
+// Nothing here is adapted.
 class MegabyteWeights : public LearnedWeights {
  public:
   explicit MegabyteWeights(const MegabyteConfig& c) : LearnedWeights(parameters_of(c)), config(c) {
@@ -86,7 +87,7 @@ class MegabyteWeights : public LearnedWeights {
 
   const Parameter& of(const std::string& name) const { return parameters[index_.at(name)]; }
   size_t place(const std::string& name) const { return of(name).offset; }
-  std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, int tokens) const override;
+  std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, const PassOptions& options) const override;
 
  private:
   LearnedMatrix whole(const std::string& name) { return matrix(of(name), of(name).spec.rows); }
@@ -263,14 +264,16 @@ struct MegabyteActivated {
 
 class MegabytePass : public SequencePass {
  public:
-  MegabytePass(const MegabyteWeights& model, const TrainKernels& kernels, int tokens)
-      : SequencePass(model, kernels, kByteValues),
+  MegabytePass(const MegabyteWeights& model, const TrainKernels& kernels, const PassOptions& options)
+      : SequencePass(model, kernels, kByteValues, 0, options),
         m_(model),
         c_(model.config),
-        a_(model.config, tokens),
-        rotation_(rotary(c_), std::max(tokens / c_.patch_size, c_.patch_size) + 1) {
-    rows_.reserve(tokens, c_.patch_size);
+        a_(model.config, options.tokens),
+        rotation_(rotary(c_), std::max(options.tokens / c_.patch_size, c_.patch_size) + 1) {
+    rows_.reserve(options.tokens, c_.patch_size);
   }
+
+  static size_t bytes(const MegabyteConfig& c, int tokens) { return MegabyteActivated::bytes(c, tokens); }
 
   void forward(const Window& w) override {
     rows_.place(w, c_);
@@ -546,8 +549,9 @@ class MegabytePass : public SequencePass {
   Rotation rotation_;
 };
 
-inline std::unique_ptr<SequencePass> MegabyteWeights::new_pass(const TrainKernels& kernels, int tokens) const {
-  return std::make_unique<MegabytePass>(*this, kernels, tokens);
+inline std::unique_ptr<SequencePass> MegabyteWeights::new_pass(const TrainKernels& kernels,
+                                                               const PassOptions& options) const {
+  return std::make_unique<MegabytePass>(*this, kernels, options);
 }
 
 // Matrices get normal numbers of deviation 0.5 / sqrt(cols), those that write to a residual stream smaller ones, the

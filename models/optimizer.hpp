@@ -28,28 +28,33 @@ struct AdamOptions {
 // A model, its optimizer, and the threads that they run on.
 class Trainer {
  public:
-  // Sequences of at most `tokens` tokens. kernels: see find_train_kernels().
-  Trainer(LearnedWeights& model, int threads, int tokens, const TrainKernels& kernels)
+  // Sequences of at most `tokens` tokens. kernels: see find_train_kernels(). teacher: null if there is none.
+  Trainer(LearnedWeights& model, int threads, int tokens, const TrainKernels& kernels, Teacher* teacher = nullptr)
       : m_(model), k_(kernels), pool_(threads) {
-    const size_t n = model.values.size();
+    const size_t n = model.learned().size();
     mean = Floats(n), square = Floats(n);
-    for (int i = 0; i < pool_.threads(); i++) passes_.push_back(model.new_pass(kernels, tokens));
-    for (const Parameter& p : model.parameters)
+    for (int i = 0; i < pool_.threads(); i++) passes_.push_back(model.new_pass(kernels, {tokens, teacher, i}));
+    for (const Parameter& p : model.learned_parameters())
       for (size_t at = 0; at < p.size(); at += kPiece)
         pieces_.push_back({p.offset + at, int(std::min(kPiece, p.size() - at)), p.decays()});
     square_sums_.resize(pieces_.size());
-    m_.pack_weights(pool_);
+    m_.pack_weights(pool_, k_);
   }
 
-  // Bytes that training takes: weights, optimizer, gradients, activations (pass_bytes for each thread).
-  static size_t memory_bytes(const std::vector<Parameter>& all, size_t pass_bytes, int threads, int batch) {
-    return floats_of(all) * sizeof(float) * (5 + size_t(std::min(batch, kLanes))) + size_t(threads) * pass_bytes;
+  // Bytes that training takes: weights and packed weights; what is learned, optimizer, gradients; a pass (see
+  // LearnedWeights::new_pass) for each thread.
+  static size_t memory_bytes(const std::vector<Parameter>& all, const Adapters& adapters, size_t pass_bytes,
+                             int threads, int batch) {
+    const size_t n = floats_of(all), added = floats_of(adapters.parameters), learned = adapters.rank > 0 ? added : n;
+    return (3 * n + added + (2 + size_t(std::min(batch, kLanes))) * learned) * sizeof(float) +
+           size_t(threads) * pass_bytes;
   }
 
-  // The mean over the batch's targets of -ln p(target), in nats, and its gradient in gradient().
+  // The mean over the batch's targets of -ln p(target), in nats, or of what a teacher makes of it, and its gradient in
+  // gradient().
   double learn(const std::vector<Window>& batch) {
     const size_t lanes = std::min<size_t>(batch.size(), kLanes);
-    while (lanes_.size() < lanes) lanes_.emplace_back(m_.values.size());
+    while (lanes_.size() < lanes) lanes_.emplace_back(m_.learned().size());
     size_t asked = 0;
     for (const Window& w : batch)
       for (int target : w.targets) asked += target >= 0;
@@ -57,7 +62,7 @@ class Trainer {
     const float weight = 1.f / float(std::max<size_t>(asked, 1));
     pool_.run(int(lanes), [&](int lane, int thread) {
       float* gradient = lanes_[size_t(lane)].data();
-      std::memset(gradient, 0, m_.values.size() * sizeof(float));
+      std::memset(gradient, 0, m_.learned().size() * sizeof(float));
       for (size_t i = size_t(lane); i < batch.size() && !stopped(); i += kLanes) {
         SequencePass& pass = *passes_[size_t(thread)];
         pass.forward(batch[i]);
@@ -83,10 +88,10 @@ class Trainer {
     decayed.keep = float(1 - rate * o.decay);
     pool_.run(int(pieces_.size()), [&](int i, int) {
       const Piece& p = pieces_[size_t(i)];
-      k_.adam(m_.values.data() + p.offset, lanes_[0].data() + p.offset, mean.data() + p.offset,
+      k_.adam(m_.learned().data() + p.offset, lanes_[0].data() + p.offset, mean.data() + p.offset,
               square.data() + p.offset, p.size, p.decays ? decayed : a);
     });
-    m_.pack_weights(pool_);
+    m_.pack_weights(pool_, k_);
   }
 
   // The sum over all targets of -ln p(target), in nats.
@@ -113,8 +118,8 @@ class Trainer {
     return pass.logits(int(ids.size()) - 1, 1).data;
   }
 
-  // To be called when `values` of the model were changed from outside.
-  void repack() { m_.pack_weights(pool_); }
+  // To be called when values of the model were changed from outside.
+  void repack() { m_.pack_weights(pool_, k_); }
 
   Floats mean, square;  // AdamW's: of the gradients, and of their squares
   // Asked between sequences; once it says yes learn() and evaluate() end early, and what they return and leave means

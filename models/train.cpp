@@ -23,7 +23,9 @@ struct Arguments {
   int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 0, vocab = 0;
   int patch = 0, local_dim = 0, local_layers = 0, local_hidden = 0;
   int steps = 0, batch = 16, every = 0, threads = 0;
-  float minutes = 0, rate = 0, decay = 0.1f;
+  std::string lora_targets, teacher;
+  int lora_rank = 0;
+  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = 0.5f, temperature = 1;
   bool instruct = false, resume = false, help = false;
 };
 
@@ -53,6 +55,11 @@ const cli::Option<Arguments> kOptions[] = {
     {"", "--init", "FILE", "go on from this model (f32), with its shape and vocabulary", &Arguments::init},
     {"", "--instruct", "", "learn to write on command too: run story.bin --words dog,cake", &Arguments::instruct},
     {"", "--licence", "TEXT", "the text's licence, for run --info", &Arguments::licence},
+    {"", "", "", "A LoRA adapter for --init instead: -o is a folder, as PEFT's, for export/convert --lora"},
+    {"", "--lora-rank", "R", "its rank; the model itself stays as it is", &Arguments::lora_rank, 1, kMostRank},
+    {"", "--lora-alpha", "A", "it counts A / R times [R]", &Arguments::lora_alpha, 1e-6, 1e6},
+    {"", "--lora-targets", "LIST", "of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,lm_head [the first 7]",
+     &Arguments::lora_targets},
     {"", "", "", "How to train"},
     {"", "--steps", "N", "steps [20 tokens or 60 bytes for each parameter, at most 20 times the text]",
      &Arguments::steps, 1, 1e9},
@@ -62,6 +69,10 @@ const cli::Option<Arguments> kOptions[] = {
      1e30},
     {"", "--decay", "D", "weight decay [0.1]", &Arguments::decay, 0, 10},
     {"-s", "--seed", "N", "of the first weights and of the order of the stories [1]", &Arguments::seed},
+    {"", "", "", "To learn from a larger model too, which knows better what may follow (distillation)"},
+    {"", "--teacher", "FILE", "that model, of any type; its vocabulary is used", &Arguments::teacher},
+    {"", "--teacher-weight", "W", "how much it counts: 0 is nothing, 1 is all [0.5]", &Arguments::share, 0, 1},
+    {"", "--temperature", "T", "that softens what it says [1]", &Arguments::temperature, 0.1, 100},
     {"", "", "", "While it runs"},
     {"", "--valid", "FILE", "a text to judge by [the last fiftieth of the stories, which is not trained on]",
      &Arguments::valid},
@@ -83,7 +94,10 @@ void print_help() {
       "  models/train stories.txt -o story.bin --minutes 10     as good as ten minutes make it\n"
       "  models/train stories.txt -o story.bin --resume         goes on after Ctrl-C\n"
       "  models/train stories.txt -o story.bin --arch megabyte  learns bytes, without a vocabulary\n"
-      "  models/train letters.txt -o mine.bin --init story.bin  goes on from a model of type f32\n\n"
+      "  models/train letters.txt -o mine.bin --init story.bin  goes on from a model of type f32\n"
+      "  models/train letters.txt -o letters --init story.bin --lora-rank 8; export/convert story.bin --lora letters "
+      "\\\n"
+      "    --type q8 -o mine.bin                                learns an adapter, and makes a model with it\n\n"
       "The text is UTF-8, one story after the other with a line <|endoftext|> between them; or just a text. The same\n"
       "text and options give the same model, bit for bit, on every machine.\n"
       "stdout is what the model writes on the way, stderr the rest. Exit: 0 done, 1 failed, 2 wrong usage, 130 "
@@ -107,9 +121,20 @@ void check_architecture(const Arguments& a, const std::vector<std::string>& give
     if (is_one_of(name, {"--vocab", "--tokenizer"}))
       throw Failure{2, name + ": --arch megabyte learns bytes, without a vocabulary; leave it out"};
     if (name == "--kv-heads") throw Failure{2, name + ": --arch megabyte has one for each head; leave it out"};
-    if (is_one_of(name, {"--init", "--instruct"}))
+    if (is_one_of(name, {"--init", "--instruct", "--teacher"}) || name.rfind("--lora", 0) == 0)
       throw Failure{2, name + ": is for a Llama; leave it out, or --arch megabyte"};
   }
+}
+
+void check_lora_options(const Arguments& a, const std::vector<std::string>& given) {
+  for (const std::string& name : given) {
+    if (name.rfind("--lora", 0) == 0 && a.lora_rank == 0)
+      throw Failure{2, name + ": is of an adapter; expected --lora-rank R too"};
+    if (a.lora_rank > 0 && (name == "--type" || name == "--licence"))
+      throw Failure{2, name + ": an adapter has none; leave it out, export/convert --lora makes a model of it"};
+  }
+  if (a.lora_rank > 0 && a.init.empty())
+    throw Failure{2, "--lora-rank: expected --init MODEL too, the model (f32) to learn an adapter for"};
 }
 
 Arguments parse(int argc, char** argv) {
@@ -118,19 +143,29 @@ Arguments parse(int argc, char** argv) {
   if (a.help) return a;
   if (a.model.empty()) throw Failure{2, "expected a text to learn from; see models/train --help"};
   if (a.output.empty()) throw Failure{2, "expected -o OUT.bin: the model file to write"};
+  while (a.output.size() > 1 && a.output.back() == '/') a.output.pop_back();  // a folder's name
   if (a.type != "q4" && a.type != "q8" && a.type != "f32")
     throw Failure{2, "--type: expected q8, f32 or q4, found '" + a.type + "'"};
   if (a.steps && a.minutes > 0) throw Failure{2, "--steps, --minutes: expected one of them"};
   check_architecture(a, given);
   for (const std::string& name : given)
-    for (const char* fixed : {"--arch",         "--dim",   "--layers",    "--heads",   "--kv-heads",  "--hidden",
-                              "--ctx",          "--vocab", "--tokenizer", "--patch",   "--local-dim", "--local-layers",
-                              "--local-hidden", "--init",  "--steps",     "--minutes", "--batch",     "--lr",
-                              "--decay",        "--seed",  "--every",     "--instruct"})
+    for (const char* fixed : {"--arch",           "--dim",          "--layers",       "--heads",      "--kv-heads",
+                              "--hidden",         "--ctx",          "--vocab",        "--tokenizer",  "--patch",
+                              "--local-dim",      "--local-layers", "--local-hidden", "--init",       "--steps",
+                              "--minutes",        "--batch",        "--lr",           "--decay",      "--seed",
+                              "--every",          "--instruct",     "--lora-rank",    "--lora-alpha", "--lora-targets",
+                              "--teacher-weight", "--temperature"})
       if (a.resume && name == fixed) throw Failure{2, name + ": with --resume it is what it was; leave it out"};
   for (const std::string& name : given)
     for (const char* shape : {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"})
       if (!a.init.empty() && name == shape) throw Failure{2, name + ": with --init it is that model's; leave it out"};
+  check_lora_options(a, given);
+  for (const std::string& name : given) {
+    if ((name == "--teacher-weight" || name == "--temperature") && a.teacher.empty())
+      throw Failure{2, name + ": is of a teacher; expected --teacher MODEL too"};
+    if (name == "--vocab" && !a.teacher.empty())
+      throw Failure{2, "--vocab: with --teacher it is that model's; leave it out"};
+  }
   if (!find_train_kernels(a.kernel.empty() ? nullptr : a.kernel.c_str()))
     throw Failure{2, "--kernel: expected one that this CPU has, found '" + a.kernel + "'"};
   if (a.context == 0) a.context = a.architecture == "megabyte" ? round_up(1024, a.patch ? a.patch : 4) : 256;
@@ -268,7 +303,7 @@ Config shape(const Arguments& a, const Size& size, int vocab_size) {
   c.n_layers = a.layers ? a.layers : size.layers;
   c.n_heads = heads_for(a, c.dim);
   c.n_kv_heads = a.kv_heads ? a.kv_heads : c.n_heads % 2 ? c.n_heads : c.n_heads / 2;
-  c.hidden_dim = a.hidden ? a.hidden : int(round_up<int64_t>(int64_t(c.dim) * 8 / 3, 32));
+  c.hidden_dim = a.hidden ? a.hidden : int((int64_t(c.dim) * 8 / 3 + 8) / 16 * 16);
   c.head_dim = c.dim / c.n_heads;
   c.vocab_size = vocab_size, c.max_seq_len = a.context, c.tied = true;
   check_shape(c);
@@ -295,10 +330,11 @@ MegabyteConfig megabyte_shape(const Arguments& a, const Size& size) {
   return c;
 }
 
-// The tokenizer as a model file carries it: that of --init, of --tokenizer, or a new one for the text.
-std::string tokenizer_for(const Arguments& a, const Texts& texts, const Model& init) {
+// The tokenizer as a model file carries it: that of --init, of --tokenizer, of the teacher, or a new one for the text.
+std::string tokenizer_for(const Arguments& a, const Texts& texts, const Model& init, const Model* teacher) {
   if (a.architecture == "megabyte") return Tokenizer::to_blob(cli::byte_vocabulary());
   if (!a.init.empty()) return std::string(init.tokenizer_bytes());
+  if (a.tokenizer.empty() && teacher) return std::string(teacher->tokenizer_bytes());
   Tokenizer::Vocabulary v;
   std::string error;
   if (!a.tokenizer.empty()) {
@@ -344,6 +380,7 @@ class Training {
   void run() {
     Texts texts = read_texts(a_);
     a_.resume ? resume(texts) : begin(texts);
+    if (std::string error; plan_.lora.rank > 0 && !check_adapter_folder(a_.output, error)) throw Failure{1, error};
     if (!a_.resume) checkpoint(true);  // a disk that is full, or a folder that is not there, shows now
     open_log(a_.resume ? progress_.step : -1);
     while (progress_.step < plan_.steps) {
@@ -367,7 +404,8 @@ class Training {
     plan_.instruct = a_.instruct;
     if (plan_.instruct) instruct(texts, plan_.seed);
     plan_.architecture = a_.architecture == "megabyte" ? kMegabyte : kLlama;
-    blob_ = tokenizer_for(a_, texts, init);
+    if (!a_.teacher.empty()) open_teacher();
+    blob_ = tokenizer_for(a_, texts, init, teacher_ ? &teacher_->model() : nullptr);
     open_texts(texts);
     if (bytes())
       plan_.megabyte = megabyte_shape(a_, size_for(texts.bytes.size()));
@@ -377,9 +415,12 @@ class Training {
     if (!bytes() && plan_.context > plan_.config.max_seq_len)
       throw Failure{2, "--ctx: expected at most the model's " + std::to_string(plan_.config.max_seq_len) + ", found " +
                            std::to_string(plan_.context)};
+    if (a_.lora_rank > 0) plan_lora(init);
+    if (teacher_) plan_.distill = {a_.share, a_.temperature, teacher_->model().checksum()};
     plan_.adam.decay = double(a_.decay);
     const int dim = bytes() ? plan_.megabyte.global.dim : plan_.config.dim;
-    plan_.rate = a_.rate > 0 ? double(a_.rate) : 0.003 * std::sqrt(128.0 / dim) * (a_.init.empty() ? 1 : 0.1);
+    plan_.rate = a_.rate > 0 ? double(a_.rate)
+                             : 0.003 * std::sqrt(128.0 / dim) * (a_.init.empty() || plan_.lora.rank > 0 ? 1 : 0.1);
     plan_.text_hash = hash_of(train_), plan_.valid_hash = hash_of(valid_);
     make();
     if (megabyte_)
@@ -388,8 +429,47 @@ class Training {
       initialize(*llama_, plan_.seed);
     else if (!load_weights(init, a_.init, *llama_, error))
       throw Failure{1, error};
+    initialize(model_->adapters, plan_.seed);
     trainer_->repack();
     plan_steps();
+  }
+
+  void open_teacher() {
+    teacher_ = std::make_unique<ModelTeacher>();
+    if (!teacher_->open(a_.teacher)) throw Failure{1, teacher_->error};
+  }
+
+  void resume_teacher() {
+    if (!plan_.distill.teacher) throw Failure{2, "--teacher: the training began without one; leave it out"};
+    if (a_.teacher.empty()) throw Failure{2, "--teacher: the training began with one; give the same"};
+    open_teacher();
+    if (teacher_->model().checksum() != plan_.distill.teacher)
+      throw Failure{1, a_.teacher + ": expected the teacher that the training began with, found another"};
+  }
+
+  // Whether the teacher speaks of the same tokens, and hears as many.
+  void check_teacher() const {
+    const Model& m = teacher_->model();
+    if (m.tokenizer_bytes() != blob_ || m.config.vocab_size != plan_.config.vocab_size)
+      throw Failure{1,
+                    a_.teacher +
+                        ": expected a teacher with the vocabulary of the model that it teaches, found "
+                        "another one" +
+                        (a_.init.empty() && a_.tokenizer.empty() ? "" : "; without --init and -z it is used for both")};
+    if (plan_.context > m.config.max_seq_len)
+      throw Failure{2, "--ctx: expected at most the teacher's " + std::to_string(m.config.max_seq_len) + ", found " +
+                           std::to_string(plan_.context)};
+  }
+
+  void plan_lora(const Model& init) {
+    LoraPlan& lora = plan_.lora;
+    std::string error;
+    lora.rank = a_.lora_rank, lora.alpha = a_.lora_alpha > 0 ? a_.lora_alpha : float(a_.lora_rank);
+    if (!parse_lora_targets(a_.lora_targets, lora.targets, error)) throw Failure{2, "--lora-targets: " + error};
+    if (!check_lora(init.config, lora, error)) throw Failure{2, error};
+    if (plan_.instruct && init.provenance().find(kTakesInstructions) == std::string_view::npos)
+      throw Failure{2,
+                    "--instruct: " + a_.init + " does not know instructions, and an adapter cannot say that it does"};
   }
 
   void resume(Texts& texts) {
@@ -403,6 +483,7 @@ class Training {
       throw Failure{1, a_.checkpoint +
                            ": expected the texts that the training began with, found others; give the same " +
                            (a_.valid.empty() ? "text" : "text and --valid")};
+    if (!a_.teacher.empty() || (plan_.distill.teacher && progress_.step < plan_.steps)) resume_teacher();
     make();
     file.restore(*model_, *trainer_);
     stream_->seek(progress_.epoch, progress_.index);
@@ -429,13 +510,17 @@ class Training {
     if (train_.ids.size() <= size_t(plan_.context))
       throw Failure{1, a_.model + ": expected more " + unit() + "s than --ctx " + std::to_string(plan_.context) +
                            ", found " + std::to_string(train_.ids.size()) + "; give a longer text or a smaller --ctx"};
+    if (teacher_) check_teacher();
     describe();
+    if (teacher_ && !teacher_->start(plan_.distill, a_.threads, plan_.context)) throw Failure{1, teacher_->error};
     if (bytes())
       model_.reset(megabyte_ = new MegabyteWeights(plan_.megabyte));
     else
       model_.reset(llama_ = new TrainModel(plan_.config));
-    trainer_ = std::make_unique<Trainer>(*model_, a_.threads, plan_.context,
-                                         *find_train_kernels(a_.kernel.empty() ? nullptr : a_.kernel.c_str()));
+    if (plan_.lora.rank > 0) model_->adapt(adapters_for(plan_.config, plan_.lora));
+    trainer_ =
+        std::make_unique<Trainer>(*model_, a_.threads, plan_.context,
+                                  *find_train_kernels(a_.kernel.empty() ? nullptr : a_.kernel.c_str()), teacher_.get());
     trainer_->cancelled = [] { return cli::interrupted != 0; };
     stream_ = std::make_unique<WindowStream>(train_, plan_.context, plan_.seed);
     judged_ = judging_windows(valid_, plan_.context);
@@ -465,9 +550,20 @@ class Training {
                     c.dim, c.n_layers, c.n_heads, c.n_kv_heads, c.hidden_dim, c.vocab_size, plan_.context);
     const std::vector<Parameter> all = parameters_of(plan_);
     std::fprintf(stderr, "train: model: %.2f M parameters: %s\n", double(count_parameters(all)) / 1e6, text);
-    const size_t pass = bytes() ? MegabyteActivated::bytes(m, plan_.context) : Activated::bytes(c, plan_.context);
-    std::fprintf(stderr, "train: memory: %.0f MB, %d threads\n",
-                 double(Trainer::memory_bytes(all, pass, a_.threads, plan_.batch)) / 1e6, a_.threads);
+    const Adapters adapters = adapters_for(c, plan_.lora);
+    if (adapters.rank > 0)
+      std::fprintf(stderr, "train: adapter: %.3f M parameters, rank %d, alpha %g; the model stays as it is\n",
+                   double(count_parameters(adapters.parameters)) / 1e6, adapters.rank, double(plan_.lora.alpha));
+    const size_t pass = bytes() ? MegabytePass::bytes(m, plan_.context)
+                                : LlamaPass::bytes(c, plan_.context, adapters.rank, bool(teacher_));
+    size_t memory = Trainer::memory_bytes(all, adapters, pass, a_.threads, plan_.batch);
+    if (teacher_) {
+      memory += teacher_->memory_bytes(a_.threads, plan_.context);
+      std::fprintf(stderr, "train: teacher: %.2f M parameters, --teacher-weight %g --temperature %g\n",
+                   double(count_parameters(teacher_->model().config)) / 1e6, double(plan_.distill.share),
+                   double(plan_.distill.temperature));
+    }
+    std::fprintf(stderr, "train: memory: %.0f MB, %d threads\n", double(memory) / 1e6, a_.threads);
   }
 
   int64_t tokens_a_step() const { return int64_t(plan_.batch) * plan_.context; }
@@ -495,8 +591,9 @@ class Training {
   void plan_steps() {
     const auto [step, validation] = measure();
     // A byte is about a third of a token.
-    const double wanted = 20.0 * std::min((bytes() ? 3.0 : 1.0) * double(count_parameters(model_->parameters)),
-                                          double(train_.ids.size()));
+    const double wanted =
+        20.0 * std::min((bytes() ? 3.0 : 1.0) * double(count_parameters(model_->learned_parameters())),
+                        double(train_.ids.size()));
     const double expected = a_.steps         ? a_.steps * step
                             : a_.minutes > 0 ? double(a_.minutes) * 60 - (seconds() - start_)
                                              : wanted / double(tokens_a_step()) * step;
@@ -522,6 +619,7 @@ class Training {
     const double begin = seconds();
     const double loss = trainer_->learn(next_batch(*stream_));
     if (cli::interrupted) stop();
+    if (teacher_ && !teacher_->failure().empty()) throw Failure{1, a_.teacher + ": " + teacher_->failure()};
     if (!std::isfinite(loss) || !std::isfinite(trainer_->gradient_norm()))
       throw Failure{1, "the loss is no finite number after step " + std::to_string(progress_.step) +
                            "; the checkpoint of step " + std::to_string(saved_) + " stays: " + a_.checkpoint +
@@ -633,6 +731,23 @@ class Training {
   }
 
   void write() {
+    plan_.lora.rank > 0 ? write_lora() : write_model();
+    std::fprintf(stderr, "train: %s keeps the training%s; delete it if you want neither\n", a_.checkpoint.c_str(),
+                 plan_.lora.rank > 0 ? ": --resume writes the folder again"
+                                     : ": --resume --type f32 writes the model as another type");
+  }
+
+  void write_lora() {
+    std::string error;
+    if (!write_adapter(a_.output, plan_.lora, model_->adapters, error))
+      throw Failure{1, error + "; nothing is lost: --resume writes it again"};
+    std::fprintf(stderr,
+                 "%s: an adapter, after %s of training; try: export/convert %s --lora %s --type q8 -o OUT.bin\n",
+                 a_.output.c_str(), duration(progress_.seconds).c_str(), a_.init.empty() ? "BASE" : a_.init.c_str(),
+                 a_.output.c_str());
+  }
+
+  void write_model() {
     ModelParts parts;
     parts.config = plan_.config;
     if (bytes()) parts.megabyte = plan_.megabyte;
@@ -646,7 +761,8 @@ class Training {
                   "training: %lld steps of %lld %ss, seed %llu; %.4f bits a character on %zu %ss it has not seen\n",
                   static_cast<long long>(plan_.steps), static_cast<long long>(tokens_a_step()), unit(),
                   static_cast<unsigned long long>(plan_.seed), progress_.bits, count_targets(judged_), unit());
-    parts.provenance = "source: trained on " + base_name(a_.model) + "\n" +
+    parts.provenance = "source: trained on " + base_name(a_.model) +
+                       (plan_.distill.teacher ? ", and by a teacher" : "") + "\n" +
                        (a_.licence.empty() ? "" : "licence: " + a_.licence + "\n") + "weights: " + a_.type + "\n" +
                        how + (plan_.instruct ? kTakesInstructions : "");
     parts.self_test_ids =
@@ -658,10 +774,6 @@ class Training {
     std::fprintf(stderr, "%s: %s, %.2f MB, after %s of training; try: ./run %s -i \"%s\"\n", a_.output.c_str(),
                  a_.type.c_str(), double(writer.file_bytes()) / 1e6, duration(progress_.seconds).c_str(),
                  a_.output.c_str(), a_.prompt.c_str());
-    std::fprintf(stderr,
-                 "train: %s keeps the training: --resume --type f32 writes the model as another type; delete it if you "
-                 "want neither\n",
-                 a_.checkpoint.c_str());
   }
 
   const Arguments& a_;
@@ -672,6 +784,7 @@ class Training {
   Tokenizer tokenizer_;
   TokenText train_, valid_;
   std::vector<Window> judged_;
+  std::unique_ptr<ModelTeacher> teacher_;
   std::unique_ptr<LearnedWeights> model_;
   TrainModel* llama_ = nullptr;  // the same, where it is one
   MegabyteWeights* megabyte_ = nullptr;

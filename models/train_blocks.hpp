@@ -6,6 +6,7 @@
 // order, and then lane by lane, so that the number of threads changes no bit.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -75,7 +76,9 @@ inline std::vector<Parameter> placed(const std::vector<TensorSpec>& specs) {
 }
 
 // Floats of the array of all parameters, with padding.
-inline size_t floats_of(const std::vector<Parameter>& all) { return all.back().offset + all.back().size(); }
+inline size_t floats_of(const std::vector<Parameter>& all) {
+  return all.empty() ? 0 : all.back().offset + all.back().size();
+}
 
 // Numbers that are learned, without padding.
 inline size_t count_parameters(const std::vector<Parameter>& all) {
@@ -92,7 +95,32 @@ struct LearnedMatrix {
   size_t forward = 0, backward = 0;  // packed for x w^T: depth cols; for dy w: depth rows
 };
 
+// LoRA (Hu et al. 2021, arxiv.org/abs/2106.09685): a tensor W (rows, cols) stays what it is, and what is multiplied
+// with is W + scale * b a^T, of which b (rows, rank) and a (cols, rank) are learned.
+struct LowRank {
+  size_t weight;  // W's place in the array of parameters
+  int rows, cols;
+  size_t a, b;  // places in the array of adapters, in rows of padded16(rank) floats
+};
+
+struct Adapters {
+  int rank = 0;  // 0: there are none, and the weights themselves are learned
+  float scale = 1;
+  std::vector<LowRank> all;           // in the order of the weights
+  std::vector<Parameter> parameters;  // a and b of each
+  Floats values;
+};
+
 class SequencePass;
+class Teacher;
+
+// How a pass is used: for sequences of at most so many tokens, by the thread of this number; a teacher, if there is
+// one, has his say in backward().
+struct PassOptions {
+  int tokens;
+  Teacher* teacher;
+  int thread;
+};
 
 // The weights, and packed copies of the matrices that every product of a step reads.
 class LearnedWeights {
@@ -102,17 +130,38 @@ class LearnedWeights {
 
   std::vector<Parameter> parameters;
   Floats values;
+  Adapters adapters;  // once there are some, nothing else is learned
 
-  // What takes sequences of at most `tokens` tokens through the model; for one thread.
-  virtual std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, int tokens) const = 0;
+  // What takes a sequence through the model.
+  virtual std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, const PassOptions& options) const = 0;
+
+  // Before anything is learned.
+  void adapt(Adapters with) {
+    adapters = std::move(with);
+    adapters.values = Floats(floats_of(adapters.parameters));
+  }
+  bool adapted() const { return adapters.rank > 0; }
+  const std::vector<Parameter>& learned_parameters() const { return adapted() ? adapters.parameters : parameters; }
+  Floats& learned() { return adapted() ? adapters.values : values; }
+  const Floats& learned() const { return adapted() ? adapters.values : values; }
+
+  // Calls each(adapter, the matrix's row that its first one is) for those of a matrix.
+  template <class Each> void for_adapters(const LearnedMatrix& m, const Each& each) const {
+    const auto before = [](const LowRank& l, size_t weight) { return l.weight < weight; };
+    auto l = std::lower_bound(adapters.all.begin(), adapters.all.end(), m.offset, before);
+    for (; l != adapters.all.end() && l->weight < m.offset + size_t(m.rows) * m.stride; ++l)
+      each(*l, int((l->weight - m.offset) / m.stride));
+  }
 
   RightFactor forward(const LearnedMatrix& m) const { return packed(packed_.data() + m.forward, m.cols); }
   RightFactor backward(const LearnedMatrix& m) const { return packed(packed_.data() + m.backward, m.rows); }
 
-  // To be called whenever `values` have changed.
-  void pack_weights(Pool& pool) {
+  // To be called whenever `values` have changed, or the adapters', which are added here: beyond this they cost nothing.
+  void pack_weights(Pool& pool, const TrainKernels& kernels) {
     if (packed_.size() < packed_size_) packed_ = Floats(packed_size_);
-    pool.run(int(panels_.size()), [&](int task, int) {
+    std::vector<Floats> factors(size_t(adapted() ? pool.threads() : 0));
+    for (Floats& f : factors) f = Floats(size_t(adapters.rank) * kPanelCols);
+    pool.run(int(panels_.size()), [&](int task, int thread) {
       const Panel& p = panels_[size_t(task)];
       const float* w = values.data() + p.matrix.offset;
       if (p.backward)
@@ -121,6 +170,7 @@ class LearnedWeights {
       else
         pack_panel(rows_of(w, p.matrix.stride), p.matrix.cols, p.matrix.rows, p.index,
                    packed_.data() + p.matrix.forward);
+      if (adapted()) add_adapters(p, kernels, factors[size_t(thread)].data());
     });
   }
 
@@ -141,6 +191,29 @@ class LearnedWeights {
     bool backward;
     int index;
   };
+
+  // Adds to a panel, 32 rows of the matrix (forward) or 32 columns: one factor times the part of the other that belongs
+  // to the panel, scaled, in `right` (rank, 32).
+  void add_adapters(const Panel& p, const TrainKernels& kernels, float* right) {
+    const int first = p.index * kPanelCols, rank = adapters.rank;
+    const size_t stride = padded16(rank);
+    for_adapters(p.matrix, [&](const LowRank& l, int row) {
+      const int begin = p.backward ? 0 : row, end = p.backward ? l.cols : row + l.rows;
+      if (first + kPanelCols <= begin || first >= end) return;
+      const float* left = adapters.values.data() + (p.backward ? l.b : l.a);
+      const float* other = adapters.values.data() + (p.backward ? l.a : l.b);
+      for (int k = 0; k < rank; k++)
+        for (int j = 0; j < kPanelCols; j++) {
+          const int i = first + j - begin;
+          right[k * kPanelCols + j] = i >= 0 && i < end - begin ? adapters.scale * other[size_t(i) * stride + k] : 0;
+        }
+      const LearnedMatrix& m = p.matrix;
+      float* out = packed_.data() + (p.backward ? m.backward + packed_size(m.rows, first) + size_t(row) * kPanelCols
+                                                : m.forward + packed_size(m.cols, first));
+      kernels.gemm({p.backward ? l.rows : l.cols, kPanelCols, rank, rows_of(left, stride), row_major(right, kPanelCols),
+                    out, kPanelCols, true});
+    });
+  }
 
   size_t packed_size_ = 0;
   std::vector<Panel> panels_;
@@ -350,17 +423,33 @@ class Attention {
   int n_ = 0;
 };
 
+// Whom a model learns from besides the text: someone who knows better what may follow each token (distill.hpp).
+class Teacher {
+ public:
+  virtual ~Teacher() = default;
+  // Logits (count, vocab_size) of a window's tokens first ... first + count - 1. Those of a window are asked for in
+  // order, by one thread.
+  virtual void logits(int thread, const Window& w, int first, int count, const Rows& out) = 0;
+
+  float share = 0, temperature = 1;  // as distill_body has them
+};
+
 // Forward and backward of one sequence, with the memory that it takes. One for each thread.
 class SequencePass {
  public:
   virtual ~SequencePass() = default;
 
+  // Bytes of what all passes have. rank: of the adapters, 0 if there are none. taught: there is a teacher.
+  static size_t bytes(int vocab_size, int widest, int tokens, int rank, bool taught) {
+    return Scratch().lay_out(vocab_size, widest, tokens, rank, taught, nullptr) * sizeof(float);
+  }
+
   // The model's weights are packed.
   virtual void forward(const Window& w) = 0;
   // After forward(): the logits of `count` tokens from `first` on, at most kLossRows: (count, vocab_size).
   virtual const Rows& logits(int first, int count) = 0;
-  // After forward(): what loss() returns, and the gradient of weight * loss is added to `gradient`, an array like the
-  // parameters.
+  // After forward(): what loss() returns, or what a teacher makes of it, and the gradient of weight * loss is added to
+  // `gradient`, an array like learned().
   virtual double backward(const Window& w, float weight, float* gradient) = 0;
 
   // After forward(): the sum over the tokens that have a target of -ln p(target).
@@ -372,8 +461,16 @@ class SequencePass {
   }
 
  protected:
-  SequencePass(const LearnedWeights& weights, const TrainKernels& kernels, int vocab_size)
-      : k_(kernels), weights_(weights), vocab_size_(vocab_size) {}
+  // widest: columns of the longest vector that is learned.
+  SequencePass(const LearnedWeights& weights, const TrainKernels& kernels, int vocab_size, int widest,
+               const PassOptions& options)
+      : k_(kernels), weights_(weights), options_(options), vocab_size_(vocab_size) {
+    const auto lay_out = [&](float* memory) {
+      return scratch_.lay_out(vocab_size, widest, options.tokens, weights.adapters.rank, options.teacher, memory);
+    };
+    memory_ = Floats(lay_out(nullptr));
+    lay_out(memory_.data());
+  }
 
   // y (count, rows of w) = or += x (count, cols of w) w^T.
   void by_weight(const Rows& x, int count, const LearnedMatrix& w, const Rows& y, bool add = false) {
@@ -386,10 +483,16 @@ class SequencePass {
     k_.gemm({count, int(padded16(w.cols)), w.rows, rows_of(dy.data, dy.stride), weights_.backward(w), dx.data,
              dx.stride, false});
   }
-  // ... and dw += dy^T x.
+  // ... and dw += dy^T x, or what of it the adapters' factors get.
   void matrix_backward(const LearnedMatrix& w, const Rows& x, const Rows& dy, int count) {
-    k_.gemm({w.rows, int(padded16(w.cols)), count, columns_of(dy.data, dy.stride), row_major(x.data, x.stride),
-             g_ + w.offset, w.stride, true});
+    if (!weights_.adapted())
+      return k_.gemm({w.rows, int(padded16(w.cols)), count, columns_of(dy.data, dy.stride), row_major(x.data, x.stride),
+                      g_ + w.offset, w.stride, true});
+    weights_.for_adapters(w, [&](const LowRank& l, int row) {
+      const Rows dy_of = {dy.data + row, dy.stride};
+      factor_backward(x, l.cols, l.a, dy_of, l.rows, l.b, count);
+      factor_backward(dy_of, l.rows, l.b, x, l.cols, l.a, count);
+    });
   }
   void weight_backward(const LearnedMatrix& w, const Rows& x, const Rows& dy, int count, const Rows& dx) {
     input_backward(w, dy, count, dx);
@@ -403,15 +506,23 @@ class SequencePass {
     for (int t = 0; t < count; t++) std::memset(rows.row(t), 0, padded16(cols) * sizeof(float));
   }
 
+  // Where the gradient of a vector is summed; with adapters nobody asks for it.
+  float* vector_gradient(size_t offset) { return weights_.adapted() ? scratch_.unused.data : g_ + offset; }
+
   // The losses of some tokens; with a weight, their logits become the gradient of them.
   double loss_rows(const Window& w, int first, int count, float weight) {
     const Rows& rows = logits(first, count);
+    Teacher* teacher = weight > 0 && options_.teacher && options_.teacher->share > 0 ? options_.teacher : nullptr;
+    if (teacher) teacher->logits(options_.thread, w, first, count, scratch_.told);
     double sum = 0;
     for (int i = 0; i < count; i++) {
       float* row = rows.row(i);
       double loss = 0;
       const int target = w.targets[size_t(first + i)];
-      if (target >= 0)
+      if (target >= 0 && teacher)
+        k_.distill(row, scratch_.told.row(i), scratch_.soft.data, vocab_size_, int(padded16(vocab_size_)), target,
+                   weight, teacher->share, teacher->temperature, &loss);
+      else if (target >= 0)
         k_.cross_entropy(row, vocab_size_, int(padded16(vocab_size_)), target, weight, &loss);
       else
         std::memset(row, 0, padded16(vocab_size_) * sizeof(float));
@@ -424,8 +535,36 @@ class SequencePass {
   float* g_ = nullptr;  // the gradient
 
  private:
+  struct Scratch {
+    Rows low, unused;  // with adapters: (T, rank), and (widest) for the gradient of a vector
+    Rows told, soft;   // with a teacher: its logits (kLossRows, vocab_size), and two rows for distill_body
+
+    size_t lay_out(int vocab_size, int widest, int tokens, int rank, bool taught, float* memory) {
+      Places place(memory);
+      if (taught) place(told, kLossRows, vocab_size), place(soft, 2, vocab_size);
+      if (rank > 0) place(low, tokens, rank), place(unused, 1, widest);
+      return place.floats();
+    }
+  };
+
+  // Of the factor `to` (m, rank) += scale * y^T (x from), `from` (depth, rank) being the other one.
+  void factor_backward(const Rows& x, int depth, size_t from, const Rows& y, int m, size_t to, int count) {
+    const Adapters& adapters = weights_.adapters;
+    const int rank = int(padded16(adapters.rank));
+    const Rows& low = scratch_.low;
+    k_.gemm({count, rank, depth, rows_of(x.data, x.stride), row_major(adapters.values.data() + from, size_t(rank)),
+             low.data, low.stride, false});
+    for (int t = 0; t < count; t++)
+      for (int k = 0; k < rank; k++) low.row(t)[k] *= adapters.scale;
+    k_.gemm(
+        {m, rank, count, columns_of(y.data, y.stride), row_major(low.data, low.stride), g_ + to, size_t(rank), true});
+  }
+
   const LearnedWeights& weights_;
+  const PassOptions options_;
   int vocab_size_;
+  Scratch scratch_;
+  Floats memory_;
 };
 
 }  // namespace pocket

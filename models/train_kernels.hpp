@@ -163,6 +163,29 @@ POCKET_BODY void cross_entropy_body(float* logits, int n, int padded_n, int targ
   logits[target] -= weight;
 }
 
+// A row of logits to the gradient of weight times what is learned from a text and a teacher (Hinton, Vinyals and Dean
+// 2015, arxiv.org/abs/1503.02531): (1 - share) * -ln p[target] + share * T^2 * KL(q || p), where q is the teacher's
+// softmax and both in the divergence are of logits / T. loss gets that sum, without the weight. soft: scratch of two
+// rows.
+POCKET_BODY void distill_body(float* logits, const float* teacher, float* soft, int n, int padded_n, int target,
+                              float weight, float share, float temperature, double* loss) {
+  float *p = soft, *q = soft + padded_n, top_p = 0, top_q = 0;
+  std::memcpy(p, logits, size_t(padded_n) * sizeof(float));
+  std::memcpy(q, teacher, size_t(padded_n) * sizeof(float));
+  const float cool = 1.f / temperature, sum_p = exp_row_body(p, 0, n, padded_n, cool, false, top_p),
+              sum_q = exp_row_body(q, 0, n, padded_n, cool, false, top_q);
+  float apart[16] = {};  // of the teacher's logits and these, by q
+  for (int i = 0; i < padded_n; i += 16)
+    for (int j = 0; j < 16; j++) apart[j] = std::fma(q[i + j], teacher[i + j] - logits[i + j], apart[j]);
+  const double divergence = double(fold16(apart)) * double(cool) / double(sum_q) -
+                            (exact::log(double(sum_q)) + double(top_q)) + exact::log(double(sum_p)) + double(top_p);
+  double own = 0;
+  cross_entropy_body(logits, n, padded_n, target, weight * (1.f - share), &own);
+  *loss = (1 - double(share)) * own + double(share) * double(temperature) * double(temperature) * divergence;
+  const float factor = weight * share * temperature, down_p = 1.f / sum_p, down_q = 1.f / sum_q;
+  for (int i = 0; i < n; i++) logits[i] = std::fma(factor, p[i] * down_p - q[i] * down_q, logits[i]);
+}
+
 // AdamW (Loshchilov and Hutter 2019) on n parameters: `gradient` is scaled by `clip` first.
 struct AdamStep {
   float beta1, beta2, eps;
@@ -214,6 +237,8 @@ struct TrainKernels {
   void (*softmax_backward)(float* s, float* dp, int first, int end, int n, float scale, float top, float inverse,
                            const float* out, const float* dout, int head_dim);
   void (*cross_entropy)(float* logits, int n, int padded_n, int target, float weight, double* loss);
+  void (*distill)(float* logits, const float* teacher, float* soft, int n, int padded_n, int target, float weight,
+                  float share, float temperature, double* loss);
   void (*adam)(float* value, const float* gradient, float* mean, float* square, int n, const AdamStep& step);
   void (*add)(float* into, const float* from, int n);
   void (*square_sum)(const float* x, int n, float* out);
@@ -224,7 +249,8 @@ struct TrainKernels {
       NAME::run<floor_norm_backward_body>, NAME::run<layer_norm_body>, NAME::run<layernorm_backward_body>,   \
       NAME::run<rope_body>, NAME::run<gated_body>, NAME::run<gated_backward_body>, NAME::run<gelu_row_body>, \
       NAME::run<gelu_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,          \
-      NAME::run<cross_entropy_body>, NAME::run<adam_body>, NAME::run<add_body>, NAME::run<square_sum_body>
+      NAME::run<cross_entropy_body>, NAME::run<distill_body>, NAME::run<adam_body>, NAME::run<add_body>,     \
+      NAME::run<square_sum_body>
 
 // Best first.
 inline const TrainKernels kTrainKernels[] = {

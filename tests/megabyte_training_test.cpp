@@ -11,13 +11,13 @@
 #include "../export/pytorch.hpp"
 #include "../models/training_state.hpp"
 #include "test_data.hpp"
-#include "training_checks.hpp"
+#include "training_model.hpp"
 
 namespace {
 
 using namespace pocket;
 using Json = nlohmann::json;
-using checks::best;
+using namespace training;
 
 // ---- The public implementation's logits ----
 
@@ -150,7 +150,7 @@ TEST(MegabyteKernels, ANormHasALeast) {
   constexpr int n = 20;
   std::vector<float> x(32), dy(32), weight(32), y(32), dx(32), dweight(32);
   for (int i = 0; i < n; i++) x[size_t(i)] = float(i) * 1e-11f, dy[size_t(i)] = float(3 - i), weight[size_t(i)] = 2;
-  for (const TrainKernels* k : checks::kernel_sets()) {
+  for (const TrainKernels* k : kernel_sets()) {
     std::fill(dx.begin(), dx.end(), 0.f), std::fill(dweight.begin(), dweight.end(), 0.f);
     k->shift_norm(x.data(), x.data() + n / 2, weight.data(), y.data(), n);
     k->floor_norm_backward(dy.data(), x.data(), weight.data(), dx.data(), dweight.data(), n);
@@ -208,7 +208,10 @@ std::vector<Window> windows_for(const MegabyteConfig& c, int count, uint64_t see
 void check_gradients(const MegabyteConfig& c) {
   MegabyteWeights m(c);
   fill(m, 1);
-  checks::check_gradients(m, windows_for(c, 3, 1), c.max_seq_len());
+  Trainer trainer(m, 2, c.max_seq_len(), best());
+  const auto batch = windows_for(c, 3, 1);
+  trainer.learn(batch);
+  expect_gradients(m, trainer, [&] { return trainer.evaluate(batch) / double(count_targets(batch)); });
 }
 
 TEST(MegabyteGradient, OfEveryTensorWithRotaryPositions) { check_gradients(odd_config(true, false)); }
@@ -236,7 +239,7 @@ TEST(MegabyteTraining, PaddingStaysZero) {
 TEST(MegabyteTraining, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
   const MegabyteConfig c = odd_config(true, true);
   std::set<uint64_t> hashes;
-  for (const TrainKernels* k : checks::kernel_sets())
+  for (const TrainKernels* k : kernel_sets())
     for (const int threads : {1, 2, 3, 8}) {
       MegabyteWeights m(c);
       fill(m, 1);
@@ -296,8 +299,8 @@ TEST(MegabyteTraining, NothingIsSeenAhead) {
   std::vector<int> ids = tiny::random_ids(40, kByteValues, 3);
   ids[0] = kStartId;
   Pool pool(1);
-  m.pack_weights(pool);
-  const auto pass = m.new_pass(best(), int(ids.size()));
+  m.pack_weights(pool, best());
+  const auto pass = m.new_pass(best(), {int(ids.size()), nullptr, 0});
   std::vector<std::vector<float>> before;
   const auto logits = [&] {
     std::vector<std::vector<float>> all;

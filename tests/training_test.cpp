@@ -9,18 +9,12 @@
 #include <cmath>
 #include <set>
 
-#include "../models/training_state.hpp"
-#include "../models/training_text.hpp"
-#include "tiny_model.hpp"
-#include "training_checks.hpp"
+#include "training_model.hpp"
 
 namespace {
 
 using namespace pocket;
-
-using checks::best;
-using checks::kernel_sets;
-using checks::length;
+using namespace training;
 
 std::vector<float> random_floats(size_t n, uint64_t seed) {
   tiny::Random random(seed);
@@ -78,47 +72,13 @@ TEST(Gemm, PackedIsTheMatrix) {
 
 // ---- The model ----
 
-// Sizes that are no multiples of anything: heads of 6, so that vectors reach over their ends.
-Config odd_config(bool tied, int kv_heads) {
-  Config c;
-  c.dim = 24, c.hidden_dim = 42, c.n_layers = 2, c.n_heads = 4, c.n_kv_heads = kv_heads, c.head_dim = 6;
-  c.vocab_size = 51, c.max_seq_len = 75, c.tied = tied;
-  return c;
-}
-
-// Weights so large that every tensor's gradient is; norms that are not 1.
-void fill(TrainModel& m, uint64_t seed) {
-  initialize(m, seed);
-  tiny::Random random(seed);
-  for (const Parameter& p : m.parameters)
-    for (int r = 0; r < p.spec.rows; r++)
-      for (int k = 0; k < p.spec.cols; k++) {
-        float& value = m.values[p.offset + size_t(r) * p.stride + size_t(k)];
-        value = p.decays() ? 2 * value : std::fma(0.2f, random.normal(), 1.f);
-      }
-}
-
-// Windows of different lengths, with two texts in each, some targets not asked.
-std::vector<Window> windows_for(const Config& c, int count, uint64_t seed) {
-  std::vector<Window> all;
-  for (int i = 0; i < count; i++) {
-    Window w;
-    const int n = c.max_seq_len - 7 * i;
-    w.ids = tiny::random_ids(n, c.vocab_size, seed + uint64_t(i));
-    w.targets = tiny::random_ids(n, c.vocab_size, seed + 100 + uint64_t(i));
-    for (int t = 0; t < n; t++) {
-      w.first.push_back(t < 45 ? 0 : 45);
-      if (t % 10 == 9) w.targets[size_t(t)] = -1;
-    }
-    all.push_back(w);
-  }
-  return all;
-}
-
 void check_gradients(const Config& c) {
   TrainModel m(c);
   fill(m, 1);
-  checks::check_gradients(m, windows_for(c, 3, 1), c.max_seq_len);
+  Trainer trainer(m, 2, c.max_seq_len, best());
+  const auto batch = windows_for(c, 3, 1);
+  trainer.learn(batch);
+  expect_gradients(m, trainer, [&] { return trainer.evaluate(batch) / double(count_targets(batch)); });
 }
 
 TEST(Gradient, OfEveryTensorTiedAndGrouped) { check_gradients(odd_config(true, 2)); }
