@@ -555,17 +555,21 @@ inline std::unique_ptr<SequencePass> MegabyteWeights::new_pass(const TrainKernel
 }
 
 // Matrices get normal numbers of deviation 0.5 / sqrt(cols), those that write to a residual stream smaller ones, the
-// more layers of its stage add to it; norms are 1, biases 0, starts like rows of a table.
+// more layers of its stage add to it; norms are 1, biases 0. Embeddings and starts get 0.3: beside what the global
+// stage adds to them, smaller ones are not heard at first (with 0.05 a model of 1.1 M parameters has 2.40 bits a byte
+// after 2 MB of TinyStories, with 0.3 2.13, with 1 2.17).
 inline void initialize(MegabyteWeights& m, uint64_t seed) {
   for (const Parameter& p : m.parameters) {
     const std::string &name = p.spec.name, last = name.substr(name.rfind('.') + 1);
-    if (!p.decays() && last != "start") {
+    if (p.spec.layout == Layout::rows || last == "start") {
+      fill_normal(p, 0.3, seed, m.values);
+    } else if (p.decays()) {
+      const int layers = stage_of(m.config, name.rfind("local.", 0) == 0).n_layers;
+      const double added = last == "wo" || last == "w2" ? 1 / std::sqrt(2.0 * layers) : 1;
+      fill_normal(p, 0.5 / std::sqrt(double(p.spec.cols)) * added, seed, m.values);
+    } else {
       std::fill(m.values.data() + p.offset, m.values.data() + p.offset + p.spec.cols, last == "bias" ? 0.f : 1.f);
-      continue;
     }
-    const int layers = stage_of(m.config, name.rfind("local.", 0) == 0).n_layers;
-    const double added = last == "wo" || last == "w2" ? 1 / std::sqrt(2.0 * layers) : 1;
-    fill_normal(p, 0.5 / std::sqrt(double(p.spec.cols)) * added, seed, m.values);
   }
 }
 
