@@ -402,7 +402,11 @@ std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model) 
 void convert_checkpoint(const Arguments& a) {
   Checkpoint c;
   std::string error;
-  if (!open_checkpoint(a.in, a.tokenizer, c, error)) throw Failure{1, error};
+  if (!open_checkpoint(a.in, a.tokenizer, c, error))
+    throw Failure{1, looks_like_megabyte(a.in) ? a.in +
+                                                     ": a MEGABYTE checkpoint, which does not tell how it is built; "
+                                                     "expected --config CONFIG.json beside it (see --help)"
+                                               : error};
   const std::vector<LoraAdapter> adapters = open_adapters(a, c.config);
   if (!c.has_tokenizer)
     throw Failure{1, a.in + ": has no tokenizer; give one with -z (a SentencePiece tokenizer.model)"};
