@@ -3,18 +3,19 @@
 // A text is cut into patches of P bytes. A large transformer, the global stage, makes one step a patch; a small one,
 // the local stage, makes one step a byte, and sees its own patch only, through what the global stage hands it:
 //
-//     bytes           O n c e           u p           a   t i m
-//                    +-------+        +-------+      +-------+
-//     embedded       |   e   |        |   e   |      |   e   |         P embeddings side by side, made one vector
-//                    +---|---+        +---|---+      +---|---+
-//     global   start     |                |              |
-//                \       \________        \_______       \________
-//                 h_0             \ h_1            \ h_2           \ h_3           one position a patch
-//                  |                |                |               |
-//              G_0 |            G_1 |            G_2 |           G_3 |            P vectors each, one for a byte
-//     local    start O n c      start ' u p      start   a ...
-//              predicts:                                                          position i of a patch has seen
-//              O  n  c  e        ...                                              i bytes of it, and all before it
+//     "Once upon a", P = 4
+//
+//     position                 0             1              2
+//     global takes           start       e("Once")      e(" upo")          e: P embeddings made one vector
+//                              |             |              |
+//     and looks back          h 0 <-------- h 1 <--------- h 2
+//                              |             |              |
+//     to hand on              G 0           G 1            G 2             P vectors, for the bytes of patch 0, 1, 2
+//                                            |
+//     local, patch 1       start   ' ' + G 1[0]   'u' + G 1[1]   'p' + G 1[2]   'o' + G 1[3]
+//     foresees               -          'u'            'p'            'o'            'n', the first byte of patch 2
+//
+// What local position 0 foresees counts for the first byte of a text alone: G 0 is the same for all texts.
 //
 // So a byte costs one step of the small stage, and a P-th of a step of the large one, whose cache of keys and values is
 // P times as short as that of a transformer over bytes.
