@@ -15,7 +15,7 @@
 //     local, patch 1       start   ' ' + G 1[0]   'u' + G 1[1]   'p' + G 1[2]   'o' + G 1[3]
 //     foresees               -          'u'            'p'            'o'            'n', the first byte of patch 2
 //
-// What local position 0 foresees counts for the first byte of a text alone: G 0 is the same for all texts.
+// Position 0 of the local stage is the same for every patch and every text; what it foresees is a text's first byte.
 //
 // So a byte costs one step of the small stage, and a P-th of a step of the large one, whose cache of keys and values is
 // P times as short as that of a transformer over bytes.
