@@ -436,6 +436,7 @@ struct MegabyteSession::Stage {
   size_t kv_block;       // bytes
   uint8_t* kv;           // (slots, blocks, layers, heads, kv_block)
   float* shifted;        // (slots, positions, layers, 2, dim / 2): second halves, before attention and before the FFN
+  float* nothing;        // (dim / 2): zeros, the second half of what is before position 0
   float* x;              // (n, dim): the residual stream
   ActivationBuffer xn;   // (n, dim): its norm; .f also takes what is to be added to it
   ActivationBuffer q;    // (n, q_dim): queries, and then the attention's output
@@ -489,6 +490,7 @@ struct MegabyteSession::Buffers {
       s.position_bytes = of_position + s.kv_block * shape.n_layers * c.n_heads / s.keys;
       take(s.kv, size_t(s.slots) * s.blocks * shape.n_layers * c.n_heads * s.kv_block);
       take(s.shifted, size_t(s.slots) * s.positions * of_position / sizeof(float));
+      take(s.nothing, size_t(shape.dim) / 2);
       take(s.x, size_t(kChunk) * padded(shape.dim));
       take_input(s.xn, shape.dim);
       take_input(s.q, c.q_dim());
@@ -759,7 +761,6 @@ inline void MegabyteSession::matmul(std::initializer_list<Product> products, con
 
 // xn = norm(shift(x)). The second half of a row is kept for the next position, in this chunk or another.
 inline void MegabyteSession::shift_norm(Stage& s, int l, int half, const Tensor& weight) {
-  static constexpr float kNothing[1 << 15] = {};  // before position 0
   const int n = int(rows_.size()), dim = s.shape.dim;
   const size_t width = size_t(padded(dim));
   for (int t = 0; t < n; t++)
@@ -767,7 +768,7 @@ inline void MegabyteSession::shift_norm(Stage& s, int l, int half, const Tensor&
                 size_t(dim / 2) * sizeof(float));
   pool_->run(n, vector_work(dim, n), [&](int t, int) {
     const Row& row = rows_[size_t(t)];
-    const float* before = row.position == 0 ? kNothing : s.halves({row.slot, row.position - 1}, l, half);
+    const float* before = row.position == 0 ? s.nothing : s.halves({row.slot, row.position - 1}, l, half);
     own_.shift_norm(s.x + t * width, before, floats(weight), s.xn.f + t * width, dim);
     quantize(s.xn, t * width, s.xn.cols);
   });

@@ -166,6 +166,12 @@ TEST_F(MegabyteProgram, StopTextsAndInterrupts) {
   EXPECT_TRUE(is_utf8(stopped.out));
 }
 
+TEST_F(MegabyteProgram, HelpTeaches) {
+  const ProgramResult r = convert({"--help"});
+  for (const char* word : {"MEGABYTE", "--config", "megabyte-24m"})
+    EXPECT_NE(r.out.find(word), std::string::npos) << word;
+}
+
 TEST_F(MegabyteProgram, ConvertRefusesByNameAndLeavesNothing) {
   NEED_MODEL();
   const TemporaryFolder out;
