@@ -624,13 +624,15 @@ bool make_text(Run& run, Session& session, Pick& pick, Tokenizer::Stream& stream
   const size_t before = ids.size();
   double first = 0;
   const std::vector<int> last = feed(run, session, pick, prompt), &stops = run.file().chat.stop_ids;
+  // After the last byte that a model is made for it would still say one, but a text is no longer than that.
+  const int room = run.bytes ? session.context() - int(before) : std::numeric_limits<int>::max();
   const auto on_token = [&](int id) {
     if (ids.size() == before) first = seconds();
     ids.push_back(id);
     run.out.write(filter.push(printed(run.tokenizer, stream, id)));
     return !filter.stopped && !interrupted;
   };
-  const bool good = generate(session, pick, last, token_limit(run.args), stops, on_token, propose);
+  const bool good = generate(session, pick, last, std::min(room, token_limit(run.args)), stops, on_token, propose);
   run.figures.add(prompt.size(), start, ids.size() - before, first);
   return good;
 }

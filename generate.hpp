@@ -115,7 +115,8 @@ template <class Session> struct Text {
 template <class Session> const char* end_of(const Text<Session>& text, int limit) {
   if (text.filter.stopped) return "stop text";
   if (int(text.run.figures.tokens) == limit) return "tokens";
-  return text.session.position() == text.session.context() ? "context" : "stop token";
+  const int heard = text.run.bytes ? int(text.saved.ids.size()) : text.session.position();
+  return heard >= text.session.context() ? "context" : "stop token";
 }
 
 // Goes on with the text; what is made is in it, and printed. False if it failed or was interrupted.

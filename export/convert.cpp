@@ -424,7 +424,11 @@ void convert_checkpoint(const Arguments& a) {
   Checkpoint c;
   std::string error;
   if (Model model; model.open(a.in.c_str()) && model.all_f32) return convert_model(a, model);
-  if (!open_checkpoint(a.in, a.tokenizer, c, error)) throw Failure{1, error};
+  if (!open_checkpoint(a.in, a.tokenizer, c, error))
+    throw Failure{1, looks_like_megabyte(a.in) ? a.in +
+                                                     ": a MEGABYTE checkpoint, which does not tell how it is built; "
+                                                     "expected --config CONFIG.json beside it (see --help)"
+                                               : error};
   const std::vector<LoraAdapter> adapters = open_adapters(a, c.config);
   if (!c.has_tokenizer)
     throw Failure{1, a.in + ": has no tokenizer; give one with -z (a SentencePiece tokenizer.model)"};
@@ -454,7 +458,7 @@ void convert_megabyte(const Arguments& a) {
     if (a.random == p.name) c.config = p.config;
   if (a.random.empty() && !open_megabyte(a.in, a.config, c, error)) throw Failure{1, error};
   parts.megabyte = c.config;
-  parts.chat.stop_ids = {c.pad_id};
+  if (a.random.empty()) parts.chat.stop_ids = {c.pad_id};
   parts.provenance = (a.random.empty() ? "source: " + c.weights.source + "\nformat: " + c.weights.format
                                        : "source: random weights of the shape " + a.random) +
                      "\nweights: " + quality(a) + "\n";
