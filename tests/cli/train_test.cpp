@@ -192,6 +192,78 @@ TEST(TrainLora, WrongUsageIsNamed) {
   EXPECT_EQ(t.list(), before);
 }
 
+// A student that learns from a teacher is the same however it is run, has the teacher's vocabulary, and is told so
+// where that, or the teacher, is another.
+TEST(TrainTeacher, TheSameStudentHoweverItIsRun) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), teacher = f32_model(t, text, {"--dim", "32"});
+  const std::string q8 = t.file("q8.bin");
+  ASSERT_EQ(run_program({POCKET_CONVERT, teacher, "--type", "q8", "-o", q8}).status, 0);
+  const auto args =
+      std::vector<std::string>{text, "--dim",   "16", "--layers",  "1", "--ctx",     "32", "--batch", "4", "--steps",
+                               "40", "--every", "10", "--threads", "1", "--teacher", q8,   "-o"};
+  const ProgramResult r = train(args + std::vector<std::string>{t.file("a.bin"), "--temperature", "2"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("teacher: 0.02 M parameters, --teacher-weight 0.5 --temperature 2"), std::string::npos) << r.err;
+  const std::string expected = read_file(t.file("a.bin"));
+  const std::vector<std::vector<std::string>> ways = {{"--threads", "2"}, {"--kernel", "portable"}};
+  for (const auto& way : ways) {
+    ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin"), "--temperature", "2"} + way).status, 0);
+    EXPECT_TRUE(read_file(t.file("b.bin")) == expected) << way[1];
+  }
+  ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin")}).status, 0);
+  EXPECT_FALSE(read_file(t.file("b.bin")) == expected) << "the temperature is of no matter";
+  ProgramOptions stop;
+  stop.interrupt_after_output = "[step 20]";
+  const ProgramResult stopped = train(args + std::vector<std::string>{t.file("c.bin"), "--temperature", "2"}, stop);
+  ASSERT_EQ(stopped.status, 130) << stopped.err;
+  const auto resumed = std::vector<std::string>{text, "-o", t.file("c.bin"), "--resume"};
+  expect_failed(train(resumed), 2, {"--teacher: the training began with one; give the same"});
+  expect_failed(train(resumed + std::vector<std::string>{"--teacher", teacher}), 1,
+                {"base.bin: expected the teacher that the training began with, found another"});
+  expect_failed(train(resumed + std::vector<std::string>{"--teacher", q8, "--temperature", "1"}), 2,
+                {"--temperature: with --resume"});
+  ASSERT_EQ(train(resumed + std::vector<std::string>{"--teacher", q8, "--threads", "2"}).status, 0);
+  EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
+  EXPECT_EQ(train(resumed).status, 0) << "where no step is left nobody has to teach";
+  EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
+  EXPECT_NE(run_program({POCKET_RUN, t.file("c.bin"), "--info"}).out.find("trained on s.txt, and by a teacher"),
+            std::string::npos);
+}
+
+TEST(TrainTeacher, WrongUsageIsNamed) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), teacher = f32_model(t, text), o = t.file("o.bin");
+  const std::string other = t.file("other.bin");
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{t.write("t.txt", pattern_stories(40) + "zebra"), "--steps",
+                                                          "1", "--type", "f32", "-o", other})
+                .status,
+            0);
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "9", "-o", t.file("plain.bin")}).status, 0);
+  const std::string before = t.list();
+  const struct {
+    int status;
+    std::vector<std::string> more, words;
+  } cases[] = {
+      {1, {"--teacher", t.file("none"), "--ctx", "32"}, {"none: No such file"}},
+      {1, {"--teacher", text, "--ctx", "32"}, {"s.txt: "}},
+      {1,
+       {"--teacher", teacher, "--init", other, "--ctx", "32"},
+       {"base.bin: expected a teacher with the vocabulary of the model that it teaches", "without --init and -z"}},
+      {2, {"--teacher", teacher, "--ctx", "64"}, {"--ctx: expected at most the teacher's 32, found 64"}},
+      {2, {"--teacher", teacher, "--vocab", "320"}, {"--vocab: with --teacher it is that model's"}},
+      {2, {"--teacher", teacher, "--teacher-weight", "1.5"}, {"--teacher-weight: expected a number from 0 to 1"}},
+      {2, {"--teacher", teacher, "--temperature", "0"}, {"--temperature: expected a number from 0.1"}},
+      {2, {"--teacher-weight", "0.5"}, {"--teacher-weight: is of a teacher; expected --teacher MODEL too"}},
+      {2, {"--temperature", "2"}, {"--temperature: is of a teacher"}},
+      {2,
+       {"--resume", "--checkpoint", t.file("plain.bin.checkpoint"), "--teacher", teacher},
+       {"--teacher: the training began without one"}},
+  };
+  for (const auto& c : cases) expect_failed(train(std::vector<std::string>{text, "-o", o} + c.more), c.status, c.words);
+  EXPECT_EQ(t.list(), before);
+}
+
 // The model says that it knows the form, so that run hands it on.
 TEST(Train, InstructionsAreWrittenIntoTheModel) {
   const TemporaryFolder t;
