@@ -714,8 +714,8 @@ class Training {
       if (id == end_id()) break;
       ids.push_back(id);
     }
-    std::printf("[step %lld] %s\n", static_cast<long long>(progress_.step),
-                tokenizer_.decode({ids.begin() + bytes(), ids.end()}).c_str());
+    if (bytes()) ids.erase(ids.begin());  // kStartId is no byte
+    std::printf("[step %lld] %s\n", static_cast<long long>(progress_.step), tokenizer_.decode(ids).c_str());
     std::fflush(stdout);
   }
 

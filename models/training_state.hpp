@@ -101,6 +101,8 @@ struct CheckpointFile {
       return refuse(field + (": expected " + expected) + ", found " + found);
     };
     const bool bytes = plan.architecture == kMegabyte;
+    if (!bytes && plan.architecture != kLlama)
+      return refuse("expected architecture 1 or 2, found " + std::to_string(plan.architecture));
     if (!(bytes ? check_config(plan.megabyte, refuse_field) : check_config(plan.config, refuse_field))) return false;
     const LoraPlan& lora = plan.lora;
     if (lora.rank < 0 || lora.rank > (bytes ? 0 : kMostRank) || !(bytes || check_lora(plan.config, lora, error)))
