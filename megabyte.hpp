@@ -3,18 +3,19 @@
 // A text is cut into patches of P bytes. A large transformer, the global stage, makes one step a patch; a small one,
 // the local stage, makes one step a byte, and sees its own patch only, through what the global stage hands it:
 //
-//     bytes           O n c e           u p           a   t i m
-//                    +-------+        +-------+      +-------+
-//     embedded       |   e   |        |   e   |      |   e   |         P embeddings side by side, made one vector
-//                    +---|---+        +---|---+      +---|---+
-//     global   start     |                |              |
-//                \       \________        \_______       \________
-//                 h_0             \ h_1            \ h_2           \ h_3           one position a patch
-//                  |                |                |               |
-//              G_0 |            G_1 |            G_2 |           G_3 |            P vectors each, one for a byte
-//     local    start O n c      start ' u p      start   a ...
-//              predicts:                                                          position i of a patch has seen
-//              O  n  c  e        ...                                              i bytes of it, and all before it
+//     "Once upon a", P = 4
+//
+//     position                 0             1              2
+//     global takes           start       e("Once")      e(" upo")          e: P embeddings made one vector
+//                              |             |              |
+//     and looks back          h 0 <-------- h 1 <--------- h 2
+//                              |             |              |
+//     to hand on              G 0           G 1            G 2             P vectors, for the bytes of patch 0, 1, 2
+//                                            |
+//     local, patch 1       start   ' ' + G 1[0]   'u' + G 1[1]   'p' + G 1[2]   'o' + G 1[3]
+//     foresees               -          'u'            'p'            'o'            'n', the first byte of patch 2
+//
+// Position 0 of the local stage is the same for every patch and every text; what it foresees is a text's first byte.
 //
 // So a byte costs one step of the small stage, and a P-th of a step of the large one, whose cache of keys and values is
 // P times as short as that of a transformer over bytes.
@@ -301,10 +302,10 @@ POCKET_BODY void layer_norm_body(const float* x, const float* offset, const floa
   for (int i = 0; i < n; i++) y[i] = std::fma(y[i] * scale, weight[i], bias[i]);
 }
 
-// GELU (Hendrycks and Gimpel 2016): x times the share of a normal distribution that is below x, that is
-// x (1 + erf(x / sqrt 2)) / 2. What is below -a is e^(-a^2 / 2 + p(a)); p hardly bends, and a polynomial fitted to it,
-// weighted for the absolute error of the whole, is off by less than 5e-9.
-POCKET_BODY float gelu_body(float x) {
+// The share of a normal distribution that is below x, that is (1 + erf(x / sqrt 2)) / 2. What is below -a is
+// e^(-a^2 / 2 + p(a)); p hardly bends, and a polynomial fitted to it, weighted for the absolute error of GELU, is off
+// by less than 5e-9.
+POCKET_BODY float normal_share_body(float x) {
   const float a = std::fabs(x), b = a < 5.75f ? a : 5.75f;
   float p = std::fma(-2.80592403e-8f, b, 7.66199321e-7f);
   p = std::fma(p, b, -9.06637251e-6f);
@@ -317,8 +318,11 @@ POCKET_BODY float gelu_body(float x) {
   p = std::fma(p, b, -7.97884822e-1f);
   p = std::fma(p, b, -6.93147182e-1f);
   const float below = exp_body(std::fma(-0.5f * a, a, p));
-  return x * (x < 0 ? below : 1.f - below);
+  return x < 0 ? below : 1.f - below;
 }
+
+// GELU (Hendrycks and Gimpel 2016).
+POCKET_BODY float gelu_body(float x) { return x * normal_share_body(x); }
 
 POCKET_BODY void gelu_vector_body(float* x, const float* bias, int n) {
   for (int i = 0; i < n; i++) x[i] = gelu_body(x[i] + bias[i]);
@@ -435,6 +439,7 @@ struct MegabyteSession::Stage {
   size_t kv_block;       // bytes
   uint8_t* kv;           // (slots, blocks, layers, heads, kv_block)
   float* shifted;        // (slots, positions, layers, 2, dim / 2): second halves, before attention and before the FFN
+  float* nothing;        // (dim / 2): zeros, the second half of what is before position 0
   float* x;              // (n, dim): the residual stream
   ActivationBuffer xn;   // (n, dim): its norm; .f also takes what is to be added to it
   ActivationBuffer q;    // (n, q_dim): queries, and then the attention's output
@@ -488,6 +493,7 @@ struct MegabyteSession::Buffers {
       s.position_bytes = of_position + s.kv_block * shape.n_layers * c.n_heads / s.keys;
       take(s.kv, size_t(s.slots) * s.blocks * shape.n_layers * c.n_heads * s.kv_block);
       take(s.shifted, size_t(s.slots) * s.positions * of_position / sizeof(float));
+      take(s.nothing, size_t(shape.dim) / 2);
       take(s.x, size_t(kChunk) * padded(shape.dim));
       take_input(s.xn, shape.dim);
       take_input(s.q, c.q_dim());
@@ -758,7 +764,6 @@ inline void MegabyteSession::matmul(std::initializer_list<Product> products, con
 
 // xn = norm(shift(x)). The second half of a row is kept for the next position, in this chunk or another.
 inline void MegabyteSession::shift_norm(Stage& s, int l, int half, const Tensor& weight) {
-  static constexpr float kNothing[1 << 15] = {};  // before position 0
   const int n = int(rows_.size()), dim = s.shape.dim;
   const size_t width = size_t(padded(dim));
   for (int t = 0; t < n; t++)
@@ -766,7 +771,7 @@ inline void MegabyteSession::shift_norm(Stage& s, int l, int half, const Tensor&
                 size_t(dim / 2) * sizeof(float));
   pool_->run(n, vector_work(dim, n), [&](int t, int) {
     const Row& row = rows_[size_t(t)];
-    const float* before = row.position == 0 ? kNothing : s.halves({row.slot, row.position - 1}, l, half);
+    const float* before = row.position == 0 ? s.nothing : s.halves({row.slot, row.position - 1}, l, half);
     own_.shift_norm(s.x + t * width, before, floats(weight), s.xn.f + t * width, dim);
     quantize(s.xn, t * width, s.xn.cols);
   });

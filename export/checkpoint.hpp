@@ -298,7 +298,8 @@ inline std::string describe_unreadable(const InputFile& file) {
   const std::string_view s(reinterpret_cast<const char*>(head), n);
   const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
   if (starts("\x80\x02") || starts("\x80\x04")) return describe_file(head, n) + kResavePyTorch;
-  if (starts("PKTLLAMA")) return "a model that is converted already; run it: ./run FILE";
+  if (starts("PKTLLAMA"))
+    return "a model that is converted already; run it: ./run FILE (of type f32 it could be converted again)";
   if (starts("lmgg") || starts("tjgg") || starts("fmgg")) return "a GGML file from before GGUF; find the model as GGUF";
   if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); find the model as safetensors";
   if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12) return "an ONNX model; find it as safetensors or GGUF";

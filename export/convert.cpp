@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <ctime>
+#include <sstream>
 #include <utility>
 
 #include "../tokenizer.hpp"
@@ -13,7 +14,7 @@
 #include "chat_template.hpp"
 #include "lora.hpp"
 #include "megabyte_checkpoint.hpp"
-#include "model_writer.hpp"
+#include "model_rows.hpp"
 #include "open_checkpoint.hpp"
 #include "random_model.hpp"
 #include "report.hpp"
@@ -37,7 +38,8 @@ constexpr const char* kHelp =
     "  a llama2.c checkpoint   .bin of version 0, 1 (f32) or 2 (int8); needs its tokenizer: -z tokenizer.model or\n"
     "                          tokenizer.bin\n"
     "  a MEGABYTE checkpoint   a state_dict of MEGABYTE-pytorch 0.3.2 to 0.3.6, saved by torch.save(), of two stages;\n"
-    "                          needs --config\n\n"
+    "                          needs --config\n"
+    "  a model.bin of f32      of models/train, or of this program: as another type, or with --lora\n\n"
     "  -o, --output FILE       the model file to write; it appears when it is whole\n"
     "  --type TYPE             q4: 4.125 bits a weight, the smallest and fastest [this]; q8: 8.5 bits, all but "
     "lossless;\n"
@@ -399,10 +401,34 @@ std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model) 
   return adapters;
 }
 
+// A model.bin of type f32: with adapters in it, or as another type. Whatever else it carries stays.
+void convert_model(const Arguments& a, const Model& model) {
+  if (!a.tokenizer.empty() || !a.chat_template.empty())
+    throw Failure{2, (a.tokenizer.empty() ? "--template: " : "--tokenizer: ") + a.in + " is a model that has its own"};
+  const std::vector<LoraAdapter> adapters = open_adapters(a, model.config);
+  ModelParts parts;
+  parts.config = model.config, parts.chat = model.chat, parts.self_test_ids = model.self_test_ids;
+  parts.tokenizer = std::string(model.tokenizer_bytes());
+  std::istringstream lines{std::string(model.provenance())};
+  for (std::string text; std::getline(lines, text);)
+    if (text.rfind("weights: ", 0) != 0) parts.provenance += text + "\n";
+  for (const LoraAdapter& adapter : adapters) parts.provenance += "lora: " + adapter.description() + "\n";
+  parts.provenance += "weights: " + quality(a) + "\n";
+  const ReadRows read = rows_of_file(model);
+  write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
+    return read(spec, first, count, out, why) && merge_lora(adapters, spec, first, count, out, why);
+  });
+}
+
 void convert_checkpoint(const Arguments& a) {
   Checkpoint c;
   std::string error;
-  if (!open_checkpoint(a.in, a.tokenizer, c, error)) throw Failure{1, error};
+  if (Model model; model.open(a.in.c_str()) && model.all_f32) return convert_model(a, model);
+  if (!open_checkpoint(a.in, a.tokenizer, c, error))
+    throw Failure{1, looks_like_megabyte(a.in) ? a.in +
+                                                     ": a MEGABYTE checkpoint, which does not tell how it is built; "
+                                                     "expected --config CONFIG.json beside it (see --help)"
+                                               : error};
   const std::vector<LoraAdapter> adapters = open_adapters(a, c.config);
   if (!c.has_tokenizer)
     throw Failure{1, a.in + ": has no tokenizer; give one with -z (a SentencePiece tokenizer.model)"};

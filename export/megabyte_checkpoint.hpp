@@ -175,6 +175,15 @@ inline bool check_frequencies(MegabyteCheckpoint& out, const FoundTensors& found
   return true;
 }
 
+// Whether a file has the tensors of a MEGABYTE model, of any version.
+inline bool looks_like_megabyte(const std::string& path) {
+  std::string ignored;
+  const auto file = is_directory(path) ? nullptr : InputFile::open(path, ignored);
+  FoundTensors found;
+  return file && looks_like_zip(*file) && PyTorchFile(*file).read(0, found) && found.count("to_logits.weight") > 0 &&
+         found.count("transformers.0.norm.g") > 0;
+}
+
 inline bool open_megabyte(const std::string& path, const std::string& config_path, MegabyteCheckpoint& out,
                           std::string& error) try {
   out = MegabyteCheckpoint();

@@ -45,7 +45,7 @@ inline void pack_panel(const Factor& f, int depth, int cols, int p, float* out) 
 }
 
 // One product: c (m, n; rows ldc apart) = or += the sum over k < depth of a(i, k) * b(k, j). n is a multiple of 16.
-struct Product {
+struct FloatProduct {
   int m, n, depth;
   Factor a;
   RightFactor b;
@@ -55,7 +55,7 @@ struct Product {
 };
 
 // The definition.
-inline void multiply_scalar(const Product& p) {
+inline void multiply_scalar(const FloatProduct& p) {
   for (int i = 0; i < p.m; i++)
     for (int j = 0; j < p.n; j++) {
       float sum = p.add ? p.c[i * p.ldc + j] : 0;
@@ -141,7 +141,7 @@ constexpr std::array<TileFunction, sizeof...(R)> tiles_of(std::index_sequence<R.
 }
 
 // One column of tiles of nearly equal height.
-template <class Tiles, int Cols> void multiply_columns(const Product& p, int k0, int j, int at) {
+template <class Tiles, int Cols> void multiply_columns(const FloatProduct& p, int k0, int j, int at) {
   static constexpr auto kTiles = tiles_of<Tiles, Cols>(std::make_index_sequence<Tiles::kMostRows>());
   const int depth = std::min(kGemmDepth, p.depth - k0), tiles = (p.m + Tiles::kMostRows - 1) / Tiles::kMostRows;
   const RightFactor b = p.b.from(k0, j);
@@ -153,7 +153,7 @@ template <class Tiles, int Cols> void multiply_columns(const Product& p, int k0,
 }
 
 // The loops around the leaves of an instruction set.
-template <class Tiles> void multiply_by_tiles(const Product& p) {
+template <class Tiles> void multiply_by_tiles(const FloatProduct& p) {
   for (int k0 = 0; k0 == 0 || k0 < p.depth; k0 += kGemmDepth)
     for (int j = 0; j < p.n; j += kPanelCols) {
       const int cols = std::min(kPanelCols, p.n - j);

@@ -28,30 +28,33 @@ struct AdamOptions {
 // A model, its optimizer, and the threads that they run on.
 class Trainer {
  public:
-  // Sequences of at most `tokens` tokens. kernels: see find_train_kernels().
-  Trainer(TrainModel& model, int threads, int tokens, const TrainKernels& kernels)
-      : m_(model), k_(kernels), pool_(threads), rotation_(model.config, tokens) {
-    const size_t n = model.values.size();
+  // Sequences of at most `tokens` tokens. kernels: see find_train_kernels(). teacher: null if there is none.
+  Trainer(LearnedWeights& model, int threads, int tokens, const TrainKernels& kernels, Teacher* teacher = nullptr)
+      : m_(model), k_(kernels), pool_(threads) {
+    const size_t n = model.learned().size();
     mean = Floats(n), square = Floats(n);
-    for (int i = 0; i < pool_.threads(); i++) workers_.push_back(std::make_unique<Activated>(model.config, tokens));
-    for (const Parameter& p : model.parameters)
+    for (int i = 0; i < pool_.threads(); i++) passes_.push_back(model.new_pass(kernels, {tokens, teacher, i}));
+    for (const Parameter& p : model.learned_parameters())
       for (size_t at = 0; at < p.size(); at += kPiece)
         pieces_.push_back({p.offset + at, int(std::min(kPiece, p.size() - at)), p.decays()});
     square_sums_.resize(pieces_.size());
-    m_.pack_weights(pool_);
+    m_.pack_weights(pool_, k_);
   }
 
-  // Bytes that training takes: weights, optimizer, gradients, activations.
-  static size_t memory_bytes(const Config& c, int threads, int tokens, int batch) {
-    const std::vector<Parameter> all = parameters_of(c);
-    const size_t n = all.back().offset + all.back().size();
-    return n * sizeof(float) * (5 + size_t(std::min(batch, kLanes))) + size_t(threads) * Activated::bytes(c, tokens);
+  // Bytes that training takes: weights and packed weights; what is learned, optimizer, gradients; a pass (see
+  // LearnedWeights::new_pass) for each thread.
+  static size_t memory_bytes(const std::vector<Parameter>& all, const Adapters& adapters, size_t pass_bytes,
+                             int threads, int batch) {
+    const size_t n = floats_of(all), added = floats_of(adapters.parameters), learned = adapters.rank > 0 ? added : n;
+    return (3 * n + added + (2 + size_t(std::min(batch, kLanes))) * learned) * sizeof(float) +
+           size_t(threads) * pass_bytes;
   }
 
-  // The mean over the batch's targets of -ln p(target), in nats, and its gradient in gradient().
+  // The mean over the batch's targets of -ln p(target), in nats, or of what a teacher makes of it, and its gradient in
+  // gradient().
   double learn(const std::vector<Window>& batch) {
     const size_t lanes = std::min<size_t>(batch.size(), kLanes);
-    while (lanes_.size() < lanes) lanes_.emplace_back(m_.values.size());
+    while (lanes_.size() < lanes) lanes_.emplace_back(m_.learned().size());
     size_t asked = 0;
     for (const Window& w : batch)
       for (int target : w.targets) asked += target >= 0;
@@ -59,9 +62,9 @@ class Trainer {
     const float weight = 1.f / float(std::max<size_t>(asked, 1));
     pool_.run(int(lanes), [&](int lane, int thread) {
       float* gradient = lanes_[size_t(lane)].data();
-      std::memset(gradient, 0, m_.values.size() * sizeof(float));
+      std::memset(gradient, 0, m_.learned().size() * sizeof(float));
       for (size_t i = size_t(lane); i < batch.size() && !stopped(); i += kLanes) {
-        SequencePass pass(m_, k_, *workers_[size_t(thread)], rotation_);
+        SequencePass& pass = *passes_[size_t(thread)];
         pass.forward(batch[i]);
         losses[i] = pass.backward(batch[i], weight, gradient);
       }
@@ -85,10 +88,10 @@ class Trainer {
     decayed.keep = float(1 - rate * o.decay);
     pool_.run(int(pieces_.size()), [&](int i, int) {
       const Piece& p = pieces_[size_t(i)];
-      k_.adam(m_.values.data() + p.offset, lanes_[0].data() + p.offset, mean.data() + p.offset,
+      k_.adam(m_.learned().data() + p.offset, lanes_[0].data() + p.offset, mean.data() + p.offset,
               square.data() + p.offset, p.size, p.decays ? decayed : a);
     });
-    m_.pack_weights(pool_);
+    m_.pack_weights(pool_, k_);
   }
 
   // The sum over all targets of -ln p(target), in nats.
@@ -96,7 +99,7 @@ class Trainer {
     std::vector<double> losses(windows.size());
     pool_.run(int(windows.size()), [&](int i, int thread) {
       if (stopped()) return;
-      SequencePass pass(m_, k_, *workers_[size_t(thread)], rotation_);
+      SequencePass& pass = *passes_[size_t(thread)];
       pass.forward(windows[size_t(i)]);
       losses[size_t(i)] = pass.loss(windows[size_t(i)]);
     });
@@ -110,13 +113,13 @@ class Trainer {
     Window w;
     w.ids = ids;
     w.first.assign(ids.size(), 0);
-    SequencePass pass(m_, k_, *workers_[0], rotation_);
+    SequencePass& pass = *passes_[0];
     pass.forward(w);
     return pass.logits(int(ids.size()) - 1, 1).data;
   }
 
-  // To be called when `values` of the model were changed from outside.
-  void repack() { m_.pack_weights(pool_); }
+  // To be called when values of the model were changed from outside.
+  void repack() { m_.pack_weights(pool_, k_); }
 
   Floats mean, square;  // AdamW's: of the gradients, and of their squares
   // Asked between sequences; once it says yes learn() and evaluate() end early, and what they return and leave means
@@ -146,19 +149,18 @@ class Trainer {
     norm_ = std::sqrt(sum);
   }
 
-  TrainModel& m_;
+  LearnedWeights& m_;
   const TrainKernels& k_;
   Pool pool_;
-  Rotation rotation_;
-  std::vector<std::unique_ptr<Activated>> workers_;  // one for each thread
-  std::vector<Floats> lanes_;                        // gradients
+  std::vector<std::unique_ptr<SequencePass>> passes_;  // one for each thread
+  std::vector<Floats> lanes_;                          // gradients
   std::vector<Piece> pieces_;
   std::vector<float> square_sums_;
   double norm_ = 0;
 };
 
-// Normal numbers with these deviations (the sum of 12 uniform ones, less 6, is near enough): matrices 0.5 / sqrt(cols),
-// those that write to the residual stream less, the more layers add to it; norms are 1.
+// Matrices get normal numbers of deviation 0.5 / sqrt(cols), those that write to the residual stream smaller ones, the
+// more layers add to it; norms are 1.
 inline void initialize(TrainModel& m, uint64_t seed) {
   for (const Parameter& p : m.parameters) {
     if (!p.decays()) {
@@ -167,13 +169,7 @@ inline void initialize(TrainModel& m, uint64_t seed) {
     }
     const std::string last = p.spec.name.substr(p.spec.name.rfind('.') + 1);
     const double added = last == "wo" || last == "w2" ? 1 / std::sqrt(2.0 * m.config.n_layers) : 1;
-    const double deviation = 0.5 / std::sqrt(double(p.spec.cols)) * added;
-    for (int r = 0; r < p.spec.rows; r++)
-      for (int k = 0; k < p.spec.cols; k++) {
-        double sum = -6;
-        for (int i = 0; i < 12; i++) sum += double(next_random(seed) >> 11) * 0x1p-53;
-        m.values[p.offset + size_t(r) * p.stride + size_t(k)] = float(sum * deviation);
-      }
+    fill_normal(p, 0.5 / std::sqrt(double(p.spec.cols)) * added, seed, m.values);
   }
 }
 

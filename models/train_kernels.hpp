@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "../megabyte.hpp"
 #include "gemm.hpp"
 
 namespace pocket {
@@ -20,21 +21,76 @@ POCKET_BODY float dot_body(const float* a, const float* b, int n) {
   return fold16(s);
 }
 
-// Of y = x r w with r = 1 / sqrt(mean of x^2 + eps): dx += w r dy - x r^3 / n * the sum of dy w x, and dw += dy x r.
-// n elements, zeros behind them up to a multiple of 16.
-POCKET_BODY void rmsnorm_backward_body(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
-                                       int n, float eps) {
+// Of y = x r w with r = 1 / sqrt(mean of x^2 + eps), but r = 1 / least where the root is smaller than that:
+// dx += w r dy - x r^3 / n * the sum of dy w x (where r depends on x), and dw += dy x r. n elements, zeros behind them
+// up to a multiple of 16.
+POCKET_BODY void normalized_backward_body(const float* dy, const float* x, const float* weight, float* dx,
+                                          float* dweight, int n, float eps, float least) {
   float square[16] = {}, along[16] = {};
   for (int i = 0; i < n; i += 16)
     for (int j = 0; j < 16; j++) {
       square[j] = std::fma(x[i + j], x[i + j], square[j]);
       along[j] = std::fma(dy[i + j] * weight[i + j], x[i + j], along[j]);
     }
-  const float scale = 1.f / std::sqrt(fold16(square) / float(n) + eps);
-  const float back = -(scale * scale * scale / float(n) * fold16(along));
+  const float root = std::sqrt(fold16(square) / float(n) + eps);
+  const float scale = 1.f / (root > least ? root : least);
+  const float back = root > least ? -(scale * scale * scale / float(n) * fold16(along)) : 0.f;
   for (int i = 0; i < round_up(n, 16); i++) {
     dweight[i] = std::fma(dy[i], x[i] * scale, dweight[i]);
     dx[i] += std::fma(x[i], back, dy[i] * weight[i] * scale);
+  }
+}
+
+POCKET_BODY void rmsnorm_backward_body(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
+                                       int n, float eps) {
+  normalized_backward_body(dy, x, weight, dx, dweight, n, eps, 0.f);
+}
+
+// Of MEGABYTE's RMSNorm: see shift_norm_body.
+POCKET_BODY void floor_norm_backward_body(const float* dy, const float* x, const float* weight, float* dx,
+                                          float* dweight, int n) {
+  normalized_backward_body(dy, x, weight, dx, dweight, n, 0.f, 1e-8f);
+}
+
+// The mean of n numbers, and 1 / sqrt(their variance + 1e-5).
+POCKET_BODY void moments_body(const float* x, int n, float& mean, float& scale) {
+  float sum[16] = {}, square[16] = {};
+  for (int i = 0; i < n; i++) sum[i % 16] += x[i];
+  mean = fold16(sum) / float(n);
+  for (int i = 0; i < n; i++) square[i % 16] = std::fma(x[i] - mean, x[i] - mean, square[i % 16]);
+  scale = 1.f / std::sqrt(fold16(square) / float(n) + 1e-5f);
+}
+
+// Of LayerNorm (layer_norm_body): dx = r (g - mean of g - x' * the mean of g x') with g = dy w, x' = (x - mean) r; dw
+// += dy x', db += dy.
+POCKET_BODY void layernorm_backward_body(const float* dy, const float* x, const float* weight, float* dx,
+                                         float* dweight, float* dbias, int n) {
+  float mean, scale, sum[16] = {}, along[16] = {};
+  moments_body(x, n, mean, scale);
+  for (int i = 0; i < n; i++) {
+    const float g = dy[i] * weight[i];
+    sum[i % 16] += g;
+    along[i % 16] = std::fma(g, (x[i] - mean) * scale, along[i % 16]);
+  }
+  const float mean_g = fold16(sum) / float(n), mean_along = fold16(along) / float(n);
+  for (int i = 0; i < n; i++) {
+    const float normal = (x[i] - mean) * scale;
+    dweight[i] = std::fma(dy[i], normal, dweight[i]);
+    dbias[i] += dy[i];
+    dx[i] = scale * std::fma(-normal, mean_along, std::fma(dy[i], weight[i], -mean_g));
+  }
+}
+
+POCKET_BODY void gelu_row_body(const float* x, float* hidden, int n) {
+  for (int i = 0; i < n; i++) hidden[i] = gelu_body(x[i]);
+}
+
+// The same, and dx = dhidden * (normal_share(x) + x e^(-x^2 / 2) / sqrt(2 pi)).
+POCKET_BODY void gelu_backward_body(const float* x, const float* dhidden, float* hidden, float* dx, int n) {
+  for (int i = 0; i < n; i++) {
+    const float share = normal_share_body(x[i]);
+    hidden[i] = x[i] * share;
+    dx[i] = dhidden[i] * std::fma(x[i] * 0.39894228f, exp_body(-0.5f * x[i] * x[i]), share);
   }
 }
 
@@ -107,6 +163,29 @@ POCKET_BODY void cross_entropy_body(float* logits, int n, int padded_n, int targ
   logits[target] -= weight;
 }
 
+// A row of logits to the gradient of weight times what is learned from a text and a teacher (Hinton, Vinyals and Dean
+// 2015, arxiv.org/abs/1503.02531): (1 - share) * -ln p[target] + share * T^2 * KL(q || p), where q is the teacher's
+// softmax and both in the divergence are of logits / T. loss gets that sum, without the weight. soft: scratch of two
+// rows.
+POCKET_BODY void distill_body(float* logits, const float* teacher, float* soft, int n, int padded_n, int target,
+                              float weight, float share, float temperature, double* loss) {
+  float *p = soft, *q = soft + padded_n, top_p = 0, top_q = 0;
+  std::memcpy(p, logits, size_t(padded_n) * sizeof(float));
+  std::memcpy(q, teacher, size_t(padded_n) * sizeof(float));
+  const float cool = 1.f / temperature, sum_p = exp_row_body(p, 0, n, padded_n, cool, false, top_p),
+              sum_q = exp_row_body(q, 0, n, padded_n, cool, false, top_q);
+  float apart[16] = {};  // of the teacher's logits and these, by q
+  for (int i = 0; i < padded_n; i += 16)
+    for (int j = 0; j < 16; j++) apart[j] = std::fma(q[i + j], teacher[i + j] - logits[i + j], apart[j]);
+  const double divergence = double(fold16(apart)) * double(cool) / double(sum_q) -
+                            (exact::log(double(sum_q)) + double(top_q)) + exact::log(double(sum_p)) + double(top_p);
+  double own = 0;
+  cross_entropy_body(logits, n, padded_n, target, weight * (1.f - share), &own);
+  *loss = (1 - double(share)) * own + double(share) * double(temperature) * double(temperature) * divergence;
+  const float factor = weight * share * temperature, down_p = 1.f / sum_p, down_q = 1.f / sum_q;
+  for (int i = 0; i < n; i++) logits[i] = std::fma(factor, p[i] * down_p - q[i] * down_q, logits[i]);
+}
+
 // AdamW (Loshchilov and Hutter 2019) on n parameters: `gradient` is scaled by `clip` first.
 struct AdamStep {
   float beta1, beta2, eps;
@@ -139,27 +218,39 @@ POCKET_BODY void square_sum_body(const float* x, int n, float* out) { *out = dot
 struct TrainKernels {
   const char* name;
   bool (*supported)();
-  void (*gemm)(const Product& p);
+  void (*gemm)(const FloatProduct& p);
   void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
   void (*rmsnorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n,
                            float eps);
+  void (*shift_norm)(const float* x, const float* before, const float* weight, float* y, int n);
+  void (*floor_norm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n);
+  void (*layernorm)(const float* x, const float* offset, const float* weight, const float* bias, float* y, int n);
+  void (*layernorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
+                             float* dbias, int n);
   void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
   void (*gated)(const float* gate, const float* up, float* hidden, int n);
   void (*gated_backward)(const float* gate, const float* up, const float* dhidden, float* hidden, float* dgate,
                          float* dup, int n);
+  void (*gelu)(const float* x, float* hidden, int n);
+  void (*gelu_backward)(const float* x, const float* dhidden, float* hidden, float* dx, int n);
   void (*softmax)(float* s, int first, int end, int n, float scale, float* top, float* inverse);
   void (*softmax_backward)(float* s, float* dp, int first, int end, int n, float scale, float top, float inverse,
                            const float* out, const float* dout, int head_dim);
   void (*cross_entropy)(float* logits, int n, int padded_n, int target, float weight, double* loss);
+  void (*distill)(float* logits, const float* teacher, float* soft, int n, int padded_n, int target, float weight,
+                  float share, float temperature, double* loss);
   void (*adam)(float* value, const float* gradient, float* mean, float* square, int n, const AdamStep& step);
   void (*add)(float* into, const float* from, int n);
   void (*square_sum)(const float* x, int n, float* out);
 };
 
-#define POCKET_TRAIN_ROW(NAME)                                                                            \
-  NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<rope_body>, NAME::run<gated_body>, \
-      NAME::run<gated_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,      \
-      NAME::run<cross_entropy_body>, NAME::run<adam_body>, NAME::run<add_body>, NAME::run<square_sum_body>
+#define POCKET_TRAIN_ROW(NAME)                                                                               \
+  NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<shift_norm_body>,                     \
+      NAME::run<floor_norm_backward_body>, NAME::run<layer_norm_body>, NAME::run<layernorm_backward_body>,   \
+      NAME::run<rope_body>, NAME::run<gated_body>, NAME::run<gated_backward_body>, NAME::run<gelu_row_body>, \
+      NAME::run<gelu_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,          \
+      NAME::run<cross_entropy_body>, NAME::run<distill_body>, NAME::run<adam_body>, NAME::run<add_body>,     \
+      NAME::run<square_sum_body>
 
 // Best first.
 inline const TrainKernels kTrainKernels[] = {

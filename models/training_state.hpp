@@ -4,25 +4,36 @@
 #include <cstring>
 #include <string>
 
-#include "../export/model_writer.hpp"
+#include "../export/model_rows.hpp"
 #include "../export/output_file.hpp"
+#include "distill.hpp"
+#include "lora_train.hpp"
+#include "megabyte_train.hpp"
 #include "optimizer.hpp"
 
 namespace pocket {
 
 // What decides the result, bit for bit, together with the texts.
 struct TrainPlan {
-  Config config;
+  uint32_t architecture = kLlama;  // or kMegabyte
+  Config config;                   // of a Llama
+  MegabyteConfig megabyte;         // of a MEGABYTE
   int64_t steps = 0, warmup = 0;
   int64_t every = 0;    // steps between two validations
   int32_t batch = 0;    // windows a step
   int32_t context = 0;  // tokens a window
   double rate = 0;      // highest learning rate
   AdamOptions adam;
+  LoraPlan lora;
+  DistillPlan distill;
   uint64_t seed = 0;
   bool instruct = false;                   // stories stand behind instructions
   uint64_t text_hash = 0, valid_hash = 0;  // of the texts' token ids
 };
+
+inline std::vector<Parameter> parameters_of(const TrainPlan& plan) {
+  return plan.architecture == kMegabyte ? parameters_of(plan.megabyte) : parameters_of(plan.config);
+}
 
 // Where it is.
 struct TrainProgress {
@@ -36,12 +47,19 @@ struct TrainProgress {
 };
 
 inline constexpr char kCheckpointMagic[8] = {'P', 'K', 'T', 'T', 'R', 'A', 'I', 'N'};
-inline constexpr uint32_t kCheckpointVersion = 1;
+inline constexpr uint32_t kCheckpointVersion = 2;
+
+// The arrays of a checkpoint: weights, adapters if there are any, AdamW's means and squares.
+template <class M, class T> auto numbers_of(M& model, T& trainer) {
+  std::vector all = {&model.values, &trainer.mean, &trainer.square};
+  if (model.adapted()) all.insert(all.begin() + 1, &model.adapters.values);
+  return all;
+}
 
 // A checkpoint, little-endian: magic, version, sizes of the two structures, they themselves, the tokenizer's blob with
-// its size in front, weights, AdamW's means and squares, and XXH64 of it all.
+// its size in front, the arrays, and XXH64 of it all.
 inline bool write_checkpoint(const std::string& path, const TrainPlan& plan, const TrainProgress& progress,
-                             const std::string& tokenizer, const TrainModel& model, const Trainer& trainer,
+                             const std::string& tokenizer, const LearnedWeights& model, const Trainer& trainer,
                              std::string& error) {
   ByteWriter out;
   out.bytes.append(kCheckpointMagic, sizeof kCheckpointMagic);
@@ -51,7 +69,7 @@ inline bool write_checkpoint(const std::string& path, const TrainPlan& plan, con
   out.put(plan);
   out.put(progress);
   out.put_string(tokenizer);
-  for (const Floats* f : {&model.values, &trainer.mean, &trainer.square})
+  for (const Floats* f : numbers_of(model, trainer))
     out.bytes.append(reinterpret_cast<const char*>(f->data()), f->size() * sizeof(float));
   out.put(hash_bytes(out.bytes.data(), out.bytes.size()));
   return write_whole_file(path, out.bytes, error);
@@ -63,7 +81,7 @@ struct CheckpointFile {
   TrainProgress progress;
   std::string tokenizer;
   std::string bytes;         // of the whole file
-  std::string_view numbers;  // three arrays of float32
+  std::string_view numbers;  // the arrays, float32
 
   bool read(const std::string& path, std::string& error) {
     constexpr uint64_t kLargest = uint64_t(64) << 30;
@@ -79,12 +97,19 @@ struct CheckpointFile {
       return refuse("its checksum does not fit its bytes: the file is damaged or cut short");
     plan = in.get<TrainPlan>(), progress = in.get<TrainProgress>();
     tokenizer = in.take(in.get<uint32_t>());
-    if (!check_config(plan.config, [&](const char* field, const std::string& expected, const std::string& found) {
-          return refuse(field + (": expected " + expected) + ", found " + found);
-        }))
-      return false;
-    const std::vector<Parameter> all = parameters_of(plan.config);
-    const uint64_t expected = 3 * (all.back().offset + all.back().size()) * sizeof(float);
+    const auto refuse_field = [&](const char* field, const std::string& expected, const std::string& found) {
+      return refuse(field + (": expected " + expected) + ", found " + found);
+    };
+    const bool bytes = plan.architecture == kMegabyte;
+    if (!bytes && plan.architecture != kLlama)
+      return refuse("expected architecture 1 or 2, found " + std::to_string(plan.architecture));
+    if (!(bytes ? check_config(plan.megabyte, refuse_field) : check_config(plan.config, refuse_field))) return false;
+    const LoraPlan& lora = plan.lora;
+    if (lora.rank < 0 || lora.rank > (bytes ? 0 : kMostRank) || !(bytes || check_lora(plan.config, lora, error)))
+      return refuse(error);
+    const uint64_t weights = floats_of(parameters_of(plan)),
+                   adapters = bytes ? 0 : floats_of(adapters_for(plan.config, lora).parameters),
+                   expected = (weights + (lora.rank > 0 ? 3 * adapters : 2 * weights)) * sizeof(float);
     if (!in.ok || in.bytes.size() != expected + 8)
       return refuse("expected " + std::to_string(expected) + " bytes of weights, found " +
                     std::to_string(in.bytes.size()));
@@ -92,9 +117,9 @@ struct CheckpointFile {
     return true;
   }
 
-  void restore(TrainModel& model, Trainer& trainer) const {
+  void restore(LearnedWeights& model, Trainer& trainer) const {
     const char* at = numbers.data();
-    for (Floats* f : {&model.values, &trainer.mean, &trainer.square}) {
+    for (Floats* f : numbers_of(model, trainer)) {
       std::memcpy(f->data(), at, f->size() * sizeof(float));
       at += f->size() * sizeof(float);
     }
@@ -107,31 +132,17 @@ inline bool load_weights(const Model& from, const std::string& path, TrainModel&
   if (!from.all_f32)
     return fail(error,
                 path + ": expected a model of type f32, found a quantized one; convert its checkpoint with --type f32");
-  std::vector<const Tensor*> tensors = {&from.token_embedding};
-  for (const Layer& l : from.layers)
-    for (const Tensor* t : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.ffn_norm, &l.w1, &l.w3, &l.w2})
-      tensors.push_back(t);
-  tensors.push_back(&from.final_norm);
-  tensors.push_back(&from.output);
-  for (size_t i = 0; i < model.parameters.size(); i++) {
-    const Parameter& p = model.parameters[i];
-    for (int r = 0; r < p.spec.rows; r++) {
-      float* row = model.values.data() + p.offset + size_t(r) * p.stride;
-      const float* data = reinterpret_cast<const float*>(tensors[i]->data);
-      const size_t width = size_t(padded(p.spec.cols));
-      for (int k = 0; k < p.spec.cols; k++)
-        row[k] = p.spec.layout == Layout::panels
-                     ? data[r / kPanelRows * width * kPanelRows + size_t(k) * kPanelRows + r % kPanelRows]
-                     : data[r * width + size_t(k)];
-    }
-  }
+  const ReadRows read = rows_of_file(from);
+  for (const Parameter& p : model.parameters)
+    for (int r = 0; r < p.spec.rows; r++)
+      if (!read(p.spec, r, 1, model.values.data() + p.offset + size_t(r) * p.stride, error)) return false;
   return true;
 }
 
-// For ModelWriter.
-inline ReadRows rows_of_model(const TrainModel& model) {
-  return [&model](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
-    const std::string& name = spec.name == "output" && model.config.tied ? "token_embedding" : spec.name;
+// For ModelWriter. tied: the output is the embedding table.
+inline ReadRows rows_of_model(const LearnedWeights& model, bool tied = false) {
+  return [&model, tied](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
+    const std::string& name = spec.name == "output" && tied ? "token_embedding" : spec.name;
     for (const Parameter& p : model.parameters)
       if (p.spec.name == name)
         for (int64_t r = 0; r < count; r++)
@@ -140,5 +151,6 @@ inline ReadRows rows_of_model(const TrainModel& model) {
     return true;
   };
 }
+inline ReadRows rows_of_model(const TrainModel& model) { return rows_of_model(model, model.config.tied); }
 
 }  // namespace pocket

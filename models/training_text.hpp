@@ -7,12 +7,15 @@
 #include <vector>
 
 #include "../tokenizer.hpp"
-#include "llama_train.hpp"
+#include "megabyte_train.hpp"
 #include "stories.hpp"
 
 namespace pocket {
 
-// Stories one after the other: BOS, the story, EOS each, as far as the tokenizer has these.
+inline constexpr int kEndByte = 0xFF;  // ends a story that is learnt as bytes: UTF-8 has no such byte
+
+// Stories one after the other: BOS, the story, EOS each, as far as the tokenizer has these; or kStartId, the bytes of
+// the story, kEndByte.
 struct TokenText {
   std::vector<int> ids;
   std::vector<size_t> begins;  // where each story begins
@@ -25,6 +28,14 @@ struct TokenText {
     const std::vector<int> more = tokenizer.encode(story);
     ids.insert(ids.end(), more.begin(), more.end());
     if (tokenizer.eos() >= 0) ids.push_back(tokenizer.eos());
+    bytes += story.size();
+  }
+
+  void add_bytes(std::string_view story) {
+    begins.push_back(ids.size());
+    ids.push_back(kStartId);
+    for (const char byte : story) ids.push_back(uint8_t(byte));
+    ids.push_back(kEndByte);
     bytes += story.size();
   }
 };

@@ -519,7 +519,7 @@ TEST(Refused, FilesOfOtherPrograms) {
       {"", "an empty file"},
       {"\x80\x02" + std::string(100, 'x'),
        "a Python pickle (old PyTorch checkpoint); load the model in Python and save it again"},
-      {"PKTLLAMA" + std::string(100, 'x'), "a model that is converted already; run it: ./run FILE"},
+      {"PKTLLAMA" + std::string(100, 'x'), "a model that is converted already; run it: ./run FILE (of type f32 it could be converted again)"},
       {"lmgg" + std::string(100, '\1'), "a GGML file from before GGUF"},
       {"\x89HDF" + std::string(100, '\1'), "an HDF5 file (TensorFlow)"},
       {"<!DOCTYPE html>" + std::string(100, ' '), "a web page (HTML); the download went wrong"},

@@ -4,6 +4,7 @@
 //     make bench-training && tests/bench/training
 
 #define RUN_NO_MAIN
+#include "../../models/megabyte_train.hpp"
 #include "../../models/optimizer.hpp"
 
 namespace {
@@ -88,25 +89,26 @@ double product_speed(Pool& pool, const TrainKernels& k, int m, int n, int depth)
   return 2.0 * m * n * depth / time / 1e9;
 }
 
-/// Tokens a second of whole steps: forward, backward, and the update.
-double step_speed(const Config& c, int threads, const TrainKernels& k) {
-  TrainModel model(c);
+/// Tokens or bytes a second of whole steps of 16 windows, in each of which a second text begins at token `second` with
+/// the id `start`: forward, backward, and the update.
+template <class Weights>
+double step_speed(Weights& model, int tokens, int ids, int second, int start, int threads, const TrainKernels& k) {
   initialize(model, 1);
-  Trainer trainer(model, threads, c.max_seq_len, k);
+  Trainer trainer(model, threads, tokens, k);
   std::vector<Window> batch(16);
   uint64_t state = 1;
   for (Window& w : batch)
-    for (int t = 0; t < c.max_seq_len; t++) {
-      w.ids.push_back(int(next_random(state) % uint64_t(c.vocab_size)));
-      w.targets.push_back(int(next_random(state) % uint64_t(c.vocab_size)));
-      w.first.push_back(t < 100 ? 0 : 100);
+    for (int t = 0; t < tokens; t++) {
+      w.ids.push_back(t == second ? start : int(next_random(state) % uint64_t(ids)));
+      w.targets.push_back(int(next_random(state) % uint64_t(ids)));
+      w.first.push_back(t < second ? 0 : second);
     }
   int64_t step = 0;
   const double time = best_time([&] {
     trainer.learn(batch);
     trainer.update(AdamOptions(), 1e-4, ++step);
   });
-  return double(batch.size()) * c.max_seq_len / time;
+  return double(batch.size()) * tokens / time;
 }
 
 void measure(const Set& set, int threads) {
@@ -127,8 +129,16 @@ void measure(const Set& set, int threads) {
   Config c;
   c.dim = 128, c.hidden_dim = 352, c.n_layers = 6, c.n_heads = 8, c.n_kv_heads = 4, c.head_dim = 16;
   c.vocab_size = 1024, c.max_seq_len = 256, c.tied = true;
+  TrainModel llama(c);
   std::printf("  whole step, %.2f M parameters, 16 windows of 256: %.0f tokens/s\n", double(count_parameters(c)) / 1e6,
-              step_speed(c, threads, k));
+              step_speed(llama, c.max_seq_len, c.vocab_size, 100, 1, threads, k));
+  MegabyteConfig m;
+  m.global = {128, 512, 3}, m.local = {96, 384, 3}, m.n_heads = 8, m.head_dim = 16;
+  m.patches = 256, m.patch_size = 4, m.rotary = true;
+  MegabyteWeights megabyte(m);
+  std::printf("  MEGABYTE, %.2f M parameters, 16 windows of 1024: %.0f bytes/s\n",
+              double(count_parameters(megabyte.parameters)) / 1e6,
+              step_speed(megabyte, m.max_seq_len(), kByteValues, 400, kStartId, threads, k));
 }
 
 }  // namespace

@@ -60,9 +60,16 @@ class Meter {
   int next_ = 0;
 };
 
+/// What is measured here is a Llama.
+inline void check_architecture(const cli::Run& run) {
+  if (run.bytes)
+    throw cli::Failure{1, run.args.model + ": is a MEGABYTE model, which is not measured here; ./run tells its speed"};
+}
+
 /// The process's own part: answers stdin's lines until there are no more.
 inline void work(const cli::Arguments& a) {
   cli::Run run(a);
+  check_architecture(run);
   const size_t before = cli::resident_now();
   Meter meter(run.model, run.session_options());
   char line[64], verb[16];

@@ -2,55 +2,10 @@
 // wrong.
 #include <gtest/gtest.h>
 
-#include <regex>
-
 #include "../test_data.hpp"
-#include "../tiny_model.hpp"
-#include "program.hpp"
+#include "train_program.hpp"
 
 namespace {
-
-ProgramResult train(std::vector<std::string> args, const ProgramOptions& options = {}) {
-  args.insert(args.begin(), POCKET_TRAIN);
-  return run_program(args, options);
-}
-
-// Stories of one pattern: whoever reads some knows what the next may say.
-std::string pattern_stories(int count) {
-  tiny::Random random(1);
-  const auto one_of = [&](std::initializer_list<const char*> all) {
-    return std::string(all.begin()[random.below(int(all.size()))]);
-  };
-  std::string text;
-  for (int i = 0; i < count; i++) {
-    const std::string name = one_of({"Tom", "Lily", "Ben", "Anna", "Max", "Sue"});
-    const std::string what = one_of({"ball", "kite", "cake", "boat", "drum", "book"});
-    const std::string friend_name = one_of({"dog", "cat", "bird", "frog"});
-    text += "Once upon a time there was a child named " + name + ". " + name + " had a big red " + what +
-            ". One day the " + what + " was lost. \"Where is my " + what + "?\" said " + name + ". A little " +
-            friend_name + " came and said, \"I found it!\" " + name + " and the " + friend_name +
-            " were happy.\n<|endoftext|>\n";
-  }
-  return text;
-}
-
-// A model so small that it learns in a second.
-std::vector<std::string> tiny_shape() {
-  return {"--dim", "16", "--layers", "1", "--ctx", "32", "--batch", "4", "--vocab", "320", "--threads", "1"};
-}
-
-std::vector<std::string> operator+(std::vector<std::string> a, const std::vector<std::string>& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
-double last_bits(const std::string& err) {
-  const std::regex pattern("validation ([0-9.]+) nats a token, ([0-9.]+) bits a character");
-  double bits = 1e9;
-  for (auto it = std::sregex_iterator(err.begin(), err.end(), pattern); it != std::sregex_iterator(); ++it)
-    bits = std::stod((*it)[2]);
-  return bits;
-}
 
 // The 2.6 + 2.6 + 2 bits that a story chooses freely are 0.03 bits for each of its 230 characters.
 TEST(Train, LearnsSimpleStories) {
@@ -117,6 +72,196 @@ TEST(Train, GoesOnFromWhatIsDone) {
                 {"--ctx: expected at most the model's 32, found 64"});
   expect_failed(train({more, "-o", t.file("h.bin"), "--resume", "--checkpoint", t.file("a.bin.checkpoint")}), 1,
                 {"expected the texts that the training began with"});
+}
+
+// A model of type f32 to go on from, of stories that are told in `text`.
+std::string f32_model(const TemporaryFolder& t, const std::string& text, const std::vector<std::string>& more = {}) {
+  const ProgramResult r = train(
+      tiny_shape() + std::vector<std::string>{text, "--steps", "60", "--type", "f32", "-o", t.file("base.bin")} + more);
+  EXPECT_EQ(r.status, 0) << r.err;
+  return t.file("base.bin");
+}
+
+// An adapter that is made in one go, with other threads and instructions, and in two parts is the same; merged, it does
+// what it learnt.
+TEST(TrainLora, LearnsAnAdapterThatConvertMerges) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);
+  const std::string bytes = read_file(base), more = t.write("more.txt", pattern_stories(90));
+  const auto args = std::vector<std::string>{more, "--init",      base, "--ctx",        "32", "--batch",
+                                             "4",  "--steps",     "40", "--every",      "10", "--threads",
+                                             "1",  "--lora-rank", "3",  "--lora-alpha", "6",  "-o"};
+  const ProgramResult tuned = train(args + std::vector<std::string>{t.file("a/")});
+  ASSERT_EQ(tuned.status, 0) << tuned.err;
+  EXPECT_NE(tuned.err.find("adapter: 0.001 M parameters, rank 3, alpha 6"), std::string::npos) << tuned.err;
+  EXPECT_NE(tuned.out.find("[step 40] Once upon a time"), std::string::npos) << tuned.out;
+  const auto files = [&](const std::string& folder) {
+    return read_file(t.file(folder + "/adapter_config.json")) +
+           read_file(t.file(folder + "/adapter_model.safetensors"));
+  };
+  const std::string expected = files("a");
+  EXPECT_NE(expected.find("base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"), std::string::npos);
+  const std::vector<std::vector<std::string>> ways = {{"--threads", "2"}, {"--kernel", "portable"}};
+  for (const auto& way : ways) {
+    ASSERT_EQ(train(args + std::vector<std::string>{t.file(way[1])} + way).status, 0);
+    EXPECT_EQ(files(way[1]), expected) << way[1];
+  }
+  ProgramOptions stop;
+  stop.interrupt_after_output = "[step 20]";
+  ASSERT_EQ(train(args + std::vector<std::string>{t.file("b")}, stop).status, 130);
+  EXPECT_EQ(t.list().find("b\n"), std::string::npos) << t.list();
+  ASSERT_EQ(train({more, "-o", t.file("b"), "--resume"}).status, 0);
+  EXPECT_EQ(files("b"), expected);
+  EXPECT_EQ(t.list().find(".tmp"), std::string::npos) << t.list();
+  EXPECT_TRUE(read_file(base) == bytes) << "the model itself stays as it is";
+
+  // A training that learns nothing judges what it begins with.
+  ASSERT_EQ(run_program({POCKET_CONVERT, base, "--lora", t.file("a"), "--type", "f32", "-o", t.file("m.bin")}).status,
+            0);
+  const ProgramResult merged =
+      train({more, "--init", t.file("m.bin"), "--ctx", "32", "--steps", "1", "--lr", "1e-9", "-o", t.file("n.bin")});
+  ASSERT_EQ(merged.status, 0) << merged.err;
+  EXPECT_NEAR(last_bits(merged.err), last_bits(tuned.err), 2e-4);
+  const ProgramResult before =
+      train({more, "--init", base, "--ctx", "32", "--steps", "1", "--lr", "1e-9", "-o", t.file("n.bin")});
+  EXPECT_GT(last_bits(before.err), last_bits(tuned.err) + 0.05);
+  const std::string info = run_program({POCKET_RUN, t.file("m.bin"), "--info"}).out;
+  EXPECT_NE(info.find("trained on s.txt"), std::string::npos) << info;
+  EXPECT_NE(info.find("lora: a\nweights: f32, as they are\n"), std::string::npos) << info;
+}
+
+TEST(TrainLora, WhatIsThereStays) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);
+  const auto args =
+      std::vector<std::string>{text, "--init", base, "--ctx", "32", "--steps", "5", "--lora-rank", "3", "-o"};
+  std::filesystem::create_directory(t.file("old"));
+  expect_failed(train(args + std::vector<std::string>{t.file("old")}), 1,
+                {"old: expected a folder that is not there yet, found one; delete it, or name another"});
+  expect_failed(train(args + std::vector<std::string>{text}), 1, {"s.txt: expected a folder", "found a file"});
+  expect_failed(train(args + std::vector<std::string>{t.file("no/a")}), 1, {"no/a", "No such file"});
+  const std::string before = t.list();
+  ProgramOptions small;
+  small.largest_file = 20000;
+  const auto disk = args + std::vector<std::string>{t.file("a"), "--checkpoint", "/dev/null/c"};
+  expect_failed(train(disk, small), 1, {"/dev/null/c"});
+  EXPECT_EQ(t.list(), before);
+}
+
+TEST(TrainLora, InstructionsThatTheModelKnows) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text, {"--instruct"});
+  const ProgramResult r = train({text, "--init", base, "--ctx", "32", "--steps", "5", "--lora-rank", "3", "--instruct",
+                                 "--lora-targets", "q_proj,v_proj", "-o", t.file("a")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_EQ(run_program({POCKET_CONVERT, base, "--lora", t.file("a"), "--type", "q8", "-o", t.file("m.bin")}).status,
+            0);
+  EXPECT_EQ(run_program({POCKET_RUN, t.file("m.bin"), "--words", "ball", "-n", "5"}).status, 0);
+}
+
+TEST(TrainLora, WrongUsageIsNamed) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text), o = t.file("a");
+  const std::string q8 = t.file("q8.bin");
+  ASSERT_EQ(run_program({POCKET_CONVERT, base, "--type", "q8", "-o", q8}).status, 0);
+  const std::string before = t.list();
+  const auto args = std::vector<std::string>{text, "-o", o, "--ctx", "32", "--steps", "5"};
+  const struct {
+    int status;
+    std::vector<std::string> more, words;
+  } cases[] = {
+      {2, {"--init", base, "--lora-rank", "0"}, {"--lora-rank: expected a whole number from 1"}},
+      {2, {"--init", base, "--lora-rank", "x"}, {"--lora-rank: expected a whole number from 1"}},
+      {2, {"--init", base, "--lora-rank", "17"}, {"--lora-rank: expected at most 16, the smaller side of", "q_proj"}},
+      {2, {"--lora-rank", "4"}, {"--lora-rank: expected --init"}},
+      {2, {"--init", base, "--lora-alpha", "4"}, {"--lora-alpha: is of an adapter; expected --lora-rank R too"}},
+      {2, {"--init", base, "--lora-targets", "q_proj"}, {"--lora-targets: is of an adapter"}},
+      {2, {"--init", base, "--lora-rank", "4", "--lora-alpha", "0"}, {"--lora-alpha: expected a number"}},
+      {2, {"--init", base, "--lora-rank", "4", "--lora-targets", "wq"}, {"--lora-targets: expected some of q_proj,"}},
+      {2, {"--init", base, "--lora-rank", "4", "--lora-targets", "lm_head"}, {"lm_head: this model's output is"}},
+      {2, {"--init", base, "--lora-rank", "4", "--type", "q8"}, {"--type: an adapter has none", "convert --lora"}},
+      {2, {"--init", base, "--lora-rank", "4", "--instruct"}, {"--instruct: ", "base.bin does not know"}},
+      {2, {"--init", base, "--lora-rank", "4", "--resume"}, {"with --resume it is what it was"}},
+      {1, {"--init", q8, "--lora-rank", "4"}, {"q8.bin: expected a model of type f32"}},
+      {1, {"--init", t.file("none"), "--lora-rank", "4"}, {"none: "}},
+  };
+  for (const auto& c : cases) expect_failed(train(args + c.more), c.status, c.words);
+  expect_failed(run_program({POCKET_CONVERT, q8, "-o", t.file("m.bin")}), 1, {"converted already", "f32"});
+  for (const char* own : {"-z", "--template"})
+    expect_failed(run_program({POCKET_CONVERT, base, own, "plain", "-o", t.file("m.bin")}), 2, {"has its own"});
+  EXPECT_EQ(t.list(), before);
+}
+
+// A student that learns from a teacher is the same however it is run, has the teacher's vocabulary, and is told so
+// where that, or the teacher, is another.
+TEST(TrainTeacher, TheSameStudentHoweverItIsRun) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), teacher = f32_model(t, text, {"--dim", "32"});
+  const std::string q8 = t.file("q8.bin");
+  ASSERT_EQ(run_program({POCKET_CONVERT, teacher, "--type", "q8", "-o", q8}).status, 0);
+  const auto args =
+      std::vector<std::string>{text, "--dim",   "16", "--layers",  "1", "--ctx",     "32", "--batch", "4", "--steps",
+                               "40", "--every", "10", "--threads", "1", "--teacher", q8,   "-o"};
+  const ProgramResult r = train(args + std::vector<std::string>{t.file("a.bin"), "--temperature", "2"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("teacher: 0.02 M parameters, --teacher-weight 0.5 --temperature 2"), std::string::npos) << r.err;
+  const std::string expected = read_file(t.file("a.bin"));
+  const std::vector<std::vector<std::string>> ways = {{"--threads", "2"}, {"--kernel", "portable"}};
+  for (const auto& way : ways) {
+    ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin"), "--temperature", "2"} + way).status, 0);
+    EXPECT_TRUE(read_file(t.file("b.bin")) == expected) << way[1];
+  }
+  ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin")}).status, 0);
+  EXPECT_FALSE(read_file(t.file("b.bin")) == expected) << "the temperature is of no matter";
+  ProgramOptions stop;
+  stop.interrupt_after_output = "[step 20]";
+  const ProgramResult stopped = train(args + std::vector<std::string>{t.file("c.bin"), "--temperature", "2"}, stop);
+  ASSERT_EQ(stopped.status, 130) << stopped.err;
+  const auto resumed = std::vector<std::string>{text, "-o", t.file("c.bin"), "--resume"};
+  expect_failed(train(resumed), 2, {"--teacher: the training began with one; give the same"});
+  expect_failed(train(resumed + std::vector<std::string>{"--teacher", teacher}), 1,
+                {"base.bin: expected the teacher that the training began with, found another"});
+  expect_failed(train(resumed + std::vector<std::string>{"--teacher", q8, "--temperature", "1"}), 2,
+                {"--temperature: with --resume"});
+  ASSERT_EQ(train(resumed + std::vector<std::string>{"--teacher", q8, "--threads", "2"}).status, 0);
+  EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
+  EXPECT_EQ(train(resumed).status, 0) << "where no step is left nobody has to teach";
+  EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
+  EXPECT_NE(run_program({POCKET_RUN, t.file("c.bin"), "--info"}).out.find("trained on s.txt, and by a teacher"),
+            std::string::npos);
+}
+
+TEST(TrainTeacher, WrongUsageIsNamed) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), teacher = f32_model(t, text), o = t.file("o.bin");
+  const std::string other = t.file("other.bin");
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{t.write("t.txt", pattern_stories(40) + "zebra"), "--steps",
+                                                          "1", "--type", "f32", "-o", other})
+                .status,
+            0);
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "9", "-o", t.file("plain.bin")}).status, 0);
+  const std::string before = t.list();
+  const struct {
+    int status;
+    std::vector<std::string> more, words;
+  } cases[] = {
+      {1, {"--teacher", t.file("none"), "--ctx", "32"}, {"none: No such file"}},
+      {1, {"--teacher", text, "--ctx", "32"}, {"s.txt: "}},
+      {1,
+       {"--teacher", teacher, "--init", other, "--ctx", "32"},
+       {"base.bin: expected a teacher with the vocabulary of the model that it teaches", "without --init and -z"}},
+      {2, {"--teacher", teacher, "--ctx", "64"}, {"--ctx: expected at most the teacher's 32, found 64"}},
+      {2, {"--teacher", teacher, "--vocab", "320"}, {"--vocab: with --teacher it is that model's"}},
+      {2, {"--teacher", teacher, "--teacher-weight", "1.5"}, {"--teacher-weight: expected a number from 0 to 1"}},
+      {2, {"--teacher", teacher, "--temperature", "0"}, {"--temperature: expected a number from 0.1"}},
+      {2, {"--teacher-weight", "0.5"}, {"--teacher-weight: is of a teacher; expected --teacher MODEL too"}},
+      {2, {"--temperature", "2"}, {"--temperature: is of a teacher"}},
+      {2,
+       {"--resume", "--checkpoint", t.file("plain.bin.checkpoint"), "--teacher", teacher},
+       {"--teacher: the training began without one"}},
+  };
+  for (const auto& c : cases) expect_failed(train(std::vector<std::string>{text, "-o", o} + c.more), c.status, c.words);
+  EXPECT_EQ(t.list(), before);
 }
 
 // The model says that it knows the form, so that run hands it on.

@@ -1,0 +1,169 @@
+// lora_train.hpp: which tensors get LoRA's adapters, how those begin, and the folder they are saved in: that of the
+// PEFT library, which export/lora.hpp merges into a model.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../export/lora.hpp"
+#include "../export/output_file.hpp"
+#include "llama_train.hpp"
+
+namespace pocket {
+
+// What can be adapted, by PEFT's names. An output that is the embedding table cannot.
+inline constexpr const char* kLoraTargets[] = {"q_proj",    "k_proj",  "v_proj",    "o_proj",
+                                               "gate_proj", "up_proj", "down_proj", "lm_head"};
+
+struct LoraPlan {
+  int32_t rank = 0;      // 0: no adapters
+  float alpha = 0;       // B A counts alpha / rank times
+  uint32_t targets = 0;  // bit i: kLoraTargets[i]
+};
+
+// "q_proj,v_proj" to bits; "" is every matrix of the blocks. False with `error` set if one is unknown.
+inline bool parse_lora_targets(const std::string& text, uint32_t& targets, std::string& error) {
+  targets = text.empty() ? 0x7f : 0;
+  std::string names;
+  for (const char* name : kLoraTargets) names += (names.empty() ? "" : ", ") + std::string(name);
+  for (size_t at = 0; at <= text.size() && !text.empty();) {
+    const size_t comma = std::min(text.find(',', at), text.size());
+    const std::string name = text.substr(at, comma - at);
+    uint32_t bit = 1;
+    for (const char* known : kLoraTargets) {
+      if (name == known) targets |= bit;
+      bit <<= 1;
+      if (name == known) break;
+      if (known == std::end(kLoraTargets)[-1])
+        return fail(error, "expected some of " + names + ", separated by commas, found '" + name + "'");
+    }
+    at = comma + 1;
+  }
+  return true;
+}
+
+// The tensors of a model that are adapted: PEFT's name of the module, and the tensor.
+inline std::vector<std::pair<std::string, Parameter>> adapted_modules(const Config& c, uint32_t targets) {
+  std::vector<std::pair<std::string, Parameter>> all;
+  const std::vector<Parameter> parameters = parameters_of(c);
+  for (size_t i = 0; i < parameters.size(); i++) {
+    const std::string tensor = kHuggingFaceNames.names.name(i, c.n_layers);
+    const std::string module = tensor.substr(0, tensor.rfind('.'));
+    for (size_t t = 0; t < std::size(kLoraTargets); t++)
+      if (targets >> t & 1 && names_module(kLoraTargets[t], module)) all.push_back({module, parameters[i]});
+  }
+  return all;
+}
+
+// Whether a model can have these adapters.
+inline bool check_lora(const Config& c, const LoraPlan& plan, std::string& error) {
+  if (plan.targets >> 7 & 1 && c.tied)
+    return fail(error, "--lora-targets: lm_head: this model's output is its embedding, which LoRA leaves alone");
+  for (const auto& [module, p] : adapted_modules(c, plan.targets))
+    if (plan.rank > std::min(p.spec.rows, p.spec.cols))
+      return fail(error, "--lora-rank: expected at most " + std::to_string(std::min(p.spec.rows, p.spec.cols)) +
+                             ", the smaller side of " + module + " (" + std::to_string(p.spec.rows) + ", " +
+                             std::to_string(p.spec.cols) + "), found " + std::to_string(plan.rank));
+  return true;
+}
+
+// Their shapes and places; no values yet.
+inline Adapters adapters_for(const Config& c, const LoraPlan& plan) {
+  Adapters out;
+  out.rank = plan.rank;
+  if (plan.rank == 0) return out;
+  out.scale = plan.alpha / float(plan.rank);
+  const size_t stride = padded16(plan.rank);
+  size_t at = 0;
+  for (const auto& [module, p] : adapted_modules(c, plan.targets)) {
+    const size_t b = at + size_t(p.spec.cols) * stride;
+    out.all.push_back({p.offset, p.spec.rows, p.spec.cols, at, b});
+    out.parameters.push_back({{module + ".lora_A", Layout::panels, p.spec.cols, plan.rank}, at, stride});
+    out.parameters.push_back({{module + ".lora_B", Layout::panels, p.spec.rows, plan.rank}, b, stride});
+    at = b + size_t(p.spec.rows) * stride;
+  }
+  return out;
+}
+
+// As PEFT begins: b is zero, so that nothing is changed yet; a is uniform in +-1 / sqrt(cols), Kaiming's with the slope
+// sqrt(5) that torch.nn.Linear has. In PEFT's order, a row of A after the other.
+inline void initialize(Adapters& adapters, uint64_t seed) {
+  for (const LowRank& l : adapters.all) {
+    const double bound = 1 / std::sqrt(double(l.cols));
+    for (int k = 0; k < adapters.rank; k++)
+      for (int i = 0; i < l.cols; i++) {
+        const double uniform = double(next_random(seed) >> 11) * 0x1p-53;
+        adapters.values[l.a + size_t(i) * padded16(adapters.rank) + size_t(k)] = float(bound * (2 * uniform - 1));
+      }
+  }
+}
+
+// ---- The folder ----
+
+inline std::string lora_config_json(const LoraPlan& plan) {
+  char alpha[32];
+  std::snprintf(alpha, sizeof alpha, "%.9g", double(plan.alpha));
+  std::string targets;
+  for (size_t t = 0; t < std::size(kLoraTargets); t++)
+    if (plan.targets >> t & 1) targets += (targets.empty() ? "\"" : ", \"") + std::string(kLoraTargets[t]) + "\"";
+  return "{\n  \"base_model_name_or_path\": null,\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n"
+         "  \"inference_mode\": true,\n  \"init_lora_weights\": true,\n  \"lora_alpha\": " +
+         std::string(alpha) +
+         ",\n  \"lora_dropout\": 0.0,\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n" +
+         "  \"r\": " + std::to_string(plan.rank) + ",\n  \"target_modules\": [" + targets +
+         "],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": false\n}\n";
+}
+
+// The bytes of adapter_model.safetensors: A (rank, cols) and B (rows, rank) of each module, float32.
+inline std::string lora_tensors(const Adapters& adapters) {
+  std::string header = "{\"__metadata__\":{\"format\":\"pt\"}", data;
+  for (const Parameter& p : adapters.parameters) {
+    const bool is_a = p.spec.name.back() == 'A';
+    const int rows = is_a ? adapters.rank : p.spec.rows, cols = is_a ? p.spec.rows : adapters.rank;
+    const size_t begin = data.size();
+    for (int r = 0; r < rows; r++)
+      for (int k = 0; k < cols; k++) {
+        const float* value = adapters.values.data() + p.offset + size_t(is_a ? k : r) * p.stride + (is_a ? r : k);
+        data.append(reinterpret_cast<const char*>(value), sizeof *value);
+      }
+    header += ",\"base_model.model." + p.spec.name + ".weight\":{\"dtype\":\"F32\",\"shape\":[" + std::to_string(rows) +
+              "," + std::to_string(cols) + "],\"data_offsets\":[" + std::to_string(begin) + "," +
+              std::to_string(data.size()) + "]}";
+  }
+  header += "}";
+  header.resize(round_up<size_t>(header.size(), 8), ' ');  // the numbers lie on multiples of 8 bytes
+  const uint64_t size = header.size();
+  return std::string(reinterpret_cast<const char*>(&size), sizeof size) + header + data;
+}
+
+// What would not be replaced: write_adapter() makes a folder, it does not touch one that is there.
+inline bool check_adapter_folder(const std::string& folder, std::string& error) {
+  struct stat info = {};
+  if (lstat(folder.c_str(), &info) != 0) return true;
+  return fail(error, folder + ": expected a folder that is not there yet, found " +
+                         (is_directory(folder) ? "one; delete it, or name another" : "a file; name another"));
+}
+
+// Writes the folder under another name beside its own, which it gets when it is whole. On failure returns false with
+// `error` set and leaves nothing behind.
+inline bool write_adapter(const std::string& folder, const LoraPlan& plan, const Adapters& adapters,
+                          std::string& error) {
+  if (!check_adapter_folder(folder, error)) return false;
+  const std::string temporary = folder + ".tmp." + std::to_string(getpid());
+  const std::string config = join_path(temporary, "adapter_config.json"),
+                    tensors = join_path(temporary, "adapter_model.safetensors");
+  if (::mkdir(temporary.c_str(), 0755) != 0) return fail(error, folder + ": " + std::strerror(errno));
+  bool done = write_whole_file(config, lora_config_json(plan), error) &&
+              write_whole_file(tensors, lora_tensors(adapters), error);
+  if (done && std::rename(temporary.c_str(), folder.c_str()) != 0)
+    done = fail(error, folder + ": " + std::strerror(errno));
+  if (done) return true;
+  for (const std::string& file : {config, tensors}) std::remove(file.c_str());
+  ::rmdir(temporary.c_str());
+  return false;
+}
+
+}  // namespace pocket

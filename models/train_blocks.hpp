@@ -1,0 +1,570 @@
+// train_blocks.hpp: what all models that can be learned are made of: their weights, memory for activations, products
+// with a learned matrix, causal attention and the loss, forward and backward.
+//
+// A sequence goes through the whole network on one thread, forward and back, while its activations are in that core's
+// cache. Threads share the weights; gradients are summed by kLanes lanes, sequence i in lane i mod kLanes and in
+// order, and then lane by lane, so that the number of threads changes no bit.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "train_kernels.hpp"
+
+namespace pocket {
+
+inline constexpr int kLanes = 8;        // sums of gradients that are kept apart
+inline constexpr int kQueryBlock = 32;  // rows of the score matrix that exist at a time
+inline constexpr int kLossRows = 64;    // rows of logits that exist at a time
+
+// SplitMix64 (Steele, Lea and Flood 2014).
+inline uint64_t next_random(uint64_t& state) {
+  uint64_t z = state += 0x9E3779B97F4A7C15;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+  z = (z ^ z >> 27) * 0x94D049BB133111EB;
+  return z ^ z >> 31;
+}
+
+// Floats on a 64-byte boundary, zero to begin with. Throws std::bad_alloc.
+class Floats {
+ public:
+  Floats() = default;
+  explicit Floats(size_t n) : size_(n), data_(new (std::align_val_t(kAlign)) float[n + 1]()) {}
+  Floats(Floats&& o) noexcept : size_(std::exchange(o.size_, 0)), data_(std::exchange(o.data_, nullptr)) {}
+  Floats& operator=(Floats&& o) noexcept {
+    std::swap(size_, o.size_), std::swap(data_, o.data_);
+    return *this;
+  }
+  ~Floats() { operator delete[](data_, std::align_val_t(kAlign)); }
+
+  float* data() { return data_; }
+  const float* data() const { return data_; }
+  size_t size() const { return size_; }
+  float& operator[](size_t i) { return data_[i]; }
+  float operator[](size_t i) const { return data_[i]; }
+
+ private:
+  size_t size_ = 0;
+  float* data_ = nullptr;
+};
+
+// ---- Weights ----
+
+// Where a tensor lies in the array of all parameters: rows of padded16(cols) floats.
+struct Parameter {
+  TensorSpec spec;
+  size_t offset, stride;
+
+  size_t size() const { return size_t(spec.rows) * stride; }
+  bool decays() const { return spec.layout != Layout::vector; }  // norms are left alone by weight decay
+};
+
+// Tensors one behind the other.
+inline std::vector<Parameter> placed(const std::vector<TensorSpec>& specs) {
+  std::vector<Parameter> all;
+  size_t offset = 0;
+  for (const TensorSpec& spec : specs) {
+    all.push_back({spec, offset, padded16(spec.cols)});
+    offset += all.back().size();
+  }
+  return all;
+}
+
+// Floats of the array of all parameters, with padding.
+inline size_t floats_of(const std::vector<Parameter>& all) {
+  return all.empty() ? 0 : all.back().offset + all.back().size();
+}
+
+// Numbers that are learned, without padding.
+inline size_t count_parameters(const std::vector<Parameter>& all) {
+  size_t n = 0;
+  for (const Parameter& p : all) n += size_t(p.spec.rows) * p.spec.cols;
+  return n;
+}
+
+// A matrix (rows, cols) that a layer multiplies with: one tensor, or some that lie behind each other and share their
+// input, as wq, wk and wv do. Places are in the array of parameters and in that of packed weights.
+struct LearnedMatrix {
+  int rows = 0, cols = 0;
+  size_t offset = 0, stride = 0;
+  size_t forward = 0, backward = 0;  // packed for x w^T: depth cols; for dy w: depth rows
+};
+
+// LoRA (Hu et al. 2021, arxiv.org/abs/2106.09685): a tensor W (rows, cols) stays what it is, and what is multiplied
+// with is W + scale * b a^T, of which b (rows, rank) and a (cols, rank) are learned.
+struct LowRank {
+  size_t weight;  // W's place in the array of parameters
+  int rows, cols;
+  size_t a, b;  // places in the array of adapters, in rows of padded16(rank) floats
+};
+
+struct Adapters {
+  int rank = 0;  // 0: there are none, and the weights themselves are learned
+  float scale = 1;
+  std::vector<LowRank> all;           // in the order of the weights
+  std::vector<Parameter> parameters;  // a and b of each
+  Floats values;
+};
+
+class SequencePass;
+class Teacher;
+
+// How a pass is used: for sequences of at most so many tokens, by the thread of this number; a teacher, if there is
+// one, has his say in backward().
+struct PassOptions {
+  int tokens;
+  Teacher* teacher;
+  int thread;
+};
+
+// The weights, and packed copies of the matrices that every product of a step reads.
+class LearnedWeights {
+ public:
+  explicit LearnedWeights(std::vector<Parameter> all) : parameters(std::move(all)), values(floats_of(parameters)) {}
+  virtual ~LearnedWeights() = default;
+
+  std::vector<Parameter> parameters;
+  Floats values;
+  Adapters adapters;  // once there are some, nothing else is learned
+
+  // What takes a sequence through the model.
+  virtual std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, const PassOptions& options) const = 0;
+
+  // Before anything is learned.
+  void adapt(Adapters with) {
+    adapters = std::move(with);
+    adapters.values = Floats(floats_of(adapters.parameters));
+  }
+  bool adapted() const { return adapters.rank > 0; }
+  const std::vector<Parameter>& learned_parameters() const { return adapted() ? adapters.parameters : parameters; }
+  Floats& learned() { return adapted() ? adapters.values : values; }
+  const Floats& learned() const { return adapted() ? adapters.values : values; }
+
+  // Calls each(adapter, the matrix's row that its first one is) for those of a matrix.
+  template <class Each> void for_adapters(const LearnedMatrix& m, const Each& each) const {
+    const auto before = [](const LowRank& l, size_t weight) { return l.weight < weight; };
+    auto l = std::lower_bound(adapters.all.begin(), adapters.all.end(), m.offset, before);
+    for (; l != adapters.all.end() && l->weight < m.offset + size_t(m.rows) * m.stride; ++l)
+      each(*l, int((l->weight - m.offset) / m.stride));
+  }
+
+  RightFactor forward(const LearnedMatrix& m) const { return packed(packed_.data() + m.forward, m.cols); }
+  RightFactor backward(const LearnedMatrix& m) const { return packed(packed_.data() + m.backward, m.rows); }
+
+  // To be called whenever `values` have changed, or the adapters', which are added here: beyond this they cost nothing.
+  void pack_weights(Pool& pool, const TrainKernels& kernels) {
+    if (packed_.size() < packed_size_) packed_ = Floats(packed_size_);
+    std::vector<Floats> factors(size_t(adapted() ? pool.threads() : 0));
+    for (Floats& f : factors) f = Floats(size_t(adapters.rank) * kPanelCols);
+    pool.run(int(panels_.size()), [&](int task, int thread) {
+      const Panel& p = panels_[size_t(task)];
+      const float* w = values.data() + p.matrix.offset;
+      if (p.backward)
+        pack_panel(columns_of(w, p.matrix.stride), p.matrix.rows, p.matrix.cols, p.index,
+                   packed_.data() + p.matrix.backward);
+      else
+        pack_panel(rows_of(w, p.matrix.stride), p.matrix.cols, p.matrix.rows, p.index,
+                   packed_.data() + p.matrix.forward);
+      if (adapted()) add_adapters(p, kernels, factors[size_t(thread)].data());
+    });
+  }
+
+ protected:
+  // `rows` rows from the first one of a tensor on: its own, and those of tensors behind it.
+  LearnedMatrix matrix(const Parameter& first, int rows) {
+    LearnedMatrix m = {rows, first.spec.cols, first.offset, first.stride, packed_size_, 0};
+    m.backward = m.forward + packed_size(m.cols, m.rows);
+    packed_size_ = m.backward + packed_size(m.rows, m.cols);
+    for (int i = 0; i < m.rows; i += kPanelCols) panels_.push_back({m, false, i / kPanelCols});
+    for (int i = 0; i < m.cols; i += kPanelCols) panels_.push_back({m, true, i / kPanelCols});
+    return m;
+  }
+
+ private:
+  struct Panel {
+    LearnedMatrix matrix;
+    bool backward;
+    int index;
+  };
+
+  // Adds to a panel, 32 rows of the matrix (forward) or 32 columns: one factor times the part of the other that belongs
+  // to the panel, scaled, in `right` (rank, 32).
+  void add_adapters(const Panel& p, const TrainKernels& kernels, float* right) {
+    const int first = p.index * kPanelCols, rank = adapters.rank;
+    const size_t stride = padded16(rank);
+    for_adapters(p.matrix, [&](const LowRank& l, int row) {
+      const int begin = p.backward ? 0 : row, end = p.backward ? l.cols : row + l.rows;
+      if (first + kPanelCols <= begin || first >= end) return;
+      const float* left = adapters.values.data() + (p.backward ? l.b : l.a);
+      const float* other = adapters.values.data() + (p.backward ? l.a : l.b);
+      for (int k = 0; k < rank; k++)
+        for (int j = 0; j < kPanelCols; j++) {
+          const int i = first + j - begin;
+          right[k * kPanelCols + j] = i >= 0 && i < end - begin ? adapters.scale * other[size_t(i) * stride + k] : 0;
+        }
+      const LearnedMatrix& m = p.matrix;
+      float* out = packed_.data() + (p.backward ? m.backward + packed_size(m.rows, first) + size_t(row) * kPanelCols
+                                                : m.forward + packed_size(m.cols, first));
+      kernels.gemm({p.backward ? l.rows : l.cols, kPanelCols, rank, rows_of(left, stride), row_major(right, kPanelCols),
+                    out, kPanelCols, true});
+    });
+  }
+
+  size_t packed_size_ = 0;
+  std::vector<Panel> panels_;
+  Floats packed_;
+};
+
+// Fills a tensor with normal numbers of this deviation: the sum of 12 uniform ones, less 6, is near enough.
+inline void fill_normal(const Parameter& p, double deviation, uint64_t& seed, Floats& values) {
+  for (int r = 0; r < p.spec.rows; r++)
+    for (int k = 0; k < p.spec.cols; k++) {
+      double sum = -6;
+      for (int i = 0; i < 12; i++) sum += double(next_random(seed) >> 11) * 0x1p-53;
+      values[p.offset + size_t(r) * p.stride + size_t(k)] = float(sum * deviation);
+    }
+}
+
+// ---- A sequence and its activations ----
+
+// A sequence to learn from, or to be judged by.
+struct Window {
+  std::vector<int> ids;      // (T)
+  std::vector<int> targets;  // (T): the token that follows each; -1: not asked
+  std::vector<int> first;    // (T): the first position that each may look back to, which is where its text begins
+};
+
+// A matrix of activations (T, cols), in rows of row_stride(cols) floats, zeros behind the last column.
+struct Rows {
+  float* data = nullptr;
+  size_t stride = 0;
+
+  float* row(int t) const { return data + size_t(t) * stride; }
+  Rows from(int t) const { return {row(t), stride}; }
+};
+
+// Lays matrices one behind the other into memory; without memory it only counts the floats.
+class Places {
+ public:
+  explicit Places(float* memory) : memory_(memory) {}
+
+  void operator()(Rows& m, int rows, int cols) {
+    m = {memory_ ? memory_ + floats_ : nullptr, row_stride(cols)};
+    floats_ += size_t(rows) * m.stride;
+  }
+  size_t floats() const { return floats_; }
+
+ private:
+  float* memory_;
+  size_t floats_ = 0;
+};
+
+// Cosines and sines of the rotary angles, (positions, head_dim / 2), as the engine has them. Turning back is turning by
+// the negative angle.
+struct Rotation {
+  std::vector<float> cos, sin, minus_sin;
+
+  Rotation(const Config& c, int positions) {
+    for (int t = 0; t < positions; t++)
+      for (int i = 0; i < c.head_dim / 2; i++) {
+        double s, co;
+        exact::sincos(t * rope_frequency(c, i), s, co);
+        cos.push_back(float(co)), sin.push_back(float(s)), minus_sin.push_back(-float(s));
+      }
+  }
+};
+
+// Causal attention of grouped heads over one sequence, block by block of queries.
+class Attention {
+ public:
+  // Rows of queries, keys and values (T, q_dim + 2 kv_dim), in this order.
+  struct Shape {
+    int n_heads, n_kv_heads, head_dim;
+    int q_dim() const { return n_heads * head_dim; }
+    int kv_dim() const { return n_kv_heads * head_dim; }
+    int width() const { return q_dim() + 2 * kv_dim(); }
+  };
+
+  // What the backward pass wants of a layer, (T, q_dim) and (n_heads, 2 T): the result, and the largest score of each
+  // token, then 1 / the sum of e^(score - largest).
+  struct Saved {
+    Rows out, softmax;
+  };
+
+  explicit Attention(const Shape& shape) : c_(shape) {}
+
+  // Scratch for sequences of at most `tokens` tokens.
+  void lay_out(Places& place, int tokens) {
+    tokens_ = tokens;
+    place(scores_, kQueryBlock, tokens), place(dscores_, kQueryBlock, tokens);
+    place(head_, kQueryBlock, c_.head_dim);
+    for (Rows* m : {&keys_, &values_}) place(*m, 1, int(packed_size(c_.head_dim, tokens)));
+    for (Rows* m : {&dkeys_, &dvalues_}) place(*m, tokens, c_.head_dim);
+  }
+  void lay_out_saved(Places& place, Saved& s) const {
+    place(s.out, tokens_, c_.q_dim()), place(s.softmax, c_.n_heads, 2 * tokens_);
+  }
+
+  // first (n): the first position that each token looks at; it never falls.
+  void forward(const TrainKernels& k, const Rows& qkv, const std::vector<int>& first, int n, const Saved& s) {
+    begin(k, first, n);
+    const int group = c_.n_heads / c_.n_kv_heads;
+    for (int h = 0; h < c_.n_heads; h++) {
+      const float* q = qkv.data + h * c_.head_dim;
+      const float* key = qkv.data + c_.q_dim() + h / group * c_.head_dim;
+      const float* value = key + c_.kv_dim();
+      float *top = s.softmax.row(h), *inverse = top + tokens_;
+      if (h % group == 0) pack_head(key, qkv.stride, keys_.data);
+      for_blocks([&](const Block& b) {
+        by_keys(b, q + b.first * qkv.stride, qkv.stride, keys_.data, scores_);
+        for (int i = 0, t = b.first; i < b.count; i++, t++)
+          k.softmax(scores_.row(i), first[size_t(t)] - b.begin, t + 1 - b.begin, b.cols(), score_scale(), top + t,
+                    inverse + t);
+        of_keys(b, scores_, value, qkv.stride, s.out.data + h * c_.head_dim, s.out.stride);
+      });
+    }
+  }
+
+  // dqkv from dout. The scores are computed once more: that is cheaper than to have kept them.
+  void backward(const TrainKernels& k, const Rows& qkv, const std::vector<int>& first, int n, const Saved& s,
+                const Rows& dout, const Rows& dqkv) {
+    begin(k, first, n);
+    const int group = c_.n_heads / c_.n_kv_heads;
+    for (int h = 0; h < c_.n_heads; h++) {
+      const int k_at = c_.q_dim() + h / group * c_.head_dim, v_at = k_at + c_.kv_dim();
+      if (h % group == 0) {
+        pack_head(qkv.data + k_at, qkv.stride, keys_.data);
+        pack_head(qkv.data + v_at, qkv.stride, values_.data);
+        std::memset(dkeys_.data, 0, size_t(n_) * dkeys_.stride * sizeof(float));
+        std::memset(dvalues_.data, 0, size_t(n_) * dvalues_.stride * sizeof(float));
+      }
+      for_blocks([&](const Block& b) { head_backward(b, h, qkv, qkv.data + k_at, s, dout, dqkv); });
+      if (h % group != group - 1) continue;
+      for (int t = 0; t < n_; t++) {
+        std::memcpy(dqkv.row(t) + k_at, dkeys_.row(t), size_t(c_.head_dim) * sizeof(float));
+        std::memcpy(dqkv.row(t) + v_at, dvalues_.row(t), size_t(c_.head_dim) * sizeof(float));
+      }
+    }
+  }
+
+ private:
+  // The queries first ... first + count - 1, and the keys that at least one of them sees.
+  struct Block {
+    int first, count, begin, end;
+    int cols() const { return round_up(end - begin, 16); }
+  };
+
+  void begin(const TrainKernels& k, const std::vector<int>& first, int n) { k_ = &k, first_ = &first, n_ = n; }
+
+  float score_scale() const { return 1.f / std::sqrt(float(c_.head_dim)); }
+
+  // Calls each(block) for all queries, from the first on. Keys begin where a packed panel does.
+  template <class Each> void for_blocks(const Each& each) {
+    for (int t = 0; t < n_; t += kQueryBlock) {
+      const int count = std::min(kQueryBlock, n_ - t);
+      each(Block{t, count, (*first_)[size_t(t)] / kPanelCols * kPanelCols, t + count});
+    }
+  }
+
+  void pack_head(const float* x, size_t stride, float* out) {
+    for (int p = 0; p * kPanelCols < n_; p++) pack_panel(rows_of(x, stride), c_.head_dim, n_, p, out);
+  }
+
+  // out (count, end - begin) = x (count, head_dim) times the packed keys or values.
+  void by_keys(const Block& b, const float* x, size_t stride, const float* packed_head, const Rows& out) {
+    k_->gemm({b.count, b.cols(), c_.head_dim, rows_of(x, stride), packed(packed_head, c_.head_dim).from(0, b.begin),
+              out.data, out.stride, false});
+  }
+
+  // out (count, head_dim) = s (count, end - begin) times rows begin ... end - 1 of keys or values.
+  void of_keys(const Block& b, const Rows& s, const float* x, size_t stride, float* out, size_t out_stride) {
+    const int width = int(padded16(c_.head_dim));
+    k_->gemm({b.count, width, b.end - b.begin, rows_of(s.data, s.stride), row_major(x + b.begin * stride, stride),
+              head_.data, head_.stride, false});
+    for (int i = 0; i < b.count; i++)
+      std::memcpy(out + size_t(b.first + i) * out_stride, head_.row(i), size_t(c_.head_dim) * sizeof(float));
+  }
+
+  // sum (T, head_dim) += s^T (end - begin, count) times rows of queries, or of gradients of outputs.
+  void to_keys(const Block& b, const Rows& s, const float* x, size_t stride, const Rows& sum) {
+    const int width = int(padded16(c_.head_dim));
+    k_->gemm({b.end - b.begin, width, b.count, columns_of(s.data, s.stride), row_major(x + b.first * stride, stride),
+              sum.row(b.begin), sum.stride, true});
+  }
+
+  void head_backward(const Block& b, int h, const Rows& qkv, const float* key, const Saved& s, const Rows& dout_rows,
+                     const Rows& dqkv) {
+    const int at = h * c_.head_dim;
+    const float *q = qkv.data + at, *top = s.softmax.row(h), *inverse = top + tokens_;
+    const float* dout = dout_rows.data + at;
+    by_keys(b, q + b.first * qkv.stride, qkv.stride, keys_.data, scores_);
+    by_keys(b, dout + b.first * dout_rows.stride, dout_rows.stride, values_.data, dscores_);
+    for (int i = 0, t = b.first; i < b.count; i++, t++)
+      k_->softmax_backward(scores_.row(i), dscores_.row(i), (*first_)[size_t(t)] - b.begin, t + 1 - b.begin, b.cols(),
+                           score_scale(), top[t], inverse[t], s.out.row(t) + at, dout_rows.row(t) + at, c_.head_dim);
+    to_keys(b, scores_, dout, dout_rows.stride, dvalues_);
+    to_keys(b, dscores_, q, qkv.stride, dkeys_);
+    of_keys(b, dscores_, key, qkv.stride, dqkv.data + at, dqkv.stride);
+  }
+
+  Shape c_;
+  int tokens_ = 0;
+  Rows scores_, dscores_;  // (kQueryBlock, T)
+  Rows head_;              // (kQueryBlock, head_dim)
+  Rows keys_, values_;     // (head_dim, T) of one head, packed
+  Rows dkeys_, dvalues_;   // (T, head_dim) of one head
+  const TrainKernels* k_ = nullptr;
+  const std::vector<int>* first_ = nullptr;
+  int n_ = 0;
+};
+
+// Whom a model learns from besides the text: someone who knows better what may follow each token (distill.hpp).
+class Teacher {
+ public:
+  virtual ~Teacher() = default;
+  // Logits (count, vocab_size) of a window's tokens first ... first + count - 1. Those of a window are asked for in
+  // order, by one thread.
+  virtual void logits(int thread, const Window& w, int first, int count, const Rows& out) = 0;
+
+  float share = 0, temperature = 1;  // as distill_body has them
+};
+
+// Forward and backward of one sequence, with the memory that it takes. One for each thread.
+class SequencePass {
+ public:
+  virtual ~SequencePass() = default;
+
+  // Bytes of what all passes have. rank: of the adapters, 0 if there are none. taught: there is a teacher.
+  static size_t bytes(int vocab_size, int widest, int tokens, int rank, bool taught) {
+    return Scratch().lay_out(vocab_size, widest, tokens, rank, taught, nullptr) * sizeof(float);
+  }
+
+  // The model's weights are packed.
+  virtual void forward(const Window& w) = 0;
+  // After forward(): the logits of `count` tokens from `first` on, at most kLossRows: (count, vocab_size).
+  virtual const Rows& logits(int first, int count) = 0;
+  // After forward(): what loss() returns, or what a teacher makes of it, and the gradient of weight * loss is added to
+  // `gradient`, an array like learned().
+  virtual double backward(const Window& w, float weight, float* gradient) = 0;
+
+  // After forward(): the sum over the tokens that have a target of -ln p(target).
+  double loss(const Window& w) {
+    double sum = 0;
+    const int n = int(w.ids.size());
+    for (int first = 0; first < n; first += kLossRows) sum += loss_rows(w, first, std::min(kLossRows, n - first), 0);
+    return sum;
+  }
+
+ protected:
+  // widest: columns of the longest vector that is learned.
+  SequencePass(const LearnedWeights& weights, const TrainKernels& kernels, int vocab_size, int widest,
+               const PassOptions& options)
+      : k_(kernels), weights_(weights), options_(options), vocab_size_(vocab_size) {
+    const auto lay_out = [&](float* memory) {
+      return scratch_.lay_out(vocab_size, widest, options.tokens, weights.adapters.rank, options.teacher, memory);
+    };
+    memory_ = Floats(lay_out(nullptr));
+    lay_out(memory_.data());
+  }
+
+  // y (count, rows of w) = or += x (count, cols of w) w^T.
+  void by_weight(const Rows& x, int count, const LearnedMatrix& w, const Rows& y, bool add = false) {
+    k_.gemm(
+        {count, int(padded16(w.rows)), w.cols, rows_of(x.data, x.stride), weights_.forward(w), y.data, y.stride, add});
+  }
+
+  // The gradients of that product's two factors: dx = dy w ...
+  void input_backward(const LearnedMatrix& w, const Rows& dy, int count, const Rows& dx) {
+    k_.gemm({count, int(padded16(w.cols)), w.rows, rows_of(dy.data, dy.stride), weights_.backward(w), dx.data,
+             dx.stride, false});
+  }
+  // ... and dw += dy^T x, or what of it the adapters' factors get.
+  void matrix_backward(const LearnedMatrix& w, const Rows& x, const Rows& dy, int count) {
+    if (!weights_.adapted())
+      return k_.gemm({w.rows, int(padded16(w.cols)), count, columns_of(dy.data, dy.stride), row_major(x.data, x.stride),
+                      g_ + w.offset, w.stride, true});
+    weights_.for_adapters(w, [&](const LowRank& l, int row) {
+      const Rows dy_of = {dy.data + row, dy.stride};
+      factor_backward(x, l.cols, l.a, dy_of, l.rows, l.b, count);
+      factor_backward(dy_of, l.rows, l.b, x, l.cols, l.a, count);
+    });
+  }
+  void weight_backward(const LearnedMatrix& w, const Rows& x, const Rows& dy, int count, const Rows& dx) {
+    input_backward(w, dy, count, dx);
+    matrix_backward(w, x, dy, count);
+  }
+
+  void copy(const Rows& from, const Rows& to, int count, int cols) {
+    for (int t = 0; t < count; t++) std::memcpy(to.row(t), from.row(t), padded16(cols) * sizeof(float));
+  }
+  void clear(const Rows& rows, int count, int cols) {
+    for (int t = 0; t < count; t++) std::memset(rows.row(t), 0, padded16(cols) * sizeof(float));
+  }
+
+  // Where the gradient of a vector is summed; with adapters nobody asks for it.
+  float* vector_gradient(size_t offset) { return weights_.adapted() ? scratch_.unused.data : g_ + offset; }
+
+  // The losses of some tokens; with a weight, their logits become the gradient of them.
+  double loss_rows(const Window& w, int first, int count, float weight) {
+    const Rows& rows = logits(first, count);
+    Teacher* teacher = weight > 0 && options_.teacher && options_.teacher->share > 0 ? options_.teacher : nullptr;
+    if (teacher) teacher->logits(options_.thread, w, first, count, scratch_.told);
+    double sum = 0;
+    for (int i = 0; i < count; i++) {
+      float* row = rows.row(i);
+      double loss = 0;
+      const int target = w.targets[size_t(first + i)];
+      if (target >= 0 && teacher)
+        k_.distill(row, scratch_.told.row(i), scratch_.soft.data, vocab_size_, int(padded16(vocab_size_)), target,
+                   weight, teacher->share, teacher->temperature, &loss);
+      else if (target >= 0)
+        k_.cross_entropy(row, vocab_size_, int(padded16(vocab_size_)), target, weight, &loss);
+      else
+        std::memset(row, 0, padded16(vocab_size_) * sizeof(float));
+      sum += loss;
+    }
+    return sum;
+  }
+
+  const TrainKernels& k_;
+  float* g_ = nullptr;  // the gradient
+
+ private:
+  struct Scratch {
+    Rows low, unused;  // with adapters: (T, rank), and (widest) for the gradient of a vector
+    Rows told, soft;   // with a teacher: its logits (kLossRows, vocab_size), and two rows for distill_body
+
+    size_t lay_out(int vocab_size, int widest, int tokens, int rank, bool taught, float* memory) {
+      Places place(memory);
+      if (taught) place(told, kLossRows, vocab_size), place(soft, 2, vocab_size);
+      if (rank > 0) place(low, tokens, rank), place(unused, 1, widest);
+      return place.floats();
+    }
+  };
+
+  // Of the factor `to` (m, rank) += scale * y^T (x from), `from` (depth, rank) being the other one.
+  void factor_backward(const Rows& x, int depth, size_t from, const Rows& y, int m, size_t to, int count) {
+    const Adapters& adapters = weights_.adapters;
+    const int rank = int(padded16(adapters.rank));
+    const Rows& low = scratch_.low;
+    k_.gemm({count, rank, depth, rows_of(x.data, x.stride), row_major(adapters.values.data() + from, size_t(rank)),
+             low.data, low.stride, false});
+    for (int t = 0; t < count; t++)
+      for (int k = 0; k < rank; k++) low.row(t)[k] *= adapters.scale;
+    k_.gemm(
+        {m, rank, count, columns_of(y.data, y.stride), row_major(low.data, low.stride), g_ + to, size_t(rank), true});
+  }
+
+  const LearnedWeights& weights_;
+  const PassOptions options_;
+  int vocab_size_;
+  Scratch scratch_;
+  Floats memory_;
+};
+
+}  // namespace pocket
