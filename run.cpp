@@ -228,7 +228,7 @@ class ModelFile {
   uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
 };
 
-// A Llama.
+// A model file with a Llama in it: its shape and its tensors.
 class Model : public ModelFile {
  public:
   Config config;
