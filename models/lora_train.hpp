@@ -32,14 +32,10 @@ inline bool parse_lora_targets(const std::string& text, uint32_t& targets, std::
   for (size_t at = 0; at <= text.size() && !text.empty();) {
     const size_t comma = std::min(text.find(',', at), text.size());
     const std::string name = text.substr(at, comma - at);
-    uint32_t bit = 1;
-    for (const char* known : kLoraTargets) {
-      if (name == known) targets |= bit;
-      bit <<= 1;
-      if (name == known) break;
-      if (known == std::end(kLoraTargets)[-1])
-        return fail(error, "expected some of " + names + ", separated by commas, found '" + name + "'");
-    }
+    const auto known = std::find(std::begin(kLoraTargets), std::end(kLoraTargets), name);
+    if (known == std::end(kLoraTargets))
+      return fail(error, "expected some of " + names + ", separated by commas, found '" + name + "'");
+    targets |= 1u << (known - std::begin(kLoraTargets));
     at = comma + 1;
   }
   return true;

@@ -65,6 +65,29 @@ TEST(Convert, WhatIsNoCheckpointIsNamed) {
   EXPECT_EQ(out.list(), "");
 }
 
+// As if it had been made of that type at once; what it carries comes along.
+TEST(Convert, AModelOfF32BecomesAnotherType) {
+  const TemporaryFolder t;
+  ASSERT_EQ(convert({"--random", "tiny", "--type", "f32", "-o", t.file("f32.bin")}).status, 0);
+  for (const char* type : {"f32", "q8", "q4"}) {
+    ASSERT_EQ(convert({"--random", "tiny", "--type", type, "-o", t.file("once.bin")}).status, 0);
+    const ProgramResult r = convert({t.file("f32.bin"), "--type", type, "-o", t.file("twice.bin")});
+    ASSERT_EQ(r.status, 0) << r.err;
+    for (const char* name : {"once", "twice"})
+      ASSERT_EQ(run_program({POCKET_RUN, t.file(name + std::string(".bin")), "--ids", "1,40,7,99", "--logits",
+                             t.file(name), "-q"})
+                    .status,
+                0);
+    EXPECT_EQ(read_file(t.file("twice")), read_file(t.file("once"))) << type;
+    const auto info = [&](const char* file) {
+      const std::string all = run_program({POCKET_RUN, t.file(file), "--info"}).out;
+      return all.substr(0, all.find("memory in MB"));
+    };
+    EXPECT_EQ(info("twice.bin"), info("once.bin"));
+    for (const char* name : {"once", "twice"}) std::filesystem::remove(t.file(name));
+  }
+}
+
 TEST(Convert, ALlama2cCheckpointNeedsItsTokenizer) {
   NEED_DATA(checkpoint, "stories260K.bin");
   const TemporaryFolder out;
