@@ -18,17 +18,18 @@ TEST(TrainMegabyte, LearnsSimpleStories) {
   const TemporaryFolder t;
   const std::string text = t.write("stories.txt", pattern_stories(600));
   const ProgramResult r = train({text, "-o", t.file("m.bin"), "--arch", "megabyte", "--dim", "64", "--layers", "2",
-                                 "--steps", "300", "--batch", "8", "--ctx", "256", "--type", "f32"});
+                                 "--steps", "600", "--batch", "8", "--lr", "0.003", "--ctx", "256", "--type", "f32"});
   ASSERT_EQ(r.status, 0) << r.err;
   EXPECT_LT(last_bits(r.err), 0.06) << r.err;
   EXPECT_NE(r.err.find("--arch megabyte --patch 4 --dim 64 --local-dim 48 --layers 2 --local-layers 2 --heads 4"),
             std::string::npos)
       << r.err;
-  EXPECT_NE(r.out.find("[step 300] Once upon a time there was a child named "), std::string::npos) << r.out;
+  EXPECT_NE(r.out.find("[step 600] Once upon a time there was a child named "), std::string::npos) << r.out;
   const ProgramResult told = run_program({POCKET_RUN, t.file("m.bin"), "-i", "Once upon", "-t", "0"});
   EXPECT_EQ(told.status, 0) << told.err;
-  ASSERT_GE(told.out.size(), 12u);
-  EXPECT_EQ(told.out.substr(told.out.size() - 12), "were happy.\n") << told.out;
+  const std::string end = "were happy.";
+  ASSERT_GE(told.out.size(), end.size());
+  EXPECT_EQ(told.out.substr(told.out.size() - end.size()), end) << told.out;
   EXPECT_EQ(run_program({POCKET_RUN, t.file("m.bin"), "--selftest"}).status, 0);
   const std::string info = run_program({POCKET_RUN, t.file("m.bin"), "--info"}).out;
   for (const char* words : {"MEGABYTE, patches of 4 bytes", "made for 256 bytes", "trained on stories.txt"})
