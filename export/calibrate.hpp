@@ -35,7 +35,8 @@ struct CalibrationOptions {
   double shrink = 0.3;      // share of the off-diagonal moments that is taken for chance ...
   double shrink_few = 0;    // ... plus this times columns / tokens
   double damping = 0.01;    // added to the diagonal, relative to its mean
-  double correction = 0.5;  // share of the difference between the streams that the weights make up for
+  double correction = 0.5;  // share of the difference between the streams that the weights make up for:
+  bool lag = true;          // not only of a matrix's inputs, but of the residual stream that its outputs are added to
   int threads = 2;
 };
 
@@ -64,6 +65,20 @@ struct MatrixInputs {
     return Activations{cols, exact.data(), q.data(), scale.data(), sum.data()}.token(int(t));
   }
 };
+
+inline constexpr const char* kCalibrationSteps[] = {"search", "gptq", "mismatch", "all"};
+
+// Leaves out what comes behind a step, so that each can be measured: search (scales, with errors weighted by the mean
+// square of each input), gptq (inputs that depend on each other), mismatch (the correction for a matrix's own inputs),
+// all. False if there is no such step.
+inline bool stop_after(const std::string& step, CalibrationOptions& options) {
+  const auto* const found = std::find(std::begin(kCalibrationSteps), std::end(kCalibrationSteps), step);
+  const auto done = found - kCalibrationSteps;
+  if (done < 1) options.shrink = 1;
+  if (done < 2) options.correction = 0;
+  if (done < 3) options.lag = false;
+  return found != std::end(kCalibrationSteps);
+}
 
 class Calibration {
  public:
@@ -438,7 +453,7 @@ inline bool Calibration::quantize_site(int first, int count, Type type, bool res
   Hessian hessian;
   Moments moments;
   if (type == Type::q4) {
-    gather_moments(residual, moments);
+    gather_moments(residual && options_.lag, moments);
     const double shrink = options_.shrink + options_.shrink_few * in_.cols / double(tokens_);
     if (!hessian.factor(pool_, moments.h.data(), specs_[size_t(first)].cols, std::min(shrink, 1.0), options_.damping))
       return fail(specs_[size_t(first)].name +
