@@ -35,7 +35,8 @@ struct CalibrationOptions {
   double shrink = 0.3;      // share of the off-diagonal moments that is taken for chance ...
   double shrink_few = 0;    // ... plus this times columns / tokens
   double damping = 0.01;    // added to the diagonal, relative to its mean
-  double correction = 0.5;  // share of the difference between the streams that the weights make up for
+  double correction = 0.5;  // share of the difference between the streams that the weights make up for:
+  bool lag = true;          // not only of a matrix's inputs, but of the residual stream that its outputs are added to
   int threads = 2;
 };
 
@@ -64,6 +65,20 @@ struct MatrixInputs {
     return Activations{cols, exact.data(), q.data(), scale.data(), sum.data()}.token(int(t));
   }
 };
+
+inline constexpr const char* kCalibrationSteps[] = {"search", "gptq", "mismatch", "all"};
+
+// Leaves out what comes behind a step, so that each can be measured: search (scales, with errors weighted by the mean
+// square of each input), gptq (inputs that depend on each other), mismatch (the correction for a matrix's own inputs),
+// all. False if there is no such step.
+inline bool stop_after(const std::string& step, CalibrationOptions& options) {
+  const auto* const found = std::find(std::begin(kCalibrationSteps), std::end(kCalibrationSteps), step);
+  const auto done = found - kCalibrationSteps;
+  if (done < 1) options.shrink = 1;
+  if (done < 2) options.correction = 0;
+  if (done < 3) options.lag = false;
+  return found != std::end(kCalibrationSteps);
+}
 
 class Calibration {
  public:
@@ -113,7 +128,8 @@ class Calibration {
   // Tensor `which` of the layer at hand, by its place in a layer: 0 attention_norm, 1 wq ... 8 w2.
   const TensorSpec& spec(int which) const { return specs_[size_t(1 + 9 * layer_ + which)]; }
 
-  double site_work(int first, int count) const;
+  double site_work(int first, int count, bool residual = false) const;
+  double attention_work() const;
   void make_rotations();
   bool embed();
   bool layer();
@@ -157,18 +173,32 @@ class Calibration {
 // Before it starts: time and memory
 // ====================================================================================================================
 
-// Of `count` matrices with the same inputs, from spec `first` on.
-inline double Calibration::site_work(int first, int count) const {
+// Of `count` matrices with the same inputs, from spec `first` on. residual: what comes out is added to the streams.
+inline double Calibration::site_work(int first, int count, bool residual) const {
+  const bool head = first + 1 == int(specs_.size());  // nobody asks for its outputs
+  if (head && options_.head != Type::q4) return 0;    // done in a moment
   const double k = padded(specs_[size_t(first)].cols), tokens = double(tokens_);
   const double search = 10000;  // of scales and codes, for a weight: takes as long as so many operations
+  const double outputs = head ? 0 : 2.5 * tokens, lag = residual && options_.lag ? 2 * tokens : 0;
   double work = 3 * tokens * k * k + k * k * k / 3;
-  for (int i = first; i < first + count; i++) work += specs_[size_t(i)].rows * k * (2.5 * tokens + 14 * k + search);
+  for (int i = first; i < first + count; i++) work += specs_[size_t(i)].rows * k * (outputs + lag + 14 * k + search);
   return work;
+}
+
+// Of a layer, both streams: every token looks back on those before it, one at a time, which takes longer than products
+// of whole matrices do.
+inline double Calibration::attention_work() const {
+  const double slower = 8;
+  double keys = 0;
+  for (const auto& w : windows_) keys += double(w.size()) * double(w.size() + 1) / 2;
+  return 2 * slower * 4 * keys * c_.q_dim();
 }
 
 inline double Calibration::work() const {
   const int last = int(specs_.size()) - 1;
-  return c_.n_layers * (site_work(2, 3) + site_work(5, 1) + site_work(7, 2) + site_work(9, 1)) + site_work(last, 1);
+  return c_.n_layers *
+             (site_work(2, 3) + attention_work() + site_work(5, 1, true) + site_work(7, 2) + site_work(9, 1, true)) +
+         site_work(last, 1);
 }
 
 inline double Calibration::memory_bytes() const {
@@ -251,7 +281,7 @@ inline bool Calibration::layer() {
   const int at = 1 + 9 * layer_;
   if (!norm(spec(0)) || !quantize_site(at + 1, 3, Type::q4, false)) return false;
   attend();
-  if (!quantize_site(at + 4, 1, Type::q4, true)) return false;
+  if (!report(attention_work()) || !quantize_site(at + 4, 1, Type::q4, true)) return false;
   add_residual();
   if (!norm(spec(5)) || !quantize_site(at + 6, 2, Type::q4, false)) return false;
   swiglu();
@@ -438,7 +468,7 @@ inline bool Calibration::quantize_site(int first, int count, Type type, bool res
   Hessian hessian;
   Moments moments;
   if (type == Type::q4) {
-    gather_moments(residual, moments);
+    gather_moments(residual && options_.lag, moments);
     const double shrink = options_.shrink + options_.shrink_few * in_.cols / double(tokens_);
     if (!hessian.factor(pool_, moments.h.data(), specs_[size_t(first)].cols, std::min(shrink, 1.0), options_.damping))
       return fail(specs_[size_t(first)].name +
@@ -449,7 +479,7 @@ inline bool Calibration::quantize_site(int first, int count, Type type, bool res
     if (!quantize_matrix(specs_[size_t(i)], type, keep, hessian, moments)) return false;
   for (const EncodedTensor& t : encoded_) {
     if (!file_->append(t)) return fail(file_->error);
-    if (!report(site_work(first, count) / count, &t)) return false;
+    if (!report(site_work(first, count, residual) / count, &t)) return false;
   }
   return true;
 }

@@ -72,7 +72,7 @@ struct Failure {
 };
 
 struct Arguments {
-  std::string in, out, type = "q4", tokenizer, random, calibrate, head, report, chat_template, config;
+  std::string in, out, type = "q4", tokenizer, random, calibrate, steps, head, report, chat_template, config;
   std::vector<std::string> lora;
 };
 
@@ -106,6 +106,10 @@ void check_q4_options(const Arguments& a) {
       throw Failure{2, o.name + std::string(": is for --type q4, and the type is ") + a.type};
   if (!a.head.empty() && a.head != "q8" && a.head != "q4")
     throw Failure{2, "--head: expected q4 or q8, found '" + a.head + "'"};
+  if (CalibrationOptions options; !a.steps.empty() && !stop_after(a.steps, options))
+    throw Failure{2, "--calibrate-steps: expected search, gptq, mismatch or all, found '" + a.steps + "'"};
+  if (!a.steps.empty() && a.calibrate.empty())
+    throw Failure{2, "--calibrate-steps: is of a calibration, so it needs --calibrate TEXT"};
   const auto ends = [&](const std::string& with) {
     return a.report.size() > with.size() && a.report.substr(a.report.size() - with.size()) == with;
   };
@@ -145,7 +149,7 @@ Arguments parse(int argc, char** argv) {
                  {"-z", "--tokenizer", &a.tokenizer}, {"", "--random", &a.random},
                  {"", "--calibrate", &a.calibrate},   {"", "--head", &a.head},
                  {"", "--report", &a.report},         {"", "--template", &a.chat_template},
-                 {"", "--config", &a.config}};
+                 {"", "--config", &a.config},         {"", "--calibrate-steps", &a.steps}};
   for (int i = 1; i < argc; i++) {
     const std::string word = argv[i];
     if (word.size() < 2 || word[0] != '-') {
@@ -207,7 +211,8 @@ std::string quality(const Arguments& a) {
   const std::string how = a.calibrate.empty()     ? "errors weighted by a guess of the inputs"
                           : a.calibrate == "self" ? "calibrated on its own text"
                                                   : "calibrated on " + base_name(a.calibrate);
-  return "q4, " + how + (a.head == "q8" ? ", output q8" : "");
+  const std::string steps = a.steps.empty() || a.steps == "all" ? "" : ", steps up to " + a.steps;
+  return "q4, " + how + steps + (a.head == "q8" ? ", output q8" : "");
 }
 
 void write_file(const std::string& path, const ModelParts& parts, const ReadRows& read, uint64_t* bytes = nullptr) {
@@ -256,7 +261,7 @@ uint64_t calibration_key(const CalibrationOptions& o, const ModelParts& parts, c
   const Config& c = parts.config;
   for (int v : {c.n_heads, c.n_kv_heads, c.head_dim, int(c.rope_scaling), c.rope_original_len, int(o.head)}) add(v);
   for (float v : {c.norm_eps, c.rope_theta, c.rope_factor, c.rope_low_freq, c.rope_high_freq}) add(v);
-  for (double v : {o.shrink, o.shrink_few, o.damping, o.correction}) add(v);
+  for (double v : {o.shrink, o.shrink_few, o.damping, o.correction, double(o.lag)}) add(v);
   for (const auto& w : windows) hash.update(w.data(), w.size() * sizeof(int));
   for (const TensorSpec& spec : tensor_specs(c)) {
     std::vector<float> row(size_t(spec.cols));
@@ -283,6 +288,7 @@ void calibrate(const Arguments& a, ModelParts& parts, const ReadRows& read, Cali
                std::vector<ReportRow>& rows) {
   CalibrationOptions options;
   options.head = parts.head_q8 ? Type::q8 : Type::q4, options.threads = parts.threads;
+  if (!a.steps.empty()) stop_after(a.steps, options);
   const Windows windows = calibration_text(a, parts, read);
   Calibration calibration(parts.config, windows, read, options);
   const size_t tokens = count_tokens(windows), stream_bytes = 8 * Calibration::stream_floats(parts.config, tokens);

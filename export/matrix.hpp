@@ -16,12 +16,23 @@
 
 namespace pocket {
 
-// Runs a float block (section 5 of run.cpp) compiled for the best instruction set of this CPU: 16 or 8 lanes wide.
+// What a float block (section 5 of run.cpp) is compiled for, at best, on this CPU.
+enum class FloatSet { scalar, avx2, avx512 };
+
+inline FloatSet best_float_set() {
+#if defined(__x86_64__)
+  static const X86Features cpu;
+  if (cpu.avx512vnni) return FloatSet::avx512;
+  if (cpu.avx2) return FloatSet::avx2;
+#endif
+  return FloatSet::scalar;
+}
+
+// Runs a float block compiled for that: 16 or 8 lanes wide.
 template <auto Wide, auto Narrow, class... A> void run_best(A... args) {
 #if defined(__x86_64__)
-  static const std::string best = kernel_names().front();
-  if (best.rfind("avx512", 0) == 0) return FloatAvx512::run<Wide>(args...);
-  if (best.rfind("avx", 0) == 0) return FloatAvx2::run<Narrow>(args...);
+  if (best_float_set() == FloatSet::avx512) return FloatAvx512::run<Wide>(args...);
+  if (best_float_set() == FloatSet::avx2) return FloatAvx2::run<Narrow>(args...);
 #endif
   FloatScalar::run<Narrow>(args...);
 }

@@ -55,13 +55,16 @@ Result calibrated(const Config& c, const std::vector<std::vector<int>>& windows,
   }
   r.layers_before = file.layers();
   int matrices = 0;
+  double share = 0;
   r.done = calibration.run(file, [&](double done, double total, const EncodedTensor* tensor) {
     EXPECT_LE(done, total * 1.0001);
+    share = done / total;
     matrices += tensor != nullptr;
     return stop_after == 0 || matrices < stop_after;
   });
   r.error = calibration.error;
   if (!r.done) return r;
+  EXPECT_NEAR(share, 1, 1e-9);
   ModelParts parts = tiny::parts_of(c, Type::q4);
   size_t i = 0;
   for (const TensorSpec& spec : tensor_specs(c))

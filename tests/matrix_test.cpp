@@ -63,6 +63,13 @@ TEST(Matrix, TheSameBitsFromEveryInstructionSet) {
   }
 }
 
+// Also where the best kernel set has another name: AMX does the engine's products of integers, not these.
+TEST(Matrix, FloatsUseTheWidestInstructionSetThereIs) {
+  const std::vector<std::string> names = kernel_names();
+  const auto has = [&](const char* name) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  EXPECT_EQ(best_float_set(), has("avx512vnni") ? FloatSet::avx512 : has("avx2") ? FloatSet::avx2 : FloatSet::scalar);
+}
+
 // A symmetric positive definite matrix: moments of random vectors with some correlation.
 Floats moments(Random& random, int n) {
   Floats x = tiny::normal_floats(random, size_t(2 * n) * n), h(size_t(n) * n);

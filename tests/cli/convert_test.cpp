@@ -2,6 +2,8 @@
 // behind: no half of a model file, under no name.
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "../test_data.hpp"
 #include "program.hpp"
 
@@ -46,6 +48,9 @@ TEST(Convert, WrongUsageIsNamed) {
   expect_failure(2, {"x", "-o", "z", "--type", "f32", "--head", "q8"}, {"--head: is for --type q4"});
   expect_failure(2, {"x", "-o", "z", "--head", "f32"}, {"--head: expected q4 or q8, found 'f32'"});
   expect_failure(2, {"x", "-o", "z", "--report", "r.csv"}, {"--report", "--calibrate"});
+  expect_failure(2, {"x", "-o", "z", "--calibrate-steps", "gptq"}, {"--calibrate-steps", "--calibrate TEXT"});
+  expect_failure(2, {"x", "-o", "z", "--calibrate", "t", "--calibrate-steps", "gtpq"},
+                 {"--calibrate-steps: expected search, gptq, mismatch or all, found 'gtpq'"});
   expect_failure(2, {"x", "-o", "z", "--calibrate", "t", "--report", "r.txt"}, {".csv or .html", "r.txt"});
   expect_failure(2, {"--random", "huge", "-o", "z"}, {"huge", "tinyllama-1.1b", "smollm2-135m"});
 }
@@ -197,6 +202,23 @@ TEST(ConvertCalibrate, ItsOwnText) {
   EXPECT_EQ(t.list(), "o.bin\n");
   EXPECT_NE(run_program({POCKET_RUN, t.file("o.bin"), "--info"}).out.find("calibrated on its own text, output q8"),
             std::string::npos);
+}
+
+// Each step makes another model; all of them make the usual one; the file says where it ended before that.
+TEST(ConvertCalibrate, StopsAfterAStep) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(100));
+  std::set<std::string> models;
+  for (const char* step : {"", "all", "mismatch", "gptq", "search"}) {
+    std::vector<std::string> command = {"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", text};
+    if (*step) command.insert(command.end(), {"--calibrate-steps", step});
+    const ProgramResult r = convert(command);
+    ASSERT_EQ(r.status, 0) << r.err;
+    models.insert(read_file(t.file("o.bin")));
+    const bool whole = !*step || step == std::string("all");
+    EXPECT_EQ(run_program({POCKET_RUN, t.file("o.bin"), "--info"}).out.find("steps up to") == std::string::npos, whole);
+  }
+  EXPECT_EQ(models.size(), 4u);
 }
 
 // An interruption leaves what is needed to go on; the end is the same as without one.
