@@ -211,18 +211,19 @@ inline double Calibration::memory_bytes() const {
   return 20e6 + streams + inputs + squares + batches + rows + layer * 4.6;
 }
 
+// Of moments, as gather_moments() has them: products of small matrices, all in the cache, are up to twice as fast.
 inline double Calibration::speed() {
-  const int n = 512;
-  std::vector<float> a(size_t(n) * n, 1.f), c(a.size());
-  const int rounds = 10;
-  double seconds = 0;
-  for (int i = 0; i <= rounds; i++) {
-    const auto start = std::chrono::steady_clock::now();
-    multiply(pool_, n, n, n, 1, rows_of(a.data(), n), columns_of(a.data(), n), c.data(), n);
-    // Not the best: a moment at which nobody else computes says little of the minutes to come. The first warms up.
-    if (i > 0) seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const int n = 1024, tokens = 512;
+  std::vector<float> inputs(size_t(tokens) * n, 1.f), h(size_t(n) * n);
+  const Factor x = columns_of(inputs.data(), n);
+  multiply(pool_, n, n, tokens, 1, x, x, h.data(), n);  // warms up
+  const auto start = std::chrono::steady_clock::now();
+  // Not the best of them: a moment at which nobody else computes says little of the minutes to come.
+  for (int rounds = 1;; rounds++) {
+    multiply(pool_, n, n, tokens, 1, x, x, h.data(), n);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (seconds > 0.1) return rounds * 2.0 * n * n * tokens / seconds;
   }
-  return rounds * 2.0 * n * n * n / std::max(seconds, 1e-9);
 }
 
 // ====================================================================================================================
