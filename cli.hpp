@@ -519,13 +519,14 @@ struct Run {
     return ids;
   }
 
-  // Training fills texts up with a byte, 0 as a rule, and does not learn it: what a model makes of it means nothing.
+  // A byte that ends texts, or that training fills them up with (0 as a rule), has nothing behind it that was learnt:
+  // what a model makes of it means nothing.
   void check_learnt(const std::vector<int>& ids, const std::string& what) const {
     for (size_t i = 0; bytes && i < ids.size(); i++)
       for (const int padding : megabyte.chat.stop_ids)
         if (ids[i] == padding)
           throw Failure{1, what + ": byte " + std::to_string(padding) + " at offset " + std::to_string(i) +
-                               ": training fills texts up with it, and the model has not learnt it; leave it out"};
+                               ": it stands where a text ends, and the model has not learnt what could come after it; leave it out"};
   }
 
   SessionOptions session_options() const {
