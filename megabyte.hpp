@@ -548,19 +548,11 @@ inline bool MegabyteSession::prepare(const SessionOptions& options) {
     return error = "session: context: expected 0 to " + std::to_string(longest) +
                    ", the bytes that the model is made for, found " + std::to_string(options.context),
            false;
-  kernels_ = find_kernels(options.kernel);
-  if (!kernels_) {
-    error = std::string("kernel: '") + options.kernel + "' is none of this CPU's:";
-    for (const std::string& name : kernel_names()) error += " " + name;
-    return false;
-  }
+  if (!(kernels_ = choose_kernels(options.kernel, error))) return false;
   own_ = megabyte_kernels(*kernels_);
-  const size_t bytes = Buffers(model_, options, nullptr).bytes;
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED)
-    return error = "session: no memory for " + std::to_string(bytes >> 20) + " MiB; a smaller context needs less",
-           false;
-  buf_ = std::make_unique<Buffers>(model_, options, static_cast<uint8_t*>(memory));
+  uint8_t* memory = reserve_memory(Buffers(model_, options, nullptr).bytes, error);
+  if (!memory) return false;
+  buf_ = std::make_unique<Buffers>(model_, options, memory);
   bytes_.resize(size_t(buf_->context));
   rows_.reserve(kChunk);
   Config rope;  // theta as it is

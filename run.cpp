@@ -1727,26 +1727,37 @@ inline int Session::context() const { return pool_ ? buf_->context : 0; }
 inline bool Session::kv_f32() const { return pool_ && buf_->kv_f32; }
 inline const char* Session::kernel() const { return kernels_ ? kernels_->name : ""; }
 
+// The kernel set of that name, or the best; null with `error` set where this CPU has none such.
+inline const Kernels* choose_kernels(const char* name, std::string& error) {
+  const Kernels* kernels = find_kernels(name);
+  if (kernels) return kernels;
+  error = std::string("kernel: '") + name + "' is none of this CPU's:";
+  for (const std::string& known : kernel_names()) error += " " + known;
+  return nullptr;
+}
+
+// One reservation, zero, which the system fills page by page as it is touched: a cache costs what is used of it. Null
+// with `error` set where there is no room.
+inline uint8_t* reserve_memory(size_t bytes, std::string& error) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    error = "session: no memory for " + std::to_string(bytes >> 20) + " MiB; a smaller context needs less";
+    return nullptr;
+  }
+#ifdef MADV_NOHUGEPAGE
+  madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would bring 2 MiB with it
+#endif
+  return static_cast<uint8_t*>(memory);
+}
+
 inline bool Session::prepare(const SessionOptions& options) {
   if (model_.layers.empty()) return error = "session: the model is not open", false;
   if (options.context < 0)
     return error = "session: context: expected 0 or more, found " + std::to_string(options.context), false;
-  kernels_ = find_kernels(options.kernel);
-  if (!kernels_) {
-    error = std::string("kernel: '") + options.kernel + "' is none of this CPU's:";
-    for (const std::string& name : kernel_names()) error += " " + name;
-    return false;
-  }
-  // One reservation, zero, which the system fills page by page as it is touched: the cache costs what is used of it.
-  const size_t bytes = Buffers(model_, options, nullptr).bytes;
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED)
-    return error = "session: no memory for " + std::to_string(bytes >> 20) + " MiB; a smaller context needs less",
-           false;
-  buf_ = std::make_unique<Buffers>(model_, options, static_cast<uint8_t*>(memory));
-#ifdef MADV_NOHUGEPAGE
-  madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would bring 2 MiB with it
-#endif
+  if (!(kernels_ = choose_kernels(options.kernel, error))) return false;
+  uint8_t* memory = reserve_memory(Buffers(model_, options, nullptr).bytes, error);
+  if (!memory) return false;
+  buf_ = std::make_unique<Buffers>(model_, options, memory);
   for (int i = 0; i < model_.config.head_dim / 2; i++) frequencies_.push_back(rope_frequency(model_.config, i));
   pool_ = std::make_unique<Pool>(buf_->threads);
   return true;

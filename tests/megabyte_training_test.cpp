@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "../export/pytorch.hpp"
+#include "../export/megabyte_checkpoint.hpp"
 #include "../models/training_state.hpp"
 #include "test_data.hpp"
 #include "training_model.hpp"
@@ -32,36 +32,6 @@ MegabyteConfig config_of(const Json& json) {
   return c;
 }
 
-// How MEGABYTE-pytorch calls a tensor.
-std::string public_name(const std::string& name) {
-  static const std::map<std::string, std::string> others = {{"global.embedding", "token_embs.1.0.weight"},
-                                                            {"local.embedding", "token_embs.0.weight"},
-                                                            {"global.positions", "pos_embs.0.weight"},
-                                                            {"local.positions", "pos_embs.1.weight"},
-                                                            {"global.start", "start_tokens.0"},
-                                                            {"local.start", "start_tokens.1"},
-                                                            {"patch_norm", "token_embs.1.2.weight"},
-                                                            {"patch_norm.bias", "token_embs.1.2.bias"},
-                                                            {"patch", "token_embs.1.3.weight"},
-                                                            {"patch.bias", "token_embs.1.3.bias"},
-                                                            {"embedded_norm", "token_embs.1.4.weight"},
-                                                            {"embedded_norm.bias", "token_embs.1.4.bias"},
-                                                            {"next", "to_next_transformer_projections.0.1.weight"},
-                                                            {"next.bias", "to_next_transformer_projections.0.1.bias"},
-                                                            {"output", "to_logits.weight"},
-                                                            {"output.bias", "to_logits.bias"},
-                                                            {"global.final_norm", "transformers.0.norm.g"},
-                                                            {"local.final_norm", "transformers.1.norm.g"}};
-  static const std::map<std::string, std::string> of_layer = {
-      {"attention_norm", "0.norm.g"}, {"wq", "0.to_q.weight"}, {"wk", "0.to_kv.weight"}, {"wv", "0.to_kv.weight"},
-      {"wo", "0.to_out.weight"},      {"ffn_norm", "1.0.g"},   {"w1", "1.1.weight"},     {"w1.bias", "1.1.bias"},
-      {"w2", "1.4.weight"},           {"w2.bias", "1.4.bias"}};
-  if (others.count(name)) return others.at(name);
-  const size_t layer = name.find(".layers.") + 8, dot = name.find('.', layer);
-  return "transformers." + std::string(name[0] == 'l' ? "1" : "0") + ".layers." + name.substr(layer, dot - layer) +
-         "." + of_layer.at(name.substr(dot + 1));
-}
-
 // The weights of a state_dict. What else it has is a buffer, inv_freq.
 void read_weights(const std::string& path, MegabyteWeights& m) {
   std::string error;
@@ -72,7 +42,7 @@ void read_weights(const std::string& path, MegabyteWeights& m) {
   ASSERT_TRUE(reader.read(0, found)) << reader.error;
   std::set<std::string> used;
   for (const Parameter& p : m.parameters) {
-    const std::string name = public_name(p.spec.name), last = p.spec.name.substr(p.spec.name.rfind('.') + 1);
+    const std::string name = megabyte_name(p.spec.name), last = p.spec.name.substr(p.spec.name.rfind('.') + 1);
     ASSERT_TRUE(found.count(name)) << name;
     const FoundTensor& t = found.at(name);
     const int64_t parts = last == "wk" || last == "wv" ? 2 : 1;
