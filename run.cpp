@@ -2303,7 +2303,7 @@ struct X86Features {
   bool intel = false, avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
 
   X86Features() {
-    unsigned a, b, c, d;
+    unsigned a = 0, b = 0, c = 0, d = 0;
     intel = __get_cpuid(0, &a, &b, &c, &d) && b == 0x756e6547;  // "Genu"ineIntel
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // OSXSAVE
     const bool fma = c >> 12 & 1;
