@@ -519,14 +519,14 @@ struct Run {
     return ids;
   }
 
-  // A byte that ends texts, or that training fills them up with (0 as a rule), has nothing behind it that was learnt:
-  // what a model makes of it means nothing.
+  // A byte that ends texts, or that training fills them up with (0 as a rule), is never learnt as a part of them: what a
+  // model makes of it means nothing.
   void check_learnt(const std::vector<int>& ids, const std::string& what) const {
     for (size_t i = 0; bytes && i < ids.size(); i++)
       for (const int padding : megabyte.chat.stop_ids)
         if (ids[i] == padding)
           throw Failure{1, what + ": byte " + std::to_string(padding) + " at offset " + std::to_string(i) +
-                               ": it stands where a text ends, and the model has not learnt what could come after it; leave it out"};
+                               ": texts end there, and the model has not learnt it as a part of them; leave it out"};
   }
 
   SessionOptions session_options() const {

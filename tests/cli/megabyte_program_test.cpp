@@ -102,7 +102,7 @@ TEST_F(MegabyteProgram, APromptIsBytesWhateverTheyAre) {
     EXPECT_EQ(read_file(folder->file("file")), read_file(folder->file("ids")));
   }
   const std::string zero = folder->write("zero", std::string("ab\0c", 4));
-  expect_failure(1, {model(), "-f", zero}, {zero, "byte 0 at offset 2", "has not learnt it"});
+  expect_failure(1, {model(), "-f", zero}, {zero, "byte 0 at offset 2", "has not learnt it as a part"});
   expect_failure(1, {model(), "--ids", "1,0"}, {"--ids: byte 0 at offset 1"});
   expect_failure(1, {model(), "--perplexity", zero}, {"byte 0 at offset 2"});
   expect_failure(2, {model(), "--ids", "256"}, {"--ids", "0 to 255"});
