@@ -200,24 +200,17 @@ inline bool MegabyteModel::read_shape(ModelReader& reader) {
   const Header& h = reader.h;
   const auto own = load<MegabyteHeader>(h.reserved);
   MegabyteConfig& c = config;
-  const struct {
-    const char* field;
-    uint32_t value;
-    int* out;
-  } all[] = {{"dim", h.dim, &c.global.dim},
-             {"hidden_dim", h.hidden_dim, &c.global.hidden_dim},
-             {"n_layers", h.n_layers, &c.global.n_layers},
-             {"local dim", own.local_dim, &c.local.dim},
-             {"local hidden_dim", own.local_hidden_dim, &c.local.hidden_dim},
-             {"local n_layers", own.local_layers, &c.local.n_layers},
-             {"n_heads", h.n_heads, &c.n_heads},
-             {"head_dim", h.head_dim, &c.head_dim},
-             {"patch_size", own.patch_size, &c.patch_size},
-             {"max_seq_len", h.max_seq_len, &c.patches}};
-  for (const auto& f : all) {
-    if (f.value > INT32_MAX) return reader.refuse(f.field, "less than 2^31", f.value);
-    *f.out = int(f.value);
-  }
+  if (!reader.integers({{"dim", h.dim, &c.global.dim},
+                        {"hidden_dim", h.hidden_dim, &c.global.hidden_dim},
+                        {"n_layers", h.n_layers, &c.global.n_layers},
+                        {"local dim", own.local_dim, &c.local.dim},
+                        {"local hidden_dim", own.local_hidden_dim, &c.local.hidden_dim},
+                        {"local n_layers", own.local_layers, &c.local.n_layers},
+                        {"n_heads", h.n_heads, &c.n_heads},
+                        {"head_dim", h.head_dim, &c.head_dim},
+                        {"patch_size", own.patch_size, &c.patch_size},
+                        {"max_seq_len", h.max_seq_len, &c.patches}}))
+    return false;
   if (h.vocab_size != kByteValues) return reader.refuse("vocab_size", kByteValues, h.vocab_size);
   if (h.n_kv_heads != h.n_heads) return reader.refuse("n_kv_heads", h.n_heads, h.n_kv_heads);
   for (const auto& [field, value] : {std::pair("rotary", own.rotary), std::pair("positions", own.positions)})
@@ -234,9 +227,7 @@ inline bool MegabyteModel::read_shape(ModelReader& reader) {
   if (c.patch_size < 1 || c.patches % c.patch_size)
     return reader.refuse("max_seq_len", "a multiple of patch_size, " + std::to_string(c.patch_size), c.patches);
   c.patches /= c.patch_size;
-  return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
-    return reader.refuse(field, expected, found);
-  });
+  return reader.fits(c);
 }
 
 inline void MegabyteModel::bind(const std::vector<Tensor>& tensors) {
@@ -405,7 +396,7 @@ class MegabyteSession {
   void attention(Stage& s, int l);
   void attend(Stage& s, int l, int head, int first, int n, float* state);
   void add_residual(Stage& s, const Tensor* bias);
-  void quantize(const ActivationBuffer& in, size_t at, int n);
+  void quantize(const ActivationBuffer& in, int t, int n);
   void matmul(std::initializer_list<Product> products, const ActivationBuffer& in, int n);
   const float* logits_of(int first, int n);
   bool read_row(const Tensor& table, int row, float* x);
@@ -469,20 +460,12 @@ struct MegabyteSession::Buffers {
   Buffers(const MegabyteModel& model, const SessionOptions& o, uint8_t* memory) : base(memory) {
     const MegabyteConfig& c = model.config;
     context = o.context > 0 ? o.context : c.max_seq_len();
-    threads = o.threads > 0 ? std::min(o.threads, 256) : std::max(1, int(std::thread::hardware_concurrency()));
-    kv_f32 = o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
+    threads = thread_count(o);
+    kv_f32 = keeps_f32(o, model);
     uintptr_t at = reinterpret_cast<uintptr_t>(base);
     const auto take = [&](auto& pointer, size_t count) {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
       at += round_up<size_t>(count * sizeof *pointer, 64);
-    };
-    const auto take_input = [&](ActivationBuffer& in, int cols) {
-      const size_t count = size_t(kChunk) * padded(cols);
-      in.cols = padded(cols);
-      take(in.f, count);
-      take(in.q, count);
-      take(in.scale, count / kGroup);
-      take(in.sum, count / kGroup);
     };
     const auto take_stage = [&](Stage& s, const MegabyteStage& shape, const MegabyteModel::Stage& w) {
       s.shape = shape, s.w = &w;
@@ -495,17 +478,17 @@ struct MegabyteSession::Buffers {
       take(s.shifted, size_t(s.slots) * s.positions * of_position / sizeof(float));
       take(s.nothing, size_t(shape.dim) / 2);
       take(s.x, size_t(kChunk) * padded(shape.dim));
-      take_input(s.xn, shape.dim);
-      take_input(s.q, c.q_dim());
+      s.xn.place(shape.dim, true, take);
+      s.q.place(c.q_dim(), true, take);
       for (float** buffer : {&s.k, &s.v}) take(*buffer, size_t(kChunk) * padded(c.q_dim()));
-      take_input(s.hidden, shape.hidden_dim);
+      s.hidden.place(shape.hidden_dim, true, take);
       for (float** buffer : {&s.cos, &s.sin}) take(*buffer, size_t(kChunk) * (c.head_dim / 2));
     };
     global.positions = (context + c.patch_size - 1) / c.patch_size, global.slots = 1;
     local.positions = c.patch_size + 1, local.slots = kChunk / c.patch_size + 2;  // a chunk touches one less
     take_stage(global, c.global, model.global);
     take_stage(local, c.local, model.local);
-    take_input(patch, c.patch_dim());
+    patch.place(c.patch_dim(), true, take);
     take(next, size_t(global.positions) * padded(c.patch_dim()));
     take(partial, size_t(threads) * kTileTokens * attention_floats(c.head_dim));
     take(logits, size_t(kLogitRows) * kByteValues);
@@ -664,7 +647,7 @@ inline bool MegabyteSession::global_chunk(int first, int n) {
   pool_->run(n, vector_work(c.patch_dim(), n), [&](int t, int) {
     float* x = patch.f + t * wide;
     own_.layer_norm(x, nullptr, floats(model_.patch_norm), floats(model_.patch_norm_bias), x, c.patch_dim());
-    quantize(patch, t * wide, patch.cols);
+    quantize(patch, t, n);
   });
   matmul({{model_.patch, s.xn.f}}, patch, n);
   for (int t = 0; t < n; t++) {
@@ -738,7 +721,7 @@ inline bool MegabyteSession::layers(Stage& s) {
     pool_->run(n, 4 * vector_work(s.shape.hidden_dim, n), [&](int t, int) {
       const size_t at = size_t(t) * s.hidden.cols;
       own_.gelu(s.hidden.f + at, floats(w.w1_bias), round_up(s.shape.hidden_dim, 16));
-      quantize(s.hidden, at, s.hidden.cols);
+      quantize(s.hidden, t, n);
     });
     matmul({{w.w2, s.xn.f}}, s.hidden, n);
     add_residual(s, &w.w2_bias);
@@ -746,8 +729,8 @@ inline bool MegabyteSession::layers(Stage& s) {
   return true;
 }
 
-inline void MegabyteSession::quantize(const ActivationBuffer& in, size_t at, int n) {
-  if (!model_.all_f32) in.quantize(*kernels_, at, n);
+inline void MegabyteSession::quantize(const ActivationBuffer& in, int t, int n) {
+  if (!model_.all_f32) in.quantize_token(*kernels_, t, n);
 }
 
 inline void MegabyteSession::matmul(std::initializer_list<Product> products, const ActivationBuffer& in, int n) {
@@ -765,7 +748,7 @@ inline void MegabyteSession::shift_norm(Stage& s, int l, int half, const Tensor&
     const Row& row = rows_[size_t(t)];
     const float* before = row.position == 0 ? s.nothing : s.halves({row.slot, row.position - 1}, l, half);
     own_.shift_norm(s.x + t * width, before, floats(weight), s.xn.f + t * width, dim);
-    quantize(s.xn, t * width, s.xn.cols);
+    quantize(s.xn, t, n);
   });
 }
 
@@ -776,7 +759,7 @@ inline void MegabyteSession::final_norm(Stage& s, int first, int n) {
   pool_->run(n, vector_work(dim, n), [&](int t, int) {
     const float* x = s.x + (size_t(first) + t) * width;
     own_.shift_norm(x, x + (dim - dim / 2), floats(s.w->final_norm), s.xn.f + t * width, dim);
-    quantize(s.xn, t * width, s.xn.cols);
+    quantize(s.xn, t, n);
   });
 }
 
@@ -794,7 +777,6 @@ inline void MegabyteSession::add_residual(Stage& s, const Tensor* bias) {
 inline void MegabyteSession::store_kv(Stage& s, int l) {
   const MegabyteConfig& c = model_.config;
   const int n = int(rows_.size()), half = int(frequencies_.size());
-  const float root = 1.f / std::sqrt(float(c.head_dim));
   pool_->run(n, vector_work(3 * c.q_dim(), n), [&](int t, int) {
     const Row& row = rows_[size_t(t)];
     float *k = s.k + size_t(t) * s.q.cols, *v = s.v + size_t(t) * s.q.cols;
@@ -802,15 +784,7 @@ inline void MegabyteSession::store_kv(Stage& s, int l) {
       if (half > 0) kernels_->rope(x, c.n_heads, c.head_dim, s.cos + t * half, s.sin + t * half);
     const int key = row.position % kBlockKeys;
     for (int head = 0; head < c.n_heads; head++, k += c.head_dim, v += c.head_dim) {
-      const KvBlock kv = kv_block(s, l, head, row.slot, row.position / kBlockKeys);
-      const auto store = [&](auto* keys, auto* values) {
-        kv.k_scale[key] = root * store_vector(k, c.head_dim, keys + kv.key_at(key), 16);
-        kv.v_scale[key] = store_vector(v, c.head_dim, values + key * kv.width, 1);
-      };
-      if (buf_->kv_f32)
-        store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
-      else
-        store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+      store_key(kv_block(s, l, head, row.slot, row.position / kBlockKeys), buf_->kv_f32, key, k, v);
     }
   });
 }
@@ -819,10 +793,7 @@ inline KvBlock MegabyteSession::kv_block(const Stage& s, int l, int head, int sl
   const MegabyteConfig& c = model_.config;
   const size_t layer = (size_t(slot) * s.blocks + block) * s.shape.n_layers + l;
   uint8_t* at = s.kv + (layer * c.n_heads + head) * s.kv_block;
-  float* scales = reinterpret_cast<float*>(at);
-  uint8_t* k = at + 2 * size_t(s.keys) * sizeof(float);
-  uint8_t* v = k + size_t(s.keys) * c.head_dim * (buf_->kv_f32 ? sizeof(float) : 1);
-  return {k, v, scales, scales + s.keys, c.head_dim, round_up(c.head_dim, 16)};
+  return kv_block_at(at, c.head_dim, buf_->kv_f32, s.keys);
 }
 
 // q = softmax(q k / sqrt(head_dim)) v, and its quantized form. A task takes some rows and one head.
@@ -835,35 +806,22 @@ inline void MegabyteSession::attention(Stage& s, int l) {
     const int first = task / c.n_heads * kTileTokens;
     attend(s, l, task % c.n_heads, first, std::min(kTileTokens, n - first), buf_->partial + thread * state);
   });
-  pool_->run(n, vector_work(s.q.cols, n), [&](int t, int) { quantize(s.q, size_t(t) * s.q.cols, s.q.cols); });
+  pool_->run(n, vector_work(s.q.cols, n), [&](int t, int) { quantize(s.q, t, n); });
 }
 
-// One head of n rows from `first` on: those of a sequence together, block of keys by block of keys, kQueries at a time.
+// One head of n rows from `first` on: those of a sequence together, block of keys by block of keys.
 inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n, float* state) {
   const int head_dim = model_.config.head_dim;
   const size_t record = attention_floats(head_dim);
-  alignas(64) float part[kQueries][16 + kMaxHeadDim];
   const auto query = [&](int t) { return s.q.f + size_t(t) * s.q.cols + size_t(head) * head_dim; };
   for (int t = first, end; t < first + n; t = end) {
     const int slot = rows_[size_t(t)].slot;
     for (end = t + 1; end < first + n && rows_[size_t(end)].slot == slot;) end++;
-    for (int block = 0; block <= rows_[size_t(end) - 1].position / kBlockKeys; block++) {
-      const KvBlock kv = kv_block(s, l, head, slot, block);
-      const float* q[kQueries];
-      int keys[kQueries], ready = 0;
-      float *states[kQueries], *out[kQueries];
-      for (int i = t; i < end; i++) {
-        const int visible = std::min(kBlockKeys, rows_[size_t(i)].position + 1 - block * kBlockKeys);
-        if (visible <= 0) continue;  // the rows that see nothing of the block come first
-        q[ready] = query(i), keys[ready] = visible;
-        states[ready] = state + size_t(i - first) * record;
-        out[ready] = block > 0 ? part[ready] : states[ready];
-        if (++ready < kQueries && i + 1 < end) continue;
-        (buf_->kv_f32 ? kernels_->attend_f32 : kernels_->attend_q8)(kv, ready, q, keys, out);
-        for (int j = 0; j < ready && block > 0; j++) kernels_->fold(states[j], part[j], kv.width);
-        ready = 0;
-      }
-    }
+    for (int block = 0; block <= rows_[size_t(end) - 1].position / kBlockKeys; block++)
+      attend_block(*kernels_, kv_block(s, l, head, slot, block), buf_->kv_f32, end - t, block > 0, [&](int i) {
+        const int visible = std::min(kBlockKeys, rows_[size_t(t + i)].position + 1 - block * kBlockKeys);
+        return Query{query(t + i), visible, state + size_t(t + i - first) * record};
+      });
   }
   for (int t = first; t < first + n; t++) {
     const float* found = state + size_t(t - first) * record;

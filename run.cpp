@@ -620,6 +620,8 @@ inline void matmul_panels(const Kernels& k, const Tensor& w, int first, int coun
 // 3. Thread pool
 // ====================================================================================================================
 
+inline void spin_pause();  // section 8: tells the CPU that a loop only waits
+
 // Runs tasks 0 ... n-1 on all its threads, the caller among them. Tasks are handed out one by one, so which thread
 // does what varies; no result may depend on it. A worker without work spins for some microseconds, since the next
 // matmul is usually that near, and then sleeps, since other programs want the CPU too.
@@ -667,7 +669,7 @@ class Pool {
     take_tasks(0);
     for (int i = 0; done_.load(std::memory_order_acquire) != n; i++) {
       if (i < 1000)
-        pause();
+        spin_pause();
       else
         std::this_thread::yield();
     }
@@ -692,14 +694,6 @@ class Pool {
  private:
   static constexpr double kWorthSharing = 10000;  // ns
 
-  static void pause() {
-#if defined(__x86_64__)
-    asm volatile("pause");
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-
   // ticket_: job number (16 bits), its number of tasks (24), next task (24). One fetch_add both claims a task and
   // tells which job it belongs to, so that a worker that comes late cannot take part in the wrong one.
   void take_tasks(int thread) {
@@ -717,7 +711,7 @@ class Pool {
     for (;;) {
       const auto start = std::chrono::steady_clock::now();
       for (int i = 1; ticket_.load(std::memory_order_acquire) >> 48 == seen && !stop_.load(); i++) {
-        pause();
+        spin_pause();
         if (i % 64 == 0 && std::chrono::steady_clock::now() - start > std::chrono::microseconds(50)) sleep(seen);
       }
       if (stop_.load()) return;
@@ -1011,6 +1005,25 @@ struct ModelReader {
     return hash.digest() == h.checksum || refuse("checksum", h.checksum, std::to_string(hash.digest()) + " (damaged)");
   }
 
+  struct Integer {
+    const char* field;
+    uint32_t value;
+    int* out;
+  };
+  bool integers(std::initializer_list<Integer> fields) {
+    for (const Integer& f : fields) {
+      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", f.value);
+      *f.out = int(f.value);
+    }
+    return true;
+  }
+
+  template <class Shape> bool fits(const Shape& shape) {
+    return check_config(shape, [this](const char* field, const std::string& expected, const std::string& found) {
+      return refuse(field, expected, found);
+    });
+  }
+
   bool tensors() {
     // The count first, in numbers: the list of a model with a thousand layers must not be made for a tiny file.
     const uint64_t count = m.tensor_count();
@@ -1104,23 +1117,16 @@ struct ModelReader {
 inline bool Model::read_shape(ModelReader& reader) {
   const Header& h = reader.h;
   Config& c = config;
-  const struct {
-    const char* field;
-    uint32_t value;
-    int* out;
-  } all[] = {{"dim", h.dim, &c.dim},
-             {"hidden_dim", h.hidden_dim, &c.hidden_dim},
-             {"n_layers", h.n_layers, &c.n_layers},
-             {"n_heads", h.n_heads, &c.n_heads},
-             {"n_kv_heads", h.n_kv_heads, &c.n_kv_heads},
-             {"head_dim", h.head_dim, &c.head_dim},
-             {"vocab_size", h.vocab_size, &c.vocab_size},
-             {"max_seq_len", h.max_seq_len, &c.max_seq_len},
-             {"rope_original_len", h.rope_original_len, &c.rope_original_len}};
-  for (const auto& f : all) {
-    if (f.value > INT32_MAX) return reader.refuse(f.field, "less than 2^31", f.value);
-    *f.out = int(f.value);
-  }
+  if (!reader.integers({{"dim", h.dim, &c.dim},
+                        {"hidden_dim", h.hidden_dim, &c.hidden_dim},
+                        {"n_layers", h.n_layers, &c.n_layers},
+                        {"n_heads", h.n_heads, &c.n_heads},
+                        {"n_kv_heads", h.n_kv_heads, &c.n_kv_heads},
+                        {"head_dim", h.head_dim, &c.head_dim},
+                        {"vocab_size", h.vocab_size, &c.vocab_size},
+                        {"max_seq_len", h.max_seq_len, &c.max_seq_len},
+                        {"rope_original_len", h.rope_original_len, &c.rope_original_len}}))
+    return false;
   if (h.tied > 1) return reader.refuse("tied", "0 or 1", h.tied);
   if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", h.rope_scaling);
   for (uint8_t byte : h.reserved)
@@ -1130,9 +1136,7 @@ inline bool Model::read_shape(ModelReader& reader) {
   c.rope_theta = h.rope_theta;
   c.rope_scaling = RopeScaling(h.rope_scaling);
   c.rope_factor = h.rope_factor, c.rope_low_freq = h.rope_low_freq, c.rope_high_freq = h.rope_high_freq;
-  return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
-    return reader.refuse(field, expected, found);
-  });
+  return reader.fits(c);
 }
 
 inline uint32_t Model::architecture() const { return kLlama; }
@@ -1413,6 +1417,14 @@ inline size_t kv_block_bytes(int head_dim, bool f32, int keys = kBlockKeys) {
   return scales + size_t(keys) * (size_t(head_dim) + round_up(head_dim, 16)) * number;
 }
 
+// The block of so many keys that lies at `at`.
+inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys = kBlockKeys) {
+  float* scales = reinterpret_cast<float*>(at);
+  uint8_t* k = at + 2 * size_t(keys) * sizeof(float);
+  uint8_t* v = k + size_t(keys) * head_dim * (f32 ? sizeof(float) : 1);
+  return {k, v, scales, scales + keys, head_dim, round_up(head_dim, 16)};
+}
+
 // The result of attention over some keys: the largest score, the sum of e^(score - largest), and from float 16 on the
 // values weighted by e^(score - largest).
 inline size_t attention_floats(int head_dim) { return 16 + size_t(round_up(head_dim, 16)); }
@@ -1597,15 +1609,22 @@ struct ActivationBuffer {
   int8_t* q;
   float* scale;
   int32_t* sum;
-  uint8_t* packed = nullptr;  // see Activations; null: no place for it
+  uint8_t* packed;  // see Activations
 
   operator Activations() const { return {cols, f, q, scale, sum}; }
   // The same for a matmul of n tokens, whose packed form is there if the kernel set has a use for it.
   Activations of(const Kernels& k, int n) const { return {cols, f, q, scale, sum, packs(k, n) ? packed : nullptr}; }
-  bool packs(const Kernels& k, int n) const { return packed && k.matmul_packed && n > kFewTokens; }
-  // n elements from `at` on, whole groups, quantized for the matmul that comes next.
-  void quantize(const Kernels& k, size_t at, int n) const {
-    k.quantize(f + at, n, q + at, scale + at / kGroup, sum + at / kGroup);
+  static bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
+  // Its place for kChunk tokens: take(pointer, count) gives each array its own.
+  template <class Take> void place(int width, bool floats, const Take& take) {
+    const size_t count = size_t(kChunk) * padded(width);
+    cols = padded(width);
+    f = nullptr;
+    if (floats) take(f, count);
+    take(q, count);
+    take(scale, count / kGroup);
+    take(sum, count / kGroup);
+    take(packed, packed_bytes(kChunk, cols));
   }
   // x (n) as columns first ... first + n - 1, whole groups, of one of so many tokens, quantized for the matmul.
   void quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
@@ -1613,6 +1632,8 @@ struct ActivationBuffer {
     k.quantize(x, n, q + at, scale + group, sum + group);
     if (packs(k, tokens)) pack_groups(*this, token, first / kGroup, n / kGroup, tokens, packed);
   }
+  // All of token t of n, from its place in f.
+  void quantize_token(const Kernels& k, int t, int n) const { quantize(k, f + size_t(t) * cols, t, n, 0, cols); }
 };
 
 // About how many nanoseconds these take one thread of a CPU of today, for the pool: a matmul with weights of so many
@@ -1642,6 +1663,13 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
   });
 }
 
+inline int thread_count(const SessionOptions& o) {
+  return o.threads > 0 ? std::min(o.threads, 256) : std::max(1, int(std::thread::hardware_concurrency()));
+}
+inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
+  return o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
+}
+
 // A session's memory, laid out in one reservation from `base` on; with base null, to see how large it will be. n tokens
 // of a chunk, at most kChunk; widths are padded to 64 with zeros.
 struct Session::Buffers {
@@ -1661,8 +1689,8 @@ struct Session::Buffers {
   Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
     const Config& c = model.config;
     context = o.context > 0 ? o.context : c.max_seq_len;
-    threads = o.threads > 0 ? std::min(o.threads, 256) : std::max(1, int(std::thread::hardware_concurrency()));
-    kv_f32 = o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
+    threads = thread_count(o);
+    kv_f32 = keeps_f32(o, model);
     const size_t blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys, group = size_t(c.n_heads / c.n_kv_heads);
     const size_t half = size_t(c.head_dim) / 2;
     uintptr_t at = reinterpret_cast<uintptr_t>(base);
@@ -1674,22 +1702,12 @@ struct Session::Buffers {
     kv_position = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
     take(kv, blocks * kBlockKeys * kv_position);
     const uintptr_t tokens = at;
-    const auto take_input = [&](ActivationBuffer& in, int cols, bool floats = true) {
-      const size_t count = size_t(kChunk) * padded(cols);
-      in.cols = padded(cols);
-      in.f = nullptr;
-      if (floats) take(in.f, count);
-      take(in.q, count);
-      take(in.scale, count / kGroup);
-      take(in.sum, count / kGroup);
-      take(in.packed, packed_bytes(kChunk, in.cols));
-    };
     take(x, size_t(kChunk) * padded(c.dim));
-    take_input(xn, c.dim);
-    take_input(q, c.q_dim());
+    xn.place(c.dim, true, take);
+    q.place(c.q_dim(), true, take);
     for (float** buffer : {&k, &v}) take(*buffer, size_t(kChunk) * padded(c.kv_dim()));
     const auto takes_floats = [](const Layer& l) { return l.w2.type == Type::f32; };
-    take_input(gate, c.hidden_dim, std::any_of(model.layers.begin(), model.layers.end(), takes_floats));
+    gate.place(c.hidden_dim, std::any_of(model.layers.begin(), model.layers.end(), takes_floats), take);
     for (float** buffer : {&cos, &sin}) take(*buffer, kChunk * half);
     token_bytes = (at - tokens) / kChunk;
     take(partial, std::max(threads * kTileTokens * group, c.n_heads * blocks) * attention_floats(c.head_dim));
@@ -1845,7 +1863,7 @@ inline void Session::layer(int l, int n) {
 
 // Token t of n, quantized for the matmul that comes next. Float weights take their inputs as they are.
 inline void Session::quantize(const ActivationBuffer& in, int t, int n) {
-  if (!model_.all_f32) in.quantize(*kernels_, in.f + size_t(t) * in.cols, t, n, 0, in.cols);
+  if (!model_.all_f32) in.quantize_token(*kernels_, t, n);
 }
 
 // xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
@@ -1901,12 +1919,9 @@ inline void Session::gate_and_up(const Layer& w, int n) {
 inline KvBlock Session::kv_block(int l, int kv_head, int block) const {
   const Config& c = model_.config;
   uint8_t* at = buf_->kv + ((size_t(block) * c.n_layers + l) * c.n_kv_heads + kv_head) * buf_->kv_block;
-  float* scales = reinterpret_cast<float*>(at);
-  uint8_t* k = at + 2 * kBlockKeys * sizeof(float);
-  uint8_t* v = k + size_t(kBlockKeys) * c.head_dim * (buf_->kv_f32 ? sizeof(float) : 1);
-  const bool last = block >= position_ / kBlockKeys;
-  const ptrdiff_t stride = ptrdiff_t(buf_->kv_block) * c.n_layers * c.n_kv_heads;
-  return {k, v, scales, scales + kBlockKeys, c.head_dim, round_up(c.head_dim, 16), last ? 0 : stride};
+  KvBlock kv = kv_block_at(at, c.head_dim, buf_->kv_f32);
+  if (block < position_ / kBlockKeys) kv.ahead = ptrdiff_t(buf_->kv_block) * c.n_layers * c.n_kv_heads;
+  return kv;
 }
 
 // One vector of a head into the cache, element i at out[i * stride]; returns its scale.
@@ -1923,11 +1938,23 @@ template <class T> float store_vector(const float* x, int n, T* out, int stride)
   }
 }
 
+// A key and a value of one head (head_dim) into their places in a block.
+inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, const float* v) {
+  const float root = 1.f / std::sqrt(float(kv.head_dim));
+  const auto store = [&](auto* keys, auto* values) {
+    kv.k_scale[key] = root * store_vector(k, kv.head_dim, keys + kv.key_at(key), 16);
+    kv.v_scale[key] = store_vector(v, kv.head_dim, values + key * kv.width, 1);
+  };
+  if (f32)
+    store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
+  else
+    store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+}
+
 // Turns queries and keys to their positions, and puts keys and values into the cache.
 inline void Session::store_kv(int l, int n) {
   const Config& c = model_.config;
   const int half = c.head_dim / 2;
-  const float root = 1.f / std::sqrt(float(c.head_dim));
   pool_->run(n, vector_work(c.q_dim() + 2 * c.kv_dim(), n), [&](int t, int) {
     float* k = buf_->k + size_t(t) * padded(c.kv_dim());
     float* v = buf_->v + size_t(t) * padded(c.kv_dim());
@@ -1936,15 +1963,7 @@ inline void Session::store_kv(int l, int n) {
     kernels_->rope(k, c.n_kv_heads, c.head_dim, cos, sin);
     const int key = (position_ + t) % kBlockKeys;
     for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim) {
-      const KvBlock kv = kv_block(l, h, (position_ + t) / kBlockKeys);
-      const auto store = [&](auto* keys, auto* values) {
-        kv.k_scale[key] = root * store_vector(k, c.head_dim, keys + kv.key_at(key), 16);
-        kv.v_scale[key] = store_vector(v, c.head_dim, values + key * kv.width, 1);
-      };
-      if (buf_->kv_f32)
-        store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
-      else
-        store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+      store_key(kv_block(l, h, (position_ + t) / kBlockKeys), buf_->kv_f32, key, k, v);
     }
   });
 }
@@ -1959,30 +1978,45 @@ inline void Session::attention(int l, int n) {
              [&](int t, int) { quantize(buf_->q, t, n); });
 }
 
-// The queries of one KV head and of n tokens, from `first` on, against one block of keys: what they find becomes, or is
-// folded into, state (n * group, attention_floats). Only those that may see a key of the block take part.
-inline void Session::attend_group(int l, int kv_head, int block, int first, int n, float* state, bool fold) {
-  const Config& c = model_.config;
-  const KvBlock kv = kv_block(l, kv_head, block);
-  const size_t record = attention_floats(c.head_dim);
-  const int group = c.n_heads / c.n_kv_heads;
+// A vector that looks for keys, how many keys of a block it may see, and where what it finds goes (attention_floats).
+struct Query {
+  const float* q;
+  int keys;
+  float* state;
+};
+
+// n queries, query(i) each, against one block of keys: what they find becomes, or is folded into, their state. Only
+// those that may see a key of the block take part.
+template <class GetQuery>
+void attend_block(const Kernels& k, const KvBlock& kv, bool f32, int n, bool fold, const GetQuery& query) {
   alignas(64) float part[kQueries][16 + kMaxHeadDim];
   const float* q[kQueries];
   int keys[kQueries], ready = 0;
   float *states[kQueries], *out[kQueries];
-  for (int i = 0; i < n * group; i++) {
-    const int t = first + i / group, head = kv_head * group + i % group;
-    const int visible = std::min(kBlockKeys, position_ + t + 1 - block * kBlockKeys);
-    if (visible <= 0) continue;  // the tokens that see nothing of the block come first
-    q[ready] = buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
-    keys[ready] = visible;
-    states[ready] = state + i * record;
+  for (int i = 0; i < n; i++) {
+    const Query next = query(i);
+    if (next.keys <= 0) continue;  // those that see nothing of the block come first
+    q[ready] = next.q;
+    keys[ready] = next.keys;
+    states[ready] = next.state;
     out[ready] = fold ? part[ready] : states[ready];
-    if (++ready < kQueries && i + 1 < n * group) continue;
-    (buf_->kv_f32 ? kernels_->attend_f32 : kernels_->attend_q8)(kv, ready, q, keys, out);
-    for (int j = 0; j < ready && fold; j++) kernels_->fold(states[j], part[j], kv.width);
+    if (++ready < kQueries && i + 1 < n) continue;
+    (f32 ? k.attend_f32 : k.attend_q8)(kv, ready, q, keys, out);
+    for (int j = 0; j < ready && fold; j++) k.fold(states[j], part[j], kv.width);
     ready = 0;
   }
+}
+
+// The queries of one KV head and of n tokens, from `first` on, against one block. state: (n * group).
+inline void Session::attend_group(int l, int kv_head, int block, int first, int n, float* state, bool fold) {
+  const Config& c = model_.config;
+  const size_t record = attention_floats(c.head_dim);
+  const int group = c.n_heads / c.n_kv_heads;
+  attend_block(*kernels_, kv_block(l, kv_head, block), buf_->kv_f32, n * group, fold, [&](int i) {
+    const int t = first + i / group, head = kv_head * group + i % group;
+    const int visible = std::min(kBlockKeys, position_ + t + 1 - block * kBlockKeys);
+    return Query{buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim, visible, state + i * record};
+  });
 }
 
 // Several tokens: a task takes some of them and one KV head through all blocks.
@@ -2285,6 +2319,14 @@ inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode
       NAME::run<fold_body>, NAME::run<matmul_f32_body<W>>
 
 POCKET_FLOAT_BLOCKS(FloatScalar, )
+
+inline void spin_pause() {
+#if defined(__x86_64__)
+  asm volatile("pause");
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
 
 #if defined(__x86_64__)
 

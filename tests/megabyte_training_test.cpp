@@ -143,18 +143,6 @@ MegabyteConfig odd_config(bool rotary, bool positions) {
   return c;
 }
 
-// Weights so large that every tensor's gradient is; norms that are not 1, biases that are not 0.
-void fill(MegabyteWeights& m, uint64_t seed) {
-  initialize(m, seed);
-  tiny::Random random(seed);
-  for (const Parameter& p : m.parameters)
-    for (int r = 0; r < p.spec.rows; r++)
-      for (int k = 0; k < p.spec.cols; k++) {
-        float& value = m.values[p.offset + size_t(r) * p.stride + size_t(k)];
-        value = p.decays() ? 2 * value : std::fma(0.2f, random.normal(), value);
-      }
-}
-
 // Windows of different lengths, the even ones from the beginning of a text, the others from within one; two more texts
 // begin in each, one of them so short that it ends within its first patch; some targets are not asked.
 std::vector<Window> windows_for(const MegabyteConfig& c, int count, uint64_t seed) {
@@ -197,31 +185,18 @@ TEST(MegabyteTraining, PaddingStaysZero) {
   MegabyteWeights m(c);
   fill(m, 1);
   Trainer trainer(m, 1, c.max_seq_len(), best());
-  for (int step = 1; step < 4; step++) {
-    trainer.learn(windows_for(c, 3, uint64_t(step)));
-    trainer.update(AdamOptions(), 1e-2, step);
-  }
-  for (const Parameter& p : m.parameters)
-    for (size_t i = 0; i < p.size(); i++)
-      EXPECT_TRUE(i % p.stride < size_t(p.spec.cols) || m.values[p.offset + i] == 0) << p.spec.name << " " << i;
+  learn_three_steps(trainer, [&](uint64_t step) { return windows_for(c, 3, step); });
+  expect_zero_padding(m.parameters, m.values);
 }
 
 TEST(MegabyteTraining, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
   const MegabyteConfig c = odd_config(true, true);
-  std::set<uint64_t> hashes;
-  for (const TrainKernels* k : kernel_sets())
-    for (const int threads : {1, 2, 3, 8}) {
-      MegabyteWeights m(c);
-      fill(m, 1);
-      Trainer trainer(m, threads, c.max_seq_len(), *k);
-      for (int step = 1; step < 4; step++) {
-        trainer.learn(windows_for(c, 5, uint64_t(step)));
-        trainer.update(AdamOptions(), 1e-2, step);
-      }
-      const double loss = trainer.evaluate(windows_for(c, 5, 9));
-      hashes.insert(hash_bytes(m.values.data(), m.values.size() * sizeof(float)) + hash_bytes(&loss, sizeof loss));
-    }
-  EXPECT_EQ(hashes.size(), 1u);
+  const auto make = [&] {
+    auto m = std::make_unique<MegabyteWeights>(c);
+    fill(*m, 1);
+    return m;
+  };
+  expect_same_bits(make, c.max_seq_len(), [&](uint64_t seed) { return windows_for(c, 5, seed); });
 }
 
 TEST(MegabyteTraining, OverfitsABatch) {
@@ -234,14 +209,7 @@ TEST(MegabyteTraining, OverfitsABatch) {
   for (Window& w : batch)
     for (size_t t = 0; t < w.ids.size(); t++)
       if (w.ids[t] == kStartId) w.targets[t] = 7;
-  AdamOptions options;
-  options.decay = 0;
-  double loss = 0;
-  for (int step = 1; step <= 400; step++) {
-    loss = trainer.learn(batch);
-    trainer.update(options, learning_rate(2e-2, step - 1, 20, 400), step);
-  }
-  EXPECT_LT(loss, 0.05);
+  EXPECT_LT(overfit(trainer, batch), 0.05);
 }
 
 // In a window of three texts none sees another, as if each were alone.

@@ -9,6 +9,8 @@
 
 #include <cmath>
 #include <functional>
+#include <memory>
+#include <set>
 #include <vector>
 
 #include "../models/training_state.hpp"
@@ -36,15 +38,15 @@ inline Config odd_config(bool tied, int kv_heads) {
   return c;
 }
 
-// Weights so large that every tensor's gradient is; norms that are not 1.
-inline void fill(TrainModel& m, uint64_t seed) {
+// Weights so large that every tensor's gradient is; norms that are not 1, biases that are not 0.
+template <class Model> void fill(Model& m, uint64_t seed) {
   initialize(m, seed);
   tiny::Random random(seed);
   for (const Parameter& p : m.parameters)
     for (int r = 0; r < p.spec.rows; r++)
       for (int k = 0; k < p.spec.cols; k++) {
         float& value = m.values[p.offset + size_t(r) * p.stride + size_t(k)];
-        value = p.decays() ? 2 * value : std::fma(0.2f, random.normal(), 1.f);
+        value = p.decays() ? 2 * value : std::fma(0.2f, random.normal(), value);
       }
 }
 
@@ -63,6 +65,49 @@ inline std::vector<Window> windows_for(const Config& c, int count, uint64_t seed
     all.push_back(w);
   }
   return all;
+}
+
+// The loss of a batch that has been learnt 400 times over.
+inline double overfit(Trainer& trainer, const std::vector<Window>& batch) {
+  AdamOptions options;
+  options.decay = 0;
+  double loss = 0;
+  for (int step = 1; step <= 400; step++) {
+    loss = trainer.learn(batch);
+    trainer.update(options, learning_rate(2e-2, step - 1, 20, 400), step);
+  }
+  return loss;
+}
+
+// Three steps, each with windows(step) of its own.
+template <class Windows> void learn_three_steps(Trainer& trainer, const Windows& windows) {
+  for (int step = 1; step < 4; step++) {
+    trainer.learn(windows(uint64_t(step)));
+    trainer.update(AdamOptions(), 1e-2, step);
+  }
+}
+
+// Behind the columns of its rows a weight has zeros, before and after it was learnt.
+inline void expect_zero_padding(const std::vector<Parameter>& parameters, const Floats& values) {
+  for (const Parameter& p : parameters)
+    for (size_t i = 0; i < p.size(); i++)
+      EXPECT_TRUE(i % p.stride < size_t(p.spec.cols) || values[p.offset + i] == 0) << p.spec.name << " " << i;
+}
+
+// Three steps of a model that make() makes, and the loss of more windows(seed): the same weights and loss for every
+// instruction set and number of threads.
+template <class Make, class Windows> void expect_same_bits(const Make& make, int tokens, const Windows& windows) {
+  std::set<uint64_t> hashes;
+  for (const TrainKernels* k : kernel_sets())
+    for (const int threads : {1, 2, 3, 8}) {
+      auto m = make();
+      Trainer trainer(*m, threads, tokens, *k);
+      learn_three_steps(trainer, windows);
+      const double loss = trainer.evaluate(windows(9));
+      hashes.insert(hash_bytes(m->learned().data(), m->learned().size() * sizeof(float)) +
+                    hash_bytes(&loss, sizeof loss));
+    }
+  EXPECT_EQ(hashes.size(), 1u);
 }
 
 inline double length(const std::vector<double>& v) {

@@ -90,31 +90,18 @@ TEST(Training, PaddingStaysZero) {
   TrainModel m(c);
   fill(m, 1);
   Trainer trainer(m, 1, c.max_seq_len, best());
-  for (int step = 1; step < 4; step++) {
-    trainer.learn(windows_for(c, 3, uint64_t(step)));
-    trainer.update(AdamOptions(), 1e-2, step);
-  }
-  for (const Parameter& p : m.parameters)
-    for (size_t i = 0; i < p.size(); i++)
-      EXPECT_TRUE(i % p.stride < size_t(p.spec.cols) || m.values[p.offset + i] == 0) << p.spec.name << " " << i;
+  learn_three_steps(trainer, [&](uint64_t step) { return windows_for(c, 3, step); });
+  expect_zero_padding(m.parameters, m.values);
 }
 
 TEST(Training, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
   const Config c = odd_config(true, 2);
-  std::set<uint64_t> hashes;
-  for (const TrainKernels* k : kernel_sets())
-    for (const int threads : {1, 2, 3, 8}) {
-      TrainModel m(c);
-      fill(m, 1);
-      Trainer trainer(m, threads, c.max_seq_len, *k);
-      for (int step = 1; step < 4; step++) {
-        trainer.learn(windows_for(c, 10, uint64_t(step)));
-        trainer.update(AdamOptions(), 1e-2, step);
-      }
-      const double loss = trainer.evaluate(windows_for(c, 5, 9));
-      hashes.insert(hash_bytes(m.values.data(), m.values.size() * sizeof(float)) + hash_bytes(&loss, sizeof loss));
-    }
-  EXPECT_EQ(hashes.size(), 1u);
+  const auto make = [&] {
+    auto m = std::make_unique<TrainModel>(c);
+    fill(*m, 1);
+    return m;
+  };
+  expect_same_bits(make, c.max_seq_len, [&](uint64_t seed) { return windows_for(c, 10, seed); });
 }
 
 TEST(Training, OverfitsABatch) {
@@ -122,15 +109,7 @@ TEST(Training, OverfitsABatch) {
   TrainModel m(c);
   initialize(m, 1);
   Trainer trainer(m, 2, c.max_seq_len, best());
-  const auto batch = windows_for(c, 2, 1);
-  AdamOptions options;
-  options.decay = 0;
-  double loss = 0;
-  for (int step = 1; step <= 400; step++) {
-    loss = trainer.learn(batch);
-    trainer.update(options, learning_rate(2e-2, step - 1, 20, 400), step);
-  }
-  EXPECT_LT(loss, 0.05);
+  EXPECT_LT(overfit(trainer, windows_for(c, 2, 1)), 0.05);
 }
 
 // In a window of two texts neither sees the other, as if each were alone: rotary positions are relative.
