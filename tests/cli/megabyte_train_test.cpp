@@ -40,26 +40,7 @@ TEST(TrainMegabyte, LearnsSimpleStories) {
 TEST(TrainMegabyte, TheSameModelHoweverItIsRun) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));
-  const auto args = tiny_bytes() + std::vector<std::string>{text, "--steps", "40", "--every", "10", "-o"};
-  ASSERT_EQ(train(args + std::vector<std::string>{t.file("a.bin")}).status, 0);
-  const std::string expected = read_file(t.file("a.bin"));
-  const std::vector<std::vector<std::string>> ways = {{"--threads", "3"}, {"--kernel", "portable"}};
-  for (const auto& way : ways) {
-    ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin")} + way).status, 0);
-    EXPECT_TRUE(read_file(t.file("b.bin")) == expected) << way[1];
-  }
-  ProgramOptions stop;
-  stop.interrupt_after_output = "[step 20]";
-  const ProgramResult stopped = train(args + std::vector<std::string>{t.file("c.bin")}, stop);
-  ASSERT_EQ(stopped.status, 130) << stopped.err;
-  EXPECT_EQ(t.list().find("c.bin\n"), std::string::npos) << t.list();
-  const ProgramResult r = train({text, "-o", t.file("c.bin"), "--resume", "--threads", "2"});
-  ASSERT_EQ(r.status, 0) << r.err;
-  EXPECT_NE(r.err.find("going on after step "), std::string::npos);
-  EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
-  for (const char* name : {"c.bin.checkpoint\n", "c.loss.csv\n", "c.loss.svg\n"})
-    EXPECT_NE(t.list().find(name), std::string::npos) << t.list();
-  EXPECT_EQ(t.list().find(".tmp"), std::string::npos) << t.list();
+  expect_the_same_model(t, text, tiny_bytes(), {{"--threads", "3"}, {"--kernel", "portable"}});
   ASSERT_EQ(train({text, "-o", t.file("c.bin"), "--resume", "--type", "f32"}).status, 0);
   EXPECT_NE(run_program({POCKET_RUN, t.file("c.bin"), "--info"}).out.find("matrices f32"), std::string::npos);
 }
