@@ -1185,6 +1185,9 @@ inline bool ModelFile::open(const char* path) {
   if (map == MAP_FAILED) return fail(std::strerror(errno));
   base_ = static_cast<const uint8_t*>(map);
   size_ = size_t(st.st_size);
+#ifdef MADV_HUGEPAGE
+  madvise(map, size_, MADV_HUGEPAGE);  // what is not in memory yet may come in pages of 2 MiB, which are read faster
+#endif
   return check(path);
 }
 
@@ -1463,8 +1466,9 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
     POCKET_FOR (p, kParts) tops[p].keep_larger(s + j + p * W);
   float largest[16], total[16];
   POCKET_FOR (p, kParts) tops[p].store(largest + p * W);
+  for (int width = 8; width > 0; width /= 2)
+    for (int l = 0; l < width; l++) largest[l] = largest[l + width] > largest[l] ? largest[l + width] : largest[l];
   top = largest[0];
-  for (int l = 1; l < 16; l++) top = largest[l] > top ? largest[l] : top;
   const float highest = top;
   for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - highest);
   for (int j = keys; j < end; j++) s[j] = 0;
@@ -2370,11 +2374,12 @@ inline bool reads_four_streams() {
 
 #endif  // __x86_64__
 
-// Asks for the cache lines that a kernel which reads on and on will need: the one `far` on goes to the L2 cache, since
-// memory takes its time and the hardware's own guesses stop at every page; the one 1 KB on goes to the L1 cache.
-template <int far = 6 * 4096> POCKET_BODY void prefetch_line(const uint8_t* p) {
-  __builtin_prefetch(p + far, 0, 2);
-  __builtin_prefetch(p + 1024, 0, 3);
+// Asks for the cache lines that a kernel which reads on and on will need. Of one stream the line six pages on goes to
+// the L2 cache, since memory takes its time and the hardware's own guesses stop at every page, and the one 1 KB on to
+// the L1 cache; of several, the one 2 KB on.
+template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
+  if (streams == 1) __builtin_prefetch(p + 6 * 4096, 0, 2);
+  __builtin_prefetch(p + (streams == 1 ? 1024 : 2048), 0, 3);
 }
 
 #if defined(__x86_64__)
@@ -2424,50 +2429,47 @@ POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, c
     POCKET_FOR (half, 2) _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
 }
 
-// P panels, `step` panels from one to the next, times T tokens.
+// P panels, `step` panels from one to the next, times T tokens. A group of one panel at a time: its sums, and all
+// panels' results so far, are what 16 registers hold.
 template <class Dot, int P, int T>
 POCKET_AVX2 POCKET_BODY void gemv_q4_panels(const Tensor& w, int first, int step, const Activations& x, float* y,
                                             size_t ldy) {
-  constexpr int kFar = P == 1 ? 6 * 4096 : 4096;
   const __m256i table = codebook(w.codebook), low = _mm256_set1_epi8(15);
   const size_t panel = panel_bytes(Type::q4, w.cols), stride = panel * step, scales_at = code_bytes(Type::q4, w.cols);
   const uint8_t* panels = w.data + first * panel;
   Activations tokens[T];
   POCKET_FOR (t, T) tokens[t] = x.token(t);
   __m256 acc[P][T][2] = {};
-  for (int g = 0; g < x.cols / kGroup; g++) {
-    __m256i sum[P][T][2];
-    POCKET_FOR (p, P)
-      POCKET_FOR (t, T) sum[p][t][0] = sum[p][t][1] = _mm256_set1_epi32(-64 * tokens[t].sum[g]);
-    POCKET_FOR (i, 4)
-      POCKET_FOR (p, P) {
+  for (int g = 0; g < x.cols / kGroup; g++)
+    POCKET_FOR (p, P) {
+      __m256i sum[T][2];
+      POCKET_FOR (t, T) sum[t][0] = sum[t][1] = _mm256_set1_epi32(-64 * tokens[t].sum[g]);
+      POCKET_FOR (i, 4) {
         const int v = 4 * g + i;
         const uint8_t* codes = panels + p * stride + size_t(v) * 64;
-        prefetch_line<kFar>(codes);
+        prefetch_line<P>(codes);
         POCKET_FOR (half, 2) {
           const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
           const __m256i w0 = _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low)),
                         w1 = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pair, 4), low));
           POCKET_FOR (t, T) {
             const int8_t* q = tokens[t].q + 8 * v;
-            __m256i& s = sum[p][t][half];
+            __m256i& s = sum[t][half];
             s = Dot::add(s, w0, _mm256_set1_epi32(load<int32_t>(q)));
             s = Dot::add(s, w1, _mm256_set1_epi32(load<int32_t>(q + 4)));
           }
         }
       }
-    POCKET_FOR (p, P) {
       const uint8_t* scales = panels + p * stride + scales_at + g / 2 * 16;
-      prefetch_line<kFar>(scales + 48);  // the row scales behind them too
+      if (P == 1) prefetch_line(scales + 48);  // the row scales behind them too
       POCKET_FOR (half, 2) {
         const __m256 m = scales_q4(scales, half, g & 1);
         POCKET_FOR (t, T) {
           const __m256 scale = _mm256_mul_ps(m, _mm256_set1_ps(tokens[t].scale[g]));
-          acc[p][t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[p][t][half]), scale, acc[p][t][half]);
+          acc[p][t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t][half]), scale, acc[p][t][half]);
         }
       }
     }
-  }
   POCKET_FOR (p, P) {
     const float* rs = reinterpret_cast<const float*>(panels + p * stride + panel) - kPanelRows;
     float* out = y + (first + p * step) * kPanelRows;
@@ -2641,7 +2643,7 @@ POCKET_AVX512 inline void gemv_q4_panels(const Tensor& w, int first, int step, c
     for (int v = 4 * g; v < 4 * g + 4; v++)
       POCKET_FOR (p, P) {
         const uint8_t* codes = panels + p * stride + size_t(v) * 64;
-        prefetch_line<4096>(codes);
+        prefetch_line<P>(codes);
         const __m512i pair = _mm512_loadu_si512(codes);
         const __m512i w0 = _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low)),
                       w1 = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pair, 4), low));
