@@ -2679,7 +2679,8 @@ POCKET_AVX512 inline void dot_tile(const uint8_t* const codes[2], const void* co
   for (int g = 0; g < cols / kGroup; g++) {
     __m512i sum[2][T];
     POCKET_FOR (t, T) sum[0][t] = sum[1][t] = _mm512_set1_epi32(-kBias * x.token(t).sum[g]);
-    for (int v = 8 * g; v < 8 * g + 8; v++) {
+    POCKET_FOR (j, 8) {
+      const int v = 8 * g + j;
       __m512i w[2];
       POCKET_FOR (i, 2) {
         w[i] = _mm512_loadu_si512(codes[i] + size_t(v) * 64);
