@@ -45,9 +45,10 @@ void print_help() {
       "  bench q4.bin --kl f32.bin -f text.txt      what q4 loses: KL divergence, perplexity, equal first choices\n"
       "  bench model.bin --json > today.json        to compare with tomorrow\n\n"
       "  export/convert --random tinyllama-1.1b -o tl.bin     makes a model of the usual size to measure\n\n"
-      "Generating a token reads all weights once, so it cannot be faster than memory is read: its share of that is\n"
-      "given, and for prompts, which multiply, the share of the int8 multiply-adds that the kernel set's instruction\n"
-      "does with its operands in registers. Both limits are measured in turns with the model, since machines drift.\n"
+      "Generating a token reads all weights once: its share of what a plain loop reads is given (from pages of 2 MiB,\n"
+      "where the system has them), and for prompts, which multiply, the share of the int8 multiply-adds that the\n"
+      "kernel set's instruction does with its operands in registers. Both are measured in turns with the model, since\n"
+      "machines drift. "
       "1 TOP/s is 10^12 operations a second (a multiply-add is two), 1 GB 10^9 bytes.\n");
   cli::print_options(kOptions);
 }
