@@ -818,7 +818,7 @@ inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n,
     const int slot = rows_[size_t(t)].slot;
     for (end = t + 1; end < first + n && rows_[size_t(end)].slot == slot;) end++;
     for (int block = 0; block <= rows_[size_t(end) - 1].position / kBlockKeys; block++)
-      attend_block(*kernels_, kv_block(s, l, head, slot, block), buf_->kv_f32, end - t, block > 0, [&](int i) {
+      attend_queries(*kernels_, kv_block(s, l, head, slot, block), buf_->kv_f32, end - t, block > 0, [&](int i) {
         const int visible = std::min(kBlockKeys, rows_[size_t(t + i)].position + 1 - block * kBlockKeys);
         return Query{query(t + i), visible, state + size_t(t + i - first) * record};
       });

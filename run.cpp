@@ -473,7 +473,7 @@ struct Activations {
 };
 
 // How a kernel that works on tiles of 16 tokens has its activations: 64 columns of all tokens, (n, 64) bytes, and their
-// scales, (2, n) floats; then the next 64 columns. Here n is a multiple of 16: behind the last token anything may stand.
+// scales, (2, n) floats; then the next 64 columns. n is a multiple of 16 here; behind the last token lies anything.
 inline size_t packed_bytes(int n, int cols) { return size_t(cols) / 64 * (64 + 2 * sizeof(float)) * round_up(n, 16); }
 
 // Token t's groups first ... first + count - 1 into their place in `packed`, which is for n tokens.
@@ -684,8 +684,7 @@ class Pool {
   template <class F> void run_ranges(int n, double work, const F& f) {
     starts_.assign(1, 0);
     while (starts_.back() < n) {
-      const int size =
-          std::max(4, (n - starts_.back()) * 7 / 8 / threads() & ~3);  // in fours: see reads_four_streams
+      const int size = std::max(4, (n - starts_.back()) * 7 / 8 / threads() & ~3);  // in fours: see reads_four_streams
       for (int i = 0; i < threads() && starts_.back() < n; i++) starts_.push_back(std::min(n, starts_.back() + size));
     }
     run(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
@@ -1287,7 +1286,7 @@ template <int W> struct Lanes {
     for (int i = 0; i < W; i++) wide[i] = p[i];
     Ints ints;
     std::memcpy(&ints, wide, sizeof ints);
-    v = __builtin_convertvector(ints, Floats);
+    v = __builtin_convertvector(ints, Floats);  // lane by lane
   }
   POCKET_BODY void store(float* p) const { std::memcpy(p, &v, sizeof v); }
 
@@ -1407,7 +1406,7 @@ inline constexpr int kQueries = 8;  // queries that go through a block together
 struct KvBlock {
   void *k, *v;
   float *k_scale, *v_scale;  // (128); that of k includes 1 / sqrt(head_dim)
-  int head_dim;              //
+  int head_dim;              // components of a key, and of a value
   int width;                 // head_dim padded to 16
   ptrdiff_t ahead = 0;       // bytes to the block that comes next, so that it can be on its way; 0: none
 
@@ -1466,9 +1465,8 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
     POCKET_FOR (p, kParts) tops[p].keep_larger(s + j + p * W);
   float largest[16], total[16];
   POCKET_FOR (p, kParts) tops[p].store(largest + p * W);
-  for (int width = 8; width > 0; width /= 2)
-    for (int l = 0; l < width; l++) largest[l] = largest[l + width] > largest[l] ? largest[l + width] : largest[l];
   top = largest[0];
+  for (int l = 1; l < 16; l++) top = largest[l] > top ? largest[l] : top;
   const float highest = top;
   for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - highest);
   for (int j = keys; j < end; j++) s[j] = 0;
@@ -1978,8 +1976,7 @@ inline void Session::attention(int l, int n) {
     attend_token(l);
   else
     attend_prompt(l, n);
-  pool_->run(n, vector_work(buf_->q.cols, n),
-             [&](int t, int) { quantize(buf_->q, t, n); });
+  pool_->run(n, vector_work(buf_->q.cols, n), [&](int t, int) { quantize(buf_->q, t, n); });
 }
 
 // A vector that looks for keys, how many keys of a block it may see, and where what it finds goes (attention_floats).
@@ -1992,7 +1989,7 @@ struct Query {
 // n queries, query(i) each, against one block of keys: what they find becomes, or is folded into, their state. Only
 // those that may see a key of the block take part.
 template <class GetQuery>
-void attend_block(const Kernels& k, const KvBlock& kv, bool f32, int n, bool fold, const GetQuery& query) {
+void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool fold, const GetQuery& query) {
   alignas(64) float part[kQueries][16 + kMaxHeadDim];
   const float* q[kQueries];
   int keys[kQueries], ready = 0;
@@ -2016,7 +2013,7 @@ inline void Session::attend_group(int l, int kv_head, int block, int first, int 
   const Config& c = model_.config;
   const size_t record = attention_floats(c.head_dim);
   const int group = c.n_heads / c.n_kv_heads;
-  attend_block(*kernels_, kv_block(l, kv_head, block), buf_->kv_f32, n * group, fold, [&](int i) {
+  attend_queries(*kernels_, kv_block(l, kv_head, block), buf_->kv_f32, n * group, fold, [&](int i) {
     const int t = first + i / group, head = kv_head * group + i % group;
     const int visible = std::min(kBlockKeys, position_ + t + 1 - block * kBlockKeys);
     return Query{buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim, visible, state + i * record};
@@ -2350,7 +2347,7 @@ struct X86Features {
 
   X86Features() {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    intel = __get_cpuid(0, &a, &b, &c, &d) && b == 0x756e6547;  // "Genu"ineIntel
+    intel = __get_cpuid(0, &a, &b, &c, &d) && b == 0x756e6547;      // "Genu"ineIntel
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // OSXSAVE
     const bool fma = c >> 12 & 1;
     unsigned xcr0, high, a1, b1, c1, d1;
@@ -2804,8 +2801,8 @@ template <Type type> struct Block {
   }
 };
 
-// One panel times n tokens, added to acc (n padded to 16, 16). While a product is under way, the one before it is folded
-// in, and the weights that come next are unpacked.
+// One panel times n tokens, added to acc (n padded to 16, 16). While a product is under way, the one before it is
+// folded in, and the weights that come next are unpacked.
 template <class T, Type type>
 POCKET_AVX512 inline void multiply_panel(const Tensor& w, const uint8_t* panel, const Activations& x, int n,
                                          float* acc) {
@@ -3096,8 +3093,8 @@ POCKET_I8MM inline void dot_i8mm(Type type, const uint8_t* const codes[2], const
 // Best first.
 inline const Kernels kKernels[] = {
 #if defined(__x86_64__)
-    {"amx", [] { return X86Features().amx; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>,
-     avx512::gemv_q4, avx512::dot, amx::matmul_packed<amx::Tiles>},
+    {"amx", [] { return X86Features().amx; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>, avx512::gemv_q4,
+     avx512::dot, amx::matmul_packed<amx::Tiles>},
     {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>,
      avx512::gemv_q4, avx512::dot, nullptr},
     {"avxvnni", [] { return X86Features().avxvnni; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avxvnni::gemv_q4,

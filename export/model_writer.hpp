@@ -130,8 +130,8 @@ class ModelWriter {
     return false;
   }
 
-  // What writing leaves in the system's cache lies there in small pages. Dropped and read back it lies there in pages of
-  // 2 MiB, where the system has such for files, and a model is then read a tenth faster by whoever maps it.
+  // What writing leaves in the system's cache lies there in small pages. Dropped and read back it lies there in pages
+  // of 2 MiB, where the system has such for files, and a model is then read a tenth faster by whoever maps it.
   void read_back() {
 #ifdef POSIX_FADV_DONTNEED
     if (posix_fadvise(file_, 0, 0, POSIX_FADV_DONTNEED) != 0) return;

@@ -3,7 +3,6 @@
 // export/lora.hpp merges into the trainer's very model, checkpoints.
 #include <gtest/gtest.h>
 
-
 #include "training_model.hpp"
 
 namespace {

@@ -48,8 +48,7 @@ void print_help() {
       "Generating a token reads all weights once: its share of what a plain loop reads is given (from pages of 2 MiB,\n"
       "where the system has them), and for prompts, which multiply, the share of the int8 multiply-adds that the\n"
       "kernel set's instruction does with its operands in registers. Both are measured in turns with the model, since\n"
-      "machines drift. "
-      "1 TOP/s is 10^12 operations a second (a multiply-add is two), 1 GB 10^9 bytes.\n");
+      "machines drift. 1 TOP/s is 10^12 operations a second (a multiply-add is two), 1 GB 10^9 bytes.\n");
   cli::print_options(kOptions);
 }
 

@@ -7,12 +7,6 @@
 #include "../test_data.hpp"
 #include "program.hpp"
 
-#ifdef __SANITIZE_ADDRESS__
-#define POCKET_SANITIZED 1
-#else
-#define POCKET_SANITIZED 0
-#endif
-
 namespace {
 
 ProgramResult convert(std::vector<std::string> args, const ProgramOptions& options = {}) {
@@ -141,7 +135,7 @@ TEST(Convert, MemoryStaysFarBelowTheModel) {
   const ProgramResult r = convert({"--random", "stories110m", "--type", "f32", "-o", t.file("o.bin")});
   ASSERT_EQ(r.status, 0) << r.err;
   EXPECT_GT(std::filesystem::file_size(t.file("o.bin")), 400000000u);
-  if (!POCKET_SANITIZED) {
+  if (!kSanitized) {
     EXPECT_LT(r.peak_bytes, 150000000u) << "the largest tensor has 98 MB";
   }
 }
