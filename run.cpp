@@ -2722,6 +2722,16 @@ POCKET_AVX512 inline void dot(Type type, const uint8_t* const codes[2], const vo
 
 namespace amx {
 
+// kRound's bits, 16 rows of 16: an integer added to them makes the float kRound + that integer, exactly, if it is less
+// than 2^22, as the sum of a group is (32 * 128 * 127 at most).
+struct Start {
+  alignas(64) uint32_t bits[16 * kPanelRows] = {};
+  constexpr Start() {
+    for (uint32_t& b : bits) b = 0x4b400000;
+  }
+};
+inline constexpr Start kStart;
+
 struct Tiles {
   // Tiles 0 to 3 take sums (16 tokens, 16 int32), 4 and 5 activations (16 tokens, 32 bytes), 6 and 7 weights (8, 64
   // bytes): of two groups each. The sums are there twice, so that two products can be under way.
@@ -2739,45 +2749,36 @@ struct Tiles {
     asm volatile("tileloadd (%0,%1,1), %%tmm6\n tileloadd 512(%0,%1,1), %%tmm7" ::"r"(w), "r"(size_t(64)) : "memory");
   }
 
-  // Begins the products of x (16 tokens, 64 columns).
+  // Begins the products of x (16 tokens, 64 columns). The first group's sums start at 0, the second's at kRound's bits.
   template <int odd> static void multiply(const uint8_t* x) {
-    const size_t line = 64;
-    if (odd)
-      asm volatile(
-          "tilezero %%tmm2\n tilezero %%tmm3\n"
-          "tileloadd (%0,%1,1), %%tmm4\n tdpbssd %%tmm6, %%tmm4, %%tmm2\n"
-          "tileloadd 32(%0,%1,1), %%tmm5\n tdpbssd %%tmm7, %%tmm5, %%tmm3" ::"r"(x),
-          "r"(line)
-          : "memory");
-    else
-      asm volatile(
-          "tilezero %%tmm0\n tilezero %%tmm1\n"
-          "tileloadd (%0,%1,1), %%tmm4\n tdpbssd %%tmm6, %%tmm4, %%tmm0\n"
-          "tileloadd 32(%0,%1,1), %%tmm5\n tdpbssd %%tmm7, %%tmm5, %%tmm1" ::"r"(x),
-          "r"(line)
-          : "memory");
+    asm volatile(
+        "tilezero %%tmm%c3\n tileloadd (%0,%1,1), %%tmm4\n tdpbssd %%tmm6, %%tmm4, %%tmm%c3\n"
+        "tileloadd (%2,%1,1), %%tmm%c4\n tileloadd 32(%0,%1,1), %%tmm5\n tdpbssd %%tmm7, %%tmm5, %%tmm%c4" ::"r"(x),
+        "r"(size_t(64)), "r"(kStart.bits), "i"(2 * odd), "i"(2 * odd + 1)
+        : "memory");
   }
 
   // Their sums: (2 groups, 16 tokens, 16 rows).
   template <int odd> static void store(int32_t* sums) {
-    const size_t line = 64;
-    if (odd)
-      asm volatile("tilestored %%tmm2, (%0,%1,1)\n tilestored %%tmm3, 1024(%0,%1,1)" ::"r"(sums), "r"(line) : "memory");
-    else
-      asm volatile("tilestored %%tmm0, (%0,%1,1)\n tilestored %%tmm1, 1024(%0,%1,1)" ::"r"(sums), "r"(line) : "memory");
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)\n tilestored %%tmm%c3, 1024(%0,%1,1)" ::"r"(sums), "r"(size_t(64)),
+                 "i"(2 * odd), "i"(2 * odd + 1)
+                 : "memory");
   }
 
   static void release() { asm volatile("tilerelease"); }
 };
 
-// Adds two groups, in order, to acc (16 tokens, 16 rows). m: the rows' scales; scale0, scale1: the tokens'.
+// Adds two groups, in order, to acc (16 tokens, 16 rows). m: the rows' scales; scale0, scale1: the tokens'. While AMX
+// is at work, one of the two units for 512-bit floats does nothing but add. So that it has its share, one group's sums
+// are converted to floats, the other's get there by subtraction.
 POCKET_AVX512 POCKET_BODY void fold(const int32_t* sums, const __m512 m[2], const float* scale0, const float* scale1,
                                     float* acc) {
   POCKET_FOR (t, 16) {
     __m512 a = _mm512_load_ps(acc + 16 * t);
     const __m512 first = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * t));
     a = _mm512_fmadd_ps(first, _mm512_mul_ps(m[0], _mm512_set1_ps(scale0[t])), a);
-    const __m512 second = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 256 + 16 * t));
+    const __m512 raised = _mm512_castsi512_ps(_mm512_load_si512(sums + 256 + 16 * t));
+    const __m512 second = _mm512_sub_ps(raised, _mm512_set1_ps(kRound));
     _mm512_store_ps(acc + 16 * t, _mm512_fmadd_ps(second, _mm512_mul_ps(m[1], _mm512_set1_ps(scale1[t])), a));
   }
 }
@@ -2817,14 +2818,18 @@ POCKET_AVX512 inline void multiply_panel(const Tensor& w, const uint8_t* panel, 
   if (blocks > 1) block[1].read(w, panel, 1);
   for (int b = 0; b < blocks; b++) {
     const uint8_t* q = x.packed + b * block_bytes;
-    const float* scale = reinterpret_cast<const float*>(q + size_t(tiles) * 16 * 64);
+    const float* scale0 = reinterpret_cast<const float*>(q + size_t(tiles) * 16 * 64);
+    const float* scale1 = scale0 + 16 * tiles;
     const __m512 m[2] = {_mm512_load_ps(block[b & 1].scales), _mm512_load_ps(block[b & 1].scales + kPanelRows)};
-    for (int t = 0; t < tiles; t++, odd ^= 1) {
+    float* a = acc;
+    for (int t = 0; t < tiles; t++, odd ^= 1, scale0 += 16, scale1 += 16, a += 16 * kPanelRows) {
       const uint8_t* next = t + 1 < tiles ? q + (t + 1) * 16 * 64 : q + block_bytes;
       if (t + 1 == tiles && b + 1 < blocks) T::weights(block[(b + 1) & 1].codes);
       if (t + 1 < tiles || b + 1 < blocks) odd ? T::template multiply<0>(next) : T::template multiply<1>(next);
-      odd ? T::template store<1>(sums[1]) : T::template store<0>(sums[0]);
-      fold(sums[odd], m, scale + 16 * t, scale + 16 * (tiles + t), acc + 16 * kPanelRows * t);
+      int32_t* s = sums[odd];
+      odd ? T::template store<1>(s) : T::template store<0>(s);
+      asm("" : "+r"(s), "+r"(scale0), "+r"(scale1), "+r"(a));  // one register each: addresses that are sums cost more
+      fold(s, m, scale0, scale1, a);
     }
     if (b + 2 < blocks) block[b & 1].read(w, panel, b + 2);
   }
@@ -2840,6 +2845,7 @@ POCKET_AVX512 inline void matmul_packed(const Tensor& w, int first, int count, c
     const uint8_t* panel = w.data + p * bytes;
     const bool q4 = w.type == Type::q4;
     std::memset(acc, 0, sizeof acc);
+    for (int t = 0; t < n; t++) __builtin_prefetch(y + t * ldy + size_t(p) * kPanelRows, 0, 2);  // to be written below
     q4 ? multiply_panel<T, Type::q4>(w, panel, x, n, acc) : multiply_panel<T, Type::q8>(w, panel, x, n, acc);
     const __m512 row_scales = q4 ? _mm512_loadu_ps(panel + bytes - kPanelRows * sizeof(float)) : _mm512_set1_ps(1);
     for (int t = 0; t < n; t++) {

@@ -116,7 +116,7 @@ struct EmulatedTiles {
     for (int g = 0; g < 2; g++)
       for (int t = 0; t < 16; t++)
         for (int r = 0; r < kPanelRows; r++) {
-          int32_t sum = 0;
+          int32_t sum = g == 0 ? 0 : int32_t(float_bits(kRound));
           for (int k = g * kGroup; k < (g + 1) * kGroup; k++)
             sum += int8_t(x[t * 64 + k]) * w[k / 4 * 64 + 4 * r + k % 4];
           sums[odd][g][t * kPanelRows + r] = sum;
