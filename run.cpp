@@ -2844,8 +2844,7 @@ POCKET_AVX512 inline void matmul_packed(const Tensor& w, int first, int count, c
   for (int p = first; p < first + count; p++) {
     const uint8_t* panel = w.data + p * bytes;
     const bool q4 = w.type == Type::q4;
-    std::memset(acc, 0, sizeof acc);
-    for (int t = 0; t < n; t++) __builtin_prefetch(y + t * ldy + size_t(p) * kPanelRows, 0, 2);  // to be written below
+    for (int t = 0; t < round_up(n, 16); t++) _mm512_store_ps(acc + kPanelRows * t, _mm512_setzero_ps());
     q4 ? multiply_panel<T, Type::q4>(w, panel, x, n, acc) : multiply_panel<T, Type::q8>(w, panel, x, n, acc);
     const __m512 row_scales = q4 ? _mm512_loadu_ps(panel + bytes - kPanelRows * sizeof(float)) : _mm512_set1_ps(1);
     for (int t = 0; t < n; t++) {
