@@ -680,11 +680,11 @@ class Pool {
 
   // f(first, end) for runs of 0 ... n-1: 7/8 of all in one long run for each thread, since every run has to get its
   // memory going, then 7/8 of the rest likewise, and so on, until the pieces are so small that no thread waits long for
-  // another (factoring; Hummel, Schonberg and Flynn 1992).
-  template <class F> void run_ranges(int n, double work, const F& f) {
+  // another (factoring; Hummel, Schonberg and Flynn 1992). All but the last are multiples of `unit`.
+  template <class F> void run_ranges(int n, int unit, double work, const F& f) {
     starts_.assign(1, 0);
     while (starts_.back() < n) {
-      const int size = std::max(4, (n - starts_.back()) * 7 / 8 / threads() & ~3);  // in fours: see reads_four_streams
+      const int size = std::max(1, (n - starts_.back()) * 7 / 8 / threads() / unit) * unit;
       for (int i = 0; i < threads() && starts_.back() < n; i++) starts_.push_back(std::min(n, starts_.back() + size));
     }
     run(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
@@ -1649,13 +1649,17 @@ struct Product {
   float* y;  // (n, rows padded to 64)
 };
 
+// Panels that a matmul of n tokens takes together: four, which are read as four streams at once (reads_four_streams),
+// or, where each is used for many tokens, two.
+inline int run_unit(int n) { return n == 1 ? 4 : 2; }
+
 // y = w f for each product: matrices that share their input go through in one pass, as if one stood under the other.
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const ActivationBuffer& in,
                    int n) {
   int total = 0;
   size_t bytes = 0;
   for (const Product& p : products) total += panels_of(p.w.rows), bytes += p.w.bytes;
-  pool.run_ranges(total, matmul_work(bytes, n), [&](int first, int end) {
+  pool.run_ranges(total, run_unit(n), matmul_work(bytes, n), [&](int first, int end) {
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
       if (from < to) matmul_panels(k, p.w, from, to - from, in.of(k, n), n, p.y, size_t(padded(p.w.rows)));
@@ -1895,12 +1899,13 @@ inline void Session::matmul(std::initializer_list<Product> products, const Activ
 inline void Session::gate_and_up(const Layer& w, int n) {
   const Buffers& b = *buf_;
   const int per_group = kGroup / kPanelRows, panels = panels_of(w.w1.rows), piece = kChunk / n;
+  const double work = matmul_work(w.w1.bytes + w.w3.bytes, n);
   const Activations x = b.xn.of(*kernels_, n);
   const auto rows_from = [](Tensor w, int panel) {  // of a matrix, the rows from a panel on
     w.data += size_t(panel) * panel_bytes(w.type, w.cols);
     return w;
   };
-  pool_->run_ranges(b.gate.cols / kGroup, matmul_work(w.w1.bytes + w.w3.bytes, n), [&](int first, int end) {
+  pool_->run_ranges(b.gate.cols / kGroup, run_unit(n) / per_group, work, [&](int first, int end) {
     alignas(64) float gate[kChunk * kGroup], up[kChunk * kGroup];
     for (int at = first; at < end; at += piece) {
       const int panel = at * per_group, cols = std::min(piece, end - at) * kGroup;
@@ -2048,7 +2053,7 @@ inline void Session::attend_token(int l) {
       finish_head(part(0, head), 0, head);
     }
   };
-  pool_->run_ranges(blocks * c.n_kv_heads, attention_work(c.q_dim(), position_ + 1), [&](int first, int end) {
+  pool_->run_ranges(blocks * c.n_kv_heads, 4, attention_work(c.q_dim(), position_ + 1), [&](int first, int end) {
     for (int i = first; i < end; i++) {
       const int kv_head = i / blocks, block = i % blocks;
       attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);

@@ -78,20 +78,21 @@ TEST(Pool, ComesAndGoes) {
   }
 }
 
-TEST(Pool, RunsCoverAllTasksOnceAndStartEven) {
+TEST(Pool, RunsCoverAllTasksOnceInWholeUnits) {
   for (const int threads : {1, 2, 3, 8}) {
     Pool pool(threads);
-    for (const int n : {0, 1, 2, 3, 7, 16, 33, 144, 1000, 5001}) {
-      std::vector<int> runs(size_t(n), 0);
-      std::atomic<int> odd{0}, calls{0};
-      pool.run_ranges(n, 1e9, [&](int first, int end) {
-        odd += first % 2, calls++;
-        for (int i = first; i < end; i++) runs[size_t(i)]++;
-      });
-      EXPECT_EQ(runs, std::vector<int>(size_t(n), 1)) << threads << " threads, " << n << " tasks";
-      EXPECT_EQ(odd, 0) << n;
-      EXPECT_LE(calls, 16 * threads + 15) << n;
-    }
+    for (const int unit : {1, 2, 4})
+      for (const int n : {0, 1, 2, 3, 7, 16, 33, 144, 1000, 5001, 20000}) {
+        std::vector<int> runs(size_t(n), 0);
+        std::atomic<int> broken{0}, calls{0};
+        pool.run_ranges(n, unit, 1e9, [&](int first, int end) {
+          broken += first % unit != 0 || (end % unit != 0 && end != n), calls++;
+          for (int i = first; i < end; i++) runs[size_t(i)]++;
+        });
+        EXPECT_EQ(runs, std::vector<int>(size_t(n), 1)) << threads << " threads, " << n << " tasks";
+        EXPECT_EQ(broken, 0) << n << " in units of " << unit;
+        EXPECT_LE(calls, 16 * threads + 15) << n << " in units of " << unit;
+      }
   }
 }
 
