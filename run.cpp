@@ -2053,7 +2053,7 @@ inline void Session::attend_token(int l) {
       finish_head(part(0, head), 0, head);
     }
   };
-  pool_->run_ranges(blocks * c.n_kv_heads, 4, attention_work(c.q_dim(), position_ + 1), [&](int first, int end) {
+  pool_->run_ranges(blocks * c.n_kv_heads, 1, attention_work(c.q_dim(), position_ + 1), [&](int first, int end) {
     for (int i = first; i < end; i++) {
       const int kv_head = i / blocks, block = i % blocks;
       attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
