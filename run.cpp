@@ -464,7 +464,7 @@ struct Activations {
   const int8_t* q;     // (n, cols)
   const float* scale;  // (n, cols / 32)
   const int32_t* sum;  // (n, cols / 32): sums of q over a group, for kernels that multiply unsigned by signed bytes
-  const uint8_t* packed = nullptr;  // q and scale once more, as pack_groups lays them out; null: not there
+  const uint8_t* packed = nullptr;  // q and scale as pack_groups lays them out, and then only there; null: not there
 
   Activations token(int t) const {
     const size_t at = size_t(t) * cols;
@@ -476,14 +476,13 @@ struct Activations {
 // scales, (2, n) floats; then the next 64 columns. n is a multiple of 16 here; behind the last token lies anything.
 inline size_t packed_bytes(int n, int cols) { return size_t(cols) / 64 * (64 + 2 * sizeof(float)) * round_up(n, 16); }
 
-// Token t's groups first ... first + count - 1 into their place in `packed`, which is for n tokens.
-inline void pack_groups(const Activations& x, int t, int first, int count, int n, uint8_t* packed) {
-  const Activations token = x.token(t);
+// `count` quantized groups into their place in `packed`, which is for n tokens: token t's groups from `first` on.
+inline void pack_groups(const int8_t* q, const float* scale, int t, int first, int count, int n, uint8_t* packed) {
   const size_t rows = size_t(round_up(n, 16));
-  for (int g = first; g < first + count; g++) {
+  for (int g = first; g < first + count; g++, q += kGroup, scale++) {
     uint8_t* block = packed + packed_bytes(n, g / 2 * 64);
-    std::memcpy(block + size_t(t) * 64 + g % 2 * kGroup, token.q + g * kGroup, kGroup);
-    std::memcpy(block + rows * 64 + (g % 2 * rows + t) * sizeof(float), token.scale + g, sizeof(float));
+    std::memcpy(block + size_t(t) * 64 + g % 2 * kGroup, q, kGroup);
+    std::memcpy(block + rows * 64 + (g % 2 * rows + t) * sizeof(float), scale, sizeof(float));
   }
 }
 
@@ -1631,8 +1630,15 @@ struct ActivationBuffer {
   // x (n) as columns first ... first + n - 1, whole groups, of one of so many tokens, quantized for the matmul.
   void quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
     const size_t at = size_t(token) * cols + first, group = at / kGroup;
-    k.quantize(x, n, q + at, scale + group, sum + group);
-    if (packs(k, tokens)) pack_groups(*this, token, first / kGroup, n / kGroup, tokens, packed);
+    if (!packs(k, tokens)) return k.quantize(x, n, q + at, scale + group, sum + group);
+    int8_t bytes[kBlockCols];
+    float scales[kBlockCols / kGroup];
+    int32_t sums[kBlockCols / kGroup];
+    for (int i = 0; i < n; i += kBlockCols) {
+      const int count = std::min(kBlockCols, n - i);
+      k.quantize(x + i, count, bytes, scales, sums);
+      pack_groups(bytes, scales, token, (first + i) / kGroup, count / kGroup, tokens, packed);
+    }
   }
   // All of token t of n, from its place in f.
   void quantize_token(const Kernels& k, int t, int n) const { quantize(k, f + size_t(t) * cols, t, n, 0, cols); }

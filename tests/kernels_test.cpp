@@ -82,7 +82,10 @@ struct Inputs {
   // Behind the last token stands what must not matter.
   tiny::Bytes pack() const {
     tiny::Bytes packed(packed_bytes(n, cols), 0xff);
-    for (int t = 0; t < n; t++) pack_groups(get(), t, 0, cols / kGroup, n, packed.data());
+    for (int t = 0; t < n; t++) {
+      const Activations token = get().token(t);
+      pack_groups(token.q, token.scale, t, 0, cols / kGroup, n, packed.data());
+    }
     return packed;
   }
 };

@@ -63,7 +63,10 @@ struct Inputs {
     k.quantize(f.data(), int(f.size()), q.data(), scale.data(), sum.data());
     if (!k.matmul_packed || n <= kFewTokens) return;
     packed.resize(packed_bytes(n, cols));
-    for (int t = 0; t < n; t++) pack_groups(get(), t, 0, cols / kGroup, n, packed.data());
+    for (int t = 0; t < n; t++) {
+      const Activations token = get().token(t);
+      pack_groups(token.q, token.scale, t, 0, cols / kGroup, n, packed.data());
+    }
   }
   Activations get() const {
     return {cols, f.data(), q.data(), scale.data(), sum.data(), packed.empty() ? nullptr : packed.data()};
