@@ -318,6 +318,7 @@ class Session {
   bool run(const int* ids, size_t n, const EachLogits* each);
   bool chunk(const int* ids, int n);
   void layer(int l, int n);
+  template <class F> void each_token(int n, int width, const F& f);
   void norm_input(const Tensor& weight, int first, int n);
   void gate_and_up(const Layer& w, int n);
   void quantize(const struct ActivationBuffer& in, int t, int n);
@@ -1878,11 +1879,20 @@ inline void Session::quantize(const ActivationBuffer& in, int t, int n) {
   if (!model_.all_f32) in.quantize_token(*kernels_, t, n);
 }
 
+// f(t) for each of n tokens, with `width` numbers each to be passed over. A thread gets up to 16 neighbours, since what
+// they leave in the cache of keys and for packed matmuls shares cache lines, and those should not travel to and fro.
+template <class F> void Session::each_token(int n, int width, const F& f) {
+  const int unit = std::clamp(n / pool_->threads(), 1, 16);
+  pool_->run_ranges(n, unit, vector_work(width, n), [&](int first, int end) {
+    for (int t = first; t < end; t++) f(t);
+  });
+}
+
 // xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
 inline void Session::norm_input(const Tensor& weight, int first, int n) {
   const Config& c = model_.config;
   const float* w = reinterpret_cast<const float*>(weight.data);
-  pool_->run(n, vector_work(c.dim, n), [&](int t, int) {
+  each_token(n, c.dim, [&](int t) {
     const size_t at = size_t(t) * padded(c.dim);
     kernels_->rmsnorm(buf_->x + size_t(first) * padded(c.dim) + at, w, buf_->xn.f + at, c.dim, c.norm_eps);
     quantize(buf_->xn, t, n);
@@ -1891,7 +1901,7 @@ inline void Session::norm_input(const Tensor& weight, int first, int n) {
 
 inline void Session::add_residual(int n) {
   const size_t width = size_t(padded(model_.config.dim));
-  pool_->run(n, vector_work(int(width), n), [&](int t, int) {
+  each_token(n, int(width), [&](int t) {
     for (size_t i = t * width; i < (t + 1) * width; i++) buf_->x[i] += buf_->xn.f[i];
   });
 }
@@ -1968,7 +1978,7 @@ inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, cons
 inline void Session::store_kv(int l, int n) {
   const Config& c = model_.config;
   const int half = c.head_dim / 2;
-  pool_->run(n, vector_work(c.q_dim() + 2 * c.kv_dim(), n), [&](int t, int) {
+  each_token(n, c.q_dim() + 2 * c.kv_dim(), [&](int t) {
     float* k = buf_->k + size_t(t) * padded(c.kv_dim());
     float* v = buf_->v + size_t(t) * padded(c.kv_dim());
     const float *cos = buf_->cos + t * half, *sin = buf_->sin + t * half;
@@ -1987,7 +1997,7 @@ inline void Session::attention(int l, int n) {
     attend_token(l);
   else
     attend_prompt(l, n);
-  pool_->run(n, vector_work(buf_->q.cols, n), [&](int t, int) { quantize(buf_->q, t, n); });
+  each_token(n, buf_->q.cols, [&](int t) { quantize(buf_->q, t, n); });
 }
 
 // A vector that looks for keys, how many keys of a block it may see, and where what it finds goes (attention_floats).
