@@ -1431,26 +1431,39 @@ inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys = kBloc
 // values weighted by e^(score - largest).
 inline size_t attention_floats(int head_dim) { return 16 + size_t(round_up(head_dim, 16)); }
 
-// out[n] (width) = the sum of rows 0 ... rows - 1 of a (rows, width), each times coefficient[n][row]: N outputs at a
-// time, 16 lanes of each, so that a row is loaded and converted once for N. With each row goes a prefetch (into the L2
-// cache) of what lies `ahead` bytes on, which will be wanted next.
-template <int W, class T, int N>
-POCKET_BODY void combine(const T* a, int rows, int width, ptrdiff_t ahead, const float* const* coefficient,
-                         float* const* out) {
+// Of each of B blocks of 16 lanes the sum of rows 0 ... rows - 1, each times coefficient[n][row], into out[n] (16 * B)
+// from `at` on. Rows are `step` elements from one to the next, blocks `between`. A row is loaded and converted once for
+// N outputs, and with it goes a prefetch (into the L2 cache) of what lies `ahead` bytes on, which will be wanted next.
+template <int W, class T, int N, int B>
+POCKET_BODY void combine_blocks(const T* a, int rows, ptrdiff_t step, ptrdiff_t between, ptrdiff_t ahead,
+                                const float* const* coefficient, float* const* out, int at) {
   constexpr int kParts = 16 / W;
-  for (int j = 0; j < width; j += 16) {
-    Lanes<W> acc[N][kParts] = {};
-    for (int i = 0; i < rows; i++) {
+  Lanes<W> acc[B][N][kParts] = {};
+  for (int i = 0; i < rows; i++)
+    POCKET_FOR (b, B) {
       Lanes<W> row[kParts];
-      const T* at = a + size_t(i) * width + j;
-      __builtin_prefetch(reinterpret_cast<const uint8_t*>(at) + ahead, 0, 2);
-      POCKET_FOR (p, kParts) row[p].load(at + p * W);
+      const T* lanes = a + b * between + i * step;
+      __builtin_prefetch(reinterpret_cast<const uint8_t*>(lanes) + ahead, 0, 2);
+      POCKET_FOR (p, kParts) row[p].load(lanes + p * W);
       POCKET_FOR (n, N)
-        POCKET_FOR (p, kParts) acc[n][p].add_product(coefficient[n][i], row[p]);
+        POCKET_FOR (p, kParts) acc[b][n][p].add_product(coefficient[n][i], row[p]);
     }
+  POCKET_FOR (b, B)
     POCKET_FOR (n, N)
-      POCKET_FOR (p, kParts) acc[n][p].store(out[n] + j + p * W);
-  }
+      POCKET_FOR (p, kParts) acc[b][n][p].store(out[n] + at + 16 * b + p * W);
+}
+
+// The same for any number of blocks. Where outputs are few, several blocks go together: an fma waits four cycles for
+// the one before it, so that it takes eight sums or more to keep the CPU's two units busy.
+template <int W, class T, int N>
+POCKET_BODY void combine(const T* a, int rows, ptrdiff_t step, ptrdiff_t between, int blocks, ptrdiff_t ahead,
+                         const float* const* coefficient, float* const* out) {
+  constexpr int kTogether = N == 1 ? 4 : W == 16 && N < 8 ? 4 : 1;
+  int b = 0;
+  for (; b + kTogether <= blocks; b += kTogether)
+    combine_blocks<W, T, N, kTogether>(a + b * between, rows, step, between, ahead, coefficient, out, 16 * b);
+  for (; b < blocks; b++)
+    combine_blocks<W, T, N, 1>(a + b * between, rows, step, between, ahead, coefficient, out, 16 * b);
 }
 
 // Scores of `keys` keys to the weights of their values; top is the largest score, sum that of all e^(score - top).
@@ -1483,11 +1496,10 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
   alignas(64) float score[N][kBlockKeys] = {};
   int shortest = keys[0], longest = keys[0];
   for (int n = 1; n < N; n++) shortest = std::min(shortest, keys[n]), longest = std::max(longest, keys[n]);
-  for (int j = 0; j < longest; j += 16) {
-    float* tile[N];
-    for (int n = 0; n < N; n++) tile[n] = score[n] + j;
-    combine<W, T, N>(static_cast<const T*>(kv.k) + size_t(j) * kv.head_dim, kv.head_dim, 16, kv.ahead, q, tile);
-  }
+  float* tiles[N];
+  for (int n = 0; n < N; n++) tiles[n] = score[n];
+  combine<W, T, N>(static_cast<const T*>(kv.k), kv.head_dim, 16, 16 * kv.head_dim, (longest + 15) / 16, kv.ahead, q,
+                   tiles);
   const float* weights[N];
   float* values[N];
   for (int n = 0; n < N; n++) {
@@ -1495,7 +1507,7 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
     weights[n] = score[n], values[n] = out[n] + 16;
   }
   const T* v = static_cast<const T*>(kv.v);
-  combine<W, T, N>(v, shortest, kv.width, kv.ahead, weights, values);
+  combine<W, T, N>(v, shortest, kv.width, 16, kv.width / 16, kv.ahead, weights, values);
   for (int n = 0; n < N; n++)  // queries of later tokens see some keys more
     for (int j = shortest; j < keys[n]; j++)
       for (int i = 0; i < kv.width; i++)
@@ -1507,6 +1519,7 @@ POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, co
   constexpr int kMost = W == 16 ? 8 : 4;  // as many sums as there are registers for
   int i = 0;
   for (; i + kMost <= n; i += kMost) attend_block<W, T, kMost>(kv, q + i, keys + i, out + i);
+  for (; i + 4 <= n; i += 4) attend_block<W, T, 4>(kv, q + i, keys + i, out + i);
   for (; i + 3 <= n; i += 3) attend_block<W, T, 3>(kv, q + i, keys + i, out + i);
   for (; i < n; i++) attend_block<W, T, 1>(kv, q + i, keys + i, out + i);
 }
@@ -1535,8 +1548,8 @@ POCKET_BODY void matmul_f32_body(const Tensor& w, int first, int count, const Ac
         in[i] = x.f + size_t(std::min(t + i, n - 1)) * x.cols;
         out[i] = y + std::min(t + i, n - 1) * ldy + size_t(p) * kPanelRows;
       }
-      n - t >= 4 ? combine<W, float, 4>(panel, x.cols, kPanelRows, ahead, in, out)
-                 : combine<W, float, 1>(panel, x.cols, kPanelRows, ahead, in, out);
+      n - t >= 4 ? combine_blocks<W, float, 4, 1>(panel, x.cols, kPanelRows, 0, ahead, in, out, 0)
+                 : combine_blocks<W, float, 1, 1>(panel, x.cols, kPanelRows, 0, ahead, in, out, 0);
       t += n - t >= 4 ? 4 : 1;
     }
   }
