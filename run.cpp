@@ -2757,7 +2757,8 @@ POCKET_AVX512 inline void dot(Type type, const uint8_t* const codes[2], const vo
 namespace amx {
 
 // kRound's bits, 16 rows of 16: an integer added to them makes the float kRound + that integer, exactly, if it is less
-// than 2^22, as the sum of a group is (32 * 128 * 127 at most).
+// than 2^22, as the sum of a group is.
+static_assert(kGroup * 128 * 127 < 1 << 22);
 struct Start {
   alignas(64) uint32_t bits[16 * kPanelRows] = {};
   constexpr Start() {
