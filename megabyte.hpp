@@ -644,7 +644,7 @@ inline bool MegabyteSession::global_chunk(int first, int n) {
     rows_.push_back({0, first + t});
     if (first + t > 0 && !embed_patch(first + t - 1, patch.f + t * wide)) return false;
   }
-  pool_->run(n, vector_work(c.patch_dim(), n), [&](int t, int) {
+  each_token(*pool_, n, vector_work(c.patch_dim(), n), [&](int t) {
     float* x = patch.f + t * wide;
     own_.layer_norm(x, nullptr, floats(model_.patch_norm), floats(model_.patch_norm_bias), x, c.patch_dim());
     quantize(patch, t, n);
@@ -718,7 +718,7 @@ inline bool MegabyteSession::layers(Stage& s) {
 
     shift_norm(s, l, 1, w.ffn_norm);
     matmul({{w.w1, s.hidden.f}}, s.xn, n);
-    pool_->run(n, 4 * vector_work(s.shape.hidden_dim, n), [&](int t, int) {
+    each_token(*pool_, n, 4 * vector_work(s.shape.hidden_dim, n), [&](int t) {
       const size_t at = size_t(t) * s.hidden.cols;
       own_.gelu(s.hidden.f + at, floats(w.w1_bias), round_up(s.shape.hidden_dim, 16));
       quantize(s.hidden, t, n);
@@ -744,7 +744,7 @@ inline void MegabyteSession::shift_norm(Stage& s, int l, int half, const Tensor&
   for (int t = 0; t < n; t++)
     std::memcpy(s.halves(rows_[size_t(t)], l, half), s.x + t * width + (dim - dim / 2),
                 size_t(dim / 2) * sizeof(float));
-  pool_->run(n, vector_work(dim, n), [&](int t, int) {
+  each_token(*pool_, n, vector_work(dim, n), [&](int t) {
     const Row& row = rows_[size_t(t)];
     const float* before = row.position == 0 ? s.nothing : s.halves({row.slot, row.position - 1}, l, half);
     own_.shift_norm(s.x + t * width, before, floats(weight), s.xn.f + t * width, dim);
@@ -756,7 +756,7 @@ inline void MegabyteSession::shift_norm(Stage& s, int l, int half, const Tensor&
 inline void MegabyteSession::final_norm(Stage& s, int first, int n) {
   const int dim = s.shape.dim;
   const size_t width = size_t(padded(dim));
-  pool_->run(n, vector_work(dim, n), [&](int t, int) {
+  each_token(*pool_, n, vector_work(dim, n), [&](int t) {
     const float* x = s.x + (size_t(first) + t) * width;
     own_.shift_norm(x, x + (dim - dim / 2), floats(s.w->final_norm), s.xn.f + t * width, dim);
     quantize(s.xn, t, n);
@@ -766,7 +766,7 @@ inline void MegabyteSession::final_norm(Stage& s, int first, int n) {
 inline void MegabyteSession::add_residual(Stage& s, const Tensor* bias) {
   const int n = int(rows_.size()), dim = s.shape.dim;
   const size_t width = size_t(padded(dim));
-  pool_->run(n, vector_work(dim, n), [&](int t, int) {
+  each_token(*pool_, n, vector_work(dim, n), [&](int t) {
     float *x = s.x + t * width, *y = s.xn.f + t * width;
     for (int i = 0; bias && i < dim; i++) y[i] += floats(*bias)[i];
     for (int i = 0; i < dim; i++) x[i] += y[i];
@@ -777,7 +777,7 @@ inline void MegabyteSession::add_residual(Stage& s, const Tensor* bias) {
 inline void MegabyteSession::store_kv(Stage& s, int l) {
   const MegabyteConfig& c = model_.config;
   const int n = int(rows_.size()), half = int(frequencies_.size());
-  pool_->run(n, vector_work(3 * c.q_dim(), n), [&](int t, int) {
+  each_token(*pool_, n, vector_work(3 * c.q_dim(), n), [&](int t) {
     const Row& row = rows_[size_t(t)];
     float *k = s.k + size_t(t) * s.q.cols, *v = s.v + size_t(t) * s.q.cols;
     for (float* x : {s.q.f + size_t(t) * s.q.cols, k})
@@ -806,7 +806,7 @@ inline void MegabyteSession::attention(Stage& s, int l) {
     const int first = task / c.n_heads * kTileTokens;
     attend(s, l, task % c.n_heads, first, std::min(kTileTokens, n - first), buf_->partial + thread * state);
   });
-  pool_->run(n, vector_work(s.q.cols, n), [&](int t, int) { quantize(s.q, t, n); });
+  each_token(*pool_, n, vector_work(s.q.cols, n), [&](int t) { quantize(s.q, t, n); });
 }
 
 // One head of n rows from `first` on: those of a sequence together, block of keys by block of keys.

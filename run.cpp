@@ -318,7 +318,6 @@ class Session {
   bool run(const int* ids, size_t n, const EachLogits* each);
   bool chunk(const int* ids, int n);
   void layer(int l, int n);
-  template <class F> void each_token(int n, int width, const F& f);
   void norm_input(const Tensor& weight, int first, int n);
   void gate_and_up(const Layer& w, int n);
   void quantize(const struct ActivationBuffer& in, int t, int n);
@@ -1458,7 +1457,7 @@ POCKET_BODY void combine_blocks(const T* a, int rows, ptrdiff_t step, ptrdiff_t 
 template <int W, class T, int N>
 POCKET_BODY void combine(const T* a, int rows, ptrdiff_t step, ptrdiff_t between, int blocks, ptrdiff_t ahead,
                          const float* const* coefficient, float* const* out) {
-  constexpr int kTogether = N == 1 ? 4 : W == 16 && N < 8 ? 4 : 1;
+  constexpr int kTogether = N == 1 || (W == 16 && N < 8) ? 4 : 1;
   int b = 0;
   for (; b + kTogether <= blocks; b += kTogether)
     combine_blocks<W, T, N, kTogether>(a + b * between, rows, step, between, ahead, coefficient, out, 16 * b);
@@ -1516,9 +1515,9 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
 
 template <int W, class T>
 POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, const int* keys, float* const* out) {
-  constexpr int kMost = W == 16 ? 8 : 4;  // as many sums as there are registers for
   int i = 0;
-  for (; i + kMost <= n; i += kMost) attend_block<W, T, kMost>(kv, q + i, keys + i, out + i);
+  if constexpr (W == 16)  // which has registers for the sums of eight
+    for (; i + 8 <= n; i += 8) attend_block<W, T, 8>(kv, q + i, keys + i, out + i);
   for (; i + 4 <= n; i += 4) attend_block<W, T, 4>(kv, q + i, keys + i, out + i);
   for (; i + 3 <= n; i += 3) attend_block<W, T, 3>(kv, q + i, keys + i, out + i);
   for (; i < n; i++) attend_block<W, T, 1>(kv, q + i, keys + i, out + i);
@@ -1663,6 +1662,14 @@ struct ActivationBuffer {
 inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
 inline double vector_work(int width, int n) { return double(width) * n / 2; }
 inline double attention_work(int q_dim, int keys) { return double(keys) * q_dim / 16; }
+
+// f(t) for each of n tokens. A thread gets up to 16 neighbours, since what they leave in the cache of keys and for
+// packed matmuls shares cache lines, and those should not travel to and fro.
+template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
+  pool.run_ranges(n, std::clamp(n / pool.threads(), 1, 16), work, [&](int first, int end) {
+    for (int t = first; t < end; t++) f(t);
+  });
+}
 
 struct Product {
   const Tensor& w;
@@ -1892,20 +1899,11 @@ inline void Session::quantize(const ActivationBuffer& in, int t, int n) {
   if (!model_.all_f32) in.quantize_token(*kernels_, t, n);
 }
 
-// f(t) for each of n tokens, with `width` numbers each to be passed over. A thread gets up to 16 neighbours, since what
-// they leave in the cache of keys and for packed matmuls shares cache lines, and those should not travel to and fro.
-template <class F> void Session::each_token(int n, int width, const F& f) {
-  const int unit = std::clamp(n / pool_->threads(), 1, 16);
-  pool_->run_ranges(n, unit, vector_work(width, n), [&](int first, int end) {
-    for (int t = first; t < end; t++) f(t);
-  });
-}
-
 // xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
 inline void Session::norm_input(const Tensor& weight, int first, int n) {
   const Config& c = model_.config;
   const float* w = reinterpret_cast<const float*>(weight.data);
-  each_token(n, c.dim, [&](int t) {
+  each_token(*pool_, n, vector_work(c.dim, n), [&](int t) {
     const size_t at = size_t(t) * padded(c.dim);
     kernels_->rmsnorm(buf_->x + size_t(first) * padded(c.dim) + at, w, buf_->xn.f + at, c.dim, c.norm_eps);
     quantize(buf_->xn, t, n);
@@ -1914,7 +1912,7 @@ inline void Session::norm_input(const Tensor& weight, int first, int n) {
 
 inline void Session::add_residual(int n) {
   const size_t width = size_t(padded(model_.config.dim));
-  each_token(n, int(width), [&](int t) {
+  each_token(*pool_, n, vector_work(int(width), n), [&](int t) {
     for (size_t i = t * width; i < (t + 1) * width; i++) buf_->x[i] += buf_->xn.f[i];
   });
 }
@@ -1991,7 +1989,7 @@ inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, cons
 inline void Session::store_kv(int l, int n) {
   const Config& c = model_.config;
   const int half = c.head_dim / 2;
-  each_token(n, c.q_dim() + 2 * c.kv_dim(), [&](int t) {
+  each_token(*pool_, n, vector_work(c.q_dim() + 2 * c.kv_dim(), n), [&](int t) {
     float* k = buf_->k + size_t(t) * padded(c.kv_dim());
     float* v = buf_->v + size_t(t) * padded(c.kv_dim());
     const float *cos = buf_->cos + t * half, *sin = buf_->sin + t * half;
@@ -2010,7 +2008,7 @@ inline void Session::attention(int l, int n) {
     attend_token(l);
   else
     attend_prompt(l, n);
-  each_token(n, buf_->q.cols, [&](int t) { quantize(buf_->q, t, n); });
+  each_token(*pool_, n, vector_work(buf_->q.cols, n), [&](int t) { quantize(buf_->q, t, n); });
 }
 
 // A vector that looks for keys, how many keys of a block it may see, and where what it finds goes (attention_floats).
