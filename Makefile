@@ -1,63 +1,80 @@
-# Builds run and export/convert with nothing but a C++17 compiler. `make help` lists the targets.
+# Builds run, export/convert and the other programs with nothing but a C++17 compiler. `make help` lists the targets.
 
 CXX ?= g++
 CXXFLAGS ?= -O3
-# -ffp-contract=off: the code says itself where a product and a sum are fused; nobody else may.
-ALL_FLAGS = -std=c++17 -Wall -Wextra -ffp-contract=off -pthread $(CXXFLAGS)
 BUILD ?= build
 PREFIX ?= /usr/local
+# The engine's bits do not depend on -ffp-contract: it writes every fused multiply-add itself. The converter's and the
+# trainer's do.
+ALL_FLAGS = -std=c++17 -Wall -Wextra -ffp-contract=off -pthread $(CXXFLAGS)
+# All programs share one copy of the SIMD kernels, which take longest to compile.
+PROGRAM = $(CXX) $(ALL_FLAGS) -DPOCKET_SEPARATE_KERNELS
+KERNELS = $(BUILD)/kernels.o
+
+# Use all cores, unless -j was given.
+ifeq ($(filter -j%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+endif
+
+ENGINE = run.cpp tokenizer.hpp
+EXPORT = $(ENGINE) $(wildcard export/*.hpp)
+MODELS = $(EXPORT) $(wildcard models/*.hpp models/megabyte/*.hpp)
+CLI = $(MODELS) $(wildcard apps/cli/*.hpp)
 
 all: run export/convert
 
-run: run.cpp $(wildcard *.hpp) export/json.hpp export/input_file.hpp
-	$(CXX) $(ALL_FLAGS) run.cpp -o $@ $(LDFLAGS)
+$(KERNELS): run.cpp
+	@mkdir -p $(BUILD)
+	$(CXX) $(ALL_FLAGS) -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c run.cpp -o $@
 
-export/convert: export/convert.cpp $(wildcard export/*.hpp) run.cpp megabyte.hpp chat_families.hpp tokenizer.hpp
-	$(CXX) $(ALL_FLAGS) export/convert.cpp -o $@ $(LDFLAGS)
+run: apps/cli/main.cpp $(CLI) $(KERNELS)
+	$(PROGRAM) apps/cli/main.cpp $(KERNELS) -o $@ $(LDFLAGS)
+
+export/convert: export/convert.cpp $(MODELS) $(KERNELS)
+	$(PROGRAM) export/convert.cpp $(KERNELS) -o $@ $(LDFLAGS)
 
 # Trains a model from a text.
-models/train: models/train.cpp $(wildcard models/*.hpp export/*.hpp *.hpp) run.cpp
-	$(CXX) $(ALL_FLAGS) models/train.cpp -o $@ $(LDFLAGS)
+models/train: models/train.cpp $(MODELS) $(KERNELS)
+	$(PROGRAM) models/train.cpp $(KERNELS) -o $@ $(LDFLAGS)
 
-# Programs that measure: speed, memory and quality of a model; kernels one by one (with Google Benchmark).
-bench: tests/bench/bench
+# Programs that measure: speed, memory and quality of a model; kernels one by one (with Google Benchmark); training.
+bench: apps/bench/bench
+apps/bench/bench: apps/bench/bench.cpp $(wildcard apps/bench/*.hpp) $(CLI) $(KERNELS)
+	$(PROGRAM) apps/bench/bench.cpp $(KERNELS) -o $@ $(LDFLAGS)
+
+bench-training: apps/bench/training
+apps/bench/training: apps/bench/training.cpp $(MODELS) $(KERNELS)
+	$(PROGRAM) apps/bench/training.cpp $(KERNELS) -o $@ $(LDFLAGS)
+
 bench-kernels:
 	@echo '#include <benchmark/benchmark.h>' | $(CXX) -x c++ -fsyntax-only - 2>/dev/null || \
-	  { echo "bench-kernels: needs Google Benchmark (Debian: libbenchmark-dev)" >&2; exit 1; }
-	$(MAKE) tests/bench/kernels
-
-tests/bench/bench: tests/bench/bench.cpp $(wildcard tests/bench/*.hpp *.hpp) run.cpp export/json.hpp export/input_file.hpp
-	$(CXX) $(ALL_FLAGS) tests/bench/bench.cpp -o $@ $(LDFLAGS)
-
-bench-training: tests/bench/training
-tests/bench/training: tests/bench/training.cpp $(wildcard models/*.hpp export/*.hpp *.hpp) run.cpp
-	$(CXX) $(ALL_FLAGS) tests/bench/training.cpp -o $@ $(LDFLAGS)
-
-tests/bench/kernels: tests/bench/kernels.cpp run.cpp
-	$(CXX) $(ALL_FLAGS) tests/bench/kernels.cpp -o $@ $(LDFLAGS) -lbenchmark
+	  { echo "bench-kernels: requires Google Benchmark (Debian: libbenchmark-dev)" >&2; exit 1; }
+	$(MAKE) apps/bench/kernels
+apps/bench/kernels: apps/bench/kernels.cpp $(ENGINE) $(KERNELS)
+	$(PROGRAM) apps/bench/kernels.cpp $(KERNELS) -o $@ $(LDFLAGS) -lbenchmark
 
 help:
-	@echo "make            build ./run and export/convert"
-	@echo "make models/train   build the trainer: from a text of stories to a model of your own"
-	@echo "make demo       build, and let the model that ships tell a story"
-	@echo "make test       get what the tests need, and run them all"
-	@echo "make test-arm   cross-compile for aarch64, and run what depends on the CPU by qemu"
-	@echo "make sanitize   the same tests under ASan and UBSan, and the threads under TSan"
-	@echo "make bench      build tests/bench/bench: how fast a model runs on this machine, and what it loses"
-	@echo "make bench-kernels   build tests/bench/kernels: the kernels one by one; needs Google Benchmark"
-	@echo "make bench-training  build tests/bench/training: how fast models/train computes on this machine"
-	@echo "make install    copy run to $(PREFIX)/bin/pocketllama, its man page and the model that ships to $(PREFIX)/share"
-	@echo "make clean      remove what was built (models stay)"
+	@echo "make                 build ./run and export/convert"
+	@echo "make models/train    build the trainer: from a text of stories to a model of your own"
+	@echo "make demo            build, and let the model that ships with the project tell a story"
+	@echo "make test            install what the tests need, and run all tests"
+	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
+	@echo "make sanitize        run the tests under ASan and UBSan, and the threaded ones under TSan"
+	@echo "make bench           build apps/bench/bench: speed, memory and quality of a model on this machine"
+	@echo "make bench-kernels   build apps/bench/kernels: one kernel at a time; requires Google Benchmark"
+	@echo "make bench-training  build apps/bench/training: speed of models/train on this machine"
+	@echo "make install         copy run to $(PREFIX)/bin/pocketllama, its man page and its model to $(PREFIX)/share"
+	@echo "make clean           remove what was built (models stay)"
 
 demo: all
 	./run -i "Once upon a time" -s 5
 	@echo
-	@echo "That was models/stories.bin, 1.4 MB, trained by models/train (models/README.md). It only tells stories, also to order:"
+	@echo "That was models/stories.bin, 1.4 MB, trained by models/train (models/README.md). It tells stories; try:"
 	@echo "  ./run --words dog,cake,sad"
-	@echo "Larger ones answer questions:"
-	@echo "  models/get smollm2-135m-instruct     93 MB to fetch, 155 MB of memory"
-	@echo "  models/get tinyllama-1.1b-chat       2.2 GB to fetch, 550 MB of memory"
-	@echo "and then, for one:"
+	@echo "Larger models answer questions:"
+	@echo "  models/get smollm2-135m-instruct     93 MB to download, 155 MB of memory"
+	@echo "  models/get tinyllama-1.1b-chat       2.2 GB to download, 550 MB of memory"
+	@echo "Then chat with one:"
 	@echo "  ./run models/smollm2-135m-instruct.bin -m chat"
 
 test: all
@@ -69,18 +86,18 @@ test: all
 test-arm: all
 	tests/aarch64
 
-# A thread is watched where threads are: the pool, sessions, programs that share a model.
+# TSan watches the tests that share data between threads: the pool, sessions, programs that share a model.
 sanitize:
 	tests/setup
 	$(MAKE) sanitized SANITIZE=address,undefined
-	$(MAKE) sanitized SANITIZE=thread TESTS='pool_test session_test library_test' ONLY='^(Pool|SameBits|Cancel|Library)\.'
+	$(MAKE) sanitized SANITIZE=thread TESTS='engine_test' ONLY='^(Pool|SameBits|Cancel|Library)\.'
 
 sanitized:
 	cmake -S . -B build-$(SANITIZE) -DPOCKET_SANITIZE=$(SANITIZE) $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
 	cmake --build build-$(SANITIZE) -j 2 $(if $(TESTS),--target $(TESTS))
 	ctest --test-dir build-$(SANITIZE) --output-on-failure $(if $(ONLY),-R '$(ONLY)')
 
-# The man page is --help's text, which run itself knows.
+# The man page is the text of --help, which run itself prints as troff.
 man/pocketllama.1: run
 	mkdir -p man
 	./run --man > $@.tmp && mv $@.tmp $@
@@ -93,6 +110,6 @@ install: run man/pocketllama.1
 	install -m 644 man/pocketllama.1 $(DESTDIR)$(PREFIX)/share/man/man1
 
 clean:
-	rm -rf run export/convert models/train tests/bench/bench tests/bench/kernels tests/bench/training man $(BUILD) build-*
+	rm -rf run export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
 
 .PHONY: all bench bench-kernels bench-training help demo test test-arm sanitize sanitized install clean

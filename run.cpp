@@ -9,7 +9,7 @@
 //
 // Use it as a library: copy this file (and tokenizer.hpp, if you want text) into your project.
 //
-//     #define RUN_NO_MAIN
+//     #define POCKET_NO_MAIN
 //     #include "run.cpp"
 //     pocket::Model model;                                          // immutable once open; share it among threads
 //     if (!model.open("model.bin")) { puts(model.error.c_str()); return 1; }
@@ -175,19 +175,15 @@ struct ChatTemplate {
   }
 };
 
-// A model file, mapped and checked. Immutable once open, so that any number of sessions and threads may share it.
+// What every model file carries besides its tensors, mapped and checked. Immutable once open, so that any number of
+// sessions and threads may share it.
 class ModelFile {
  public:
   ModelFile() = default;
-  virtual ~ModelFile() { unmap(); }
+  ~ModelFile() { unmap(); }
   ModelFile(const ModelFile&) = delete;
   ModelFile& operator=(const ModelFile&) = delete;
 
-  // Maps the file and checks everything but the tensors' values, once. On failure returns false and sets `error`,
-  // which names the file, the field, what was expected and what was found.
-  bool open(const char* path);
-  // The same on bytes that the caller keeps alive and in place, on a 64-byte boundary.
-  bool open_memory(const void* data, size_t size);
   // Reads all the tensors and compares their checksum with the header's.
   bool verify_tensors();
 
@@ -202,25 +198,17 @@ class ModelFile {
   std::string_view tokenizer_bytes() const { return tokenizer_; }
   std::string_view provenance() const { return provenance_; }
   uint64_t checksum() const { return checksum_; }  // the header's: no two models share it
-  virtual int vocab_size() const = 0;
   // Copies a row of a table that is gathered to x (cols, padded to 64). False if the file can no longer be read.
   bool read_row(const Tensor& table, int row, float* x) const;
 
  protected:
-  // What an architecture adds: its number, the sizes that the header tells, the tensors that follow from them, and the
-  // place of each (none: forget them).
-  virtual uint32_t architecture() const = 0;
-  virtual bool read_shape(struct ModelReader& reader) = 0;
-  virtual uint64_t tensor_count() const = 0;
-  virtual std::vector<struct TensorSpec> specs() const = 0;
-  virtual void bind(const std::vector<Tensor>& tensors) = 0;
+  bool map_file(const char* path);                     // on failure returns false with `error` set
+  bool map_memory(const void* data, size_t size);      // the same
+  bool refuse(const char* name);                       // puts the name before `error` and closes; returns false
+  void unmap();
 
  private:
-  void unmap();
-  void close();
-  bool check(const char* name);
   friend struct ModelReader;
-
   const uint8_t* base_ = nullptr;
   size_t size_ = 0;
   int file_ = -1;  // -1: memory of the caller
@@ -237,16 +225,19 @@ class Model : public ModelFile {
   Tensor final_norm;  // (dim)
   Tensor output;      // (vocab_size, dim)
 
-  int vocab_size() const override { return config.vocab_size; }
+  // Maps the file and checks everything but the tensors' values, once. On failure returns false and sets `error`,
+  // which names the file, the field, what was expected and what was found.
+  bool open(const char* path);
+  // The same on bytes that the caller keeps alive and in place, on a 64-byte boundary.
+  bool open_memory(const void* data, size_t size);
+
+  int vocab_size() const { return config.vocab_size; }
   // Copies row `id` of the embedding table to x (dim, padded to 64). False if the file can no longer be read.
   bool embed(int id, float* x) const { return read_row(token_embedding, id, x); }
 
- protected:
-  uint32_t architecture() const override;
-  bool read_shape(struct ModelReader& reader) override;
-  uint64_t tensor_count() const override { return uint64_t(config.n_layers) * 9 + 3; }
-  std::vector<struct TensorSpec> specs() const override;
-  void bind(const std::vector<Tensor>& tensors) override;
+ private:
+  bool read(const char* name);
+  void bind(const std::vector<Tensor>& tensors);
 };
 
 enum class KvType { automatic, q8, f32 };  // how keys and values are kept; automatic: f32 for f32 models, else q8
@@ -315,13 +306,13 @@ class Session {
   struct Buffers;
   bool prepare(const SessionOptions& options);
   bool check(const int* ids, size_t n);
-  bool run(const int* ids, size_t n, const EachLogits* each);
+  bool process(const int* ids, size_t n, const EachLogits* each);
   bool chunk(const int* ids, int n);
   void layer(int l, int n);
   void norm_input(const Tensor& weight, int first, int n);
   void gate_and_up(const Layer& w, int n);
-  void quantize(const struct ActivationBuffer& in, int t, int n);
-  void matmul(std::initializer_list<struct Product> products, const ActivationBuffer& in, int n);
+  void quantize(const struct Activations& in, int t, int n);
+  void matmul(std::initializer_list<struct Product> products, const Activations& in, int n);
   void add_residual(int n);
   void store_kv(int l, int n);
   void attention(int l, int n);
@@ -396,8 +387,8 @@ using Propose = std::function<std::vector<int>()>;
 // Feeds the prompt, then samples up to n tokens; ends early at a stop id (not handed out), when the context is full,
 // or when on_token returns false. Returns false on failure, with session.error set. Pick: Sampler, or what has its two
 // functions. Guesses are heard together with the token before them and count as far as pick chooses the same.
-template <class Session, class Pick>
-bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
+template <class AnySession, class Pick>
+bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose = nullptr);
 
 // Token ids of the text before a reply: `message` as the next user turn, after the end of the last reply or, if it is
@@ -457,19 +448,31 @@ inline size_t embedding_row_bytes(Type type, int cols) {
 }
 
 // What a matmul multiplies with: n tokens' vectors of `cols` (padded) elements, as floats and quantized to int8 with
-// one scale per group of 32, max|x| / 127.
+// one scale per group of 32, max|x| / 127. A view: the memory is the session's, or the caller's.
 struct Activations {
-  int cols;            // padded to 64
-  const float* f;      // (n, cols)
-  const int8_t* q;     // (n, cols)
-  const float* scale;  // (n, cols / 32)
-  const int32_t* sum;  // (n, cols / 32): sums of q over a group, for kernels that multiply unsigned by signed bytes
-  const uint8_t* packed = nullptr;  // q and scale as pack_groups lays them out, and then only there; null: not there
+  int cols;                    // padded to 64
+  float* f;                    // (n, cols); null where only the quantized form is kept
+  int8_t* q;                   // (n, cols)
+  float* scale;                // (n, cols / 32)
+  int32_t* sum;                // (n, cols / 32): sums of q over a group, for kernels that multiply unsigned by signed bytes
+  uint8_t* packed = nullptr;   // q and scale as pack_groups lays them out
+  bool use_packed = false;     // the quantized form of this matmul is in `packed`, and only there
 
+  // Token t alone.
   Activations token(int t) const {
     const size_t at = size_t(t) * cols;
     return {cols, f + at, q + at, scale + at / kGroup, sum + at / kGroup};
   }
+  // The columns from k0 on (a multiple of 32).
+  Activations columns(int k0) const { return {cols, f + k0, q + k0, scale + k0 / kGroup, sum + k0 / kGroup}; }
+  // The same for a matmul of n tokens: the packed form is used where the kernel set has a use for it.
+  Activations of(const struct Kernels& k, int n) const;
+  // Its place for kChunk tokens: take(pointer, count) gives each array its own.
+  template <class Take> void place(int width, bool floats, const Take& take);
+  // x (n) as columns first ... first + n - 1, whole groups, of one of so many tokens, quantized for the matmul.
+  void quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const;
+  // All of token t of n, from its place in f.
+  void quantize_token(const Kernels& k, int t, int n) const;
 };
 
 // How a kernel that works on tiles of 16 tokens has its activations: 64 columns of all tokens, (n, 64) bytes, and their
@@ -591,7 +594,7 @@ inline void matmul_blocked(const Kernels& k, const Tensor& w, int first, int cou
         codes[i] = unpacked[i];
         scales[i] = unpacked_scales[i];
       }
-      const Activations block = {x.cols, x.f + k0, x.q + k0, x.scale + k0 / kGroup, x.sum + k0 / kGroup};
+      const Activations block = x.columns(k0);
       float* const accs[2] = {acc[0], acc[1]};
       k.dot(w.type, codes, scales, cols, block, n, accs);
     }
@@ -612,7 +615,7 @@ inline void matmul_panels(const Kernels& k, const Tensor& w, int first, int coun
   if (w.type == Type::f32) return k.matmul_f32(w, first, count, x, n, y, ldy);
   if (!k.dot) return matmul_scalar(w, first, count, x, n, y, ldy);
   if (w.type == Type::q4 && n <= kFewTokens) return k.gemv_q4(w, first, count, x, n, y, ldy);
-  x.packed ? k.matmul_packed(w, first, count, x, n, y, ldy) : matmul_blocked(k, w, first, count, x, n, y, ldy);
+  x.use_packed ? k.matmul_packed(w, first, count, x, n, y, ldy) : matmul_blocked(k, w, first, count, x, n, y, ldy);
 }
 
 // ====================================================================================================================
@@ -631,7 +634,7 @@ class Pool {
  public:
   // Starts threads - 1 workers; as many as the system gives.
   explicit Pool(int threads) {
-    starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than run_ranges makes of any model's panels
+    starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than parallel_ranges makes of any model's panels
     try {
       for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
     } catch (const std::system_error&) {  // the system's limit: go on with those that there are
@@ -651,7 +654,7 @@ class Pool {
   int threads() const { return int(workers_.size()) + 1; }
 
   // f(task, thread) for every task below n; returns when all are done.
-  template <class F> void run(int n, double work, const F& f) {
+  template <class F> void parallel_for(int n, double work, const F& f) {
     if (workers_.empty() || n <= 1 || work < kWorthSharing) {
       for (int i = 0; i < n; i++) f(i, 0);
       return;
@@ -675,18 +678,18 @@ class Pool {
   }
 
   // The same where the work is known to be worth it.
-  template <class F> void run(int n, const F& f) { run(n, kWorthSharing, f); }
+  template <class F> void parallel_for(int n, const F& f) { parallel_for(n, kWorthSharing, f); }
 
   // f(first, end) for runs of 0 ... n-1: 7/8 of all in one long run for each thread, since every run has to get its
   // memory going, then 7/8 of the rest likewise, and so on, until the pieces are so small that no thread waits long for
   // another (factoring; Hummel, Schonberg and Flynn 1992). All but the last are multiples of `unit`.
-  template <class F> void run_ranges(int n, int unit, double work, const F& f) {
+  template <class F> void parallel_ranges(int n, int unit, double work, const F& f) {
     starts_.assign(1, 0);
     while (starts_.back() < n) {
       const int size = std::max(1, (n - starts_.back()) * 7 / 8 / threads() / unit) * unit;
       for (int i = 0; i < threads() && starts_.back() < n; i++) starts_.push_back(std::min(n, starts_.back() + size));
     }
-    run(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
+    parallel_for(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
   }
 
  private:
@@ -733,7 +736,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<std::thread> workers_;
-  std::vector<int> starts_;  // of the runs of run_ranges
+  std::vector<int> starts_;  // of the runs of parallel_ranges
 };
 
 // ====================================================================================================================
@@ -965,16 +968,16 @@ struct ModelReader {
     return false;
   }
 
-  bool header() {
+  bool header(uint32_t architecture) {
     if (m.size_ < 8 || std::memcmp(m.base_, kMagic, 8) != 0)
       return refuse("magic", "a pocketllama model", describe_file(m.base_, m.size_));
     if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", m.size_);
     std::memcpy(&h, m.base_, sizeof h);
     if (h.version != kFormatVersion) return refuse("version", kFormatVersion, h.version);
     if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, std::to_string(m.size_) + " (cut short?)");
-    if (h.architecture != m.architecture())
-      return refuse("architecture", architecture_name(m.architecture()), architecture_name(h.architecture));
-    return sections() && checksum() && m.read_shape(*this);
+    if (h.architecture != architecture)
+      return refuse("architecture", architecture_name(architecture), architecture_name(h.architecture));
+    return sections() && checksum();
   }
 
   bool sections() {
@@ -1022,15 +1025,14 @@ struct ModelReader {
     });
   }
 
-  bool tensors() {
-    // The count first, in numbers: the list of a model with a thousand layers must not be made for a tiny file.
-    const uint64_t count = m.tensor_count();
+  // count: of the specs, which are made only if the file has room for so many: the list of a model with a thousand
+  // layers must not be made for a tiny file.
+  template <class Specs> bool tensors(uint64_t count, const Specs& specs, std::vector<Tensor>& bound) {
     if (h.tensor_table.bytes != count * sizeof(TensorEntry))
       return refuse("section tensor_table.bytes", count * sizeof(TensorEntry), h.tensor_table.bytes);
-    std::vector<Tensor> bound;
     uint64_t at = h.tensors.offset;
     bool all_f32 = true;
-    for (const TensorSpec& spec : m.specs()) {
+    for (const TensorSpec& spec : specs()) {
       const auto e = load<TensorEntry>(m.base_ + h.tensor_table.offset + bound.size() * sizeof(TensorEntry));
       const std::string field = "tensor " + spec.name;
       if (!type_fits(spec.layout, e.type)) return refuse(field + ".type", "a type that fits", e.type);
@@ -1051,7 +1053,6 @@ struct ModelReader {
     }
     if (at != m.size_) return refuse("section tensors", at, m.size_);
     m.all_f32 = all_f32;
-    m.bind(bound);
     return true;
   }
 
@@ -1059,27 +1060,27 @@ struct ModelReader {
     return {reinterpret_cast<const char*>(m.base_) + s.offset, size_t(s.bytes)};
   }
 
-  bool ids(ByteReader& in, std::vector<int>& out) {
+  bool ids(ByteReader& in, int vocab_size, std::vector<int>& out) {
     const uint32_t count = in.get<uint32_t>();
     if (count > in.bytes.size() / 4) return false;
     for (uint32_t i = 0; i < count; i++) {
       const int32_t id = in.get<int32_t>();
-      if (id < 0 || id >= m.vocab_size()) return false;
+      if (id < 0 || id >= vocab_size) return false;
       out.push_back(id);
     }
     return in.ok;
   }
 
-  bool chat() {
+  bool chat(int vocab_size) {
     ByteReader in{view(h.chat)};
     ChatTemplate chat;
-    if (!ids(in, chat.stop_ids)) return refuse("section chat", "stop ids within the vocabulary", "others");
+    if (!ids(in, vocab_size, chat.stop_ids)) return refuse("section chat", "stop ids within the vocabulary", "others");
     chat.default_system = std::string(in.take(in.get<uint32_t>()));
     for (auto& slot : chat.slot) {
       const uint32_t parts = in.get<uint32_t>();
       for (uint32_t i = 0; i < parts && in.ok; i++) {
         const int32_t id = in.get<int32_t>();
-        if (id < -1 || id >= m.vocab_size()) return refuse("section chat", "ids within the vocabulary", id);
+        if (id < -1 || id >= vocab_size) return refuse("section chat", "ids within the vocabulary", id);
         slot.push_back({id, std::string(in.take(in.get<uint32_t>()))});
       }
     }
@@ -1090,18 +1091,19 @@ struct ModelReader {
     return true;
   }
 
-  bool self_test() {
+  bool self_test(int vocab_size) {
     ByteReader in{view(h.self_test)};
     std::vector<int> prompt;
-    if (!ids(in, prompt)) return refuse("section self_test", "ids within the vocabulary", "others");
+    if (!ids(in, vocab_size, prompt)) return refuse("section self_test", "ids within the vocabulary", "others");
     m.self_test_hash = in.get<uint64_t>();
     if (!in.ok || !in.bytes.empty()) return refuse("section self_test", "ids and a hash", "other bytes");
     m.self_test_ids = std::move(prompt);
     return true;
   }
 
-  bool all() {
-    if (!header() || !tensors() || !chat() || !self_test()) return false;
+  // The sections that all architectures share.
+  bool rest(int vocab_size) {
+    if (!chat(vocab_size) || !self_test(vocab_size)) return false;
     m.tokenizer_ = view(h.tokenizer);
     m.provenance_ = view(h.provenance);
     m.file_bytes = m.size_;
@@ -1112,9 +1114,9 @@ struct ModelReader {
   }
 };
 
-inline bool Model::read_shape(ModelReader& reader) {
+// The shape of a Llama, as the header tells it.
+inline bool read_config(ModelReader& reader, Config& c) {
   const Header& h = reader.h;
-  Config& c = config;
   if (!reader.integers({{"dim", h.dim, &c.dim},
                         {"hidden_dim", h.hidden_dim, &c.hidden_dim},
                         {"n_layers", h.n_layers, &c.n_layers},
@@ -1137,41 +1139,50 @@ inline bool Model::read_shape(ModelReader& reader) {
   return reader.fits(c);
 }
 
-inline uint32_t Model::architecture() const { return kLlama; }
-inline std::vector<TensorSpec> Model::specs() const { return tensor_specs(config); }
-
 inline void Model::bind(const std::vector<Tensor>& t) {
   layers.clear();
-  bytes_per_token = 0;
-  if (t.empty()) return;
   token_embedding = t[0];
   for (size_t i = 1; i + 2 < t.size(); i += 9)
     layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
   final_norm = t[t.size() - 2];
   output = t[t.size() - 1];
+  bytes_per_token = 0;
   for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
 }
 
-inline bool ModelFile::check(const char* name) {
-  bool ok = false;
-  try {
-    ok = ModelReader{*this, {}}.all();
-  } catch (const std::bad_alloc&) {
-    error = "out of memory";
-  }
-  if (ok) return true;
+inline bool ModelFile::refuse(const char* name) {
   error = std::string(name) + ": " + error;
-  close();
+  unmap();
   return false;
 }
 
-inline bool ModelFile::open(const char* path) {
-  close();
+inline bool Model::read(const char* name) {
+  layers.clear();
+  try {
+    ModelReader reader{*this, {}};
+    std::vector<Tensor> tensors;
+    if (reader.header(kLlama) && read_config(reader, config) &&
+        reader.tensors(
+            uint64_t(config.n_layers) * 9 + 3, [&] { return tensor_specs(config); }, tensors) &&
+        reader.rest(config.vocab_size)) {
+      bind(tensors);
+      return true;
+    }
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
+  }
+  return refuse(name);
+}
+
+inline bool Model::open(const char* path) { return map_file(path) && read(path); }
+inline bool Model::open_memory(const void* data, size_t size) { return map_memory(data, size) && read("memory"); }
+
+inline bool ModelFile::map_file(const char* path) {
+  unmap();
   error.clear();
   const auto fail = [&](const char* what) {
-    error = std::string(path) + ": " + what;
-    close();
-    return false;
+    error = what;
+    return refuse(path);
   };
   file_ = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   struct stat st;
@@ -1186,11 +1197,11 @@ inline bool ModelFile::open(const char* path) {
 #ifdef MADV_HUGEPAGE
   madvise(map, size_, MADV_HUGEPAGE);  // what is not in memory yet may come in pages of 2 MiB, which are read faster
 #endif
-  return check(path);
+  return true;
 }
 
-inline bool ModelFile::open_memory(const void* data, size_t size) {
-  close();
+inline bool ModelFile::map_memory(const void* data, size_t size) {
+  unmap();
   error.clear();
   if (reinterpret_cast<uintptr_t>(data) % kAlign) {
     error = "memory: expected an address on a 64-byte boundary";
@@ -1198,7 +1209,7 @@ inline bool ModelFile::open_memory(const void* data, size_t size) {
   }
   base_ = static_cast<const uint8_t*>(data);
   size_ = size;
-  return check("memory");
+  return true;
 }
 
 inline void ModelFile::unmap() {
@@ -1207,13 +1218,8 @@ inline void ModelFile::unmap() {
     ::close(file_);
   }
   base_ = nullptr, size_ = 0, file_ = -1;
-}
-
-inline void ModelFile::close() {
-  unmap();
   tokenizer_ = provenance_ = {};
   tensors_at_ = tensors_hash_ = checksum_ = 0;
-  bind({});
 }
 
 inline bool ModelFile::verify_tensors() {
@@ -1310,7 +1316,7 @@ template <int W> struct Lanes {
   }
 };
 
-POCKET_BODY float fold16(float* s) {
+POCKET_BODY float sum16(float* s) {
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; i++) s[i] += s[i + width];
   return s[0];
@@ -1355,7 +1361,7 @@ POCKET_BODY void rmsnorm_body(const float* x, const float* weight, float* y, int
   float s[16] = {};
   for (int i = 0; i < n; i += 16)
     for (int j = 0; j < 16; j++) s[j] = std::fma(x[i + j], x[i + j], s[j]);
-  const float scale = 1.f / std::sqrt(fold16(s) / float(n) + eps);
+  const float scale = 1.f / std::sqrt(sum16(s) / float(n) + eps);
   for (int i = 0; i < round_up(n, 16); i++) y[i] = x[i] * scale * weight[i];
 }
 
@@ -1485,7 +1491,7 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
   for (int j = 0; j < end; j += 16)
     POCKET_FOR (p, kParts) sums[p].add(s + j + p * W);
   POCKET_FOR (p, kParts) sums[p].store(total + p * W);
-  sum = fold16(total);
+  sum = sum16(total);
   for (int j = 0; j < end; j++) s[j] *= kv.v_scale[j];
 }
 
@@ -1616,46 +1622,41 @@ inline constexpr int kTileTokens = 16;  // tokens of one attention task of a pro
 
 inline const Kernels* find_kernels(const char* name);  // section 8; null: the best
 
-// What goes into a matmul: vectors of `cols` (padded) floats and, for quantized weights, the same as int8.
-struct ActivationBuffer {
-  int cols;
-  float* f;
-  int8_t* q;
-  float* scale;
-  int32_t* sum;
-  uint8_t* packed;  // see Activations
+inline bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
 
-  operator Activations() const { return {cols, f, q, scale, sum}; }
-  // The same for a matmul of n tokens, whose packed form is there if the kernel set has a use for it.
-  Activations of(const Kernels& k, int n) const { return {cols, f, q, scale, sum, packs(k, n) ? packed : nullptr}; }
-  static bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
-  // Its place for kChunk tokens: take(pointer, count) gives each array its own.
-  template <class Take> void place(int width, bool floats, const Take& take) {
-    const size_t count = size_t(kChunk) * padded(width);
-    cols = padded(width);
-    f = nullptr;
-    if (floats) take(f, count);
-    take(q, count);
-    take(scale, count / kGroup);
-    take(sum, count / kGroup);
-    take(packed, packed_bytes(kChunk, cols));
+inline Activations Activations::of(const Kernels& k, int n) const {
+  Activations x = *this;
+  x.use_packed = packs(k, n);
+  return x;
+}
+
+template <class Take> void Activations::place(int width, bool floats, const Take& take) {
+  const size_t count = size_t(kChunk) * padded(width);
+  cols = padded(width);
+  f = nullptr;
+  if (floats) take(f, count);
+  take(q, count);
+  take(scale, count / kGroup);
+  take(sum, count / kGroup);
+  take(packed, packed_bytes(kChunk, cols));
+}
+
+inline void Activations::quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
+  const size_t at = size_t(token) * cols + first, group = at / kGroup;
+  if (!packs(k, tokens)) return k.quantize(x, n, q + at, scale + group, sum + group);
+  int8_t bytes[kBlockCols];
+  float scales[kBlockCols / kGroup];
+  int32_t sums[kBlockCols / kGroup];
+  for (int i = 0; i < n; i += kBlockCols) {
+    const int count = std::min(kBlockCols, n - i);
+    k.quantize(x + i, count, bytes, scales, sums);
+    pack_groups(bytes, scales, token, (first + i) / kGroup, count / kGroup, tokens, packed);
   }
-  // x (n) as columns first ... first + n - 1, whole groups, of one of so many tokens, quantized for the matmul.
-  void quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
-    const size_t at = size_t(token) * cols + first, group = at / kGroup;
-    if (!packs(k, tokens)) return k.quantize(x, n, q + at, scale + group, sum + group);
-    int8_t bytes[kBlockCols];
-    float scales[kBlockCols / kGroup];
-    int32_t sums[kBlockCols / kGroup];
-    for (int i = 0; i < n; i += kBlockCols) {
-      const int count = std::min(kBlockCols, n - i);
-      k.quantize(x + i, count, bytes, scales, sums);
-      pack_groups(bytes, scales, token, (first + i) / kGroup, count / kGroup, tokens, packed);
-    }
-  }
-  // All of token t of n, from its place in f.
-  void quantize_token(const Kernels& k, int t, int n) const { quantize(k, f + size_t(t) * cols, t, n, 0, cols); }
-};
+}
+
+inline void Activations::quantize_token(const Kernels& k, int t, int n) const {
+  quantize(k, f + size_t(t) * cols, t, n, 0, cols);
+}
 
 // About how many nanoseconds these take one thread of a CPU of today, for the pool: a matmul with weights of so many
 // bytes, n vectors that are passed over once, and the attention of one token to so many keys.
@@ -1666,7 +1667,7 @@ inline double attention_work(int q_dim, int keys) { return double(keys) * q_dim 
 // f(t) for each of n tokens. A thread gets up to 16 neighbours, since what they leave in the cache of keys and for
 // packed matmuls shares cache lines, and those should not travel to and fro.
 template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
-  pool.run_ranges(n, std::clamp(n / pool.threads(), 1, 16), work, [&](int first, int end) {
+  pool.parallel_ranges(n, std::clamp(n / pool.threads(), 1, 16), work, [&](int first, int end) {
     for (int t = first; t < end; t++) f(t);
   });
 }
@@ -1681,12 +1682,12 @@ struct Product {
 inline int run_unit(int n) { return n == 1 ? 4 : 2; }
 
 // y = w f for each product: matrices that share their input go through in one pass, as if one stood under the other.
-inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const ActivationBuffer& in,
+inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const Activations& in,
                    int n) {
   int total = 0;
   size_t bytes = 0;
   for (const Product& p : products) total += panels_of(p.w.rows), bytes += p.w.bytes;
-  pool.run_ranges(total, run_unit(n), matmul_work(bytes, n), [&](int first, int end) {
+  pool.parallel_ranges(total, run_unit(n), matmul_work(bytes, n), [&](int first, int end) {
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
       if (from < to) matmul_panels(k, p.w, from, to - from, in.of(k, n), n, p.y, size_t(padded(p.w.rows)));
@@ -1710,10 +1711,10 @@ struct Session::Buffers {
   bool kv_f32;
   uint8_t* kv;            // (blocks of keys, layers, KV heads, kv_block_bytes)
   float* x;               // (n, dim): the residual stream
-  ActivationBuffer xn;    // (n, dim): its norm; .f also takes what is to be added to it
-  ActivationBuffer q;     // (n, q_dim): queries, and then the attention's output
+  Activations xn;    // (n, dim): its norm; .f also takes what is to be added to it
+  Activations q;     // (n, q_dim): queries, and then the attention's output
   float *k, *v;           // (n, kv_dim)
-  ActivationBuffer gate;  // (n, hidden_dim): what the down matrix takes; .f is null where that is quantized
+  Activations gate;  // (n, hidden_dim): what the down matrix takes; .f is null where that is quantized
   float *cos, *sin;       // (n, head_dim / 2): rotations of the chunk's positions
   float* partial;         // attention so far, per thread and query; or per block of keys and query
   float* logits;          // (kLogitRows, vocab_size)
@@ -1828,12 +1829,12 @@ inline bool Session::check(const int* ids, size_t n) {
 }
 
 inline const float* Session::forward(const int* ids, size_t n) {
-  return run(ids, n, nullptr) ? logits_of(int((n - 1) % kChunk), 1) : nullptr;
+  return process(ids, n, nullptr) ? logits_of(int((n - 1) % kChunk), 1) : nullptr;
 }
 
-inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) { return run(ids, n, &each); }
+inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) { return process(ids, n, &each); }
 
-inline bool Session::run(const int* ids, size_t n, const EachLogits* each) {
+inline bool Session::process(const int* ids, size_t n, const EachLogits* each) {
   if (!check(ids, n)) return false;
   const int start = position_;
   for (size_t i = 0; i < n; i += kChunk) {
@@ -1895,7 +1896,7 @@ inline void Session::layer(int l, int n) {
 }
 
 // Token t of n, quantized for the matmul that comes next. Float weights take their inputs as they are.
-inline void Session::quantize(const ActivationBuffer& in, int t, int n) {
+inline void Session::quantize(const Activations& in, int t, int n) {
   if (!model_.all_f32) in.quantize_token(*kernels_, t, n);
 }
 
@@ -1917,7 +1918,7 @@ inline void Session::add_residual(int n) {
   });
 }
 
-inline void Session::matmul(std::initializer_list<Product> products, const ActivationBuffer& in, int n) {
+inline void Session::matmul(std::initializer_list<Product> products, const Activations& in, int n) {
   pocket::matmul(*kernels_, *pool_, products, in, n);
 }
 
@@ -1932,7 +1933,7 @@ inline void Session::gate_and_up(const Layer& w, int n) {
     w.data += size_t(panel) * panel_bytes(w.type, w.cols);
     return w;
   };
-  pool_->run_ranges(b.gate.cols / kGroup, run_unit(n) / per_group, work, [&](int first, int end) {
+  pool_->parallel_ranges(b.gate.cols / kGroup, run_unit(n) / per_group, work, [&](int first, int end) {
     alignas(64) float gate[kChunk * kGroup], up[kChunk * kGroup];
     for (int at = first; at < end; at += piece) {
       const int panel = at * per_group, cols = std::min(piece, end - at) * kGroup;
@@ -2057,7 +2058,7 @@ inline void Session::attend_prompt(int l, int n) {
   const Config& c = model_.config;
   const size_t record = attention_floats(c.head_dim);
   const int group = c.n_heads / c.n_kv_heads, tiles = (n + kTileTokens - 1) / kTileTokens;
-  pool_->run(tiles * c.n_kv_heads, attention_work(c.q_dim(), position_ + n) * n, [&](int task, int thread) {
+  pool_->parallel_for(tiles * c.n_kv_heads, attention_work(c.q_dim(), position_ + n) * n, [&](int task, int thread) {
     const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
     const int tokens = std::min(kTileTokens, n - first), last_block = (position_ + first + tokens - 1) / kBlockKeys;
     float* state = buf_->partial + size_t(thread) * kTileTokens * group * record;
@@ -2080,14 +2081,14 @@ inline void Session::attend_token(int l) {
       finish_head(part(0, head), 0, head);
     }
   };
-  pool_->run_ranges(blocks * c.n_kv_heads, 1, attention_work(c.q_dim(), position_ + 1), [&](int first, int end) {
+  pool_->parallel_ranges(blocks * c.n_kv_heads, 1, attention_work(c.q_dim(), position_ + 1), [&](int first, int end) {
     for (int i = first; i < end; i++) {
       const int kv_head = i / blocks, block = i % blocks;
       attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
       if (blocks == 1) finish(kv_head, 0);
     }
   });
-  if (blocks > 1) pool_->run(c.n_kv_heads, vector_work(c.q_dim(), blocks), finish);
+  if (blocks > 1) pool_->parallel_for(c.n_kv_heads, vector_work(c.q_dim(), blocks), finish);
 }
 
 inline void Session::finish_head(const float* state, int t, int head) {
@@ -2253,8 +2254,8 @@ inline int Sampler::choose(float top, int best) {
   return candidates_.empty() ? best : candidates_.back().id;
 }
 
-template <class Session, class Pick>
-bool generate(Session& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
+template <class AnySession, class Pick>
+bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose) {
   int id = 0, made = 0;
   const auto choose = [&](const float* logits) {  // false: that was the last token
@@ -2344,14 +2345,20 @@ inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode
 // The float blocks of section 5, compiled once more: all that a set adds to them is a target attribute.
 #define POCKET_FLOAT_BLOCKS(NAME, TARGET)                                                 \
   struct NAME {                                                                           \
-    template <auto Body, class... A> TARGET static void run(A... args) { Body(args...); } \
+    template <auto Body, class... A> TARGET static void call(A... args) { Body(args...); } \
   };
 #define POCKET_FLOAT_ROW(NAME, W)                                                                      \
-  NAME::run<rmsnorm_body>, NAME::run<quantize_body>, NAME::run<rope_body>, NAME::run<swiglu_body>,     \
-      NAME::run<exp_vector_body>, NAME::run<attend_body<W, int8_t>>, NAME::run<attend_body<W, float>>, \
-      NAME::run<fold_body>, NAME::run<matmul_f32_body<W>>
+  NAME::call<rmsnorm_body>, NAME::call<quantize_body>, NAME::call<rope_body>, NAME::call<swiglu_body>,     \
+      NAME::call<exp_vector_body>, NAME::call<attend_body<W, int8_t>>, NAME::call<attend_body<W, float>>, \
+      NAME::call<fold_body>, NAME::call<matmul_f32_body<W>>
 
 POCKET_FLOAT_BLOCKS(FloatScalar, )
+#if defined(__x86_64__)
+#define POCKET_AVX2 __attribute__((target("avx2,fma")))
+#define POCKET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
+POCKET_FLOAT_BLOCKS(FloatAvx2, POCKET_AVX2)
+POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
+#endif
 
 inline void spin_pause() {
 #if defined(__x86_64__)
@@ -2394,6 +2401,12 @@ struct X86Features {
   }
 };
 
+#endif  // __x86_64__
+
+const Kernels* kernel_table();
+#if !defined(POCKET_SEPARATE_KERNELS)
+#if defined(__x86_64__)
+
 // Whether one token's product reads four streams of panels at a time, each through a quarter of them: measured, that
 // gives 95% of what plain reading gives on an Intel CPU, where one stream gives 78%. On an AMD one, one is the better.
 inline bool reads_four_streams() {
@@ -2416,9 +2429,6 @@ template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
 // ---- AVX2: 8 rows a register, so a panel takes two. vpmaddubsw multiplies unsigned by signed bytes and adds pairs
 // into 16 bits: 127 * 127 * 2 still fits, so codebook values are moved to 0 ... 127, which -64 times the group's sum of
 // xq undoes. q8 weights, which use all 8 bits, give their sign to the activation instead.
-
-#define POCKET_AVX2 __attribute__((target("avx2,fma")))
-POCKET_FLOAT_BLOCKS(FloatAvx2, POCKET_AVX2)
 
 namespace avx2 {
 
@@ -2614,8 +2624,6 @@ POCKET_AVXVNNI inline void dot(Type type, const uint8_t* const codes[2], const v
 // bits, exactly. Weights are moved to unsigned (+64 for q4's codebook, +128 for q8), which starting the sum at -64 or
 // -128 times the group's sum of xq undoes.
 
-#define POCKET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
-POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"  // g++ 12 warns of its own header (bug 105593)
@@ -3128,8 +3136,14 @@ POCKET_I8MM inline void dot_i8mm(Type type, const uint8_t* const codes[2], const
 }  // namespace neon
 #endif  // __aarch64__
 
-// Best first.
-inline const Kernels kKernels[] = {
+// The kernel sets, best first; the last one has no name. POCKET_SEPARATE_KERNELS: programs of several files compile the
+// kernels once, in a file that defines POCKET_DEFINE_KERNELS before it includes this one.
+#if defined(POCKET_DEFINE_KERNELS)
+const Kernels* kernel_table() {
+#else
+inline const Kernels* kernel_table() {
+#endif
+  static const Kernels table[] = {
 #if defined(__x86_64__)
     {"amx", [] { return X86Features().amx; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>, avx512::gemv_q4,
      avx512::dot, amx::matmul_packed<amx::Tiles>},
@@ -3147,28 +3161,26 @@ inline const Kernels kKernels[] = {
      neon::dot, nullptr},
 #endif
     {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar, 8), nullptr, nullptr, nullptr, nullptr},
-};
+    {},
+  };
+  return table;
+}
+
+#endif  // POCKET_SEPARATE_KERNELS
 
 inline const Kernels* find_kernels(const char* name) {
-  for (const Kernels& k : kKernels)
-    if ((!name || std::strcmp(name, k.name) == 0) && k.supported()) return &k;
+  for (const Kernels* k = kernel_table(); k->name; k++)
+    if ((!name || std::strcmp(name, k->name) == 0) && k->supported()) return k;
   return nullptr;
 }
 
 inline std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
-  for (const Kernels& k : kKernels)
-    if (k.supported()) names.push_back(k.name);
+  for (const Kernels* k = kernel_table(); k->name; k++)
+    if (k->supported()) names.push_back(k->name);
   return names;
 }
 
 }  // namespace pocket
 #endif  // POCKET_RUN_CPP
 
-// ====================================================================================================================
-// 9. Command line
-// ====================================================================================================================
-#ifndef RUN_NO_MAIN
-#include "cli.hpp"
-int main(int argc, char** argv) { return pocket::cli::main(argc, argv); }
-#endif

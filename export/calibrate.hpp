@@ -61,7 +61,7 @@ struct MatrixInputs {
   void get_quantized(size_t t, float* out) const {
     for (size_t k = 0, at = t * cols; k < size_t(cols); k++) out[k] = float(q[at + k]) * scale[(at + k) / kGroup];
   }
-  Activations quantized(size_t t) const {
+  Activations quantized(size_t t) {
     return Activations{cols, exact.data(), q.data(), scale.data(), sum.data()}.token(int(t));
   }
 };
@@ -262,7 +262,7 @@ inline void Calibration::make_rotations() {
 inline bool Calibration::embed() {
   const size_t width = size_t(padded(c_.dim));
   std::vector<std::string> errors(size_t(pool_.threads()));
-  pool_.run(int(windows_.size()), [&](int w, int thread) {
+  pool_.parallel_for(int(windows_.size()), [&](int w, int thread) {
     std::vector<uint8_t> row(embedding_row_bytes(Type::q8, c_.dim));
     for (size_t t = 0; t < windows_[w].size(); t++) {
       float *x = x_.data() + (starts_[w] + t) * width, *xq = xq_.data() + (starts_[w] + t) * width;
@@ -296,7 +296,7 @@ inline bool Calibration::norm(const TensorSpec& s) {
   std::vector<float> weight(size_t(padded(s.cols)));
   if (!read_finite(s, 0, 1, weight.data(), read_, error)) return false;
   in_.resize(tokens_, padded(c_.dim));
-  pool_.run(int(tokens_), [&](int t, int) {
+  pool_.parallel_for(int(tokens_), [&](int t, int) {
     thread_local std::vector<float> y;
     y.resize(size_t(in_.cols));
     const size_t at = size_t(t) * in_.cols;
@@ -319,7 +319,7 @@ inline void Calibration::project(int matrix, size_t first, int n, float* y) {
 inline void Calibration::project_quantized(int matrix, size_t first, int n, float* y) {
   const Tensor w = encoded_[matrix].tensor();
   const size_t ldy = size_t(padded(w.rows));
-  pool_.run((n + kChunk - 1) / kChunk, [&](int task, int) {
+  pool_.parallel_for((n + kChunk - 1) / kChunk, [&](int task, int) {
     const int t = task * kChunk;
     matmul_panels(kernels_, w, 0, panels_of(w.rows), in_.quantized(first + t), std::min(kChunk, n - t), y + t * ldy,
                   ldy);
@@ -344,7 +344,7 @@ inline void Calibration::attend() {
     for (const bool exact : {true, false}) {
       float* const outs[] = {q.data(), k.data(), v.data()};
       for (int i = 0; i < 3; i++) exact ? project(i, first, n, outs[i]) : project_quantized(i, first, n, outs[i]);
-      pool_.run(int(end - w) * c_.n_kv_heads, [&](int task, int) {
+      pool_.parallel_for(int(end - w) * c_.n_kv_heads, [&](int task, int) {
         const size_t window = w + size_t(task) / c_.n_kv_heads, t = starts_[window] - first;
         const int head = task % c_.n_kv_heads, size = int(windows_[window].size());
         float *qt = q.data() + t * q_width, *kt = k.data() + t * kv_width, *vt = v.data() + t * kv_width;
@@ -404,7 +404,7 @@ inline void Calibration::swiglu() {
     for (const bool exact : {true, false}) {
       exact ? project(0, first, n, gate.data()) : project_quantized(0, first, n, gate.data());
       exact ? project(1, first, n, up.data()) : project_quantized(1, first, n, up.data());
-      pool_.run(n, [&](int t, int) {
+      pool_.parallel_for(n, [&](int t, int) {
         float* y = gate.data() + t * width;
         kernels_.swiglu(y, up.data() + t * width, int(width));
         if (exact)
@@ -448,7 +448,7 @@ inline void Calibration::gather_moments(bool residual, Moments& m) {
   std::vector<float> inputs(batch * n), difference(inputs.size()), streams(residual ? batch * dim : 0);
   for (size_t first = 0; first < tokens_; first += batch) {
     const int count = int(std::min(batch, tokens_ - first));
-    pool_.run(count, [&](int t, int) {
+    pool_.parallel_for(count, [&](int t, int) {
       float *xq = inputs.data() + t * n, *d = difference.data() + t * n;
       in_.get_quantized(first + t, xq);
       for (size_t k = 0; k < n; k++) d[k] = in_.exact[(first + t) * n + k] - xq[k];
@@ -488,7 +488,7 @@ inline bool Calibration::quantize_site(int first, int count, Type type, bool res
 
 inline bool Calibration::read_rows(const TensorSpec& s, int first, int count, float* out) {
   std::vector<std::string> errors(size_t(pool_.threads()));
-  pool_.run(count, [&](int r, int thread) {
+  pool_.parallel_for(count, [&](int r, int thread) {
     if (errors[thread].empty()) read_finite(s, first + r, 1, out + size_t(r) * in_.cols, read_, errors[thread]);
   });
   for (const std::string& e : errors)
@@ -509,7 +509,7 @@ inline bool Calibration::quantize_matrix(const TensorSpec& s, Type type, bool ke
     if (!read_rows(s, first, count, rows.data())) return false;
     std::vector<float> targets = rows;
     if (type == Type::q4) move_targets(targets, first, count, hessian, moments);
-    pool_.run(panels_of(count), [&](int p, int) {
+    pool_.parallel_for(panels_of(count), [&](int p, int) {
       const float* from = targets.data() + p * kPanelRows * n;
       uint8_t* to = out.bytes.data() + (first / kPanelRows + p) * panel;
       if (type != Type::q4) return PanelEncoder(type, s.cols).encode(from, to);

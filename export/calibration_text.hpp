@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../tokenizer.hpp"
+#include "engine.hpp"
 #include "calibrate.hpp"
 #include "input_file.hpp"
 #include "model_writer.hpp"

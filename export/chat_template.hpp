@@ -14,9 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "../chat_families.hpp"
-#include "../run.cpp"
-#include "../tokenizer.hpp"
+#include "chat_families.hpp"
+#include "engine.hpp"
 #include "input_file.hpp"
 
 namespace pocket {

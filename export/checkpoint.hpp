@@ -16,8 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "../run.cpp"
-#include "../tokenizer.hpp"
+#include "engine.hpp"
 #include "dtype.hpp"
 #include "input_file.hpp"
 

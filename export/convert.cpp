@@ -1,21 +1,21 @@
 // convert.cpp: export/convert, from a checkpoint to a model.bin. See --help.
 
-#define RUN_NO_MAIN
-#include "../run.cpp"
+#include "engine.hpp"
 
 #include <csignal>
 #include <ctime>
 #include <sstream>
 #include <utility>
 
-#include "../tokenizer.hpp"
 #include "calibrate.hpp"
 #include "calibration_text.hpp"
 #include "chat_template.hpp"
 #include "lora.hpp"
-#include "megabyte_checkpoint.hpp"
+#include "../models/megabyte/megabyte_checkpoint.hpp"
+#include "../models/megabyte/megabyte_writer.hpp"
 #include "model_rows.hpp"
 #include "open_checkpoint.hpp"
+#include "program.hpp"
 #include "random_model.hpp"
 #include "report.hpp"
 
@@ -66,19 +66,10 @@ constexpr const char* kHelp =
     "  --random SHAPE          random weights of a known shape, to measure speed and memory with; SHAPE is one of\n"
     "                          ";
 
-struct Failure {
-  int status;
-  std::string what;
-};
-
 struct Arguments {
   std::string in, out, type = "q4", tokenizer, random, calibrate, steps, head, report, chat_template, config;
   std::vector<std::string> lora;
 };
-
-volatile std::sig_atomic_t interrupted = 0;
-
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::string duration(double s) {
   return s < 100 ? std::to_string(int(s + 0.5)) + " s" : std::to_string(int(s / 60 + 0.5)) + " min";
@@ -339,7 +330,7 @@ void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
   std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", a.out.c_str(), a.type.c_str(),
                double(bytes) / 1e6, seconds() - start, a.out.c_str(),
                parts.chat.known() ? "-m chat" : "-i \"Once upon a time\"");
-  if (a.calibrate.empty() && parts.type == Type::q4 && a.random.empty() && !parts.megabyte)
+  if (a.calibrate.empty() && parts.type == Type::q4 && a.random.empty() && !parts.architecture)
     std::fprintf(
         stderr,
         "convert: q4 loses a sixth as much if it is calibrated: --calibrate TEXT (on two cores some minutes for "
@@ -463,7 +454,7 @@ void convert_megabyte(const Arguments& a) {
   for (const MegabytePreset& p : megabyte_presets())
     if (a.random == p.name) c.config = p.config;
   if (a.random.empty() && !open_megabyte(a.in, a.config, c, error)) throw Failure{1, error};
-  parts.megabyte = c.config;
+  set_architecture(c.config, parts);
   if (a.random.empty()) parts.chat.stop_ids = {c.pad_id};
   parts.provenance = (a.random.empty() ? "source: " + c.weights.source + "\nformat: " + c.weights.format
                                        : "source: random weights of the shape " + a.random) +

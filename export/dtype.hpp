@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../run.cpp"
+#include "engine.hpp"
 
 namespace pocket {
 

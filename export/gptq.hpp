@@ -51,7 +51,7 @@ class Hessian {
   void copy(Pool& pool, const float* h, float believed, float damping) {
     const int n = padded(cols_);
     l_.resize(size_t(n) * n);
-    pool.run(n, [&](int i, int) {
+    pool.parallel_for(n, [&](int i, int) {
       for (int j = 0; j < i; j++) l_[size_t(i) * n + j] = believed * h[size_t(i) * n + j];
       l_[size_t(i) * n + i] = h[size_t(i) * n + i] + damping;
     });
@@ -64,7 +64,7 @@ class Hessian {
     panel_at_.resize(size_t(n / kGroup) + 1);
     for (int g = 0; g < n / kGroup; g++) panel_at_[g + 1] = panel_at_[g] + size_t(n - g * kGroup) * kGroup;
     panels_.resize(panel_at_.back());
-    pool.run(n / kGroup, [&](int g, int) {
+    pool.parallel_for(n / kGroup, [&](int g, int) {
       float* out = panels_.data() + panel_at_[g];
       for (int i = g * kGroup; i < n; i++)
         for (int j = g * kGroup; j < (g + 1) * kGroup; j++)

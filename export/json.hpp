@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "../tokenizer.hpp"
+#include "engine.hpp"
 #include "input_file.hpp"
 
 namespace pocket {

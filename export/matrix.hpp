@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "../run.cpp"
+#include "engine.hpp"
 
 namespace pocket {
 
@@ -31,10 +31,10 @@ inline FloatSet best_float_set() {
 // Runs a float block compiled for that: 16 or 8 lanes wide.
 template <auto Wide, auto Narrow, class... A> void run_best(A... args) {
 #if defined(__x86_64__)
-  if (best_float_set() == FloatSet::avx512) return FloatAvx512::run<Wide>(args...);
-  if (best_float_set() == FloatSet::avx2) return FloatAvx2::run<Narrow>(args...);
+  if (best_float_set() == FloatSet::avx512) return FloatAvx512::call<Wide>(args...);
+  if (best_float_set() == FloatSet::avx2) return FloatAvx2::call<Narrow>(args...);
 #endif
-  FloatScalar::run<Narrow>(args...);
+  FloatScalar::call<Narrow>(args...);
 }
 
 // A factor of a product: element (i, k) lies at data[i * step + k * k_step]; k is summed over.
@@ -139,7 +139,7 @@ inline void multiply(Pool& pool, int m, int n, int depth, float factor, const Fa
   // Few rows or columns are cut smaller, so that all threads have something to do.
   const auto cut = [](int size, int most) { return std::min(most, round_up((size + 1) / 2, kTileCols)); };
   const int rows = cut(m, kTaskRows), cols = cut(n, kTaskCols), across = (n + cols - 1) / cols;
-  pool.run((m + rows - 1) / rows * across, [&](int task, int) {
+  pool.parallel_for((m + rows - 1) / rows * across, [&](int task, int) {
     const int row = task / across * rows, col = task % across * cols;
     if (part == Part::lower && col > row + rows - 1) return;
     multiply_task(row, std::min(rows, m - row), col, std::min(cols, n - col), depth, factor, a, b, c, ldc, part);
@@ -148,7 +148,7 @@ inline void multiply(Pool& pool, int m, int n, int depth, float factor, const Fa
 
 // Copies what lies below the diagonal of a square matrix to what lies above.
 inline void mirror(Pool& pool, float* m, int n) {
-  pool.run((n + 63) / 64, [&](int block, int) {
+  pool.parallel_for((n + 63) / 64, [&](int block, int) {
     for (int j0 = block * 64; j0 < n; j0 += 64)
       for (int i = block * 64; i < std::min(n, block * 64 + 64); i++)
         for (int j = std::max(j0, i + 1); j < std::min(n, j0 + 64); j++) m[size_t(i) * n + j] = m[size_t(j) * n + i];
@@ -201,7 +201,7 @@ inline bool cholesky(Pool& pool, float* a, int n) {
         a[size_t(i) * n + j] = float(i == j ? std::sqrt(sum) : sum / a[size_t(j) * n + j]);
       }
     const DiagonalBlock block(a, n, k, end, false);
-    pool.run(n - end, [&](int task, int) { block.solve(a + size_t(end + task) * n + k); });
+    pool.parallel_for(n - end, [&](int task, int) { block.solve(a + size_t(end + task) * n + k); });
     const Factor below = rows_of(a + size_t(end) * n + k, size_t(n));
     multiply(pool, n - end, n - end, end - k, -1, below, below, a + size_t(end) * n + end, size_t(n), Part::lower);
   }
@@ -214,13 +214,13 @@ inline void solve(Pool& pool, const float* l, int n, float* x, int rows) {
   for (int k = 0; k < n; k += kFactorBlock) {  // z l^T = x, from the first column on
     const int end = std::min(n, k + kFactorBlock);
     const DiagonalBlock block(l, n, k, end, false);
-    pool.run(rows, [&](int r, int) { block.solve(x + r * width + k); });
+    pool.parallel_for(rows, [&](int r, int) { block.solve(x + r * width + k); });
     multiply(pool, rows, n - end, end - k, -1, rows_of(x + k, width), rows_of(l + end * width + k, width), x + end,
              width);
   }
   for (int k = (n - 1) / kFactorBlock * kFactorBlock; k >= 0; k -= kFactorBlock) {  // y l = z, from the last column on
     const DiagonalBlock block(l, n, k, std::min(n, k + kFactorBlock), true);
-    pool.run(rows, [&](int r, int) { block.solve_transposed(x + r * width + k); });
+    pool.parallel_for(rows, [&](int r, int) { block.solve_transposed(x + r * width + k); });
     multiply(pool, rows, k, std::min(n, k + kFactorBlock) - k, -1, rows_of(x + k, width),
              columns_of(l + k * width, width), x, width);
   }

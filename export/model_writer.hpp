@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../megabyte.hpp"
+#include "engine.hpp"
 #include "quantize.hpp"
 
 namespace pocket {
@@ -41,9 +41,19 @@ struct ReadyTensor {
   std::function<bool(uint64_t at, size_t n, void* out, std::string& error)> read;
 };
 
+struct ModelParts;
+
+// What the writer has to know of an architecture.
+struct Architecture {
+  Header header = {};             // the fields of the shape; the writer fills in the others
+  std::vector<TensorSpec> specs;  // every tensor, in the order of the file
+  // Opens the new file at `path` and runs parts.self_test_ids; gives the hash of the logits of the last one.
+  std::function<bool(const std::string& path, const ModelParts& parts, uint64_t& hash, std::string& error)> self_test;
+};
+
 struct ModelParts {
-  Config config;                           // of a Llama
-  std::optional<MegabyteConfig> megabyte;  // of a MEGABYTE model, instead
+  Config config;                            // of a Llama; of another architecture the heads only
+  std::optional<Architecture> architecture;  // other than a Llama of that config
   Type type = Type::q4;                    // of the matrices; the embedding table is f32 in an f32 model, else q8
   bool head_q8 = false;                    // the output matrix at q8, whatever the others are
   std::string tokenizer;                   // blob
@@ -91,6 +101,54 @@ inline std::string chat_bytes(const ChatTemplate& chat) {
   return out.bytes;
 }
 
+// Runs the ids and takes the hash of the last one's logits. The caller opens model and session. False with `error` set.
+template <class AnySession>
+bool hash_self_test(AnySession& session, const std::vector<int>& ids, uint64_t& hash, std::string& error) {
+  const float* logits = session.error.empty() ? session.forward(ids.data(), ids.size()) : nullptr;
+  if (!logits) return error = "self-test: " + session.error, false;
+  for (int i = 0; i < session.vocab_size(); i++)
+    if (!std::isfinite(logits[i]))
+      return error = "self-test: the model's logits are not finite; is the checkpoint whole?", false;
+  hash = hash_logits(logits, session.vocab_size());
+  return true;
+}
+
+// Takes a layer's weights out of this process's memory once they have been used, which is once, so that converting
+// needs much less memory than the model.
+inline void release(const Layer& layer) {
+  const uintptr_t begin = round_up(uintptr_t(layer.attention_norm.data), kPage),
+                  end = uintptr_t(layer.w2.data + layer.w2.bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+inline bool self_test_llama(const std::string& path, const ModelParts& parts, uint64_t& hash, std::string& error) {
+  Model model;
+  if (!model.open(path.c_str())) return error = "the file just written is refused: " + model.error, false;
+  if (parts.self_test_ids.empty()) return true;
+  Session session(model, {int(parts.self_test_ids.size()), parts.threads, KvType::automatic, nullptr});
+  session.observe([&](const Observation& o) {
+    if (o.kind == Observation::layer_output) release(model.layers[size_t(o.layer)]);
+  });
+  return hash_self_test(session, parts.self_test_ids, hash, error);
+}
+
+inline Architecture llama_architecture(const Config& c) {
+  Architecture a;
+  Header& h = a.header;
+  h.architecture = kLlama;
+  h.dim = uint32_t(c.dim), h.hidden_dim = uint32_t(c.hidden_dim);
+  h.n_layers = uint32_t(c.n_layers), h.n_heads = uint32_t(c.n_heads);
+  h.n_kv_heads = uint32_t(c.n_kv_heads), h.head_dim = uint32_t(c.head_dim);
+  h.vocab_size = uint32_t(c.vocab_size), h.max_seq_len = uint32_t(c.max_seq_len);
+  h.tied = c.tied, h.norm_eps = c.norm_eps;
+  h.rope_theta = c.rope_theta, h.rope_scaling = uint32_t(c.rope_scaling);
+  h.rope_factor = c.rope_factor, h.rope_low_freq = c.rope_low_freq;
+  h.rope_high_freq = c.rope_high_freq, h.rope_original_len = uint32_t(c.rope_original_len);
+  a.specs = tensor_specs(c);
+  a.self_test = self_test_llama;
+  return a;
+}
+
 class ModelWriter {
  public:
   std::string error;
@@ -111,7 +169,9 @@ class ModelWriter {
     header_.tensors_checksum = tensors_hash_.digest();
     if (!write_front(parts, 0)) return discard(), false;
     uint64_t hash = 0;
-    if (!self_test(parts, hash) || !write_front(parts, hash)) return discard(), false;
+    std::string why;
+    if (!architecture_.self_test(temporary_, parts, hash, why)) return fail(why);
+    if (!write_front(parts, hash)) return discard(), false;
     if (fsync(file_) != 0 && errno != EINVAL) return fail(std::strerror(errno));  // EINVAL: no disk, nothing to sync
     read_back();
     if (::close(file_) != 0) return file_ = -1, fail(std::strerror(errno));
@@ -154,28 +214,15 @@ class ModelWriter {
     return s;
   }
 
-  static void set_header(const MegabyteConfig& c, Header& h) { pocket::set_header(c, h); }
-  static void set_header(const Config& c, Header& h) {
-    h.architecture = kLlama;
-    h.dim = uint32_t(c.dim), h.hidden_dim = uint32_t(c.hidden_dim);
-    h.n_layers = uint32_t(c.n_layers), h.n_heads = uint32_t(c.n_heads);
-    h.n_kv_heads = uint32_t(c.n_kv_heads), h.head_dim = uint32_t(c.head_dim);
-    h.vocab_size = uint32_t(c.vocab_size), h.max_seq_len = uint32_t(c.max_seq_len);
-    h.tied = c.tied, h.norm_eps = c.norm_eps;
-    h.rope_theta = c.rope_theta, h.rope_scaling = uint32_t(c.rope_scaling);
-    h.rope_factor = c.rope_factor, h.rope_low_freq = c.rope_low_freq;
-    h.rope_high_freq = c.rope_high_freq, h.rope_original_len = uint32_t(c.rope_original_len);
-  }
-
   void lay_out(const ModelParts& parts) {
-    specs_ = parts.megabyte ? tensor_specs(*parts.megabyte) : tensor_specs(parts.config);
+    architecture_ = parts.architecture ? *parts.architecture : llama_architecture(parts.config);
+    specs_ = architecture_.specs;
     entries_.clear();
     tensors_hash_ = {};
     norm_squared_ = input_squared_ = output_squared_ = gate_squared_ = {};
-    header_ = {};
+    header_ = architecture_.header;
     std::memcpy(header_.magic, kMagic, sizeof kMagic);
     header_.version = kFormatVersion;
-    parts.megabyte ? set_header(*parts.megabyte, header_) : set_header(parts.config, header_);
     uint64_t at = sizeof(Header);
     header_.tokenizer = place(at, parts.tokenizer.size(), kAlign);
     header_.chat = place(at, chat_bytes(parts.chat).size(), kAlign);
@@ -263,7 +310,7 @@ class ModelWriter {
     for (int first = 0; first < units; first += batch) {
       const int count = std::min(batch, units - first);
       std::string bytes(size_t(count) * unit, '\0');
-      pool.run(count, [&](int task, int thread) {
+      pool.parallel_for(count, [&](int task, int thread) {
         if (!errors[thread].empty()) return;
         encode_unit(spec, type, first + task, reinterpret_cast<uint8_t*>(&bytes[task * unit]), read, errors[thread]);
       });
@@ -286,7 +333,7 @@ class ModelWriter {
     const std::string last = last_name(spec);
     std::vector<float> inputs(size_t(padded(spec.cols)), 0.f);
     for (int k = 0; k < spec.cols; k++) {
-      const int value = parts.megabyte ? k : k / c.head_dim / (c.n_heads / c.n_kv_heads) * c.head_dim + k % c.head_dim;
+      const int value = k / c.head_dim / (c.n_heads / c.n_kv_heads) * c.head_dim + k % c.head_dim;
       inputs[k] = last == "wo"   ? output_squared_[value]
                   : last == "w2" ? (gate_squared_.empty() ? 1 : gate_squared_[k]) * output_squared_[k]
                                  : norm_squared_[k];
@@ -327,42 +374,11 @@ class ModelWriter {
     return !progress || progress(spec, at_ - start, header_.tensors.bytes) || fail("interrupted");
   }
 
-  // Runs the new file as a user will, and notes the hash of what it says.
-  bool self_test(const ModelParts& parts, uint64_t& hash) {
-    return parts.megabyte ? self_test<MegabyteModel, MegabyteSession>(parts, hash)
-                          : self_test<Model, Session>(parts, hash);
-  }
-  template <class Model, class Session> bool self_test(const ModelParts& parts, uint64_t& hash) {
-    Model model;
-    if (!model.open(temporary_.c_str())) return fail("the file just written is refused: " + model.error);
-    if (parts.self_test_ids.empty()) return true;
-    Session session(model, {int(parts.self_test_ids.size()), parts.threads, KvType::automatic, nullptr});
-    if constexpr (std::is_same_v<Session, pocket::Session>)
-      session.observe([&](const Observation& o) {
-        if (o.kind == Observation::layer_output) release(model.layers[size_t(o.layer)]);
-      });
-    const float* logits =
-        session.error.empty() ? session.forward(parts.self_test_ids.data(), parts.self_test_ids.size()) : nullptr;
-    if (!logits) return fail("self-test: " + session.error);
-    for (int i = 0; i < model.vocab_size(); i++)
-      if (!std::isfinite(logits[i]))
-        return fail("self-test: the model's logits are not finite; is the checkpoint whole?");
-    hash = hash_logits(logits, model.vocab_size());
-    return true;
-  }
-
-  // Takes a layer's weights out of this process's memory once they have been used, which is once, so that converting
-  // needs much less memory than the model.
-  static void release(const Layer& layer) {
-    const uintptr_t begin = round_up(uintptr_t(layer.attention_norm.data), kPage),
-                    end = uintptr_t(layer.w2.data + layer.w2.bytes) / kPage * kPage;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-  }
-
   std::string path_, temporary_;
   int file_ = -1;
   uint64_t at_ = 0;
   Header header_ = {};
+  Architecture architecture_;
   std::vector<TensorSpec> specs_;
   std::vector<TensorEntry> entries_;
   Hash64 tensors_hash_;

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "../run.cpp"
+#include "engine.hpp"
 #include "input_file.hpp"
 
 namespace pocket {

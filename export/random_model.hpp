@@ -6,9 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../megabyte.hpp"
-#include "../run.cpp"
-#include "../tokenizer.hpp"
+#include "engine.hpp"
 
 namespace pocket {
 
@@ -33,18 +31,6 @@ inline const std::vector<Preset>& presets() {
       {"stories15m", shape(288, 768, 6, 6, 6, 32000, 256, 10000, true)},
       {"stories110m", shape(768, 2048, 12, 12, 12, 32000, 1024, 10000, true)},
       {"tiny", shape(64, 172, 2, 8, 4, 512, 256, 10000, true)},
-  };
-  return all;
-}
-
-struct MegabytePreset {
-  const char* name;
-  MegabyteConfig config;
-};
-
-inline const std::vector<MegabytePreset>& megabyte_presets() {
-  static const std::vector<MegabytePreset> all = {
-      {"megabyte-24m", {{512, 2048, 6}, {256, 1024, 4}, 8, 64, 256, 4, false, false}},
   };
   return all;
 }

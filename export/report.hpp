@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "../run.cpp"
+#include "engine.hpp"
 #include "output_file.hpp"
 
 namespace pocket {

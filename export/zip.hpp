@@ -13,7 +13,7 @@
 #include <string_view>
 #include <utility>
 
-#include "../run.cpp"
+#include "engine.hpp"
 #include "input_file.hpp"
 
 namespace pocket {

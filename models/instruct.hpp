@@ -14,7 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "../instruction.hpp"
+#include "instruction.hpp"
 #include "stories.hpp"
 
 namespace pocket {

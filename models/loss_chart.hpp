@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "../export/output_file.hpp"
-#include "../tokenizer.hpp"
+#include "../export/engine.hpp"
 
 namespace pocket {
 

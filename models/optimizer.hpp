@@ -60,7 +60,7 @@ class Trainer {
       for (int target : w.targets) asked += target >= 0;
     std::vector<double> losses(batch.size());
     const float weight = 1.f / float(std::max<size_t>(asked, 1));
-    pool_.run(int(lanes), [&](int lane, int thread) {
+    pool_.parallel_for(int(lanes), [&](int lane, int thread) {
       float* gradient = lanes_[size_t(lane)].data();
       std::memset(gradient, 0, m_.learned().size() * sizeof(float));
       for (size_t i = size_t(lane); i < batch.size() && !stopped(); i += kLanes) {
@@ -86,7 +86,7 @@ class Trainer {
                   float(clip),    correction(o.beta1), correction(o.beta2)};
     AdamStep decayed = a;
     decayed.keep = float(1 - rate * o.decay);
-    pool_.run(int(pieces_.size()), [&](int i, int) {
+    pool_.parallel_for(int(pieces_.size()), [&](int i, int) {
       const Piece& p = pieces_[size_t(i)];
       k_.adam(m_.learned().data() + p.offset, lanes_[0].data() + p.offset, mean.data() + p.offset,
               square.data() + p.offset, p.size, p.decays ? decayed : a);
@@ -97,7 +97,7 @@ class Trainer {
   // The sum over all targets of -ln p(target), in nats.
   double evaluate(const std::vector<Window>& windows) {
     std::vector<double> losses(windows.size());
-    pool_.run(int(windows.size()), [&](int i, int thread) {
+    pool_.parallel_for(int(windows.size()), [&](int i, int thread) {
       if (stopped()) return;
       SequencePass& pass = *passes_[size_t(thread)];
       pass.forward(windows[size_t(i)]);
@@ -138,7 +138,7 @@ class Trainer {
 
   // Sums the lanes into the first, in order, and the length of the result.
   void add_lanes(size_t lanes) {
-    pool_.run(int(pieces_.size()), [&](int i, int) {
+    pool_.parallel_for(int(pieces_.size()), [&](int i, int) {
       const Piece& p = pieces_[size_t(i)];
       for (size_t lane = 1; lane < lanes; lane++)
         k_.add(lanes_[0].data() + p.offset, lanes_[lane].data() + p.offset, p.size);

@@ -28,7 +28,7 @@
 #include <vector>
 
 #include "../export/input_file.hpp"
-#include "../tokenizer.hpp"
+#include "../export/engine.hpp"
 #include "stories.hpp"
 
 namespace pocket {

@@ -1,11 +1,11 @@
 // train.cpp: models/train, from a text of stories to a model that tells its own. See --help.
 
-#define RUN_NO_MAIN
-#include "../run.cpp"
+#include "../export/engine.hpp"
 
-#include "../cli.hpp"
+#include "../export/program.hpp"
 #include "instruct.hpp"
 #include "loss_chart.hpp"
+#include "megabyte/megabyte_writer.hpp"
 #include "tokenizer_trainer.hpp"
 #include "training_state.hpp"
 #include "training_text.hpp"
@@ -13,8 +13,6 @@
 namespace {
 
 using namespace pocket;
-using cli::Failure;
-using cli::seconds;
 
 struct Arguments {
   std::string model;  // the text
@@ -29,7 +27,7 @@ struct Arguments {
   bool instruct = false, resume = false, help = false;
 };
 
-const cli::Option<Arguments> kOptions[] = {
+const Option<Arguments> kOptions[] = {
     {"", "", "", "What to make"},
     {"-o", "--output", "FILE", "the model file to write; it appears when it is whole", &Arguments::output},
     {"", "--type", "TYPE", "how it stores its weights: q8, f32 or q4 [q8]", &Arguments::type},
@@ -102,7 +100,7 @@ void print_help() {
       "text and options give the same model, bit for bit, on every machine.\n"
       "stdout is what the model writes on the way, stderr the rest. Exit: 0 done, 1 failed, 2 wrong usage, 130 "
       "interrupted.\n");
-  cli::print_options(kOptions);
+  print_options(kOptions);
 }
 
 bool is_one_of(const std::string& name, std::initializer_list<const char*> all) {
@@ -139,7 +137,7 @@ void check_lora_options(const Arguments& a, const std::vector<std::string>& give
 
 Arguments parse(int argc, char** argv) {
   Arguments a;
-  const std::vector<std::string> given = cli::parse_options(argc, argv, kOptions, "put all stories in one file", a);
+  const std::vector<std::string> given = parse_options(argc, argv, kOptions, "put all stories in one file", a);
   if (a.help) return a;
   if (a.model.empty()) throw Failure{2, "expected a text to learn from; see models/train --help"};
   if (a.output.empty()) throw Failure{2, "expected -o OUT.bin: the model file to write"};
@@ -187,7 +185,7 @@ struct Texts {
 };
 
 std::string read_stories(const std::string& path) {
-  std::string text = cli::read_all(path), why;
+  std::string text = read_all(path), why;
   if (!trainer_detail::check_text(text, why)) throw Failure{1, path + ": " + why};
   return text;
 }
@@ -229,7 +227,7 @@ TokenText tokens_of(const std::vector<std::string_view>& stories, const Tokenize
   TokenText text;
   for (std::string_view story : stories) {
     text.add(story, tokenizer);
-    cli::stop_if_interrupted();
+    stop_if_interrupted();
   }
   return text;
 }
@@ -332,13 +330,13 @@ MegabyteConfig megabyte_shape(const Arguments& a, const Size& size) {
 
 // The tokenizer as a model file carries it: that of --init, of --tokenizer, of the teacher, or a new one for the text.
 std::string tokenizer_for(const Arguments& a, const Texts& texts, const Model& init, const Model* teacher) {
-  if (a.architecture == "megabyte") return Tokenizer::to_blob(cli::byte_vocabulary());
+  if (a.architecture == "megabyte") return Tokenizer::to_blob(byte_vocabulary());
   if (!a.init.empty()) return std::string(init.tokenizer_bytes());
   if (a.tokenizer.empty() && teacher) return std::string(teacher->tokenizer_bytes());
   Tokenizer::Vocabulary v;
   std::string error;
   if (!a.tokenizer.empty()) {
-    if (!Tokenizer::parse_sentencepiece(cli::read_all(a.tokenizer), v, error))
+    if (!Tokenizer::parse_sentencepiece(read_all(a.tokenizer), v, error))
       throw Failure{1, a.tokenizer + ": " + error};
     return Tokenizer::to_blob(v);
   }
@@ -400,7 +398,7 @@ class Training {
     std::string error;
     Model init;
     if (!a_.init.empty() && !init.open(a_.init.c_str())) throw Failure{1, init.error};
-    plan_.seed = uint64_t(cli::number("--seed", a_.seed, 0, 9e15, true));
+    plan_.seed = uint64_t(number("--seed", a_.seed, 0, 9e15, true));
     plan_.instruct = a_.instruct;
     if (plan_.instruct) instruct(texts, plan_.seed);
     plan_.architecture = a_.architecture == "megabyte" ? kMegabyte : kLlama;
@@ -521,7 +519,7 @@ class Training {
     trainer_ =
         std::make_unique<Trainer>(*model_, a_.threads, plan_.context,
                                   *find_train_kernels(a_.kernel.empty() ? nullptr : a_.kernel.c_str()), teacher_.get());
-    trainer_->cancelled = [] { return cli::interrupted != 0; };
+    trainer_->cancelled = [] { return interrupted != 0; };
     stream_ = std::make_unique<WindowStream>(train_, plan_.context, plan_.seed);
     judged_ = judging_windows(valid_, plan_.context);
   }
@@ -583,7 +581,7 @@ class Training {
     int done = 0;
     for (; done < 2 || (seconds() - evaluated < 3 && done < 100); done++) {
       trainer_->learn(next_batch(stream));
-      cli::stop_if_interrupted();
+      stop_if_interrupted();
     }
     return {(seconds() - evaluated) / done, evaluated - start};
   }
@@ -618,7 +616,7 @@ class Training {
   void step() {
     const double begin = seconds();
     const double loss = trainer_->learn(next_batch(*stream_));
-    if (cli::interrupted) stop();
+    if (interrupted) stop();
     if (teacher_ && !teacher_->failure().empty()) throw Failure{1, a_.teacher + ": " + teacher_->failure()};
     if (!std::isfinite(loss) || !std::isfinite(trainer_->gradient_norm()))
       throw Failure{1, "the loss is no finite number after step " + std::to_string(progress_.step) +
@@ -679,7 +677,7 @@ class Training {
 
   void validate(LossRow& row) {
     const double start = seconds(), sum = trainer_->evaluate(judged_);
-    if (cli::interrupted) stop();
+    if (interrupted) stop();
     progress_.judged = progress_.step;
     if (judged_.empty()) return;
     progress_.seconds += seconds() - start;
@@ -750,7 +748,7 @@ class Training {
   void write_model() {
     ModelParts parts;
     parts.config = plan_.config;
-    if (bytes()) parts.megabyte = plan_.megabyte;
+    if (bytes()) set_architecture(plan_.megabyte, parts);
     parts.type = a_.type == "f32" ? Type::f32 : a_.type == "q8" ? Type::q8 : Type::q4;
     if (!bytes()) parts.tokenizer = blob_;
     parts.threads = a_.threads;
@@ -799,7 +797,7 @@ class Training {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return cli::guarded("train", [&] {
+  return guarded("train", [&] {
     const Arguments a = parse(argc, argv);
     if (a.help) return print_help();
     Training(a).run();

@@ -161,7 +161,7 @@ class LearnedWeights {
     if (packed_.size() < packed_size_) packed_ = Floats(packed_size_);
     std::vector<Floats> factors(size_t(adapted() ? pool.threads() : 0));
     for (Floats& f : factors) f = Floats(size_t(adapters.rank) * kPanelCols);
-    pool.run(int(panels_.size()), [&](int task, int thread) {
+    pool.parallel_for(int(panels_.size()), [&](int task, int thread) {
       const Panel& p = panels_[size_t(task)];
       const float* w = values.data() + p.matrix.offset;
       if (p.backward)

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <string>
 
-#include "../megabyte.hpp"
+#include "megabyte/megabyte.hpp"
 #include "gemm.hpp"
 
 namespace pocket {
@@ -18,7 +18,7 @@ POCKET_BODY float dot_body(const float* a, const float* b, int n) {
   for (; i + 16 <= n; i += 16)
     for (int j = 0; j < 16; j++) s[j] = std::fma(a[i + j], b[i + j], s[j]);
   for (int j = 0; i + j < n; j++) s[j] = std::fma(a[i + j], b[i + j], s[j]);
-  return fold16(s);
+  return sum16(s);
 }
 
 // Of y = x r w with r = 1 / sqrt(mean of x^2 + eps), but r = 1 / least where the root is smaller than that:
@@ -32,9 +32,9 @@ POCKET_BODY void normalized_backward_body(const float* dy, const float* x, const
       square[j] = std::fma(x[i + j], x[i + j], square[j]);
       along[j] = std::fma(dy[i + j] * weight[i + j], x[i + j], along[j]);
     }
-  const float root = std::sqrt(fold16(square) / float(n) + eps);
+  const float root = std::sqrt(sum16(square) / float(n) + eps);
   const float scale = 1.f / (root > least ? root : least);
-  const float back = root > least ? -(scale * scale * scale / float(n) * fold16(along)) : 0.f;
+  const float back = root > least ? -(scale * scale * scale / float(n) * sum16(along)) : 0.f;
   for (int i = 0; i < round_up(n, 16); i++) {
     dweight[i] = std::fma(dy[i], x[i] * scale, dweight[i]);
     dx[i] += std::fma(x[i], back, dy[i] * weight[i] * scale);
@@ -56,9 +56,9 @@ POCKET_BODY void floor_norm_backward_body(const float* dy, const float* x, const
 POCKET_BODY void moments_body(const float* x, int n, float& mean, float& scale) {
   float sum[16] = {}, square[16] = {};
   for (int i = 0; i < n; i++) sum[i % 16] += x[i];
-  mean = fold16(sum) / float(n);
+  mean = sum16(sum) / float(n);
   for (int i = 0; i < n; i++) square[i % 16] = std::fma(x[i] - mean, x[i] - mean, square[i % 16]);
-  scale = 1.f / std::sqrt(fold16(square) / float(n) + 1e-5f);
+  scale = 1.f / std::sqrt(sum16(square) / float(n) + 1e-5f);
 }
 
 // Of LayerNorm (layer_norm_body): dx = r (g - mean of g - x' * the mean of g x') with g = dy w, x' = (x - mean) r; dw
@@ -72,7 +72,7 @@ POCKET_BODY void layernorm_backward_body(const float* dy, const float* x, const 
     sum[i % 16] += g;
     along[i % 16] = std::fma(g, (x[i] - mean) * scale, along[i % 16]);
   }
-  const float mean_g = fold16(sum) / float(n), mean_along = fold16(along) / float(n);
+  const float mean_g = sum16(sum) / float(n), mean_along = sum16(along) / float(n);
   for (int i = 0; i < n; i++) {
     const float normal = (x[i] - mean) * scale;
     dweight[i] = std::fma(dy[i], normal, dweight[i]);
@@ -133,7 +133,7 @@ POCKET_BODY float exp_row_body(float* s, int first, int end, int n, float scale,
   float sums[16] = {};
   for (int i = from; i < to; i += 16)
     for (int j = 0; j < 16; j++) sums[j] += s[i + j];
-  return fold16(sums);
+  return sum16(sums);
 }
 
 // The softmax of a row of attention scores; top and inverse (of the sum) are what softmax_again_body wants.
@@ -177,7 +177,7 @@ POCKET_BODY void distill_body(float* logits, const float* teacher, float* soft, 
   float apart[16] = {};  // of the teacher's logits and these, by q
   for (int i = 0; i < padded_n; i += 16)
     for (int j = 0; j < 16; j++) apart[j] = std::fma(q[i + j], teacher[i + j] - logits[i + j], apart[j]);
-  const double divergence = double(fold16(apart)) * double(cool) / double(sum_q) -
+  const double divergence = double(sum16(apart)) * double(cool) / double(sum_q) -
                             (exact::log(double(sum_q)) + double(top_q)) + exact::log(double(sum_p)) + double(top_p);
   double own = 0;
   cross_entropy_body(logits, n, padded_n, target, weight * (1.f - share), &own);
@@ -245,12 +245,12 @@ struct TrainKernels {
 };
 
 #define POCKET_TRAIN_ROW(NAME)                                                                               \
-  NAME::run<rmsnorm_body>, NAME::run<rmsnorm_backward_body>, NAME::run<shift_norm_body>,                     \
-      NAME::run<floor_norm_backward_body>, NAME::run<layer_norm_body>, NAME::run<layernorm_backward_body>,   \
-      NAME::run<rope_body>, NAME::run<gated_body>, NAME::run<gated_backward_body>, NAME::run<gelu_row_body>, \
-      NAME::run<gelu_backward_body>, NAME::run<softmax_row_body>, NAME::run<softmax_backward_body>,          \
-      NAME::run<cross_entropy_body>, NAME::run<distill_body>, NAME::run<adam_body>, NAME::run<add_body>,     \
-      NAME::run<square_sum_body>
+  NAME::call<rmsnorm_body>, NAME::call<rmsnorm_backward_body>, NAME::call<shift_norm_body>,                     \
+      NAME::call<floor_norm_backward_body>, NAME::call<layer_norm_body>, NAME::call<layernorm_backward_body>,   \
+      NAME::call<rope_body>, NAME::call<gated_body>, NAME::call<gated_backward_body>, NAME::call<gelu_row_body>, \
+      NAME::call<gelu_backward_body>, NAME::call<softmax_row_body>, NAME::call<softmax_backward_body>,          \
+      NAME::call<cross_entropy_body>, NAME::call<distill_body>, NAME::call<adam_body>, NAME::call<add_body>,     \
+      NAME::call<square_sum_body>
 
 // Best first.
 inline const TrainKernels kTrainKernels[] = {

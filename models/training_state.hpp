@@ -8,7 +8,7 @@
 #include "../export/output_file.hpp"
 #include "distill.hpp"
 #include "lora_train.hpp"
-#include "megabyte_train.hpp"
+#include "megabyte/megabyte_train.hpp"
 #include "optimizer.hpp"
 
 namespace pocket {

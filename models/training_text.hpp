@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include "../tokenizer.hpp"
-#include "megabyte_train.hpp"
+#include "../export/engine.hpp"
+#include "megabyte/megabyte_train.hpp"
 #include "stories.hpp"
 
 namespace pocket {

@@ -1,0 +1,277 @@
+// bench.cpp: measures a model on this machine: how fast it runs and what it occupies, beside what the machine can do at
+// most, or how far its predictions are from another model's. See --help.
+
+#include "../../export/engine.hpp"
+
+#include "divergence.hpp"
+#include "speed.hpp"
+
+namespace {
+
+using namespace pocket;
+using namespace pocket::bench;
+
+struct Arguments {
+  std::string model, threads, kernels, reference, file;
+  bool quick = false, json = false, worker = false, help = false;
+  std::vector<int> thread_counts;         // of `threads`
+  std::vector<std::string> kernel_names;  // of `kernels`
+};
+
+const Option<Arguments> kOptions[] = {
+    {"", "", "", "Speed and memory"},
+    {"", "--threads", "LIST", "numbers of threads, as in 1,2 [1 and one per CPU]", &Arguments::threads},
+    {"", "--kernel", "LIST", "kernel sets, as run --kernels names them [the best]", &Arguments::kernels},
+    {"", "--quick", "", "in a fraction of the time, and less exactly", &Arguments::quick},
+    {"", "", "", "Quality"},
+    {"", "--kl", "REFERENCE", "compare with this model of the same vocabulary, over the text of -f",
+     &Arguments::reference},
+    {"-f", "--file", "FILE", "the text, - for standard input", &Arguments::file},
+    {"", "", "", "For scripts"},
+    {"", "--json", "", "one JSON object on stdout, and nothing else there", &Arguments::json},
+    {"", "--worker", "",
+     "answer commands on stdin, one a line: prompt N, generate N (seconds), peak, expected N (bytes)",
+     &Arguments::worker},
+    {"-h", "--help", "", "this text", &Arguments::help},
+};
+
+void print_help() {
+  std::printf(
+      "bench: what a model and this machine can do\n\n"
+      "  bench model.bin                            speed and memory, in a minute or two\n"
+      "  bench model.bin --threads 2 --kernel avx2  of one kernel set on two threads\n"
+      "  bench q4.bin --kl f32.bin -f text.txt      what q4 loses: KL divergence, perplexity, equal first choices\n"
+      "  bench model.bin --json > today.json        to compare with tomorrow\n\n"
+      "  export/convert --random tinyllama-1.1b -o tl.bin     makes a model of the usual size to measure\n\n"
+      "Generating a token reads all weights once: its share of what a plain loop reads is given (from pages of 2 MiB,\n"
+      "where the system has them), and for prompts, which multiply, the share of the int8 multiply-adds that the\n"
+      "kernel set's instruction does with its operands in registers. Both are measured in turns with the model, since\n"
+      "machines drift. 1 TOP/s is 10^12 operations a second (a multiply-add is two), 1 GB 10^9 bytes.\n");
+  print_options(kOptions);
+}
+
+std::vector<std::string> checked_kernels(const std::string& list) {
+  const std::vector<std::string> known = kernel_names();
+  if (list.empty()) return {known[0]};
+  std::string all;
+  for (const std::string& name : known) all += (all.empty() ? "" : ", ") + name;
+  for (const std::string& name : split(list))
+    if (!find_kernels(name.c_str()))
+      throw Failure{2, "--kernel: expected of this CPU's " + all + ", found '" + name + "'"};
+  return split(list);
+}
+
+std::vector<int> checked_threads(const std::string& list) {
+  const int cpus = std::max(1, int(std::thread::hardware_concurrency()));
+  if (list.empty()) return cpus == 1 ? std::vector<int>{1} : std::vector<int>{1, cpus};
+  std::vector<int> threads;
+  for (const std::string& n : split(list)) threads.push_back(int(number("--threads", n, 1, 256, true)));
+  return threads;
+}
+
+Arguments parse(int argc, char** argv) {
+  Arguments a;
+  parse_options(argc, argv, kOptions, "compare two with --kl", a);
+  if (a.help) return a;
+  if (a.model.empty())
+    throw Failure{2, "no model given; try: export/convert --random tinyllama-1.1b -o tl.bin, then: bench tl.bin"};
+  a.thread_counts = checked_threads(a.threads);
+  a.kernel_names = checked_kernels(a.kernels);
+  const bool one = a.threads.find(',') == std::string::npos && a.kernel_names.size() == 1;
+  if (a.reference.empty() != a.file.empty())
+    throw Failure{2, a.file.empty() ? "--kl: expected a text too, with -f FILE" : "-f: expected --kl REFERENCE too"};
+  if (!a.reference.empty() && (a.quick || a.worker)) throw Failure{2, "--kl: goes with neither --quick nor --worker"};
+  if ((!a.reference.empty() || a.worker) && !one)
+    throw Failure{2, "--threads and --kernel: expected one of each with --kl or --worker"};
+  return a;
+}
+
+// ---- Speed ----
+
+struct SpeedReport {
+  const std::string& file;
+  const Model& model;
+  LoadTime load;
+  std::vector<PeakMemory> memory;
+  MachineSpeed machine;
+  std::vector<ModelSpeed> speeds;
+};
+
+std::string json_of(const MachineSpeed& m) {
+  std::vector<std::string> read, int8;
+  for (const auto& [threads, gb_s] : m.read)
+    read.push_back(json_object({{"threads", json(threads)}, {"gb_s", json(gb_s)}}));
+  for (const auto& r : m.int8)
+    int8.push_back(json_object({{"kernel", json(r.kernel)}, {"threads", json(r.threads)}, {"top_s", json(r.top_s)}}));
+  return json_object({{"cpu", json(cpu_name())},
+                      {"cpus", json(std::thread::hardware_concurrency())},
+                      {"read", json_array(read)},
+                      {"int8", json_array(int8)}});
+}
+
+std::string json_of(const ModelSpeed& s) {
+  std::vector<std::string> prompts, generate;
+  for (const PromptSpeed& p : s.prompts)
+    prompts.push_back(json_object({{"tokens", json(p.tokens)},
+                                   {"tok_s", json(p.tok_s)},
+                                   {"top_s", json(p.top_s)},
+                                   {"int8_share", json(p.int8_share)}}));
+  for (const GenerateSpeed& g : s.generate)
+    generate.push_back(json_object({{"depth", json(g.depth)},
+                                    {"tok_s", json(g.tok_s)},
+                                    {"gb_s", json(g.gb_s)},
+                                    {"read_share", json(g.read_share)}}));
+  return json_object({{"kernel", json(s.kernel)},
+                      {"threads", json(s.threads)},
+                      {"read_gb_s", json(s.read_gb_s)},
+                      {"int8_top_s", json(s.int8_top_s)},
+                      {"prompt", json_array(prompts)},
+                      {"generate", json_array(generate)},
+                      {"depth_share", json(s.deep_share)}});
+}
+
+void print_json(const SpeedReport& r) {
+  const auto [layers, output] = multiplied_weights(r.model);
+  std::vector<std::string> speeds, memory;
+  for (const ModelSpeed& s : r.speeds) speeds.push_back(json_of(s));
+  for (const PeakMemory& m : r.memory)
+    memory.push_back(
+        json_object({{"tokens", json(m.tokens)}, {"peak_bytes", json(m.peak)}, {"expected_bytes", json(m.expected)}}));
+  const std::string model = json_object({{"file", json(r.file)},
+                                         {"file_bytes", json(double(r.model.file_bytes))},
+                                         {"type", json(type_name(r.model.layers[0].wq.type))},
+                                         {"weights", json(layers + output)},
+                                         {"bytes_per_token", json(double(r.model.bytes_per_token))},
+                                         {"context", json(context_of(r.model))}});
+  const std::string load = json_object({{"kernel", json(r.load.kernel)},
+                                        {"threads", json(r.load.threads)},
+                                        {"open_ms", json(r.load.open_ms)},
+                                        {"first_token_ms", json(r.load.first_token_ms)}});
+  std::printf("%s\n", json_object({{"model", model},
+                                   {"machine", json_of(r.machine)},
+                                   {"load", load},
+                                   {"speed", json_array(speeds)},
+                                   {"memory", json_array(memory)}})
+                          .c_str());
+}
+
+/// A share in percent, "" where it was not measured.
+std::string percent(double share, const char* of) {
+  char text[80];
+  std::snprintf(text, sizeof text, "  %5.1f%% of %s", share * 100, of);
+  return std::isfinite(share) ? text : "";
+}
+
+void print_machine(const MachineSpeed& m) {
+  std::printf("\n%-34s", "machine");
+  for (const auto& read : m.read) std::printf("  %13s", on_threads(read.first).c_str());
+  std::printf("\n  %-32s", "reading memory");
+  for (const auto& read : m.read) std::printf("  %8.1f GB/s", read.second);
+  std::string row;
+  for (const auto& rate : m.int8) {
+    if (rate.kernel != row) std::printf("\n  int8, %-26s", rate.kernel.c_str());
+    row = rate.kernel;
+    std::printf("  %7.2f TOP/s", rate.top_s);
+  }
+  std::printf("\n");
+}
+
+void print_speed(const ModelSpeed& s) {
+  std::printf("\n%s, %s; reading memory %.1f GB/s", s.kernel.c_str(), on_threads(s.threads).c_str(), s.read_gb_s);
+  if (std::isfinite(s.int8_top_s)) std::printf(", int8 %.2f TOP/s", s.int8_top_s);
+  std::printf("\n");
+  for (const PromptSpeed& p : s.prompts)
+    std::printf("  prompt of %-22d  %8.1f tok/s  %7.3f TOP/s%s\n", p.tokens, p.tok_s, p.top_s,
+                percent(p.int8_share, "int8").c_str());
+  for (const GenerateSpeed& g : s.generate)
+    std::printf("  generating at depth %-12d  %8.1f tok/s  %7.2f GB/s %s%s\n", g.depth, g.tok_s, g.gb_s,
+                percent(g.read_share, "reading").c_str(), g.depth ? percent(s.deep_share, "depth 0").c_str() : "");
+}
+
+void print_table(const SpeedReport& r) {
+  const auto [layers, output] = multiplied_weights(r.model);
+  std::printf("%s: %.1f M weights in %s, %.1f MB to read for a token\n", r.file.c_str(), (layers + output) / 1e6,
+              type_name(r.model.layers[0].wq.type), double(r.model.bytes_per_token) / 1e6);
+  const std::string cpu = cpu_name();
+  std::printf("%s%s%u CPUs\n", cpu.c_str(), cpu.empty() ? "" : ", ", std::thread::hardware_concurrency());
+  print_machine(r.machine);
+  for (const ModelSpeed& s : r.speeds) print_speed(s);
+  std::printf("\n%s, %s\n", r.load.kernel.c_str(), on_threads(r.load.threads).c_str());
+  std::printf("  %-32s  %8.2f ms\n", "opening the model", r.load.open_ms);
+  std::printf("  %-32s  %8.1f ms\n", "process start to first token", r.load.first_token_ms);
+  for (const PeakMemory& m : r.memory)
+    std::printf("  peak memory, %5d tokens          %8.1f MB = %.1f MiB, expected %.1f MB\n", m.tokens, m.peak / 1e6,
+                m.peak / (1 << 20), m.expected / 1e6);
+}
+
+void measure_speed(const Arguments& a) {
+  Model model;
+  if (!model.open(a.model.c_str())) throw Failure{1, model.error};
+  SpeedReport report = {a.model, model, {}, {}, {}, {}};
+  {
+    SpeedTest test(a.model, model, a.thread_counts, a.kernel_names, a.quick);
+    report.load = test.load();
+    report.memory = test.memory();
+    report.machine = test.machine();
+    report.speeds = test.speeds();
+  }
+  a.json ? print_json(report) : print_table(report);
+}
+
+// ---- Quality ----
+
+void print_json(const Arguments& a, const Divergence& d) {
+  const auto perplexity = [](const cli::Perplexity& p) {
+    return json_object({{"value", json(p.value())}, {"error", json(p.error())}});
+  };
+  const std::string kl =
+      json_object({{"mean", json(d.mean())}, {"median", json(median(d.kl))}, {"p99", json(quantile(d.kl, 0.99))}});
+  std::printf("%s\n", json_object({{"model", json(a.model)},
+                                   {"reference", json(a.reference)},
+                                   {"tokens", json(double(d.tokens))},
+                                   {"positions", json(double(d.kl.size()))},
+                                   {"kl", kl},
+                                   {"perplexity", json_object({{"model", perplexity(d.model)},
+                                                               {"reference", perplexity(d.reference)}})},
+                                   {"same_top_share", json(d.same_top_share())}})
+                          .c_str());
+}
+
+void print_table(const Arguments& a, const Divergence& d) {
+  std::printf("%s against %s, %zu positions of %zu tokens\n", a.model.c_str(), a.reference.c_str(), d.kl.size(),
+              d.tokens);
+  std::printf("  KL divergence     mean %.5f, median %.5f, 99%% of them below %.4f nats\n", d.mean(), median(d.kl),
+              quantile(d.kl, 0.99));
+  std::printf("  perplexity        %.4f +- %.4f, of the reference %.4f +- %.4f, ratio %.4f\n", d.model.value(),
+              d.model.error(), d.reference.value(), d.reference.error(), d.model.value() / d.reference.value());
+  std::printf("  same first choice %.2f%%\n", d.same_top_share() * 100);
+}
+
+/// The arguments of a run of the program, for what it shares with this one.
+cli::Arguments run_arguments(const Arguments& a, const std::string& model) {
+  cli::Arguments run;
+  run.model = model;
+  run.threads = a.threads.empty() ? 0 : a.thread_counts[0];
+  run.kernel = a.kernel_names[0];
+  return run;
+}
+
+void measure_quality(const Arguments& a) {
+  const cli::Arguments of_model = run_arguments(a, a.model), of_reference = run_arguments(a, a.reference);
+  cli::Run model(of_model), reference(of_reference);
+  check_architecture(model), check_architecture(reference);
+  const Divergence d = measure_divergence(model, reference, a.file);
+  a.json ? print_json(a, d) : print_table(a, d);
+}
+
+void dispatch(const Arguments& a) {
+  if (a.help) return print_help();
+  if (a.worker) return work(run_arguments(a, a.model));
+  a.reference.empty() ? measure_speed(a) : measure_quality(a);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return guarded("bench", [&] { dispatch(parse(argc, argv)); });
+}

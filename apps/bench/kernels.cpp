@@ -1,0 +1,177 @@
+// kernels.cpp: each kernel of each kernel set by itself, on one thread, with Google Benchmark.
+//
+//     tests/bench/kernels --benchmark_filter='matmul/q4/avx2'
+//
+// bytes/s: of weights, of keys and values, or of the vectors that are read; Gop/s: a multiply-add is two operations.
+// "cache": the same quarter of a MiB again and again; "memory": one quarter after the other of a quarter of a GiB.
+
+#include "../../export/engine.hpp"
+
+#include <benchmark/benchmark.h>
+
+namespace {
+
+using namespace pocket;
+using Counter = benchmark::Counter;
+
+constexpr size_t kPiece = 256 << 10, kMemory = 256 << 20;  // bytes of weights: of a call, and of all
+
+/// Numbers that are the same every time, from -1 to 1.
+std::vector<float> numbers(size_t n) {
+  std::vector<float> all(n);
+  uint32_t state = 1;
+  for (float& x : all) x = float(int32_t(state = state * 1664525 + 1013904223)) / 2147483648.f;
+  return all;
+}
+
+void count(benchmark::State& state, double bytes, double operations) {
+  const double n = double(state.iterations());
+  state.counters["bytes/s"] = Counter(n * bytes, Counter::kIsRate, Counter::OneK::kIs1000);
+  if (operations > 0) state.counters["Gop/s"] = Counter(n * operations / 1e9, Counter::kIsRate);
+}
+
+/// Memory for weights of any type. Each half of a word is a bfloat16 from -1 to 1, so that no scale that is read out of
+/// it, of 16 bits or of 32, is so small or so large that arithmetic would become slow.
+struct Pages {
+  uint8_t* data;
+  Pages() {
+    void* p = mmap(nullptr, kMemory, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) std::abort();
+    data = static_cast<uint8_t*>(p);
+    std::vector<uint32_t> pattern;
+    for (const float x : numbers(1024)) pattern.push_back((float_bits(x) >> 16) * 0x10001);
+    for (size_t at = 0; at < kMemory; at += 4096) std::memcpy(data + at, pattern.data(), 4096);
+  }
+};
+
+const uint8_t* pages() {
+  static const Pages all;
+  return all.data;
+}
+
+/// n tokens as a matmul takes them.
+struct Inputs {
+  std::vector<float> f, scale;
+  std::vector<int8_t> q;
+  std::vector<int32_t> sum;
+  std::vector<uint8_t> packed;  // empty: the kernel set has no use for it
+  int cols;
+
+  Inputs(const Kernels& k, int n, int cols)
+      : f(numbers(size_t(n) * cols)), scale(f.size() / kGroup), q(f.size()), sum(scale.size()), cols(cols) {
+    k.quantize(f.data(), int(f.size()), q.data(), scale.data(), sum.data());
+    if (!k.matmul_packed || n <= kFewTokens) return;
+    packed.resize(packed_bytes(n, cols));
+    for (int t = 0; t < n; t++) {
+      const Activations token = get().token(t);
+      pack_groups(token.q, token.scale, t, 0, cols / kGroup, n, packed.data());
+    }
+  }
+  Activations get() const {
+    return {cols, f.data(), q.data(), scale.data(), sum.data(), packed.empty() ? nullptr : packed.data()};
+  }
+};
+
+void matmul(benchmark::State& state, const Kernels& k, Type type, int n, bool from_memory) {
+  const int cols = 2048, count_panels = int(kPiece / panel_bytes(type, cols));
+  const int panels = from_memory ? int(kMemory / panel_bytes(type, cols)) / count_panels * count_panels : count_panels;
+  Tensor w = {type, panels * kPanelRows, cols, pages(), size_t(panels) * panel_bytes(type, cols)};
+  std::memcpy(w.codebook, kCodebook, sizeof kCodebook);
+  const Inputs in(k, n, cols);
+  const size_t ldy = size_t(w.rows);
+  std::vector<float> y(ldy * size_t(n));
+  int first = 0;
+  for (auto _ : state) {
+    matmul_panels(k, w, first, count_panels, in.get(), n, y.data(), ldy);
+    benchmark::ClobberMemory();
+    first = (first + count_panels) % panels;
+  }
+  count(state, double(count_panels * panel_bytes(type, cols)), 2.0 * count_panels * kPanelRows * cols * n);
+}
+
+/// A function that goes over a vector of 2048 numbers, which it may overwrite.
+template <class F> void over_vector(benchmark::State& state, const F& f) {
+  const std::vector<float> fresh = numbers(2048);
+  std::vector<float> x = fresh;
+  for (auto _ : state) {
+    std::memcpy(x.data(), fresh.data(), fresh.size() * sizeof(float));  // or it would drift to infinity
+    f(x.data(), int(x.size()));
+    benchmark::ClobberMemory();
+  }
+  count(state, double(fresh.size() * sizeof(float)), 0);
+}
+
+void register_vectors(const Kernels& k) {
+  static const std::vector<float> other = numbers(2048);
+  static std::vector<float> out(2048), scale(2048 / kGroup);
+  static std::vector<int8_t> q(2048);
+  static std::vector<int32_t> sum(2048 / kGroup);
+  const auto add = [&](const char* what, auto f) {
+    benchmark::RegisterBenchmark((std::string(what) + "/" + k.name).c_str(),
+                                 [f](benchmark::State& state) { over_vector(state, f); });
+  };
+  add("rmsnorm", [&k](float* x, int n) { k.rmsnorm(x, other.data(), out.data(), n, 1e-5f); });
+  add("quantize", [&k](float* x, int n) { k.quantize(x, n, q.data(), scale.data(), sum.data()); });
+  add("rope", [&k](float* x, int n) { k.rope(x, n / 64, 64, other.data(), other.data() + 32); });
+  add("swiglu", [&k](float* x, int n) { k.swiglu(x, other.data(), n); });
+  add("exp", [&k](float* x, int n) { k.exp(x, n); });
+}
+
+/// n queries of heads of 64 against a whole block of keys, in the cache.
+void attend(benchmark::State& state, const Kernels& k, bool f32, int n) {
+  const int head_dim = 64;
+  const size_t numbers_bytes = size_t(kBlockKeys) * head_dim * (f32 ? sizeof(float) : 1),
+               record = attention_floats(head_dim);
+  std::vector<float> scales(2 * kBlockKeys, 0.01f), queries = numbers(size_t(n) * head_dim), found(size_t(n) * record);
+  uint8_t* at = const_cast<uint8_t*>(pages());
+  const KvBlock kv = {at, at + numbers_bytes, scales.data(), scales.data() + kBlockKeys, head_dim, head_dim};
+  std::vector<const float*> q;
+  std::vector<float*> out;
+  const std::vector<int> keys(size_t(n), kBlockKeys);
+  for (int i = 0; i < n; i++) q.push_back(&queries[size_t(i) * head_dim]), out.push_back(&found[size_t(i) * record]);
+  for (auto _ : state) {
+    (f32 ? k.attend_f32 : k.attend_q8)(kv, n, q.data(), keys.data(), out.data());
+    benchmark::ClobberMemory();
+  }
+  count(state, 2.0 * double(numbers_bytes), 4.0 * kBlockKeys * head_dim * n);
+}
+
+void fold(benchmark::State& state, const Kernels& k) {
+  const size_t record = attention_floats(64);
+  std::vector<float> sum = numbers(record), part = numbers(record);
+  for (auto _ : state) {
+    sum[0] = 0, part[0] = -1;
+    k.fold(sum.data(), part.data(), 64);
+    benchmark::ClobberMemory();
+  }
+  count(state, double(record * sizeof(float)), 0);
+}
+
+void register_all(const Kernels& k) {
+  const auto add = [&](const std::string& name, auto f) { benchmark::RegisterBenchmark(name.c_str(), f); };
+  const std::string set = k.name;
+  for (const Type type : {Type::q4, Type::q8, Type::f32})
+    for (const bool from_memory : {false, true})
+      for (const int n : {1, 2, 8, 64})
+        add(std::string("matmul/") + type_name(type) + "/" + set + "/" + std::to_string(n) +
+                (n == 1 ? " token/" : " tokens/") + (from_memory ? "memory" : "cache"),
+            [&k, type, n, from_memory](benchmark::State& state) { matmul(state, k, type, n, from_memory); });
+  for (const bool f32 : {false, true})
+    for (const int n : {1, kQueries})
+      add(std::string("attend/") + (f32 ? "f32/" : "q8/") + set + "/" + std::to_string(n) +
+              (n == 1 ? " query" : " queries"),
+          [&k, f32, n](benchmark::State& state) { attend(state, k, f32, n); });
+  add("fold/" + set, [&k](benchmark::State& state) { fold(state, k); });
+  register_vectors(k);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (const std::string& name : kernel_names()) register_all(*find_kernels(name.c_str()));
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}

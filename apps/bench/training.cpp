@@ -1,0 +1,150 @@
+// training.cpp: how fast a training computes: its float product beside what the machine's fused multiply-adds could do
+// at most, and whole steps.
+//
+//     make bench-training && tests/bench/training
+
+#include "../../models/megabyte/megabyte_train.hpp"
+#include "../../models/optimizer.hpp"
+
+namespace {
+
+using namespace pocket;
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+/// The best of several runs of f, in seconds; each of about a fifth of a second.
+template <class F> double best_time(const F& f) {
+  double best = 1e9, once = seconds();
+  f();
+  once = seconds() - once;
+  const int times = std::max(1, int(0.2 / once));
+  for (int i = 0; i < 5; i++) {
+    const double start = seconds();
+    for (int j = 0; j < times; j++) f();
+    best = std::min(best, (seconds() - start) / times);
+  }
+  return best;
+}
+
+constexpr int kChains = 12, kChainLength = 1 << 20;  // as many sums as hide an fma's latency
+
+/// Nothing but fused multiply-adds in registers.
+#if defined(__x86_64__)
+POCKET_AVX512 void fma_avx512(float* out, int length) {
+  __m512 sum[kChains], x = _mm512_loadu_ps(out), factor = _mm512_set1_ps(out[16]);
+  POCKET_FOR (i, kChains) sum[i] = _mm512_loadu_ps(out + i * 16);
+  for (int k = 0; k < length; k++)
+    POCKET_FOR (i, kChains) sum[i] = _mm512_fmadd_ps(factor, x, sum[i]);
+  POCKET_FOR (i, kChains) _mm512_storeu_ps(out + i * 16, sum[i]);
+}
+
+POCKET_AVX2 void fma_avx2(float* out, int length) {
+  __m256 sum[kChains], x = _mm256_loadu_ps(out), factor = _mm256_set1_ps(out[8]);
+  POCKET_FOR (i, kChains) sum[i] = _mm256_loadu_ps(out + i * 8);
+  for (int k = 0; k < length; k++)
+    POCKET_FOR (i, kChains) sum[i] = _mm256_fmadd_ps(factor, x, sum[i]);
+  POCKET_FOR (i, kChains) _mm256_storeu_ps(out + i * 8, sum[i]);
+}
+#elif defined(__aarch64__)
+void fma_neon(float* out, int length) {
+  float32x4_t sum[kChains], x = vld1q_f32(out);
+  const float factor = out[4];
+  POCKET_FOR (i, kChains) sum[i] = vld1q_f32(out + i * 4);
+  for (int k = 0; k < length; k++)
+    POCKET_FOR (i, kChains) sum[i] = vfmaq_n_f32(sum[i], x, factor);
+  POCKET_FOR (i, kChains) vst1q_f32(out + i * 4, sum[i]);
+}
+#endif
+
+struct Set {
+  const char* name;
+  void (*fma)(float* out, int length);
+  int width;
+};
+
+const Set kSets[] = {
+#if defined(__x86_64__)
+    {"avx512", fma_avx512, 16},
+    {"avx2", fma_avx2, 8},
+#elif defined(__aarch64__)
+    {"portable", fma_neon, 4},
+#endif
+};
+
+/// m rows, shared by the threads, times a packed matrix (depth, n): GFLOP/s.
+double product_speed(Pool& pool, const TrainKernels& k, int m, int n, int depth) {
+  Floats a(size_t(m) * row_stride(depth)), b(packed_size(depth, n)), c(size_t(m) * row_stride(n));
+  uint64_t state = 1;
+  for (Floats* f : {&a, &b})
+    for (size_t i = 0; i < f->size(); i++) (*f)[i] = float(next_random(state) >> 40) / 16777216.f - 0.5f;
+  const int rows = (m + pool.threads() - 1) / pool.threads();
+  const double time = best_time([&] {
+    pool.parallel_for(pool.threads(), [&](int task, int) {
+      const int first = task * rows, count = std::min(rows, m - first);
+      k.gemm({count, n, depth, rows_of(a.data() + size_t(first) * row_stride(depth), row_stride(depth)),
+              packed(b.data(), depth), c.data() + size_t(first) * row_stride(n), row_stride(n), false});
+    });
+  });
+  return 2.0 * m * n * depth / time / 1e9;
+}
+
+/// Tokens or bytes a second of whole steps of 16 windows, in each of which a second text begins at token `second` with
+/// the id `start`: forward, backward, and the update.
+template <class Weights>
+double step_speed(Weights& model, int tokens, int ids, int second, int start, int threads, const TrainKernels& k) {
+  initialize(model, 1);
+  Trainer trainer(model, threads, tokens, k);
+  std::vector<Window> batch(16);
+  uint64_t state = 1;
+  for (Window& w : batch)
+    for (int t = 0; t < tokens; t++) {
+      w.ids.push_back(t == second ? start : int(next_random(state) % uint64_t(ids)));
+      w.targets.push_back(int(next_random(state) % uint64_t(ids)));
+      w.first.push_back(t < second ? 0 : second);
+    }
+  int64_t step = 0;
+  const double time = best_time([&] {
+    trainer.learn(batch);
+    trainer.update(AdamOptions(), 1e-4, ++step);
+  });
+  return double(batch.size()) * tokens / time;
+}
+
+void measure(const Set& set, int threads) {
+  const TrainKernels& k = *find_train_kernels(set.name);
+  Pool pool(threads);
+  std::vector<Floats> out;
+  for (int i = 0; i < threads; i++) out.emplace_back(size_t(kChains * 16));
+  const double time =
+      best_time([&] { pool.parallel_for(threads, [&](int task, int) { set.fma(out[size_t(task)].data(), kChainLength); }); });
+  const double peak = 2.0 * set.width * kChains * kChainLength * threads / time / 1e9;
+  std::printf("%s, %d thread%s: fused multiply-adds alone %.0f GFLOP/s\n", set.name, threads, threads > 1 ? "s" : "",
+              peak);
+  const int shapes[][3] = {{1024, 256, 768}, {1024, 768, 256}, {256, 704, 128}, {256, 1024, 128}};
+  for (const auto& [m, n, depth] : shapes) {
+    const double speed = product_speed(pool, k, m, n, depth);
+    std::printf("  product %4d x %4d x %3d   %6.1f GFLOP/s   %3.0f%%\n", m, n, depth, speed, 100 * speed / peak);
+  }
+  Config c;
+  c.dim = 128, c.hidden_dim = 352, c.n_layers = 6, c.n_heads = 8, c.n_kv_heads = 4, c.head_dim = 16;
+  c.vocab_size = 1024, c.max_seq_len = 256, c.tied = true;
+  TrainModel llama(c);
+  std::printf("  whole step, %.2f M parameters, 16 windows of 256: %.0f tokens/s\n", double(count_parameters(c)) / 1e6,
+              step_speed(llama, c.max_seq_len, c.vocab_size, 100, 1, threads, k));
+  MegabyteConfig m;
+  m.global = {128, 512, 3}, m.local = {96, 384, 3}, m.n_heads = 8, m.head_dim = 16;
+  m.patches = 256, m.patch_size = 4, m.rotary = true;
+  MegabyteWeights megabyte(m);
+  std::printf("  MEGABYTE, %.2f M parameters, 16 windows of 1024: %.0f bytes/s\n",
+              double(count_parameters(megabyte.parameters)) / 1e6,
+              step_speed(megabyte, m.max_seq_len(), kByteValues, 400, kStartId, threads, k));
+}
+
+}  // namespace
+
+int main() {
+  const int cores = std::max(1, int(std::thread::hardware_concurrency()));
+  for (const Set& set : kSets)
+    if (find_train_kernels(set.name))
+      for (int threads = 1; threads <= cores; threads *= 2) measure(set, threads);
+}

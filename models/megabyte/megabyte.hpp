@@ -1,0 +1,871 @@
+// megabyte.hpp: MEGABYTE models (Yu et al. 2023, arxiv.org/abs/2305.07185): bytes in, bytes out, without a tokenizer.
+//
+// A text is cut into patches of P bytes. A large transformer, the global stage, makes one step a patch; a small one,
+// the local stage, makes one step a byte, and sees its own patch only, through what the global stage hands it:
+//
+//     "Once upon a", P = 4
+//
+//     position                 0             1              2
+//     global takes           start       e("Once")      e(" upo")          e: P embeddings made one vector
+//                              |             |              |
+//     and looks back          h 0 <-------- h 1 <--------- h 2
+//                              |             |              |
+//     to hand on              G 0           G 1            G 2             P vectors, for the bytes of patch 0, 1, 2
+//                                            |
+//     local, patch 1       start   ' ' + G 1[0]   'u' + G 1[1]   'p' + G 1[2]   'o' + G 1[3]
+//     foresees               -          'u'            'p'            'o'            'n', the first byte of patch 2
+//
+// Position 0 of the local stage is the same for every patch and every text; what it foresees is a text's first byte.
+//
+// So a byte costs one step of the small stage, and a P-th of a step of the large one, whose cache of keys and values is
+// P times as short as that of a transformer over bytes.
+//
+// What the two stages are made of is section 5 of run.cpp; new are the token shift, LayerNorm and GELU. The same bits
+// everywhere, as there. Use it as a library: copy it beside run.cpp.
+//
+//     #define POCKET_NO_MAIN
+//     #include "run.cpp"
+//     #include "megabyte.hpp"
+//     pocket::MegabyteModel model;
+//     if (!model.open("model.bin")) { puts(model.error.c_str()); return 1; }
+//     pocket::MegabyteSession session(model, {/* context, threads, ... */});
+//     pocket::Sampler pick({/* temperature, top_p, seed, ... */});
+//     int byte = pick(session.start(), session.vocab_size());       // the first byte of a text, or:
+//     const float* logits = session.forward(&byte, 1);              // (256,): what comes after it
+#ifndef POCKET_MEGABYTE_HPP
+#define POCKET_MEGABYTE_HPP
+
+#include "../../export/engine.hpp"
+
+namespace pocket {
+
+// ====================================================================================================================
+// The model
+// ====================================================================================================================
+
+inline constexpr int kByteValues = 256;  // the vocabulary
+
+struct MegabyteStage {
+  int dim = 0;         // width of the residual stream
+  int hidden_dim = 0;  // width inside the feed-forward block
+  int n_layers = 0;
+};
+
+struct MegabyteConfig {
+  MegabyteStage global, local;
+  int n_heads = 0, head_dim = 0;  // of both stages; n_heads * head_dim need not be dim
+  int patches = 0;                // N: positions of the global stage
+  int patch_size = 0;             // P: bytes of a patch
+  bool rotary = false;            // queries and keys are turned to their positions
+  bool positions = false;         // embeddings of positions are added to those of patches and bytes
+
+  int q_dim() const { return n_heads * head_dim; }
+  int patch_dim() const { return patch_size * local.dim; }
+  int max_seq_len() const { return patches * patch_size; }  // bytes
+};
+
+// Every tensor of a model, in the order of the file.
+inline std::vector<TensorSpec> tensor_specs(const MegabyteConfig& c) {
+  std::vector<TensorSpec> specs;
+  const auto vector = [&](const std::string& name, int n) { specs.push_back({name, Layout::vector, 1, n}); };
+  const auto rows = [&](const std::string& name, int n, int cols) { specs.push_back({name, Layout::rows, n, cols}); };
+  const auto matrix = [&](const std::string& name, int n, int cols) {
+    specs.push_back({name, Layout::panels, n, cols});
+  };
+  const auto stage = [&](const std::string& name, const MegabyteStage& s) {
+    for (int l = 0; l < s.n_layers; l++) {
+      const std::string p = name + ".layers." + std::to_string(l) + ".";
+      vector(p + "attention_norm", s.dim);
+      matrix(p + "wq", c.q_dim(), s.dim);
+      matrix(p + "wk", c.q_dim(), s.dim);
+      matrix(p + "wv", c.q_dim(), s.dim);
+      matrix(p + "wo", s.dim, c.q_dim());
+      vector(p + "ffn_norm", s.dim);
+      matrix(p + "w1", s.hidden_dim, s.dim);
+      vector(p + "w1.bias", s.hidden_dim);
+      matrix(p + "w2", s.dim, s.hidden_dim);
+      vector(p + "w2.bias", s.dim);
+    }
+    vector(name + ".final_norm", s.dim);
+  };
+  rows("global.embedding", kByteValues, c.local.dim);  // of bytes that will be a patch
+  rows("local.embedding", kByteValues, c.local.dim);
+  if (c.positions) rows("global.positions", c.patches, c.global.dim);
+  if (c.positions) rows("local.positions", c.patch_size, c.local.dim);
+  vector("global.start", c.global.dim);
+  vector("local.start", c.local.dim);
+  vector("patch_norm", c.patch_dim());
+  vector("patch_norm.bias", c.patch_dim());
+  matrix("patch", c.global.dim, c.patch_dim());
+  vector("patch.bias", c.global.dim);
+  vector("embedded_norm", c.global.dim);
+  vector("embedded_norm.bias", c.global.dim);
+  stage("global", c.global);
+  matrix("next", c.patch_dim(), c.global.dim);  // from a patch of the global stage to the bytes of the next
+  vector("next.bias", c.patch_dim());
+  stage("local", c.local);
+  matrix("output", kByteValues, c.local.dim);
+  vector("output.bias", kByteValues);
+  return specs;
+}
+
+// As check_config of a Llama. Within these limits no product of sizes overflows 64 bits, and none that is an int 31.
+template <class Refuse> bool check_config(const MegabyteConfig& c, const Refuse& refuse) {
+  const struct {
+    const char* field;
+    int value, low, high;
+  } all[] = {{"dim", c.global.dim, 1, 1 << 16},
+             {"local dim", c.local.dim, 1, 1 << 16},
+             {"hidden_dim", c.global.hidden_dim, 1, 1 << 20},
+             {"local hidden_dim", c.local.hidden_dim, 1, 1 << 20},
+             {"n_layers", c.global.n_layers, 1, 1 << 10},
+             {"local n_layers", c.local.n_layers, 1, 1 << 10},
+             {"n_heads", c.n_heads, 1, 1 << 10},
+             {"head_dim", c.head_dim, 1, kMaxHeadDim},
+             {"patch_size", c.patch_size, 1, 1 << 12},
+             {"patches", c.patches, 1, (1 << 22) / std::max(1, c.patch_size)}};
+  for (const auto& f : all)
+    if (f.value < f.low || f.value > f.high)
+      return refuse(f.field, std::to_string(f.low) + " to " + std::to_string(f.high), std::to_string(f.value));
+  if (c.patch_dim() > 1 << 22)
+    return refuse("patch_size", "at most 2^22 with the local dim", std::to_string(c.patch_dim()));
+  return !c.rotary || c.head_dim % 2 == 0 || refuse("head_dim", "an even number", std::to_string(c.head_dim));
+}
+
+// What the header of such a file has in place of `reserved`; its other fields tell of the global stage.
+struct MegabyteHeader {
+  uint32_t local_dim, local_hidden_dim, local_layers, patch_size;
+  uint32_t rotary, positions;  // 0 or 1
+  uint32_t reserved[8];        // 0
+};
+static_assert(sizeof(MegabyteHeader) == sizeof Header::reserved);
+
+inline void set_header(const MegabyteConfig& c, Header& h) {
+  h.architecture = kMegabyte;
+  h.dim = uint32_t(c.global.dim), h.hidden_dim = uint32_t(c.global.hidden_dim);
+  h.n_layers = uint32_t(c.global.n_layers), h.n_heads = h.n_kv_heads = uint32_t(c.n_heads);
+  h.head_dim = uint32_t(c.head_dim), h.vocab_size = kByteValues, h.max_seq_len = uint32_t(c.max_seq_len());
+  const MegabyteHeader own = {uint32_t(c.local.dim),
+                              uint32_t(c.local.hidden_dim),
+                              uint32_t(c.local.n_layers),
+                              uint32_t(c.patch_size),
+                              c.rotary,
+                              c.positions,
+                              {}};
+  std::memcpy(h.reserved, &own, sizeof own);
+}
+
+class MegabyteModel : public ModelFile {
+ public:
+  struct Layer {
+    Tensor attention_norm;  // (dim)
+    Tensor wq, wk, wv;      // (q_dim, dim)
+    Tensor wo;              // (dim, q_dim)
+    Tensor ffn_norm;        // (dim)
+    Tensor w1, w1_bias;     // (hidden_dim, dim), (hidden_dim)
+    Tensor w2, w2_bias;     // (dim, hidden_dim), (dim)
+  };
+  struct Stage {
+    Tensor embedding;  // (256, local dim), row-major
+    Tensor positions;  // (positions, dim), row-major; without data where the model has none
+    Tensor start;      // (dim): the first of the positions
+    std::vector<Layer> layers;
+    Tensor final_norm;  // (dim)
+  };
+
+  MegabyteConfig config;
+  Stage global, local;
+  Tensor patch_norm, patch_norm_bias;        // (patch_dim): LayerNorm
+  Tensor patch, patch_bias;                  // (dim, patch_dim), (dim)
+  Tensor embedded_norm, embedded_norm_bias;  // (dim): LayerNorm
+  Tensor next, next_bias;                    // (patch_dim, dim), (patch_dim)
+  Tensor output, output_bias;                // (256, local dim), (256)
+
+  // As Model::open and Model::open_memory.
+  bool open(const char* path) { return map_file(path) && read(path); }
+  bool open_memory(const void* data, size_t size) { return map_memory(data, size) && read("memory"); }
+  int vocab_size() const { return kByteValues; }
+
+ private:
+  bool read(const char* name);
+  void bind(const std::vector<Tensor>& tensors);
+};
+
+// The shape, as the header tells it.
+inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
+  const Header& h = reader.h;
+  const auto own = load<MegabyteHeader>(h.reserved);
+  if (!reader.integers({{"dim", h.dim, &c.global.dim},
+                        {"hidden_dim", h.hidden_dim, &c.global.hidden_dim},
+                        {"n_layers", h.n_layers, &c.global.n_layers},
+                        {"local dim", own.local_dim, &c.local.dim},
+                        {"local hidden_dim", own.local_hidden_dim, &c.local.hidden_dim},
+                        {"local n_layers", own.local_layers, &c.local.n_layers},
+                        {"n_heads", h.n_heads, &c.n_heads},
+                        {"head_dim", h.head_dim, &c.head_dim},
+                        {"patch_size", own.patch_size, &c.patch_size},
+                        {"max_seq_len", h.max_seq_len, &c.patches}}))
+    return false;
+  if (h.vocab_size != kByteValues) return reader.refuse("vocab_size", kByteValues, h.vocab_size);
+  if (h.n_kv_heads != h.n_heads) return reader.refuse("n_kv_heads", h.n_heads, h.n_kv_heads);
+  for (const auto& [field, value] : {std::pair("rotary", own.rotary), std::pair("positions", own.positions)})
+    if (value > 1) return reader.refuse(field, "0 or 1", value);
+  for (const auto& [field, value] :
+       {std::pair("tied", float(h.tied)), std::pair("norm_eps", h.norm_eps), std::pair("rope_theta", h.rope_theta),
+        std::pair("rope_factor", h.rope_factor), std::pair("rope_scaling", float(h.rope_scaling)),
+        std::pair("rope_low_freq", h.rope_low_freq), std::pair("rope_high_freq", h.rope_high_freq),
+        std::pair("rope_original_len", float(h.rope_original_len))})
+    if (!(value == 0)) return reader.refuse(field, 0, value);  // a Llama's
+  for (uint32_t word : own.reserved)
+    if (word) return reader.refuse("reserved", 0, word);
+  c.rotary = own.rotary, c.positions = own.positions;
+  if (c.patch_size < 1 || c.patches % c.patch_size)
+    return reader.refuse("max_seq_len", "a multiple of patch_size, " + std::to_string(c.patch_size), c.patches);
+  c.patches /= c.patch_size;
+  return reader.fits(c);
+}
+
+inline bool MegabyteModel::read(const char* name) {
+  global = local = {};
+  try {
+    ModelReader reader{*this, {}};
+    std::vector<Tensor> tensors;
+    if (reader.header(kMegabyte) && read_config(reader, config) &&
+        reader.tensors(
+            10 * uint64_t(config.global.n_layers + config.local.n_layers) + 16 + 2 * config.positions,
+            [&] { return tensor_specs(config); }, tensors) &&
+        reader.rest(kByteValues)) {
+      bind(tensors);
+      return true;
+    }
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
+  }
+  return refuse(name);
+}
+
+inline void MegabyteModel::bind(const std::vector<Tensor>& tensors) {
+  bytes_per_token = 0;
+  const Tensor* at = tensors.data();
+  const auto stage = [&](Stage& s, int n_layers) {
+    for (int l = 0; l < n_layers; l++, at += 10)
+      s.layers.push_back({at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], at[8], at[9]});
+    s.final_norm = *at++;
+  };
+  global.embedding = *at++, local.embedding = *at++;
+  if (config.positions) global.positions = *at++, local.positions = *at++;
+  global.start = *at++, local.start = *at++;
+  const Tensor* const first = at;
+  for (Tensor* t : {&patch_norm, &patch_norm_bias, &patch, &patch_bias, &embedded_norm, &embedded_norm_bias})
+    *t = *at++;
+  stage(global, config.global.n_layers);
+  next = *at++, next_bias = *at++;
+  const Tensor* const second = at;
+  stage(local, config.local.n_layers);
+  output = *at++, output_bias = *at++;
+  for (const Tensor* t = first; t < second; t++) bytes_per_token += t->bytes;
+  bytes_per_token /= size_t(config.patch_size);  // the global stage makes a step a patch
+  for (const Tensor* t = second; t < at; t++) bytes_per_token += t->bytes;
+}
+
+// ====================================================================================================================
+// The blocks that a Llama does not have
+// ====================================================================================================================
+// As those of section 5: plain C++, compiled for every instruction set; sums of 16 parts; explicit fma.
+
+// RMSNorm after the token shift (Peng et al. 2021): y = t / max(root mean square of t, 1e-8) * weight, t being the
+// first half of x's n channels and, for the second, that of the position before. before: (n / 2).
+POCKET_BODY void shift_norm_body(const float* x, const float* before, const float* weight, float* y, int n) {
+  const int first = n - n / 2;
+  for (int i = 0; i < first; i++) y[i] = x[i];
+  for (int i = first; i < n; i++) y[i] = before[i - first];
+  for (int i = n; i < round_up(n, 16); i++) y[i] = 0;
+  float s[16] = {};
+  for (int i = 0; i < n; i += 16)
+    for (int j = 0; j < 16; j++) s[j] = std::fma(y[i + j], y[i + j], s[j]);
+  const float root = std::sqrt(sum16(s) / float(n)), scale = 1.f / (root < 1e-8f ? 1e-8f : root);
+  for (int i = 0; i < round_up(n, 16); i++) y[i] = y[i] * scale * weight[i];
+}
+
+// LayerNorm (Ba et al. 2016) of x + offset, to y: (x - mean) / sqrt(variance + 1e-5) * weight + bias.
+POCKET_BODY void layer_norm_body(const float* x, const float* offset, const float* weight, const float* bias, float* y,
+                                 int n) {
+  const int whole = n / 16 * 16;
+  float s[16] = {}, squares[16] = {};
+  for (int i = 0; i < n; i++) y[i] = offset ? x[i] + offset[i] : x[i];
+  for (int i = 0; i < whole; i += 16)
+    for (int j = 0; j < 16; j++) s[j] += y[i + j];
+  for (int i = whole; i < n; i++) s[i - whole] += y[i];
+  const float mean = sum16(s) / float(n);
+  for (int i = 0; i < n; i++) y[i] -= mean;
+  for (int i = 0; i < whole; i += 16)
+    for (int j = 0; j < 16; j++) squares[j] = std::fma(y[i + j], y[i + j], squares[j]);
+  for (int i = whole; i < n; i++) squares[i - whole] = std::fma(y[i], y[i], squares[i - whole]);
+  const float scale = 1.f / std::sqrt(sum16(squares) / float(n) + 1e-5f);
+  for (int i = 0; i < n; i++) y[i] = std::fma(y[i] * scale, weight[i], bias[i]);
+}
+
+// The share of a normal distribution that is below x, that is (1 + erf(x / sqrt 2)) / 2. What is below -a is
+// e^(-a^2 / 2 + p(a)); p hardly bends, and a polynomial fitted to it, weighted for the absolute error of GELU, is off
+// by less than 5e-9.
+POCKET_BODY float normal_share_body(float x) {
+  const float a = std::fabs(x), b = a < 5.75f ? a : 5.75f;
+  float p = std::fma(-2.80592403e-8f, b, 7.66199321e-7f);
+  p = std::fma(p, b, -9.06637251e-6f);
+  p = std::fma(p, b, 5.95315323e-5f);
+  p = std::fma(p, b, -2.10126484e-4f);
+  p = std::fma(p, b, 2.24484156e-5f);
+  p = std::fma(p, b, 4.79948428e-3f);
+  p = std::fma(p, b, -3.63453776e-2f);
+  p = std::fma(p, b, 1.81692734e-1f);
+  p = std::fma(p, b, -7.97884822e-1f);
+  p = std::fma(p, b, -6.93147182e-1f);
+  const float below = exp_body(std::fma(-0.5f * a, a, p));
+  return x < 0 ? below : 1.f - below;
+}
+
+// GELU (Hendrycks and Gimpel 2016).
+POCKET_BODY float gelu_body(float x) { return x * normal_share_body(x); }
+
+POCKET_BODY void gelu_vector_body(float* x, const float* bias, int n) {
+  for (int i = 0; i < n; i++) x[i] = gelu_body(x[i] + bias[i]);
+}
+
+// What a kernel set of run.cpp needs besides.
+struct MegabyteKernels {
+  void (*shift_norm)(const float* x, const float* before, const float* weight, float* y, int n);
+  void (*layer_norm)(const float* x, const float* offset, const float* weight, const float* bias, float* y, int n);
+  void (*gelu)(float* x, const float* bias, int n);
+};
+
+inline MegabyteKernels megabyte_kernels(const Kernels& k) {
+#define POCKET_MEGABYTE_ROW(NAME) \
+  { NAME::call<shift_norm_body>, NAME::call<layer_norm_body>, NAME::call<gelu_vector_body> }
+#if defined(__x86_64__)
+  const std::string_view name = k.name;
+  if (name == "amx" || name == "avx512vnni") return POCKET_MEGABYTE_ROW(FloatAvx512);
+  if (name == "avxvnni" || name == "avx2") return POCKET_MEGABYTE_ROW(FloatAvx2);
+#endif
+  (void)k;
+  return POCKET_MEGABYTE_ROW(FloatScalar);
+#undef POCKET_MEGABYTE_ROW
+}
+
+// ====================================================================================================================
+// The session
+// ====================================================================================================================
+
+// One text: a position, what both stages remember of the bytes before it, and scratch memory. As a Session.
+class MegabyteSession {
+ public:
+  explicit MegabyteSession(const MegabyteModel& model, SessionOptions options = {});
+  ~MegabyteSession();
+  MegabyteSession(const MegabyteSession&) = delete;
+  MegabyteSession& operator=(const MegabyteSession&) = delete;
+
+  // Logits (256,) of the first byte of a text, whatever the position; null where the session could not be made.
+  const float* start() const;
+  // Runs the model over n more bytes. Returns the logits (256,) of what comes after the last, valid until the next
+  // call; of no bytes at the beginning of a text start(). On failure null, with `error` set and the position where it
+  // was.
+  const float* forward(const int* bytes, size_t n);
+  // The same with the logits after every byte: each(i, logits) in order. Where it returns false, byte i was the last.
+  using EachLogits = Session::EachLogits;
+  bool forward(const int* bytes, size_t n, const EachLogits& each);
+
+  int position() const { return position_; }
+  int context() const;
+  int vocab_size() const { return kByteValues; }
+  const MegabyteModel& model() const { return model_; }
+  bool kv_f32() const;
+  int threads() const { return pool_ ? pool_->threads() : 0; }
+  const char* kernel() const { return kernels_ ? kernels_->name : ""; }
+  void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets what came later
+  // A running (or the next) forward gives up; false takes that back where none is running.
+  void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
+
+  std::string error;  // "": all is well
+
+ private:
+  // A row of a chunk: a position of a sequence. The global stage has one sequence, the local one several: patches.
+  struct Row {
+    int slot, position;
+  };
+  struct Stage;
+  struct Buffers;
+  bool prepare(const SessionOptions& options);
+  bool check(const int* bytes, size_t n);
+  bool process(const int* bytes, size_t n, const EachLogits* each);
+  bool begin_patches();
+  bool embed_patch(int patch, float* out);
+  bool global_chunk(int first, int n);
+  bool local_chunk(int first, int n);
+  bool layers(Stage& s);
+  void shift_norm(Stage& s, int l, int half, const Tensor& weight);
+  void final_norm(Stage& s, int first, int n);
+  void store_kv(Stage& s, int l);
+  KvBlock kv_block(const Stage& s, int l, int head, int slot, int block) const;
+  void attention(Stage& s, int l);
+  void attend(Stage& s, int l, int head, int first, int n, float* state);
+  void add_residual(Stage& s, const Tensor* bias);
+  void quantize(const Activations& in, int t, int n);
+  void matmul(std::initializer_list<Product> products, const Activations& in, int n);
+  const float* logits_of(int first, int n);
+  bool read_row(const Tensor& table, int row, float* x);
+  friend std::vector<MemoryItem> memory_of(const MegabyteModel& model, const SessionOptions& options, int bytes);
+
+  const MegabyteModel& model_;
+  const Kernels* kernels_ = nullptr;
+  MegabyteKernels own_ = {};
+  std::unique_ptr<Pool> pool_;
+  std::unique_ptr<Buffers> buf_;
+  std::vector<uint8_t> bytes_;       // (context): the text
+  std::vector<Row> rows_;            // of the chunk
+  std::vector<double> frequencies_;  // (head_dim / 2) radians a position; none without rotary
+  std::vector<float> start_;         // (256): logits
+  int position_ = 0;
+  int globals_ = 0;                       // positions of the global stage that are there
+  int open_patch_ = -1, open_bytes_ = 0;  // what the local stage has seen last: so many bytes of this patch
+  std::atomic<bool> cancelled_{false};
+};
+
+// What a session occupies once `bytes` positions are filled, the weights first.
+inline std::vector<MemoryItem> memory_of(const MegabyteModel& model, const SessionOptions& options, int bytes);
+
+// A stage at work: what it remembers of its sequences, and the chunk's vectors. n rows, at most kChunk; widths are
+// padded to 64 with zeros.
+struct MegabyteSession::Stage {
+  MegabyteStage shape;
+  const MegabyteModel::Stage* w;
+  int positions, slots;  // of a sequence; sequences that are remembered
+  int keys, blocks;      // of a KvBlock; KvBlocks of a sequence
+  size_t kv_block;       // bytes
+  uint8_t* kv;           // (slots, blocks, layers, heads, kv_block)
+  float* shifted;        // (slots, positions, layers, 2, dim / 2): second halves, before attention and before the FFN
+  float* nothing;        // (dim / 2): zeros, the second half of what is before position 0
+  float* x;              // (n, dim): the residual stream
+  Activations xn;   // (n, dim): its norm; .f also takes what is to be added to it
+  Activations q;    // (n, q_dim): queries, and then the attention's output
+  float *k, *v;          // (n, q_dim)
+  Activations hidden;    // (n, hidden_dim)
+  float *cos, *sin;           // (n, head_dim / 2)
+  size_t position_bytes = 0;  // of what is remembered of a position
+
+  float* halves(const Row& row, int l, int half) const {
+    const size_t layer = ((size_t(row.slot) * positions + row.position) * shape.n_layers + l) * 2 + half;
+    return shifted + layer * (size_t(shape.dim) / 2);
+  }
+};
+
+// As Session::Buffers.
+struct MegabyteSession::Buffers {
+  int context, threads;
+  bool kv_f32;
+  uint8_t* base;
+  Stage global, local;
+  Activations patch;  // (n, patch_dim): patches to embed
+  float* next;             // (patches, patch_dim): G, what the local stage gets
+  float* partial;          // (threads, kTileTokens): attention so far
+  float* logits;           // (kLogitRows, 256)
+  size_t bytes;
+
+  Buffers(const MegabyteModel& model, const SessionOptions& o, uint8_t* memory) : base(memory) {
+    const MegabyteConfig& c = model.config;
+    context = o.context > 0 ? o.context : c.max_seq_len();
+    threads = thread_count(o);
+    kv_f32 = keeps_f32(o, model);
+    uintptr_t at = reinterpret_cast<uintptr_t>(base);
+    const auto take = [&](auto& pointer, size_t count) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
+      at += round_up<size_t>(count * sizeof *pointer, 64);
+    };
+    const auto take_stage = [&](Stage& s, const MegabyteStage& shape, const MegabyteModel::Stage& w) {
+      s.shape = shape, s.w = &w;
+      s.keys = std::min(kBlockKeys, round_up(s.positions, 16));
+      s.blocks = (s.positions + kBlockKeys - 1) / kBlockKeys;
+      s.kv_block = kv_block_bytes(c.head_dim, kv_f32, s.keys);
+      const size_t of_position = size_t(shape.n_layers) * 2 * (size_t(shape.dim) / 2) * sizeof(float);
+      s.position_bytes = of_position + s.kv_block * shape.n_layers * c.n_heads / s.keys;
+      take(s.kv, size_t(s.slots) * s.blocks * shape.n_layers * c.n_heads * s.kv_block);
+      take(s.shifted, size_t(s.slots) * s.positions * of_position / sizeof(float));
+      take(s.nothing, size_t(shape.dim) / 2);
+      take(s.x, size_t(kChunk) * padded(shape.dim));
+      s.xn.place(shape.dim, true, take);
+      s.q.place(c.q_dim(), true, take);
+      for (float** buffer : {&s.k, &s.v}) take(*buffer, size_t(kChunk) * padded(c.q_dim()));
+      s.hidden.place(shape.hidden_dim, true, take);
+      for (float** buffer : {&s.cos, &s.sin}) take(*buffer, size_t(kChunk) * (c.head_dim / 2));
+    };
+    global.positions = (context + c.patch_size - 1) / c.patch_size, global.slots = 1;
+    local.positions = c.patch_size + 1, local.slots = kChunk / c.patch_size + 2;  // a chunk touches one less
+    take_stage(global, c.global, model.global);
+    take_stage(local, c.local, model.local);
+    patch.place(c.patch_dim(), true, take);
+    take(next, size_t(global.positions) * padded(c.patch_dim()));
+    take(partial, size_t(threads) * kTileTokens * attention_floats(c.head_dim));
+    take(logits, size_t(kLogitRows) * kByteValues);
+    bytes = at - reinterpret_cast<uintptr_t>(base);
+  }
+};
+
+inline std::vector<MemoryItem> memory_of(const MegabyteModel& model, const SessionOptions& options, int bytes) {
+  const MegabyteSession::Buffers b(model, options, nullptr);
+  const size_t patches = std::min<size_t>(size_t(b.global.positions), size_t(bytes / model.config.patch_size) + 1);
+  const size_t of_patch = b.global.position_bytes + size_t(padded(model.config.patch_dim())) * sizeof(float);
+  const size_t of_local = size_t(b.local.slots) * b.local.positions * b.local.position_bytes;
+  const size_t all = size_t(b.global.positions) * of_patch + of_local;
+  return {{"weights", model.file_bytes},
+          {"remembered", patches * of_patch + of_local},
+          {"activations", b.bytes - std::min(b.bytes, all)}};
+}
+
+inline MegabyteSession::MegabyteSession(const MegabyteModel& model, SessionOptions options) : model_(model) {
+  try {
+    if (!prepare(options)) pool_.reset();
+  } catch (const std::bad_alloc&) {
+    pool_.reset();
+    error = "session: out of memory";
+  }
+}
+
+inline MegabyteSession::~MegabyteSession() {
+  if (buf_) munmap(buf_->base, buf_->bytes);
+}
+
+inline int MegabyteSession::context() const { return pool_ ? buf_->context : 0; }
+inline bool MegabyteSession::kv_f32() const { return pool_ && buf_->kv_f32; }
+inline const float* MegabyteSession::start() const { return pool_ ? start_.data() : nullptr; }
+
+inline bool MegabyteSession::prepare(const SessionOptions& options) {
+  if (model_.global.layers.empty()) return error = "session: the model is not open", false;
+  const int longest = model_.config.max_seq_len();
+  if (options.context < 0 || options.context > longest)
+    return error = "session: context: expected 0 to " + std::to_string(longest) +
+                   ", the bytes that the model is made for, found " + std::to_string(options.context),
+           false;
+  if (!(kernels_ = choose_kernels(options.kernel, error))) return false;
+  own_ = megabyte_kernels(*kernels_);
+  uint8_t* memory = reserve_memory(Buffers(model_, options, nullptr).bytes, error);
+  if (!memory) return false;
+  buf_ = std::make_unique<Buffers>(model_, options, memory);
+  bytes_.resize(size_t(buf_->context));
+  rows_.reserve(kChunk);
+  Config rope;  // theta as it is
+  rope.head_dim = model_.config.head_dim;
+  for (int i = 0; model_.config.rotary && i < rope.head_dim / 2; i++) frequencies_.push_back(rope_frequency(rope, i));
+  pool_ = std::make_unique<Pool>(buf_->threads);
+  return begin_patches();
+}
+
+// Position 0 of the local stage is the same for every patch: it is computed once, to every slot.
+inline bool MegabyteSession::begin_patches() {
+  Stage& s = buf_->local;
+  for (int slot = 0; slot < s.slots;) {
+    rows_.clear();
+    for (; slot < s.slots && rows_.size() < size_t(kChunk); slot++) {
+      std::memcpy(s.x + rows_.size() * padded(s.shape.dim), s.w->start.data, size_t(s.shape.dim) * sizeof(float));
+      rows_.push_back({slot, 0});
+    }
+    if (!layers(s)) return false;
+  }
+  const float* logits = logits_of(0, 1);
+  start_.assign(logits, logits + kByteValues);
+  return true;
+}
+
+inline bool MegabyteSession::check(const int* bytes, size_t n) {
+  if (!pool_) return false;  // error says why
+  error.clear();
+  const size_t room = size_t(buf_->context - position_);
+  if (n > room) error = "context: room for " + std::to_string(room) + " more bytes, not for " + std::to_string(n);
+  if ((n > 0 && !bytes) || (n == 0 && position_ > 0)) error = "forward: no bytes";
+  for (size_t i = 0; i < n && error.empty(); i++)
+    if (bytes[i] < 0 || bytes[i] >= kByteValues)
+      error = "byte " + std::to_string(i) + ": expected 0 to 255, found " + std::to_string(bytes[i]);
+  return error.empty();
+}
+
+inline const float* MegabyteSession::forward(const int* bytes, size_t n) {
+  if (!process(bytes, n, nullptr)) return nullptr;
+  return n == 0 ? start() : logits_of(int(rows_.size()) - 1, 1);
+}
+
+inline bool MegabyteSession::forward(const int* bytes, size_t n, const EachLogits& each) {
+  return process(bytes, n, &each);
+}
+
+// As many bytes at a time as make kChunk patches: first all that the global stage has to say of those, then the local
+// stage, kChunk bytes at a time, whatever patches they belong to.
+inline bool MegabyteSession::process(const int* bytes, size_t n, const EachLogits* each) {
+  if (!check(bytes, n)) return false;
+  const int start = position_, size = model_.config.patch_size;
+  for (size_t i = 0; i < n; i++) bytes_[size_t(start) + i] = uint8_t(bytes[i]);
+  globals_ = std::min(globals_, start / size + 1);
+  while (position_ < start + int(n)) {
+    const int end = std::min(start + int(n), position_ + kChunk * size), patches = (end - 1) / size + 1;
+    for (int count; globals_ < patches; globals_ += count) {
+      count = std::min(kChunk, patches - globals_);
+      if (!global_chunk(globals_, count)) return position_ = start, false;
+    }
+    // After a rewind the local stage may have forgotten the beginning of the patch.
+    const bool known = open_patch_ == position_ / size && open_bytes_ >= position_ % size;
+    int first = known ? position_ : position_ / size * size;
+    for (int rows; first < end; first += rows) {
+      rows = std::min(kChunk, end - first);
+      if (!local_chunk(first, rows)) return position_ = start, false;
+      for (int t = std::max(0, position_ - first); each && t < rows; t += kLogitRows) {
+        const int count = std::min(kLogitRows, rows - t);
+        const float* logits = logits_of(t, count);
+        for (int r = 0; r < count; r++)
+          if (!(*each)(size_t(first + t + r - start), logits + size_t(r) * kByteValues))
+            return position_ = first + t + r + 1, true;
+      }
+    }
+    position_ = end;
+  }
+  return true;
+}
+
+inline bool MegabyteSession::read_row(const Tensor& table, int row, float* x) {
+  return model_.read_row(table, row, x) ||
+         (error = "embedding: row " + std::to_string(row) + " cannot be read any more", false);
+}
+
+// The embeddings of a patch's bytes, side by side.
+inline bool MegabyteSession::embed_patch(int patch, float* out) {
+  const MegabyteConfig& c = model_.config;
+  float* row = buf_->local.x;  // not in use
+  for (int i = 0; i < c.patch_size; i++, out += c.local.dim) {
+    if (!read_row(model_.global.embedding, bytes_[size_t(patch) * c.patch_size + i], row)) return false;
+    std::memcpy(out, row, size_t(c.local.dim) * sizeof(float));
+  }
+  return true;
+}
+
+inline const float* floats(const Tensor& vector) { return reinterpret_cast<const float*>(vector.data); }
+
+// Positions first ... first + n - 1 of the global stage: what they have to say to their patches goes to buf_->next.
+// Position 0 is the start; position k the patch k - 1.
+inline bool MegabyteSession::global_chunk(int first, int n) {
+  const MegabyteConfig& c = model_.config;
+  Stage& s = buf_->global;
+  const Activations& patch = buf_->patch;
+  const size_t width = size_t(padded(c.global.dim)), wide = size_t(patch.cols);
+  rows_.clear();
+  for (int t = 0; t < n; t++) {
+    rows_.push_back({0, first + t});
+    if (first + t > 0 && !embed_patch(first + t - 1, patch.f + t * wide)) return false;
+  }
+  each_token(*pool_, n, vector_work(c.patch_dim(), n), [&](int t) {
+    float* x = patch.f + t * wide;
+    own_.layer_norm(x, nullptr, floats(model_.patch_norm), floats(model_.patch_norm_bias), x, c.patch_dim());
+    quantize(patch, t, n);
+  });
+  matmul({{model_.patch, s.xn.f}}, patch, n);
+  for (int t = 0; t < n; t++) {
+    float* x = s.x + t * width;
+    const int k = first + t;
+    if (k == 0) {
+      std::memcpy(x, s.w->start.data, size_t(c.global.dim) * sizeof(float));
+      continue;
+    }
+    own_.layer_norm(s.xn.f + t * width, floats(model_.patch_bias), floats(model_.embedded_norm),
+                    floats(model_.embedded_norm_bias), x, c.global.dim);
+    if (!c.positions) continue;
+    if (!read_row(s.w->positions, k - 1, s.xn.f)) return false;
+    for (int i = 0; i < c.global.dim; i++) x[i] += s.xn.f[i];
+  }
+  if (!layers(s)) return false;
+  final_norm(s, 0, n);
+  float* next = buf_->next + size_t(first) * wide;
+  matmul({{model_.next, next}}, s.xn, n);
+  for (int t = 0; t < n; t++)
+    for (int i = 0; i < c.patch_dim(); i++) next[t * wide + i] += floats(model_.next_bias)[i];
+  return true;
+}
+
+// Bytes first ... first + n - 1 through the local stage, each at its position of its patch.
+inline bool MegabyteSession::local_chunk(int first, int n) {
+  const MegabyteConfig& c = model_.config;
+  Stage& s = buf_->local;
+  const size_t width = size_t(padded(c.local.dim)), wide = size_t(padded(c.patch_dim()));
+  open_patch_ = -1;
+  rows_.clear();
+  for (int t = 0; t < n; t++) {
+    const int patch = (first + t) / c.patch_size, i = (first + t) % c.patch_size;
+    float* x = s.x + t * width;
+    rows_.push_back({patch % s.slots, i + 1});
+    if (!read_row(s.w->embedding, bytes_[size_t(first) + t], x)) return false;
+    if (c.positions) {
+      if (!read_row(s.w->positions, i, s.xn.f)) return false;
+      for (int j = 0; j < c.local.dim; j++) x[j] += s.xn.f[j];
+    }
+    const float* next = buf_->next + patch * wide + size_t(i) * c.local.dim;
+    for (int j = 0; j < c.local.dim; j++) x[j] += next[j];
+  }
+  if (!layers(s)) return false;
+  open_patch_ = (first + n - 1) / c.patch_size, open_bytes_ = (first + n - 1) % c.patch_size + 1;
+  return true;
+}
+
+// All layers of a stage, over the rows of the chunk: x += wo attention(norm(shift x)); x += w2 gelu(w1 norm(shift x)).
+inline bool MegabyteSession::layers(Stage& s) {
+  const int n = int(rows_.size()), half = int(frequencies_.size());
+  for (int t = 0; t < n; t++)
+    for (int i = 0; i < half; i++) {
+      double sin, cos;
+      exact::sincos(rows_[size_t(t)].position * frequencies_[size_t(i)], sin, cos);
+      s.sin[t * half + i] = float(sin);
+      s.cos[t * half + i] = float(cos);
+    }
+  for (int l = 0; l < s.shape.n_layers; l++) {
+    if (cancelled_.exchange(false, std::memory_order_relaxed)) return error = "cancelled", false;
+    const MegabyteModel::Layer& w = s.w->layers[size_t(l)];
+    shift_norm(s, l, 0, w.attention_norm);
+    matmul({{w.wq, s.q.f}, {w.wk, s.k}, {w.wv, s.v}}, s.xn, n);
+    store_kv(s, l);
+    attention(s, l);
+    matmul({{w.wo, s.xn.f}}, s.q, n);
+    add_residual(s, nullptr);
+
+    shift_norm(s, l, 1, w.ffn_norm);
+    matmul({{w.w1, s.hidden.f}}, s.xn, n);
+    each_token(*pool_, n, 4 * vector_work(s.shape.hidden_dim, n), [&](int t) {
+      const size_t at = size_t(t) * s.hidden.cols;
+      own_.gelu(s.hidden.f + at, floats(w.w1_bias), round_up(s.shape.hidden_dim, 16));
+      quantize(s.hidden, t, n);
+    });
+    matmul({{w.w2, s.xn.f}}, s.hidden, n);
+    add_residual(s, &w.w2_bias);
+  }
+  return true;
+}
+
+inline void MegabyteSession::quantize(const Activations& in, int t, int n) {
+  if (!model_.all_f32) in.quantize_token(*kernels_, t, n);
+}
+
+inline void MegabyteSession::matmul(std::initializer_list<Product> products, const Activations& in, int n) {
+  pocket::matmul(*kernels_, *pool_, products, in, n);
+}
+
+// xn = norm(shift(x)). The second half of a row is kept for the next position, in this chunk or another.
+inline void MegabyteSession::shift_norm(Stage& s, int l, int half, const Tensor& weight) {
+  const int n = int(rows_.size()), dim = s.shape.dim;
+  const size_t width = size_t(padded(dim));
+  for (int t = 0; t < n; t++)
+    std::memcpy(s.halves(rows_[size_t(t)], l, half), s.x + t * width + (dim - dim / 2),
+                size_t(dim / 2) * sizeof(float));
+  each_token(*pool_, n, vector_work(dim, n), [&](int t) {
+    const Row& row = rows_[size_t(t)];
+    const float* before = row.position == 0 ? s.nothing : s.halves({row.slot, row.position - 1}, l, half);
+    own_.shift_norm(s.x + t * width, before, floats(weight), s.xn.f + t * width, dim);
+    quantize(s.xn, t, n);
+  });
+}
+
+// xn = norm(x) of n rows from `first` on; row 0 of xn is the first of them.
+inline void MegabyteSession::final_norm(Stage& s, int first, int n) {
+  const int dim = s.shape.dim;
+  const size_t width = size_t(padded(dim));
+  each_token(*pool_, n, vector_work(dim, n), [&](int t) {
+    const float* x = s.x + (size_t(first) + t) * width;
+    own_.shift_norm(x, x + (dim - dim / 2), floats(s.w->final_norm), s.xn.f + t * width, dim);
+    quantize(s.xn, t, n);
+  });
+}
+
+inline void MegabyteSession::add_residual(Stage& s, const Tensor* bias) {
+  const int n = int(rows_.size()), dim = s.shape.dim;
+  const size_t width = size_t(padded(dim));
+  each_token(*pool_, n, vector_work(dim, n), [&](int t) {
+    float *x = s.x + t * width, *y = s.xn.f + t * width;
+    for (int i = 0; bias && i < dim; i++) y[i] += floats(*bias)[i];
+    for (int i = 0; i < dim; i++) x[i] += y[i];
+  });
+}
+
+// Turns queries and keys to their positions, and puts keys and values where the positions after them find them.
+inline void MegabyteSession::store_kv(Stage& s, int l) {
+  const MegabyteConfig& c = model_.config;
+  const int n = int(rows_.size()), half = int(frequencies_.size());
+  each_token(*pool_, n, vector_work(3 * c.q_dim(), n), [&](int t) {
+    const Row& row = rows_[size_t(t)];
+    float *k = s.k + size_t(t) * s.q.cols, *v = s.v + size_t(t) * s.q.cols;
+    for (float* x : {s.q.f + size_t(t) * s.q.cols, k})
+      if (half > 0) kernels_->rope(x, c.n_heads, c.head_dim, s.cos + t * half, s.sin + t * half);
+    const int key = row.position % kBlockKeys;
+    for (int head = 0; head < c.n_heads; head++, k += c.head_dim, v += c.head_dim) {
+      store_key(kv_block(s, l, head, row.slot, row.position / kBlockKeys), buf_->kv_f32, key, k, v);
+    }
+  });
+}
+
+inline KvBlock MegabyteSession::kv_block(const Stage& s, int l, int head, int slot, int block) const {
+  const MegabyteConfig& c = model_.config;
+  const size_t layer = (size_t(slot) * s.blocks + block) * s.shape.n_layers + l;
+  uint8_t* at = s.kv + (layer * c.n_heads + head) * s.kv_block;
+  return kv_block_at(at, c.head_dim, buf_->kv_f32, s.keys);
+}
+
+// q = softmax(q k / sqrt(head_dim)) v, and its quantized form. A task takes some rows and one head.
+inline void MegabyteSession::attention(Stage& s, int l) {
+  const MegabyteConfig& c = model_.config;
+  const int n = int(rows_.size()), tiles = (n + kTileTokens - 1) / kTileTokens;
+  const size_t state = kTileTokens * attention_floats(c.head_dim);
+  const int longest = std::max(16, rows_.back().position + 1);
+  pool_->parallel_for(tiles * c.n_heads, attention_work(c.q_dim(), longest) * n, [&](int task, int thread) {
+    const int first = task / c.n_heads * kTileTokens;
+    attend(s, l, task % c.n_heads, first, std::min(kTileTokens, n - first), buf_->partial + thread * state);
+  });
+  each_token(*pool_, n, vector_work(s.q.cols, n), [&](int t) { quantize(s.q, t, n); });
+}
+
+// One head of n rows from `first` on: those of a sequence together, block of keys by block of keys.
+inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n, float* state) {
+  const int head_dim = model_.config.head_dim;
+  const size_t record = attention_floats(head_dim);
+  const auto query = [&](int t) { return s.q.f + size_t(t) * s.q.cols + size_t(head) * head_dim; };
+  for (int t = first, end; t < first + n; t = end) {
+    const int slot = rows_[size_t(t)].slot;
+    for (end = t + 1; end < first + n && rows_[size_t(end)].slot == slot;) end++;
+    for (int block = 0; block <= rows_[size_t(end) - 1].position / kBlockKeys; block++)
+      attend_queries(*kernels_, kv_block(s, l, head, slot, block), buf_->kv_f32, end - t, block > 0, [&](int i) {
+        const int visible = std::min(kBlockKeys, rows_[size_t(t + i)].position + 1 - block * kBlockKeys);
+        return Query{query(t + i), visible, state + size_t(t + i - first) * record};
+      });
+  }
+  for (int t = first; t < first + n; t++) {
+    const float* found = state + size_t(t - first) * record;
+    const float scale = 1.f / found[1];
+    for (int i = 0; i < head_dim; i++) query(t)[i] = found[16 + i] * scale;
+  }
+}
+
+// Logits of n rows of the local stage's chunk, from `first` on: (n, 256).
+inline const float* MegabyteSession::logits_of(int first, int n) {
+  final_norm(buf_->local, first, n);
+  matmul({{model_.output, buf_->logits}}, buf_->local.xn, n);
+  for (int i = 0; i < n * kByteValues; i++) buf_->logits[i] += floats(model_.output_bias)[i % kByteValues];
+  return buf_->logits;
+}
+
+// Stands in for a tokenizer of bytes: a piece for each.
+inline Tokenizer::Vocabulary byte_vocabulary() {
+  Tokenizer::Vocabulary v;
+  v.kind = Tokenizer::Kind::byte_level;
+  for (int b = 0; b < kByteValues; b++) v.pieces.push_back({std::string(1, char(b)), 0, Tokenizer::PieceType::normal});
+  return v;
+}
+
+// Whether a file begins as a MEGABYTE model does, so that MegabyteModel is the one to open it.
+inline bool is_megabyte(const char* path) {
+  const int file = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  char head[16] = {};
+  const bool read = file >= 0 && pread(file, head, sizeof head, 0) == ssize_t(sizeof head);
+  if (file >= 0) ::close(file);
+  return read && std::memcmp(head, kMagic, sizeof kMagic) == 0 && load<uint32_t>(head + 12) == kMegabyte;
+}
+
+}  // namespace pocket
+#endif  // POCKET_MEGABYTE_HPP

@@ -1,0 +1,301 @@
+// chat_program_test.cpp: ./run -m chat as its users run it, through pipes and on a terminal.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "../support/test_data.hpp"
+#include "../support/terminal.hpp"
+
+namespace {
+
+// A small model with random weights, told that it chats.
+class ChatProgram : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder = new TemporaryFolder;
+    for (const char* name : {"plain", "zephyr"}) {
+      const auto made = run_program({POCKET_CONVERT, "--random", "tiny", "--template", name, "-o", model(name)});
+      ASSERT_EQ(made.status, 0) << made.err;
+    }
+    // Of so many tokens the one that ends a reply does not come.
+    const auto made = run_program(
+        {POCKET_CONVERT, "--random", "stories15m", "--type", "q8", "--template", "plain", "-o", model("endless")});
+    ASSERT_EQ(made.status, 0) << made.err;
+  }
+  static void TearDownTestSuite() { delete folder; }
+  static std::string model(const std::string& name = "plain") { return folder->file(name + ".bin"); }
+
+  // Chats by pipes, with these lines of input.
+  static ProgramResult chat(const std::vector<std::string>& lines, std::vector<std::string> options = {}) {
+    std::vector<std::string> args = {POCKET_RUN, model(), "-m", "chat", "-n", "12", "-t", "0", "-r", "2"};
+    ProgramOptions input;
+    for (const std::string& line : lines) input.input += line + "\n";
+    args.insert(args.end(), options.begin(), options.end());
+    return run_program(args, input);
+  }
+
+  static TemporaryFolder* folder;
+};
+TemporaryFolder* ChatProgram::folder = nullptr;
+
+#define EXPECT_HAS(text, what) EXPECT_NE((text).find(what), std::string::npos) << (what) << " in " << (text)
+
+int controls(const std::string& s) {
+  int n = 0;
+  for (size_t i = 0; i < s.size(); i++)
+    n += (uint8_t(s[i]) < 32 && !std::strchr("\n\t\r", s[i])) || uint8_t(s[i]) == 127 ||
+         (uint8_t(s[i]) == 0xC2 && i + 1 < s.size() && uint8_t(s[i + 1]) < 0xA0);
+  return n;
+}
+
+// ---- Templates ----
+
+TEST_F(ChatProgram, ATemplateIsChosenByName) {
+  const ProgramResult zephyr = chat({"hi"}, {"--template", "zephyr"});
+  ASSERT_EQ(zephyr.status, 0) << zephyr.err;
+  ProgramOptions hi;
+  hi.input = "hi\n";
+  EXPECT_EQ(zephyr.out,
+            run_program({POCKET_RUN, model("zephyr"), "-m", "chat", "-n", "12", "-t", "0", "-r", "2"}, hi).out);
+  EXPECT_NE(zephyr.out, chat({"hi"}).out) << "the model's own, which is plain";
+  const auto fails = [&](int status, const std::vector<std::string>& args, const std::vector<std::string>& words) {
+    std::vector<std::string> all = {POCKET_RUN, model()};
+    all.insert(all.end(), args.begin(), args.end());
+    expect_failed_in_a_line(run_program(all), "run", status, words);
+  };
+  fails(2, {"-m", "chat", "--template", "poem"}, {"--template: expected one of zephyr, chatml", "found 'poem'"});
+  fails(1, {"-m", "chat", "--template", "chatml"}, {"plain.bin: --template chatml: expected the token <|im_start|>"});
+  fails(2, {"-i", "a", "--template", "plain"}, {"--template: is for -m chat"});
+}
+
+TEST_F(ChatProgram, TheConverterIsToldATemplate) {
+  const TemporaryFolder t;
+  const auto convert = [&](const std::string& name) {
+    return run_program({POCKET_CONVERT, "--random", "tiny", "--template", name, "-o", t.file("m.bin")});
+  };
+  expect_failed_in_a_line(convert("poem"), "convert", 2, {"--template: expected one of zephyr", "plain", "'poem'"});
+  expect_failed_in_a_line(convert("llama-3"), "convert", 1, {"--template llama-3: expected the token"});
+  EXPECT_EQ(t.list(), "");
+  EXPECT_EQ(convert("Llama 2").status, 0);
+  EXPECT_HAS(run_program({POCKET_CONVERT, "--help"}).out, "vicuna-lines, or plain");
+}
+
+// A checkpoint whose template is a program nobody knows: said with the choices, and the model still converts.
+TEST_F(ChatProgram, AnUnknownTemplateIsSaidToBeUnknown) {
+  NEED_DATA(weights, "hf/gqa-f32");
+  const TemporaryFolder t;
+  for (const auto& entry : std::filesystem::directory_iterator(weights))
+    std::filesystem::copy(entry.path(), t.file(entry.path().filename()));
+  std::filesystem::remove(t.file("golden.json"));
+  const std::string words = data_path("tok512.model"), out = t.file("out.bin");
+  t.write("chat_template.jinja",
+          "{% for x in range(10**9) %}{{ cycler.__init__.__globals__.os.system('id') }}"
+          "{% endfor %}");
+  const ProgramResult r = run_program({POCKET_CONVERT, t.path(), "-z", words, "--type", "f32", "-o", out});
+  ASSERT_EQ(r.status, 0) << r.err;
+  for (const char* word : {"chat template not known (", "--template NAME", "zephyr", "vicuna", "plain"})
+    EXPECT_HAS(r.err, word);
+  expect_failed_in_a_line(run_program({POCKET_RUN, out, "-m", "chat", "-i", "a"}), "run", 1,
+                          {"no chat template", "--template (zephyr, "});
+  EXPECT_EQ(run_program({POCKET_RUN, out, "-m", "chat", "-i", "a", "-n", "5", "--template", "plain"}).status, 0);
+  const ProgramResult chosen =
+      run_program({POCKET_CONVERT, t.path(), "-z", words, "--type", "f32", "-o", out, "--template", "plain"});
+  EXPECT_EQ(chosen.err.find("not known"), std::string::npos) << chosen.err;
+  EXPECT_EQ(run_program({POCKET_RUN, out, "-m", "chat", "-i", "a", "-n", "5"}).status, 0);
+}
+
+// ---- Commands ----
+
+TEST_F(ChatProgram, HelpListsTheCommands) {
+  const ProgramResult r = chat({"/help"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_EQ(r.out, "");
+  for (const char* word : {"/help", "/reset", "/undo", "/save FILE", "/load FILE", "/stats", "/quit", "//", "rlwrap"})
+    EXPECT_HAS(r.err, word);
+}
+
+TEST_F(ChatProgram, UndoResetAndTwoSlashes) {
+  const std::string one = chat({"one"}).out, two = chat({"one", "two"}).out;
+  ASSERT_EQ(two.rfind(one, 0), 0u);
+  EXPECT_EQ(chat({"one", "x", "/undo", "two"}).out, chat({"one", "x"}).out + two.substr(one.size()))
+      << "the reply is what it would have been";
+  EXPECT_EQ(chat({"two words", "/reset", "one"}).out, chat({"two words"}).out + one);
+  const TemporaryFolder t;
+  EXPECT_EQ(chat({"//help me", "/save " + t.file("c")}).status, 0);
+  EXPECT_EQ(nlohmann::json::parse(read_file(t.file("c")))[0]["content"], "/help me");
+  EXPECT_EQ(chat({"one", "/quit", "two"}).out, one);
+  EXPECT_EQ(chat({"", "one", "", ""}).out, one) << "empty lines are no messages";
+  EXPECT_EQ(chat({"one\r"}).out, one);
+}
+
+TEST_F(ChatProgram, WhatIsNoCommandIsNamed) {
+  const ProgramResult r = chat({"/hlep", "/xyzzyplugh", "/save", "/reset now", "/undo", "one"});
+  EXPECT_EQ(r.status, 1) << "a script wants to know";
+  for (const char* word :
+       {"/hlep: no such command; did you mean /help?", "/xyzzyplugh: no such command; /help lists them",
+        "/save: expected FILE", "/reset: takes no value", "/undo: there is no message"})
+    EXPECT_HAS(r.err, word);
+  EXPECT_EQ(r.out, chat({"one"}).out) << "and the chat goes on";
+}
+
+TEST_F(ChatProgram, ASavedConversationGoesOn) {
+  const TemporaryFolder t;
+  const std::string file = t.file("a conversation.json");
+  const ProgramResult saved = chat({"one", "two", "/save " + file}, {"-y", "Be kind.", "--template", "zephyr"});
+  ASSERT_EQ(saved.status, 0) << saved.err;
+  EXPECT_EQ(t.list(), "a conversation.json\n") << "no temporary file";
+  const auto json = nlohmann::json::parse(read_file(file));
+  ASSERT_EQ(json.size(), 5u);
+  EXPECT_EQ(json[0], (nlohmann::json{{"role", "system"}, {"content", "Be kind."}}));
+  EXPECT_EQ(saved.out, json[2]["content"].get<std::string>() + "\n" + json[4]["content"].get<std::string>() + "\n");
+  const ProgramResult stats = chat({"/load " + file, "three", "/stats"}, {"--template", "zephyr"});
+  EXPECT_EQ(stats.status, 0) << stats.err;
+  EXPECT_HAS(stats.err, "loaded; messages: 2");
+  EXPECT_HAS(stats.err, "messages 3, forgotten 0; context");
+
+  const ProgramResult broken =
+      chat({"one", "/load " + t.write("broken", "[{\"role\": \"user\""), "/load " + t.file("none"), "two"});
+  EXPECT_EQ(broken.status, 1);
+  EXPECT_HAS(broken.err, "broken:1:17: expected");
+  EXPECT_HAS(broken.err, "none: No such file");
+  EXPECT_EQ(broken.out, chat({"one", "two"}).out) << "the conversation is what it was";
+  EXPECT_EQ(chat({"one", "/save " + t.file("no/such/folder")}).status, 1);
+  EXPECT_EQ(t.list(), "a conversation.json\nbroken\n");
+}
+
+// ---- The end of the context ----
+
+TEST_F(ChatProgram, TheOldestTurnsGo) {
+  const ProgramResult r = chat({"one", "two", "three", "four", "/stats"}, {"--ctx", "48", "-y", "Be.", "-n", "16"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_HAS(r.err, "the context (48 tokens) is full, so the oldest messages are forgotten (");
+  EXPECT_HAS(r.err, "the system prompt stays");
+  EXPECT_HAS(r.err, "messages 4, forgotten ");
+  EXPECT_GE(std::count(r.out.begin(), r.out.end(), '\n'), 4) << "all are answered";
+}
+
+TEST_F(ChatProgram, AMessageThatDoesNotFitIsRefusedAndTheChatGoesOn) {
+  const ProgramResult r = chat({"one", std::string(5000, 'x'), "two"});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_HAS(r.err, "message: ");
+  EXPECT_HAS(r.err, "tokens, but the context has room for 256 tokens; shorten it, or give more with --ctx");
+  EXPECT_EQ(r.out, chat({"one", "two"}).out);
+}
+
+TEST_F(ChatProgram, AReplyAsLongAsTheContextEnds) {
+  const ProgramResult r = chat({"one"}, {"-n", "0", "-t", "5", "-p", "1", "-s", "3", "--ctx", "64"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_HAS(r.err, "the context (64 tokens) is full, so the reply ends here");
+}
+
+// ---- On a terminal ----
+
+TEST_F(ChatProgram, CtrlCStopsTheReplyAndNotTheProgram) {
+  TerminalProgram t({POCKET_RUN, model("endless"), "-m", "chat", "-t", "3", "-p", "1", "-s", "1", "--ctx", "100000"});
+  ASSERT_TRUE(t.hears("> "));
+  t.type("hi\n");
+  ASSERT_TRUE(t.hears_bytes(500));
+  t.type("\3");
+  ASSERT_TRUE(t.hears("run: stopped; another Ctrl-C ends the chat"));
+  ASSERT_TRUE(t.hears("> "));
+  t.type("/stats\n");
+  ASSERT_TRUE(t.hears("messages 1, forgotten 0"));
+  ASSERT_TRUE(t.hears("> "));
+  t.type("half a line\3");
+  ASSERT_TRUE(t.hears("another Ctrl-C ends the chat, and so does /quit"));
+  ASSERT_TRUE(t.hears("> "));
+  t.type("/undo\n");
+  ASSERT_TRUE(t.hears("messages left: 0"));
+  ASSERT_TRUE(t.hears("> "));
+  t.type("\4");
+  EXPECT_EQ(t.ends(), 0) << t.output();
+}
+
+TEST_F(ChatProgram, CtrlCTwiceEndsIt) {
+  for (const bool at_the_prompt : {false, true}) {
+    TerminalProgram t({POCKET_RUN, model("endless"), "-m", "chat", "-t", "3", "-p", "1", "-s", "1", "--ctx", "100000"});
+    ASSERT_TRUE(t.hears("> "));
+    t.type("hi\n");
+    ASSERT_TRUE(t.hears_bytes(500));
+    t.type("\3");
+    const bool stopped = at_the_prompt ? t.hears("another Ctrl-C ends") && t.hears("> ") : t.hears("^C");
+    ASSERT_TRUE(stopped);
+    usleep(20000);  // two that come at the same time are one to a program
+    t.type("\3");
+    EXPECT_EQ(t.ends(), 130) << at_the_prompt;
+  }
+  TerminalProgram idle({POCKET_RUN, model(), "-m", "chat"});
+  ASSERT_TRUE(idle.hears("> "));
+  idle.type("\3");
+  ASSERT_TRUE(idle.hears("another Ctrl-C") && idle.hears("> "));
+  idle.type("\3");
+  EXPECT_EQ(idle.ends(), 130);
+}
+
+// Most of the random model's tokens are single bytes, control characters among them.
+TEST_F(ChatProgram, ATerminalGetsNoEscapeSequences) {
+  const std::vector<std::string> hot = {"-t", "5", "-p", "1", "-s", "3", "-n", "200"};
+  EXPECT_GT(controls(chat({"hi"}, hot).out), 5) << "a pipe gets them all";
+  std::vector<std::string> args = {POCKET_RUN, model(), "-m", "chat"};
+  args.insert(args.end(), hot.begin(), hot.end());
+  const TemporaryFolder folder;
+  TerminalProgram t(args);
+  ASSERT_TRUE(t.hears("> "));
+  t.type("hi\n");
+  ASSERT_TRUE(t.hears("\n> "));
+  t.type("/load " +
+         folder.write("c",
+                      "{\"messages\": \"\xC2\x9B"
+                      "31m\"}") +
+         "\n");
+  ASSERT_TRUE(t.hears("expected a list of messages"));
+  t.type("/quit\n");
+  EXPECT_EQ(t.ends(), 0);
+  EXPECT_EQ(controls(t.output()), 0);
+  EXPECT_GT(t.output().size(), 200u);
+}
+
+// ---- A real model ----
+
+// A reply with Chinese or emoji is whole characters wherever it is cut, and each is the beginning of the whole.
+TEST_F(ChatProgram, SmolLm2IsCutBetweenCharacters) {
+  const std::string path = std::string(POCKET_SOURCE_DIR) + "/models/smollm2-135m-instruct.bin";
+  NEED_FILE(smollm2, std::filesystem::exists(path) ? path : "", "models/smollm2-135m-instruct.bin");
+  for (const char* message : {"Repeat this line: \u4f60\u597d \U0001f642\U0001f389\U0001f469\u200d\U0001f680",
+                              "\u7528\u4e2d\u6587\u56de\u7b54\uff1a\u4f60\u597d\u5417\uff1f"}) {
+    const auto reply = [&](int n, bool terminal) {
+      ProgramOptions options;
+      options.terminal = terminal;
+      const ProgramResult r = run_program(
+          {POCKET_RUN, smollm2, "-m", "chat", "-t", "0", "-q", "-n", std::to_string(n), "-i", message}, options);
+      EXPECT_EQ(r.status, 0) << r.err;
+      std::string text;
+      for (char c : r.out)
+        if (c != '\r') text += c;
+      EXPECT_TRUE(is_utf8(text)) << n;
+      return text.substr(0, text.size() - 1);
+    };
+    const std::string whole = reply(12, false);
+    EXPECT_TRUE(std::any_of(whole.begin(), whole.end(), [](char c) { return uint8_t(c) >= 0xE0; })) << whole;
+    std::vector<std::string> seen;
+    for (int n = 1; n < 12; n++) {
+      const std::string text = reply(n, n % 2);
+      EXPECT_EQ(whole.compare(0, text.size(), text), 0) << text << " of " << whole;
+      seen.push_back(text);
+    }
+    EXPECT_NE(std::adjacent_find(seen.begin(), seen.end()), seen.end()) << "a token that was no whole character";
+  }
+}
+
+TEST_F(ChatProgram, SmolLm2GoesRoundInALoop) {
+  const std::string path = std::string(POCKET_SOURCE_DIR) + "/models/smollm2-135m-instruct.bin";
+  NEED_FILE(smollm2, std::filesystem::exists(path) ? path : "", "models/smollm2-135m-instruct.bin");
+  const ProgramResult r = run_program(
+      {POCKET_RUN, smollm2, "-m", "chat", "-t", "0", "-n", "400", "-i", "Repeat the word hello a hundred times."});
+  EXPECT_EQ(r.status, 0);
+  EXPECT_HAS(r.err, "the reply went round in a loop of 2 tokens, so it was ended");
+  EXPECT_LT(r.out.size(), 2000u);
+}
+
+}  // namespace

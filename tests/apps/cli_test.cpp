@@ -1,0 +1,107 @@
+// cli_test.cpp: parts of the command line that are easier seen alone: the filter of stop texts, JSON, troff.
+#include "../../apps/cli/cli.hpp"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "../support/tiny_model.hpp"
+
+namespace {
+
+using namespace pocket;
+using cli::StopFilter;
+
+/// All that comes out of the filter; held: and what it keeps to itself at the end.
+std::string filtered(const std::vector<std::string>& stops, const std::vector<std::string>& pieces, bool& stopped) {
+  StopFilter filter(stops);
+  std::string out;
+  for (const std::string& piece : pieces) {
+    out += filter.push(piece);
+    for (const std::string& stop : stops) EXPECT_TRUE(stop.empty() || out.find(stop) == std::string::npos) << out;
+  }
+  stopped = filter.stopped;
+  return out + filter.flush();
+}
+
+/// The definition: the text before the stop text that is complete first, of those that end together the longest.
+std::string cut(const std::vector<std::string>& stops, const std::string& text, bool& stopped) {
+  for (size_t end = 0; end <= text.size(); end++) {
+    size_t at = std::string::npos;
+    for (const std::string& s : stops)
+      if (!s.empty() && s.size() <= end && text.compare(end - s.size(), s.size(), s) == 0)
+        at = std::min(at, end - s.size());
+    stopped = at != std::string::npos;
+    while (stopped && at > 0 && (uint8_t(text[at]) & 0xC0) == 0x80) at--;
+    if (stopped) return text.substr(0, at);
+  }
+  return text;
+}
+
+TEST(StopFilter, CutsAtTheTextThatIsCompleteFirstHoweverItComes) {
+  tiny::Random random(1);
+  const std::string letters[] = {"a", "b", "c", "\xC3\xA9", "\xC3\xA8", "\xE4\xB8\xAD", "\xF0\x9F\x98\x80"};
+  int stops_found = 0;
+  for (int i = 0; i < 20000; i++) {
+    const auto word = [&](int n) {
+      std::string s;
+      for (int k = random.below(n + 1); k > 0; k--) s += letters[random.below(7 - i % 5)];
+      return s;
+    };
+    std::vector<std::string> stops, pieces;
+    for (int k = random.below(4); k >= 0; k--) {
+      stops.push_back(word(4));
+      if (i % 3 == 0 && stops.back().size() > 2) stops.back() = stops.back().substr(1);  // half a character
+    }
+    std::string text;
+    for (int k = 0; k < 8; k++) text += pieces.emplace_back(word(3));
+    bool expected_stop = false, stopped = false;
+    const std::string expected = cut(stops, text, expected_stop);
+    EXPECT_EQ(filtered(stops, pieces, stopped), expected) << text;
+    EXPECT_EQ(stopped, expected_stop);
+    stops_found += stopped;
+  }
+  EXPECT_GT(stops_found, 2000);
+  EXPECT_LT(stops_found, 18000);
+}
+
+TEST(StopFilter, GivesWhatCannotBeginAStopTextAtOnce) {
+  const std::vector<std::string> stops = {"\n\nUser:", "</s>"};
+  StopFilter filter(stops);
+  EXPECT_EQ(filter.push("Hello"), "Hello");
+  EXPECT_EQ(filter.push(" you\n"), " you");
+  EXPECT_EQ(filter.push("\n"), "");
+  EXPECT_EQ(filter.push("<"), "\n\n");
+  EXPECT_EQ(filter.push("/b>"), "</b>");
+  EXPECT_EQ(filter.push("x\n\nUse"), "x");
+  EXPECT_EQ(filter.push("r: hi"), "");
+  EXPECT_TRUE(filter.stopped);
+  EXPECT_EQ(filter.push("more"), "");
+  EXPECT_EQ(filter.flush(), "");
+}
+
+TEST(StopFilter, NeverGivesHalfACharacter) {
+  const std::vector<std::string> stops = {"\xA9!", "\x98\x80"};
+  StopFilter filter(stops);
+  EXPECT_EQ(filter.push("caf\xC3\xA9"), "caf");
+  EXPECT_EQ(filter.push("?"), "\xC3\xA9?");
+  EXPECT_EQ(filter.push("a\xF0\x9F\x98\x80"), "a");
+  EXPECT_TRUE(filter.stopped);
+}
+
+TEST(JsonText, IsWhatOthersRead) {
+  const std::string text = std::string("a\"b\\c\n\t\x01\x7F\0 caf\xC3\xA9 \xC2\x9B[31m \xF0\x9F\x98\x80", 28);
+  const std::string written = json(text);
+  EXPECT_EQ(nlohmann::json::parse(written), text);
+  for (const char* control : {"\x7F", "\xC2\x9B", "\x01", "\n"})
+    EXPECT_EQ(written.find(control), std::string::npos) << "a terminal would obey it";
+  EXPECT_EQ(nlohmann::json::parse(json(std::string_view("\xFFx\xC3"))), "\uFFFDx\uFFFD");
+  EXPECT_EQ(json(std::nan("")), "null");
+  EXPECT_EQ(json_object({{"a", json_array({"1", "2"})}, {"b", json("x")}}), "{\"a\": [1, 2], \"b\": \"x\"}");
+}
+
+TEST(ManText, IsTakenAsItIs) {
+  EXPECT_EQ(cli::man_text(".a-b\n'c\\d \"e\".f"), "\\&.a\\-b\n\\&\\(aqc\\ed \\(dqe\\(dq.f");
+}
+
+}  // namespace

@@ -1,0 +1,234 @@
+// conversation_test.cpp: the logic of a chat without a model: what is heard of the turns, what is forgotten, what is
+// saved and loaded, and when a text has locked into a loop.
+#include "../../apps/cli/chat.hpp"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "../support/test_data.hpp"
+
+namespace {
+
+using namespace pocket;
+using cli::Conversation;
+using cli::LoopWatch;
+
+/// A token for each byte, numbered from 10; 1 is BOS.
+std::vector<int> encode(std::string_view text, bool bos) {
+  std::vector<int> ids(bos ? 1 : 0, 1);
+  for (char c : text) ids.push_back(10 + uint8_t(c));
+  return ids;
+}
+
+/// Turns in brackets: S[system] U[message] R[reply].
+ChatTemplate brackets() {
+  ChatTemplate chat;
+  chat.slot[ChatTemplate::kSystemPrefix] = {{-1, "S["}};
+  chat.slot[ChatTemplate::kSystemSuffix] = {{-1, "]"}};
+  chat.slot[ChatTemplate::kFirstUserPrefix] = chat.slot[ChatTemplate::kUserPrefix] = {{-1, "U["}};
+  chat.slot[ChatTemplate::kUserSuffix] = {{-1, "]"}};
+  chat.slot[ChatTemplate::kReplyPrefix] = {{-1, "R[\n"}};
+  chat.slot[ChatTemplate::kReplySuffix] = {{-1, "]"}};
+  return chat;
+}
+
+/// What is heard, as a text: ^ is BOS, <7> a token that was said.
+std::string heard(const Conversation& conversation) {
+  std::string text;
+  for (int id : conversation.ids())
+    text += id == 1 ? "^" : id < 10 ? "<" + std::to_string(id) + ">" : std::string(1, char(id - 10));
+  return text;
+}
+
+// ---- What is heard ----
+
+TEST(Conversation, IsHeardAsItWasSaid) {
+  const ChatTemplate chat = brackets();
+  Conversation conversation(chat, encode, "kind");
+  EXPECT_EQ(heard(conversation), "^");
+  conversation.turns = {{"one", "1", {}}, {"two", "22", {2, 2}}, {"three", "", {}}};
+  EXPECT_EQ(heard(conversation), "^S[kind]U[one]R[\n1]U[two]R[\n<2><2>]U[three]R[\n");
+  conversation.turns.back().reply_ids = {3};
+  EXPECT_EQ(heard(conversation), "^S[kind]U[one]R[\n1]U[two]R[\n<2><2>]U[three]R[\n<3>") << "and so far";
+}
+
+TEST(Conversation, ARepliedTextBeginsAsAModelBeginsIt) {
+  ChatTemplate chat = brackets();
+  Conversation conversation(chat, encode, "");
+  conversation.turns = {{"one", "1", {}}};
+  for (const auto& [prefix, trim, reply, expected] :
+       std::vector<std::tuple<std::string, unsigned, std::string, std::string>>{{"R:", 0, "1", " 1"},
+                                                                                {"R:", 0, " 1", " 1"},
+                                                                                {"R:", 0, "", ""},
+                                                                                {"R: ", 0, "1", "1"},
+                                                                                {"R:", 4, " 1 \n", " 1"},
+                                                                                {"R\n", 4, " 1 \n", "1"},
+                                                                                {"R\n", 3, " 1 \n", " 1 \n"}}) {
+    chat.slot[ChatTemplate::kReplyPrefix] = {{-1, prefix}};
+    chat.trim = trim;
+    conversation.turns[0].reply = reply;
+    EXPECT_EQ(heard(conversation), "^U[one]" + prefix + expected) << prefix << trim << reply;
+  }
+  chat.slot[ChatTemplate::kReplyPrefix] = {};
+  conversation.turns[0].reply = "1";
+  EXPECT_EQ(heard(conversation), "^U[one] 1") << "as Llama 2, where nothing is in front of a reply";
+  chat.slot[ChatTemplate::kReplyPrefix] = {{7, ""}};
+  EXPECT_EQ(heard(conversation), "^U[one]<7>1") << "a token stands apart";
+}
+
+// ---- What is forgotten ----
+
+TEST(Conversation, TheOldestTurnsGoAndTheSystemPromptStays) {
+  const ChatTemplate chat = brackets();
+  Conversation conversation(chat, encode, "kind");
+  for (const char* word : {"one", "two", "three", "four"}) conversation.turns.push_back({word, "r", {}});
+  const size_t whole = conversation.ids().size();
+  EXPECT_EQ(conversation.make_room(whole), 0u) << "it fits";
+  EXPECT_EQ(conversation.make_room(whole - 1), 1u);
+  EXPECT_EQ(heard(conversation), "^S[kind]U[two]R[\nr]U[three]R[\nr]U[four]R[\nr");
+  EXPECT_EQ(conversation.heard(), 3u);
+  EXPECT_EQ(conversation.forgotten(), 1u);
+  EXPECT_EQ(conversation.make_room(0), 2u) << "the last one stays, whatever it takes";
+  EXPECT_EQ(heard(conversation), "^S[kind]U[four]R[\nr");
+  EXPECT_EQ(conversation.make_room(0), 0u);
+  EXPECT_EQ(conversation.turns.size(), 4u) << "they can still be saved";
+}
+
+TEST(Conversation, UndoTakesTheLastTurnBackAndHearsTheOthersAgain) {
+  const ChatTemplate chat = brackets();
+  Conversation conversation(chat, encode, "");
+  for (const char* word : {"one", "two", "three"}) conversation.turns.push_back({word, "r", {}});
+  conversation.make_room(0);
+  EXPECT_TRUE(conversation.undo());
+  EXPECT_EQ(heard(conversation), "^U[one]R[\nr]U[two]R[\nr");
+  EXPECT_TRUE(conversation.undo());
+  EXPECT_TRUE(conversation.undo());
+  EXPECT_EQ(heard(conversation), "^");
+  EXPECT_FALSE(conversation.undo());
+}
+
+TEST(Conversation, ResetForgetsTheTurnsAlone) {
+  const ChatTemplate chat = brackets();
+  Conversation conversation(chat, encode, "kind");
+  conversation.turns = {{"one", "1", {}}, {"two", "2", {}}};
+  conversation.make_room(0);
+  conversation.reset();
+  EXPECT_EQ(conversation.forgotten(), 0u);
+  conversation.turns.push_back({"new", "", {}});
+  EXPECT_EQ(heard(conversation), "^S[kind]U[new]R[\n");
+}
+
+// ---- Saved and loaded ----
+
+TEST(Conversation, ComesBackAsItWasSaved) {
+  const ChatTemplate chat = brackets();
+  const TemporaryFolder t;
+  std::string all;
+  for (int c = 0; c < 128; c++) all += char(c);
+  Conversation conversation(chat, encode, "k\"ind\\");
+  conversation.turns = {{all, "\xF0\x9F\x99\x82 \xE4\xBD\xA0", {}}, {"</s> {\"role\": 1}", "", {}}};
+  const std::string file = t.write("c.json", conversation.to_json());
+  const auto json = nlohmann::json::parse(read_file(file));
+  ASSERT_EQ(json.size(), 5u);
+  EXPECT_EQ(json[0], (nlohmann::json{{"role", "system"}, {"content", "k\"ind\\"}}));
+  EXPECT_EQ(json[1], (nlohmann::json{{"role", "user"}, {"content", all}}));
+  EXPECT_EQ(json[2]["role"], "assistant");
+
+  Conversation other(chat, encode, "other");
+  std::string error;
+  ASSERT_TRUE(other.load(file, error)) << error;
+  EXPECT_EQ(other.system, conversation.system);
+  EXPECT_EQ(other.to_json(), conversation.to_json());
+  EXPECT_EQ(other.ids(), conversation.ids());
+
+  ASSERT_TRUE(other.load(t.write("d",
+                                 "{\"model\": 1, \"messages\": [{\"content\": \"a\", \"role\": \"user\"},"
+                                 "{\"role\": \"assistant\", \"content\": \"b\"}]}"),
+                         error))
+      << error;
+  EXPECT_EQ(heard(other), "^S[k\"ind\\]U[a]R[\nb") << "the system prompt that was there";
+  ASSERT_TRUE(other.load(t.write("e", "[]"), error)) << error;
+  EXPECT_TRUE(other.turns.empty());
+}
+
+TEST(Conversation, ABrokenFileChangesNothing) {
+  const ChatTemplate chat = brackets();
+  const TemporaryFolder t;
+  Conversation conversation(chat, encode, "kind");
+  conversation.turns = {{"one", "1", {}}, {"two", "2", {}}};
+  const std::string before = conversation.to_json();
+  const std::string user = "{\"role\":\"user\",\"content\":\"a\"}",
+                    model = "{\"role\":\"assistant\",\"content\":\"b\"}",
+                    system = "{\"role\":\"system\",\"content\":\"c\"}";
+  const std::pair<std::string, std::string> cases[] = {
+      {"", "expected a value, found the end"},
+      {"hello", "expected a value, found 'h'"},
+      {"7", "expected a list of messages, found 7"},
+      {"{}", "expected a list of messages, found nothing"},
+      {"{\"messages\":{}}", "expected a list of messages, found an object"},
+      {"[7]", "\"role\": expected a string, found nothing"},
+      {"[{\"role\":\"user\"}]", "\"content\": expected a string, found nothing"},
+      {"[{\"role\":\"user\",\"content\":[]}]", "\"content\": expected a string, found an array"},
+      {"[{\"role\":\"tool\",\"content\":\"\"}]", "\"role\": expected user, found \"tool\""},
+      {"[" + user + "," + user + "]", "expected assistant, found \"user\""},
+      {"[" + model + "]", "expected user, found \"assistant\""},
+      {"[" + user + "," + model + "," + system + "]", "expected user, found \"system\""},
+      {"[" + user + "," + system + "]", "expected assistant, found \"system\""},
+      {"[" + user + "]", "expected a reply to the last message, found none"},
+      {"[" + user + "," + model + "]]", "expected nothing more"},
+      {"[" + user + ",{\"role\":\"assistant\",\"content\":\"\xFF\"}]", "expected UTF-8"},
+      {std::string(1000, '['), "at most 256 levels"}};
+  std::string error;
+  for (const auto& [text, why] : cases) {
+    EXPECT_FALSE(conversation.load(t.write("broken", text), error)) << text;
+    EXPECT_NE(error.find("broken"), std::string::npos) << error;
+    EXPECT_NE(error.find(why), std::string::npos) << error << " of " << text;
+    EXPECT_EQ(conversation.to_json(), before) << text;
+  }
+  for (size_t n = 0; n + 2 < before.size(); n++)  // without its last bracket and newline
+    EXPECT_FALSE(conversation.load(t.write("broken", before.substr(0, n)), error)) << n;
+  EXPECT_FALSE(conversation.load(t.file("none"), error));
+  EXPECT_FALSE(conversation.load(t.path(), error));
+  EXPECT_FALSE(conversation.load("/dev/zero", error));
+  EXPECT_EQ(conversation.to_json(), before);
+}
+
+// ---- Loops ----
+
+/// After how many tokens a text is called a loop; 0: never.
+size_t loops_after(const std::vector<int>& ids, LoopWatch watch = {}) {
+  for (size_t i = 0; i < ids.size(); i++)
+    if (watch.push(ids[i])) return i + 1;
+  return 0;
+}
+
+TEST(LoopWatch, APassageOverAndOverIsALoop) {
+  for (int period : {1, 2, 3, 7, 24, 25, 60, 128})
+    for (int before : {0, 5, 200}) {
+      std::vector<int> ids;
+      for (int i = 0; i < before; i++) ids.push_back(1000 + i);
+      for (int i = 0; i < 1000; i++) ids.push_back(i % period);
+      LoopWatch watch;
+      size_t n = 0;
+      while (n < ids.size() && !watch.push(ids[n])) n++;
+      EXPECT_EQ(n + 1, size_t(before + std::max(96, 4 * period))) << period;
+      EXPECT_EQ(watch.period(), size_t(period));
+      EXPECT_EQ(watch.kept(), size_t(before + period)) << "once";
+    }
+}
+
+TEST(LoopWatch, WhatGoesOnIsNone) {
+  std::vector<int> counting, almost, rare, few;
+  for (int i = 0; i < 3000; i++) {
+    counting.insert(counting.end(), {1, 2, 100 + i});   // "1, ", "2, ", ...
+    almost.push_back(i % 90 == 89 ? 1000 + i : i % 3);  // a refrain, and then something new
+    rare.push_back(i % 129);                            // a passage longer than those that are looked for
+    few.push_back(i % 400 < 99 ? i % 33 : 10000 + i);   // three times
+  }
+  for (const auto& ids : {counting, almost, rare, few}) EXPECT_EQ(loops_after(ids), 0u);
+  EXPECT_EQ(loops_after({}), 0u);
+  EXPECT_EQ(loops_after({1}), 0u);
+}
+
+}  // namespace

@@ -1,0 +1,381 @@
+// run_test.cpp: ./run as its users run it: arguments, standard input and output, what it says, how it ends.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "../../export/engine.hpp"
+#include "../support/test_data.hpp"
+#include "../support/run_program.hpp"
+
+namespace {
+
+// ---- Usage ----
+
+TEST_F(RunProgram, HelpTeaches) {
+  const ProgramResult r = run({"--help"});
+  EXPECT_EQ(r.status, 0);
+  EXPECT_EQ(r.err, "");
+  for (const char* word : {"-i",        "--prompt",  "-n",       "-t",       "-p",           "-s",         "-m",
+                           "-y",        "-z",        "-f",       "-k",       "--min-p",      "-r",         "--stop",
+                           "--threads", "--ctx",     "--kernel", "--info",   "--perplexity", "--selftest", "--encode",
+                           "-q",        "--version", "--ids",    "--logits", "--batch",      "--kernels",  "models/get",
+                           "--save",    "--resume",  "--lookup", "--top",    "--json",       "--man"})
+    EXPECT_NE(r.out.find(word), std::string::npos) << word;
+  std::stringstream lines(r.out);
+  for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 120u) << line;
+}
+
+// Each option of --help is in the man page, with its text, and each example under the name it is installed by.
+TEST_F(RunProgram, TheManPageSaysWhatHelpSays) {
+  const std::string help = run({"--help"}).out;
+  std::string man = run({"--man"}).out;
+  EXPECT_EQ(man.rfind(".TH POCKETLLAMA 1 ", 0), 0u);
+  const auto plain = [&](const std::string& from, const std::string& to) {
+    for (size_t at; (at = man.find(from)) != std::string::npos;) man.replace(at, from.size(), to);
+  };
+  plain("\\-", "-"), plain("\\(dq", "\""), plain("\\(aq", "'"), plain("\\&", "");
+  std::stringstream lines(help);
+  int options = 0, examples = 0;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("  -", 0) == 0 || line.rfind("      --", 0) == 0) {
+      options++;
+      EXPECT_NE(man.find("\\fB" + line.substr(6, line.find(' ', 6) - 6) + "\\fR"), std::string::npos) << line;
+      EXPECT_NE(man.find("\n" + line.substr(34) + "\n"), std::string::npos) << line;
+    }
+    const size_t example = line.find(":   run ");
+    if (example == std::string::npos) continue;
+    examples++;
+    EXPECT_NE(man.find("\n.SS " + line.substr(0, example) + "\n"), std::string::npos) << line;
+    EXPECT_NE(man.find("\npocketllama " + line.substr(example + 8) + "\n"), std::string::npos) << line;
+  }
+  EXPECT_GT(options, 30);
+  EXPECT_EQ(examples, 7);
+}
+
+// Beside the program, or where it is installed.
+TEST_F(RunProgram, WithoutAModelItIsTheOneThatShips) {
+  for (const auto& [program, shipped] : {std::pair("tree/run", "tree/models/stories.bin"),
+                                         std::pair("usr/bin/pocketllama", "usr/share/pocketllama/stories.bin")}) {
+    const std::filesystem::path to = folder->file(program), model_file = folder->file(shipped);
+    std::filesystem::create_directories(to.parent_path());
+    std::filesystem::create_directories(model_file.parent_path());
+    std::filesystem::copy_file(POCKET_RUN, to);
+    EXPECT_EQ(run_program({to, "-i", "a", "-q"}).status, 2) << "there is no model yet";
+    std::filesystem::copy_file(model(), model_file);
+    const ProgramResult r = run_program({to, "-i", "a", "-s", "1", "-n", "20", "-q"});
+    EXPECT_EQ(r.out, text({model(), "-i", "a", "-s", "1", "-n", "20"}));
+    EXPECT_EQ(r.err, "");
+    EXPECT_EQ(run_program({to, "-m", "chat"}).status, 2) << "it only tells stories";
+  }
+}
+
+TEST_F(RunProgram, VersionAndKernels) {
+  EXPECT_EQ(run({"--version"}).out.rfind("run ", 0), 0u);
+  const std::string kernels = run({"--kernels"}).out;
+  EXPECT_NE(("\n" + kernels).find("\nscalar\n"), std::string::npos) << kernels;
+}
+
+TEST_F(RunProgram, WrongUsageIsNamed) {
+  const std::string m = model();
+  expect_failure(2, {}, {"no model given", "models/get"});
+  expect_failure(2, {m, "--promt", "x"}, {"--promt: no such option", "did you mean --prompt?"});
+  expect_failure(2, {m, "--temprature=1"}, {"--temperature"});
+  expect_failure(2, {m, "-t", "abc"}, {"-t: expected a number from 0 to 100, found 'abc'"});
+  expect_failure(2, {m, "-t", "nan"}, {"-t: expected a number", "'nan'"});
+  expect_failure(2, {m, "-t", "inf"}, {"'inf'"});
+  expect_failure(2, {m, "-t", ""}, {"-t"});
+  expect_failure(2, {m, "-t", "1x"}, {"'1x'"});
+  expect_failure(2, {m, "-n", "-1"}, {"-n: expected a whole number from 0", "'-1'"});
+  expect_failure(2, {m, "-n", "1.5"}, {"-n: expected a whole number"});
+  expect_failure(2, {m, "-n", "99999999999999999999"}, {"-n"});
+  expect_failure(2, {m, "-p", "1.1"}, {"-p: expected a number from 0 to 1"});
+  expect_failure(2, {m, "--threads", "0"}, {"--threads: expected a whole number from 1"});
+  expect_failure(2, {m, "--ctx", "0"}, {"--ctx"});
+  expect_failure(2, {m, "-s", "-5"}, {"-s"});
+  expect_failure(2, {m, "-i"}, {"-i: expected TEXT behind it"});
+  expect_failure(2, {m, "-f", ""}, {"-f: expected FILE"});
+  expect_failure(2, {m, "-m", "poem"}, {"-m: expected generate or chat, found 'poem'"});
+  expect_failure(2, {m, "--kv", "q4"}, {"--kv: expected auto, q8 or f32"});
+  expect_failure(2, {m, "--kernel", "mmx"}, {"kernel", "mmx", "scalar"});
+  expect_failure(2, {m, m}, {"one model only"});
+  expect_failure(2, {m, "-i", "a", "--ids", "1"}, {"-i, -f and --ids"});
+  expect_failure(2, {m, "--ids", "1,x"}, {"--ids: expected a whole number from 0 to 511, found 'x'"});
+  expect_failure(2, {m, "--ids", "1,512"}, {"found '512'"});
+  expect_failure(2, {m, "--quiet=yes"}, {"takes no value"});
+}
+
+// ---- Models that are none ----
+
+TEST_F(RunProgram, WhatIsNoModelIsNamed) {
+  const TemporaryFolder t;
+  expect_failure(1, {t.file("none.bin")}, {"none.bin", "No such file", "models/get shows models to fetch"});
+  expect_failure(1, {t.write("empty.bin", "")}, {"empty.bin", "empty"});
+  expect_failure(1, {t.file("")}, {"folder"});
+  expect_failure(1, {t.write("a", "GGUF\3\0\0\0" + std::string(300, '\0'))}, {"GGUF", "export/convert"});
+  expect_failure(1, {t.write("b", "PK\3\4" + std::string(300, 'x'))}, {"zip"});
+  expect_failure(1, {t.write("c", "<!DOCTYPE html><html>" + std::string(300, ' '))}, {"HTML"});
+  expect_failure(1, {t.write("d", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")}, {"Git LFS"});
+  std::string safetensors("\x40\0\0\0\0\0\0\0", 8);
+  expect_failure(1, {t.write("e", safetensors + "{\"a\":{\"dtype\":\"F32\"}}" + std::string(300, ' '))},
+                 {"safetensors"});
+  const std::string whole = read_file(model());
+  expect_failure(1, {t.write("f", whole.substr(0, 100))}, {"f: "});
+  expect_failure(1, {t.write("g", whole.substr(0, whole.size() - 1))}, {"g: ", "expected"});
+}
+
+TEST_F(RunProgram, TokenizerFile) {
+  const TemporaryFolder t;
+  expect_failure(1, {model(), "-z", t.file("none")}, {"none", "No such file"});
+  expect_failure(1, {model(), "-z", t.write("bad", "hello")}, {"bad", "SentencePiece"});
+  NEED_DATA(file, "tok512.model");
+  EXPECT_EQ(text({model(), "-z", file, "--encode", "Once upon a time"}), "1,403,407,261,378\n");
+}
+
+// ---- Texts ----
+
+TEST_F(RunProgram, ThePromptIsTheBeginningOfTheText) {
+  const std::string out = text({model(), "-i", "hello <s> </s> \xC3\xA9", "-n", "20", "-s", "1"});
+  EXPECT_EQ(out.rfind("hello <s> </s> \xC3\xA9", 0), 0u) << out;
+  EXPECT_GT(out.size(), 25u);
+  const TemporaryFolder t;
+  EXPECT_EQ(text({model(), "-f", t.write("p", "hello <s> </s> \xC3\xA9"), "-n", "20", "-s", "1"}), out);
+  ProgramOptions options;
+  options.input = "hello <s> </s> \xC3\xA9";
+  EXPECT_EQ(text({model(), "-f", "-", "-n", "20", "-s", "1"}, options), out);
+}
+
+TEST_F(RunProgram, ControlTokensThatAreTypedAreText) {
+  const std::string ids = "," + text({model(), "--encode", "a</s>b<s><unk>"});
+  EXPECT_EQ(ids.rfind(",1,", 0), 0u) << "BOS, once, in front";
+  EXPECT_EQ(ids.find(",1,", 2), std::string::npos);
+  EXPECT_EQ(ids.find(",2,"), std::string::npos);
+  EXPECT_EQ(ids.find(",0,"), std::string::npos);
+}
+
+TEST_F(RunProgram, AnyBytesAreAText) {
+  const TemporaryFolder t;
+  const std::string bad = "\uFFFD";
+  const std::pair<std::string, std::string> prompts[] = {{"", ""},
+                                                         {std::string("\0", 1), std::string("\0", 1)},
+                                                         {std::string("a\0b", 3), std::string("a\0b", 3)},
+                                                         {"\xFF\xFE\xE4\xB8", bad + bad + bad + bad},
+                                                         {"\n", "\n"}};
+  for (const auto& [prompt, echo] : prompts) {
+    const std::string out = text({model(), "-f", t.write("p", prompt), "-n", "8", "-t", "0"});
+    EXPECT_TRUE(is_utf8(out));
+    EXPECT_EQ(out.substr(0, echo.size()), echo);
+  }
+  EXPECT_EQ(text({model(), "--encode", ""}), "1\n");
+}
+
+TEST_F(RunProgram, APromptThatDoesNotFitIsRefused) {
+  const TemporaryFolder t;
+  expect_failure(1, {model(), "-f", t.write("p", std::string(1 << 20, 'a'))},
+                 {"prompt: ", "tokens, but the context has room for 256", "--ctx"});
+  expect_failure(1, {model(), "--ctx", "3", "--ids", "1,5,6,7"}, {"4 tokens", "room for 3"});
+  EXPECT_EQ(run({model(), "--ctx", "4", "--ids", "1,5,6,7", "-n", "0"}).status, 0) << "it just fits";
+}
+
+TEST_F(RunProgram, StandardInputThatIsClosed) {
+  ProgramOptions options;
+  options.close_stdin = true;
+  EXPECT_EQ(run({model(), "-i", "a", "-n", "3"}, options).status, 0);
+  EXPECT_EQ(run({model(), "-f", "-", "-n", "3"}, options).status, 0) << "an empty prompt";
+}
+
+TEST_F(RunProgram, StandardOutputThatCannotBeWritten) {
+  ProgramOptions closed, full;
+  closed.close_stdout = true;
+  full.stdout_file = "/dev/full";
+  for (const std::vector<std::string>& args :
+       {std::vector<std::string>{model(), "-i", "a"}, {"--help"}, {"--kernels"}, {model(), "--info"}}) {
+    expect_failure(1, args, {"standard output"}, closed);
+    expect_failure(1, args, {"standard output: No space left"}, full);
+  }
+}
+
+// Most of the random model's tokens are single bytes, control characters among them.
+TEST_F(RunProgram, ATerminalGetsNoControlCharacters) {
+  const std::vector<std::string> args = {model(), "-i", "a", "-n", "200", "-t", "5", "-p", "1", "-s", "3"};
+  const auto controls = [](const std::string& s) {
+    int n = 0;
+    for (size_t i = 0; i < s.size(); i++)
+      n += (uint8_t(s[i]) < 32 && !std::strchr("\n\t\r", s[i])) || uint8_t(s[i]) == 127 ||
+           (uint8_t(s[i]) == 0xC2 && uint8_t(s[i + 1]) < 0xA0);
+    return n;
+  };
+  EXPECT_GT(controls(text(args)), 5) << "a file gets them all";
+  ProgramOptions terminal;
+  terminal.terminal = true;
+  const std::string out = text(args, terminal);
+  EXPECT_EQ(controls(out), 0);
+  EXPECT_GT(out.size(), 100u);
+  EXPECT_EQ(out.back(), '\n') << "the next prompt of the shell begins a line";
+}
+
+TEST_F(RunProgram, StopTextsEndTheText) {
+  const std::vector<std::string> args = {model(), "-i", "go", "-n", "60", "-s", "4"};
+  const std::string all = text(args);
+  ASSERT_GT(all.size(), 80u);
+  // Seven bytes from the middle of it, wherever a character begins: they cross tokens, which are at most six long.
+  size_t from = 40;
+  while ((uint8_t(all[from]) & 0xC0) == 0x80 || all[from] == '\0') from++;
+  const std::string stop = all.substr(from, 7);
+  if (stop.find('\0') != std::string::npos) GTEST_SKIP() << "no text that an argument can hold";
+  std::vector<std::string> stopped = args;
+  for (const std::string& s : {std::string("never to be found"), stop}) stopped.insert(stopped.end(), {"--stop", s});
+  EXPECT_EQ(text(stopped), all.substr(0, all.find(stop, 2)));
+}
+
+TEST_F(RunProgram, FiguresTellWhatWasDone) {
+  const ProgramResult r = run({model(), "--ids", "1,5,6", "-n", "7", "-s", "9"});
+  EXPECT_EQ(r.status, 0);
+  EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+  for (const char* word : {"prompt 3 tokens", "new 7 tokens", "tok/s", "GB/s", "peak memory", "MB", "seed 9", "thread"})
+    EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
+}
+
+TEST_F(RunProgram, ZeroTokensGoesToTheEndOfTheContext) {
+  const ProgramResult r = run({model(), "--ids", "1,5,6", "-n", "0", "--ctx", "50"});
+  EXPECT_NE(r.err.find("new 48 tokens"), std::string::npos) << r.err << " (the last one is said, but not heard)";
+}
+
+// ---- The same text everywhere ----
+
+TEST_F(RunProgram, ASeedTellsTheSameTextOnEveryKernelAndThreadCount) {
+  std::stringstream kernels(run({"--kernels"}).out);
+  const std::vector<std::string> args = {model("q4"), "-i", "once", "-n", "40", "-s", "11"};
+  const std::string expected = text(args);
+  for (std::string kernel; std::getline(kernels, kernel);)
+    for (const char* threads : {"1", "2", "3"}) {
+      std::vector<std::string> other = args;
+      other.insert(other.end(), {"--kernel", kernel, "--threads", threads, "--batch", "1"});
+      EXPECT_EQ(text(other), expected) << kernel << " " << threads;
+    }
+  std::vector<std::string> other = args;
+  other.back() = "12";
+  EXPECT_NE(text(other), expected) << "another seed, another text";
+}
+
+TEST_F(RunProgram, LogitsAreTheSameBitsHoweverTheyAreComputed) {
+  const TemporaryFolder t;
+  std::string ids = "1";
+  for (int i = 1; i < 75; i++) ids += "," + std::to_string(i * 37 % 512);
+  std::stringstream list(run({"--kernels"}).out);
+  std::vector<std::string> kernels;
+  for (std::string kernel; std::getline(list, kernel);) kernels.push_back(kernel);
+  for (const char* type : {"f32", "q8", "q4"}) {
+    std::string expected;
+    for (const std::string& kernel : kernels)
+      for (const char* threads : {"1", "2"})
+        for (const char* batch : {"1", "7", "512"}) {
+          const std::string out = t.file("logits");
+          EXPECT_EQ(text({model(type), "--ids", ids, "--logits", out, "--kernel", kernel, "--threads", threads,
+                          "--batch", batch}),
+                    "");
+          const std::string bits = read_file(out);
+          EXPECT_EQ(bits.size(), 75u * 512 * 4);
+          if (expected.empty()) expected = bits;
+          EXPECT_TRUE(bits == expected) << type << " " << kernel << " " << threads << " " << batch;
+        }
+  }
+}
+
+TEST_F(RunProgram, LogitsThatCannotBeWrittenLeaveNothing) {
+  const TemporaryFolder t;
+  expect_failure(1, {model(), "--ids", "1,2", "--logits", t.file("no/such/folder")}, {"No such file"});
+  ProgramOptions small;
+  small.largest_file = 5000;
+  expect_failure(1, {model(), "--ids", "1,2,3", "--logits", t.file("l")}, {"File too large"}, small);
+  EXPECT_EQ(t.list(), "");
+}
+
+// ---- Ctrl-C ----
+
+TEST_F(RunProgram, CtrlCEndsATextWhole) {
+  ProgramOptions options;
+  options.interrupt_after_output = "go";
+  const ProgramResult r = run({model(), "-i", "go", "-n", "0", "--ctx", "100000", "-t", "3", "-p", "1"}, options);
+  EXPECT_EQ(r.status, 130) << r.err;
+  EXPECT_EQ(r.err, "");
+  EXPECT_EQ(r.out.rfind("go", 0), 0u);
+  EXPECT_TRUE(is_utf8(r.out));
+}
+
+TEST_F(RunProgram, CtrlCInThePromptPhase) {
+  const TemporaryFolder t;
+  const std::string slow = t.file("m.bin");
+  ASSERT_EQ(run_program({POCKET_CONVERT, "--random", "stories15m", "--type", "f32", "-o", slow}).status, 0);
+  std::string ids = "1";
+  for (int i = 0; i < 250; i++) ids += ",300";
+  ProgramOptions options;
+  options.interrupt_after_ms = 300;
+  const auto start = std::chrono::steady_clock::now();
+  const ProgramResult r = run({slow, "--ids", ids, "-n", "1", "--kernel", "scalar", "--threads", "1"}, options);
+  EXPECT_EQ(r.status, 130) << r.err;
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20)) << "within a layer";
+}
+
+// ---- Other things than texts ----
+
+TEST_F(RunProgram, InfoTellsTheMemoryBefore) {
+  const std::string out = text({model("q4"), "--info", "--ctx", "200"});
+  for (const char* word : {"dim 64", "2 layers", "8 heads", "4 KV heads", "vocabulary 512", "q4", "random weights",
+                           "128 tokens", "200 tokens", "keys and values", "sum"})
+    EXPECT_NE(out.find(word), std::string::npos) << word << " in\n" << out;
+}
+
+TEST_F(RunProgram, SelfTestFindsOneBit) {
+  EXPECT_NE(text({model(), "--selftest"}).find("tensors: whole"), std::string::npos);
+  std::string bytes = read_file(model());
+  bytes[bytes.size() - 1000] ^= 1;
+  const TemporaryFolder t;
+  expect_failure(1, {t.write("bad.bin", bytes), "--selftest"}, {"bad.bin", "tensors"});
+}
+
+// The same number from the raw logits.
+TEST_F(RunProgram, PerplexityIsThatOfTheLogits) {
+  const TemporaryFolder t;
+  const std::string file = t.write("text", "hello there, this is a text of some words, and 12 numbers\n");
+  const std::string out = text({model("f32"), "--perplexity", file});
+  text({model("f32"), "-f", file, "--logits", t.file("logits")});
+  std::vector<int> ids;
+  std::stringstream list(text({model("f32"), "--encode", read_file(file)}));
+  for (std::string id; std::getline(list, id, ',');) ids.push_back(std::stoi(id));
+  const std::string bytes = read_file(t.file("logits"));
+  ASSERT_EQ(bytes.size(), ids.size() * 512 * 4);
+  std::vector<float> logits(bytes.size() / 4);
+  std::memcpy(logits.data(), bytes.data(), bytes.size());
+  double nats = 0;
+  for (size_t i = 0; i + 1 < ids.size(); i++) {
+    double sum = 0;
+    for (int v = 0; v < 512; v++) sum += std::exp(double(logits[i * 512 + size_t(v)]));
+    nats += std::log(sum) - double(logits[i * 512 + size_t(ids[i + 1])]);
+  }
+  const double expected = std::exp(nats / double(ids.size() - 1));
+  ASSERT_EQ(out.rfind("perplexity ", 0), 0u) << out;
+  EXPECT_NEAR(std::stod(out.substr(11)), expected, 1e-3 * expected);
+  expect_failure(1, {model(), "--perplexity", t.write("empty", "")}, {"empty", "at least 2 tokens"});
+}
+
+TEST_F(RunProgram, ChatNeedsATemplate) {
+  expect_failure(1, {model(), "-m", "chat", "-i", "hi"}, {"no chat template", "-i"});
+}
+
+// ---- A model that has learnt something ----
+
+TEST_F(RunProgram, TheStoryOfStories260K) {
+  NEED_DATA(checkpoint, "stories260K.bin");
+  const TemporaryFolder t;
+  const std::string made = t.file("s.bin");
+  const ProgramResult converted =
+      run_program({POCKET_CONVERT, checkpoint, "-z", data_path("tok512.model"), "--type", "f32", "-o", made});
+  ASSERT_EQ(converted.status, 0) << converted.err;
+  const auto golden = nlohmann::json::parse(read_file(data_path("stories260K.golden.json")));
+  EXPECT_EQ(text({made, "-t", "0", "-n", "200"}), golden["greedy_text_200"]);
+}
+
+}  // namespace

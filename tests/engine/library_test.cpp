@@ -1,0 +1,111 @@
+// library_test.cpp: the engine inside another program: the README's example as it is printed there, two files that both
+// include it, a session per thread over one model, and a compiler that was told to fuse what it likes.
+#define POCKET_NO_MAIN
+#include "../../run.cpp"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "../../tokenizer.hpp"
+#include "../support/program.hpp"
+#include "../support/test_data.hpp"
+#include "../support/tiny_model.hpp"
+
+std::string best_kernel_of_the_other_file();  // library_second.cpp
+int next_token_in_the_other_file(const pocket::Model& model, const std::vector<int>& ids);
+
+namespace {
+
+using namespace pocket;
+
+int next_token(const Model& model, const std::vector<int>& ids) {
+  Session session(model, {0, 2, KvType::automatic, nullptr});
+  Sampler pick({0.f});
+  const float* logits = session.forward(ids.data(), ids.size());
+  EXPECT_NE(logits, nullptr) << session.error;
+  return logits ? pick(logits, model.config.vocab_size) : -1;
+}
+
+TEST(Library, TwoFilesOfAProgramMayIncludeTheEngine) {
+  const tiny::MemoryModel m(tiny::small_config(), Type::q4);
+  EXPECT_EQ(best_kernel_of_the_other_file(), kernel_names().front());
+  for (const int n : {1, 5, 70}) {
+    const std::vector<int> ids = tiny::random_ids(n, m.model.config.vocab_size, uint64_t(n));
+    EXPECT_EQ(next_token_in_the_other_file(m.model, ids), next_token(m.model, ids));
+  }
+}
+
+TEST(Library, ASessionPerThreadOverOneModel) {
+  const tiny::MemoryModel m(tiny::small_config(), Type::q4);
+  constexpr int kThreads = 4;
+  std::vector<int> text[kThreads], expected[kThreads];
+  const auto write = [&](int seed, std::vector<int>& out) {
+    Session session(m.model, {0, 1 + seed % 2, KvType::automatic, nullptr});
+    Sampler pick({1.f, 0.95f, uint64_t(seed)});
+    return generate(session, pick, tiny::random_ids(20, 100, uint64_t(seed)), 40, {}, [&](int id) {
+      out.push_back(id);
+      return true;
+    });
+  };
+  for (int i = 0; i < kThreads; i++) EXPECT_TRUE(write(i, expected[i]));
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; i++) threads.emplace_back([&, i] { write(i, text[i]); });
+  for (std::thread& t : threads) t.join();
+  for (int i = 0; i < kThreads; i++) {
+    EXPECT_EQ(text[i].size(), 40u);
+    EXPECT_EQ(text[i], expected[i]) << "seed " << i;
+  }
+}
+
+std::string random_model(const TemporaryFolder& folder) {
+  const ProgramResult r = run_program({POCKET_CONVERT, "--random", "tiny", "-o", folder.file("model.bin")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  return folder.file("model.bin");
+}
+
+// The example leaves stop ids out, so that it may go on where ./run ends.
+void expect_the_text_of_run(const std::string& model) {
+  const ProgramResult story = run_program({POCKET_STORY, model});
+  const ProgramResult run = run_program({POCKET_RUN, model, "-i", "Once upon a time", "-n", "100", "-s", "5", "-q"});
+  EXPECT_EQ(story.status, 0) << story.out << story.err;
+  EXPECT_EQ(run.status, 0) << run.err;
+  EXPECT_GT(run.out.size(), 50u);
+  EXPECT_EQ(story.out.substr(0, run.out.size()), run.out);
+  EXPECT_EQ(story.err, "");
+}
+
+TEST(Library, TheExampleOfTheReadmeTellsTheSameAsRun) {
+  const TemporaryFolder folder;
+  expect_the_text_of_run(random_model(folder));
+}
+
+TEST(Library, TheExampleOfTheReadmeTellsAStory) {
+  NEED_DATA(checkpoint, "stories260K.bin");
+  NEED_DATA(tokenizer, "tok512.model");
+  const TemporaryFolder folder;
+  ASSERT_EQ(run_program({POCKET_CONVERT, checkpoint, "-z", tokenizer, "-o", folder.file("s.bin")}).status, 0);
+  expect_the_text_of_run(folder.file("s.bin"));
+}
+
+TEST(Library, TheExampleOfTheReadmeReportsWhatFails) {
+  const TemporaryFolder folder;
+  const ProgramResult missing = run_program({POCKET_STORY, folder.file("none.bin")});
+  EXPECT_EQ(missing.status, 1);
+  EXPECT_EQ(missing.out, folder.file("none.bin") + ": No such file or directory\n");
+  const ProgramResult by_default = run_program({POCKET_STORY}, [&] {
+    ProgramOptions o;
+    o.folder = folder.path();
+    return o;
+  }());
+  EXPECT_EQ(by_default.out, "model.bin: No such file or directory\n");
+}
+
+// session_test.cpp built with -ffp-contract=fast for this very CPU: the bits, known in advance, must not change.
+TEST(Library, ACompilerThatFusesWhatItLikesChangesNoBit) {
+  const ProgramResult r = run_program({POCKET_FUSED_TEST, "--gtest_filter=SameBits.*", "--gtest_brief=1"});
+  EXPECT_EQ(r.status, 0) << r.out;
+  EXPECT_NE(r.out.find("[  PASSED  ] 5 tests."), std::string::npos) << r.out;
+}
+
+}  // namespace

@@ -1,0 +1,198 @@
+// sampler_test.cpp: the choice of the next token: the likeliest, or drawn from what top-k, top-p, min-p and temperature
+// leave, with the frequencies that they should have; and the same choices for a seed everywhere.
+#include "../../export/engine.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "../support/tiny_model.hpp"
+
+namespace {
+
+using namespace pocket;
+using tiny::Random;
+
+const float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+
+SamplerOptions options(float temperature, float top_p = 1, int top_k = 0, float min_p = 0, uint64_t seed = 1) {
+  SamplerOptions o;
+  o.temperature = temperature, o.top_p = top_p, o.top_k = top_k, o.min_p = min_p, o.seed = seed;
+  return o;
+}
+
+std::vector<float> random_logits(int n, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> logits;
+  for (int i = 0; i < n; i++) logits.push_back(2 * random.normal());
+  return logits;
+}
+
+int pick_one(const SamplerOptions& o, const std::vector<float>& logits) {
+  Sampler pick(o);
+  return pick(logits.data(), int(logits.size()));
+}
+
+// The definition, naively and in double: softmax, then min-p, top-k and top-p, then to a sum of 1.
+std::map<int, double> probabilities(const SamplerOptions& o, const std::vector<float>& logits) {
+  const double top = *std::max_element(logits.begin(), logits.end());
+  std::vector<std::pair<double, int>> all;
+  for (size_t i = 0; i < logits.size(); i++) {
+    const double p = std::exp((logits[i] - top) / o.temperature);
+    if (p >= o.min_p) all.push_back({-p, int(i)});
+  }
+  std::sort(all.begin(), all.end());
+  if (o.top_k > 0 && all.size() > size_t(o.top_k)) all.resize(size_t(o.top_k));
+  double total = 0, sum = 0, kept = 0;
+  for (const auto& c : all) total -= c.first;
+  std::map<int, double> result;
+  for (const auto& [p, id] : all) {
+    if (o.top_p < 1 && sum > o.top_p * total) break;
+    sum -= p, result[id] = -p;
+  }
+  for (const auto& [id, p] : result) kept += p;
+  for (auto& [id, p] : result) p /= kept;
+  return result;
+}
+
+// Draws many times; every token must come as often as it should, within five standard deviations.
+void expect_frequencies(const SamplerOptions& o, const std::vector<float>& logits) {
+  constexpr int kDraws = 40000;
+  const std::map<int, double> expected = probabilities(o, logits);
+  std::map<int, int> found;
+  Sampler pick(o);
+  for (int i = 0; i < kDraws; i++) found[pick(logits.data(), int(logits.size()))]++;
+  for (const auto& [id, count] : found) EXPECT_TRUE(expected.count(id)) << "token " << id << " should have been cut";
+  for (const auto& [id, p] : expected)
+    EXPECT_NEAR(found[id], p * kDraws, 5 * std::sqrt(kDraws * p * (1 - p)) + 1) << "token " << id;
+}
+
+// ---- The likeliest ----
+
+TEST(Sampler, TemperatureZeroTakesTheLikeliestAndTheFirstOfEquals) {
+  EXPECT_EQ(pick_one(options(0), {1, 3, 2}), 1);
+  EXPECT_EQ(pick_one(options(0), {1, 3, 3}), 1);
+  EXPECT_EQ(pick_one(options(0), {7}), 0);
+  EXPECT_EQ(pick_one(options(0), {-5, -3, -4}), 1);
+  EXPECT_EQ(pick_one(options(0, 0.1f, 1, 0.9f), {0, 0, 9}), 2);
+  EXPECT_EQ(pick_one(options(-1), {0, 4, 1}), 1);  // below zero is like zero
+}
+
+TEST(Sampler, WhatIsNotANumberNeverWins) {
+  EXPECT_EQ(pick_one(options(0), {kNan, 1, 2}), 2);
+  EXPECT_EQ(pick_one(options(0), {1, kNan, 0}), 0);
+  EXPECT_EQ(pick_one(options(0), {-kInf, -kInf, -9}), 2);
+  for (const float temperature : {0.f, 0.5f, 1.f})
+    for (const std::vector<float>& odd : std::vector<std::vector<float>>{
+             {kNan, kNan}, {-kInf, -kInf}, {kInf, kInf}, {kNan, kInf}, {kInf, 0}, {kNan, 0, -kInf}})
+      for (uint64_t seed = 0; seed < 20; seed++) {
+        const int id = pick_one(options(temperature, 0.9f, 0, 0, seed), odd);
+        EXPECT_TRUE(id >= 0 && id < int(odd.size())) << id;
+      }
+}
+
+// ---- Drawn ----
+
+TEST(Sampler, FrequenciesAreThoseOfTheSoftmax) {
+  const std::vector<float> logits = random_logits(20, 1);
+  for (const float temperature : {0.3f, 1.f, 3.f}) expect_frequencies(options(temperature), logits);
+}
+
+TEST(Sampler, TopK) {
+  const std::vector<float> logits = random_logits(50, 2);
+  for (const int k : {1, 2, 5, 49, 50, 51, 1000}) expect_frequencies(options(1, 1, k), logits);
+}
+
+TEST(Sampler, TopP) {
+  const std::vector<float> logits = random_logits(50, 3);
+  for (const float p : {0.f, 0.1f, 0.5f, 0.9f, 0.99f}) expect_frequencies(options(1, p), logits);
+  EXPECT_EQ(probabilities(options(1, 0), logits).size(), 1u);
+}
+
+TEST(Sampler, MinP) {
+  const std::vector<float> logits = random_logits(50, 4);
+  for (const float p : {0.01f, 0.1f, 0.5f, 1.f}) expect_frequencies(options(1, 1, 0, p), logits);
+}
+
+TEST(Sampler, AllOfThemTogether) {
+  const std::vector<float> logits = random_logits(80, 5);
+  expect_frequencies(options(1.5f, 0.8f, 30, 0.02f), logits);
+  expect_frequencies(options(0.7f, 0.95f, 3, 0.f), logits);
+}
+
+TEST(Sampler, ALargeVocabularyIsCutWhereItShouldBe) {
+  const std::vector<float> logits = random_logits(50000, 6);
+  for (const float p : {0.3f, 0.9f}) {
+    const SamplerOptions o = options(0.6f, p);
+    const std::map<int, double> expected = probabilities(o, logits);
+    Sampler pick(o);
+    for (int i = 0; i < 300; i++) {
+      const int id = pick(logits.data(), 50000);
+      EXPECT_TRUE(expected.count(id)) << id;
+    }
+  }
+}
+
+TEST(Sampler, ExtremeTemperatures) {
+  const std::vector<float> logits = {1, 1.001f, 0.5f, -2};
+  for (uint64_t seed = 0; seed < 50; seed++) EXPECT_EQ(pick_one(options(1e-6f, 1, 0, 0, seed), logits), 1);
+  EXPECT_EQ(pick_one(options(1e-40f), logits), 1);
+  expect_frequencies(options(1e6f), logits);
+}
+
+// ---- Seeds ----
+
+TEST(Sampler, ASeedMakesTheSameChoicesOnEveryMachine) {
+  const std::vector<float> logits = random_logits(1000, 7);
+  const auto choices = [&](uint64_t seed) {
+    Sampler pick(options(1, 0.95f, 0, 0, seed));
+    std::vector<int> ids;
+    for (int i = 0; i < 8; i++) ids.push_back(pick(logits.data(), 1000));
+    return ids;
+  };
+  EXPECT_EQ(choices(42), (std::vector<int>{8, 233, 815, 953, 265, 757, 398, 156}));
+  EXPECT_EQ(choices(42), choices(42));
+  EXPECT_NE(choices(42), choices(43));
+  EXPECT_NE(choices(0), choices(1));
+}
+
+// ---- The repetition penalty ----
+
+TEST(Penalty, DividesLargeLogitsAndMultipliesNegativeOnesOnce) {
+  SamplerOptions o = options(0);
+  o.repeat_penalty = 2;
+  Sampler pick(o);
+  const std::vector<float> logits = {4, 3, -1, -1.5f, 0};
+  EXPECT_EQ(pick(logits.data(), 5), 0);  // 4; from now on 2
+  EXPECT_EQ(pick(logits.data(), 5), 1);  // 3; from now on 1.5
+  EXPECT_EQ(pick(logits.data(), 5), 0);  // 2 before 1.5: once, however often it came
+  EXPECT_EQ(pick(logits.data(), 5), 0);
+  const std::vector<float> negative = {-9, -9, -1, -1.5f, -9};
+  EXPECT_EQ(pick(negative.data(), 5), 2);  // -1; from now on -2
+  EXPECT_EQ(pick(negative.data(), 5), 3);
+}
+
+TEST(Penalty, ReachesBack64TokensAndCountsThePrompt) {
+  SamplerOptions o = options(0);
+  o.repeat_penalty = 1.5f;
+  const std::vector<float> logits = {3, 2.5f, 0};
+  for (const int others : {0, 62, 63, 64, 100}) {
+    Sampler pick(o);
+    pick.remember(0);
+    for (int i = 0; i < others; i++) pick.remember(2);
+    EXPECT_EQ(pick(logits.data(), 3), others < 64 ? 1 : 0) << others;
+  }
+}
+
+TEST(Penalty, IdsThatAreNoneAreForgotten) {
+  SamplerOptions o = options(0);
+  o.repeat_penalty = 1.5f;
+  Sampler pick(o);
+  for (const int id : {-1, -100, 3, 1 << 30}) pick.remember(id);
+  const std::vector<float> logits = {3, 2.5f, 0};
+  EXPECT_EQ(pick(logits.data(), 3), 0);
+}
+
+}  // namespace

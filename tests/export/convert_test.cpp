@@ -1,0 +1,316 @@
+// convert_test.cpp: export/convert as its users run it, and models/get on top of it. What goes wrong leaves nothing
+// behind: no half of a model file, under no name.
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "../support/test_data.hpp"
+#include "../support/program.hpp"
+
+namespace {
+
+ProgramResult convert(std::vector<std::string> args, const ProgramOptions& options = {}) {
+  args.insert(args.begin(), POCKET_CONVERT);
+  return run_program(args, options);
+}
+
+void expect_failure(int status, const std::vector<std::string>& args, const std::vector<std::string>& words,
+                    const ProgramOptions& options = {}) {
+  const ProgramResult r = convert(args, options);
+  expect_failed(r, status, words);
+  EXPECT_NE(r.err.find("convert: "), std::string::npos) << r.err;
+}
+
+TEST(Convert, HelpTeaches) {
+  const ProgramResult r = convert({"--help"});
+  EXPECT_EQ(r.status, 0);
+  for (const char* word :
+       {"safetensors", "PyTorch", "GGUF", "llama2.c", "-o", "--type", "-z", "--random", "tinyllama-1.1b", "--calibrate",
+        "--head", "--report", "--lora", "Q2_K", "IQ4_XS", "tokenizer.json"})
+    EXPECT_NE(r.out.find(word), std::string::npos) << word;
+}
+
+TEST(Convert, WrongUsageIsNamed) {
+  expect_failure(2, {}, {"expected a checkpoint"});
+  expect_failure(2, {"x"}, {"-o OUT.bin"});
+  expect_failure(2, {"x", "y", "-o", "z"}, {"one checkpoint"});
+  expect_failure(2, {"x", "-o", "z", "--type", "q5"}, {"--type: expected q4, q8 or f32, found 'q5'"});
+  expect_failure(2, {"x", "-o"}, {"-o: expected a value"});
+  expect_failure(2, {"x", "-o", "z", "--tipe", "q4"}, {"--tipe: no such option"});
+  expect_failure(2, {"x", "--random", "tiny", "-o", "z"}, {"--random"});
+  expect_failure(2, {"x", "-o", "z", "--type", "q8", "--calibrate", "t"}, {"--calibrate: is for --type q4"});
+  expect_failure(2, {"x", "-o", "z", "--type", "f32", "--head", "q8"}, {"--head: is for --type q4"});
+  expect_failure(2, {"x", "-o", "z", "--head", "f32"}, {"--head: expected q4 or q8, found 'f32'"});
+  expect_failure(2, {"x", "-o", "z", "--report", "r.csv"}, {"--report", "--calibrate"});
+  expect_failure(2, {"x", "-o", "z", "--calibrate-steps", "gptq"}, {"--calibrate-steps", "--calibrate TEXT"});
+  expect_failure(2, {"x", "-o", "z", "--calibrate", "t", "--calibrate-steps", "gtpq"},
+                 {"--calibrate-steps: expected search, gptq, mismatch or all, found 'gtpq'"});
+  expect_failure(2, {"x", "-o", "z", "--calibrate", "t", "--report", "r.txt"}, {".csv or .html", "r.txt"});
+  expect_failure(2, {"--random", "huge", "-o", "z"}, {"huge", "tinyllama-1.1b", "smollm2-135m"});
+}
+
+TEST(Convert, WhatIsNoCheckpointIsNamed) {
+  const TemporaryFolder t, out;
+  const std::string o = out.file("o.bin");
+  expect_failure(1, {t.file("none"), "-o", o}, {"none", "No such file"});
+  expect_failure(1, {t.file(""), "-o", o}, {"config.json"});
+  expect_failure(1, {t.write("a", ""), "-o", o}, {"empty"});
+  expect_failure(1, {t.write("b", "<!DOCTYPE html><html></html>"), "-o", o}, {"HTML"});
+  expect_failure(1, {t.write("c", "PK\3\4" + std::string(100, 'x')), "-o", o}, {"zip"});
+  expect_failure(1, {t.write("d", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"), "-o", o},
+                 {"Git LFS"});
+  ASSERT_EQ(convert({"--random", "tiny", "-o", t.file("m.bin")}).status, 0);
+  expect_failure(1, {t.file("m.bin"), "-o", o}, {"converted already"});
+  EXPECT_EQ(out.list(), "");
+}
+
+// As if it had been made of that type at once; what it carries comes along.
+TEST(Convert, AModelOfF32BecomesAnotherType) {
+  const TemporaryFolder t;
+  ASSERT_EQ(convert({"--random", "tiny", "--type", "f32", "-o", t.file("f32.bin")}).status, 0);
+  for (const char* type : {"f32", "q8", "q4"}) {
+    ASSERT_EQ(convert({"--random", "tiny", "--type", type, "-o", t.file("once.bin")}).status, 0);
+    const ProgramResult r = convert({t.file("f32.bin"), "--type", type, "-o", t.file("twice.bin")});
+    ASSERT_EQ(r.status, 0) << r.err;
+    for (const char* name : {"once", "twice"})
+      ASSERT_EQ(run_program({POCKET_RUN, t.file(name + std::string(".bin")), "--ids", "1,40,7,99", "--logits",
+                             t.file(name), "-q"})
+                    .status,
+                0);
+    EXPECT_EQ(read_file(t.file("twice")), read_file(t.file("once"))) << type;
+    const auto info = [&](const char* file) {
+      const std::string all = run_program({POCKET_RUN, t.file(file), "--info"}).out;
+      return all.substr(0, all.find("memory in MB"));
+    };
+    EXPECT_EQ(info("twice.bin"), info("once.bin"));
+    for (const char* name : {"once", "twice"}) std::filesystem::remove(t.file(name));
+  }
+}
+
+TEST(Convert, ALlama2cCheckpointNeedsItsTokenizer) {
+  NEED_DATA(checkpoint, "stories260K.bin");
+  const TemporaryFolder out;
+  expect_failure(1, {checkpoint, "-o", out.file("o")}, {"tokenizer", "-z"});
+  expect_failure(1, {checkpoint, "-z", data_path("llama2-tokenizer.model"), "-o", out.file("o")},
+                 {"expected the model's 512 tokens, found 32000", "another model's tokenizer"});
+  EXPECT_EQ(out.list(), "");
+  for (const char* tokenizer : {"tok512.model", "tok512.bin"})
+    EXPECT_EQ(convert({checkpoint, "-z", data_path(tokenizer), "-o", out.file("o")}).status, 0) << tokenizer;
+}
+
+TEST(Convert, TheSameBytesEveryTime) {
+  const TemporaryFolder t;
+  for (const char* type : {"f32", "q8", "q4"}) {
+    for (const char* name : {"a", "b"})
+      ASSERT_EQ(convert({"--random", "tiny", "--type", type, "-o", t.file(name)}).status, 0);
+    EXPECT_TRUE(read_file(t.file("a")) == read_file(t.file("b"))) << type;
+  }
+}
+
+TEST(Convert, ADiskThatIsFullLosesNothing) {
+  const TemporaryFolder t;
+  t.write("o.bin", "what was there before");
+  ProgramOptions small;
+  small.largest_file = 40000;
+  expect_failure(1, {"--random", "tiny", "-o", t.file("o.bin")}, {"o.bin", "File too large"}, small);
+  EXPECT_EQ(t.list(), "o.bin\n");
+  EXPECT_EQ(read_file(t.file("o.bin")), "what was there before");
+}
+
+TEST(Convert, AFolderThatIsNotThere) {
+  const TemporaryFolder t;
+  expect_failure(1, {"--random", "tiny", "-o", t.file("no/o.bin")}, {"no/o.bin", "No such file"});
+}
+
+TEST(Convert, CtrlCLeavesNothing) {
+  const TemporaryFolder t;
+  ProgramOptions options;
+  options.interrupt_after_ms = 400;
+  expect_failure(130, {"--random", "stories110m", "--type", "q4", "-o", t.file("o.bin")}, {"interrupted"}, options);
+  EXPECT_EQ(t.list(), "");
+}
+
+TEST(Convert, MemoryStaysFarBelowTheModel) {
+  const TemporaryFolder t;
+  const ProgramResult r = convert({"--random", "stories110m", "--type", "f32", "-o", t.file("o.bin")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_GT(std::filesystem::file_size(t.file("o.bin")), 400000000u);
+  if (!kSanitized) {
+    EXPECT_LT(r.peak_bytes, 150000000u) << "the largest tensor has 98 MB";
+  }
+}
+
+// ---- --calibrate ----
+
+std::string long_text(int lines) {
+  std::string text;
+  for (int i = 0; i < lines; i++) text += "Line " + std::to_string(i * i) + " of a text, caf\xC3\xA9 and all.\n";
+  return text;
+}
+
+TEST(ConvertCalibrate, TextsThatAreNoneAreNamed) {
+  const TemporaryFolder t, out;
+  const std::string o = out.file("o.bin");
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.file("none")}, {"none", "No such file"});
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.write("empty", "")}, {"empty", "kB"});
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.write("blank", " \n\n")}, {"blank", "empty"});
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.write("latin", "caf\xE9 au lait")},
+                 {"latin", "UTF-8", "offset 3"});
+  expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.write("cut", "caf\xC3")}, {"UTF-8", "offset 3"});
+  EXPECT_EQ(out.list(), "");
+}
+
+TEST(ConvertCalibrate, AShortTextIsGoneOnWith) {
+  const TemporaryFolder t, out;
+  const ProgramResult r =
+      convert({"--random", "tiny", "-o", out.file("o.bin"), "--calibrate", t.write("short", "Hello world")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("172 (about 1 kB) or more"), std::string::npos) << r.err;
+  EXPECT_EQ(out.list(), "o.bin\n");
+}
+
+TEST(ConvertCalibrate, TheSameBytesEveryTimeAndAReport) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(200));
+  for (const char* name : {"a", "b"}) {
+    const ProgramResult r = convert({"--random", "tiny", "-o", t.file(name), "--calibrate", text, "--report",
+                                     t.file(std::string(name) + (name[0] == 'a' ? ".csv" : ".html"))});
+    ASSERT_EQ(r.status, 0) << r.err;
+    for (const char* word : {"calibrating on ", " tokens", " MB of memory", " MB of disk"})
+      EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
+  }
+  EXPECT_TRUE(read_file(t.file("a")) == read_file(t.file("b")));
+  const std::string csv = read_file(t.file("a.csv"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 1 + 2 * 7 + 1);
+  EXPECT_NE(csv.find("layers.1.w2,q4,64,172,"), std::string::npos) << csv;
+  EXPECT_NE(read_file(t.file("b.html")).find("layers.1.w2"), std::string::npos);
+  EXPECT_EQ(t.list(), "a\na.csv\nb\nb.html\ntext\n");
+  EXPECT_EQ(run_program({POCKET_RUN, t.file("a"), "--selftest"}).status, 0);
+}
+
+TEST(ConvertCalibrate, ItsOwnText) {
+  const TemporaryFolder t;
+  const ProgramResult r = convert({"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", "self", "--head", "q8"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("calibrating on 16384 tokens"), std::string::npos) << r.err;
+  EXPECT_EQ(t.list(), "o.bin\n");
+  EXPECT_NE(run_program({POCKET_RUN, t.file("o.bin"), "--info"}).out.find("calibrated on its own text, output q8"),
+            std::string::npos);
+}
+
+// Each step makes another model; all of them make the usual one; the file says where it ended before that.
+TEST(ConvertCalibrate, StopsAfterAStep) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(100));
+  std::set<std::string> models;
+  for (const char* step : {"", "all", "mismatch", "gptq", "search"}) {
+    std::vector<std::string> command = {"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", text};
+    if (*step) command.insert(command.end(), {"--calibrate-steps", step});
+    const ProgramResult r = convert(command);
+    ASSERT_EQ(r.status, 0) << r.err;
+    models.insert(read_file(t.file("o.bin")));
+    const bool whole = !*step || step == std::string("all");
+    EXPECT_EQ(run_program({POCKET_RUN, t.file("o.bin"), "--info"}).out.find("steps up to") == std::string::npos, whole);
+  }
+  EXPECT_EQ(models.size(), 4u);
+}
+
+// An interruption leaves what is needed to go on; the end is the same as without one.
+TEST(ConvertCalibrate, GoesOnAfterCtrlC) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(300));
+  const std::vector<std::string> command = {"--random", "stories15m", "-o", t.file("o.bin"), "--calibrate", text};
+  ASSERT_EQ(convert(command).status, 0);
+  const std::string whole = read_file(t.file("o.bin"));
+  std::filesystem::remove(t.file("o.bin"));
+  bool went_on = false;
+  for (int ms = 200; ms < 60000 && !went_on; ms = ms * 3 / 2) {
+    ProgramOptions options;
+    options.interrupt_after_ms = ms;
+    const ProgramResult stopped = convert(command, options);
+    if (stopped.status == 0) break;  // it was faster
+    EXPECT_EQ(stopped.status, 130) << stopped.err;
+    if (stopped.err.find("the same command goes on from there") == std::string::npos) continue;
+    EXPECT_EQ(t.list(), "o.bin.calibrating\ntext\n");
+    const ProgramResult rest = convert(command);
+    EXPECT_EQ(rest.status, 0) << rest.err;
+    EXPECT_NE(rest.err.find("going on after layer"), std::string::npos) << rest.err;
+    went_on = true;
+  }
+  EXPECT_TRUE(went_on);
+  EXPECT_TRUE(read_file(t.file("o.bin")) == whole);
+  EXPECT_EQ(t.list(), "o.bin\ntext\n");
+}
+
+TEST(ConvertCalibrate, ADiskThatIsFullLosesNothing) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(100));
+  t.write("o.bin", "what was there before");
+  ProgramOptions small;
+  small.largest_file = 100000;
+  expect_failure(1, {"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", text}, {"File too large"}, small);
+  EXPECT_EQ(t.list(), "o.bin\ntext\n");
+  EXPECT_EQ(read_file(t.file("o.bin")), "what was there before");
+}
+
+// ---- models/get ----
+
+ProgramResult get(std::vector<std::string> args) {
+  args.insert(args.begin(), std::string(POCKET_SOURCE_DIR) + "/models/get");
+  return run_program(args);
+}
+
+TEST(ModelsGet, ListsWhatItKnows) {
+  const ProgramResult r = get({});
+  EXPECT_EQ(r.status, 0) << r.err;
+  for (const char* word : {"smollm2-135m-instruct", "tinyllama-1.1b-chat", "Apache-2.0", "1.1 B", "MB"})
+    EXPECT_NE(r.out.find(word), std::string::npos) << word;
+}
+
+TEST(ModelsGet, WrongUsageIsNamed) {
+  const struct {
+    std::vector<std::string> args;
+    int status;
+    const char* word;
+  } cases[] = {{{"gpt-5"}, 2, "gpt-5: not in the catalogue"},
+               {{"--frm", "x"}, 2, "--frm"},
+               {{"stories260k", "tinyllama-1.1b-chat"}, 2, "one model at a time"},
+               {{"stories260k", "--from", "/no/such/folder"}, 1, "/no/such/folder"}};
+  for (const auto& c : cases) {
+    const ProgramResult r = get(c.args);
+    EXPECT_EQ(r.status, c.status) << r.err;
+    EXPECT_NE(r.err.find(c.word), std::string::npos) << r.err;
+  }
+}
+
+// The road that a downloaded model takes, from files at hand.
+TEST(ModelsGet, FromAFolder) {
+  NEED_DATA(checkpoint, "stories260K.bin");
+  const TemporaryFolder t;
+  std::filesystem::copy_file(checkpoint, t.file("stories260K.bin"));
+  std::filesystem::copy_file(data_path("tok512.model"), t.file("tok512.model"));
+  const ProgramResult r = get({"stories260k", "--from", t.file(""), "-o", t.file("s.bin")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("Next:\n  ./run " + t.file("s.bin") + " -i"), std::string::npos) << r.err;
+  EXPECT_EQ(run_program({POCKET_RUN, t.file("s.bin"), "-t", "0", "-n", "10", "-q"}).out,
+            "Once upon a time, there was a little g");
+}
+
+TEST(ModelsGet, AFileThatIsNotTheOneIsRefused) {
+  NEED_DATA(checkpoint, "stories260K.bin");
+  const TemporaryFolder t;
+  std::string bytes = read_file(checkpoint);
+  t.write("tok512.model", read_file(data_path("tok512.model")));
+  t.write("stories260K.bin", bytes.substr(0, 1000));
+  ProgramResult r = get({"stories260k", "--from", t.file(""), "-o", t.file("s.bin")});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_NE(r.err.find("stories260K.bin: expected 1056540 bytes, found 1000"), std::string::npos) << r.err;
+  bytes[5000] ^= 1;
+  t.write("stories260K.bin", bytes);
+  r = get({"stories260k", "--from", t.file(""), "-o", t.file("s.bin")});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_NE(r.err.find("expected SHA-256"), std::string::npos) << r.err;
+  EXPECT_FALSE(std::filesystem::exists(t.file("s.bin")));
+}
+
+}  // namespace

@@ -1,0 +1,829 @@
+// pytorch_test.cpp: PyTorch's files. Tensors arrive by name, through every wrapper and every naming of a Llama, with
+// the logits of the same weights; a pickle that would do something, a bomb, and an archive that lies are refused.
+#include "../support/pytorch_files.hpp"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "../../export/open_checkpoint.hpp"
+#include "../support/test_data.hpp"
+#include "../support/tiny_model.hpp"
+
+// With the address sanitizer: no file, whatever it says, may ask for more memory than this.
+extern "C" const char* __asan_default_options() { return "max_allocation_size_mb=64"; }
+
+namespace {
+
+using namespace pocket;
+using Json = nlohmann::json;
+using pytorch::Member;
+using pytorch::NamedTensor;
+using pytorch::Pickle;
+using tiny::Floats;
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+std::string raw(const Floats& numbers) {
+  return std::string(reinterpret_cast<const char*>(numbers.data()), numbers.size() * 4);
+}
+
+// ---- A file by itself ----
+
+/// The tensors of a file, or why there are none.
+struct Opened {
+  TemporaryFolder folder;
+  FoundTensors tensors;
+  std::unique_ptr<InputFile> file;
+  std::string error;
+  bool ok = false;
+
+  explicit Opened(const std::string& bytes) {
+    const std::string path = folder.write("m.pt", bytes);
+    file = InputFile::open(path, error);
+    PyTorchFile reader(*file);
+    ok = reader.read(0, tensors);
+    error = reader.error;
+    EXPECT_EQ(ok, error.empty()) << error;
+    EXPECT_TRUE(ok || error.rfind(path + ": ", 0) == 0) << error;
+    error = error.substr(std::min(error.size(), path.size() + 2));
+  }
+  Floats read(const std::string& name) {
+    const FoundTensor& t = tensors.at(name);
+    Checkpoint c;
+    c.files.push_back(InputFile::open(file->path(), error));
+    const int64_t count = int64_t(t.bytes) / dtype_info(t.dtype).block_bytes;
+    c.tensors["t"] = {0, t.offset, t.dtype, 1, count};
+    Floats out(static_cast<size_t>(count));
+    EXPECT_TRUE(c.read_rows("t", 0, 1, out.data(), error)) << error;
+    return out;
+  }
+};
+
+std::string error_of(const std::string& bytes) { return Opened(bytes).error; }
+std::string error_of_pickle(const std::string& pickle, const std::vector<std::string>& storages = {}) {
+  return error_of(pytorch::zip_of(pytorch::members_of(pickle, storages)));
+}
+
+const Floats kSix = {1, -2, 3.5f, 0.25f, 1e-30f, -6};
+
+NamedTensor six(const std::string& name = "w") { return {name, {2, 3}, raw(kSix)}; }
+
+TEST(PyTorchFile, TensorsArriveByName) {
+  Opened f(pytorch::save({six("a.weight"), {"b", {}, raw({7})}, {"empty", {0, 4}, ""}, {"c", {3, 1}, raw({1, 2, 3})}}));
+  ASSERT_EQ(f.error, "");
+  EXPECT_EQ(f.tensors.size(), 4u);
+  EXPECT_EQ(f.tensors.at("a.weight").shape, (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(f.read("a.weight"), kSix);
+  EXPECT_EQ(f.tensors.at("b").shape, std::vector<int64_t>{});
+  EXPECT_EQ(f.read("b"), Floats{7});
+  EXPECT_EQ(f.read("c"), (Floats{1, 2, 3}));
+  EXPECT_EQ(f.tensors.at("empty").bytes, 0u);
+}
+
+TEST(PyTorchFile, SixteenBitsAreReadAsTheyAre) {
+  const uint16_t f16[] = {0x3c00, 0xc000, 0x7bff, 1}, bf16[] = {0x3f80, 0xc000, 0x4049, 0x0080};
+  const std::string half(reinterpret_cast<const char*>(f16), 8), brain(reinterpret_cast<const char*>(bf16), 8);
+  Opened f(pytorch::save({{"h", {4}, half, "HalfStorage", 2}, {"b", {2, 2}, brain, "BFloat16Storage", 2}}));
+  ASSERT_EQ(f.error, "");
+  EXPECT_EQ(f.read("h"), (Floats{1, -2, 65504, 0x1p-24f}));
+  EXPECT_EQ(f.read("b"), (Floats{1, -2, 3.140625f, 0x1p-126f}));
+}
+
+TEST(PyTorchFile, OtherTypesAreRefusedByName) {
+  for (const std::string type : {"DoubleStorage", "LongStorage", "BoolStorage", "ByteStorage"})
+    EXPECT_EQ(error_of(pytorch::save({{"w", {1}, std::string(8, '\1'), type, 8}})),
+              "tensor w: type: expected float32, float16 or bfloat16, found torch." + type);
+}
+
+TEST(PyTorchFile, WrappersAreLookedThrough) {
+  using Inner = std::function<void()>;
+  const auto under = [](const std::string& key) {
+    return [key](Pickle& p, const Inner& inner) { p.op("}").text(key), inner(), p.op("s"); };
+  };
+  for (const char* key : {"model", "state_dict", "model_state_dict", "module"}) {
+    Opened f(pytorch::save({six()}, under(key)));
+    ASSERT_EQ(f.error, "") << key;
+    EXPECT_EQ(f.read("w"), kSix);
+  }
+  // what training saves: an optimizer with tensors of its own, numbers, lists, a tensor beside the model
+  const NamedTensor moment = {"moment", {2}, raw({8, 9})};
+  Opened f(pytorch::save({six(), moment}, [&](Pickle& p, const Inner&) {
+    p.op("}(").text("optimizer").op("}").integer(0).op("}").text("exp_avg");
+    p.tensor("FloatStorage", "1", 2, 0, {2}, {1}).op("ss");
+    p.text("steps").op("](").integer(1).integer(-70000).integer(int64_t(1) << 40).op("e");
+    p.text("loss").tensor("FloatStorage", "1", 2, 1, {}, {}).text("none").op("N").text("yes").op("\x88");
+    p.text("model").global("collections", "OrderedDict").op(")Rq\x01(");
+    p.text("_orig_mod.w").global("torch._utils", "_rebuild_parameter").op("(");
+    p.tensor("FloatStorage", "0", 6, 0, {2, 3}, {3, 1}).op("\x88").global("collections", "OrderedDict").op(")RtRu");
+    p.op("}").text("_metadata").global("collections", "OrderedDict").op(")Rs").op("b");  // BUILD
+    p.text("rate").real(0.5).op("u");
+  }));
+  ASSERT_EQ(f.error, "");
+  EXPECT_EQ(f.tensors.size(), 1u);
+  EXPECT_EQ(f.read("w"), kSix) << "without _orig_mod.";
+}
+
+TEST(PyTorchFile, NewerProtocolsAreTheSame) {
+  Pickle p;
+  p.bytes = "\x80\x04\x95";
+  pytorch::append(p.bytes, uint64_t(10));
+  p.op("}\x94\x8c\x01w").op("\x8c\x0ctorch._utils\x94\x8c\x12_rebuild_tensor_v2\x94\x93\x94((");
+  p.op("\x8c\x07storage\x94\x8c\x05torch\x94\x8c\x0c").op("FloatStorage\x94\x93");
+  p.op("\x8c\x01").op("0\x8c\x03").op("cpuK\x06tQK\x01").op("K\x02\x85K\x01\x85\x89}tRs");
+  Opened f(pytorch::zip_of(pytorch::members_of(p.end(), {raw(kSix)})));
+  ASSERT_EQ(f.error, "");
+  EXPECT_EQ(f.read("w"), (Floats{-2, 3.5f}));
+}
+
+TEST(PyTorchFile, ViewsOfOneStorage) {
+  const auto view = [](int64_t first, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
+    Pickle p;
+    p.op("}(").text("first").tensor("FloatStorage", "0", 6, 0, {2, 3}, {3, 1});
+    p.text("w").tensor("FloatStorage", "0", 6, first, shape, strides).op("u");
+    return Opened(pytorch::zip_of(pytorch::members_of(p.end(), {raw(kSix)})));
+  };
+  EXPECT_EQ(view(0, {2, 3}, {3, 1}).read("w"), kSix) << "tied";
+  EXPECT_EQ(view(3, {3}, {1}).read("w"), (Floats{0.25f, 1e-30f, -6}));
+  EXPECT_EQ(view(2, {1, 2, 1}, {99, 1, 7}).read("w"), (Floats{3.5f, 0.25f})) << "strides of sizes of 1 do not matter";
+  EXPECT_EQ(view(6, {0}, {1}).error, "");
+  const std::pair<std::vector<int64_t>, std::vector<int64_t>> others[] = {
+      {{3, 2}, {1, 3}}, {{2, 2}, {3, 1}}, {{2}, {3}}, {{4}, {0}}};
+  for (const auto& [shape, strides] : others)
+    EXPECT_EQ(view(0, shape, strides).error,
+              "tensor w: expected its elements one after the other, found strides " + shape_text(strides) +
+                  " for shape " + shape_text(shape) +
+                  " (a transposed or cut view); in Python make it .contiguous() and save it again");
+  for (const auto& [first, shape] : std::vector<std::pair<int64_t, std::vector<int64_t>>>{
+           {1, {2, 3}}, {6, {1}}, {7, {0}}, {-1, {1}}, {INT64_MAX, {1}}, {0, {7}}, {0, {int64_t(1) << 40}}})
+    EXPECT_TRUE(contains(view(first, shape, pytorch::strides_of(shape)).error,
+                         "tensor w: expected to stay within the 6 elements of its storage, found shape "))
+        << first;
+  const int64_t large = int64_t(1) << 40;
+  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{large, large}, {large, large, 0}, {INT64_MAX}})
+    EXPECT_TRUE(contains(view(0, shape, std::vector<int64_t>(shape.size(), 1)).error, "expected less than 2^62 bytes"));
+  EXPECT_EQ(view(0, {0, large, large}, {1, 1, 1}).error, "") << "no elements";
+  for (const auto& [shape, strides] :
+       {std::pair{std::vector<int64_t>{-1}, std::vector<int64_t>{1}}, {{2}, {-1}}, {{2}, {}}, {{}, {1}}})
+    EXPECT_TRUE(contains(view(0, shape, strides).error, "tensor w: shape and strides: expected whole numbers"));
+}
+
+TEST(PyTorchFile, AStorageHasTheSizeThatItsTensorsSay) {
+  for (const int64_t elements : {0, 5, 7, 24, -6, INT32_MAX}) {
+    Pickle p;
+    p.op("}").text("w").tensor("FloatStorage", "0", elements, 0, {1}, {1}).op("s");
+    EXPECT_EQ(error_of_pickle(p.end(), {raw(kSix)}),
+              "tensor w: data/0: expected " + std::to_string(elements) + " elements, found 24 bytes");
+    EXPECT_EQ(error_of_pickle(p.end()), "tensor w: data/0: expected it, found none");
+  }
+}
+
+TEST(PyTorchFile, WhatIsNoDictionaryOfTensorsIsNamed) {
+  const auto pickled = [](const std::function<void(Pickle&)>& put) {
+    Pickle p;
+    put(p);
+    return error_of_pickle(p.end(), {raw(kSix)});
+  };
+  const std::string expected = "expected a dictionary of tensors (a state_dict), found ";
+  EXPECT_EQ(pickled([](Pickle& p) { p.integer(1); }), expected + "an integer");
+  EXPECT_EQ(pickled([](Pickle& p) { p.op("N"); }), expected + "None");
+  EXPECT_EQ(pickled([](Pickle& p) { p.tensor("FloatStorage", "0", 6, 0, {6}, {1}); }), expected + "a tensor");
+  EXPECT_EQ(pickled([](Pickle& p) { p.op("}"); }), expected + "one without any");
+  EXPECT_EQ(pickled([](Pickle& p) { p.op("}").text("a").integer(3).op("s"); }), expected + "one without any");
+  EXPECT_EQ(pickled([](Pickle& p) { p.op("}").text("a\x1b[").op("}s"); }), expected + "a dictionary under a?[");
+  EXPECT_EQ(pickled([](Pickle& p) { p.op("}").integer(1).tensor("FloatStorage", "0", 6, 0, {6}, {1}).op("s"); }),
+            expected + "a tensor under an integer");
+  EXPECT_EQ(error_of(pytorch::save({six(), six()})), "tensor w: expected once, found twice");
+}
+
+TEST(PyTorchFile, MegabyteModelsAreReadByName) {
+  for (const char* name : {"plain", "pos-emb", "rel-pos", "both-wide"}) {
+    NEED_DATA(path, std::string("megabyte/") + name + "/model.pt");
+    Opened f(read_file(path));
+    ASSERT_EQ(f.error, "");
+    const Json config = Json::parse(read_file(data_path(std::string("megabyte/") + name + "/config.json")));
+    const Json& args = config.contains("dim") ? config : config.begin().value();
+    const int64_t global = args["dim"][0], local = args["dim"][1], patch = args["max_seq_len"][1];
+    const std::pair<const char*, std::vector<int64_t>> some[] = {{"start_tokens.0", {global}},
+                                                                 {"start_tokens.1", {local}},
+                                                                 {"token_embs.1.2.weight", {patch * local}},
+                                                                 {"token_embs.1.3.weight", {global, patch * local}},
+                                                                 {"transformers.0.layers.0.0.norm.g", {global}},
+                                                                 {"transformers.1.norm.g", {local}},
+                                                                 {"to_logits.weight", {args["num_tokens"], local}}};
+    for (const auto& [tensor, shape] : some) {
+      ASSERT_EQ(f.tensors.count(tensor), 1u) << name << " " << tensor;
+      EXPECT_EQ(f.tensors.at(tensor).shape, shape) << tensor;
+      float sum = 0;
+      for (float x : f.read(tensor)) sum += x * x;
+      EXPECT_TRUE(sum > 0 && std::isfinite(sum)) << tensor;
+    }
+    EXPECT_EQ(f.tensors.count("pos_embs.0.weight"), std::string(name) == "pos-emb" || std::string(name) == "both-wide");
+    EXPECT_EQ(f.tensors.count("transformers.0.rotary_emb.inv_freq"),
+              std::string(name) == "rel-pos" || std::string(name) == "both-wide");
+  }
+}
+
+// ---- Pickles that do harm ----
+
+TEST(Pickles, WhatPythonWouldRunIsRefusedAndNotRun) {
+  const TemporaryFolder folder;
+  const std::string trace = folder.file("it-ran"), command = "touch " + trace;
+  const auto refused = [&](const std::string& pickle, const std::string& expected) {
+    const std::string error = error_of_pickle(pickle);
+    EXPECT_TRUE(contains(error, expected)) << error;
+    EXPECT_FALSE(std::filesystem::exists(trace));
+  };
+  for (const auto& [module, name] : {std::pair{"os", "system"},
+                                     {"posix", "system"},
+                                     {"builtins", "eval"},
+                                     {"__builtin__", "exec"},
+                                     {"subprocess", "Popen"},
+                                     {"torch.hub", "load"},
+                                     {"torch._utils", "_rebuild_tensor_v2.__globals__"},
+                                     {"torch.serialization", "load"},
+                                     {"torch", "FloatStorage.from_file"},
+                                     {"torch", "XStorage"},
+                                     {"", ""}}) {
+    const std::string expected = "expected tensors and plain data, found the function " + std::string(module) + "." +
+                                 name + ", which Python would call and this program never does";
+    refused(Pickle().global(module, name).op("(").text(command).op("tR").end(), expected);
+    refused(Pickle().text(module).text(name).op("\x93\x85R").end(), expected);
+    refused(Pickle().op("}").text("w").global(module, name).op("(").text(command).op("tRs").end(), expected);
+  }
+  // the other ways to call: INST, OBJ, NEWOBJ, NEWOBJ_EX, EXT1, and the protocol of texts
+  const std::pair<std::string, const char*> opcodes[] = {{"(\x8c\1aios\nsystem\n", "0x69"},
+                                                         {std::string("(cos\nsystem\no"), "the function os.system"},
+                                                         {"))\x81", "0x81"},
+                                                         {"))}\x92", "0x92"},
+                                                         {"\x82\x01", "0x82"},
+                                                         {"(S'x'\n", "0x53"},
+                                                         {"Pid\n", "0x50"}};
+  for (const auto& [op, expected] : opcodes) refused(Pickle().op(op).end(), expected);
+}
+
+TEST(Pickles, NamesThatAreKnownAreCalledAsTheyMustBe) {
+  const auto error = [](const std::function<void(Pickle&)>& put) {
+    Pickle p;
+    put(p);
+    return error_of_pickle(p.end(), {raw(kSix)});
+  };
+  const auto call = [&](const std::string& module, const std::string& name, const std::string& arguments) {
+    return error([&](Pickle& p) { p.global(module, name).op(arguments + "R"); });
+  };
+  EXPECT_TRUE(contains(call("collections", "OrderedDict", "K\1\x85"), "expected other arguments of collections."));
+  EXPECT_TRUE(contains(call("torch", "FloatStorage", ")"), "expected other arguments of torch.FloatStorage"));
+  EXPECT_TRUE(contains(call("torch", "Size", ")"), "expected other arguments of torch.Size"));
+  EXPECT_TRUE(contains(call("torch._utils", "_rebuild_parameter", "N\x85"), "expected other arguments"));
+  EXPECT_TRUE(contains(call("torch._utils", "_rebuild_tensor_v2", "NK\1))\x89Nt"), "expected a mark"));
+  EXPECT_TRUE(contains(call("torch._utils", "_rebuild_tensor_v2", "(NK\1))\x89Nt"), "other arguments"));
+  EXPECT_TRUE(contains(call("torch", "Size", "N"), "expected a function and its arguments, found a function and None"));
+  EXPECT_TRUE(contains(error([](Pickle& p) { p.integer(1).op(")R"); }), "found an integer and a tuple"));
+  for (const char* id : {"NQ", ")Q", "(NNNNNtQ", "(X\7\0\0\0storagectorch\nSize\nX\0\0\0\0NK\1tQ"})
+    EXPECT_NE(error([&](Pickle& p) { p.op(id); }), "") << id;
+  EXPECT_TRUE(contains(error([](Pickle& p) { p.op("}Nb"); }), "expected the attributes of a dictionary"));
+  EXPECT_TRUE(contains(error([](Pickle& p) { p.op("]}b"); }), "expected the attributes of a dictionary"));
+}
+
+TEST(Pickles, ThatDoNotHoldTogetherAreRefused) {
+  const std::pair<std::string, const char*> all[] = {{"", "expected one value at the end"},
+                                                     {"NN", "expected one value at the end"},
+                                                     {"(N", "expected one value at the end"},
+                                                     {"t", "expected a mark on the stack"},
+                                                     {"u", "expected a mark on the stack"},
+                                                     {"\x85", "expected 1 values on the stack"},
+                                                     {"N\x87", "expected 3 values on the stack"},
+                                                     {"N(\x85", "expected 1 values on the stack"},
+                                                     {"s", "expected 3 values on the stack"},
+                                                     {"}(NNs", "expected 3 values on the stack"},
+                                                     {"}(Nu", "expected a value for each key"},
+                                                     {"NNNs", "expected a dictionary, found None"},
+                                                     {"}(NNNa", "expected a list, found None"},
+                                                     {"(NNNNNNu", "expected 7 values on the stack"},
+                                                     {"q\1", "expected 1 values on the stack"},
+                                                     {"h\1", "memo: expected something at 1, found nothing"},
+                                                     {"Nq\5h\1", "memo: expected something at 1, found nothing"},
+                                                     {"R", "expected 2 values on the stack"},
+                                                     {"Q", "expected 1 values on the stack"},
+                                                     {"b", "expected 2 values on the stack"},
+                                                     {"NN\x93", "expected the name of a function"},
+                                                     {"\x80\x01", "protocol: expected 2 to 5, found 1"},
+                                                     {"\x80\x06", "protocol: expected 2 to 5, found 6"},
+                                                     {"\xff", "opcode: expected one that tensors and plain data need"},
+                                                     {"N.", "expected the end, found 1 bytes more"}};
+  for (const auto& [ops, expected] : all) {
+    const std::string error = error_of_pickle(Pickle().op(ops).end());
+    EXPECT_TRUE(contains(error, "data.pkl: offset ") && contains(error, expected)) << ops << ": " << error;
+  }
+}
+
+TEST(Pickles, BombsAreRefused) {
+  const std::string four("\xff\xff\xff\xff", 4), most = std::to_string(PickleReader::kMost);
+  const auto many = [](const std::string& op, size_t n) {
+    std::string all;
+    for (size_t i = 0; i < n; i++) all += op;
+    return all;
+  };
+  const size_t n = PickleReader::kMost + 1;
+  const std::pair<std::string, std::string> all[] = {
+      {"X" + four, "truncated: expected more of the pickle"},
+      {std::string("X\0\0\0\x7f", 5), "truncated"},
+      {"\x8c\xff", "truncated"},
+      {"\x95" + four + four, "truncated"},
+      {"Nr" + four, "memo: expected at most 1048576 places, found 4294967295"},
+      {"j" + four, "memo: expected something at 4294967295, found nothing"},
+      {"\x8a\xff" + std::string(255, '\1'), "expected an integer of 64 bits, found 2040"},
+      {many("(", n), "expected at most " + most + " values"},
+      {many("]", n), "expected at most " + most + " values"},
+      {many("}K\1", n), "expected at most " + most + " values"},
+      {many("\x85", 3), "expected 1 values on the stack"},
+      {"N" + many("\x85", n), "expected at most " + most + " values"},  // tuples inside each other
+      {"Nq\1" + many("h\1", n), "expected at most " + most + " values"}};
+  for (const auto& [ops, expected] : all) {
+    const std::string error = error_of_pickle(Pickle().op(ops).end());
+    EXPECT_TRUE(contains(error, expected)) << ops.substr(0, 10) << ": " << error;
+  }
+  EXPECT_TRUE(contains(error_of_pickle(std::string(kLargestPickle + 1, 'N')), "data.pkl: expected at most 16777216"));
+  // A list of ten times a list of ten times ...: 10^30 elements, if anybody counted them
+  std::string laughs = "]q\1";
+  for (char i = 1; i < 30; i++) laughs += std::string("](") + many(std::string("h") + i, 10) + "eq" + char(i + 1);
+  EXPECT_TRUE(contains(error_of_pickle(Pickle().op("}").text("a").op(laughs).end()), "one value at the"));
+  Pickle deep;
+  deep.op("}").text("a").op("(" + laughs + "ts");
+  EXPECT_EQ(error_of_pickle(deep.end()), "expected a dictionary of tensors (a state_dict), found a tuple under a");
+  Pickle itself;
+  itself.op("}q\1").text("model").op("h\1s");
+  EXPECT_EQ(error_of_pickle(itself.end()),
+            "expected a dictionary of tensors (a state_dict), found a dictionary under model");
+}
+
+// ---- Archives that lie ----
+
+std::vector<Member> good_members() {
+  Pickle p;
+  pytorch::put_state_dict(p, {six()});
+  return pytorch::members_of(p.end(), {raw(kSix)});
+}
+std::string with(const std::function<void(std::vector<Member>&)>& change, bool wide = false) {
+  std::vector<Member> members = good_members();
+  change(members);
+  return error_of(pytorch::zip_of(members, wide));
+}
+
+TEST(Archives, OfEveryKindThatPyTorchWritesOpen) {
+  for (const bool wide : {false, true})
+    for (const bool zip64 : {true, false})
+      for (const uint16_t flags : {0x808, 0}) {
+        if (wide && !zip64) continue;
+        std::vector<Member> members = good_members();
+        for (Member& m : members) m.flags = flags;
+        Opened f(pytorch::zip_of(members, wide, zip64));
+        ASSERT_EQ(f.error, "");
+        EXPECT_EQ(f.read("w"), kSix);
+      }
+}
+
+TEST(Archives, SizesThatLieAreRefused) {
+  for (const bool wide : {false, true}) {
+    for (const uint64_t size : {uint64_t(0), uint64_t(23), uint64_t(25), uint64_t(1) << 31})
+      EXPECT_NE(with([&](auto& m) { m[2].size = m[2].packed = size; }, wide), "") << size;
+    EXPECT_EQ(with([](auto& m) { m[2].packed = 20; }, wide),
+              "zip archive: member archive/data/0: size: expected 24 (it is stored), found 20");
+    EXPECT_EQ(with([](auto& m) { m[2].flags = 0, m[2].local_size = 20; }, wide),
+              "zip archive: member archive/data/0: size in its header: expected 24, found 20");
+  }
+  EXPECT_TRUE(contains(with([](auto& m) { m[2].size = m[2].packed = uint64_t(1) << 62; }, true),
+                       "zip archive: member archive/data/0: size: expected at most "));
+  // the next member's header, bytes and all, as a part of this one
+  EXPECT_EQ(with([](auto& m) { m[2].size = m[2].packed = 64; }),
+            "zip archive: member archive/version: expected bytes of its own");
+}
+
+TEST(Archives, MembersThatLieInOnePlaceAreRefused) {
+  for (const bool wide : {false, true}) {
+    EXPECT_NE(with([](auto& m) { m[3].offset = 0; }, wide), "") << "another one's header";
+    std::vector<Member> twice = good_members();
+    twice.push_back(twice[2]);
+    EXPECT_EQ(error_of(pytorch::zip_of(twice, wide)), "zip archive: member archive/data/0: expected once, found twice");
+    for (const int64_t offset : {int64_t(1), int64_t(100000), INT64_MAX})
+      EXPECT_NE(with([&](auto& m) { m[2].offset = offset; }, wide), "") << offset;
+  }
+  // one header, under two names in the directory: its own name is one of them only
+  EXPECT_EQ(with([](auto& m) { m[1].name = "archive/other"; }),
+            "zip archive: member archive/other: expected the same header before its bytes");
+}
+
+TEST(Archives, NamesThatLeadElsewhereAreRefused) {
+  for (const std::string& name :
+       {std::string("../data/0"), std::string("archive/../../x"), std::string("/etc/passwd"), std::string("archive/.."),
+        std::string(".."), std::string(""), std::string("archive\\..\\x"), std::string("archive/x\0y", 11)}) {
+    const std::string error = with([&](auto& m) { m[3].name = m[3].local_name = name; });
+    EXPECT_TRUE(contains(error, ": expected a name within the archive")) << error;
+  }
+  // a key of a storage is looked up among the members, nowhere else
+  Pickle p;
+  p.op("}").text("w").tensor("FloatStorage", "../../../../etc/passwd", 6, 0, {6}, {1}).op("s");
+  EXPECT_EQ(error_of_pickle(p.end(), {raw(kSix)}), "tensor w: data/../../../../etc/passwd: expected it, found none");
+}
+
+TEST(Archives, CompressedAndEncryptedOnesAreRefused) {
+  const std::string error = with([](auto& m) { m[0].method = 8; });
+  EXPECT_EQ(
+      error,
+      "zip archive: member archive/data.pkl: expected it stored as it is, found it compressed (method 8); PyTorch "
+      "never does that: load the file in Python and save it again with torch.save()");
+  EXPECT_TRUE(contains(with([](auto& m) { m[2].flags |= 1; }), "data/0: expected it unencrypted"));
+}
+
+TEST(Archives, OfOtherProgramsAreNamed) {
+  EXPECT_EQ(error_of(pytorch::zip_of({{"a.txt", "x"}})),
+            "expected a file of torch.save(), found a zip archive without data.pkl");
+  EXPECT_EQ(error_of(pytorch::zip_of({})), "expected a file of torch.save(), found a zip archive without data.pkl");
+  EXPECT_EQ(with([](auto& m) {
+              m.push_back({"archive/constants.pkl", "x"});
+            }),
+            "a TorchScript archive; load it in Python and torch.save() its state_dict()");
+  EXPECT_EQ(with([](auto& m) { m[1] = {"archive/byteorder", "big"}; }), "byteorder: expected little, found big");
+}
+
+TEST(Archives, CutShortAnywhereAreRefused) {
+  const std::string whole = pytorch::zip_of(good_members());
+  ASSERT_EQ(error_of(whole), "");
+  for (size_t n = 0; n < whole.size(); n++) EXPECT_NE(error_of(whole.substr(0, n)), "") << n;
+  for (size_t n = 0; n + 7 <= whole.size(); n += 7)  // and without a part in the middle, so that the end is there
+    EXPECT_NE(error_of(whole.substr(0, n) + whole.substr(n + 7)), "") << n;
+  EXPECT_NE(error_of(whole + "x"), "");
+}
+
+TEST(Archives, WithAnyByteChangedAreReadOrRefused) {
+  const std::string whole = pytorch::zip_of(good_members(), true);
+  tiny::Random random(3);
+  int refused = 0;
+  for (size_t at = 0; at < whole.size(); at++)
+    for (const char value : {char(0), char(0xff), char(random.bits())}) {
+      std::string bytes = whole;
+      bytes[at] = value;
+      Opened f(bytes);
+      refused += !f.ok;
+      for (const auto& [name, t] : f.tensors) EXPECT_TRUE(t.offset + t.bytes <= whole.size());
+    }
+  EXPECT_GT(refused, int(whole.size()) / 2);
+}
+
+// ---- Llamas ----
+
+/// Names of a layer's tensors in one of the formats, by the engine's.
+using Names = std::map<std::string, std::string>;
+
+const Names kHuggingFace = {{"token_embedding", "model.embed_tokens.weight"},
+                            {"final_norm", "model.norm.weight"},
+                            {"output", "lm_head.weight"},
+                            {"layer", "model.layers."},
+                            {"attention_norm", "input_layernorm.weight"},
+                            {"wq", "self_attn.q_proj.weight"},
+                            {"wk", "self_attn.k_proj.weight"},
+                            {"wv", "self_attn.v_proj.weight"},
+                            {"wo", "self_attn.o_proj.weight"},
+                            {"ffn_norm", "post_attention_layernorm.weight"},
+                            {"w1", "mlp.gate_proj.weight"},
+                            {"w3", "mlp.up_proj.weight"},
+                            {"w2", "mlp.down_proj.weight"}};
+
+const Names kMeta = {{"token_embedding", "tok_embeddings.weight"},
+                     {"final_norm", "norm.weight"},
+                     {"output", "output.weight"},
+                     {"layer", "layers."},
+                     {"attention_norm", "attention_norm.weight"},
+                     {"wq", "attention.wq.weight"},
+                     {"wk", "attention.wk.weight"},
+                     {"wv", "attention.wv.weight"},
+                     {"wo", "attention.wo.weight"},
+                     {"ffn_norm", "ffn_norm.weight"},
+                     {"w1", "feed_forward.w1.weight"},
+                     {"w3", "feed_forward.w3.weight"},
+                     {"w2", "feed_forward.w2.weight"}};
+
+Names lit_gpt(bool swiglu) {
+  return {{"token_embedding", "transformer.wte.weight"},
+          {"final_norm", "transformer.ln_f.weight"},
+          {"output", "lm_head.weight"},
+          {"layer", "transformer.h."},
+          {"attention_norm", "norm_1.weight"},
+          {"wo", "attn.proj.weight"},
+          {"ffn_norm", "norm_2.weight"},
+          {"w1", swiglu ? "mlp.swiglu.w1.weight" : "mlp.fc_1.weight"},
+          {"w3", swiglu ? "mlp.swiglu.w2.weight" : "mlp.fc_2.weight"},
+          {"w2", swiglu ? "mlp.swiglu.w3.weight" : "mlp.proj.weight"}};
+}
+
+Config llama_config() {
+  Config c = tiny::small_config();
+  c.n_heads = 8, c.n_kv_heads = 2, c.head_dim = 8, c.vocab_size = 50, c.max_seq_len = 64;
+  return c;
+}
+
+Floats rows_of(const TensorSpec& spec) {
+  Floats all(size_t(spec.rows) * size_t(spec.cols));
+  std::string error;
+  tiny::random_rows(spec, 0, spec.rows, all.data(), error);
+  return all;
+}
+
+/// Rows of wq or wk as Meta has them: the two that rotate together are neighbours.
+Floats interleaved(const Floats& rows, const TensorSpec& spec, int head) {
+  Floats out(rows.size());
+  for (int r = 0; r < spec.rows; r++) {
+    const int i = r % head, place = r - i + 2 * (i % (head / 2)) + i / (head / 2);
+    std::copy_n(&rows[size_t(r) * size_t(spec.cols)], spec.cols, &out[size_t(place) * size_t(spec.cols)]);
+  }
+  return out;
+}
+
+/// The model whose weights tiny::random_rows() gives, under these names. fused: lit-gpt's tensor of wq, wk and wv.
+std::vector<NamedTensor> llama(const Config& c, const Names& names, const std::string& fused = "") {
+  std::vector<NamedTensor> all;
+  std::map<std::string, Floats> qkv;
+  for (const TensorSpec& spec : tensor_specs(c)) {
+    const size_t dot = spec.name.rfind('.');
+    const std::string part = dot == std::string::npos ? spec.name : spec.name.substr(dot + 1);
+    const std::string layer = dot == std::string::npos ? "" : spec.name.substr(7, dot - 7);
+    Floats rows = rows_of(spec);
+    if (names.at("layer") == "layers." && (part == "wq" || part == "wk")) rows = interleaved(rows, spec, c.head_dim);
+    if (!fused.empty() && (part == "wq" || part == "wk" || part == "wv")) {
+      qkv[part] = rows;
+      if (part != "wv") continue;
+      Floats together;
+      const auto take = [&](const char* from, int first, int count) {
+        const auto begin = qkv[from].begin() + ptrdiff_t(first) * c.dim;
+        together.insert(together.end(), begin, begin + ptrdiff_t(count) * c.dim);
+      };
+      const int per_group = c.n_heads / c.n_kv_heads * c.head_dim;
+      for (int g = 0; g < c.n_kv_heads && fused == "attn.attn.weight"; g++)
+        take("wq", g * per_group, per_group), take("wk", g * c.head_dim, c.head_dim),
+            take("wv", g * c.head_dim, c.head_dim);
+      if (fused != "attn.attn.weight") take("wq", 0, c.q_dim()), take("wk", 0, c.kv_dim()), take("wv", 0, c.kv_dim());
+      all.push_back({names.at("layer") + layer + "." + fused, {c.q_dim() + 2 * c.kv_dim(), c.dim}, raw(together)});
+      continue;
+    }
+    std::vector<int64_t> shape = {spec.rows, spec.cols};
+    if (spec.layout == Layout::vector) shape = {spec.cols};
+    all.push_back(
+        {layer.empty() ? names.at(part) : names.at("layer") + layer + "." + names.at(part), shape, raw(rows)});
+  }
+  return all;
+}
+
+Json hugging_face_config(const Config& c) {
+  return {{"model_type", "llama"},
+          {"hidden_size", c.dim},
+          {"intermediate_size", c.hidden_dim},
+          {"num_hidden_layers", c.n_layers},
+          {"num_attention_heads", c.n_heads},
+          {"num_key_value_heads", c.n_kv_heads},
+          {"vocab_size", c.vocab_size},
+          {"rms_norm_eps", c.norm_eps},
+          {"max_position_embeddings", c.max_seq_len}};
+}
+
+Json lit_config(const Config& c) {
+  return {{"n_embd", c.dim},
+          {"n_layer", c.n_layers},
+          {"n_head", c.n_heads},
+          {"n_query_groups", c.n_kv_heads},
+          {"block_size", c.max_seq_len},
+          {"norm_eps", c.norm_eps},
+          {"rotary_percentage", 1.0},
+          {"parallel_residual", false},
+          {"bias", false},
+          {"shared_attention_norm", false},
+          {"_norm_class", "FusedRMSNorm"},
+          {"_mlp_class", "LLaMAMLP"},
+          {"condense_ratio", 1}};
+}
+
+std::vector<float> logits_of(const tiny::MemoryModel& m) {
+  const std::vector<int> ids = tiny::random_ids(12, m.model.config.vocab_size);
+  std::vector<float> all;
+  Session session(m.model);
+  EXPECT_TRUE(session.forward(ids.data(), ids.size(), [&](size_t, const float* logits) {
+    all.insert(all.end(), logits, logits + m.model.config.vocab_size);
+    return true;
+  })) << session.error;
+  return all;
+}
+
+/// A folder with a model in it.
+struct Folder {
+  TemporaryFolder folder;
+  Checkpoint c;
+  std::string error;
+
+  Folder& write(const std::string& name, const std::string& bytes) {
+    std::filesystem::remove(folder.file(name));
+    folder.write(name, bytes);
+    return *this;
+  }
+  /// The error behind the folder's name; "" if it opens.
+  std::string what(const std::string& name = "") {
+    error.clear();
+    const bool ok = open_checkpoint(name.empty() ? folder.path() : folder.file(name), "", c, error);
+    EXPECT_EQ(ok, error.empty()) << error;
+    const size_t behind = error.rfind(folder.path() + "/", 0) == 0 ? 1 : 2;
+    return error.substr(std::min(error.size(), folder.path().size() + behind));
+  }
+  /// That it is the model of tiny::random_rows(), logit by logit.
+  void expect_model(const Config& config, const std::string& name = "") {
+    ASSERT_EQ(what(name), "");
+    EXPECT_EQ(c.format, "PyTorch");
+    const auto rows = [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
+      return c.read_rows(spec.name, first, count, out, why);
+    };
+    const auto known = [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
+      TensorSpec one = spec;
+      if (config.tied && spec.name == "output") one.name = "token_embedding", one.layout = Layout::rows;
+      return tiny::random_rows(one, first, count, out, why);
+    };
+    const std::vector<float> expected =
+        logits_of(tiny::MemoryModel(tiny::model_bytes(tiny::parts_of(config, Type::f32), known)));
+    const std::vector<float> found =
+        logits_of(tiny::MemoryModel(tiny::model_bytes(tiny::parts_of(c.config, Type::f32), rows)));
+    ASSERT_EQ(found.size(), expected.size());
+    EXPECT_TRUE(tiny::same_bits(found.data(), expected.data(), found.size()));
+  }
+};
+
+TEST(PyTorchLlama, HuggingFaceNames) {
+  const Config c = llama_config();
+  Folder f;
+  f.write("config.json", hugging_face_config(c).dump())
+      .write("pytorch_model.bin", pytorch::save(llama(c, kHuggingFace)));
+  f.expect_model(c);
+  f.expect_model(c, "pytorch_model.bin");
+  std::filesystem::rename(f.folder.file("pytorch_model.bin"), f.folder.file("weights.pth"));
+  f.expect_model(c, "weights.pth");
+}
+
+TEST(PyTorchLlama, Shards) {
+  const Config c = llama_config();
+  const std::vector<NamedTensor> all = llama(c, kHuggingFace);
+  std::vector<NamedTensor> shards[2];
+  Json map;
+  for (size_t i = 0; i < all.size(); i++) {
+    shards[i % 2].push_back(all[i]);
+    map[all[i].name] = "pytorch_model-" + std::to_string(i % 2) + ".bin";
+  }
+  Folder f;
+  f.write("config.json", hugging_face_config(c).dump());
+  f.write("pytorch_model.bin.index.json", Json{{"weight_map", map}}.dump());
+  for (int i = 0; i < 2; i++) f.write("pytorch_model-" + std::to_string(i) + ".bin", pytorch::save(shards[i]));
+  f.expect_model(c);
+  f.expect_model(c, "pytorch_model-1.bin");
+  shards[1].push_back(all[0]);
+  f.write("pytorch_model-1.bin", pytorch::save(shards[1]));
+  EXPECT_EQ(f.what(), "pytorch_model-1.bin: tensor " + all[0].name + ": expected once, found also in " +
+                          f.folder.file("pytorch_model-0.bin"));
+}
+
+TEST(PyTorchLlama, TinyLlamasOwnNames) {
+  for (const bool swiglu : {true, false})
+    for (const char* fused : {"attn.attn.weight", "attn.qkv.weight"})
+      for (const int kv_heads : {2, 8, 1}) {
+        Config c = llama_config();
+        c.n_kv_heads = kv_heads;
+        Folder f;
+        f.write("lit_config.json", lit_config(c).dump());
+        f.write("lit_model.pth", pytorch::save(llama(c, lit_gpt(swiglu), fused), [](Pickle& p, const auto& inner) {
+                  p.op("}").text("model"), inner(), p.op("s");
+                }));
+        f.expect_model(c);
+        f.expect_model(c, "lit_model.pth");
+        f.write("config.json", hugging_face_config(c).dump());
+        f.expect_model(c);
+      }
+}
+
+TEST(PyTorchLlama, LitGptsSettingsBecomeTheConfigurationOrAreRefused) {
+  const Config c = llama_config();
+  Folder f;
+  f.write("lit_model.pth", pytorch::save(llama(c, lit_gpt(true), "attn.attn.weight")));
+  EXPECT_EQ(
+      f.what("lit_model.pth"),
+      "expected config.json, lit_config.json or params.json beside lit_model.pth, to tell how the model is built, "
+      "found none");
+  const auto changed = [&](const char* key, const Json& value) {
+    Json json = lit_config(c);
+    json[key] = value;
+    if (value.is_discarded()) json.erase(key);
+    f.write("lit_config.json", json.dump());
+    return f.what();
+  };
+  EXPECT_EQ(changed("condense_ratio", 4), "");
+  EXPECT_EQ(f.c.config.rope_scaling, RopeScaling::linear);
+  EXPECT_EQ(f.c.config.rope_factor, 4.f);
+  EXPECT_EQ(changed("rope_base", 50000), "");
+  EXPECT_EQ(f.c.config.rope_theta, 50000.f);
+  EXPECT_EQ(f.c.config.max_seq_len, 64);
+  EXPECT_FALSE(f.c.config.tied);
+  const Json absent(Json::value_t::discarded);
+  const std::pair<const char*, Json> refused[] = {{"parallel_residual", true},
+                                                  {"parallel_residual", absent},
+                                                  {"bias", true},
+                                                  {"bias", absent},
+                                                  {"shared_attention_norm", true},
+                                                  {"rotary_percentage", 0.25},
+                                                  {"rotary_percentage", absent},
+                                                  {"_norm_class", "LayerNorm"},
+                                                  {"_mlp_class", "GptNeoxMLP"},
+                                                  {"_mlp_class", absent},
+                                                  {"n_head", 7},
+                                                  {"n_head", 0},
+                                                  {"n_embd", absent},
+                                                  {"block_size", 0}};
+  for (const auto& [key, value] : refused) EXPECT_TRUE(contains(changed(key, value), key)) << f.error;
+  EXPECT_TRUE(contains(changed("n_query_groups", 4),
+                       "tensor transformer.h.0.attn.attn.weight: expected shape (128, "
+                       "64), found (96, 64)"))
+      << f.error;
+}
+
+TEST(PyTorchLlama, MetasNames) {
+  Config c = llama_config();
+  c.max_seq_len = 4096;
+  Folder f;
+  f.write("params.json", Json{{"dim", c.dim},
+                              {"multiple_of", 32},
+                              {"n_heads", c.n_heads},
+                              {"n_kv_heads", c.n_kv_heads},
+                              {"n_layers", c.n_layers},
+                              {"norm_eps", 1e-5},
+                              {"vocab_size", -1}}
+                             .dump());
+  std::vector<NamedTensor> all = llama(c, kMeta);
+  all.push_back({"rope.freqs", {4}, raw({1, 1, 1, 1})});
+  f.write("consolidated.00.pth", pytorch::save(all));
+  f.expect_model(c);
+  EXPECT_EQ(f.c.config.max_seq_len, 4096);
+  EXPECT_EQ(f.c.config.vocab_size, c.vocab_size);
+  f.write("consolidated.01.pth", "");
+  EXPECT_TRUE(contains(f.what(), "found also consolidated.01.pth")) << f.error;
+  f.write("params.json", Json{{"dim", 64}, {"n_heads", 8}, {"n_layers", 2}, {"use_scaled_rope", true}}.dump());
+  std::filesystem::remove(f.folder.file("consolidated.01.pth"));
+  EXPECT_TRUE(contains(f.what(), "params.json") && contains(f.error, "\"use_scaled_rope\": expected false")) << f.error;
+}
+
+TEST(PyTorchLlama, WhatLlama2cTrains) {
+  Config c = llama_config();
+  c.tied = true;
+  std::vector<NamedTensor> all = llama(c, kMeta);
+  const NamedTensor embedding = all[0];
+  all.pop_back();  // the output, which is the embedding's storage once more
+  Pickle p;
+  p.op("}(").text("model").op("}(");
+  for (size_t i = 0; i < all.size(); i++) {
+    const auto& [name, shape, elements, type, bytes] = all[i];
+    p.text("_orig_mod." + name)
+        .tensor(type, std::to_string(i), int64_t(elements.size() / 4), 0, shape, pytorch::strides_of(shape));
+  }
+  p.text("_orig_mod.output.weight").tensor("FloatStorage", "0", c.vocab_size * c.dim, 0, embedding.shape, {c.dim, 1});
+  p.op("u").text("model_args").op("}(");
+  for (const auto& [key, value] : {std::pair{"dim", c.dim},
+                                   {"n_layers", c.n_layers},
+                                   {"n_heads", c.n_heads},
+                                   {"n_kv_heads", c.n_kv_heads},
+                                   {"vocab_size", c.vocab_size},
+                                   {"multiple_of", 32},
+                                   {"max_seq_len", c.max_seq_len}})
+    p.text(key).integer(value);
+  p.text("dropout").real(0.125).op("u").text("iter_num").integer(1000).op("u");
+  std::vector<std::string> storages;
+  for (const NamedTensor& t : all) storages.push_back(t.elements);
+  Folder f;
+  f.write("ckpt.pt", pytorch::zip_of(pytorch::members_of(p.end(), storages)));
+  f.expect_model(c, "ckpt.pt");
+  EXPECT_TRUE(f.c.config.tied);
+  EXPECT_EQ(f.c.config.max_seq_len, 64);
+  EXPECT_EQ(f.c.stop_ids, std::vector<int>{1});
+}
+
+TEST(PyTorchLlama, WhatIsMissingOrOneTooManyIsNamed) {
+  const Config c = llama_config();
+  Folder f;
+  f.write("lit_config.json", lit_config(c).dump());
+  const std::vector<NamedTensor> all = llama(c, lit_gpt(true), "attn.attn.weight");
+  for (size_t i = 0; i < all.size(); i++) {
+    std::vector<NamedTensor> less = all;
+    less.erase(less.begin() + ptrdiff_t(i));
+    f.write("lit_model.pth", pytorch::save(less));
+    const std::string error = f.what();
+    if (all[i].name == "lm_head.weight") continue;  // then it is tied
+    EXPECT_TRUE(contains(error, "found no such tensor")) << all[i].name << ": " << error;
+  }
+  std::vector<NamedTensor> more = all;
+  more.push_back({"transformer.h.0.attn.attn.bias", {96}, raw(Floats(96))});
+  f.write("lit_model.pth", pytorch::save(more));
+  EXPECT_EQ(f.what(),
+            "lit_model.pth: tensor transformer.h.0.attn.attn.bias: expected the tensors of a plain Llama, "
+            "found one more, (96); this is another architecture");
+}
+
+}  // namespace

@@ -1,0 +1,350 @@
+// train_test.cpp: models/train as its users run it: a small model of simple stories, stopped and resumed, and what goes
+// wrong.
+#include <gtest/gtest.h>
+
+#include "../support/test_data.hpp"
+#include "../support/train_program.hpp"
+
+namespace {
+
+// The 2.6 + 2.6 + 2 bits that a story chooses freely are 0.03 bits for each of its 230 characters.
+TEST(Train, LearnsSimpleStories) {
+  const TemporaryFolder t;
+  const std::string text = t.write("stories.txt", pattern_stories(600));
+  const auto start = std::chrono::steady_clock::now();
+  const ProgramResult r =
+      train({text, "-o", t.file("story.bin"), "--steps", "150", "--batch", "8", "--ctx", "128", "--type", "f32"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  RecordProperty("seconds", std::to_string(seconds));
+  EXPECT_LT(last_bits(r.err), 0.06) << r.err;
+  EXPECT_NE(r.out.find("[step 150] Once upon a time there was a child named "), std::string::npos) << r.out;
+  const ProgramResult told = run_program({POCKET_RUN, t.file("story.bin"), "-i", "Once upon", "-t", "0", "-n", "120"});
+  EXPECT_EQ(told.status, 0) << told.err;
+  EXPECT_NE(told.out.find("were happy."), std::string::npos) << told.out;
+  EXPECT_EQ(run_program({POCKET_RUN, t.file("story.bin"), "--selftest"}).status, 0);
+  EXPECT_NE(run_program({POCKET_RUN, t.file("story.bin"), "--info"}).out.find("trained on stories.txt"),
+            std::string::npos);
+}
+
+// With another number of threads, with another instruction set, and in two parts.
+TEST(Train, TheSameModelHoweverItIsRun) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  expect_the_same_model(t, text, tiny_shape(), {{"--threads", "2"}, {"--threads", "5"}, {"--kernel", "portable"}});
+}
+
+// When it is done the checkpoint still gives the model in another type, and --init trains on.
+TEST(Train, GoesOnFromWhatIsDone) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), more = t.write("more.txt", pattern_stories(90));
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "60", "-o", t.file("a.bin")}).status, 0);
+  const ProgramResult other =
+      train({text, "-o", t.file("f.bin"), "--checkpoint", t.file("a.bin.checkpoint"), "--resume", "--type", "f32"});
+  ASSERT_EQ(other.status, 0) << other.err;
+  const ProgramResult tuned =
+      train({more, "-o", t.file("g.bin"), "--init", t.file("f.bin"), "--ctx", "32", "--steps", "30"});
+  ASSERT_EQ(tuned.status, 0) << tuned.err;
+  EXPECT_LT(last_bits(tuned.err), last_bits(other.err));
+  expect_failed(train({more, "-o", t.file("h.bin"), "--init", t.file("a.bin"), "--ctx", "32"}), 1,
+                {"a.bin: expected a model of type f32", "--type f32"});
+  expect_failed(train({more, "-o", t.file("h.bin"), "--init", t.file("f.bin"), "--ctx", "64"}), 2,
+                {"--ctx: expected at most the model's 32, found 64"});
+  expect_failed(train({more, "-o", t.file("h.bin"), "--resume", "--checkpoint", t.file("a.bin.checkpoint")}), 1,
+                {"expected the texts that the training began with"});
+}
+
+// A model of type f32 to go on from, of stories that are told in `text`.
+std::string f32_model(const TemporaryFolder& t, const std::string& text, const std::vector<std::string>& more = {}) {
+  const ProgramResult r = train(
+      tiny_shape() + std::vector<std::string>{text, "--steps", "60", "--type", "f32", "-o", t.file("base.bin")} + more);
+  EXPECT_EQ(r.status, 0) << r.err;
+  return t.file("base.bin");
+}
+
+// An adapter that is made in one go, with other threads and instructions, and in two parts is the same; merged, it does
+// what it learnt.
+TEST(TrainLora, LearnsAnAdapterThatConvertMerges) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);
+  const std::string bytes = read_file(base), more = t.write("more.txt", pattern_stories(90));
+  const auto args = std::vector<std::string>{more, "--init",      base, "--ctx",        "32", "--batch",
+                                             "4",  "--steps",     "40", "--every",      "10", "--threads",
+                                             "1",  "--lora-rank", "3",  "--lora-alpha", "6",  "-o"};
+  const ProgramResult tuned = train(args + std::vector<std::string>{t.file("a/")});
+  ASSERT_EQ(tuned.status, 0) << tuned.err;
+  EXPECT_NE(tuned.err.find("adapter: 0.001 M parameters, rank 3, alpha 6"), std::string::npos) << tuned.err;
+  EXPECT_NE(tuned.out.find("[step 40] Once upon a time"), std::string::npos) << tuned.out;
+  const auto files = [&](const std::string& folder) {
+    return read_file(t.file(folder + "/adapter_config.json")) +
+           read_file(t.file(folder + "/adapter_model.safetensors"));
+  };
+  const std::string expected = files("a");
+  EXPECT_NE(expected.find("base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"), std::string::npos);
+  const std::vector<std::vector<std::string>> ways = {{"--threads", "2"}, {"--kernel", "portable"}};
+  for (const auto& way : ways) {
+    ASSERT_EQ(train(args + std::vector<std::string>{t.file(way[1])} + way).status, 0);
+    EXPECT_EQ(files(way[1]), expected) << way[1];
+  }
+  ProgramOptions stop;
+  stop.interrupt_after_output = "[step 20]";
+  ASSERT_EQ(train(args + std::vector<std::string>{t.file("b")}, stop).status, 130);
+  EXPECT_EQ(t.list().find("b\n"), std::string::npos) << t.list();
+  ASSERT_EQ(train({more, "-o", t.file("b"), "--resume"}).status, 0);
+  EXPECT_EQ(files("b"), expected);
+  EXPECT_EQ(t.list().find(".tmp"), std::string::npos) << t.list();
+  EXPECT_TRUE(read_file(base) == bytes) << "the model itself stays as it is";
+
+  // A training that learns nothing judges what it begins with.
+  ASSERT_EQ(run_program({POCKET_CONVERT, base, "--lora", t.file("a"), "--type", "f32", "-o", t.file("m.bin")}).status,
+            0);
+  const ProgramResult merged =
+      train({more, "--init", t.file("m.bin"), "--ctx", "32", "--steps", "1", "--lr", "1e-9", "-o", t.file("n.bin")});
+  ASSERT_EQ(merged.status, 0) << merged.err;
+  EXPECT_NEAR(last_bits(merged.err), last_bits(tuned.err), 2e-4);
+  const ProgramResult before =
+      train({more, "--init", base, "--ctx", "32", "--steps", "1", "--lr", "1e-9", "-o", t.file("n.bin")});
+  EXPECT_GT(last_bits(before.err), last_bits(tuned.err) + 0.05);
+  const std::string info = run_program({POCKET_RUN, t.file("m.bin"), "--info"}).out;
+  EXPECT_NE(info.find("trained on s.txt"), std::string::npos) << info;
+  EXPECT_NE(info.find("lora: a\nweights: f32, as they are\n"), std::string::npos) << info;
+}
+
+TEST(TrainLora, WhatIsThereStays) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);
+  const auto args =
+      std::vector<std::string>{text, "--init", base, "--ctx", "32", "--steps", "5", "--lora-rank", "3", "-o"};
+  std::filesystem::create_directory(t.file("old"));
+  expect_failed(train(args + std::vector<std::string>{t.file("old")}), 1,
+                {"old: expected a folder that is not there yet, found one; delete it, or name another"});
+  expect_failed(train(args + std::vector<std::string>{text}), 1, {"s.txt: expected a folder", "found a file"});
+  expect_failed(train(args + std::vector<std::string>{t.file("no/a")}), 1, {"no/a", "No such file"});
+  const std::string before = t.list();
+  ProgramOptions small;
+  small.largest_file = 20000;
+  const auto disk = args + std::vector<std::string>{t.file("a"), "--checkpoint", "/dev/null/c"};
+  expect_failed(train(disk, small), 1, {"/dev/null/c"});
+  EXPECT_EQ(t.list(), before);
+}
+
+TEST(TrainLora, InstructionsThatTheModelKnows) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text, {"--instruct"});
+  const ProgramResult r = train({text, "--init", base, "--ctx", "32", "--steps", "5", "--lora-rank", "3", "--instruct",
+                                 "--lora-targets", "q_proj,v_proj", "-o", t.file("a")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_EQ(run_program({POCKET_CONVERT, base, "--lora", t.file("a"), "--type", "q8", "-o", t.file("m.bin")}).status,
+            0);
+  EXPECT_EQ(run_program({POCKET_RUN, t.file("m.bin"), "--words", "ball", "-n", "5"}).status, 0);
+}
+
+TEST(TrainLora, WrongUsageIsNamed) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text), o = t.file("a");
+  const std::string q8 = t.file("q8.bin");
+  ASSERT_EQ(run_program({POCKET_CONVERT, base, "--type", "q8", "-o", q8}).status, 0);
+  const std::string before = t.list();
+  const auto args = std::vector<std::string>{text, "-o", o, "--ctx", "32", "--steps", "5"};
+  const struct {
+    int status;
+    std::vector<std::string> more, words;
+  } cases[] = {
+      {2, {"--init", base, "--lora-rank", "0"}, {"--lora-rank: expected a whole number from 1"}},
+      {2, {"--init", base, "--lora-rank", "x"}, {"--lora-rank: expected a whole number from 1"}},
+      {2, {"--init", base, "--lora-rank", "17"}, {"--lora-rank: expected at most 16, the smaller side of", "q_proj"}},
+      {2, {"--lora-rank", "4"}, {"--lora-rank: expected --init"}},
+      {2, {"--init", base, "--lora-alpha", "4"}, {"--lora-alpha: is of an adapter; expected --lora-rank R too"}},
+      {2, {"--init", base, "--lora-targets", "q_proj"}, {"--lora-targets: is of an adapter"}},
+      {2, {"--init", base, "--lora-rank", "4", "--lora-alpha", "0"}, {"--lora-alpha: expected a number"}},
+      {2, {"--init", base, "--lora-rank", "4", "--lora-targets", "wq"}, {"--lora-targets: expected some of q_proj,"}},
+      {2, {"--init", base, "--lora-rank", "4", "--lora-targets", "lm_head"}, {"lm_head: this model's output is"}},
+      {2, {"--init", base, "--lora-rank", "4", "--type", "q8"}, {"--type: an adapter has none", "convert --lora"}},
+      {2, {"--init", base, "--lora-rank", "4", "--instruct"}, {"--instruct: ", "base.bin does not know"}},
+      {2, {"--init", base, "--lora-rank", "4", "--resume"}, {"with --resume it is what it was"}},
+      {1, {"--init", q8, "--lora-rank", "4"}, {"q8.bin: expected a model of type f32"}},
+      {1, {"--init", t.file("none"), "--lora-rank", "4"}, {"none: "}},
+  };
+  for (const auto& c : cases) expect_failed(train(args + c.more), c.status, c.words);
+  expect_failed(run_program({POCKET_CONVERT, q8, "-o", t.file("m.bin")}), 1, {"converted already", "f32"});
+  for (const char* own : {"-z", "--template"})
+    expect_failed(run_program({POCKET_CONVERT, base, own, "plain", "-o", t.file("m.bin")}), 2, {"has its own"});
+  EXPECT_EQ(t.list(), before);
+}
+
+// A student that learns from a teacher is the same however it is run, has the teacher's vocabulary, and is told so
+// where that, or the teacher, is another.
+TEST(TrainTeacher, TheSameStudentHoweverItIsRun) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), teacher = f32_model(t, text, {"--dim", "32"});
+  const std::string q8 = t.file("q8.bin");
+  ASSERT_EQ(run_program({POCKET_CONVERT, teacher, "--type", "q8", "-o", q8}).status, 0);
+  const auto args =
+      std::vector<std::string>{text, "--dim",   "16", "--layers",  "1", "--ctx",     "32", "--batch", "4", "--steps",
+                               "40", "--every", "10", "--threads", "1", "--teacher", q8,   "-o"};
+  const ProgramResult r = train(args + std::vector<std::string>{t.file("a.bin"), "--temperature", "2"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("teacher: 0.02 M parameters, --teacher-weight 0.5 --temperature 2"), std::string::npos) << r.err;
+  const std::string expected = read_file(t.file("a.bin"));
+  const std::vector<std::vector<std::string>> ways = {{"--threads", "2"}, {"--kernel", "portable"}};
+  for (const auto& way : ways) {
+    ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin"), "--temperature", "2"} + way).status, 0);
+    EXPECT_TRUE(read_file(t.file("b.bin")) == expected) << way[1];
+  }
+  ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin")}).status, 0);
+  EXPECT_FALSE(read_file(t.file("b.bin")) == expected) << "the temperature is of no matter";
+  ProgramOptions stop;
+  stop.interrupt_after_output = "[step 20]";
+  const ProgramResult stopped = train(args + std::vector<std::string>{t.file("c.bin"), "--temperature", "2"}, stop);
+  ASSERT_EQ(stopped.status, 130) << stopped.err;
+  const auto resumed = std::vector<std::string>{text, "-o", t.file("c.bin"), "--resume"};
+  expect_failed(train(resumed), 2, {"--teacher: the training began with one; give the same"});
+  expect_failed(train(resumed + std::vector<std::string>{"--teacher", teacher}), 1,
+                {"base.bin: expected the teacher that the training began with, found another"});
+  expect_failed(train(resumed + std::vector<std::string>{"--teacher", q8, "--temperature", "1"}), 2,
+                {"--temperature: with --resume"});
+  ASSERT_EQ(train(resumed + std::vector<std::string>{"--teacher", q8, "--threads", "2"}).status, 0);
+  EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
+  EXPECT_EQ(train(resumed).status, 0) << "where no step is left nobody has to teach";
+  EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
+  EXPECT_NE(run_program({POCKET_RUN, t.file("c.bin"), "--info"}).out.find("trained on s.txt, and by a teacher"),
+            std::string::npos);
+}
+
+TEST(TrainTeacher, WrongUsageIsNamed) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), teacher = f32_model(t, text), o = t.file("o.bin");
+  const std::string other = t.file("other.bin");
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{t.write("t.txt", pattern_stories(40) + "zebra"), "--steps",
+                                                          "1", "--type", "f32", "-o", other})
+                .status,
+            0);
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "9", "-o", t.file("plain.bin")}).status, 0);
+  const std::string before = t.list();
+  const struct {
+    int status;
+    std::vector<std::string> more, words;
+  } cases[] = {
+      {1, {"--teacher", t.file("none"), "--ctx", "32"}, {"none: No such file"}},
+      {1, {"--teacher", text, "--ctx", "32"}, {"s.txt: "}},
+      {1,
+       {"--teacher", teacher, "--init", other, "--ctx", "32"},
+       {"base.bin: expected a teacher with the vocabulary of the model that it teaches", "without --init and -z"}},
+      {2, {"--teacher", teacher, "--ctx", "64"}, {"--ctx: expected at most the teacher's 32, found 64"}},
+      {2, {"--teacher", teacher, "--vocab", "320"}, {"--vocab: with --teacher it is that model's"}},
+      {2, {"--teacher", teacher, "--teacher-weight", "1.5"}, {"--teacher-weight: expected a number from 0 to 1"}},
+      {2, {"--teacher", teacher, "--temperature", "0"}, {"--temperature: expected a number from 0.1"}},
+      {2, {"--teacher-weight", "0.5"}, {"--teacher-weight: is of a teacher; expected --teacher MODEL too"}},
+      {2, {"--temperature", "2"}, {"--temperature: is of a teacher"}},
+      {2,
+       {"--resume", "--checkpoint", t.file("plain.bin.checkpoint"), "--teacher", teacher},
+       {"--teacher: the training began without one"}},
+  };
+  for (const auto& c : cases) expect_failed(train(std::vector<std::string>{text, "-o", o} + c.more), c.status, c.words);
+  EXPECT_EQ(t.list(), before);
+}
+
+// The model says that it knows the form, so that run hands it on.
+TEST(Train, InstructionsAreWrittenIntoTheModel) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const ProgramResult r =
+      train(tiny_shape() + std::vector<std::string>{text, "--steps", "30", "--instruct", "-o", t.file("a.bin")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("Words: dog, cake\nStory:"), std::string::npos) << r.out;
+  const ProgramResult told = run_program({POCKET_RUN, t.file("a.bin"), "--words", "ball", "-n", "10"});
+  EXPECT_EQ(told.status, 0) << told.err;
+  EXPECT_EQ(train({text, "-o", t.file("a.bin"), "--resume"}).status, 0)
+      << "the same stories are asked for in the same ways";
+}
+
+TEST(Train, MinutesPlanSteps) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const auto start = std::chrono::steady_clock::now();
+  const ProgramResult r =
+      train(tiny_shape() + std::vector<std::string>{text, "-o", t.file("a.bin"), "--minutes", "0.12"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("plan: --steps "), std::string::npos) << r.err;
+  EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), 60);
+}
+
+TEST(Train, HelpTeaches) {
+  const ProgramResult r = train({"--help"});
+  EXPECT_EQ(r.status, 0);
+  for (const char* word : {"<|endoftext|>", "-o", "--minutes", "--resume", "--init", "--valid", "--dim"})
+    EXPECT_NE(r.out.find(word), std::string::npos) << word;
+}
+
+TEST(Train, WrongUsageIsNamed) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), o = t.file("o.bin");
+  const struct {
+    int status;
+    std::vector<std::string> args, words;
+  } cases[] = {
+      {2, {}, {"expected a text"}},
+      {2, {text}, {"-o OUT.bin"}},
+      {2, {text, "-o", o, "--type", "q5"}, {"--type: expected q8, f32 or q4, found 'q5'"}},
+      {2, {text, "-o", o, "--steps", "0"}, {"--steps: expected a whole number"}},
+      {2, {text, "-o", o, "--steps", "5", "--minutes", "1"}, {"--steps, --minutes: expected one"}},
+      {2, {text, "-o", o, "--stepz", "5"}, {"did you mean --steps"}},
+      {2, {text, "-o", o, "--resume", "--lr", "1"}, {"--lr: with --resume"}},
+      {2, {text, "-o", o, "--init", "x", "--dim", "64"}, {"--dim: with --init"}},
+      {2, {text, "-o", o, "--kernel", "mmx"}, {"--kernel", "mmx"}},
+      {2, {text, "-o", o, "--dim", "7", "--vocab", "320"}, {"--dim: expected", "found 7", "16 would do"}},
+      {2, {text, "-o", o, "--dim", "64", "--heads", "6", "--vocab", "320"}, {"--dim: expected", "6 heads, found 64"}},
+      {2, {text, "-o", o, "--heads", "4", "--kv-heads", "3", "--vocab", "320"}, {"--kv-heads: expected"}},
+      {1, {text, "-o", o, "--vocab", "100"}, {"s.txt: vocabulary: expected at least"}},
+      {1,
+       {text, "-o", o, "--vocab", "320", "--ctx", "60000"},
+       {"s.txt: expected more tokens than --ctx 60000", "longer text"}},
+      {1, {text, "-o", o, "-z", text}, {"s.txt: "}},
+      {1, {t.file("none.txt"), "-o", o}, {"none.txt: No such file"}},
+      {1, {t.write("empty", ""), "-o", o}, {"empty: ", "expected stories", "found none"}},
+      {1, {t.write("white", " \n<|endoftext|>\n"), "-o", o}, {"white: ", "found none"}},
+      {1, {t.write("bytes", "abc \xff"), "-o", o}, {"bytes: ", "UTF-8", "offset 4"}},
+      {1, {text, "-o", o, "--valid", t.file("empty")}, {"empty: ", "found none"}},
+      {1, {text, "-o", o, "--resume"}, {"o.bin.checkpoint: No such file"}},
+      {1, {text, "-o", o, "--resume", "--checkpoint", text}, {"s.txt: expected a checkpoint of models/train"}},
+      {1, {text, "-o", o, "--init", text}, {"s.txt"}},
+  };
+  for (const auto& c : cases) expect_failed(train(c.args), c.status, c.words);
+  EXPECT_EQ(t.list(), "bytes\nempty\ns.txt\nwhite\n");
+}
+
+TEST(Train, AFolderThatIsNotThereShowsAtOnce) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  expect_failed(train(tiny_shape() + std::vector<std::string>{text, "-o", t.file("no/o.bin"), "--steps", "1000000"}), 1,
+                {"no/o.bin", "No such file"});
+}
+
+TEST(Train, ADiskThatIsFullLosesNothing) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const auto args = tiny_shape() + std::vector<std::string>{text, "--steps", "10", "-o", t.file("o.bin")};
+  ASSERT_EQ(train(args).status, 0);
+  const std::string model = read_file(t.file("o.bin")), checkpoint = read_file(t.file("o.bin.checkpoint"));
+  ProgramOptions small;
+  small.largest_file = 30000;
+  expect_failed(train(args, small), 1, {"o.bin.checkpoint", "File too large"});
+  small.largest_file = checkpoint.size() / 8;  // the model alone does not fit
+  expect_failed(train({text, "-o", t.file("o.bin"), "--resume", "--type", "f32"}, small), 1,
+                {"o.bin: ", "File too large", "nothing is lost"});
+  EXPECT_EQ(t.list(), "o.bin\no.bin.checkpoint\no.loss.csv\no.loss.svg\ns.txt\n");
+  EXPECT_TRUE(read_file(t.file("o.bin")) == model && read_file(t.file("o.bin.checkpoint")) == checkpoint);
+}
+
+TEST(Train, ALossThatIsNoNumberEndsIt) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const ProgramResult r =
+      train(tiny_shape() + std::vector<std::string>{text, "--steps", "50", "-o", t.file("o.bin"), "--lr", "1e30"});
+  EXPECT_EQ(r.status, 1);
+  for (const char* word : {"the loss is no finite number", "o.bin.checkpoint", "--lr below"})
+    EXPECT_NE(r.err.find(word), std::string::npos) << r.err;
+  EXPECT_EQ(t.list(), "o.bin.checkpoint\no.loss.csv\ns.txt\n");
+}
+
+}  // namespace

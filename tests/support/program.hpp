@@ -1,0 +1,141 @@
+// program.hpp: runs a program as a user does, and keeps what it says.
+#pragma once
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pty.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "files.hpp"
+
+#ifdef POCKET_SANITIZED  // by CMake
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+// A program that is not done by then hangs. Sanitizers make calibrating, the longest, some twenty times slower.
+inline constexpr int kPatienceMs = (kSanitized ? 20 : 4) * 60 * 1000;
+
+struct ProgramOptions {
+  std::string input;  // what stdin gives
+  bool close_stdin = false, close_stdout = false;
+  std::string stdout_file;             // stdout goes there instead
+  bool terminal = false;               // stdout is a terminal
+  std::string folder;                  // to start in
+  size_t largest_file = 0;             // RLIMIT_FSIZE, bytes; 0: none
+  int interrupt_after_ms = -1;         // then comes SIGINT
+  std::string interrupt_after_output;  // when this has come on stdout, SIGINT
+};
+
+struct ProgramResult {
+  int status = -1;  // exit status; 128 + signal where it was killed by one
+  std::string out, err;
+  size_t peak_bytes = 0;  // resident memory at its highest
+};
+
+namespace program_detail {
+
+inline void start_child(const std::vector<std::string>& args, const ProgramOptions& o, int in, int out, int err) {
+  if (!o.folder.empty() && chdir(o.folder.c_str()) != 0) _exit(126);
+  dup2(in, 0), dup2(out, 1), dup2(err, 2);
+  for (int fd = 3; fd < 64; fd++) close(fd);
+  if (o.close_stdin) close(0);
+  if (o.close_stdout) close(1);
+  if (!o.stdout_file.empty()) {
+    const int file = open(o.stdout_file.c_str(), O_WRONLY);
+    dup2(file, 1), close(file);
+  }
+  if (o.largest_file) {
+    const rlimit limit = {o.largest_file, o.largest_file};
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  std::vector<char*> argv;
+  for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
+  argv.push_back(nullptr);
+  execvp(argv[0], argv.data());
+  _exit(127);
+}
+
+// Moves what is there from fd to text; false at its end.
+inline bool drain(int fd, std::string& text) {
+  char piece[65536];
+  const ssize_t n = read(fd, piece, sizeof piece);
+  if (n > 0) text.append(piece, size_t(n));
+  return n > 0;
+}
+
+}  // namespace program_detail
+
+// Runs args[0] with the arguments behind it, at most four minutes.
+inline ProgramResult run_program(const std::vector<std::string>& args, const ProgramOptions& o = {}) {
+  using namespace program_detail;
+  using Clock = std::chrono::steady_clock;
+  signal(SIGPIPE, SIG_IGN);
+  int in[2], out[2], err[2];
+  if (pipe(in) || pipe(err) || (o.terminal ? openpty(&out[0], &out[1], nullptr, nullptr, nullptr) : pipe(out))) abort();
+  const pid_t child = fork();
+  if (child == 0) {
+    signal(SIGPIPE, SIG_DFL);
+    start_child(args, o, in[0], out[1], err[1]);
+  }
+  close(in[0]), close(out[1]), close(err[1]);
+  fcntl(in[1], F_SETFL, O_NONBLOCK);
+  ProgramResult result;
+  size_t given = 0;
+  bool out_open = true, err_open = true, in_open = true, interrupted = false;
+  const auto start = Clock::now();
+  while (out_open || err_open) {
+    if (in_open && given == o.input.size()) close(in[1]), in_open = false;
+    pollfd fds[] = {
+        {out_open ? out[0] : -1, POLLIN, 0}, {err_open ? err[0] : -1, POLLIN, 0}, {in_open ? in[1] : -1, POLLOUT, 0}};
+    poll(fds, 3, 10);
+    if (fds[0].revents) out_open = drain(out[0], result.out);
+    if (fds[1].revents) err_open = drain(err[0], result.err);
+    if (fds[2].revents) {
+      const ssize_t n = write(in[1], o.input.data() + given, o.input.size() - given);
+      if (n > 0) given += size_t(n);
+      if (n < 0 && errno != EAGAIN) given = o.input.size();
+    }
+    const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count();
+    const bool heard =
+        !o.interrupt_after_output.empty() && result.out.find(o.interrupt_after_output) != std::string::npos;
+    if (!interrupted && ((o.interrupt_after_ms >= 0 && ms >= o.interrupt_after_ms) || heard))
+      interrupted = kill(child, SIGINT) == 0;
+    if (ms > kPatienceMs) kill(child, SIGKILL);
+  }
+  if (in_open) close(in[1]);
+  close(out[0]), close(err[0]);
+  int status = 0;
+  rusage usage = {};
+  wait4(child, &status, 0, &usage);
+  result.peak_bytes = size_t(usage.ru_maxrss) * 1024;
+  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return result;
+}
+
+// Expects a run that failed with this status, said these words on stderr and printed nothing.
+inline void expect_failed(const ProgramResult& r, int status, const std::vector<std::string>& words) {
+  EXPECT_EQ(r.status, status) << r.err;
+  for (const std::string& word : words) EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
+  EXPECT_EQ(r.out, "");
+}
+
+// And that stderr is a single line, which begins with the program's name.
+inline void expect_failed_in_a_line(const ProgramResult& r, const std::string& program, int status,
+                                    const std::vector<std::string>& words) {
+  expect_failed(r, status, words);
+  EXPECT_EQ(r.err.rfind(program + ": ", 0), 0u) << r.err;
+  EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+}

@@ -1,0 +1,354 @@
+// tiny_model.hpp: what the tests share. Random numbers that are the same everywhere, small models made by ModelWriter,
+// bytes of model files to spoil, and the engine's mathematics written down once more, naively and in double: the number
+// formats as the top of run.cpp draws them, and the whole of a Llama.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../../export/model_writer.hpp"
+#include "../../export/engine.hpp"
+#include "files.hpp"
+
+namespace tiny {
+
+using namespace pocket;
+
+// ---- Memory and numbers ----
+
+/// Memory on a 64-byte boundary and of exactly the size asked for, so that ASan sees a read one byte too far.
+template <class T> struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U> Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(kAlign))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(kAlign)); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+using Bytes = std::vector<uint8_t, Aligned<uint8_t>>;
+using Floats = std::vector<float, Aligned<float>>;
+
+/// SplitMix64, and floats made of it by exact operations alone, so that every machine tests the same numbers.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  uint64_t bits() {
+    uint64_t z = state_ += 0x9E3779B97F4A7C15;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+    z = (z ^ z >> 27) * 0x94D049BB133111EB;
+    return z ^ z >> 31;
+  }
+  /// 0 ... n - 1
+  int below(int n) { return int(bits() % uint64_t(n)); }
+  double uniform(double low, double high) {
+    return std::fma(high - low, double(bits() >> 11) / 9007199254740992.0, low);
+  }
+  /// Nearly normal with deviation 1: twelve uniform numbers, added.
+  float normal() {
+    double sum = -6;
+    for (int i = 0; i < 12; i++) sum += uniform(0, 1);
+    return float(sum);
+  }
+
+ private:
+  uint64_t state_;
+};
+
+inline Floats normal_floats(Random& random, size_t n, float deviation = 1) {
+  Floats values(n);
+  for (float& v : values) v = random.normal() * deviation;
+  return values;
+}
+
+/// True if n floats are the same bit for bit; else says where they first differ.
+inline ::testing::AssertionResult same_bits(const float* a, const float* b, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    if (std::memcmp(a + i, b + i, sizeof(float)) != 0)
+      return ::testing::AssertionFailure()
+             << "element " << i << " of " << n << ": " << a[i] << " (bits " << std::hex << load<uint32_t>(a + i)
+             << ") and " << b[i] << " (bits " << load<uint32_t>(b + i) << ")";
+  return ::testing::AssertionSuccess();
+}
+
+/// The kernel sets that this CPU can run.
+inline std::vector<const Kernels*> kernel_sets() {
+  std::vector<const Kernels*> sets;
+  for (const Kernels* k = kernel_table(); k->name; k++)
+    if (k->supported()) sets.push_back(k);
+  return sets;
+}
+
+// ---- Models ----
+
+/// A small Llama: 2 layers, 4 query heads on 2 key/value heads.
+inline Config small_config() {
+  Config c;
+  c.dim = 64, c.hidden_dim = 96, c.n_layers = 2, c.n_heads = 4, c.n_kv_heads = 2, c.head_dim = 16;
+  c.vocab_size = 100, c.max_seq_len = 512;
+  return c;
+}
+
+/// Weights drawn from the tensor's name, whatever the order they are asked for: matrices that keep a vector's length
+/// about as it is, an embedding of length about 1 a component, norms around 1.
+inline bool random_rows(const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
+  const float deviation = spec.layout == Layout::panels ? 1.f / std::sqrt(float(spec.cols)) : 1.f;
+  for (int64_t r = first; r < first + count; r++) {
+    Random random(hash_bytes(spec.name.data(), spec.name.size()) + uint64_t(r) * 0x2545F4914F6CDD1D);
+    for (int c = 0; c < spec.cols; c++)
+      *out++ = spec.layout == Layout::vector ? std::fma(0.2f, random.normal(), 1.f) : random.normal() * deviation;
+  }
+  return true;
+}
+
+inline ModelParts parts_of(const Config& config, Type type) {
+  ModelParts parts;
+  parts.config = config, parts.type = type, parts.threads = 1;
+  return parts;
+}
+
+/// The bytes of a model file.
+inline Bytes model_bytes(const ModelParts& parts, const ReadRows& rows = random_rows) {
+  const TemporaryFolder folder;
+  ModelWriter writer;
+  if (!writer.write(folder.file("model.bin"), parts, rows, nullptr)) {
+    ADD_FAILURE() << writer.error;
+    return {};
+  }
+  const std::string file = read_file(folder.file("model.bin"));
+  return Bytes(file.begin(), file.end());
+}
+
+inline std::string_view text_of(const Bytes& bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+/// A model in memory, open.
+struct MemoryModel {
+  Bytes bytes;
+  Model model;
+
+  explicit MemoryModel(Bytes b) : bytes(std::move(b)) {
+    EXPECT_TRUE(model.open_memory(bytes.data(), bytes.size())) << model.error;
+  }
+  MemoryModel(const Config& config, Type type) : MemoryModel(model_bytes(parts_of(config, type))) {}
+};
+
+/// Token ids to feed a model with.
+inline std::vector<int> random_ids(int n, int vocab_size, uint64_t seed = 1) {
+  Random random(seed);
+  std::vector<int> ids;
+  for (int i = 0; i < n; i++) ids.push_back(random.below(vocab_size));
+  return ids;
+}
+
+// ---- Spoiling a file ----
+
+inline Header header_of(const Bytes& file) { return load<Header>(file.data()); }
+
+template <class T> void put(Bytes& file, size_t at, T value) {
+  ASSERT_LE(at + sizeof value, file.size());
+  std::memcpy(file.data() + at, &value, sizeof value);
+}
+
+/// Makes both checksums right again, as far as the sections lie within the file.
+inline void mend(Bytes& file) {
+  Header h = header_of(file);
+  const uint64_t front = h.tensors.offset;
+  if (front < sizeof h || front > file.size()) return;
+  h.tensors_checksum = hash_bytes(file.data() + front, file.size() - front);
+  h.checksum = 0;
+  std::memcpy(file.data(), &h, sizeof h);
+  h.checksum = hash_bytes(file.data(), size_t(front));
+  std::memcpy(file.data(), &h, sizeof h);
+}
+
+/// A copy with `value` at byte `at`, and checksums that agree.
+template <class T> Bytes patched(Bytes file, size_t at, T value) {
+  put(file, at, value);
+  mend(file);
+  return file;
+}
+
+/// Where entry `i` of the tensor table begins.
+inline size_t entry_at(const Bytes& file, size_t i) {
+  return size_t(header_of(file).tensor_table.offset) + i * sizeof(TensorEntry);
+}
+
+// ---- The formats, read back ----
+
+/// Weight (row, col) of a matrix in panels, as the top of run.cpp draws them.
+inline double panel_weight(const Tensor& t, int row, int col) {
+  const size_t width = (size_t(t.cols) + 63) / 64 * 64, groups = width / 32, k = size_t(col), r = size_t(row % 16);
+  if (t.type == Type::f32) return load<float>(t.data + row / 16 * (width * 64) + k * 64 + r * 4);
+  if (t.type == Type::q8) {
+    const uint8_t* panel = t.data + row / 16 * (width * 16 + groups * 32);
+    const uint32_t scale = uint32_t(load<uint16_t>(panel + width * 16 + k / 32 * 32 + r * 2)) << 16;
+    return int8_t(panel[k / 4 * 64 + r * 4 + k % 4]) * double(load<float>(&scale));
+  }
+  const size_t group_scales = (groups * 8 + 63) / 64 * 64;
+  const uint8_t* panel = t.data + row / 16 * (width * 8 + group_scales + 64);
+  const uint8_t codes = panel[k / 8 * 64 + r * 4 + k % 4], scales = panel[width * 8 + k / 64 * 16 + r];
+  const int code = k % 8 < 4 ? codes % 16 : codes / 16, s = k % 64 < 32 ? scales % 16 : scales / 16;
+  const double group_scale = s < 8 ? 5 + s : -(5 + s - 8);
+  return double(load<float>(panel + width * 8 + group_scales + r * 4)) * group_scale * t.codebook[code];
+}
+
+inline std::vector<double> panel_weights(const Tensor& t) {
+  std::vector<double> all;
+  for (int r = 0; r < t.rows; r++)
+    for (int k = 0; k < t.cols; k++) all.push_back(panel_weight(t, r, k));
+  return all;
+}
+
+/// Weight (row, col) of the embedding table: rows of groups, 32 floats or a bfloat16 scale and 32 bytes each.
+inline double embedding_weight(const Tensor& t, int row, int col) {
+  const size_t groups = (size_t(t.cols) + 63) / 64 * 2, group = size_t(row) * groups + size_t(col) / 32;
+  if (t.type == Type::f32) return load<float>(t.data + group * 128 + col % 32 * 4);
+  const uint32_t scale = uint32_t(load<uint16_t>(t.data + group * 34)) << 16;
+  return int8_t(t.data[group * 34 + 2 + size_t(col) % 32]) * double(load<float>(&scale));
+}
+
+inline double vector_weight(const Tensor& t, int i) { return load<float>(t.data + 4 * size_t(i)); }
+
+// ---- A Llama in double ----
+
+/// Radians per position of rotary pair i, as Hugging Face transformers computes them (modeling_rope_utils.py).
+inline double reference_frequency(const Config& c, int i) {
+  const double inv_freq = 1.0 / std::pow(double(c.rope_theta), 2.0 * i / c.head_dim), factor = c.rope_factor;
+  if (c.rope_scaling == RopeScaling::none) return inv_freq;
+  if (c.rope_scaling == RopeScaling::linear) return inv_freq / factor;
+  const double old_len = c.rope_original_len, low = c.rope_low_freq, high = c.rope_high_freq;
+  const double wavelen = 2 * 3.14159265358979323846 / inv_freq;
+  if (wavelen > old_len / low) return inv_freq / factor;
+  if (wavelen < old_len / high) return inv_freq;
+  const double smooth = (old_len / wavelen - low) / (high - low);
+  return (1 - smooth) * inv_freq / factor + smooth * inv_freq;
+}
+
+/// Rounds `n` numbers to int8 with one scale, largest / 127, as the engine does with what it multiplies and remembers.
+inline void round_to_int8(double* x, size_t n) {
+  double largest = 0;
+  for (size_t i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
+  for (size_t i = 0; i < n && largest > 0; i++) x[i] = std::nearbyint(x[i] / largest * 127) / 127 * largest;
+}
+
+/// What a model makes of some tokens, computed naively: every sum in double, softmax over the whole of the past.
+struct Reference {
+  using Vector = std::vector<double>;
+  std::vector<Vector> logits;                               // (tokens, vocab_size)
+  std::vector<std::vector<Vector>> layer_output;            // (layers, tokens, dim)
+  std::vector<std::vector<std::vector<Vector>>> attention;  // (layers, heads, tokens, token + 1)
+
+  /// int8_inputs: what a matrix is multiplied with is int8, one scale for 32 numbers. int8_kv: keys and values are, one
+  /// scale a head. frequency: another than RoPE's.
+  using Frequency = double (*)(const Config&, int i);
+  Reference(const Model& m, const std::vector<int>& ids, bool int8_inputs = false, bool int8_kv = false,
+            Frequency frequency = reference_frequency)
+      : c_(m.config), int8_inputs_(int8_inputs), int8_kv_(int8_kv), frequency_(frequency) {
+    std::vector<Vector> x;
+    for (int id : ids) {
+      x.emplace_back();
+      for (int i = 0; i < c_.dim; i++) x.back().push_back(embedding_weight(m.token_embedding, id, i));
+    }
+    for (const Layer& w : m.layers) layer(w, x);
+    const Vector output = panel_weights(m.output);
+    for (const Vector& v : x) logits.push_back(multiply(output, norm(v, m.final_norm)));
+  }
+
+ private:
+  Vector multiply(const Vector& w, Vector x) const {  // (rows, cols) times (cols)
+    for (size_t i = 0; i < x.size() && int8_inputs_; i += 32) round_to_int8(&x[i], std::min<size_t>(32, x.size() - i));
+    Vector y(w.size() / x.size());
+    for (size_t r = 0; r < y.size(); r++)
+      for (size_t k = 0; k < x.size(); k++) y[r] += w[r * x.size() + k] * x[k];
+    return y;
+  }
+
+  Vector norm(Vector x, const Tensor& weight) const {
+    double sum = 0;
+    for (double v : x) sum += v * v;
+    const double scale = 1 / std::sqrt(sum / double(x.size()) + c_.norm_eps);
+    for (size_t i = 0; i < x.size(); i++) x[i] *= scale * vector_weight(weight, int(i));
+    return x;
+  }
+
+  void turn(Vector& x, int position) const {  // every head of x to its position
+    const int half = c_.head_dim / 2;
+    for (size_t head = 0; head < x.size(); head += size_t(c_.head_dim))
+      for (int i = 0; i < half; i++) {
+        const double angle = position * frequency_(c_, i), a = x[head + i], b = x[head + i + half];
+        x[head + i] = a * std::cos(angle) - b * std::sin(angle);
+        x[head + i + half] = b * std::cos(angle) + a * std::sin(angle);
+      }
+  }
+
+  // Weights of head `head` at token t for the keys 0 ... t.
+  Vector softmax(const Vector& q, const std::vector<Vector>& k, size_t t, int head) const {
+    const size_t q_at = size_t(head) * c_.head_dim, k_at = size_t(head / (c_.n_heads / c_.n_kv_heads)) * c_.head_dim;
+    Vector s(t + 1);
+    for (size_t j = 0; j <= t; j++) {
+      for (int i = 0; i < c_.head_dim; i++) s[j] += q[q_at + i] * k[j][k_at + i];
+      s[j] /= std::sqrt(double(c_.head_dim));
+    }
+    const double top = *std::max_element(s.begin(), s.end());
+    double sum = 0;
+    for (double& v : s) sum += v = std::exp(v - top);
+    for (double& v : s) v /= sum;
+    return s;
+  }
+
+  void layer(const Layer& w, std::vector<Vector>& x) {
+    const Vector wq = panel_weights(w.wq), wk = panel_weights(w.wk), wv = panel_weights(w.wv);
+    const Vector wo = panel_weights(w.wo), w1 = panel_weights(w.w1), w2 = panel_weights(w.w2);
+    const Vector w3 = panel_weights(w.w3);
+    std::vector<Vector> k, v;
+    attention.emplace_back(c_.n_heads);
+    layer_output.emplace_back();
+    for (size_t t = 0; t < x.size(); t++) {
+      const Vector in = norm(x[t], w.attention_norm);
+      Vector q = multiply(wq, in), found(size_t(c_.q_dim()));
+      k.push_back(multiply(wk, in));
+      v.push_back(multiply(wv, in));
+      turn(q, int(t));
+      turn(k[t], int(t));
+      for (size_t at = 0; at < k[t].size() && int8_kv_; at += size_t(c_.head_dim)) {
+        round_to_int8(&k[t][at], size_t(c_.head_dim));
+        round_to_int8(&v[t][at], size_t(c_.head_dim));
+      }
+      for (int head = 0; head < c_.n_heads; head++) {
+        const Vector s = softmax(q, k, t, head);
+        const size_t v_at = size_t(head / (c_.n_heads / c_.n_kv_heads)) * c_.head_dim;
+        for (size_t j = 0; j <= t; j++)
+          for (int i = 0; i < c_.head_dim; i++) found[size_t(head) * c_.head_dim + i] += s[j] * v[j][v_at + i];
+        attention.back()[head].push_back(s);
+      }
+      add(x[t], multiply(wo, found));
+      const Vector in2 = norm(x[t], w.ffn_norm), up = multiply(w3, in2);
+      Vector gate = multiply(w1, in2);
+      for (size_t i = 0; i < gate.size(); i++) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
+      add(x[t], multiply(w2, gate));
+      layer_output.back().push_back(x[t]);
+    }
+  }
+
+  static void add(Vector& x, const Vector& y) {
+    for (size_t i = 0; i < x.size(); i++) x[i] += y[i];
+  }
+
+  const Config& c_;
+  bool int8_inputs_, int8_kv_;
+  Frequency frequency_;
+};
+
+}  // namespace tiny

@@ -1,0 +1,79 @@
+// train_program.hpp: what the tests of models/train share: the program itself, and stories that are soon learnt.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "tiny_model.hpp"
+#include "program.hpp"
+
+inline ProgramResult train(std::vector<std::string> args, const ProgramOptions& options = {}) {
+  args.insert(args.begin(), POCKET_TRAIN);
+  return run_program(args, options);
+}
+
+// Stories of one pattern: whoever reads some knows what the next may say.
+inline std::string pattern_stories(int count) {
+  tiny::Random random(1);
+  const auto one_of = [&](std::initializer_list<const char*> all) {
+    return std::string(all.begin()[random.below(int(all.size()))]);
+  };
+  std::string text;
+  for (int i = 0; i < count; i++) {
+    const std::string name = one_of({"Tom", "Lily", "Ben", "Anna", "Max", "Sue"});
+    const std::string what = one_of({"ball", "kite", "cake", "boat", "drum", "book"});
+    const std::string friend_name = one_of({"dog", "cat", "bird", "frog"});
+    text += "Once upon a time there was a child named " + name + ". " + name + " had a big red " + what +
+            ". One day the " + what + " was lost. \"Where is my " + what + "?\" said " + name + ". A little " +
+            friend_name + " came and said, \"I found it!\" " + name + " and the " + friend_name +
+            " were happy.\n<|endoftext|>\n";
+  }
+  return text;
+}
+
+// A model so small that it learns in a second.
+inline std::vector<std::string> tiny_shape() {
+  return {"--dim", "16", "--layers", "1", "--ctx", "32", "--batch", "4", "--vocab", "320", "--threads", "1"};
+}
+
+inline std::vector<std::string> operator+(std::vector<std::string> a, const std::vector<std::string>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+// Trains on `text` as `args` say, in each of the ways, and in two parts: the same model to the bit. Leaves it and its
+// checkpoint as c.bin in the folder, for more to be asked of them.
+inline void expect_the_same_model(const TemporaryFolder& t, const std::string& text, std::vector<std::string> args,
+                                  const std::vector<std::vector<std::string>>& ways) {
+  args = args + std::vector<std::string>{text, "--steps", "40", "--every", "10", "-o"};
+  ASSERT_EQ(train(args + std::vector<std::string>{t.file("a.bin")}).status, 0);
+  const std::string expected = read_file(t.file("a.bin"));
+  for (const auto& way : ways) {
+    ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin")} + way).status, 0);
+    EXPECT_TRUE(read_file(t.file("b.bin")) == expected) << way[0] << " " << way[1];
+  }
+  ProgramOptions stop;
+  stop.interrupt_after_output = "[step 20]";
+  const ProgramResult stopped = train(args + std::vector<std::string>{t.file("c.bin")}, stop);
+  ASSERT_EQ(stopped.status, 130) << stopped.err;
+  EXPECT_NE(stopped.err.find("--resume"), std::string::npos) << stopped.err;
+  EXPECT_EQ(t.list().find("c.bin\n"), std::string::npos) << t.list();
+  const ProgramResult r = train({text, "-o", t.file("c.bin"), "--resume", "--threads", "2"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("going on after step "), std::string::npos);
+  EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
+  for (const char* name : {"c.bin.checkpoint\n", "c.loss.csv\n", "c.loss.svg\n"})
+    EXPECT_NE(t.list().find(name), std::string::npos) << t.list();
+  EXPECT_EQ(t.list().find(".tmp"), std::string::npos) << t.list();
+}
+
+inline double last_bits(const std::string& err) {
+  const std::regex pattern("validation ([0-9.]+) nats a (?:token|byte), ([0-9.]+) bits a character");
+  double bits = 1e9;
+  for (auto it = std::sregex_iterator(err.begin(), err.end(), pattern); it != std::sregex_iterator(); ++it)
+    bits = std::stod((*it)[2]);
+  return bits;
+}

@@ -1,0 +1,605 @@
+// tokenizer_test.cpp: tokenizer.hpp against what real SentencePiece and real Hugging Face tokenizers gave (vectors of
+// the reference data), against hand-made vocabularies small enough to reason about, and against hostile files.
+#include "../../export/engine.hpp"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "../../export/tokenizer_json.hpp"
+#include "../support/test_data.hpp"
+
+namespace {
+
+using Json = nlohmann::json;
+using Ids = std::vector<int>;
+using PieceType = Tokenizer::PieceType;
+using Vocabulary = Tokenizer::Vocabulary;
+
+std::string unhex(const std::string& hex) {
+  std::string bytes;
+  for (size_t i = 0; i + 1 < hex.size(); i += 2) bytes += char(std::stoi(hex.substr(i, 2), nullptr, 16));
+  return bytes;
+}
+
+std::vector<std::string> stream(const Tokenizer& tok, const Ids& ids) {
+  Tokenizer::Stream s(tok);
+  std::vector<std::string> chunks;
+  for (int id : ids) chunks.push_back(s.push(id));
+  chunks.push_back(s.flush());
+  return chunks;
+}
+std::string joined(const std::vector<std::string>& chunks) {
+  std::string all;
+  for (const std::string& c : chunks) all += c;
+  return all;
+}
+
+// ---- Vectors ----
+
+struct Reference {
+  const char *name, *vectors, *tokenizer;
+  bool sentencepiece;
+};
+const Reference kLlama2 = {"llama2", "llama2", "llama2-tokenizer.model", true};
+const Reference kTok512 = {"tok512", "tok512", "tok512.model", true};
+const Reference kSmolLm2 = {"smollm2", "smollm2", "tokens/smollm2/tokenizer.json", false};
+const Reference kTinyLlama = {"tinyllama_json", "llama2", "hf-tinyllama/tokenizer.json", true};
+
+Vocabulary read_vocabulary(const std::string& file) {
+  Vocabulary v;
+  std::string error;
+  const bool json = file.substr(file.size() - 5) == ".json";
+  const bool read = json ? pocket::read_tokenizer_json(file, read_file(file), 49152, v, error)
+                         : Tokenizer::parse_sentencepiece(read_file(file), v, error);
+  EXPECT_TRUE(read) << error;
+  return v;
+}
+
+class Vectors : public testing::TestWithParam<Reference> {
+ protected:
+  void SetUp() override {
+    NEED_DATA(file, GetParam().tokenizer);
+    if (file.substr(file.size() - 5) == ".json")
+      ASSERT_TRUE(tok.load(Tokenizer::to_blob(read_vocabulary(file)))) << tok.error;
+    else
+      ASSERT_TRUE(tok.load_sentencepiece(read_file(file))) << tok.error;
+  }
+
+  // Calls check(row) for the rows of a file; returns how many there were.
+  template <class Check> int rows(const std::string& file, const Check& check) {
+    const std::string path = data_path(std::string("tokens/") + GetParam().vectors + "/" + file);
+    std::ifstream in(path);
+    int n = 0;
+    for (std::string line; std::getline(in, line); n++) check(Json::parse(line), line);
+    return n;
+  }
+
+  Tokenizer tok;
+};
+
+TEST_P(Vectors, EncodeAndDecode) {
+  int encode = 0, decode = 0;
+  std::string first;
+  const auto check = [&](const Json& row, const std::string& line) {
+    const Ids ids = row["ids"];
+    if (tok.encode(unhex(row["text_hex"]), false) != ids && encode++ == 0) first += "encode: " + line + "\n";
+    if (row.contains("decoded_hex") && tok.decode(ids) != unhex(row["decoded_hex"]) && decode++ == 0)
+      first += "decode: " + line + "\n";
+  };
+  EXPECT_GT(rows("encode.jsonl", check), 3000);
+  if (!GetParam().sentencepiece) {
+    EXPECT_GT(rows("encode_invalid_utf8.jsonl", check), 100);
+  }
+  EXPECT_EQ(encode, 0) << first;
+  EXPECT_EQ(decode, 0) << first;
+}
+
+TEST_P(Vectors, BosIsAddedWhereTheModelWantsOne) {
+  const int n = rows("encode.jsonl", [&](const Json& row, const std::string& line) {
+    Ids expected = row["ids"];
+    if (GetParam().sentencepiece) expected.insert(expected.begin(), 1);
+    EXPECT_EQ(tok.encode(unhex(row["text_hex"])), expected) << line;
+  });
+  EXPECT_GT(n, 3000);
+  EXPECT_EQ(tok.encode(""), GetParam().sentencepiece ? Ids{1} : Ids{});
+}
+
+TEST_P(Vectors, AnyIdsDecodeAndStream) {
+  int differ = 0, chunks = 0, broken = 0;
+  const int n = rows("decode.jsonl", [&](const Json& row, const std::string& line) {
+    const Ids ids = row["ids"];
+    const std::string expected = unhex(row["decoded_hex"]);
+    const std::vector<std::string> got = stream(tok, ids);
+    if ((tok.decode(ids) != expected || joined(got) != expected) && differ++ == 0) ADD_FAILURE() << line;
+    for (const std::string& chunk : got) broken += !is_utf8(chunk);
+    if (!GetParam().sentencepiece) return;
+    std::vector<std::string> policy;
+    for (const Json& hex : row["stream_hex"]) policy.push_back(unhex(hex));
+    if (got != policy && chunks++ == 0) ADD_FAILURE() << line;
+  });
+  EXPECT_GT(n, 1000);
+  EXPECT_EQ(differ, 0);
+  EXPECT_EQ(chunks, 0);
+  EXPECT_EQ(broken, 0) << "chunks that are not whole UTF-8";
+}
+
+// The rows give each id's bytes in mid-sequence, and what it is at the start and behind the letter a.
+TEST_P(Vectors, EveryId) {
+  int id = 0, differ = 0;
+  rows("ids.jsonl", [&](const Json& row, const std::string& line) {
+    const std::string raw = unhex(row["raw_hex"]);
+    const auto or_raw = [&](const char* key) { return row.contains(key) ? unhex(row[key]) : raw; };
+    bool good = row["id"] == id && int(tok.type(id)) == row["type"];
+    if (GetParam().sentencepiece) {
+      const int a = tok.encode("a", false).back();
+      const std::string before = tok.decode({1, a});
+      good = good && tok.piece(id) == unhex(row["piece_hex"]) && tok.decode({1, id}) == or_raw("first_hex") &&
+             tok.decode({1, a, id}) == before + or_raw("mid_hex");
+    } else {
+      good = good && tok.piece(id) == raw;
+    }
+    if (!good && differ++ == 0) ADD_FAILURE() << line;
+    id++;
+  });
+  EXPECT_EQ(id, tok.size());
+  EXPECT_EQ(differ, 0);
+}
+
+TEST_P(Vectors, ABlobHoldsAll) {
+  const Vocabulary v = read_vocabulary(data_path(GetParam().tokenizer));
+  Tokenizer other;
+  ASSERT_TRUE(other.load(Tokenizer::to_blob(v))) << other.error;
+  EXPECT_EQ(other.size(), tok.size());
+  const std::string text = "The cat sat; 12 \xF0\x9F\x90\x88\n\n  caf\xC3\xA9 <s>";
+  EXPECT_EQ(other.encode(text), tok.encode(text));
+  EXPECT_EQ(other.decode(other.encode(text)), tok.decode(tok.encode(text)));
+}
+
+// Control tokens written out in a text stay text.
+TEST_P(Vectors, TypedControlTokensArePlainText) {
+  int controls = 0;
+  for (int id = 0; id < tok.size(); id++) {
+    if (tok.type(id) != PieceType::control) continue;
+    controls++;
+    const std::string spelling(tok.piece(id));
+    EXPECT_EQ(tok.find(spelling), id);
+    for (int got : tok.encode("a" + spelling + "b", false)) EXPECT_NE(tok.type(got), PieceType::control) << spelling;
+    EXPECT_EQ(tok.decode(tok.encode("a" + spelling + "b", false)), "a" + spelling + "b");
+  }
+  EXPECT_GT(controls, 1);
+}
+
+// Ten times the length may not take a hundred times as long: the quadratic ways to do this take minutes here.
+TEST_P(Vectors, AMegabyteInOneGo) {
+  for (const std::string unit : {"abcabd", " ", "\n", "a1 ", "\xE4\xB8\xAD", "\xFF"}) {
+    std::string text;
+    while (text.size() < 1000000) text += unit;
+    const auto start = std::chrono::steady_clock::now();
+    const Ids ids = tok.encode(text, false);
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60)) << unit;
+    if (unit == "abcabd" || unit == "a1 ") {
+      EXPECT_EQ(tok.decode(ids).substr(0, 1000), text.substr(0, 1000));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Real, Vectors, testing::Values(kLlama2, kTok512, kSmolLm2, kTinyLlama),
+                         [](const auto& info) { return info.param.name; });
+
+// What a tokenizer.json of a SentencePiece model lacks, its scores, follows from its merges: the same order of pieces.
+// Equal scores are equal again where merges tell; "two spaces" comes behind the longer runs of them, which are equal to
+// it in the model, but join sooner anyway, because what they are made of is further to the left.
+TEST(TinyLlamaJson, HasThePiecesAndTheOrderOfTheModel) {
+  NEED_DATA(json, "hf-tinyllama/tokenizer.json");
+  NEED_DATA(model, "hf-tinyllama/tokenizer.model");
+  const Vocabulary found = read_vocabulary(json), expected = read_vocabulary(model);
+  ASSERT_EQ(found.pieces.size(), expected.pieces.size());
+  std::vector<size_t> ids;  // of pieces that are made of others
+  for (size_t id = 0; id < found.pieces.size(); id++) {
+    const Tokenizer::Piece &f = found.pieces[id], &e = expected.pieces[id];
+    ASSERT_EQ(f.text, e.text) << id;
+    ASSERT_EQ(f.type, e.type) << id;
+    const bool one = e.type != PieceType::normal || tokenizer_detail::read_utf8(e.text).length == e.text.size();
+    if (!one && e.text != "\u2581\u2581") ids.push_back(id);
+  }
+  EXPECT_EQ(ids.size(), 29611u);
+  const auto by = [](const Vocabulary& v) {
+    return [&](size_t a, size_t b) { return v.pieces[a].score > v.pieces[b].score; };
+  };
+  std::sort(ids.begin(), ids.end(), by(expected));
+  for (size_t i = 1; i < ids.size(); i++)
+    ASSERT_EQ(by(found)(ids[i - 1], ids[i]), by(expected)(ids[i - 1], ids[i])) << expected.pieces[ids[i]].text;
+  EXPECT_EQ(found.unk, expected.unk);
+  EXPECT_EQ(found.bos, expected.bos);
+  EXPECT_EQ(found.eos, expected.eos);
+  EXPECT_EQ(found.add_bos, expected.add_bos);
+  EXPECT_EQ(found.add_dummy_prefix, expected.add_dummy_prefix);
+  EXPECT_EQ(found.escape_whitespaces, expected.escape_whitespaces);
+  EXPECT_EQ(found.remove_extra_whitespaces, expected.remove_extra_whitespaces);
+  EXPECT_EQ(found.byte_fallback, expected.byte_fallback);
+  EXPECT_EQ(found.unk_surface, expected.unk_surface);
+}
+
+// ---- Hand-made vocabularies ----
+
+Vocabulary sentencepiece(std::vector<Tokenizer::Piece> pieces) {
+  Vocabulary v;
+  v.pieces = {{"<unk>", 0, PieceType::unknown}, {"<s>", 0, PieceType::control}, {"</s>", 0, PieceType::control}};
+  v.pieces.insert(v.pieces.end(), pieces.begin(), pieces.end());
+  v.unk = 0, v.bos = 1, v.eos = 2;
+  v.unk_surface = " ? ";
+  return v;
+}
+Tokenizer load(const Vocabulary& v) {
+  Tokenizer tok;
+  EXPECT_TRUE(tok.load(Tokenizer::to_blob(v))) << tok.error;
+  return tok;
+}
+
+TEST(SentencePiece, HighestScoreThenLeftmost) {
+  // 3 a, 4 b, 5 c, 6 ab, 7 bc, 8 aa
+  const Tokenizer tok = load(sentencepiece({{"a", 0}, {"b", 0}, {"c", 0}, {"ab", -2}, {"bc", -1}, {"aa", -3}}));
+  EXPECT_EQ(tok.encode("abc"), (Ids{3, 7})) << "bc scores more than ab";
+  EXPECT_EQ(tok.encode("aaa"), (Ids{8, 3})) << "of two equal pairs the left one";
+  EXPECT_EQ(tok.encode("aab"), (Ids{3, 6}));
+}
+
+TEST(SentencePiece, AScoreOfAPairThatIsGoneIsNotUsed) {
+  // "abc" can be a+bc (bad) or ab+c (good); both are 3 bytes and begin at the same place.
+  const Tokenizer tok = load(sentencepiece({{"a", 0}, {"b", 0}, {"c", 0}, {"ab", -1}, {"abc", -2}}));
+  EXPECT_EQ(tok.encode("abcab"), (Ids{7, 6}));
+}
+
+TEST(SentencePiece, UnknownCharactersInARowAreOneUnknown) {
+  const Tokenizer tok = load(sentencepiece({{"a", 0}}));
+  EXPECT_EQ(tok.encode("xyaz"), (Ids{0, 3, 0}));
+  EXPECT_EQ(tok.decode({0, 3, 0}), " ? a ? ");
+}
+
+TEST(SentencePiece, UnusedPiecesAreTakenApart) {
+  const Tokenizer tok = load(sentencepiece(
+      {{"a", 0}, {"b", 0}, {"c", 0}, {"ab", -1, PieceType::unused}, {"abc", -2}, {"abca", -3, PieceType::unused}}));
+  EXPECT_EQ(tok.encode("ab"), (Ids{3, 4}));
+  EXPECT_EQ(tok.encode("abc"), (Ids{7})) << "a used piece may be made of an unused one";
+  EXPECT_EQ(tok.encode("abca"), (Ids{7, 3}));
+}
+
+TEST(SentencePiece, UserDefinedPiecesStayWhole) {
+  Vocabulary v = sentencepiece({{"a", 0},
+                                {"b", 0},
+                                {"ab", -1},
+                                {"<x>", 0, PieceType::user_defined},
+                                {"<x>b", 0, PieceType::user_defined},
+                                {"b<", -1},
+                                {"<", 0},
+                                {"x", 0},
+                                {">", 0}});
+  const Tokenizer tok = load(v);
+  EXPECT_EQ(tok.encode("ab<x>a"), (Ids{5, 6, 3}));
+  EXPECT_EQ(tok.encode("<x>b"), (Ids{7})) << "the longest";
+  EXPECT_EQ(tok.encode("b<x"), (Ids{8, 10})) << "not there: merged as usual";
+  EXPECT_EQ(tok.find("<x>"), 6);
+  EXPECT_EQ(tok.find("a"), -1) << "an ordinary piece";
+}
+
+TEST(SentencePiece, SpacesAndTheDummyPrefix) {
+  const std::string s = "\u2581";
+  Vocabulary v = sentencepiece({{s, 0}, {"a", 0}, {s + "a", -1}});
+  v.escape_whitespaces = v.add_dummy_prefix = true;
+  EXPECT_EQ(load(v).encode("a a"), (Ids{5, 5}));
+  EXPECT_EQ(load(v).encode(""), Ids{});
+  EXPECT_EQ(load(v).decode({5, 5}), "a a");
+  EXPECT_EQ(load(v).decode({3, 5}), " a") << "one space is taken away, once";
+  v.remove_extra_whitespaces = true;
+  EXPECT_EQ(load(v).encode("  a   a  "), (Ids{5, 5}));
+  EXPECT_EQ(load(v).encode("   "), Ids{});
+  EXPECT_EQ(load(v).decode({3, 3, 5}), "a") << "all spaces in front go";
+  v.add_dummy_prefix = false;
+  EXPECT_EQ(load(v).encode("a a"), (Ids{4, 5}));
+  v.remove_extra_whitespaces = false;
+  EXPECT_EQ(load(v).decode({5}), " a") << "encode() adds no space, decode() takes none";
+}
+
+TEST(SentencePiece, IdsOutOfRangeAreNothing) {
+  const Tokenizer tok = load(sentencepiece({{"a", 0}}));
+  EXPECT_EQ(tok.decode({-1, 3, 4, 2147483647, -2147483647 - 1, 3}), "aa");
+  EXPECT_EQ(tok.piece(-1), "");
+  EXPECT_EQ(tok.type(4), PieceType::unused);
+}
+
+// The 256 bytes, and then more.
+Vocabulary byte_level(const std::vector<std::string>& more, const std::vector<std::pair<int, int>>& merges) {
+  Vocabulary v;
+  v.kind = Tokenizer::Kind::byte_level;
+  v.split = Tokenizer::Split::gpt2;
+  for (int b = 0; b < 256; b++) v.pieces.push_back({std::string(1, char(b))});
+  for (const std::string& text : more) v.pieces.push_back({text});
+  v.merges = merges;
+  return v;
+}
+
+TEST(ByteLevel, TheFirstMergeLearntThenTheLeftmost) {
+  const Tokenizer tok = load(byte_level({"bc", "ab", "abc", "aa"}, {{'b', 'c'}, {'a', 'b'}, {'a', 256}, {'a', 'a'}}));
+  EXPECT_EQ(tok.encode("abc"), (Ids{258}));
+  EXPECT_EQ(tok.encode("aaa"), (Ids{259, 'a'}));
+  EXPECT_EQ(tok.encode("aab"), (Ids{'a', 257}));
+}
+
+// a+bc and ab+c make the same piece, and only the second is a merge: when ab is joined first, the pair a+bc that was
+// considered before must not stand in for it.
+TEST(ByteLevel, APairIsItsTwoPartsNotTheirSum) {
+  const Tokenizer tok = load(byte_level({"ab", "bc", "abc"}, {{'a', 'b'}, {'b', 'c'}, {'a', 257}}));
+  EXPECT_EQ(tok.encode("abc"), (Ids{256, 'c'}));
+}
+
+TEST(ByteLevel, AWholeWordFirstIfMergesAreIgnored) {
+  Vocabulary v = byte_level({"ab", "abc"}, {{'a', 'b'}});
+  EXPECT_EQ(load(v).encode("abc"), (Ids{256, 'c'}));
+  v.ignore_merges = true;
+  EXPECT_EQ(load(v).encode("abc"), (Ids{257}));
+}
+
+TEST(ByteLevel, BytesWithoutAPieceAreDropped) {
+  Vocabulary v = byte_level({"ab"}, {{'a', 'b'}});
+  v.pieces['x'].type = PieceType::unused;
+  EXPECT_EQ(load(v).encode("axb"), (Ids{256}));
+  EXPECT_EQ(load(v).encode("x"), Ids{});
+}
+
+TEST(ByteLevel, UserDefinedPiecesAreCutOutFirst) {
+  Vocabulary v = byte_level({"bc", "ab"}, {{'a', 'b'}});
+  v.pieces[256].type = PieceType::user_defined;
+  EXPECT_EQ(load(v).encode("abcab"), (Ids{'a', 256, 257}));
+}
+
+TEST(ByteLevel, ACharacterComesOutWhole) {
+  const Tokenizer tok = load(byte_level({}, {}));
+  EXPECT_EQ(stream(tok, {0xE4, 0xB8, 0xAD, 'a'}), (std::vector<std::string>{"", "", "\u4E2D", "a", ""}));
+  EXPECT_EQ(stream(tok, {0xE4, 'a', 0xF0, 0x9F}), (std::vector<std::string>{"", "\uFFFDa", "", "", "\uFFFD"}));
+  EXPECT_EQ(stream(tok, {0xED, 0xA0}), (std::vector<std::string>{"", "\uFFFD\uFFFD", ""})) << "a surrogate never ends";
+}
+
+// ---- Words ----
+
+std::vector<std::string> words(Tokenizer::Split split, const std::string& text) {
+  std::vector<std::string> list;
+  tokenizer_detail::for_each_word(split, text, [&](std::string_view word) { list.emplace_back(word); });
+  return list;
+}
+using Words = std::vector<std::string>;
+
+TEST(Split, Gpt2) {
+  const auto gpt2 = Tokenizer::Split::gpt2;
+  EXPECT_EQ(words(gpt2, "I'll've  been 123 \"ok\"\n\n x"),
+            (Words{"I", "'ll", "'ve", " ", " been", " 123", " \"", "ok", "\"", "\n\n", " x"}));
+  EXPECT_EQ(words(gpt2, "I'LL"), (Words{"I", "'", "LL"})) << "contractions are lower case";
+  EXPECT_EQ(words(gpt2, "a  "), (Words{"a", "  "})) << "space at the end stays together";
+  EXPECT_EQ(words(gpt2, ""), Words{});
+}
+
+TEST(Split, SmolLm) {
+  const auto smollm = Tokenizer::Split::smollm;
+  EXPECT_EQ(words(smollm, "a  12b"), (Words{"a", "  ", "1", "2", "b"})) << "a digit is not seen from before it";
+  EXPECT_EQ(words(smollm, "a  b"), (Words{"a", " ", " b"}));
+}
+
+// Expected words: the pattern of Llama 3 run by the Python package regex.
+TEST(Split, Llama3) {
+  const auto llama3 = Tokenizer::Split::llama3;
+  EXPECT_EQ(words(llama3, "I'LL go\tto 12345 (yes)\n\n  end"),
+            (Words{"I", "'LL", " go", "\tto", " ", "123", "45", " (", "yes", ")\n\n", " ", " end"}));
+  EXPECT_EQ(words(llama3, "  \n \n  x  "), (Words{"  \n \n", " ", " x", "  "}));
+  EXPECT_EQ(words(llama3, "'\u017F"), (Words{"'\u017F"}));
+  EXPECT_EQ(words(llama3, "$$a.b"), (Words{"$$", "a", ".b"}));
+}
+
+// ---- UTF-8 ----
+
+TEST(Utf8, TheLimitsOfWellFormedCharacters) {
+  const auto valid = [](const std::string& s) { return is_utf8(s); };
+  for (const char* s : {"\x7F", "\xC2\x80", "\xDF\xBF", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80", "\xEF\xBF\xBF",
+                        "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"})
+    EXPECT_TRUE(valid(s)) << int(uint8_t(s[0]));
+  for (const char* s : {"\x80", "\xC0\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF",
+                        "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF", "\xE4\xB8", "\xC2"})
+    EXPECT_FALSE(valid(s)) << int(uint8_t(s[0]));
+}
+
+// ---- Hostile blobs ----
+
+std::string put32(std::string blob, size_t offset, uint32_t value) {
+  std::memcpy(&blob[offset], &value, 4);
+  return blob;
+}
+std::string error_of(const std::string& blob) {
+  Tokenizer tok;
+  EXPECT_FALSE(tok.load(blob));
+  EXPECT_EQ(tok.size(), 0);
+  EXPECT_EQ(tok.encode("a"), Ids{});
+  return tok.error;
+}
+
+constexpr size_t kHeader = sizeof(tokenizer_detail::BlobHeader);
+
+TEST(Blob, EveryTruncationIsRefused) {
+  const std::string blob = Tokenizer::to_blob(byte_level({"ab"}, {{'a', 'b'}}));
+  for (size_t n = 0; n < blob.size(); n++) EXPECT_NE(error_of(blob.substr(0, n)).find("size"), std::string::npos) << n;
+  EXPECT_NE(error_of(blob + "x").find("size"), std::string::npos);
+}
+
+TEST(Blob, EveryFieldHasLimits) {
+  const std::string blob = Tokenizer::to_blob(sentencepiece({{"a", 0}}));
+  const struct {
+    size_t offset;
+    uint32_t value;
+    const char* named;
+  } cases[] = {{0, 0, "magic"},
+               {4, 0, "version"},
+               {4, 2, "version"},
+               {8, 0, "kind"},
+               {8, 3, "kind"},
+               {8, 0xFFFFFFFF, "kind"},
+               {12, 64, "flags"},
+               {12, 0xFFFFFFFF, "flags"},
+               {16, 4, "bos"},
+               {16, 0xFFFFFFFE, "bos"},
+               {20, 4, "eos"},
+               {20, 0x7FFFFFFF, "eos"},
+               {24, 4, "unk"},
+               {24, 0xFFFFFFFF, "unk"},
+               {28, 4, "split"},
+               {28, 0xFFFFFFFF, "split"},
+               {32, 0, "pieces"},
+
+               {32, 0xFFFFFFFF, "pieces"},
+               {36, 1, "size"},
+               {36, 0xFFFFFFFF, "size"},
+               {40, 0, "size"},
+               {40, 0xFFFFFFFF, "size"},
+               {44, 0xFFFFFFFF, "size"}};
+  for (const auto& c : cases) {
+    const std::string error = error_of(put32(blob, c.offset, c.value));
+    EXPECT_NE(error.find(c.named), std::string::npos) << c.offset << ": " << error;
+    EXPECT_NE(error.find("expected"), std::string::npos) << error;
+  }
+}
+
+TEST(Blob, LengthsThatLie) {
+  const std::string blob = Tokenizer::to_blob(sentencepiece({{"a", 0}}));
+  for (uint32_t end : {0u, 100u, 0xFFFFFFFFu}) {
+    const std::string error = error_of(put32(blob, kHeader + 4, end));  // of piece 1, behind "<unk>"
+    EXPECT_NE(error.find("piece 1"), std::string::npos) << error;
+  }
+  const std::string error = error_of(put32(blob, kHeader + 12, 12));  // of the last: its text is one byte longer
+  EXPECT_NE(error.find("texts"), std::string::npos) << error;
+}
+
+TEST(Blob, PiecesThatCannotBe) {
+  Vocabulary v = sentencepiece({{"a", 0}});
+  v.pieces[3].type = PieceType(0);
+  EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("piece 3: type: expected 1 to 6, found 0"), std::string::npos);
+  v.pieces[3].type = PieceType::byte;
+  EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("piece 3: text: expected a byte as <0x41>, found 'a'"),
+            std::string::npos);
+  v.pieces[3] = {"a", NAN, PieceType::normal};
+  EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("piece 3: score"), std::string::npos);
+  v.pieces[3] = {std::string(5000, 'a'), 0, PieceType::normal};
+  EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("piece 3"), std::string::npos);
+  v = sentencepiece({{"a", 0}});
+  v.byte_fallback = true;
+  EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("byte_fallback"), std::string::npos);
+  v.byte_fallback = false, v.add_bos = true, v.bos = -1;
+  EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("bos"), std::string::npos);
+}
+
+TEST(Blob, MergesThatCannotBe) {
+  for (const auto& merge : {std::make_pair(-1, 0), std::make_pair(0, 257), std::make_pair(257, 0)})
+    EXPECT_NE(error_of(Tokenizer::to_blob(byte_level({"ab"}, {merge}))).find("merge 0: expected ids"),
+              std::string::npos);
+  EXPECT_NE(error_of(Tokenizer::to_blob(byte_level({"ab"}, {{'a', 'b'}, {'b', 'a'}}))).find("merge 1"),
+            std::string::npos);
+}
+
+// Random bytes in a good blob: refused, or a tokenizer that works.
+TEST(Blob, AnyByteMayBeWrong) {
+  const std::string blob = Tokenizer::to_blob(byte_level({"ab", "abc", "<x>"}, {{'a', 'b'}, {256, 'c'}}));
+  uint64_t state = 1;
+  int loaded = 0;
+  for (int i = 0; i < 3000; i++) {
+    std::string bad = blob;
+    for (int k = 0; k < 3; k++) {
+      state = state * 6364136223846793005 + 1442695040888963407;
+      bad[(state >> 33) % (k == 0 ? kHeader : bad.size())] = char(state >> 24);
+    }
+    Tokenizer tok;
+    if (!tok.load(bad)) continue;
+    loaded++;
+    const Ids ids = tok.encode("abc <x> abab \xFF");
+    for (int id : ids) EXPECT_TRUE(id >= -1 && id < tok.size());
+    EXPECT_TRUE(is_utf8(tok.decode(ids)));
+  }
+  EXPECT_GT(loaded, 0);
+}
+
+// ---- SentencePiece files ----
+
+std::string varint(uint64_t value) {
+  std::string s;
+  for (; value > 127; value >>= 7) s += char(value | 128);
+  return s += char(value);
+}
+std::string number(int field, uint64_t value) { return varint(uint64_t(field) * 8) + varint(value); }
+std::string bytes(int field, const std::string& value) {
+  return varint(uint64_t(field) * 8 + 2) + varint(value.size()) + value;
+}
+std::string float32(int field, float value) {
+  return varint(uint64_t(field) * 8 + 5) + std::string(reinterpret_cast<char*>(&value), 4);
+}
+std::string model_piece(const std::string& text, float score, int type) {
+  return bytes(1, bytes(1, text) + float32(2, score) + (type == 1 ? "" : number(3, uint64_t(type))));
+}
+const std::string kPieces = model_piece("<unk>", 0, 2) + model_piece("<s>", 0, 3) + model_piece("</s>", 0, 3) +
+                            model_piece("a", -1, 1) + model_piece("b", -2, 1) + model_piece("ab", -0.5, 1);
+const std::string kBpe = number(3, 2);
+
+std::string model_error(const std::string& model) {
+  Tokenizer tok;
+  EXPECT_FALSE(tok.load_sentencepiece(model));
+  EXPECT_EQ(tok.size(), 0);
+  return tok.error;
+}
+
+TEST(ModelFile, FieldsAndDefaults) {
+  Vocabulary v;
+  std::string error;
+  ASSERT_TRUE(Tokenizer::parse_sentencepiece(kPieces + bytes(2, kBpe), v, error)) << error;
+  EXPECT_EQ(v.pieces.size(), 6u);
+  EXPECT_EQ(v.pieces[5].text, "ab");
+  EXPECT_EQ(v.pieces[5].score, -0.5f);
+  EXPECT_EQ(v.unk, 0);
+  EXPECT_EQ(v.bos, 1);
+  EXPECT_EQ(v.eos, 2);
+  EXPECT_TRUE(v.add_dummy_prefix && v.remove_extra_whitespaces && v.escape_whitespaces && !v.byte_fallback);
+  EXPECT_EQ(v.unk_surface, " \u2047 ");
+  ASSERT_TRUE(Tokenizer::parse_sentencepiece(
+      kPieces + bytes(2, kBpe + bytes(44, "?") + bytes(46, "</s>")) + bytes(3, number(3, 0) + number(4, 0)), v, error));
+  EXPECT_EQ(v.unk_surface, "?");
+  EXPECT_EQ(v.bos, 2);
+  EXPECT_TRUE(!v.add_dummy_prefix && !v.remove_extra_whitespaces && v.escape_whitespaces);
+}
+
+TEST(ModelFile, WhatItCannotDoItRefusesByName) {
+  EXPECT_NE(model_error(kPieces + bytes(2, number(3, 1))).find("expected BPE, found unigram"), std::string::npos);
+  EXPECT_NE(model_error(kPieces + bytes(2, "")).find("found unigram"), std::string::npos) << "the default";
+  EXPECT_NE(model_error(kPieces + bytes(2, kBpe) + bytes(3, bytes(1, "nmt_nfkc") + bytes(2, "x"))).find("nmt_nfkc"),
+            std::string::npos);
+  EXPECT_NE(model_error(kPieces + bytes(2, kBpe + number(24, 1))).find("treat_whitespace_as_suffix"),
+            std::string::npos);
+  EXPECT_NE(model_error(kPieces + bytes(2, kBpe) + bytes(5, bytes(2, "x"))).find("denormalizer_spec"),
+            std::string::npos);
+}
+
+TEST(ModelFile, WhatIsBrokenItRefusesByPlace) {
+  EXPECT_NE(model_error("").find("SentencePiece"), std::string::npos);
+  EXPECT_NE(model_error(kPieces).find("trainer_spec"), std::string::npos);
+  EXPECT_NE(model_error("{\"json\": true}").find("SentencePiece"), std::string::npos);
+  EXPECT_NE(model_error(kPieces + bytes(1, number(2, 5)) + bytes(2, kBpe)).find("piece 6: score: expected wire type 5"),
+            std::string::npos);
+  EXPECT_NE(model_error(kPieces + model_piece("x", 0, 9) + bytes(2, kBpe)).find("piece 6: type"), std::string::npos);
+  EXPECT_NE(model_error(bytes(2, kBpe) + model_piece("a", 0, 1)).find("unk"), std::string::npos) << "no unknown piece";
+}
+
+TEST(ModelFile, EveryTruncation) {
+  const std::string whole = kPieces + bytes(2, kBpe) + bytes(3, number(3, 0));
+  const size_t trained = kPieces.size() + bytes(2, kBpe).size();
+  for (size_t n = 0; n < whole.size(); n++) {
+    Tokenizer tok;
+    EXPECT_EQ(tok.load_sentencepiece(whole.substr(0, n)), n == trained) << n;
+    EXPECT_EQ(tok.error.empty(), n == trained);
+  }
+}
+
+}  // namespace
