@@ -636,6 +636,19 @@ inline std::string Tokenizer::Stream::flush() try {
   return {};
 }
 
+// A text without control characters but newline and tab.
+inline std::string without_controls(const std::string& text) {
+  std::string clean;
+  for (size_t i = 0; i < text.size(); i++) {
+    const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
+    if (c == 0xC2 && next >= 0x80 && next < 0xA0)
+      i++;  // U+0080 ... U+009F
+    else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
+      clean += text[i];
+  }
+  return clean;
+}
+
 // ====================================================================================================================
 // 7. Loading: the blob
 // ====================================================================================================================

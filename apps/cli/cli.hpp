@@ -195,19 +195,6 @@ inline void on_signal(int) {
   if (MegabyteSession* session = running_bytes.load()) session->cancel();
 }
 
-// A text without control characters but newline and tab.
-inline std::string without_controls(const std::string& text) {
-  std::string clean;
-  for (size_t i = 0; i < text.size(); i++) {
-    const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
-    if (c == 0xC2 && next >= 0x80 && next < 0xA0)
-      i++;  // U+0080 ... U+009F
-    else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
-      clean += text[i];
-  }
-  return clean;
-}
-
 // stdout. To a terminal no control characters pass but newline and tab: a model must not be able to move the cursor.
 class Output {
  public:
