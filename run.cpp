@@ -1,13 +1,12 @@
 // run.cpp: a language model in one file.
 //
-// Runs models of the Llama architecture (Llama, TinyLlama, SmolLM2, the TinyStories models, ...) on a CPU, from one
-// model.bin that export/convert writes. The same model and the same tokens give the same bits on every CPU, with any
-// number of threads, and however the prompt is cut into batches.
+// Runs models of the Llama architecture (Llama, TinyLlama, SmolLM2, TinyStories, ...) on a CPU, from one model.bin that
+// export/convert writes. The same model and tokens give the same bits on every CPU, for any number of threads and any
+// split of the prompt into batches.
 //
-// Build    g++ -std=c++17 -O3 -ffp-contract=off -pthread run.cpp -o run          (or: make)
-// Run      ./run model.bin -i "Once upon a time"                                  (./run --help tells the rest)
-//
-// Use it as a library: copy this file (and tokenizer.hpp, if you want text) into your project.
+// Program  g++ -std=c++17 -O3 -pthread run.cpp -o run && ./run model.bin -i "Once upon a time"
+//          This file and tokenizer.hpp are all it takes; `make` builds the full command line, apps/cli, around them.
+// Library  copy this file (and tokenizer.hpp, if you need text) into your project:
 //
 //     #define POCKET_NO_MAIN
 //     #include "run.cpp"
@@ -19,39 +18,44 @@
 //     const float* logits = session.forward(prompt, 5);             // (vocab_size,), or null and session.error
 //     int next = pick(logits, model.config.vocab_size);             // feed it back: session.forward(&next, 1)
 //
-// Nothing in it throws, exits, prints or keeps a global that changes. Many sessions may share one model; a session
-// belongs to one caller at a time. session.cancel() alone may be called from anywhere, a signal handler included.
+// The library throws no exception, never exits, prints nothing and has no global state that changes. Many sessions may
+// share one model; a session belongs to one caller at a time, except session.cancel(), which any thread or signal
+// handler may call.
 //
-// Contents, in the order of a lesson; who reads up to section 7 knows how a Llama works
-//   1. Public API                            5. The blocks: rmsnorm, rope, swiglu, attention
-//   2. Number formats, scalar kernels        6. forward
-//   3. Thread pool                           7. Sampler, generate, chat
-//   4. Model file                            8. SIMD, one group per instruction set
-//                                            9. Command line (cli.hpp)
+// Contents, in the order of a lesson. After section 3 you know how a Llama works; the rest makes it fast and safe.
+//    1. The data of a model                  7. Model file: map and check
+//    2. A Llama in 100 plain lines           8. Threads
+//    3. Sampling and generating              9. Float blocks: rmsnorm, rope, swiglu, attention
+//    4. Public API                          10. SIMD, one group per instruction set
+//    5. The fast forward                    11. A small program
+//    6. Number formats, scalar kernels
 //
 // model.bin, little-endian, every section on a multiple of 64 bytes:
 //
 //     0      +--------------------------------------------------------------+
 //            | Header, 256 bytes: sizes, rope, offsets, two checksums       |
 //     256    +--------------------------------------------------------------+
-//            | tokenizer   (tokenizer.hpp knows its inside)                 |
+//            | tokenizer   (format: tokenizer.hpp)                          |
 //            | chat        (stop ids; the strings around each turn)         |
 //            | provenance  (text: source, licence, how it was quantized)    |
-//            | self-test   (some ids and the hash of the logits they give)  |
-//            | tensor table (TensorEntry each, in the order of tensor_specs)|
+//            | self-test   (a few ids and the hash of their logits)         |
+//            | tensor table (one TensorEntry each, in tensor_specs order)   |
 //     4096 n +--------------------------------------------------------------+
-//            | tensors: the embedding first, then what forward() multiplies |
+//            | tensors: the embedding first, then the matrices in order     |
 //            +--------------------------------------------------------------+
 //
-// A matrix that is multiplied is stored in panels of 16 rows, so that a SIMD lane is a row and no sum ever crosses
-// lanes. Four consecutive columns of a row share one 32-bit lane, the shape that every int8 dot instruction wants:
+// A matrix is stored in panels of 16 rows, so that a SIMD lane is a row and no sum ever crosses lanes. Four consecutive
+// columns of a row share one 32-bit lane, the shape that every int8 dot-product instruction reads:
 //
 //     q8 panel, vector v (64 bytes):   byte 4r+b = row r, column 4v+b          then bfloat16 scales (group, row)
 //     q4 panel, vector v (64 bytes):   byte 4r+b = row r, columns 8v+b (low nibble) and 8v+4+b (high nibble)
-//                                      then 4-bit group scales, then one float32 scale a row
+//                                      then 4-bit group scales, then one float32 scale per row
 //     f32 panel, vector k (64 bytes):  float r = row r, column k
 //
 // MIT licence. Copyright (c) 2026 the pocketllama authors.
+
+#ifndef POCKET_RUN_CPP  // this file may be included twice
+#define POCKET_RUN_CPP
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -97,21 +101,18 @@
 #error "run.cpp promises the same bits everywhere, which -ffast-math and -Ofast break: build it with -O3"
 #endif
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "run.cpp maps little-endian files as they are and needs a little-endian machine"
+#error "run.cpp maps little-endian files in place and requires a little-endian machine"
 #endif
-
-#ifndef POCKET_RUN_CPP  // this file may be included twice
-#define POCKET_RUN_CPP
 
 namespace pocket {
 
 // ====================================================================================================================
-// 1. Public API
+// 1. The data of a model
 // ====================================================================================================================
 
 inline constexpr const char* kVersion = "0.1.0";
 
-enum class Type : uint32_t { f32 = 0, q8 = 1, q4 = 2 };  // how a tensor's numbers are stored; section 2 defines each
+enum class Type : uint32_t { f32 = 0, q8 = 1, q4 = 2 };  // how a tensor's numbers are stored: section 6
 enum class RopeScaling : uint32_t { none = 0, linear = 1, llama3 = 2 };
 
 // The shape of a model, by the names of the Llama papers.
@@ -136,14 +137,21 @@ struct Config {
   int kv_dim() const { return n_kv_heads * head_dim; }
 };
 
-// A matrix (rows, cols) somewhere in a model file. A norm's weights are a vector: one row.
+// panels: a matrix to multiply with, drawn above. rows: row-major, gathered. vector: float32, padded to 64 bytes.
+enum class Layout { panels, rows, vector };
+
+// A matrix (rows, cols) somewhere in a model file. The weights of a norm are a vector: one row.
 struct Tensor {
   Type type = Type::f32;
   int rows = 0, cols = 0;
   const uint8_t* data = nullptr;
   size_t bytes = 0;
   int8_t codebook[16] = {};  // q4: the 16 values that a code stands for
+  Layout layout = Layout::panels;
 };
+
+// One number of a tensor, whatever its type and layout: section 6.
+inline float weight(const Tensor& t, int row, int col);
 
 struct Layer {
   Tensor attention_norm;  // (dim)
@@ -165,18 +173,18 @@ struct ChatTemplate {
   static constexpr int kSlots = 7;
   enum Trim : unsigned { kTrimSystem = 1, kTrimUser = 2, kTrimReply = 4 };
 
-  Parts slot[kSlots];          // kFirstUserPrefix stands in for kUserPrefix right after a system turn
-  std::string default_system;  // the system prompt where the user gives none; "": no system turn
+  Parts slot[kSlots];          // kFirstUserPrefix replaces kUserPrefix right after a system turn
+  std::string default_system;  // the system prompt if the user gives none; "": no system turn
   std::vector<int> stop_ids;   // tokens that end a reply, or a text
-  unsigned trim = 0;           // bits of Trim: turns whose white space at both ends is left out
+  unsigned trim = 0;           // bits of Trim: turns whose leading and trailing white space is removed
 
   bool known() const {
     return std::any_of(std::begin(slot), std::end(slot), [](const Parts& parts) { return !parts.empty(); });
   }
 };
 
-// What every model file carries besides its tensors, mapped and checked. Immutable once open, so that any number of
-// sessions and threads may share it.
+// The contents of every model file apart from its tensors. Immutable once open, so that any number of sessions and
+// threads may share it.
 class ModelFile {
  public:
   ModelFile() = default;
@@ -184,27 +192,24 @@ class ModelFile {
   ModelFile(const ModelFile&) = delete;
   ModelFile& operator=(const ModelFile&) = delete;
 
-  // Reads all the tensors and compares their checksum with the header's.
-  bool verify_tensors();
-
-  std::string error;
+  std::string error;  // after a failure: the file, the field, what was expected and what was found
   ChatTemplate chat;
   std::vector<int> self_test_ids;  // a prompt ...
   uint64_t self_test_hash = 0;     // ... and the hash of the logits of its last token (hash_logits)
   size_t file_bytes = 0;
   size_t bytes_per_token = 0;  // weights that forward() reads for one token
-  bool all_f32 = false;        // a reference model: no quantized matrix in it
+  bool all_f32 = false;        // a reference model: no matrix is quantized
 
-  std::string_view tokenizer_bytes() const { return tokenizer_; }
-  std::string_view provenance() const { return provenance_; }
-  uint64_t checksum() const { return checksum_; }  // the header's: no two models share it
-  // Copies a row of a table that is gathered to x (cols, padded to 64). False if the file can no longer be read.
-  bool read_row(const Tensor& table, int row, float* x) const;
+  std::string_view tokenizer_bytes() const { return tokenizer_; }  // for Tokenizer::load
+  std::string_view provenance() const { return provenance_; }      // lines of text: source, licence, quantization
+  uint64_t checksum() const { return checksum_; }                  // the header's: identifies the model
+  bool verify_tensors();                                           // reads all tensors, compares their checksum
+  bool read_row(const Tensor& table, int row, float* x) const;     // x (cols, padded to 64); false if unreadable
 
  protected:
-  bool map_file(const char* path);                     // on failure returns false with `error` set
-  bool map_memory(const void* data, size_t size);      // the same
-  bool refuse(const char* name);                       // puts the name before `error` and closes; returns false
+  bool map_file(const char* path);
+  bool map_memory(const void* data, size_t size);
+  bool refuse(const char* name);  // puts the name before `error`, unmaps, returns false
   void unmap();
 
  private:
@@ -216,131 +221,173 @@ class ModelFile {
   uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
 };
 
-// A model file with a Llama in it: its shape and its tensors.
+// A Llama: its shape and its weights, in a model file.
 class Model : public ModelFile {
  public:
   Config config;
-  Tensor token_embedding;  // (vocab_size, dim), row-major: gathered, never multiplied
-  std::vector<Layer> layers;
-  Tensor final_norm;  // (dim)
-  Tensor output;      // (vocab_size, dim)
+  Tensor token_embedding;     // (vocab_size, dim), row-major: gathered, never multiplied
+  std::vector<Layer> layers;  // (n_layers)
+  Tensor final_norm;          // (dim)
+  Tensor output;              // (vocab_size, dim)
 
-  // Maps the file and checks everything but the tensors' values, once. On failure returns false and sets `error`,
-  // which names the file, the field, what was expected and what was found.
-  bool open(const char* path);
-  // The same on bytes that the caller keeps alive and in place, on a 64-byte boundary.
-  bool open_memory(const void* data, size_t size);
+  // Maps the file and checks everything except the values of the tensors, once. On failure false, with `error` set.
+  bool open(const char* path) { return map_file(path) && read(path); }
+  // The same for bytes that the caller keeps alive and in place, on a 64-byte boundary.
+  bool open_memory(const void* data, size_t size) { return map_memory(data, size) && read("memory"); }
 
   int vocab_size() const { return config.vocab_size; }
-  // Copies row `id` of the embedding table to x (dim, padded to 64). False if the file can no longer be read.
-  bool embed(int id, float* x) const { return read_row(token_embedding, id, x); }
 
  private:
   bool read(const char* name);
-  void bind(const std::vector<Tensor>& tensors);
 };
 
-enum class KvType { automatic, q8, f32 };  // how keys and values are kept; automatic: f32 for f32 models, else q8
-
-struct SessionOptions {
-  int context = 0;  // positions to keep; 0: the model's max_seq_len
-  int threads = 0;  // 0: one per CPU
-  KvType kv = KvType::automatic;
-  const char* kernel = nullptr;  // a name of kernel_names(); null: the fastest this CPU can run
-};
-
-// What an observer is shown: after a layer its output, and for each head the weights its token gave to all before it.
+// What an observer is shown: the output of each layer, and for each head the attention weights of each token.
 struct Observation {
   enum Kind { attention, layer_output } kind;
-  int layer, head;    // head: -1 for a layer's output
+  int layer, head;    // head: -1 for layer_output
   int position;       // of the token
-  const float* data;  // attention: (position + 1), they sum to 1; layer_output: (dim)
+  const float* data;  // attention: (position + 1), sum 1; layer_output: (dim)
   int size;
 };
 
-struct Kernels;
-class Pool;
-struct MemoryItem {
-  const char* name;
-  size_t bytes;
-};
+// ====================================================================================================================
+// 2. A Llama in 100 plain lines
+// ====================================================================================================================
+// Everything that happens to one token, in float, one step after the other. It is slow and it is the reference: the
+// tests compare the fast forward of section 5 with it, and `--kernel reference` runs it.
 
-// One conversation: a position, the keys and values of all tokens before it, and scratch memory.
-class Session {
+// Radians per position of rotary pair i: section 9.
+inline double rope_frequency(const Config& c, int i);
+
+class ReferenceLlama {
  public:
-  explicit Session(const Model& model, SessionOptions options = {});
-  ~Session();
-  Session(const Session&) = delete;
-  Session& operator=(const Session&) = delete;
+  using Vector = std::vector<float>;
 
-  // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last, valid until the next call; on
-  // failure (no memory, an id outside the vocabulary, context full, cancelled) null, with `error` set and the position
-  // where it was.
-  const float* forward(const int* ids, size_t n);
-  // The same with the logits of every token: each(i, logits) in order. Where it returns false, token i was the last.
-  using EachLogits = std::function<bool(size_t i, const float* logits)>;
-  bool forward(const int* ids, size_t n, const EachLogits& each);
+  explicit ReferenceLlama(const Model& model)
+      : model_(model), c_(model.config), keys_(model.layers.size()), values_(model.layers.size()) {}
 
-  int position() const { return position_; }
-  int context() const;
-  int vocab_size() const { return model_.config.vocab_size; }
-  const Model& model() const { return model_; }
-  bool kv_f32() const;  // keys and values are kept as float32, not int8
-  int threads() const;
-  const char* kernel() const;
-  void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets what came later
-  // A running (or the next) forward gives up; false takes that back where none is running.
-  void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
-  void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
+  // Runs one token at a position that follows those already run (or repeats one of them, which forgets the later
+  // ones). Returns the logits (vocab_size,): one score for each token that may come next. Null if memory is exhausted.
+  const float* forward(int id, int position) try {
+    position_ = position;
+    Vector x(size_t(c_.dim));  // the residual stream: every block reads it and adds to it
+    for (int i = 0; i < c_.dim; i++) x[i] = weight(model_.token_embedding, id, i);
+    for (int l = 0; l < c_.n_layers; l++) {
+      const Layer& w = model_.layers[l];
+      add(x, attention(l, rmsnorm(x, w.attention_norm)));
+      add(x, feed_forward(w, rmsnorm(x, w.ffn_norm)));
+      if (observer) observer({Observation::layer_output, l, -1, position_, x.data(), c_.dim});
+    }
+    logits_ = matmul(model_.output, rmsnorm(x, model_.final_norm));
+    return logits_.data();
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
 
-  // Keys and values of one position as position_bytes() bytes, the same for every kernel set and thread count; and
-  // back: append_position() makes them the next position of a session of the same model and KV type, which then gives
-  // the bits that it would give had it heard the token. saved_session.hpp makes a checked file of them.
-  size_t position_bytes() const;
-  void read_position(int position, uint8_t* bytes) const { copy_position(position, bytes, false); }
-  void append_position(const uint8_t* bytes);
-
-  std::string error;  // "": all is well
+  std::function<void(const Observation&)> observer;
+  // Rounding to apply to the input of every matrix, and to every key and value: what int8 activations and an int8 KV
+  // cache do. By default none.
+  std::function<void(Vector&)> round_input, round_kv;
 
  private:
-  struct Buffers;
-  bool prepare(const SessionOptions& options);
-  bool check(const int* ids, size_t n);
-  bool process(const int* ids, size_t n, const EachLogits* each);
-  bool chunk(const int* ids, int n);
-  void layer(int l, int n);
-  void norm_input(const Tensor& weight, int first, int n);
-  void gate_and_up(const Layer& w, int n);
-  void quantize(const struct Activations& in, int t, int n);
-  void matmul(std::initializer_list<struct Product> products, const Activations& in, int n);
-  void add_residual(int n);
-  void store_kv(int l, int n);
-  void attention(int l, int n);
-  void attend_prompt(int l, int n);
-  void attend_token(int l);
-  void attend_group(int l, int kv_head, int block, int first, int n, float* state, bool fold);
-  void finish_head(const float* state, int t, int head);
-  void show_attention(int l, int n);
-  struct KvBlock kv_block(int l, int kv_head, int block) const;
-  void copy_position(int position, uint8_t* bytes, bool restore) const;
-  const float* logits_of(int first, int n);
-  friend std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
+  // y = W x: element r is the dot product of row r with x.
+  Vector matmul(const Tensor& w, Vector x) const {
+    if (round_input) round_input(x);
+    Vector y(size_t(w.rows));
+    for (int r = 0; r < w.rows; r++)
+      for (int k = 0; k < w.cols; k++) y[r] = std::fma(weight(w, r, k), x[k], y[r]);  // y += w * x, rounded once
+    return y;
+  }
+
+  // Divides x by its root mean square, then scales each element by a learned weight (Zhang and Sennrich 2019).
+  Vector rmsnorm(Vector x, const Tensor& weights) const {
+    float sum = 0;
+    for (float v : x) sum = std::fma(v, v, sum);
+    const float scale = 1 / std::sqrt(sum / float(x.size()) + c_.norm_eps);
+    for (int i = 0; i < c_.dim; i++) x[i] *= scale * weight(weights, 0, i);
+    return x;
+  }
+
+  // Encodes the position in every head by rotating pairs of elements, each at its own speed (RoPE, Su et al. 2021).
+  void rope(Vector& x) const {
+    const int half = c_.head_dim / 2;
+    for (size_t head = 0; head < x.size(); head += size_t(c_.head_dim))
+      for (int i = 0; i < half; i++) {
+        const double angle = position_ * rope_frequency(c_, i);
+        const float cos = float(std::cos(angle)), sin = float(std::sin(angle));
+        const float a = x[head + i], b = x[head + i + half];
+        x[head + i] = std::fma(a, cos, -(b * sin));
+        x[head + i + half] = std::fma(b, cos, a * sin);
+      }
+  }
+
+  // Each head compares its query with the keys of all tokens so far and returns the average of their values, weighted
+  // by softmax(q . k / sqrt(head_dim)). The keys and values of earlier tokens are kept: they are the KV cache.
+  Vector attention(int l, const Vector& x) {
+    const Layer& w = model_.layers[l];
+    Vector q = matmul(w.wq, x), k = matmul(w.wk, x), v = matmul(w.wv, x), out(q.size());
+    rope(q);
+    rope(k);
+    if (round_kv) {
+      round_kv(k);
+      round_kv(v);
+    }
+    for (auto [cache, row] : {std::pair(&keys_[l], &k), std::pair(&values_[l], &v)}) {
+      cache->resize(size_t(position_) * c_.kv_dim());
+      cache->insert(cache->end(), row->begin(), row->end());
+    }
+    Vector score(size_t(position_) + 1);
+    for (int head = 0; head < c_.n_heads; head++) {
+      const size_t q_at = size_t(head) * c_.head_dim;
+      const size_t kv_at = size_t(head / (c_.n_heads / c_.n_kv_heads)) * c_.head_dim;  // several heads share a KV head
+      for (int t = 0; t <= position_; t++) {
+        const float* key = &keys_[l][size_t(t) * c_.kv_dim() + kv_at];
+        float dot = 0;
+        for (int i = 0; i < c_.head_dim; i++) dot = std::fma(q[q_at + i], key[i], dot);
+        score[t] = dot / std::sqrt(float(c_.head_dim));
+      }
+      softmax(score);
+      if (observer) observer({Observation::attention, l, head, position_, score.data(), position_ + 1});
+      for (int t = 0; t <= position_; t++)
+        for (int i = 0; i < c_.head_dim; i++)
+          out[q_at + i] = std::fma(score[t], values_[l][size_t(t) * c_.kv_dim() + kv_at + i], out[q_at + i]);
+    }
+    return matmul(w.wo, out);
+  }
+
+  // Scores to weights that are positive and sum to 1: e^score over the sum of all.
+  static void softmax(Vector& score) {
+    const float top = *std::max_element(score.begin(), score.end());
+    float sum = 0;
+    for (float& s : score) {
+      s = std::exp(s - top);  // at most 1, so that nothing overflows
+      sum += s;
+    }
+    for (float& s : score) s /= sum;
+  }
+
+  // w2 (silu(w1 x) * w3 x), silu(g) = g / (1 + e^-g): a gated feed-forward block (SwiGLU, Shazeer 2020).
+  Vector feed_forward(const Layer& w, const Vector& x) const {
+    Vector gate = matmul(w.w1, x);
+    const Vector up = matmul(w.w3, x);
+    for (size_t i = 0; i < gate.size(); i++) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
+    return matmul(w.w2, gate);
+  }
+
+  static void add(Vector& x, const Vector& y) {
+    for (size_t i = 0; i < x.size(); i++) x[i] += y[i];
+  }
 
   const Model& model_;
-  const Kernels* kernels_ = nullptr;
-  std::unique_ptr<Pool> pool_;
-  std::unique_ptr<Buffers> buf_;
+  const Config& c_;
   int position_ = 0;
-  std::atomic<bool> cancelled_{false};
-  std::function<void(const Observation&)> observer_;
-  std::vector<double> frequencies_;  // (head_dim / 2) radians a position
+  std::vector<Vector> keys_, values_;  // of each layer: (positions, kv_dim)
+  Vector logits_;                      // (vocab_size)
 };
 
-// What a session occupies once `tokens` positions are filled; the weights are the model's own and come first.
-inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
-
-// The kernel sets that this CPU can run, best first. All of them return the same bits.
-inline std::vector<std::string> kernel_names();
+// ====================================================================================================================
+// 3. Sampling and generating
+// ====================================================================================================================
 
 struct SamplerOptions {
   float temperature = 0.8f;  // 0: always the most likely token
@@ -348,86 +395,949 @@ struct SamplerOptions {
   uint64_t seed = 0;
   int top_k = 0;             // the k most likely only; 0: all
   float min_p = 0;           // only tokens at least this likely, relative to the most likely one
-  float repeat_penalty = 1;  // logits of tokens among the last 64 are divided by it (multiplied where negative)
+  float repeat_penalty = 1;  // logits of tokens among the last 64 are divided by it (multiplied if negative)
 };
 
-inline constexpr size_t kRepeatWindow = 64;  // tokens back that the repetition penalty looks
+inline constexpr size_t kRepeatWindow = 64;  // tokens that the repetition penalty looks back
+
+// e^x of each element, in place, by the fastest kernel set: section 10.
+inline void exp_in_place(float* x, int n);
 
 // Picks the next token. The same seed and logits give the same choice on every machine.
 class Sampler {
  public:
-  explicit Sampler(SamplerOptions options = {});
-  int operator()(const float* logits, int n);       // the choice is remembered for the repetition penalty
-  void remember(int id);                            // tokens that were not chosen here: the prompt
-  uint64_t random_state() const { return state_; }  // a Sampler with this as its seed draws what this one would draw
+  explicit Sampler(SamplerOptions options = {}) : options_(options), state_(options.seed) {
+    std::fill(recent_, recent_ + kRepeatWindow, -1);
+  }
+
+  // The choice is remembered for the repetition penalty. logits: (n).
+  int operator()(const float* logits, int n) {
+    int id = 0;
+    try {
+      work_.assign(logits, logits + n);
+      penalize(n);
+      const int best = likeliest(work_.data(), n);
+      id = options_.temperature > 0 ? choose(work_[best], best) : best;
+    } catch (const std::bad_alloc&) {
+      id = likeliest(logits, n);  // no memory to sample with
+    }
+    remember(id);
+    return id;
+  }
+
+  // For tokens that were not chosen here: the prompt.
+  void remember(int id) { recent_[next_++ % kRepeatWindow] = id; }
+  // A Sampler with this seed continues the sequence of random numbers.
+  uint64_t random_state() const { return state_; }
+
  private:
   struct Candidate {
     float p;
     int id;
     static bool likelier(const Candidate& a, const Candidate& b) { return a.p != b.p ? a.p > b.p : a.id < b.id; }
   };
-  float random();
-  static int likeliest(const float* logits, int n);
-  void penalize(int n);
-  int choose(float top, int best);
-  double keep_top_p(double total);
+
+  // SplitMix64 (Steele, Lea and Flood 2014): 24 of its 64 bits make a float in [0, 1).
+  float random() {
+    uint64_t z = state_ += 0x9E3779B97F4A7C15;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+    z = (z ^ z >> 27) * 0x94D049BB133111EB;
+    return float((z ^ z >> 31) >> 40) / 16777216.f;
+  }
+
+  // The first of equals; a NaN never wins.
+  static int likeliest(const float* logits, int n) {
+    int best = 0;
+    for (int i = 1; i < n; i++)
+      if (logits[i] > logits[best] || logits[best] != logits[best]) best = i;
+    return best;
+  }
+
+  // Keskar et al. 2019 (CTRL); each token once, however often it occurred.
+  void penalize(int n) {
+    if (options_.repeat_penalty == 1.f) return;
+    for (size_t i = 0; i < kRepeatWindow; i++) {
+      const int id = recent_[i];
+      if (id < 0 || id >= n || std::find(recent_, recent_ + i, id) != recent_ + i) continue;
+      work_[id] = work_[id] > 0 ? work_[id] / options_.repeat_penalty : work_[id] * options_.repeat_penalty;
+    }
+  }
+
+  // Draws from softmax(logits / temperature), reduced by min-p, top-k and top-p, in this order.
+  int choose(float top, int best) {
+    for (float& w : work_) w = (w - top) / options_.temperature;
+    exp_in_place(work_.data(), int(work_.size()));  // probabilities relative to the most likely token, which is 1
+    candidates_.clear();
+    for (size_t i = 0; i < work_.size(); i++)
+      if (work_[i] >= options_.min_p) candidates_.push_back({work_[i], int(i)});
+    if (options_.top_k > 0 && size_t(options_.top_k) < candidates_.size()) {
+      const auto end = candidates_.begin() + options_.top_k;
+      std::nth_element(candidates_.begin(), end, candidates_.end(), Candidate::likelier);
+      candidates_.erase(end, candidates_.end());
+      std::sort(candidates_.begin(), candidates_.end(), Candidate::likelier);  // the sums depend on the order
+    }
+    double total = 0;
+    for (const Candidate& c : candidates_) total += c.p;
+    if (options_.top_p < 1 && !candidates_.empty()) total = keep_top_p(total);
+    double threshold = random() * total;
+    for (const Candidate& c : candidates_) {
+      threshold -= c.p;
+      if (threshold < 0) return c.id;
+    }
+    return candidates_.empty() ? best : candidates_.back().id;
+  }
+
+  // Keeps the likeliest candidates that together hold more than top_p of the total; returns their sum. Candidates that
+  // cannot be among them are dropped before the sort, which keeps it short: all those below (1 - top_p) * total / n
+  // together hold less than 1 - top_p.
+  double keep_top_p(double total) {
+    const double floor = (1.0 - options_.top_p) * total / double(candidates_.size());
+    const auto unlikely = [&](const Candidate& c) { return c.p < floor; };
+    candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), unlikely), candidates_.end());
+    std::sort(candidates_.begin(), candidates_.end(), Candidate::likelier);
+    double sum = 0;
+    size_t kept = 0;
+    while (kept < candidates_.size() && (kept == 0 || sum <= options_.top_p * total)) sum += candidates_[kept++].p;
+    candidates_.resize(kept);
+    return sum;
+  }
 
   SamplerOptions options_;
-  const Kernels* kernels_;
   uint64_t state_;
-  int recent_[kRepeatWindow];  // a ring; -1: none yet
+  int recent_[kRepeatWindow];  // a ring; -1: empty
   size_t next_ = 0;
   std::vector<float> work_;
   std::vector<Candidate> candidates_;
 };
 
-// Guesses the tokens that come after the one that was handed out last. A good guess saves time; none changes the text.
+// Guesses the tokens that follow the last one handed out. A right guess saves time; no guess changes the text.
 using Propose = std::function<std::vector<int>()>;
+inline constexpr int kMaxGuesses = 127;
 
-// Feeds the prompt, then samples up to n tokens; ends early at a stop id (not handed out), when the context is full,
-// or when on_token returns false. Returns false on failure, with session.error set. Pick: Sampler, or what has its two
-// functions. Guesses are heard together with the token before them and count as far as pick chooses the same.
+// Feeds the prompt, then samples up to n tokens. Ends early at a stop id (which is not handed out), when the context is
+// full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a
+// type with its forward, position, context, vocab_size and error. Pick: Sampler, or a type with its operator() and
+// remember. Guesses go through the model together with the token before them, and count while pick agrees with them
+// (speculative decoding).
 template <class AnySession, class Pick>
 bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
-              const std::function<bool(int id)>& on_token, const Propose& propose = nullptr);
+              const std::function<bool(int id)>& on_token, const Propose& propose = nullptr) {
+  int id = 0, generated = 0;
+  const auto choose = [&](const float* logits) {  // false: that was the last token
+    id = pick(logits, session.vocab_size());
+    return std::find(stop_ids.begin(), stop_ids.end(), id) == stop_ids.end() && on_token(id) && ++generated < n;
+  };
+  const float* logits = session.forward(prompt.data(), prompt.size());
+  for (int prompt_id : prompt) pick.remember(prompt_id);
+  if (!logits) return false;
+  bool more = n > 0 && choose(logits);
+  while (more && session.position() < session.context()) {
+    std::vector<int> batch = {id};
+    if (propose) {
+      const std::vector<int> guess = propose();
+      const int room = std::min({session.context() - session.position() - 1, n - generated - 1, kMaxGuesses});
+      batch.insert(batch.end(), guess.begin(), guess.begin() + std::min(int(guess.size()), room));
+    }
+    const bool good = session.forward(batch.data(), batch.size(), [&](size_t i, const float* next) {
+      more = choose(next);
+      return more && i + 1 < batch.size() && id == batch[i + 1];
+    });
+    if (!good) return false;
+  }
+  return true;
+}
 
-// Token ids of the text before a reply: `message` as the next user turn, after the end of the last reply or, if it is
-// the first turn, after the system prompt. encode turns plain text into ids (bos: with the tokenizer's BOS in front).
+// Turns text into ids; bos: with the tokenizer's BOS first.
 using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
-inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
-                                  const std::string& message, bool first);
 
-// The two halves of it, for who wants more than a turn at once: what is laid out, and the token ids of that.
+// Without white space at both ends.
+inline std::string trimmed(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\n\v\f\r";
+  const size_t from = std::min(text.find_first_not_of(kSpace), text.size());
+  return std::string(text.substr(from, text.find_last_not_of(kSpace) + 1 - from));
+}
+
+// The text and control tokens before a reply: `message` as the next user turn, after the end of the last reply or, if
+// it is the first turn, after the system prompt.
 inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
-                                      bool first);
-inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos);
-inline std::string trimmed(std::string_view text);  // without white space at both ends
+                                      bool first) {
+  ChatTemplate::Parts parts;
+  const auto add = [&](ChatTemplate::Slot slot) {
+    parts.insert(parts.end(), chat.slot[slot].begin(), chat.slot[slot].end());
+  };
+  const auto add_text = [&](const std::string& text, ChatTemplate::Trim trim) {
+    parts.push_back({-1, chat.trim & trim ? trimmed(text) : text});
+  };
+  const std::string& prompt = system.empty() ? chat.default_system : system;
+  if (first && !prompt.empty()) {
+    add(ChatTemplate::kSystemPrefix);
+    add_text(prompt, ChatTemplate::kTrimSystem);
+    add(ChatTemplate::kSystemSuffix);
+    add(ChatTemplate::kFirstUserPrefix);
+  } else {
+    if (!first) add(ChatTemplate::kReplySuffix);
+    add(ChatTemplate::kUserPrefix);
+  }
+  add_text(message, ChatTemplate::kTrimUser);
+  add(ChatTemplate::kUserSuffix);
+  add(ChatTemplate::kReplyPrefix);
+  return parts;
+}
+
+// Their token ids. Text between two control tokens is encoded in one piece, so that no token boundary depends on which
+// part it came from.
+inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos) {
+  std::vector<int> ids;
+  if (bos) ids = encode("", true);  // BOS, or nothing
+  if (!ids.empty() && !parts.empty() && parts[0].id == ids[0]) ids.clear();
+  std::string text;
+  const auto flush = [&] {
+    const std::vector<int> more = text.empty() ? std::vector<int>() : encode(text, false);
+    ids.insert(ids.end(), more.begin(), more.end());
+    text.clear();
+  };
+  for (const ChatTemplate::Part& part : parts) {
+    text += part.text;
+    if (part.id < 0) continue;
+    flush();
+    ids.push_back(part.id);
+  }
+  flush();
+  return ids;
+}
+
+// Both at once: the token ids of a turn.
+inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
+                                  const std::string& message, bool first) {
+  return encode_parts(chat_parts(chat, system, message, first), encode, first);
+}
 
 // ====================================================================================================================
-// 2. Number formats, and the scalar kernels that define what every faster one must return, bit for bit
+// 4. Public API
 // ====================================================================================================================
+// Model, Sampler and generate are above. A session is one conversation.
 
-inline constexpr int kPanelRows = 16;  // rows of a panel, one per SIMD lane
-inline constexpr int kGroup = 32;      // columns that share a scale, of weights and of activations alike
-inline constexpr int kAlign = 64;      // columns are padded to a multiple of this with zeros; bytes of a cache line
+enum class KvType { automatic, q8, f32 };  // of keys and values; automatic: f32 for f32 models, else q8
 
-inline constexpr int8_t kCodebook[16] = {-63, -50, -40, -31, -24, -17, -10, -4, 1, 7, 12, 18, 25, 32, 42, 56};
+struct SessionOptions {
+  int context = 0;  // positions to reserve; 0: the model's max_seq_len
+  int threads = 0;  // 0: one per CPU
+  KvType kv = KvType::automatic;
+  const char* kernel = nullptr;  // a name of kernel_names(); null: the fastest this CPU supports
+};
+
+// The position, the keys and values of all tokens before it, and scratch memory.
+class Session {
+ public:
+  explicit Session(const Model& model, SessionOptions options = {});  // on failure `error` is set
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last one, valid until the next call; on
+  // failure (out of memory, an id outside the vocabulary, context full, cancelled) null, with `error` set and the
+  // position unchanged.
+  const float* forward(const int* ids, size_t n);
+  // The same with the logits of every token: each(i, logits) in order. If it returns false, token i was the last.
+  using EachLogits = std::function<bool(size_t i, const float* logits)>;
+  bool forward(const int* ids, size_t n, const EachLogits& each);
+
+  int position() const { return position_; }
+  int context() const;
+  int vocab_size() const { return model_.config.vocab_size; }
+  const Model& model() const { return model_; }
+  bool kv_f32() const;  // keys and values are float32, not int8
+  int threads() const;
+  const char* kernel() const;
+  void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets the later tokens
+  // Stops a running (or the next) forward within one layer; false withdraws a cancel that has not taken effect.
+  void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
+  void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
+
+  // The keys and values of one position as position_bytes() bytes, the same for every kernel set and thread count.
+  // append_position() makes them the next position of a session of the same model and KV type, which then continues
+  // with the same bits. apps/cli/saved_session.hpp makes a checked file of them.
+  size_t position_bytes() const;
+  void read_position(int position, uint8_t* bytes) const;
+  void append_position(const uint8_t* bytes);
+
+  std::string error;  // "": no error
+
+ private:
+  friend struct Transformer;
+  const Model& model_;
+  std::unique_ptr<struct Transformer> transformer_;  // section 5; null after a failed construction
+  int position_ = 0;
+  std::atomic<bool> cancelled_{false};
+  std::function<void(const Observation&)> observer_;
+};
+
+struct MemoryItem {
+  const char* name;
+  size_t bytes;
+};
+
+// The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
+inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
+
+// The kernel sets that this CPU supports, best first. All of them return the same bits.
+inline std::vector<std::string> kernel_names();
+
+// ====================================================================================================================
+// 5. The fast forward
+// ====================================================================================================================
+// Computes what ReferenceLlama computes, some thousand times as fast. The differences, and their reasons:
+//
+// - Tokens go through the layers in chunks of up to 128, so that a weight is read from memory once for all of them.
+// - Matrices have 4 or 8 bits a weight, and their input is quantized to int8 (section 6). Generating is bound by
+// reading
+//   the weights, so fewer bytes are faster; and sums of integers are exact in any order.
+// - A SIMD lane is a row of a matrix or, in a sum over a vector, one of 16 partial sums (section 9). The order of every
+//   float addition is fixed, so that each instruction set, batch and number of threads gives the same bits.
+// - Keys and values are int8, in blocks of 128 positions. Attention takes one block after the other and merges their
+//   results (the online softmax of FlashAttention, section 9), so that no matrix of all scores exists.
+// - Threads share the rows of a matrix, or the heads and blocks of attention (section 8). No sum crosses a thread.
+// - exp, sin and cos are our own: those of C libraries differ.
+// - All memory is reserved when a session is made; forward() allocates nothing.
+
+inline constexpr int kPanelRows = 16;   // rows of a panel, one per SIMD lane
+inline constexpr int kGroup = 32;       // columns that share a scale, of weights and of activations alike
+inline constexpr int kAlign = 64;       // columns are zero-padded to a multiple of this; also the bytes of a cache line
+inline constexpr int kChunk = 128;      // tokens that go through the layers together
+inline constexpr int kLogitRows = 8;    // tokens whose logits are computed together, if all are requested
+inline constexpr int kTileTokens = 16;  // tokens of one attention task of a prompt
+inline constexpr int kBlockKeys = 128;  // positions of a block of the KV cache
+inline constexpr int kMaxHeadDim = 1024;
+static_assert(kMaxGuesses < kChunk);
 
 template <class T> constexpr T round_up(T n, T to) { return (n + to - 1) / to * to; }
 constexpr int padded(int cols) { return round_up(cols, kAlign); }
+inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+inline const float* floats(const Tensor& vector) { return reinterpret_cast<const float*>(vector.data); }
 
-// A bfloat16 is the upper half of a float32.
-inline float from_bf16(uint16_t h) {
-  uint32_t bits = uint32_t(h) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
+// ---- The tools of the forward pass, which later sections define ----
+
+// The input of a matmul: n vectors of `cols` elements, as floats and quantized to int8 in groups of 32, each with the
+// scale max|x| / 127. A view: the memory belongs to the session, or to the caller.
+struct Activations {
+  int cols;      // padded to 64
+  float* f;      // (n, cols); null if only the quantized form is kept
+  int8_t* q;     // (n, cols)
+  float* scale;  // (n, cols / 32)
+  int32_t* sum;  // (n, cols / 32): sums of q over a group, for kernels that multiply unsigned by signed bytes
+  uint8_t* packed = nullptr;  // q and scale in the layout of pack_groups, for kernels that work on tiles of 16 tokens
+  bool use_packed = false;    // the quantized form is in `packed` only
+
+  // Token t alone.
+  Activations token(int t) const {
+    const size_t at = size_t(t) * cols;
+    return {cols, f + at, q + at, scale + at / kGroup, sum + at / kGroup};
+  }
+  // The columns from k0 on, a multiple of 32.
+  Activations columns(int k0) const { return {cols, f + k0, q + k0, scale + k0 / kGroup, sum + k0 / kGroup}; }
+  // The same for a matmul of n tokens: packed, if the kernel set works on tiles.
+  Activations of(const struct Kernels& k, int n) const;
+  // Quantizes x (n), whole groups, as columns first ... first + n - 1 of one of `tokens` tokens.
+  void quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const;
+  // Quantizes all columns of token t of n, from f.
+  void quantize_token(const Kernels& k, int t, int n) const { quantize(k, f + size_t(t) * cols, t, n, 0, cols); }
+  // Reserves memory for kChunk tokens; take(pointer, count) places one array. floats: f too.
+  template <class Take> void place(int width, bool floats, Take& take);
+};
+
+// The result of attention over some keys: the largest score, the sum of e^(score - max), and the values weighted by
+// e^(score - max). Divided by `sum` the values are the output of a head.
+struct AttentionState {
+  float max, sum;
+  float* values;  // (head_dim padded to 16)
+};
+
+// The keys and values of one layer, KV head and block of positions. Keys lie in transposed tiles of 16, so that a lane
+// is a key: k[(tile * head_dim + i) * 16 + lane]. Values lie row by row, so that a lane is an element:
+// v[key * width + i]. The numbers are int8 with one scale per key and per value, or float32.
+struct KvBlock {
+  void *k, *v;
+  float *k_scale, *v_scale;  // (128); k_scale includes 1 / sqrt(head_dim)
+  int head_dim;              // elements of a key, and of a value
+  int width;                 // head_dim padded to 16
+  ptrdiff_t ahead = 0;       // bytes to the block that is read next, to prefetch it; 0: none
+
+  int key_at(int key) const { return key / 16 * 16 * head_dim + key % 16; }  // its first element; the others: + 16 i
+};
+
+// A part of a matmul: panels first ... first + count - 1 of w times n tokens. Row r of w gives y[t * ldy + r].
+struct PanelProduct {
+  const Tensor& w;
+  int first, count;
+  const Activations& x;
+  int n;
+  float* y;
+  size_t ldy;
+};
+
+// Two panels of int8 weights, or of codebook values, times n tokens: see matmul_blocked.
+struct BlockProduct {
+  Type type;
+  const uint8_t* codes[2];  // (cols / 4, 16 rows, 4 columns)
+  const void* scales[2];    // (cols / 32, 16 rows): q4: float, q8: bfloat16
+  int cols;
+  Activations x;
+  int n;
+  float* acc[2];  // (n, 16 rows): the groups are added to it, in order
+};
+
+// One instruction set's version of everything that takes time: section 10 fills a table of these. The float blocks are
+// the same C++ for all (section 9), compiled for the instruction set; the integer functions are written by hand.
+struct Kernels {
+  const char* name;
+  bool (*supported)();
+
+  void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
+  void (*quantize)(const float* x, int n, int8_t* q, float* scale, int32_t* sum);
+  void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
+  void (*swiglu)(float* gate, const float* up, int n);
+  void (*exp)(float* x, int n);
+  void (*attend_q8)(const KvBlock& kv, int n, const float* const* q, const int* keys, AttentionState* const* out);
+  void (*attend_f32)(const KvBlock& kv, int n, const float* const* q, const int* keys, AttentionState* const* out);
+  void (*merge)(AttentionState& state, const AttentionState& part, int width);
+  void (*matmul_f32)(const PanelProduct& p);
+
+  // Null if the set has no such kernel. The scalar set has none: dot_q4 and dot_q8 of section 6 are its kernels.
+  void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
+                    uint8_t* out_codes, float* out_scales);
+  void (*gemv_q4)(const PanelProduct& p);        // few tokens
+  void (*dot)(const BlockProduct& p);            // many tokens
+  void (*matmul_packed)(const PanelProduct& p);  // many tokens, in tiles of 16; q4 or q8, x.packed
+};
+inline const Kernels* find_kernels(const char* name);  // null: the fastest; null result: not supported by this CPU
+inline const Kernels* choose_kernels(const char* name, std::string& error);  // the same with `error` set
+
+inline size_t kv_block_bytes(int head_dim, bool f32, int keys = kBlockKeys);
+inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys = kBlockKeys);
+inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, const float* v);
+
+// A query vector, how many keys of the block it may see, and its attention so far.
+struct Query {
+  const float* q;  // (head_dim)
+  int keys;
+  AttentionState* state;
+};
+
+// Threads that share jobs: section 8. Tasks are handed out one by one, so that a thread's share varies; no result may
+// depend on it.
+class Pool {
+ public:
+  explicit Pool(int threads);  // starts threads - 1 workers, or as many as the system allows
+  ~Pool();
+  int threads() const { return int(workers_.size()) + 1; }
+
+  // f(task, thread) for every task below n, on all threads, the caller among them; returns when all are done. work: the
+  // whole job in nanoseconds of one thread, roughly. Waking others takes microseconds: a smaller job stays with the
+  // caller.
+  template <class F> void parallel_for(int n, double work, const F& f);
+  template <class F> void parallel_for(int n, const F& f) { parallel_for(n, kWorthSharing, f); }
+  // f(first, end) for ranges of 0 ... n - 1, all but the last of a length that is a multiple of `unit`.
+  template <class F> void parallel_ranges(int n, int unit, double work, const F& f);
+
+ private:
+  static constexpr double kWorthSharing = 10000;  // ns
+  void take_tasks(int thread);
+  void work(int thread);
+  void sleep(uint64_t seen);
+
+  std::atomic<uint64_t> ticket_{0};
+  std::atomic<int> done_{0}, sleepers_{0};
+  std::atomic<bool> stop_{false};
+  void (*call_)(const void*, int, int) = nullptr;
+  const void* context_ = nullptr;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+  std::vector<int> starts_;  // of the ranges of parallel_ranges
+};
+
+// Nanoseconds that one thread of a current CPU takes, roughly, for the pool: a matmul with so many bytes of weights, n
+// vectors passed over once, and the attention of one token to so many keys.
+inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
+inline double vector_work(int width, int n) { return double(width) * n / 2; }
+inline double attention_work(int q_dim, int keys) { return double(keys) * q_dim / 16; }
+
+// f(t) for each of n tokens. A thread gets up to 16 neighbours, since their keys and packed activations share cache
+// lines, which should not travel between cores.
+template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
+  pool.parallel_ranges(n, std::clamp(n / pool.threads(), 1, 16), work, [&](int first, int end) {
+    for (int t = first; t < end; t++) f(t);
+  });
 }
+
+// y = w x, one of the products of a matmul.
+struct Product {
+  const Tensor& w;
+  float* y;  // (n, rows padded to 64)
+};
+inline void matmul_panels(const Kernels& k, const PanelProduct& p);
+inline int panel_unit(int n);
+inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const Activations& x, int n);
+inline uint8_t* reserve_memory(size_t bytes, std::string& error);
+template <class GetQuery>
+void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool first_block, const GetQuery& query);
+namespace exact {
+inline void sincos(double x, double& s, double& c);
+}
+
+inline int thread_count(const SessionOptions& o) {
+  return o.threads > 0 ? std::min(o.threads, 256) : std::max(1, int(std::thread::hardware_concurrency()));
+}
+inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
+  return o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
+}
+
+// Places arrays one after the other, each on a 64-byte boundary; without memory it measures their size.
+struct Placement {
+  uintptr_t at;
+  bool real;  // there is memory; else only sizes count
+  template <class T> void operator()(T*& pointer, size_t count) {
+    pointer = reinterpret_cast<T*>(at);
+    at += round_up<size_t>(count * sizeof(T), 64);
+  }
+};
+
+// `count` attention states, each connected to its values if the memory is there.
+inline AttentionState* place_states(Placement& take, size_t count, int head_dim) {
+  AttentionState* states;
+  float* values;
+  take(states, count);
+  take(values, count * round_up(head_dim, 16));
+  for (size_t i = 0; take.real && i < count; i++) states[i] = {0, 0, values + i * round_up(head_dim, 16)};
+  return states;
+}
+
+// A session's memory, in one reservation. n: tokens of a chunk, at most kChunk; widths are zero-padded to 64.
+struct Buffers {
+  int context, threads;
+  bool kv_f32;
+  size_t kv_block;                // bytes of a KvBlock
+  uint8_t* kv;                    // (blocks of positions, layers, KV heads, kv_block)
+  float* x;                       // (n, dim): the residual stream
+  Activations xn;                 // (n, dim): rmsnorm(x); then .f holds what is added to x
+  Activations q;                  // (n, q_dim): queries; then the output of attention
+  float *k, *v;                   // (n, kv_dim)
+  Activations gate;               // (n, hidden_dim): the input of w2; .f is null if w2 is quantized
+  float *cos, *sin;               // (n, head_dim / 2): rotations of the chunk's positions
+  AttentionState* states;         // (threads, kTileTokens, heads of a KV head), or (blocks, n_heads) for a single token
+  float* logits;                  // (kLogitRows, vocab_size)
+  size_t position_bytes;          // of the KV cache, per position
+  size_t token_bytes;             // of x ... sin, per token of a chunk
+  size_t attention_bytes, bytes;  // of the attention states; of everything
+
+  Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
+    const Config& c = model.config;
+    context = o.context > 0 ? o.context : c.max_seq_len;
+    threads = thread_count(o);
+    kv_f32 = keeps_f32(o, model);
+    const size_t blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys, group = size_t(c.n_heads / c.n_kv_heads);
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
+    Placement take{begin, base != nullptr};
+    kv_block = kv_block_bytes(c.head_dim, kv_f32);
+    position_bytes = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
+    take(kv, blocks * kBlockKeys * position_bytes);
+    const uintptr_t tokens = take.at;
+    take(x, size_t(kChunk) * padded(c.dim));
+    xn.place(c.dim, true, take);
+    q.place(c.q_dim(), true, take);
+    for (float** buffer : {&k, &v}) take(*buffer, size_t(kChunk) * padded(c.kv_dim()));
+    const auto takes_floats = [](const Layer& l) { return l.w2.type == Type::f32; };
+    gate.place(c.hidden_dim, std::any_of(model.layers.begin(), model.layers.end(), takes_floats), take);
+    for (float** buffer : {&cos, &sin}) take(*buffer, size_t(kChunk) * (c.head_dim / 2));
+    token_bytes = (take.at - tokens) / kChunk;
+    const uintptr_t scratch = take.at;
+    states = place_states(take, std::max(threads * kTileTokens * group, c.n_heads * blocks), c.head_dim);
+    attention_bytes = take.at - scratch;
+    take(logits, size_t(kLogitRows) * padded(c.vocab_size));
+    bytes = take.at - begin;
+  }
+};
+
+inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
+  const Buffers b(model, options, nullptr);
+  const size_t filled = size_t(std::min(tokens, b.context));
+  return {{"weights", model.bytes_per_token},
+          {"keys and values", filled * b.position_bytes},
+          {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
+          {"logits and sampler", 4 * size_t(padded(model.config.vocab_size)) * sizeof(float)}};
+}
+
+// ---- The forward pass ----
+
+struct Transformer {
+  Session& session;
+  const Model& model;
+  const Config& c;
+  const Kernels& kernels;
+  int& position;                    // the session's
+  std::vector<double> frequencies;  // (head_dim / 2): radians per position
+  const int group;                  // query heads of a KV head
+  Pool pool;
+  Buffers buf;
+
+  // On failure sets session.error.
+  Transformer(Session& s, const SessionOptions& options, const Kernels& k)
+      : session(s),
+        model(s.model_),
+        c(model.config),
+        kernels(k),
+        position(s.position_),
+        group(c.n_heads / c.n_kv_heads),
+        pool(thread_count(options)),
+        buf(model, options, nullptr) {
+    for (int i = 0; i < c.head_dim / 2; i++) frequencies.push_back(rope_frequency(c, i));
+    if (uint8_t* memory = reserve_memory(buf.bytes, s.error)) buf = Buffers(model, options, memory);
+  }
+  ~Transformer() {
+    if (buf.kv) munmap(buf.kv, buf.bytes);
+  }
+  Transformer(const Transformer&) = delete;
+
+  bool fail(std::string why) {
+    session.error = std::move(why);
+    return false;
+  }
+
+  bool check(const int* ids, size_t n) {
+    session.error.clear();
+    const size_t room = size_t(buf.context - position);
+    if (n == 0 || !ids) return fail("forward: no tokens");
+    if (n > room)
+      return fail("context: room for " + std::to_string(room) + " more tokens, not for " + std::to_string(n));
+    for (size_t i = 0; i < n; i++)
+      if (ids[i] < 0 || ids[i] >= c.vocab_size)
+        return fail("token " + std::to_string(i) + ": expected an id below " + std::to_string(c.vocab_size) +
+                    ", found " + std::to_string(ids[i]));
+    return true;
+  }
+
+  // All tokens, chunk by chunk; each may be null.
+  bool forward(const int* ids, size_t n, const Session::EachLogits* each) {
+    if (!check(ids, n)) return false;
+    const int start = position;
+    for (size_t i = 0; i < n; i += kChunk) {
+      const int size = int(std::min<size_t>(kChunk, n - i));
+      if (!forward_chunk(ids + i, size)) {
+        position = start;
+        return false;
+      }
+      for (int t = 0; each && t < size; t += kLogitRows) {
+        const int rows = std::min(kLogitRows, size - t);
+        const float* row = logits(t, rows);
+        for (int r = 0; r < rows; r++, row += padded(c.vocab_size))
+          if (!(*each)(i + t + r, row)) {
+            position = start + int(i) + t + r + 1;
+            return true;
+          }
+      }
+    }
+    return true;
+  }
+
+  // n tokens (at most kChunk) through all layers; buf.x then holds the output of the last layer.
+  bool forward_chunk(const int* ids, int n) {
+    const int half = c.head_dim / 2;
+    for (int t = 0; t < n; t++) {
+      if (!model.read_row(model.token_embedding, ids[t], buf.x + size_t(t) * padded(c.dim)))
+        return fail("token_embedding: row " + std::to_string(ids[t]) + " is no longer readable");
+      for (int i = 0; i < half; i++) {
+        double sin, cos;
+        exact::sincos((position + t) * frequencies[i], sin, cos);
+        buf.sin[t * half + i] = float(sin);
+        buf.cos[t * half + i] = float(cos);
+      }
+    }
+    for (int l = 0; l < c.n_layers; l++) {
+      if (session.cancelled_.exchange(false, std::memory_order_relaxed)) return fail("cancelled");
+      layer(l, n);
+    }
+    position += n;
+    return true;
+  }
+
+  // x += wo attention(rmsnorm(x)); x += w2 (silu(w1 rmsnorm(x)) * w3 rmsnorm(x)).
+  void layer(int l, int n) {
+    const Layer& w = model.layers[l];
+
+    rmsnorm(w.attention_norm, 0, n);
+    multiply({{w.wq, buf.q.f}, {w.wk, buf.k}, {w.wv, buf.v}}, buf.xn, n);
+    rope_and_store(l, n);
+    if (session.observer_) observe_attention(l, n);
+    attention(l, n);
+    multiply({{w.wo, buf.xn.f}}, buf.q, n);
+    add_residual(n);
+
+    rmsnorm(w.ffn_norm, 0, n);
+    gate_and_up(w, n);
+    multiply({{w.w2, buf.xn.f}}, buf.gate, n);
+    add_residual(n);
+
+    for (int t = 0; session.observer_ && t < n; t++)
+      session.observer_({Observation::layer_output, l, -1, position + t, buf.x + size_t(t) * padded(c.dim), c.dim});
+  }
+
+  // The logits (n, vocab_size padded to 64) of n tokens of the chunk, from `first` on.
+  const float* logits(int first, int n) {
+    rmsnorm(model.final_norm, first, n);
+    multiply({{model.output, buf.logits}}, buf.xn, n);
+    return buf.logits;
+  }
+
+  void multiply(std::initializer_list<Product> products, const Activations& in, int n) {
+    matmul(kernels, pool, products, in, n);
+  }
+
+  // Token t of n for the next matmul. Float weights multiply the floats.
+  void quantize(const Activations& in, int t, int n) {
+    if (!model.all_f32) in.quantize_token(kernels, t, n);
+  }
+
+  // xn = rmsnorm(x) of n tokens from `first` on; row 0 of xn is the first of them.
+  void rmsnorm(const Tensor& weights, int first, int n) {
+    const size_t width = size_t(padded(c.dim));
+    each_token(pool, n, vector_work(c.dim, n), [&](int t) {
+      kernels.rmsnorm(buf.x + (first + t) * width, floats(weights), buf.xn.f + t * width, c.dim, c.norm_eps);
+      quantize(buf.xn, t, n);
+    });
+  }
+
+  void add_residual(int n) {
+    const size_t width = size_t(padded(c.dim));
+    each_token(pool, n, vector_work(int(width), n), [&](int t) {
+      for (size_t i = t * width; i < (t + 1) * width; i++) buf.x[i] += buf.xn.f[i];
+    });
+  }
+
+  // gate = silu(w1 xn) * (w3 xn). A task takes some groups of 32 rows of both matrices and continues with their result
+  // while it is in the cache: one group of a long chunk, more of a short one.
+  void gate_and_up(const Layer& w, int n) {
+    const int panels_per_group = kGroup / kPanelRows, panels = panels_of(w.w1.rows), piece = kChunk / n;
+    const double work = matmul_work(w.w1.bytes + w.w3.bytes, n);
+    const Activations x = buf.xn.of(kernels, n);
+    const auto rows_from = [](Tensor w, int panel) {  // the rows of a matrix from a panel on
+      w.data += size_t(panel) * (w.bytes / size_t(panels_of(w.rows)));
+      return w;
+    };
+    pool.parallel_ranges(buf.gate.cols / kGroup, panel_unit(n) / panels_per_group, work, [&](int first, int end) {
+      alignas(64) float gate[kChunk * kGroup], up[kChunk * kGroup];
+      for (int at = first; at < end; at += piece) {
+        const int panel = at * panels_per_group, cols = std::min(piece, end - at) * kGroup;
+        const int count = std::max(0, std::min(cols / kPanelRows, panels - panel));
+        if (count * kPanelRows < cols) {  // padding
+          std::fill_n(gate, n * cols, 0.f);
+          std::fill_n(up, n * cols, 0.f);
+        }
+        matmul_panels(kernels, {rows_from(w.w1, panel), 0, count, x, n, gate, size_t(cols)});
+        matmul_panels(kernels, {rows_from(w.w3, panel), 0, count, x, n, up, size_t(cols)});
+        for (int t = 0; t < n; t++) {
+          float* g = gate + size_t(t) * cols;
+          kernels.swiglu(g, up + size_t(t) * cols, cols);
+          if (!model.all_f32) buf.gate.quantize(kernels, g, t, n, at * kGroup, cols);
+          if (buf.gate.f) std::memcpy(buf.gate.f + size_t(t) * buf.gate.cols + at * kGroup, g, cols * sizeof(float));
+        }
+      }
+    });
+  }
+
+  // Rotates queries and keys to their positions, and writes keys and values to the cache.
+  void rope_and_store(int l, int n) {
+    const int half = c.head_dim / 2;
+    each_token(pool, n, vector_work(c.q_dim() + 2 * c.kv_dim(), n), [&](int t) {
+      float* k = buf.k + size_t(t) * padded(c.kv_dim());
+      float* v = buf.v + size_t(t) * padded(c.kv_dim());
+      const float *cos = buf.cos + t * half, *sin = buf.sin + t * half;
+      kernels.rope(query(t, 0), c.n_heads, c.head_dim, cos, sin);
+      kernels.rope(k, c.n_kv_heads, c.head_dim, cos, sin);
+      const int block = (position + t) / kBlockKeys, key = (position + t) % kBlockKeys;
+      for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim)
+        store_key(kv_block(l, h, block), buf.kv_f32, key, k, v);
+    });
+  }
+
+  KvBlock kv_block(int l, int kv_head, int block) const {
+    uint8_t* at = buf.kv + ((size_t(block) * c.n_layers + l) * c.n_kv_heads + kv_head) * buf.kv_block;
+    KvBlock kv = kv_block_at(at, c.head_dim, buf.kv_f32);
+    if (block < position / kBlockKeys) kv.ahead = ptrdiff_t(buf.kv_block) * c.n_layers * c.n_kv_heads;
+    return kv;
+  }
+  float* query(int t, int head) const { return buf.q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim; }
+
+  // q = softmax(q k / sqrt(head_dim)) v, and its quantized form.
+  void attention(int l, int n) {
+    if (n == 1)
+      attend_token(l);
+    else
+      attend_prompt(l, n);
+    each_token(pool, n, vector_work(buf.q.cols, n), [&](int t) { quantize(buf.q, t, n); });
+  }
+
+  // Several tokens: a task takes some of them and one KV head through all blocks.
+  void attend_prompt(int l, int n) {
+    const int tiles = (n + kTileTokens - 1) / kTileTokens;
+    pool.parallel_for(tiles * c.n_kv_heads, attention_work(c.q_dim(), position + n) * n, [&](int task, int thread) {
+      const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
+      const int tokens = std::min(kTileTokens, n - first), last_block = (position + first + tokens - 1) / kBlockKeys;
+      AttentionState* state = buf.states + size_t(thread) * kTileTokens * group;
+      for (int b = 0; b <= last_block; b++) {
+        const auto get_query = [&](int i) {
+          const int t = first + i / group, visible = std::min(kBlockKeys, position + t + 1 - b * kBlockKeys);
+          return Query{query(t, kv_head * group + i % group), visible, state + i};
+        };
+        attend_queries(kernels, kv_block(l, kv_head, b), buf.kv_f32, tokens * group, b == 0, get_query);
+      }
+      for (int i = 0; i < tokens * group; i++) finish_head(state[i], first + i / group, kv_head * group + i % group);
+    });
+  }
+
+  // One token: KV heads and blocks are all distributed over the threads, so that a long context keeps them busy. The
+  // results of the blocks are merged afterwards, in the same order as above.
+  void attend_token(int l) {
+    const int blocks = position / kBlockKeys + 1;
+    const auto state = [&](int b, int head) { return buf.states + size_t(b) * c.n_heads + head; };
+    const double work = attention_work(c.q_dim(), position + 1);
+    pool.parallel_ranges(blocks * c.n_kv_heads, 1, work, [&](int first, int end) {
+      for (int i = first; i < end; i++) {
+        const int kv_head = i / blocks, b = i % blocks, visible = std::min(kBlockKeys, position + 1 - b * kBlockKeys);
+        const auto get_query = [&](int j) {
+          const int head = kv_head * group + j;
+          return Query{query(0, head), visible, state(b, head)};
+        };
+        attend_queries(kernels, kv_block(l, kv_head, b), buf.kv_f32, group, true, get_query);
+        if (blocks == 1) finish_heads(kv_head, 1);
+      }
+    });
+    if (blocks > 1)
+      pool.parallel_for(c.n_kv_heads, vector_work(c.q_dim(), blocks), [&](int h, int) { finish_heads(h, blocks); });
+  }
+
+  // The query heads of a KV head, for a single token: merges the blocks' states.
+  void finish_heads(int kv_head, int blocks) {
+    for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
+      AttentionState* const state = buf.states + head;
+      for (int b = 1; b < blocks; b++) kernels.merge(*state, state[size_t(b) * c.n_heads], round_up(c.head_dim, 16));
+      finish_head(*state, 0, head);
+    }
+  }
+
+  void finish_head(const AttentionState& state, int t, int head) {
+    float* y = query(t, head);
+    const float scale = 1.f / state.sum;
+    for (int i = 0; i < c.head_dim; i++) y[i] = state.values[i] * scale;
+  }
+
+  // For an observer only: forward() never needs all weights at once.
+  void observe_attention(int l, int n) {
+    std::vector<float> weights;
+    for (int t = 0; t < n; t++)
+      for (int head = 0; head < c.n_heads; head++) {
+        const float* q = query(t, head);
+        weights.assign(size_t(position + t) + 1, 0.f);
+        for (size_t j = 0; j < weights.size(); j++) {
+          const KvBlock kv = kv_block(l, head / group, int(j) / kBlockKeys);
+          const int key = int(j) % kBlockKeys;
+          for (int i = 0, at = kv.key_at(key); i < c.head_dim; i++, at += 16) {
+            const float k = buf.kv_f32 ? static_cast<float*>(kv.k)[at] : static_cast<int8_t*>(kv.k)[at];
+            weights[j] = std::fma(q[i], k, weights[j]);
+          }
+          weights[j] *= kv.k_scale[key];
+        }
+        const float top = *std::max_element(weights.begin(), weights.end());
+        for (float& w : weights) w -= top;
+        exp_in_place(weights.data(), int(weights.size()));
+        float sum = 0;
+        for (float w : weights) sum += w;
+        for (float& w : weights) w /= sum;
+        session.observer_({Observation::attention, l, head, position + t, weights.data(), int(weights.size())});
+      }
+  }
+
+  // Copies one position of the KV cache to `bytes`, or from there: layer by layer and head by head the scales of key
+  // and value, the key, the value.
+  void copy_position(int at, uint8_t* bytes, bool restore) const {
+    const int key = at % kBlockKeys;
+    const auto copy = [&](auto* cached, int n, int stride) {
+      for (int i = 0; i < n; i++, cached += stride, bytes += sizeof *cached)
+        restore ? std::memcpy(cached, bytes, sizeof *cached) : std::memcpy(bytes, cached, sizeof *cached);
+    };
+    for (int i = 0; i < c.n_layers * c.n_kv_heads; i++) {
+      const KvBlock kv = kv_block(i / c.n_kv_heads, i % c.n_kv_heads, at / kBlockKeys);
+      const auto vectors = [&](auto* keys, auto* values) {
+        copy(keys + kv.key_at(key), c.head_dim, 16);
+        copy(values + key * kv.width, c.head_dim, 1);
+      };
+      copy(kv.k_scale + key, 1, 1);
+      copy(kv.v_scale + key, 1, 1);
+      if (buf.kv_f32)
+        vectors(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
+      else
+        vectors(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+    }
+  }
+};
+
+inline Session::Session(const Model& model, SessionOptions options) : model_(model) {
+  if (model.layers.empty()) {
+    error = "session: the model is not open";
+  } else if (options.context < 0) {
+    error = "session: context: expected 0 or more, found " + std::to_string(options.context);
+  } else if (const Kernels* kernels = choose_kernels(options.kernel, error)) {
+    try {
+      transformer_ = std::make_unique<Transformer>(*this, options, *kernels);
+    } catch (const std::bad_alloc&) {
+      error = "session: out of memory";
+    }
+    if (!error.empty()) transformer_.reset();
+  }
+}
+
+inline Session::~Session() = default;
+inline int Session::threads() const { return transformer_ ? transformer_->pool.threads() : 0; }
+inline const char* Session::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
+inline int Session::context() const { return transformer_ ? transformer_->buf.context : 0; }
+inline bool Session::kv_f32() const { return transformer_ && transformer_->buf.kv_f32; }
+
+inline const float* Session::forward(const int* ids, size_t n) {
+  if (!transformer_ || !transformer_->forward(ids, n, nullptr)) return nullptr;
+  return transformer_->logits(int((n - 1) % kChunk), 1);
+}
+
+inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
+  return transformer_ && transformer_->forward(ids, n, &each);
+}
+
+inline size_t Session::position_bytes() const {
+  const Config& c = model_.config;
+  const size_t element = kv_f32() ? sizeof(float) : 1;
+  return size_t(c.n_layers) * c.n_kv_heads * (2 * sizeof(float) + 2 * size_t(c.head_dim) * element);
+}
+inline void Session::read_position(int position, uint8_t* bytes) const {
+  transformer_->copy_position(position, bytes, false);
+}
+inline void Session::append_position(const uint8_t* bytes) {
+  if (position_ < context()) transformer_->copy_position(position_++, const_cast<uint8_t*>(bytes), true);
+}
+
+// ====================================================================================================================
+// 6. Number formats, and the scalar kernels that define the bits of every faster one
+// ====================================================================================================================
+
+inline constexpr int8_t kCodebook[16] = {-63, -50, -40, -31, -24, -17, -10, -4, 1, 7, 12, 18, 25, 32, 42, 56};
 
 template <class T> T load(const void* p) {  // unaligned
   T value;
   std::memcpy(&value, p, sizeof value);
   return value;
+}
+
+// A bfloat16 is the upper half of a float32.
+inline float from_bf16(uint16_t h) {
+  const uint32_t bits = uint32_t(h) << 16;
+  return load<float>(&bits);
 }
 
 // Bytes of the codes of one panel (16 rows), and of the whole panel.
@@ -438,59 +1348,34 @@ inline size_t code_bytes(Type type, int cols) {
 inline size_t panel_bytes(Type type, int cols) {
   const size_t groups = size_t(padded(cols)) / kGroup, codes = code_bytes(type, cols);
   if (type == Type::q8) return codes + groups * 32;                            // a bfloat16 per group and row
-  if (type == Type::q4) return codes + round_up<size_t>(groups * 8, 64) + 64;  // half a byte per group and row, and rs
+  if (type == Type::q4) return codes + round_up<size_t>(groups * 8, 64) + 64;  // 4 bits per group and row; row scales
   return codes;
 }
-// The embedding table, row-major, group after group: 32 floats, or a bfloat16 scale and 32 bytes.
+// A row-major table, group after group: 32 floats, or a bfloat16 scale and 32 bytes.
 inline size_t embedding_group_bytes(Type type) { return type == Type::q8 ? 2 + kGroup : kGroup * sizeof(float); }
 inline size_t embedding_row_bytes(Type type, int cols) {
   return size_t(padded(cols)) / kGroup * embedding_group_bytes(type);
 }
 
-// What a matmul multiplies with: n tokens' vectors of `cols` (padded) elements, as floats and quantized to int8 with
-// one scale per group of 32, max|x| / 127. A view: the memory is the session's, or the caller's.
-struct Activations {
-  int cols;                    // padded to 64
-  float* f;                    // (n, cols); null where only the quantized form is kept
-  int8_t* q;                   // (n, cols)
-  float* scale;                // (n, cols / 32)
-  int32_t* sum;                // (n, cols / 32): sums of q over a group, for kernels that multiply unsigned by signed bytes
-  uint8_t* packed = nullptr;   // q and scale as pack_groups lays them out
-  bool use_packed = false;     // the quantized form of this matmul is in `packed`, and only there
-
-  // Token t alone.
-  Activations token(int t) const {
-    const size_t at = size_t(t) * cols;
-    return {cols, f + at, q + at, scale + at / kGroup, sum + at / kGroup};
-  }
-  // The columns from k0 on (a multiple of 32).
-  Activations columns(int k0) const { return {cols, f + k0, q + k0, scale + k0 / kGroup, sum + k0 / kGroup}; }
-  // The same for a matmul of n tokens: the packed form is used where the kernel set has a use for it.
-  Activations of(const struct Kernels& k, int n) const;
-  // Its place for kChunk tokens: take(pointer, count) gives each array its own.
-  template <class Take> void place(int width, bool floats, const Take& take);
-  // x (n) as columns first ... first + n - 1, whole groups, of one of so many tokens, quantized for the matmul.
-  void quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const;
-  // All of token t of n, from its place in f.
-  void quantize_token(const Kernels& k, int t, int n) const;
-};
-
-// How a kernel that works on tiles of 16 tokens has its activations: 64 columns of all tokens, (n, 64) bytes, and their
-// scales, (2, n) floats; then the next 64 columns. n is a multiple of 16 here; behind the last token lies anything.
-inline size_t packed_bytes(int n, int cols) { return size_t(cols) / 64 * (64 + 2 * sizeof(float)) * round_up(n, 16); }
-
-// `count` quantized groups into their place in `packed`, which is for n tokens: token t's groups from `first` on.
-inline void pack_groups(const int8_t* q, const float* scale, int t, int first, int count, int n, uint8_t* packed) {
-  const size_t rows = size_t(round_up(n, 16));
-  for (int g = first; g < first + count; g++, q += kGroup, scale++) {
-    uint8_t* block = packed + packed_bytes(n, g / 2 * 64);
-    std::memcpy(block + size_t(t) * 64 + g % 2 * kGroup, q, kGroup);
-    std::memcpy(block + rows * 64 + (g % 2 * rows + t) * sizeof(float), scale, sizeof(float));
-  }
-}
-
-// The q4 scale of a group: 4 bits, +-(5 ... 12). The sign turns a lopsided codebook over.
+// The q4 scale of a group: 4 bits, +-(5 ... 12). The sign mirrors a codebook that is not symmetric.
 inline float q4_scale(int s) { return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7)); }
+
+inline float weight(const Tensor& t, int row, int col) {
+  const size_t k = size_t(col), r = size_t(row) % kPanelRows, group = k / kGroup;
+  if (t.layout != Layout::panels) {
+    const uint8_t* at = t.data + row * embedding_row_bytes(t.type, t.cols) + group * embedding_group_bytes(t.type);
+    if (t.type == Type::f32) return load<float>(at + k % kGroup * 4);
+    return float(int8_t(at[2 + k % kGroup])) * from_bf16(load<uint16_t>(at));
+  }
+  const uint8_t* panel = t.data + size_t(row) / kPanelRows * panel_bytes(t.type, t.cols);
+  const uint8_t* scales = panel + code_bytes(t.type, t.cols);
+  if (t.type == Type::f32) return load<float>(panel + k * 64 + 4 * r);
+  if (t.type == Type::q8)
+    return float(int8_t(panel[k / 4 * 64 + 4 * r + k % 4])) * from_bf16(load<uint16_t>(scales + group * 32 + 2 * r));
+  const uint8_t codes = panel[k / 8 * 64 + 4 * r + k % 4], pair = scales[group / 2 * 16 + r];
+  const float row_scale = load<float>(panel + panel_bytes(t.type, t.cols) - 64 + 4 * r);
+  return row_scale * q4_scale(group & 1 ? pair >> 4 : pair & 15) * t.codebook[k & 4 ? codes >> 4 : codes & 15];
+}
 
 // Row r of a q4 panel times one token: rs * sum over groups of (m * xs) * sum over k of codebook[code] * xq.
 inline float dot_q4(const uint8_t* panel, const int8_t codebook[16], int r, const Activations& x) {
@@ -528,220 +1413,146 @@ inline float dot_f32(const uint8_t* panel, int r, const Activations& x) {
   return acc;
 }
 
-// The definition of a matmul: y (n, ldy) = x (n, cols) times `count` panels of w from panel `first` on.
-inline void matmul_scalar(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy) {
-  for (int p = first; p < first + count; p++) {
-    const uint8_t* panel = w.data + size_t(p) * panel_bytes(w.type, w.cols);
-    for (int t = 0; t < n; t++)
-      for (int r = 0; r < kPanelRows; r++)
-        y[t * ldy + size_t(p) * kPanelRows + r] = w.type == Type::q4   ? dot_q4(panel, w.codebook, r, x.token(t))
-                                                  : w.type == Type::q8 ? dot_q8(panel, r, x.token(t))
-                                                                       : dot_f32(panel, r, x.token(t));
+// The definition of a matmul.
+inline void matmul_scalar(const PanelProduct& m) {
+  for (int p = m.first; p < m.first + m.count; p++) {
+    const uint8_t* panel = m.w.data + size_t(p) * panel_bytes(m.w.type, m.w.cols);
+    for (int t = 0; t < m.n; t++)
+      for (int r = 0; r < kPanelRows; r++) {
+        float& y = m.y[t * m.ldy + size_t(p) * kPanelRows + r];
+        if (m.w.type == Type::q4) y = dot_q4(panel, m.w.codebook, r, m.x.token(t));
+        if (m.w.type == Type::q8) y = dot_q8(panel, r, m.x.token(t));
+        if (m.w.type == Type::f32) y = dot_f32(panel, r, m.x.token(t));
+      }
   }
 }
 
-// One instruction set's version of everything that takes time. Section 8 fills in a table of these. The float blocks
-// are the same C++ (section 5), compiled for the instruction set; the integer functions are written by hand.
-struct Kernels {
-  const char* name;
-  bool (*supported)();
+// ---- Activations ----
 
-  void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
-  void (*quantize)(const float* x, int n, int8_t* q, float* scale, int32_t* sum);
-  void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
-  void (*swiglu)(float* gate, const float* up, int n);
-  void (*exp)(float* x, int n);
-  void (*attend_q8)(const struct KvBlock& kv, int n, const float* const* q, const int* keys, float* const* out);
-  void (*attend_f32)(const struct KvBlock& kv, int n, const float* const* q, const int* keys, float* const* out);
-  void (*fold)(float* state, const float* part, int width);
-  void (*matmul_f32)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
-
-  // Null where the scalar definition serves. See matmul_panels and matmul_blocked for what they do.
-  void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
-                    uint8_t* out_codes, float* out_scales);
-  void (*gemv_q4)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
-  void (*dot)(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
-              int n, float* const acc[2]);
-  // Null where matmul_blocked is the best there is. q4 or q8, and x.packed.
-  void (*matmul_packed)(const Tensor& w, int first, int count, const Activations& x, int n, float* y, size_t ldy);
-};
-
-inline constexpr int kChunk = 128;      // tokens that go through the layers together
-inline constexpr int kFewTokens = 8;    // up to so many take the weights straight from memory; more are worth unpacking
+inline constexpr int kFewTokens = 8;    // up to so many read the q4 weights in place; for more they are unpacked once
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 
-// Integer matmul of many tokens, the loops around a kernel set's `dot`: two panels at a time, a block of columns at a
-// time, unpacked once for all tokens. `dot` adds the block's groups to acc (n, 16), in order.
-inline void matmul_blocked(const Kernels& k, const Tensor& w, int first, int count, const Activations& x, int n,
-                           float* y, size_t ldy) {
+// The packed layout: 64 columns of all tokens, (n, 64) bytes, and their scales, (2, n) floats; then the next 64
+// columns. n is padded to 16; the rows after the last token are unspecified.
+inline size_t packed_bytes(int n, int cols) { return size_t(cols) / 64 * (64 + 2 * sizeof(float)) * round_up(n, 16); }
+
+// Copies `count` quantized groups of token t, from group `first` on, to their place in `packed`, which is for n tokens.
+inline void pack_groups(const int8_t* q, const float* scale, int t, int first, int count, int n, uint8_t* packed) {
+  const size_t rows = size_t(round_up(n, 16));
+  for (int g = first; g < first + count; g++, q += kGroup, scale++) {
+    uint8_t* block = packed + packed_bytes(n, g / 2 * 64);
+    std::memcpy(block + size_t(t) * 64 + g % 2 * kGroup, q, kGroup);
+    std::memcpy(block + rows * 64 + (g % 2 * rows + t) * sizeof(float), scale, sizeof(float));
+  }
+}
+
+inline bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
+
+inline Activations Activations::of(const Kernels& k, int n) const {
+  Activations x = *this;
+  x.use_packed = packs(k, n);
+  return x;
+}
+
+template <class Take> void Activations::place(int width, bool floats, Take& take) {
+  cols = padded(width);
+  f = nullptr;
+  const size_t count = size_t(kChunk) * cols;
+  if (floats) take(f, count);
+  take(q, count);
+  take(scale, count / kGroup);
+  take(sum, count / kGroup);
+  take(packed, packed_bytes(kChunk, cols));
+}
+
+inline void Activations::quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
+  const size_t at = size_t(token) * cols + first, group = at / kGroup;
+  if (!packs(k, tokens)) return k.quantize(x, n, q + at, scale + group, sum + group);
+  int8_t bytes[kBlockCols];
+  float scales[kBlockCols / kGroup];
+  int32_t sums[kBlockCols / kGroup];
+  for (int i = 0; i < n; i += kBlockCols) {
+    const int count = std::min(kBlockCols, n - i);
+    k.quantize(x + i, count, bytes, scales, sums);
+    pack_groups(bytes, scales, token, (first + i) / kGroup, count / kGroup, tokens, packed);
+  }
+}
+
+// ---- Matmul: the loops around the kernels ----
+
+// Integer matmul of many tokens: two panels at a time and a block of columns at a time, which is unpacked once for all
+// tokens.
+inline void matmul_blocked(const Kernels& k, const PanelProduct& m) {
   alignas(64) uint8_t unpacked[2][kBlockCols * kPanelRows];
   alignas(64) float unpacked_scales[2][kBlockCols / kGroup * kPanelRows];
   alignas(64) float acc[2][kChunk * kPanelRows];
-  const size_t stride = panel_bytes(w.type, w.cols), scales_at = code_bytes(w.type, w.cols);
-  for (int p = first; p < first + count; p += 2) {
-    const int pair = std::min(2, first + count - p);  // an odd last panel is taken twice, and used once
+  const Type type = m.w.type;
+  const size_t stride = panel_bytes(type, m.w.cols), scales_at = code_bytes(type, m.w.cols);
+  for (int p = m.first; p < m.first + m.count; p += 2) {
+    const int pair = std::min(2, m.first + m.count - p);  // an odd last panel is computed twice and stored once
     std::memset(acc, 0, sizeof acc);
-    for (int k0 = 0; k0 < x.cols; k0 += kBlockCols) {
-      const int cols = std::min(kBlockCols, x.cols - k0);
-      const uint8_t* codes[2];
-      const void* scales[2];
+    for (int k0 = 0; k0 < m.x.cols; k0 += kBlockCols) {
+      const int cols = std::min(kBlockCols, m.x.cols - k0);
+      BlockProduct block = {type, {}, {}, cols, m.x.columns(k0), m.n, {acc[0], acc[1]}};
       for (int i = 0; i < 2; i++) {
-        const uint8_t* panel = w.data + (size_t(p) + std::min(i, pair - 1)) * stride;
-        codes[i] = panel + code_bytes(w.type, k0);
-        scales[i] = panel + scales_at + (w.type == Type::q8 ? k0 : k0 / 4);
-        if (w.type != Type::q4) continue;
-        k.unpack_q4(codes[i], panel + scales_at + k0 / 4, w.codebook, cols, unpacked[i], unpacked_scales[i]);
-        codes[i] = unpacked[i];
-        scales[i] = unpacked_scales[i];
+        const uint8_t* panel = m.w.data + (size_t(p) + std::min(i, pair - 1)) * stride;
+        block.codes[i] = panel + code_bytes(type, k0);
+        block.scales[i] = panel + scales_at + (type == Type::q8 ? k0 : k0 / 4);
+        if (type != Type::q4) continue;
+        k.unpack_q4(block.codes[i], panel + scales_at + k0 / 4, m.w.codebook, cols, unpacked[i], unpacked_scales[i]);
+        block.codes[i] = unpacked[i];
+        block.scales[i] = unpacked_scales[i];
       }
-      const Activations block = x.columns(k0);
-      float* const accs[2] = {acc[0], acc[1]};
-      k.dot(w.type, codes, scales, cols, block, n, accs);
+      k.dot(block);
     }
     for (int i = 0; i < pair; i++) {
-      float rs[kPanelRows];
-      std::fill(rs, rs + kPanelRows, 1.f);
-      if (w.type == Type::q4) std::memcpy(rs, w.data + (size_t(p) + i + 1) * stride - sizeof rs, sizeof rs);
-      for (int t = 0; t < n; t++)
+      float row_scale[kPanelRows];
+      std::fill(row_scale, row_scale + kPanelRows, 1.f);
+      if (type == Type::q4)
+        std::memcpy(row_scale, m.w.data + (size_t(p) + i + 1) * stride - sizeof row_scale, sizeof row_scale);
+      for (int t = 0; t < m.n; t++)
         for (int r = 0; r < kPanelRows; r++)
-          y[t * ldy + (size_t(p) + i) * kPanelRows + r] = acc[i][t * kPanelRows + r] * rs[r];
+          m.y[t * m.ldy + (size_t(p) + i) * kPanelRows + r] = acc[i][t * kPanelRows + r] * row_scale[r];
     }
   }
 }
 
-// Panels first ... first + count - 1 of w times n tokens, by the fastest way that the kernel set has.
-inline void matmul_panels(const Kernels& k, const Tensor& w, int first, int count, const Activations& x, int n,
-                          float* y, size_t ldy) {
-  if (w.type == Type::f32) return k.matmul_f32(w, first, count, x, n, y, ldy);
-  if (!k.dot) return matmul_scalar(w, first, count, x, n, y, ldy);
-  if (w.type == Type::q4 && n <= kFewTokens) return k.gemv_q4(w, first, count, x, n, y, ldy);
-  x.use_packed ? k.matmul_packed(w, first, count, x, n, y, ldy) : matmul_blocked(k, w, first, count, x, n, y, ldy);
+// By the fastest kernel of the set.
+inline void matmul_panels(const Kernels& k, const PanelProduct& m) {
+  if (m.w.type == Type::f32) return k.matmul_f32(m);
+  if (!k.dot) return matmul_scalar(m);
+  if (m.w.type == Type::q4 && m.n <= kFewTokens) return k.gemv_q4(m);
+  if (m.x.use_packed) return k.matmul_packed(m);
+  matmul_blocked(k, m);
+}
+
+// Panels that a thread takes together: four, which are read as four streams at once (reads_four_streams), or two if
+// each is used for many tokens.
+inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
+
+// y = w x for each product. Matrices that share their input are processed in one pass, as if stacked vertically.
+inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const Activations& x, int n) {
+  int total = 0;
+  size_t bytes = 0;
+  for (const Product& p : products) {
+    total += panels_of(p.w.rows);
+    bytes += p.w.bytes;
+  }
+  pool.parallel_ranges(total, panel_unit(n), matmul_work(bytes, n), [&](int first, int end) {
+    for (const Product& p : products) {
+      const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
+      if (from < to) matmul_panels(k, {p.w, from, to - from, x.of(k, n), n, p.y, size_t(padded(p.w.rows))});
+      first -= panels;  // relative to the first panel of the next product
+      end -= panels;
+    }
+  });
 }
 
 // ====================================================================================================================
-// 3. Thread pool
+// 7. Model file: map and check
 // ====================================================================================================================
-
-inline void spin_pause();  // section 8: tells the CPU that a loop only waits
-
-// Runs tasks 0 ... n-1 on all its threads, the caller among them. Tasks are handed out one by one, so which thread
-// does what varies; no result may depend on it. A worker without work spins for some microseconds, since the next
-// matmul is usually that near, and then sleeps, since other programs want the CPU too.
-//
-// `work` is about how many nanoseconds one thread would need for the whole job. To tell the others of it and to wait
-// for them takes some microseconds, so a job smaller than that is the caller's alone.
-class Pool {
- public:
-  // Starts threads - 1 workers; as many as the system gives.
-  explicit Pool(int threads) {
-    starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than parallel_ranges makes of any model's panels
-    try {
-      for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
-    } catch (const std::system_error&) {  // the system's limit: go on with those that there are
-    } catch (const std::bad_alloc&) {
-    }
-  }
-
-  ~Pool() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stop_.store(true);
-    }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
-  }
-
-  int threads() const { return int(workers_.size()) + 1; }
-
-  // f(task, thread) for every task below n; returns when all are done.
-  template <class F> void parallel_for(int n, double work, const F& f) {
-    if (workers_.empty() || n <= 1 || work < kWorthSharing) {
-      for (int i = 0; i < n; i++) f(i, 0);
-      return;
-    }
-    call_ = [](const void* context, int task, int thread) { (*static_cast<const F*>(context))(task, thread); };
-    context_ = &f;
-    done_.store(0, std::memory_order_relaxed);
-    const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 48) + 1;
-    ticket_.store(job << 48 | uint64_t(n) << 24);
-    if (sleepers_.load() > 0) {
-      { std::lock_guard<std::mutex> lock(mutex_); }
-      wake_.notify_all();
-    }
-    take_tasks(0);
-    for (int i = 0; done_.load(std::memory_order_acquire) != n; i++) {
-      if (i < 1000)
-        spin_pause();
-      else
-        std::this_thread::yield();
-    }
-  }
-
-  // The same where the work is known to be worth it.
-  template <class F> void parallel_for(int n, const F& f) { parallel_for(n, kWorthSharing, f); }
-
-  // f(first, end) for runs of 0 ... n-1: 7/8 of all in one long run for each thread, since every run has to get its
-  // memory going, then 7/8 of the rest likewise, and so on, until the pieces are so small that no thread waits long for
-  // another (factoring; Hummel, Schonberg and Flynn 1992). All but the last are multiples of `unit`.
-  template <class F> void parallel_ranges(int n, int unit, double work, const F& f) {
-    starts_.assign(1, 0);
-    while (starts_.back() < n) {
-      const int size = std::max(1, (n - starts_.back()) * 7 / 8 / threads() / unit) * unit;
-      for (int i = 0; i < threads() && starts_.back() < n; i++) starts_.push_back(std::min(n, starts_.back() + size));
-    }
-    parallel_for(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
-  }
-
- private:
-  static constexpr double kWorthSharing = 10000;  // ns
-
-  // ticket_: job number (16 bits), its number of tasks (24), next task (24). One fetch_add both claims a task and
-  // tells which job it belongs to, so that a worker that comes late cannot take part in the wrong one.
-  void take_tasks(int thread) {
-    for (;;) {
-      const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
-      const int task = int(ticket & 0xffffff), n = int(ticket >> 24 & 0xffffff);
-      if (task >= n) return;
-      call_(context_, task, thread);
-      done_.fetch_add(1, std::memory_order_release);
-    }
-  }
-
-  void work(int thread) {
-    uint64_t seen = 0;
-    for (;;) {
-      const auto start = std::chrono::steady_clock::now();
-      for (int i = 1; ticket_.load(std::memory_order_acquire) >> 48 == seen && !stop_.load(); i++) {
-        spin_pause();
-        if (i % 64 == 0 && std::chrono::steady_clock::now() - start > std::chrono::microseconds(50)) sleep(seen);
-      }
-      if (stop_.load()) return;
-      seen = ticket_.load(std::memory_order_acquire) >> 48;
-      take_tasks(thread);
-    }
-  }
-
-  void sleep(uint64_t seen) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    sleepers_.fetch_add(1);
-    wake_.wait(lock, [&] { return ticket_.load() >> 48 != seen || stop_.load(); });
-    sleepers_.fetch_sub(1);
-  }
-
-  std::atomic<uint64_t> ticket_{0};
-  std::atomic<int> done_{0}, sleepers_{0};
-  std::atomic<bool> stop_{false};
-  void (*call_)(const void*, int, int) = nullptr;
-  const void* context_ = nullptr;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> workers_;
-  std::vector<int> starts_;  // of the runs of parallel_ranges
-};
-
-// ====================================================================================================================
-// 4. Model file: map, check, bind
-// ====================================================================================================================
+// Everything is checked once, when a file is opened, in 64-bit arithmetic that cannot overflow. The rest of the engine
+// relies on it.
 
 struct Section {
   uint64_t offset, bytes;
@@ -751,7 +1562,7 @@ struct Section {
 struct Header {
   char magic[8];          // kMagic
   uint32_t version;       // kFormatVersion
-  uint32_t architecture;  // kLlama; kMegabyte is megabyte.hpp's
+  uint32_t architecture;  // kLlama; models/megabyte/ has files of kMegabyte
   uint32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, max_seq_len;
   uint32_t tied;  // 0 or 1
   float norm_eps;
@@ -769,7 +1580,6 @@ static_assert(sizeof(Header) == 256);
 
 inline constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'L', 'A', 'M', 'A'};
 inline constexpr uint32_t kFormatVersion = 1, kLlama = 1, kMegabyte = 2;
-inline constexpr int kMaxHeadDim = 1024;
 inline constexpr uint64_t kPage = 4096;  // alignment of the tensors section
 
 struct TensorEntry {
@@ -780,16 +1590,13 @@ struct TensorEntry {
 };
 static_assert(sizeof(TensorEntry) == 64);
 
-// vector: float32, padded to 64 bytes. rows: row-major. panels: see the top of this file.
-enum class Layout { vector, rows, panels };
-
 struct TensorSpec {
   std::string name;
   Layout layout;
   int rows, cols;
 };
 
-// Every tensor of a model, in the order of the file.
+// Every tensor of a Llama, in the order of the file.
 inline std::vector<TensorSpec> tensor_specs(const Config& c) {
   std::vector<TensorSpec> specs = {{"token_embedding", Layout::rows, c.vocab_size, c.dim}};
   for (int l = 0; l < c.n_layers; l++) {
@@ -809,8 +1616,6 @@ inline std::vector<TensorSpec> tensor_specs(const Config& c) {
   return specs;
 }
 
-inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
-
 inline uint64_t tensor_bytes(const TensorSpec& spec, Type type) {
   if (spec.layout == Layout::vector) return round_up<uint64_t>(uint64_t(spec.cols) * 4, kAlign);
   if (spec.layout == Layout::rows) return round_up<uint64_t>(embedding_row_bytes(type, spec.cols) * spec.rows, kAlign);
@@ -823,8 +1628,8 @@ inline bool type_fits(Layout layout, uint32_t type) {
 
 inline const char* type_name(Type type) { return type == Type::f32 ? "f32" : type == Type::q8 ? "q8" : "q4"; }
 
-// XXH64 with seed 0, by its public specification (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), of whole stripes of
-// 32 bytes: what is shorter is filled up with zeros. A checksum, not a secret.
+// XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md) of whole stripes of 32 bytes: a shorter rest is
+// padded with zeros. A checksum, not cryptography.
 class Hash64 {
  public:
   void update(const void* data, size_t n) {
@@ -861,16 +1666,15 @@ inline uint64_t hash_bytes(const void* data, size_t n) {
   hash.update(data, n);
   return hash.digest();
 }
-
 inline uint64_t hash_logits(const float* logits, int n) { return hash_bytes(logits, size_t(n) * sizeof(float)); }
 
-// llama2.c's files have no magic number: dim, hidden_dim and n_layers come first.
+// llama2.c checkpoints have no magic number: dim, hidden_dim and n_layers come first.
 inline bool looks_like_llama2c(const uint8_t* p, size_t n) {
   return n >= 28 && load<uint32_t>(p) - 1 < 1 << 16 && load<uint32_t>(p + 4) - 1 < 1 << 20 &&
          load<uint32_t>(p + 8) - 1 < 1 << 10;
 }
 
-// What a file is that is not ours, by its first bytes.
+// The kind of a file that is not a model, by its first bytes.
 inline std::string describe_file(const uint8_t* p, size_t n) {
   const std::string_view s(reinterpret_cast<const char*>(p), std::min<size_t>(n, 64));
   const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
@@ -878,22 +1682,24 @@ inline std::string describe_file(const uint8_t* p, size_t n) {
   if (starts("GGUF")) return "a GGUF file; convert it: export/convert FILE -o model.bin";
   if (starts("PK\x03\x04")) return "a zip archive (PyTorch saves such files)";
   if (starts("version https://git-lfs")) return "a Git LFS pointer, not the file itself; fetch it with: git lfs pull";
-  if (starts("<!") || starts("<html") || starts("<HTML")) return "a web page (HTML); the download went wrong";
+  if (starts("<!") || starts("<html") || starts("<HTML")) return "a web page (HTML); the download failed";
   if (starts("\x80\x02") || starts("\x80\x04")) return "a Python pickle (old PyTorch checkpoint)";
   if (n > 8 && p[8] == '{' && load<uint64_t>(p) < (1u << 30))
     return "a safetensors file; convert its folder: export/convert FOLDER -o model.bin";
   if (looks_like_llama2c(p, n))
     return "perhaps a llama2.c checkpoint; convert it: export/convert FILE -z TOKENIZER -o model.bin";
-  return "something else";
+  const auto text = [](char c) { return uint8_t(c) >= 32 || c == '\n' || c == '\r' || c == '\t'; };
+  return std::all_of(s.begin(), s.end(), text) ? "a text file" : "an unknown format";
 }
 
-// Reads a section from front to back; once something does not fit, ok is false and every value 0.
+// Reads a section from front to back. Once something does not fit, ok is false and every value 0.
 struct ByteReader {
   std::string_view bytes;
   bool ok = true;
 
   std::string_view take(uint64_t n) {
-    if (!ok || n > bytes.size()) return ok = false, std::string_view();
+    ok = ok && n <= bytes.size();
+    if (!ok) return {};
     const std::string_view taken = bytes.substr(0, size_t(n));
     bytes.remove_prefix(size_t(n));
     return taken;
@@ -905,8 +1711,8 @@ struct ByteReader {
 };
 
 // The limits of a shape, for model files and checkpoints alike. Within them no product of sizes overflows 64 bits, and
-// pairs turn by at most a radian a position, so that every angle is one that exact::sincos can reduce. Where something
-// is wrong it returns refuse(field, expected, found).
+// a pair rotates by at most one radian per position, so that exact::sincos can reduce every angle. For a value outside
+// its limits returns refuse(field, expected, found).
 template <class Refuse> bool check_config(const Config& c, const Refuse& refuse) {
   const bool scaled = c.rope_scaling != RopeScaling::none, llama3 = c.rope_scaling == RopeScaling::llama3;
   const struct {
@@ -941,60 +1747,64 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
     if (f.used && !(f.value > 0 && f.value >= f.low && f.value < 1e30f))
       return refuse(f.field, f.low == 1 ? "1 or more" : "a positive number", std::to_string(f.value));
   return !llama3 || c.rope_high_freq > c.rope_low_freq ||
-         refuse("rope_high_freq", "more than the low one, " + std::to_string(c.rope_low_freq),
+         refuse("rope_high_freq", "more than rope_low_freq, " + std::to_string(c.rope_low_freq),
                 std::to_string(c.rope_high_freq));
 }
 
 inline std::string architecture_name(uint32_t architecture) {
-  const std::string number = std::to_string(architecture);
-  return architecture == kLlama      ? number + " (llama)"
-         : architecture == kMegabyte ? number + " (MEGABYTE: include megabyte.hpp and open a MegabyteModel)"
-                                     : number;
+  const char* name = architecture == kLlama ? " (llama)" : architecture == kMegabyte ? " (megabyte)" : "";
+  return std::to_string(architecture) + name;
 }
 
-// The door: every check of a model file. Steps return false with `error` set.
+// All checks of a model file. A step returns false with `error` set.
 struct ModelReader {
   ModelFile& m;
   Header h;
 
-  template <class A, class B> bool refuse(const std::string& field, const A& expected, const B& found) {
-    const auto text = [](const auto& v) {
-      if constexpr (std::is_arithmetic_v<std::decay_t<decltype(v)>>)
-        return std::to_string(v);
-      else
-        return std::string(v);
-    };
-    m.error = field + ": expected " + text(expected) + ", found " + text(found);
+  bool refuse(const std::string& field, const std::string& expected, const std::string& found) {
+    m.error = field + ": expected " + expected + ", found " + found;
     return false;
+  }
+  bool refuse(const std::string& field, const std::string& expected, double found) {
+    char number[32];
+    std::snprintf(number, sizeof number, "%.9g", found);
+    return refuse(field, expected, number);
+  }
+  bool equal(const std::string& field, uint64_t expected, uint64_t found) {
+    return expected == found || refuse(field, std::to_string(expected), std::to_string(found));
   }
 
   bool header(uint32_t architecture) {
     if (m.size_ < 8 || std::memcmp(m.base_, kMagic, 8) != 0)
       return refuse("magic", "a pocketllama model", describe_file(m.base_, m.size_));
-    if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", m.size_);
+    if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", std::to_string(m.size_));
     std::memcpy(&h, m.base_, sizeof h);
-    if (h.version != kFormatVersion) return refuse("version", kFormatVersion, h.version);
-    if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, std::to_string(m.size_) + " (cut short?)");
+    if (!equal("version", kFormatVersion, h.version)) return false;
+    if (h.file_bytes != m.size_)
+      return refuse("file_bytes", std::to_string(h.file_bytes), std::to_string(m.size_) + " (truncated?)");
     if (h.architecture != architecture)
       return refuse("architecture", architecture_name(architecture), architecture_name(h.architecture));
     return sections() && checksum();
   }
 
   bool sections() {
-    const char* names[] = {"tokenizer", "chat", "provenance", "self_test", "tensor_table", "tensors"};
-    const Section all[] = {h.tokenizer, h.chat, h.provenance, h.self_test, h.tensor_table, h.tensors};
+    const struct {
+      const char* name;
+      Section section;
+      uint64_t align;
+    } all[] = {{"tokenizer", h.tokenizer, kAlign},       {"chat", h.chat, kAlign},
+               {"provenance", h.provenance, kAlign},     {"self_test", h.self_test, kAlign},
+               {"tensor_table", h.tensor_table, kAlign}, {"tensors", h.tensors, kPage}};
     uint64_t at = sizeof(Header);
-    for (int i = 0; i < 6; i++) {
-      const std::string field = std::string("section ") + names[i];
-      const uint64_t align = i == 5 ? kPage : kAlign;
-      if (all[i].offset % align)
-        return refuse(field + ".offset", "a multiple of " + std::to_string(align), all[i].offset);
-      if (all[i].offset < at) return refuse(field + ".offset", "at least " + std::to_string(at), all[i].offset);
-      if (all[i].offset > m.size_ || all[i].bytes > m.size_ - all[i].offset)
-        return refuse(field + ".bytes", "an end within " + std::to_string(m.size_) + " bytes", all[i].bytes);
-      at = all[i].offset + all[i].bytes;
+    for (const auto& [name, s, align] : all) {
+      const std::string field = std::string("section ") + name, offset = std::to_string(s.offset);
+      if (s.offset % align) return refuse(field + ".offset", "a multiple of " + std::to_string(align), offset);
+      if (s.offset < at) return refuse(field + ".offset", "at least " + std::to_string(at), offset);
+      if (s.offset > m.size_ || s.bytes > m.size_ - s.offset)
+        return refuse(field + ".bytes", "an end within " + std::to_string(m.size_) + " bytes", std::to_string(s.bytes));
+      at = s.offset + s.bytes;
     }
-    return at == m.size_ || refuse("section tensors", "the end of the file", at);
+    return at == m.size_ || refuse("section tensors", "the end of the file", std::to_string(at));
   }
 
   bool checksum() {
@@ -1003,7 +1813,8 @@ struct ModelReader {
     Hash64 hash;
     hash.update(&zeroed, sizeof zeroed);
     hash.update(m.base_ + sizeof(Header), h.tensors.offset - sizeof(Header));
-    return hash.digest() == h.checksum || refuse("checksum", h.checksum, std::to_string(hash.digest()) + " (damaged)");
+    return hash.digest() == h.checksum ||
+           refuse("checksum", std::to_string(h.checksum), std::to_string(hash.digest()) + " (damaged)");
   }
 
   struct Integer {
@@ -1013,7 +1824,7 @@ struct ModelReader {
   };
   bool integers(std::initializer_list<Integer> fields) {
     for (const Integer& f : fields) {
-      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", f.value);
+      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", std::to_string(f.value));
       *f.out = int(f.value);
     }
     return true;
@@ -1025,48 +1836,44 @@ struct ModelReader {
     });
   }
 
-  // count: of the specs, which are made only if the file has room for so many: the list of a model with a thousand
-  // layers must not be made for a tiny file.
+  // The tensors, bound to their place. count: of the specs, which are made only if the file has that many: a tiny file
+  // must not cause the list of a model with a thousand layers.
   template <class Specs> bool tensors(uint64_t count, const Specs& specs, std::vector<Tensor>& bound) {
-    if (h.tensor_table.bytes != count * sizeof(TensorEntry))
-      return refuse("section tensor_table.bytes", count * sizeof(TensorEntry), h.tensor_table.bytes);
+    if (!equal("section tensor_table.bytes", count * sizeof(TensorEntry), h.tensor_table.bytes)) return false;
     uint64_t at = h.tensors.offset;
-    bool all_f32 = true;
+    m.all_f32 = true;
     for (const TensorSpec& spec : specs()) {
       const auto e = load<TensorEntry>(m.base_ + h.tensor_table.offset + bound.size() * sizeof(TensorEntry));
       const std::string field = "tensor " + spec.name;
-      if (!type_fits(spec.layout, e.type)) return refuse(field + ".type", "a type that fits", e.type);
-      if (e.rows != uint32_t(spec.rows)) return refuse(field + ".rows", spec.rows, e.rows);
-      if (e.cols != uint32_t(spec.cols)) return refuse(field + ".cols", spec.cols, e.cols);
-      if (e.offset != at) return refuse(field + ".offset", at, e.offset);
+      if (!type_fits(spec.layout, e.type)) return refuse(field + ".type", "a type of its layout", double(e.type));
+      if (!equal(field + ".rows", uint64_t(spec.rows), e.rows)) return false;
+      if (!equal(field + ".cols", uint64_t(spec.cols), e.cols)) return false;
+      if (!equal(field + ".offset", at, e.offset)) return false;
       const uint64_t bytes = tensor_bytes(spec, Type(e.type));
-      if (e.bytes != bytes) return refuse(field + ".bytes", bytes, e.bytes);
+      if (!equal(field + ".bytes", bytes, e.bytes)) return false;
       if (bytes > m.size_ - at)
         return refuse(field, std::to_string(bytes) + " bytes", std::to_string(m.size_ - at) + " left");
-      Tensor t = {Type(e.type), spec.rows, spec.cols, m.base_ + at, size_t(bytes)};
+      Tensor t = {Type(e.type), spec.rows, spec.cols, m.base_ + at, size_t(bytes), {}, spec.layout};
       std::memcpy(t.codebook, e.codebook, sizeof e.codebook);
-      for (int8_t value : e.codebook)  // section 8 counts on 7 bits
-        if (value < -64 || value > 63) return refuse(field + ".codebook", "-64 to 63", int(value));
+      for (int8_t value : e.codebook)  // section 10 relies on 7 bits
+        if (value < -64 || value > 63) return refuse(field + ".codebook", "-64 to 63", double(value));
       bound.push_back(t);
-      all_f32 = all_f32 && (spec.layout != Layout::panels || t.type == Type::f32);
+      m.all_f32 = m.all_f32 && (spec.layout != Layout::panels || t.type == Type::f32);
       at += bytes;
     }
-    if (at != m.size_) return refuse("section tensors", at, m.size_);
-    m.all_f32 = all_f32;
-    return true;
+    return equal("section tensors", at, m.size_);
   }
 
   std::string_view view(const Section& s) {
     return {reinterpret_cast<const char*>(m.base_) + s.offset, size_t(s.bytes)};
   }
 
-  bool ids(ByteReader& in, int vocab_size, std::vector<int>& out) {
+  static bool ids(ByteReader& in, int vocab_size, std::vector<int>& out) {
     const uint32_t count = in.get<uint32_t>();
     if (count > in.bytes.size() / 4) return false;
     for (uint32_t i = 0; i < count; i++) {
-      const int32_t id = in.get<int32_t>();
-      if (id < 0 || id >= vocab_size) return false;
-      out.push_back(id);
+      out.push_back(in.get<int32_t>());
+      if (out.back() < 0 || out.back() >= vocab_size) return false;
     }
     return in.ok;
   }
@@ -1074,19 +1881,20 @@ struct ModelReader {
   bool chat(int vocab_size) {
     ByteReader in{view(h.chat)};
     ChatTemplate chat;
-    if (!ids(in, vocab_size, chat.stop_ids)) return refuse("section chat", "stop ids within the vocabulary", "others");
+    if (!ids(in, vocab_size, chat.stop_ids))
+      return refuse("section chat", "stop ids within the vocabulary", "other values");
     chat.default_system = std::string(in.take(in.get<uint32_t>()));
     for (auto& slot : chat.slot) {
       const uint32_t parts = in.get<uint32_t>();
       for (uint32_t i = 0; i < parts && in.ok; i++) {
         const int32_t id = in.get<int32_t>();
-        if (id < -1 || id >= vocab_size) return refuse("section chat", "ids within the vocabulary", id);
+        if (id < -1 || id >= vocab_size) return refuse("section chat", "ids within the vocabulary", double(id));
         slot.push_back({id, std::string(in.take(in.get<uint32_t>()))});
       }
     }
-    if (in.ok && !in.bytes.empty()) chat.trim = in.get<uint32_t>();  // left out where it is 0
+    if (in.ok && !in.bytes.empty()) chat.trim = in.get<uint32_t>();  // absent if it is 0
     if (!in.ok || !in.bytes.empty() || chat.trim > 7)
-      return refuse("section chat", "a whole template", "one that does not fit its bytes");
+      return refuse("section chat", "a complete template", "one that does not match its size");
     m.chat = std::move(chat);
     return true;
   }
@@ -1094,15 +1902,15 @@ struct ModelReader {
   bool self_test(int vocab_size) {
     ByteReader in{view(h.self_test)};
     std::vector<int> prompt;
-    if (!ids(in, vocab_size, prompt)) return refuse("section self_test", "ids within the vocabulary", "others");
+    if (!ids(in, vocab_size, prompt)) return refuse("section self_test", "ids within the vocabulary", "other values");
     m.self_test_hash = in.get<uint64_t>();
     if (!in.ok || !in.bytes.empty()) return refuse("section self_test", "ids and a hash", "other bytes");
     m.self_test_ids = std::move(prompt);
     return true;
   }
 
-  // The sections that all architectures share.
-  bool rest(int vocab_size) {
+  // The sections after the tensor table is bound.
+  bool finish(int vocab_size) {
     if (!chat(vocab_size) || !self_test(vocab_size)) return false;
     m.tokenizer_ = view(h.tokenizer);
     m.provenance_ = view(h.provenance);
@@ -1114,7 +1922,7 @@ struct ModelReader {
   }
 };
 
-// The shape of a Llama, as the header tells it.
+// The shape of a Llama, from the header.
 inline bool read_config(ModelReader& reader, Config& c) {
   const Header& h = reader.h;
   if (!reader.integers({{"dim", h.dim, &c.dim},
@@ -1127,27 +1935,41 @@ inline bool read_config(ModelReader& reader, Config& c) {
                         {"max_seq_len", h.max_seq_len, &c.max_seq_len},
                         {"rope_original_len", h.rope_original_len, &c.rope_original_len}}))
     return false;
-  if (h.tied > 1) return reader.refuse("tied", "0 or 1", h.tied);
-  if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", h.rope_scaling);
+  if (h.tied > 1) return reader.refuse("tied", "0 or 1", double(h.tied));
+  if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", double(h.rope_scaling));
   for (uint8_t byte : h.reserved)
-    if (byte) return reader.refuse("reserved", 0, int(byte));
+    if (byte) return reader.refuse("reserved", "0", double(byte));
   c.tied = h.tied;
   c.norm_eps = h.norm_eps;
   c.rope_theta = h.rope_theta;
   c.rope_scaling = RopeScaling(h.rope_scaling);
-  c.rope_factor = h.rope_factor, c.rope_low_freq = h.rope_low_freq, c.rope_high_freq = h.rope_high_freq;
+  c.rope_factor = h.rope_factor;
+  c.rope_low_freq = h.rope_low_freq;
+  c.rope_high_freq = h.rope_high_freq;
   return reader.fits(c);
 }
 
-inline void Model::bind(const std::vector<Tensor>& t) {
+inline bool Model::read(const char* name) {
   layers.clear();
-  token_embedding = t[0];
-  for (size_t i = 1; i + 2 < t.size(); i += 9)
-    layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
-  final_norm = t[t.size() - 2];
-  output = t[t.size() - 1];
-  bytes_per_token = 0;
-  for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
+  try {
+    ModelReader reader{*this, {}};
+    std::vector<Tensor> t;
+    const auto specs = [&] { return tensor_specs(config); };
+    if (!reader.header(kLlama) || !read_config(reader, config) ||
+        !reader.tensors(uint64_t(config.n_layers) * 9 + 3, specs, t) || !reader.finish(config.vocab_size))
+      return refuse(name);
+    token_embedding = t[0];
+    for (size_t i = 1; i + 2 < t.size(); i += 9)
+      layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
+    final_norm = t[t.size() - 2];
+    output = t[t.size() - 1];
+    bytes_per_token = 0;
+    for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
+    return true;
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
+    return refuse(name);
+  }
 }
 
 inline bool ModelFile::refuse(const char* name) {
@@ -1156,38 +1978,17 @@ inline bool ModelFile::refuse(const char* name) {
   return false;
 }
 
-inline bool Model::read(const char* name) {
-  layers.clear();
-  try {
-    ModelReader reader{*this, {}};
-    std::vector<Tensor> tensors;
-    if (reader.header(kLlama) && read_config(reader, config) &&
-        reader.tensors(
-            uint64_t(config.n_layers) * 9 + 3, [&] { return tensor_specs(config); }, tensors) &&
-        reader.rest(config.vocab_size)) {
-      bind(tensors);
-      return true;
-    }
-  } catch (const std::bad_alloc&) {
-    error = "out of memory";
-  }
-  return refuse(name);
-}
-
-inline bool Model::open(const char* path) { return map_file(path) && read(path); }
-inline bool Model::open_memory(const void* data, size_t size) { return map_memory(data, size) && read("memory"); }
-
 inline bool ModelFile::map_file(const char* path) {
   unmap();
   error.clear();
-  const auto fail = [&](const char* what) {
-    error = what;
+  const auto fail = [&](const char* why) {
+    error = why;
     return refuse(path);
   };
   file_ = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   struct stat st;
   if (file_ < 0 || fstat(file_, &st) != 0) return fail(std::strerror(errno));
-  if (S_ISDIR(st.st_mode)) return fail("is a folder; export/convert makes a model.bin from a checkpoint's folder");
+  if (S_ISDIR(st.st_mode)) return fail("is a folder; convert a checkpoint in it: export/convert FOLDER -o model.bin");
   if (!S_ISREG(st.st_mode)) return fail("expected a regular file, which can be mapped");
   if (st.st_size == 0) return fail("magic: expected a pocketllama model, found an empty file");
   void* map = mmap(nullptr, size_t(st.st_size), PROT_READ, MAP_SHARED, file_, 0);
@@ -1195,7 +1996,7 @@ inline bool ModelFile::map_file(const char* path) {
   base_ = static_cast<const uint8_t*>(map);
   size_ = size_t(st.st_size);
 #ifdef MADV_HUGEPAGE
-  madvise(map, size_, MADV_HUGEPAGE);  // what is not in memory yet may come in pages of 2 MiB, which are read faster
+  madvise(map, size_, MADV_HUGEPAGE);  // pages that are not cached yet may arrive as pages of 2 MiB, which read faster
 #endif
   return true;
 }
@@ -1217,7 +2018,9 @@ inline void ModelFile::unmap() {
     if (base_) munmap(const_cast<uint8_t*>(base_), size_);
     ::close(file_);
   }
-  base_ = nullptr, size_ = 0, file_ = -1;
+  base_ = nullptr;
+  size_ = 0;
+  file_ = -1;
   tokenizer_ = provenance_ = {};
   tensors_at_ = tensors_hash_ = checksum_ = 0;
 }
@@ -1229,7 +2032,7 @@ inline bool ModelFile::verify_tensors() {
   return false;
 }
 
-// A row is read, not looked at where it is mapped: a page fault would bring 64 KiB around it into memory, to stay.
+// Reads the row from the file instead of the mapping: a page fault would bring in 64 KiB around it, which would stay.
 inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const {
   const Type type = table.type;
   const size_t group = embedding_group_bytes(type), groups = size_t(padded(table.cols)) / kGroup;
@@ -1254,18 +2057,132 @@ inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const 
   return true;
 }
 
+// One zeroed reservation, which the system backs page by page as it is touched: a KV cache costs what is used of it.
+// Null with `error` set if there is no room.
+inline uint8_t* reserve_memory(size_t bytes, std::string& error) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    error = "session: cannot reserve " + std::to_string(bytes >> 20) + " MiB; use a smaller context";
+    return nullptr;
+  }
+#ifdef MADV_NOHUGEPAGE
+  madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would occupy 2 MiB
+#endif
+  return static_cast<uint8_t*>(memory);
+}
+
 // ====================================================================================================================
-// 5. The blocks: rmsnorm, rope, swiglu, attention
+// 8. Threads
 // ====================================================================================================================
-// Plain C++, written once. Section 8 compiles each body for every instruction set, and the compiler makes vectors of
-// the loops. The bits stay the same, since the order of every sum is written down here: a sum over a vector has 16
-// partial sums, element i in partial i mod 16, folded 8, 4, 2, 1; and every product that is added to something is an
-// explicit fma, so that no compiler may decide otherwise.
+// A worker without work spins for some microseconds, since the next matmul usually follows soon, and then sleeps, to
+// leave the CPU to other programs.
+
+inline void spin_pause() {  // tells the CPU that a loop only waits
+#if defined(__x86_64__)
+  asm volatile("pause");
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+inline Pool::Pool(int threads) {
+  starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than parallel_ranges makes of any model's panels
+  try {
+    for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::system_error&) {  // the system's limit: continue with those that started
+  } catch (const std::bad_alloc&) {
+  }
+}
+
+inline Pool::~Pool() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_.store(true);
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+template <class F> void Pool::parallel_for(int n, double work, const F& f) {
+  if (workers_.empty() || n <= 1 || work < kWorthSharing) {
+    for (int i = 0; i < n; i++) f(i, 0);
+    return;
+  }
+  call_ = [](const void* context, int task, int thread) { (*static_cast<const F*>(context))(task, thread); };
+  context_ = &f;
+  done_.store(0, std::memory_order_relaxed);
+  const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 48) + 1;
+  ticket_.store(job << 48 | uint64_t(n) << 24);
+  if (sleepers_.load() > 0) {
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    wake_.notify_all();
+  }
+  take_tasks(0);
+  for (int i = 0; done_.load(std::memory_order_acquire) != n; i++) {
+    if (i < 1000)
+      spin_pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+// First 7/8 of all in one long range per thread, since memory is read fastest in long streams, then 7/8 of the rest
+// likewise, and so on, until the ranges are so short that no thread waits long for another (factoring; Hummel,
+// Schonberg and Flynn 1992).
+template <class F> void Pool::parallel_ranges(int n, int unit, double work, const F& f) {
+  starts_.assign(1, 0);
+  while (starts_.back() < n) {
+    const int size = std::max(1, (n - starts_.back()) * 7 / 8 / threads() / unit) * unit;
+    for (int i = 0; i < threads() && starts_.back() < n; i++) starts_.push_back(std::min(n, starts_.back() + size));
+  }
+  parallel_for(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
+}
+
+// ticket_: job number (16 bits), its number of tasks (24), next task (24). One fetch_add both claims a task and tells
+// which job it belongs to, so that a late worker cannot take part in the wrong job.
+inline void Pool::take_tasks(int thread) {
+  for (;;) {
+    const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+    const int task = int(ticket & 0xffffff), n = int(ticket >> 24 & 0xffffff);
+    if (task >= n) return;
+    call_(context_, task, thread);
+    done_.fetch_add(1, std::memory_order_release);
+  }
+}
+
+inline void Pool::work(int thread) {
+  uint64_t seen = 0;
+  for (;;) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 1; ticket_.load(std::memory_order_acquire) >> 48 == seen && !stop_.load(); i++) {
+      spin_pause();
+      if (i % 64 == 0 && std::chrono::steady_clock::now() - start > std::chrono::microseconds(50)) sleep(seen);
+    }
+    if (stop_.load()) return;
+    seen = ticket_.load(std::memory_order_acquire) >> 48;
+    take_tasks(thread);
+  }
+}
+
+inline void Pool::sleep(uint64_t seen) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  sleepers_.fetch_add(1);
+  wake_.wait(lock, [&] { return ticket_.load() >> 48 != seen || stop_.load(); });
+  sleepers_.fetch_sub(1);
+}
+
+// ====================================================================================================================
+// 9. Float blocks: rmsnorm, rope, swiglu, attention
+// ====================================================================================================================
+// Plain C++, written once: the compiler vectorizes each body for every instruction set (POCKET_FLOAT_BLOCKS). The bits
+// are the same, since the order of every sum is fixed: a sum over a vector has 16 partial sums, element i in partial
+// sum i mod 16, added up 8, 4, 2, 1; and every product that is added to something is an explicit fma, so that the
+// result does not depend on -ffp-contract.
 
 #define POCKET_BODY inline __attribute__((always_inline))
-#define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // laid out flat
+#define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // fully unrolled
 
-// Where sums must stay in registers the loops say so: W floats, which become one register (or two of SSE).
+// Where sums must stay in registers the loops use W floats, which become one register (or two of SSE).
 template <int W> struct Vector;
 template <> struct Vector<4> {
   typedef float Floats __attribute__((vector_size(16)));
@@ -1306,7 +2223,7 @@ template <int W> struct Lanes {
     v = b.v > v ? b.v : v;
   }
 
-  // += a * b, one rounding each.
+  // += a * b, rounded once per lane.
   POCKET_BODY void add_product(float a, const Lanes& b) {
     float x[W], sum[W];
     std::memcpy(x, &b.v, sizeof x);
@@ -1334,11 +2251,11 @@ POCKET_BODY float bits_float(uint32_t bits) {
   return f;
 }
 
-// Adding and taking away 1.5 * 2^23 rounds a float to an integer, half to even, for |x| < 2^22.
+// Adding and subtracting 1.5 * 2^23 rounds a float to an integer, half to even, for |x| < 2^22.
 inline constexpr float kRound = 12582912.f;
 
-// e^x within 2 units in the last place; below -87 it stays at e^-87, above 88 at e^88. x = n ln 2 + r with |r| <= ln 2
-// / 2; ln 2 is split in two so that r is exact, e^r is a polynomial (Cephes, expf), and 2^n goes into the exponent.
+// e^x within 2 units in the last place; below -87 it is e^-87, above 88 it is e^88. x = n ln 2 + r with |r| <= ln 2 /
+// 2; ln 2 is split in two so that r is exact, e^r is a polynomial (Cephes, expf), and 2^n goes into the exponent.
 POCKET_BODY float exp_body(float x) {
   x = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
   const float shifted = std::fma(x, 1.44269504f, kRound), n = shifted - kRound;
@@ -1356,7 +2273,7 @@ POCKET_BODY void exp_vector_body(float* x, int n) {
   for (int i = 0; i < n; i++) x[i] = exp_body(x[i]);
 }
 
-// y = x / sqrt(mean of x^2 + eps) * weight. n elements, with zeros behind them up to a multiple of 16.
+// y = x / sqrt(mean of x^2 + eps) * weight. n elements, followed by zeros up to a multiple of 16.
 POCKET_BODY void rmsnorm_body(const float* x, const float* weight, float* y, int n, float eps) {
   float s[16] = {};
   for (int i = 0; i < n; i += 16)
@@ -1371,7 +2288,7 @@ POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, i
     uint32_t top = 0;  // for |x| the order of the bits is the order of the floats
     for (int i = 0; i < kGroup; i++) top = std::max(top, float_bits(x[i]) & 0x7fffffff);
     const float largest = bits_float(top);
-    const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;  // so small that 1 / scale may be infinite: zeros
+    const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;  // 1 / scale might be infinite: zeros
     int32_t total = 0;
     for (int i = 0; i < kGroup; i++) {
       q[i] = int8_t(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
@@ -1382,8 +2299,7 @@ POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, i
   }
 }
 
-// Rotary position embedding (Su et al. 2021), on halves: the pair (x[i], x[i + head_dim / 2]) is turned by the angle
-// position * frequency i.
+// Rotates every pair (x[i], x[i + head_dim / 2]) of a head by its angle.
 POCKET_BODY void rope_body(float* x, int heads, int head_dim, const float* cos, const float* sin) {
   const int half = head_dim / 2;
   for (int h = 0; h < heads; h++, x += head_dim)
@@ -1399,80 +2315,93 @@ POCKET_BODY void swiglu_body(float* gate, const float* up, int n) {
   for (int i = 0; i < n; i++) gate[i] = gate[i] / (1.f + exp_body(-gate[i])) * up[i];
 }
 
-// Attention, in blocks of 128 keys that start at fixed positions. A block's softmax is taken on its own, and the
-// blocks' results are folded in order (the online softmax of FlashAttention, Dao et al. 2022), so that no score matrix
-// exists and neither the batch nor the threads can change the order of a sum.
-inline constexpr int kBlockKeys = 128;
+// ---- Attention, in blocks of 128 keys that start at fixed positions ----
+// The softmax of a block is computed by itself, and the results are merged in order (the online softmax of
+// FlashAttention, Dao et al. 2022).
+
 inline constexpr int kQueries = 8;  // queries that go through a block together
 
-// The keys and values of one layer and KV head, 128 positions of them. Keys lie in tiles of 16, transposed, so that a
-// lane is a key: k[(tile * head_dim + i) * 16 + lane]. Values lie row by row, so that a lane is a component:
-// v[key * width + i]. The numbers are int8 with one scale a key and one a value, or float32.
-struct KvBlock {
-  void *k, *v;
-  float *k_scale, *v_scale;  // (128); that of k includes 1 / sqrt(head_dim)
-  int head_dim;              // components of a key, and of a value
-  int width;                 // head_dim padded to 16
-  ptrdiff_t ahead = 0;       // bytes to the block that comes next, so that it can be on its way; 0: none
-
-  int key_at(int key) const { return key / 16 * 16 * head_dim + key % 16; }  // its first component; the others: + 16 i
-};
-
 // Bytes of a KvBlock, in the order k_scale, v_scale, k, v.
-inline size_t kv_block_bytes(int head_dim, bool f32, int keys = kBlockKeys) {
+inline size_t kv_block_bytes(int head_dim, bool f32, int keys) {
   const size_t scales = 2 * size_t(keys) * sizeof(float), number = f32 ? sizeof(float) : 1;
   return scales + size_t(keys) * (size_t(head_dim) + round_up(head_dim, 16)) * number;
 }
 
-// The block of so many keys that lies at `at`.
-inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys = kBlockKeys) {
+// The block of so many keys at address `at`.
+inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys) {
   float* scales = reinterpret_cast<float*>(at);
   uint8_t* k = at + 2 * size_t(keys) * sizeof(float);
   uint8_t* v = k + size_t(keys) * head_dim * (f32 ? sizeof(float) : 1);
   return {k, v, scales, scales + keys, head_dim, round_up(head_dim, 16)};
 }
 
-// The result of attention over some keys: the largest score, the sum of e^(score - largest), and from float 16 on the
-// values weighted by e^(score - largest).
-inline size_t attention_floats(int head_dim) { return 16 + size_t(round_up(head_dim, 16)); }
+// Stores a vector of n elements, element i at out[i * stride]; returns its scale.
+template <class T> float store_vector(const float* x, int n, T* out, int stride) {
+  if constexpr (sizeof(T) == 4) {
+    for (int i = 0; i < n; i++) out[i * stride] = x[i];
+    return 1;
+  } else {
+    float largest = 0;
+    for (int i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
+    const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;
+    for (int i = 0; i < n; i++) out[i * stride] = T(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
+    return inverse == 0.f ? 0.f : largest / 127.f;
+  }
+}
 
-// Of each of B blocks of 16 lanes the sum of rows 0 ... rows - 1, each times coefficient[n][row], into out[n] (16 * B)
-// from `at` on. Rows are `step` elements from one to the next, blocks `between`. A row is loaded and converted once for
-// N outputs, and with it goes a prefetch (into the L2 cache) of what lies `ahead` bytes on, which will be wanted next.
+// Stores a key and a value of one head (head_dim) in a block.
+inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, const float* v) {
+  const float root = 1.f / std::sqrt(float(kv.head_dim));
+  const auto store = [&](auto* keys, auto* values) {
+    kv.k_scale[key] = root * store_vector(k, kv.head_dim, keys + kv.key_at(key), 16);
+    kv.v_scale[key] = store_vector(v, kv.head_dim, values + key * kv.width, 1);
+  };
+  if (f32)
+    store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
+  else
+    store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+}
+
+// Blocks of 16 lanes to sum up: block b, row i begins at data[b * between + i * step].
+template <class T> struct LaneBlocks {
+  const T* data;
+  int rows;
+  ptrdiff_t step, between;
+  ptrdiff_t ahead;  // bytes from a row to the one to prefetch with it, into the L2 cache
+};
+
+// For B blocks from block `first` on, the sum of all rows, each times coefficient[n][row], to out[n] (16 per block). A
+// row is loaded and converted once for N outputs.
 template <int W, class T, int N, int B>
-POCKET_BODY void combine_blocks(const T* a, int rows, ptrdiff_t step, ptrdiff_t between, ptrdiff_t ahead,
-                                const float* const* coefficient, float* const* out, int at) {
+POCKET_BODY void combine_blocks(const LaneBlocks<T>& a, int first, const float* const* coefficient, float* const* out) {
   constexpr int kParts = 16 / W;
   Lanes<W> acc[B][N][kParts] = {};
-  for (int i = 0; i < rows; i++)
+  for (int i = 0; i < a.rows; i++)
     POCKET_FOR (b, B) {
       Lanes<W> row[kParts];
-      const T* lanes = a + b * between + i * step;
-      __builtin_prefetch(reinterpret_cast<const uint8_t*>(lanes) + ahead, 0, 2);
+      const T* lanes = a.data + (first + b) * a.between + i * a.step;
+      __builtin_prefetch(reinterpret_cast<const uint8_t*>(lanes) + a.ahead, 0, 2);
       POCKET_FOR (p, kParts) row[p].load(lanes + p * W);
       POCKET_FOR (n, N)
         POCKET_FOR (p, kParts) acc[b][n][p].add_product(coefficient[n][i], row[p]);
     }
   POCKET_FOR (b, B)
     POCKET_FOR (n, N)
-      POCKET_FOR (p, kParts) acc[b][n][p].store(out[n] + at + 16 * b + p * W);
+      POCKET_FOR (p, kParts) acc[b][n][p].store(out[n] + 16 * (first + b) + p * W);
 }
 
-// The same for any number of blocks. Where outputs are few, several blocks go together: an fma waits four cycles for
-// the one before it, so that it takes eight sums or more to keep the CPU's two units busy.
+// The same for `blocks` blocks. For few outputs several blocks go together: an fma waits four cycles for the previous
+// one, so that it takes eight sums or more to keep the CPU's two units busy.
 template <int W, class T, int N>
-POCKET_BODY void combine(const T* a, int rows, ptrdiff_t step, ptrdiff_t between, int blocks, ptrdiff_t ahead,
-                         const float* const* coefficient, float* const* out) {
+POCKET_BODY void combine(const LaneBlocks<T>& a, int blocks, const float* const* coefficient, float* const* out) {
   constexpr int kTogether = N == 1 || (W == 16 && N < 8) ? 4 : 1;
   int b = 0;
-  for (; b + kTogether <= blocks; b += kTogether)
-    combine_blocks<W, T, N, kTogether>(a + b * between, rows, step, between, ahead, coefficient, out, 16 * b);
-  for (; b < blocks; b++)
-    combine_blocks<W, T, N, 1>(a + b * between, rows, step, between, ahead, coefficient, out, 16 * b);
+  for (; b + kTogether <= blocks; b += kTogether) combine_blocks<W, T, N, kTogether>(a, b, coefficient, out);
+  for (; b < blocks; b++) combine_blocks<W, T, N, 1>(a, b, coefficient, out);
 }
 
-// Scores of `keys` keys to the weights of their values; top is the largest score, sum that of all e^(score - top).
-template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, float& top, float& sum) {
+// Turns the scores of `keys` keys into the weights of their values, and sets the state's max and sum.
+template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, AttentionState& state) {
   constexpr int kParts = 16 / W;
   const int end = round_up(keys, 16);
   for (int j = 0; j < end; j++) s[j] *= kv.k_scale[j];
@@ -1483,91 +2412,125 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
     POCKET_FOR (p, kParts) tops[p].keep_larger(s + j + p * W);
   float largest[16], total[16];
   POCKET_FOR (p, kParts) tops[p].store(largest + p * W);
-  top = largest[0];
+  float top = largest[0];
   for (int l = 1; l < 16; l++) top = largest[l] > top ? largest[l] : top;
-  const float highest = top;
-  for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - highest);
+  for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - top);
   for (int j = keys; j < end; j++) s[j] = 0;
   for (int j = 0; j < end; j += 16)
     POCKET_FOR (p, kParts) sums[p].add(s + j + p * W);
   POCKET_FOR (p, kParts) sums[p].store(total + p * W);
-  sum = sum16(total);
+  state.max = top;
+  state.sum = sum16(total);
   for (int j = 0; j < end; j++) s[j] *= kv.v_scale[j];
 }
 
-// N queries (head_dim) against the first keys[n] keys of a block; out[n] gets attention_floats.
+// N queries (head_dim) against the first keys[n] keys of a block.
 template <int W, class T, int N>
-POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const int* keys, float* const* out) {
+POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const int* keys, AttentionState* const* out) {
   alignas(64) float score[N][kBlockKeys] = {};
   int shortest = keys[0], longest = keys[0];
-  for (int n = 1; n < N; n++) shortest = std::min(shortest, keys[n]), longest = std::max(longest, keys[n]);
-  float* tiles[N];
-  for (int n = 0; n < N; n++) tiles[n] = score[n];
-  combine<W, T, N>(static_cast<const T*>(kv.k), kv.head_dim, 16, 16 * kv.head_dim, (longest + 15) / 16, kv.ahead, q,
-                   tiles);
+  for (int n = 1; n < N; n++) {
+    shortest = std::min(shortest, keys[n]);
+    longest = std::max(longest, keys[n]);
+  }
+  float* scores[N];
+  for (int n = 0; n < N; n++) scores[n] = score[n];
+  const LaneBlocks<T> k = {static_cast<const T*>(kv.k), kv.head_dim, 16, 16 * kv.head_dim, kv.ahead};
+  combine<W, T, N>(k, (longest + 15) / 16, q, scores);
   const float* weights[N];
   float* values[N];
   for (int n = 0; n < N; n++) {
-    softmax_scores<W>(score[n], keys[n], kv, out[n][0], out[n][1]);
-    weights[n] = score[n], values[n] = out[n] + 16;
+    softmax_scores<W>(score[n], keys[n], kv, *out[n]);
+    weights[n] = score[n];
+    values[n] = out[n]->values;
   }
-  const T* v = static_cast<const T*>(kv.v);
-  combine<W, T, N>(v, shortest, kv.width, 16, kv.width / 16, kv.ahead, weights, values);
-  for (int n = 0; n < N; n++)  // queries of later tokens see some keys more
+  const LaneBlocks<T> v = {static_cast<const T*>(kv.v), shortest, kv.width, 16, kv.ahead};
+  combine<W, T, N>(v, kv.width / 16, weights, values);
+  for (int n = 0; n < N; n++)  // queries of later tokens see some more keys
     for (int j = shortest; j < keys[n]; j++)
       for (int i = 0; i < kv.width; i++)
-        values[n][i] = std::fma(score[n][j], float(v[size_t(j) * kv.width + i]), values[n][i]);
+        values[n][i] = std::fma(score[n][j], float(v.data[size_t(j) * kv.width + i]), values[n][i]);
 }
 
 template <int W, class T>
-POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, const int* keys, float* const* out) {
+POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, const int* keys,
+                             AttentionState* const* out) {
   int i = 0;
-  if constexpr (W == 16)  // which has registers for the sums of eight
+  if constexpr (W == 16)  // has registers for the sums of eight
     for (; i + 8 <= n; i += 8) attend_block<W, T, 8>(kv, q + i, keys + i, out + i);
   for (; i + 4 <= n; i += 4) attend_block<W, T, 4>(kv, q + i, keys + i, out + i);
   for (; i + 3 <= n; i += 3) attend_block<W, T, 3>(kv, q + i, keys + i, out + i);
   for (; i < n; i++) attend_block<W, T, 1>(kv, q + i, keys + i, out + i);
 }
 
-// Folds the result of one more block into that of the blocks before it.
-POCKET_BODY void fold_body(float* state, const float* part, int width) {
-  const bool higher = part[0] > state[0];
-  const float less = exp_body(higher ? state[0] - part[0] : part[0] - state[0]);  // for the one with the lower top
+// Merges the result of the next block into the state of the blocks before it. width: of the values.
+POCKET_BODY void merge_body(AttentionState& state, const AttentionState& part, int width) {
+  const bool higher = part.max > state.max;
+  const float less = exp_body(higher ? state.max - part.max : part.max - state.max);  // for the one with the lower max
   const float a = higher ? less : 1.f, b = higher ? 1.f : less;
-  if (higher) state[0] = part[0];
-  state[1] = std::fma(state[1], a, part[1] * b);
-  for (int i = 16; i < 16 + width; i++) state[i] = std::fma(state[i], a, part[i] * b);
+  if (higher) state.max = part.max;
+  state.sum = std::fma(state.sum, a, part.sum * b);
+  float* values = state.values;
+  const float* more = part.values;
+  for (int i = 0; i < width; i++) values[i] = std::fma(values[i], a, more[i] * b);
 }
 
-// Panels of an f32 matrix times n tokens: a panel is (cols, 16), and its 16 rows' sums are one combination of its rows.
-template <int W>
-POCKET_BODY void matmul_f32_body(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
-                                 size_t ldy) {
-  const ptrdiff_t ahead = ptrdiff_t(panel_bytes(w.type, w.cols));
-  for (int p = first; p < first + count; p++) {
-    const float* panel = reinterpret_cast<const float*>(w.data + size_t(p) * ahead);
-    for (int t = 0; t < n;) {
+// n queries, query(i) each, against one block of keys. Their states get the result of the first block, and later ones
+// are merged. Only queries that may see a key of the block take part.
+template <class GetQuery>
+void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool first_block, const GetQuery& query) {
+  alignas(64) float values[kQueries][kMaxHeadDim];
+  AttentionState part[kQueries], *state[kQueries], *out[kQueries];
+  const float* q[kQueries];
+  int keys[kQueries], ready = 0;
+  for (int i = 0; i < n; i++) {
+    const Query next = query(i);
+    if (next.keys <= 0) continue;  // those that see nothing of the block come first
+    q[ready] = next.q;
+    keys[ready] = next.keys;
+    state[ready] = next.state;
+    part[ready].values = values[ready];
+    out[ready] = first_block ? next.state : &part[ready];
+    if (++ready < kQueries && i + 1 < n) continue;
+    (f32 ? k.attend_f32 : k.attend_q8)(kv, ready, q, keys, out);
+    for (int j = 0; j < ready && !first_block; j++) k.merge(*state[j], part[j], kv.width);
+    ready = 0;
+  }
+}
+
+// Panels of an f32 matrix times n tokens: a panel is (cols, 16 rows), and its product is one combination of its
+// columns.
+template <int W> POCKET_BODY void matmul_f32_body(const PanelProduct& m) {
+  const size_t bytes = panel_bytes(Type::f32, m.w.cols);
+  for (int p = m.first; p < m.first + m.count; p++) {
+    const float* data = reinterpret_cast<const float*>(m.w.data + size_t(p) * bytes);
+    const LaneBlocks<float> panel = {data, m.x.cols, kPanelRows, 0, ptrdiff_t(bytes)};
+    for (int t = 0; t < m.n;) {
       const float* in[4];
       float* out[4];
       for (int i = 0; i < 4; i++) {
-        in[i] = x.f + size_t(std::min(t + i, n - 1)) * x.cols;
-        out[i] = y + std::min(t + i, n - 1) * ldy + size_t(p) * kPanelRows;
+        in[i] = m.x.f + size_t(std::min(t + i, m.n - 1)) * m.x.cols;
+        out[i] = m.y + std::min(t + i, m.n - 1) * m.ldy + size_t(p) * kPanelRows;
       }
-      n - t >= 4 ? combine_blocks<W, float, 4, 1>(panel, x.cols, kPanelRows, 0, ahead, in, out, 0)
-                 : combine_blocks<W, float, 1, 1>(panel, x.cols, kPanelRows, 0, ahead, in, out, 0);
-      t += n - t >= 4 ? 4 : 1;
+      m.n - t >= 4 ? combine_blocks<W, float, 4, 1>(panel, 0, in, out)
+                   : combine_blocks<W, float, 1, 1>(panel, 0, in, out);
+      t += m.n - t >= 4 ? 4 : 1;
     }
   }
 }
 
-// Rotary angles in double precision of our own, from nothing but + - * / and fma, which are exact to the last bit
-// everywhere; the C library's sin, cos, exp and log are not.
+// ---- Rotary angles, in our own double precision ----
+// Built on + - * / and fma, which are exact to the last bit everywhere; sin, cos, exp and log of C libraries are not.
+
 namespace exact {
 
 inline double log(double x) {  // ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), m in [0.7, 1.4]
   int e;
   double m = std::frexp(x, &e);
-  if (m < 0.70710678118654752) m *= 2, e--;
+  if (m < 0.70710678118654752) {
+    m *= 2;
+    e--;
+  }
   const double z = (m - 1) / (m + 1), z2 = z * z;
   double sum = 0;
   for (int k = 23; k >= 1; k -= 2) sum = std::fma(sum, z2, 1.0 / k);
@@ -1599,8 +2562,8 @@ inline void sincos(double x, double& s, double& c) {
 
 }  // namespace exact
 
-// Radians per position of rotary pair i. Scaling: "linear" divides all positions by the factor; "llama3" does so for
-// the pairs that turn slowly over the original context and leaves the fast ones alone, with a smooth passage between.
+// Scaling: "linear" divides all positions by the factor; "llama3" does so for the pairs that rotate slowly over the
+// original context and leaves the fast ones unchanged, with a smooth transition between them.
 inline double rope_frequency(const Config& c, int i) {
   const double f = exact::exp(-2.0 * i / c.head_dim * exact::log(c.rope_theta));
   if (c.rope_scaling == RopeScaling::none) return f;
@@ -1614,770 +2577,14 @@ inline double rope_frequency(const Config& c, int i) {
 }
 
 // ====================================================================================================================
-// 6. forward
+// 10. SIMD: one group per instruction set, and the table that picks one
 // ====================================================================================================================
 
-inline constexpr int kLogitRows = 8;    // tokens whose logits are computed together, where all are asked for
-inline constexpr int kTileTokens = 16;  // tokens of one attention task of a prompt
-
-inline const Kernels* find_kernels(const char* name);  // section 8; null: the best
-
-inline bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
-
-inline Activations Activations::of(const Kernels& k, int n) const {
-  Activations x = *this;
-  x.use_packed = packs(k, n);
-  return x;
-}
-
-template <class Take> void Activations::place(int width, bool floats, const Take& take) {
-  const size_t count = size_t(kChunk) * padded(width);
-  cols = padded(width);
-  f = nullptr;
-  if (floats) take(f, count);
-  take(q, count);
-  take(scale, count / kGroup);
-  take(sum, count / kGroup);
-  take(packed, packed_bytes(kChunk, cols));
-}
-
-inline void Activations::quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
-  const size_t at = size_t(token) * cols + first, group = at / kGroup;
-  if (!packs(k, tokens)) return k.quantize(x, n, q + at, scale + group, sum + group);
-  int8_t bytes[kBlockCols];
-  float scales[kBlockCols / kGroup];
-  int32_t sums[kBlockCols / kGroup];
-  for (int i = 0; i < n; i += kBlockCols) {
-    const int count = std::min(kBlockCols, n - i);
-    k.quantize(x + i, count, bytes, scales, sums);
-    pack_groups(bytes, scales, token, (first + i) / kGroup, count / kGroup, tokens, packed);
-  }
-}
-
-inline void Activations::quantize_token(const Kernels& k, int t, int n) const {
-  quantize(k, f + size_t(t) * cols, t, n, 0, cols);
-}
-
-// About how many nanoseconds these take one thread of a CPU of today, for the pool: a matmul with weights of so many
-// bytes, n vectors that are passed over once, and the attention of one token to so many keys.
-inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
-inline double vector_work(int width, int n) { return double(width) * n / 2; }
-inline double attention_work(int q_dim, int keys) { return double(keys) * q_dim / 16; }
-
-// f(t) for each of n tokens. A thread gets up to 16 neighbours, since what they leave in the cache of keys and for
-// packed matmuls shares cache lines, and those should not travel to and fro.
-template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
-  pool.parallel_ranges(n, std::clamp(n / pool.threads(), 1, 16), work, [&](int first, int end) {
-    for (int t = first; t < end; t++) f(t);
-  });
-}
-
-struct Product {
-  const Tensor& w;
-  float* y;  // (n, rows padded to 64)
-};
-
-// Panels that a matmul of n tokens takes together: four, which are read as four streams at once (reads_four_streams),
-// or, where each is used for many tokens, two.
-inline int run_unit(int n) { return n == 1 ? 4 : 2; }
-
-// y = w f for each product: matrices that share their input go through in one pass, as if one stood under the other.
-inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const Activations& in,
-                   int n) {
-  int total = 0;
-  size_t bytes = 0;
-  for (const Product& p : products) total += panels_of(p.w.rows), bytes += p.w.bytes;
-  pool.parallel_ranges(total, run_unit(n), matmul_work(bytes, n), [&](int first, int end) {
-    for (const Product& p : products) {
-      const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
-      if (from < to) matmul_panels(k, p.w, from, to - from, in.of(k, n), n, p.y, size_t(padded(p.w.rows)));
-      first -= panels;  // relative to the next product's first panel
-      end -= panels;
-    }
-  });
-}
-
-inline int thread_count(const SessionOptions& o) {
-  return o.threads > 0 ? std::min(o.threads, 256) : std::max(1, int(std::thread::hardware_concurrency()));
-}
-inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
-  return o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
-}
-
-// A session's memory, laid out in one reservation from `base` on; with base null, to see how large it will be. n tokens
-// of a chunk, at most kChunk; widths are padded to 64 with zeros.
-struct Session::Buffers {
-  int context, threads;
-  bool kv_f32;
-  uint8_t* kv;            // (blocks of keys, layers, KV heads, kv_block_bytes)
-  float* x;               // (n, dim): the residual stream
-  Activations xn;    // (n, dim): its norm; .f also takes what is to be added to it
-  Activations q;     // (n, q_dim): queries, and then the attention's output
-  float *k, *v;           // (n, kv_dim)
-  Activations gate;  // (n, hidden_dim): what the down matrix takes; .f is null where that is quantized
-  float *cos, *sin;       // (n, head_dim / 2): rotations of the chunk's positions
-  float* partial;         // attention so far, per thread and query; or per block of keys and query
-  float* logits;          // (kLogitRows, vocab_size)
-  size_t kv_block, kv_position, token_bytes, partial_bytes, logit_bytes, bytes;  // of one each; of all
-
-  Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
-    const Config& c = model.config;
-    context = o.context > 0 ? o.context : c.max_seq_len;
-    threads = thread_count(o);
-    kv_f32 = keeps_f32(o, model);
-    const size_t blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys, group = size_t(c.n_heads / c.n_kv_heads);
-    const size_t half = size_t(c.head_dim) / 2;
-    uintptr_t at = reinterpret_cast<uintptr_t>(base);
-    const auto take = [&](auto& pointer, size_t count) {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
-      at += round_up<size_t>(count * sizeof *pointer, 64);
-    };
-    kv_block = kv_block_bytes(c.head_dim, kv_f32);
-    kv_position = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
-    take(kv, blocks * kBlockKeys * kv_position);
-    const uintptr_t tokens = at;
-    take(x, size_t(kChunk) * padded(c.dim));
-    xn.place(c.dim, true, take);
-    q.place(c.q_dim(), true, take);
-    for (float** buffer : {&k, &v}) take(*buffer, size_t(kChunk) * padded(c.kv_dim()));
-    const auto takes_floats = [](const Layer& l) { return l.w2.type == Type::f32; };
-    gate.place(c.hidden_dim, std::any_of(model.layers.begin(), model.layers.end(), takes_floats), take);
-    for (float** buffer : {&cos, &sin}) take(*buffer, kChunk * half);
-    token_bytes = (at - tokens) / kChunk;
-    take(partial, std::max(threads * kTileTokens * group, c.n_heads * blocks) * attention_floats(c.head_dim));
-    partial_bytes = at - reinterpret_cast<uintptr_t>(partial);
-    take(logits, size_t(kLogitRows) * padded(c.vocab_size));
-    logit_bytes = size_t(padded(c.vocab_size)) * sizeof(float);
-    bytes = at - reinterpret_cast<uintptr_t>(base);
-  }
-};
-
-inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
-  const Session::Buffers b(model, options, nullptr);
-  const size_t filled = size_t(std::min(tokens, b.context));
-  return {{"weights", model.bytes_per_token},
-          {"keys and values", filled * b.kv_position},
-          {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.partial_bytes},
-          {"logits and sampler", 4 * b.logit_bytes}};
-}
-
-inline Session::Session(const Model& model, SessionOptions options) : model_(model) {
-  try {
-    if (!prepare(options)) pool_.reset();
-  } catch (const std::bad_alloc&) {
-    pool_.reset();
-    error = "session: out of memory";
-  }
-}
-
-inline Session::~Session() {
-  if (buf_) munmap(buf_->kv, buf_->bytes);
-}
-
-inline int Session::threads() const { return pool_ ? pool_->threads() : 0; }
-inline int Session::context() const { return pool_ ? buf_->context : 0; }
-inline bool Session::kv_f32() const { return pool_ && buf_->kv_f32; }
-inline const char* Session::kernel() const { return kernels_ ? kernels_->name : ""; }
-
-// The kernel set of that name, or the best; null with `error` set where this CPU has none such.
-inline const Kernels* choose_kernels(const char* name, std::string& error) {
-  const Kernels* kernels = find_kernels(name);
-  if (kernels) return kernels;
-  error = std::string("kernel: '") + name + "' is none of this CPU's:";
-  for (const std::string& known : kernel_names()) error += " " + known;
-  return nullptr;
-}
-
-// One reservation, zero, which the system fills page by page as it is touched: a cache costs what is used of it. Null
-// with `error` set where there is no room.
-inline uint8_t* reserve_memory(size_t bytes, std::string& error) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
-    error = "session: no memory for " + std::to_string(bytes >> 20) + " MiB; a smaller context needs less";
-    return nullptr;
-  }
-#ifdef MADV_NOHUGEPAGE
-  madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would bring 2 MiB with it
-#endif
-  return static_cast<uint8_t*>(memory);
-}
-
-inline bool Session::prepare(const SessionOptions& options) {
-  if (model_.layers.empty()) return error = "session: the model is not open", false;
-  if (options.context < 0)
-    return error = "session: context: expected 0 or more, found " + std::to_string(options.context), false;
-  if (!(kernels_ = choose_kernels(options.kernel, error))) return false;
-  uint8_t* memory = reserve_memory(Buffers(model_, options, nullptr).bytes, error);
-  if (!memory) return false;
-  buf_ = std::make_unique<Buffers>(model_, options, memory);
-  for (int i = 0; i < model_.config.head_dim / 2; i++) frequencies_.push_back(rope_frequency(model_.config, i));
-  pool_ = std::make_unique<Pool>(buf_->threads);
-  return true;
-}
-
-inline bool Session::check(const int* ids, size_t n) {
-  if (!pool_) return false;  // error says why
-  error.clear();
-  const size_t room = size_t(buf_->context - position_);
-  if (n == 0 || !ids) error = "forward: no tokens";
-  if (n > room) error = "context: room for " + std::to_string(room) + " more tokens, not for " + std::to_string(n);
-  for (size_t i = 0; i < n && error.empty(); i++)
-    if (ids[i] < 0 || ids[i] >= vocab_size())
-      error = "token " + std::to_string(i) + ": expected an id below " + std::to_string(vocab_size()) + ", found " +
-              std::to_string(ids[i]);
-  return error.empty();
-}
-
-inline const float* Session::forward(const int* ids, size_t n) {
-  return process(ids, n, nullptr) ? logits_of(int((n - 1) % kChunk), 1) : nullptr;
-}
-
-inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) { return process(ids, n, &each); }
-
-inline bool Session::process(const int* ids, size_t n, const EachLogits* each) {
-  if (!check(ids, n)) return false;
-  const int start = position_;
-  for (size_t i = 0; i < n; i += kChunk) {
-    const int size = int(std::min<size_t>(kChunk, n - i));
-    if (!chunk(ids + i, size)) return position_ = start, false;
-    for (int t = 0; each && t < size; t += kLogitRows) {
-      const int rows = std::min(kLogitRows, size - t);
-      const float* logits = logits_of(t, rows);
-      for (int r = 0; r < rows; r++)
-        if (!(*each)(i + t + r, logits + size_t(r) * padded(vocab_size())))
-          return position_ = start + int(i) + t + r + 1, true;
-    }
-  }
-  return true;
-}
-
-// n tokens (at most kChunk) through all layers; buf_->x then holds what the last layer left.
-inline bool Session::chunk(const int* ids, int n) {
-  const Config& c = model_.config;
-  const int half = c.head_dim / 2;
-  for (int t = 0; t < n; t++) {
-    if (!model_.embed(ids[t], buf_->x + size_t(t) * padded(c.dim)))
-      return error = "token_embedding: row " + std::to_string(ids[t]) + " cannot be read any more", false;
-    for (int i = 0; i < half; i++) {
-      double sin, cos;
-      exact::sincos((position_ + t) * frequencies_[i], sin, cos);
-      buf_->sin[t * half + i] = float(sin);
-      buf_->cos[t * half + i] = float(cos);
-    }
-  }
-  for (int l = 0; l < c.n_layers; l++) {
-    if (cancelled_.exchange(false, std::memory_order_relaxed)) return error = "cancelled", false;
-    layer(l, n);
-  }
-  position_ += n;
-  return true;
-}
-
-// One layer: x += wo attention(norm(x)); x += w2 (silu(w1 norm(x)) * w3 norm(x)).
-inline void Session::layer(int l, int n) {
-  const Config& c = model_.config;
-  const Layer& w = model_.layers[l];
-
-  norm_input(w.attention_norm, 0, n);
-  matmul({{w.wq, buf_->q.f}, {w.wk, buf_->k}, {w.wv, buf_->v}}, buf_->xn, n);
-  store_kv(l, n);
-  if (observer_) show_attention(l, n);
-  attention(l, n);
-  matmul({{w.wo, buf_->xn.f}}, buf_->q, n);
-  add_residual(n);
-
-  norm_input(w.ffn_norm, 0, n);
-  gate_and_up(w, n);
-  matmul({{w.w2, buf_->xn.f}}, buf_->gate, n);
-  add_residual(n);
-
-  for (int t = 0; observer_ && t < n; t++)
-    observer_({Observation::layer_output, l, -1, position_ + t, buf_->x + size_t(t) * padded(c.dim), c.dim});
-}
-
-// Token t of n, quantized for the matmul that comes next. Float weights take their inputs as they are.
-inline void Session::quantize(const Activations& in, int t, int n) {
-  if (!model_.all_f32) in.quantize_token(*kernels_, t, n);
-}
-
-// xn = rmsnorm(x), for the tokens from `first` on; row 0 of xn is the first of them.
-inline void Session::norm_input(const Tensor& weight, int first, int n) {
-  const Config& c = model_.config;
-  const float* w = reinterpret_cast<const float*>(weight.data);
-  each_token(*pool_, n, vector_work(c.dim, n), [&](int t) {
-    const size_t at = size_t(t) * padded(c.dim);
-    kernels_->rmsnorm(buf_->x + size_t(first) * padded(c.dim) + at, w, buf_->xn.f + at, c.dim, c.norm_eps);
-    quantize(buf_->xn, t, n);
-  });
-}
-
-inline void Session::add_residual(int n) {
-  const size_t width = size_t(padded(model_.config.dim));
-  each_token(*pool_, n, vector_work(int(width), n), [&](int t) {
-    for (size_t i = t * width; i < (t + 1) * width; i++) buf_->x[i] += buf_->xn.f[i];
-  });
-}
-
-inline void Session::matmul(std::initializer_list<Product> products, const Activations& in, int n) {
-  pocket::matmul(*kernels_, *pool_, products, in, n);
-}
-
-// gate = silu(w1 xn) * (w3 xn). A task takes some groups of 32 rows of both matrices, and goes on with what they gave
-// while that is at hand: one group of a long chunk, more of a short one.
-inline void Session::gate_and_up(const Layer& w, int n) {
-  const Buffers& b = *buf_;
-  const int per_group = kGroup / kPanelRows, panels = panels_of(w.w1.rows), piece = kChunk / n;
-  const double work = matmul_work(w.w1.bytes + w.w3.bytes, n);
-  const Activations x = b.xn.of(*kernels_, n);
-  const auto rows_from = [](Tensor w, int panel) {  // of a matrix, the rows from a panel on
-    w.data += size_t(panel) * panel_bytes(w.type, w.cols);
-    return w;
-  };
-  pool_->parallel_ranges(b.gate.cols / kGroup, run_unit(n) / per_group, work, [&](int first, int end) {
-    alignas(64) float gate[kChunk * kGroup], up[kChunk * kGroup];
-    for (int at = first; at < end; at += piece) {
-      const int panel = at * per_group, cols = std::min(piece, end - at) * kGroup;
-      const int count = std::max(0, std::min(cols / kPanelRows, panels - panel));
-      if (count * kPanelRows < cols) std::fill_n(gate, n * cols, 0.f), std::fill_n(up, n * cols, 0.f);  // padding
-      matmul_panels(*kernels_, rows_from(w.w1, panel), 0, count, x, n, gate, size_t(cols));
-      matmul_panels(*kernels_, rows_from(w.w3, panel), 0, count, x, n, up, size_t(cols));
-      for (int t = 0; t < n; t++) {
-        float* g = gate + size_t(t) * cols;
-        kernels_->swiglu(g, up + size_t(t) * cols, cols);
-        if (!model_.all_f32) b.gate.quantize(*kernels_, g, t, n, at * kGroup, cols);
-        if (b.gate.f) std::memcpy(b.gate.f + size_t(t) * b.gate.cols + at * kGroup, g, cols * sizeof(float));
-      }
-    }
-  });
-}
-
-inline KvBlock Session::kv_block(int l, int kv_head, int block) const {
-  const Config& c = model_.config;
-  uint8_t* at = buf_->kv + ((size_t(block) * c.n_layers + l) * c.n_kv_heads + kv_head) * buf_->kv_block;
-  KvBlock kv = kv_block_at(at, c.head_dim, buf_->kv_f32);
-  if (block < position_ / kBlockKeys) kv.ahead = ptrdiff_t(buf_->kv_block) * c.n_layers * c.n_kv_heads;
-  return kv;
-}
-
-// One vector of a head into the cache, element i at out[i * stride]; returns its scale.
-template <class T> float store_vector(const float* x, int n, T* out, int stride) {
-  if constexpr (sizeof(T) == 4) {
-    for (int i = 0; i < n; i++) out[i * stride] = x[i];
-    return 1;
-  } else {
-    float largest = 0;
-    for (int i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
-    const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;
-    for (int i = 0; i < n; i++) out[i * stride] = T(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
-    return inverse == 0.f ? 0.f : largest / 127.f;
-  }
-}
-
-// A key and a value of one head (head_dim) into their places in a block.
-inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, const float* v) {
-  const float root = 1.f / std::sqrt(float(kv.head_dim));
-  const auto store = [&](auto* keys, auto* values) {
-    kv.k_scale[key] = root * store_vector(k, kv.head_dim, keys + kv.key_at(key), 16);
-    kv.v_scale[key] = store_vector(v, kv.head_dim, values + key * kv.width, 1);
-  };
-  if (f32)
-    store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
-  else
-    store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
-}
-
-// Turns queries and keys to their positions, and puts keys and values into the cache.
-inline void Session::store_kv(int l, int n) {
-  const Config& c = model_.config;
-  const int half = c.head_dim / 2;
-  each_token(*pool_, n, vector_work(c.q_dim() + 2 * c.kv_dim(), n), [&](int t) {
-    float* k = buf_->k + size_t(t) * padded(c.kv_dim());
-    float* v = buf_->v + size_t(t) * padded(c.kv_dim());
-    const float *cos = buf_->cos + t * half, *sin = buf_->sin + t * half;
-    kernels_->rope(buf_->q.f + size_t(t) * padded(c.q_dim()), c.n_heads, c.head_dim, cos, sin);
-    kernels_->rope(k, c.n_kv_heads, c.head_dim, cos, sin);
-    const int key = (position_ + t) % kBlockKeys;
-    for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim) {
-      store_key(kv_block(l, h, (position_ + t) / kBlockKeys), buf_->kv_f32, key, k, v);
-    }
-  });
-}
-
-// q = softmax(q k / sqrt(head_dim)) v, and its quantized form.
-inline void Session::attention(int l, int n) {
-  if (n == 1)
-    attend_token(l);
-  else
-    attend_prompt(l, n);
-  each_token(*pool_, n, vector_work(buf_->q.cols, n), [&](int t) { quantize(buf_->q, t, n); });
-}
-
-// A vector that looks for keys, how many keys of a block it may see, and where what it finds goes (attention_floats).
-struct Query {
-  const float* q;
-  int keys;
-  float* state;
-};
-
-// n queries, query(i) each, against one block of keys: what they find becomes, or is folded into, their state. Only
-// those that may see a key of the block take part.
-template <class GetQuery>
-void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool fold, const GetQuery& query) {
-  alignas(64) float part[kQueries][16 + kMaxHeadDim];
-  const float* q[kQueries];
-  int keys[kQueries], ready = 0;
-  float *states[kQueries], *out[kQueries];
-  for (int i = 0; i < n; i++) {
-    const Query next = query(i);
-    if (next.keys <= 0) continue;  // those that see nothing of the block come first
-    q[ready] = next.q;
-    keys[ready] = next.keys;
-    states[ready] = next.state;
-    out[ready] = fold ? part[ready] : states[ready];
-    if (++ready < kQueries && i + 1 < n) continue;
-    (f32 ? k.attend_f32 : k.attend_q8)(kv, ready, q, keys, out);
-    for (int j = 0; j < ready && fold; j++) k.fold(states[j], part[j], kv.width);
-    ready = 0;
-  }
-}
-
-// The queries of one KV head and of n tokens, from `first` on, against one block. state: (n * group).
-inline void Session::attend_group(int l, int kv_head, int block, int first, int n, float* state, bool fold) {
-  const Config& c = model_.config;
-  const size_t record = attention_floats(c.head_dim);
-  const int group = c.n_heads / c.n_kv_heads;
-  attend_queries(*kernels_, kv_block(l, kv_head, block), buf_->kv_f32, n * group, fold, [&](int i) {
-    const int t = first + i / group, head = kv_head * group + i % group;
-    const int visible = std::min(kBlockKeys, position_ + t + 1 - block * kBlockKeys);
-    return Query{buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim, visible, state + i * record};
-  });
-}
-
-// Several tokens: a task takes some of them and one KV head through all blocks.
-inline void Session::attend_prompt(int l, int n) {
-  const Config& c = model_.config;
-  const size_t record = attention_floats(c.head_dim);
-  const int group = c.n_heads / c.n_kv_heads, tiles = (n + kTileTokens - 1) / kTileTokens;
-  pool_->parallel_for(tiles * c.n_kv_heads, attention_work(c.q_dim(), position_ + n) * n, [&](int task, int thread) {
-    const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
-    const int tokens = std::min(kTileTokens, n - first), last_block = (position_ + first + tokens - 1) / kBlockKeys;
-    float* state = buf_->partial + size_t(thread) * kTileTokens * group * record;
-    for (int b = 0; b <= last_block; b++) attend_group(l, kv_head, b, first, tokens, state, b > 0);
-    for (int i = 0; i < tokens * group; i++)
-      finish_head(state + i * record, first + i / group, kv_head * group + i % group);
-  });
-}
-
-// One token: KV heads and blocks are all spread over the threads, so that a long context keeps them busy. The blocks'
-// results are folded afterwards, in the same order as above.
-inline void Session::attend_token(int l) {
-  const Config& c = model_.config;
-  const size_t record = attention_floats(c.head_dim);
-  const int group = c.n_heads / c.n_kv_heads, blocks = position_ / kBlockKeys + 1;
-  const auto part = [&](int block, int head) { return buf_->partial + (size_t(block) * c.n_heads + head) * record; };
-  const auto finish = [&](int kv_head, int) {
-    for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-      for (int b = 1; b < blocks; b++) kernels_->fold(part(0, head), part(b, head), round_up(c.head_dim, 16));
-      finish_head(part(0, head), 0, head);
-    }
-  };
-  pool_->parallel_ranges(blocks * c.n_kv_heads, 1, attention_work(c.q_dim(), position_ + 1), [&](int first, int end) {
-    for (int i = first; i < end; i++) {
-      const int kv_head = i / blocks, block = i % blocks;
-      attend_group(l, kv_head, block, 0, 1, part(block, kv_head * group), false);
-      if (blocks == 1) finish(kv_head, 0);
-    }
-  });
-  if (blocks > 1) pool_->parallel_for(c.n_kv_heads, vector_work(c.q_dim(), blocks), finish);
-}
-
-inline void Session::finish_head(const float* state, int t, int head) {
-  const Config& c = model_.config;
-  float* y = buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
-  const float scale = 1.f / state[1];
-  for (int i = 0; i < c.head_dim; i++) y[i] = state[16 + i] * scale;
-}
-
-// For an observer only: forward() never needs all weights at once.
-inline void Session::show_attention(int l, int n) {
-  const Config& c = model_.config;
-  std::vector<float> weights;
-  for (int t = 0; t < n; t++)
-    for (int head = 0; head < c.n_heads; head++) {
-      const float* q = buf_->q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim;
-      const int keys = position_ + t + 1;
-      weights.assign(keys, 0.f);
-      for (int j = 0; j < keys; j++) {
-        const KvBlock kv = kv_block(l, head / (c.n_heads / c.n_kv_heads), j / kBlockKeys);
-        const int key = j % kBlockKeys, at = key / 16 * 16 * c.head_dim + key % 16;
-        for (int i = 0; i < c.head_dim; i++) {
-          const int k = at + i * 16;
-          weights[j] =
-              std::fma(q[i], buf_->kv_f32 ? static_cast<float*>(kv.k)[k] : static_cast<int8_t*>(kv.k)[k], weights[j]);
-        }
-        weights[j] *= kv.k_scale[key];
-      }
-      const float top = *std::max_element(weights.begin(), weights.end());
-      float sum = 0;
-      for (float& w : weights) sum += w = exp_body(w - top);
-      for (float& w : weights) w /= sum;
-      observer_({Observation::attention, l, head, position_ + t, weights.data(), keys});
-    }
-}
-
-// Logits of n tokens of the chunk, from `first` on: (n, vocab_size padded to 64).
-inline const float* Session::logits_of(int first, int n) {
-  norm_input(model_.final_norm, first, n);
-  matmul({{model_.output, buf_->logits}}, buf_->xn, n);
-  return buf_->logits;
-}
-
-inline size_t Session::position_bytes() const {
-  const size_t number = kv_f32() ? sizeof(float) : 1;
-  return size_t(model_.config.n_layers) * model_.config.n_kv_heads * (2 * sizeof(float)) +
-         2 * size_t(model_.config.n_layers) * model_.config.kv_dim() * number;
-}
-
-// Layer by layer and head by head: the scales of key and value, the key, the value.
-inline void Session::copy_position(int position, uint8_t* bytes, bool restore) const {
-  const Config& c = model_.config;
-  const int key = position % kBlockKeys;
-  const auto copy = [&](auto* cached, int n, int stride) {
-    for (int i = 0; i < n; i++, cached += stride, bytes += sizeof *cached)
-      restore ? std::memcpy(cached, bytes, sizeof *cached) : std::memcpy(bytes, cached, sizeof *cached);
-  };
-  for (int i = 0; i < c.n_layers * c.n_kv_heads; i++) {
-    const KvBlock kv = kv_block(i / c.n_kv_heads, i % c.n_kv_heads, position / kBlockKeys);
-    const auto vectors = [&](auto* keys, auto* values) {
-      copy(keys + kv.key_at(key), c.head_dim, 16);
-      copy(values + key * kv.width, c.head_dim, 1);
-    };
-    copy(kv.k_scale + key, 1, 1);
-    copy(kv.v_scale + key, 1, 1);
-    if (buf_->kv_f32)
-      vectors(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
-    else
-      vectors(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
-  }
-}
-
-inline void Session::append_position(const uint8_t* bytes) {
-  if (position_ < context()) copy_position(position_++, const_cast<uint8_t*>(bytes), true);
-}
-
-// ====================================================================================================================
-// 7. Sampler, generate, chat
-// ====================================================================================================================
-
-inline Sampler::Sampler(SamplerOptions options)
-    : options_(options), kernels_(find_kernels(nullptr)), state_(options.seed) {
-  std::fill(recent_, recent_ + kRepeatWindow, -1);
-}
-
-// SplitMix64 (Steele, Lea and Flood 2014): 24 of its 64 bits make a float in [0, 1).
-inline float Sampler::random() {
-  uint64_t z = state_ += 0x9E3779B97F4A7C15;
-  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
-  z = (z ^ z >> 27) * 0x94D049BB133111EB;
-  return float((z ^ z >> 31) >> 40) / 16777216.f;
-}
-
-inline void Sampler::remember(int id) { recent_[next_++ % kRepeatWindow] = id; }
-
-// Keskar et al. 2019 (CTRL); each token once, however often it occurred.
-inline void Sampler::penalize(int n) {
-  if (options_.repeat_penalty == 1.f) return;
-  for (size_t i = 0; i < kRepeatWindow; i++) {
-    const int id = recent_[i];
-    if (id < 0 || id >= n || std::find(recent_, recent_ + i, id) != recent_ + i) continue;
-    work_[id] = work_[id] > 0 ? work_[id] / options_.repeat_penalty : work_[id] * options_.repeat_penalty;
-  }
-}
-
-inline int Sampler::operator()(const float* logits, int n) {
-  int id = 0;
-  try {
-    work_.assign(logits, logits + n);
-    penalize(n);
-    const int best = likeliest(work_.data(), n);
-    id = options_.temperature > 0 ? choose(work_[best], best) : best;
-  } catch (const std::bad_alloc&) {
-    id = likeliest(logits, n);  // no memory to choose with
-  }
-  remember(id);
-  return id;
-}
-
-// The first of equals; what is not a number never wins.
-inline int Sampler::likeliest(const float* logits, int n) {
-  int best = 0;
-  for (int i = 1; i < n; i++)
-    if (logits[i] > logits[best] || logits[best] != logits[best]) best = i;
-  return best;
-}
-
-// Keeps the likeliest candidates that together hold more than top_p of the total; returns what they hold. The unlikely
-// ones that could not be among them are dropped before the sort, which makes it short: if all those below
-// (1 - top_p) * total / n were left out, they would hold less than 1 - top_p together.
-inline double Sampler::keep_top_p(double total) {
-  const double floor = (1.0 - options_.top_p) * total / double(candidates_.size());
-  candidates_.erase(
-      std::remove_if(candidates_.begin(), candidates_.end(), [&](const Candidate& c) { return c.p < floor; }),
-      candidates_.end());
-  std::sort(candidates_.begin(), candidates_.end(), Candidate::likelier);
-  double sum = 0;
-  size_t kept = 0;
-  while (kept < candidates_.size() && (kept == 0 || sum <= options_.top_p * total)) sum += candidates_[kept++].p;
-  candidates_.resize(kept);
-  return sum;
-}
-
-// Draws from softmax(logits / temperature), cut down by min-p, top-k and top-p, in this order.
-inline int Sampler::choose(float top, int best) {
-  for (float& w : work_) w = (w - top) / options_.temperature;
-  kernels_->exp(work_.data(), int(work_.size()));  // now relative to the most likely token, which is 1
-  candidates_.clear();
-  for (size_t i = 0; i < work_.size(); i++)
-    if (work_[i] >= options_.min_p) candidates_.push_back({work_[i], int(i)});
-  if (options_.top_k > 0 && size_t(options_.top_k) < candidates_.size()) {
-    const auto end = candidates_.begin() + options_.top_k;
-    std::nth_element(candidates_.begin(), end, candidates_.end(), Candidate::likelier);
-    candidates_.erase(end, candidates_.end());
-    std::sort(candidates_.begin(), candidates_.end(), Candidate::likelier);  // the order that sums depend on
-  }
-  double total = 0;
-  for (const Candidate& c : candidates_) total += c.p;
-  if (options_.top_p < 1 && !candidates_.empty()) total = keep_top_p(total);
-  double threshold = random() * total;
-  for (const Candidate& c : candidates_)
-    if ((threshold -= c.p) < 0) return c.id;
-  return candidates_.empty() ? best : candidates_.back().id;
-}
-
-template <class AnySession, class Pick>
-bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
-              const std::function<bool(int id)>& on_token, const Propose& propose) {
-  int id = 0, made = 0;
-  const auto choose = [&](const float* logits) {  // false: that was the last token
-    id = pick(logits, session.vocab_size());
-    return std::find(stop_ids.begin(), stop_ids.end(), id) == stop_ids.end() && on_token(id) && ++made < n;
-  };
-  const float* logits = session.forward(prompt.data(), prompt.size());
-  for (int fed : prompt) pick.remember(fed);
-  if (!logits) return false;
-  bool more = n > 0 && choose(logits);
-  while (more && session.position() < session.context()) {
-    std::vector<int> batch = {id};
-    if (propose) {
-      const std::vector<int> guess = propose();
-      const int room = std::min({session.context() - session.position(), n - made, kChunk}) - 1;
-      batch.insert(batch.end(), guess.begin(), guess.begin() + std::min(int(guess.size()), room));
-    }
-    const bool good = session.forward(batch.data(), batch.size(), [&](size_t i, const float* next) {
-      more = choose(next);
-      return more && i + 1 < batch.size() && id == batch[i + 1];
-    });
-    if (!good) return false;
-  }
-  return true;
-}
-
-// Notices that a text has locked into a loop: its end is one passage over and over, at least four times and for 96
-// tokens. Lists, tables and refrains repeat too, but not for so long.
-class LoopWatch {
- public:
-  static constexpr size_t kTokens = 96, kTimes = 4, kLongest = 128;  // kLongest: of the passage, tokens
-
-  // True once the tokens so far end in a loop.
-  bool push(int id) {
-    ids_.push_back(id);
-    for (size_t p = 1; p <= std::min(kLongest, ids_.size() - 1); p++) {
-      repeated_[p] = ids_[ids_.size() - 1 - p] == id ? repeated_[p] + 1 : 0;
-      if (repeated_[p] + p < std::max(kTokens, kTimes * p)) continue;
-      period_ = p;
-      return true;
-    }
-    return false;
-  }
-  size_t period() const { return period_; }                         // tokens of the passage
-  size_t kept() const { return ids_.size() - repeated_[period_]; }  // tokens up to the end of its first time
-
- private:
-  std::vector<int> ids_;
-  size_t repeated_[kLongest + 1] = {};  // by period: how many of the last tokens are what they were a period before
-  size_t period_ = 0;
-};
-
-inline std::string trimmed(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\n\v\f\r";
-  const size_t from = std::min(text.find_first_not_of(kSpace), text.size());
-  return std::string(text.substr(from, text.find_last_not_of(kSpace) + 1 - from));
-}
-
-inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
-                                      bool first) {
-  ChatTemplate::Parts parts;
-  const auto add = [&](ChatTemplate::Slot slot) {
-    parts.insert(parts.end(), chat.slot[slot].begin(), chat.slot[slot].end());
-  };
-  const auto add_text = [&](const std::string& text, ChatTemplate::Trim trim) {
-    parts.push_back({-1, chat.trim & trim ? trimmed(text) : text});
-  };
-  const std::string& prompt = system.empty() ? chat.default_system : system;
-  if (first && !prompt.empty()) {
-    add(ChatTemplate::kSystemPrefix);
-    add_text(prompt, ChatTemplate::kTrimSystem);
-    add(ChatTemplate::kSystemSuffix);
-    add(ChatTemplate::kFirstUserPrefix);
-  } else {
-    if (!first) add(ChatTemplate::kReplySuffix);
-    add(ChatTemplate::kUserPrefix);
-  }
-  add_text(message, ChatTemplate::kTrimUser);
-  add(ChatTemplate::kUserSuffix);
-  add(ChatTemplate::kReplyPrefix);
-  return parts;
-}
-
-inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos) {
-  std::vector<int> ids;
-  if (bos) ids = encode("", true);  // BOS, or nothing
-  if (!ids.empty() && !parts.empty() && parts[0].id == ids[0]) ids.clear();
-  std::string text;  // between two control tokens the text is one, whoever wrote it, and is encoded as one
-  const auto flush = [&] {
-    const std::vector<int> more = text.empty() ? std::vector<int>() : encode(text, false);
-    ids.insert(ids.end(), more.begin(), more.end());
-    text.clear();
-  };
-  for (const ChatTemplate::Part& part : parts) {
-    text += part.text;
-    if (part.id < 0) continue;
-    flush();
-    ids.push_back(part.id);
-  }
-  flush();
-  return ids;
-}
-
-inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
-                                  const std::string& message, bool first) {
-  return encode_parts(chat_parts(chat, system, message, first), encode, first);
-}
-
-// ====================================================================================================================
-// 8. SIMD: one group per instruction set, and the table that picks one
-// ====================================================================================================================
-
-// The float blocks of section 5, compiled once more: all that a set adds to them is a target attribute.
-#define POCKET_FLOAT_BLOCKS(NAME, TARGET)                                                 \
-  struct NAME {                                                                           \
+// The float blocks of section 9 for one instruction set, which adds nothing but a target attribute.
+#define POCKET_FLOAT_BLOCKS(NAME, TARGET)                                                  \
+  struct NAME {                                                                            \
     template <auto Body, class... A> TARGET static void call(A... args) { Body(args...); } \
   };
-#define POCKET_FLOAT_ROW(NAME, W)                                                                      \
-  NAME::call<rmsnorm_body>, NAME::call<quantize_body>, NAME::call<rope_body>, NAME::call<swiglu_body>,     \
-      NAME::call<exp_vector_body>, NAME::call<attend_body<W, int8_t>>, NAME::call<attend_body<W, float>>, \
-      NAME::call<fold_body>, NAME::call<matmul_f32_body<W>>
-
 POCKET_FLOAT_BLOCKS(FloatScalar, )
 #if defined(__x86_64__)
 #define POCKET_AVX2 __attribute__((target("avx2,fma")))
@@ -2386,27 +2593,19 @@ POCKET_FLOAT_BLOCKS(FloatAvx2, POCKET_AVX2)
 POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
 #endif
 
-inline void spin_pause() {
-#if defined(__x86_64__)
-  asm volatile("pause");
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 #if defined(__x86_64__)
 
-// Linux wants to be asked for AMX's tiles, once a process, since they make the saved state of a thread 8 KB larger.
+// Linux requires a process to request AMX's tiles, since they make the saved state of a thread 8 KB larger.
 #if defined(__linux__)
-inline bool ask_for_tiles() {
+inline bool request_tiles() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #else
-inline bool ask_for_tiles() { return false; }
+inline bool request_tiles() { return false; }
 #endif
 
-// What the CPU has and the OS saves on a task switch.
+// The features that the CPU has and the OS supports (it must save the registers on a task switch).
 struct X86Features {
   bool intel = false, avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
 
@@ -2423,7 +2622,7 @@ struct X86Features {
     const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
     avxvnni = avx2 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 4 & 1);
     avx512vnni = avx2 && (xcr0 & 0xe6) == 0xe6 && avx512 && (c >> 11 & 1);
-    amx = avx512vnni && amx_int8 && ask_for_tiles();
+    amx = avx512vnni && amx_int8 && request_tiles();
   }
 };
 
@@ -2433,8 +2632,8 @@ const Kernels* kernel_table();
 #if !defined(POCKET_SEPARATE_KERNELS)
 #if defined(__x86_64__)
 
-// Whether one token's product reads four streams of panels at a time, each through a quarter of them: measured, that
-// gives 95% of what plain reading gives on an Intel CPU, where one stream gives 78%. On an AMD one, one is the better.
+// Whether the product of one token reads four streams of panels at a time, each through a quarter of them. Measured on
+// an Intel CPU: 95% of the speed of plain reading, one stream 78%. On an AMD CPU one stream is faster.
 inline bool reads_four_streams() {
   static const bool answer = X86Features().intel;
   return answer;
@@ -2442,9 +2641,9 @@ inline bool reads_four_streams() {
 
 #endif  // __x86_64__
 
-// Asks for the cache lines that a kernel which reads on and on will need. Of one stream the line six pages on goes to
-// the L2 cache, since memory takes its time and the hardware's own guesses stop at every page, and the one 1 KB on to
-// the L1 cache; of several, the one 2 KB on.
+// Prefetches for a kernel that reads a long stream. A single stream: the line six pages ahead to the L2 cache, since
+// the hardware prefetcher stops at page boundaries, and the line 1 KB ahead to the L1 cache. Several: the line 2 KB
+// ahead.
 template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
   if (streams == 1) __builtin_prefetch(p + 6 * 4096, 0, 2);
   __builtin_prefetch(p + (streams == 1 ? 1024 : 2048), 0, 3);
@@ -2545,17 +2744,15 @@ POCKET_AVX2 POCKET_BODY void gemv_q4_panels(const Tensor& w, int first, int step
   }
 }
 
-template <class Dot>
-POCKET_AVX2 POCKET_BODY void gemv_q4_any(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
-                                         size_t ldy) {
-  const int quarter = n == 1 && reads_four_streams() ? count / 4 : 0;
-  for (int p = first; p < first + quarter; p++) gemv_q4_panels<Dot, 4, 1>(w, p, quarter, x, y, ldy);
-  for (int p = first + 4 * quarter; p < first + count; p++) {
+template <class Dot> POCKET_AVX2 POCKET_BODY void gemv_q4_any(const PanelProduct& m) {
+  const int quarter = m.n == 1 && reads_four_streams() ? m.count / 4 : 0;
+  for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels<Dot, 4, 1>(m.w, p, quarter, m.x, m.y, m.ldy);
+  for (int p = m.first + 4 * quarter; p < m.first + m.count; p++) {
     int t = 0;
-    for (; t + 4 <= n; t += 4) gemv_q4_panels<Dot, 1, 4>(w, p, 1, x.token(t), y + t * ldy, ldy);
-    if (n - t == 3) gemv_q4_panels<Dot, 1, 3>(w, p, 1, x.token(t), y + t * ldy, ldy);
-    if (n - t == 2) gemv_q4_panels<Dot, 1, 2>(w, p, 1, x.token(t), y + t * ldy, ldy);
-    if (n - t == 1) gemv_q4_panels<Dot, 1, 1>(w, p, 1, x.token(t), y + t * ldy, ldy);
+    for (; t + 4 <= m.n; t += 4) gemv_q4_panels<Dot, 1, 4>(m.w, p, 1, m.x.token(t), m.y + t * m.ldy, m.ldy);
+    if (m.n - t == 3) gemv_q4_panels<Dot, 1, 3>(m.w, p, 1, m.x.token(t), m.y + t * m.ldy, m.ldy);
+    if (m.n - t == 2) gemv_q4_panels<Dot, 1, 2>(m.w, p, 1, m.x.token(t), m.y + t * m.ldy, m.ldy);
+    if (m.n - t == 1) gemv_q4_panels<Dot, 1, 1>(m.w, p, 1, m.x.token(t), m.y + t * m.ldy, m.ldy);
   }
 }
 
@@ -2601,23 +2798,14 @@ POCKET_AVX2 POCKET_BODY void dot_tokens(const uint8_t* codes, const void* scales
   for (; t < n; t++) dot_tile<Dot, type, 1>(codes, scales, cols, x.token(t), acc + 16 * t);
 }
 
-template <class Dot>
-POCKET_AVX2 POCKET_BODY void dot_any(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
-                                     const Activations& x, int n, float* const acc[2]) {
+template <class Dot> POCKET_AVX2 POCKET_BODY void dot_any(const BlockProduct& p) {
   POCKET_FOR (i, 2)
-    type == Type::q4 ? dot_tokens<Dot, Type::q4>(codes[i], scales[i], cols, x, n, acc[i])
-                     : dot_tokens<Dot, Type::q8>(codes[i], scales[i], cols, x, n, acc[i]);
+    p.type == Type::q4 ? dot_tokens<Dot, Type::q4>(p.codes[i], p.scales[i], p.cols, p.x, p.n, p.acc[i])
+                       : dot_tokens<Dot, Type::q8>(p.codes[i], p.scales[i], p.cols, p.x, p.n, p.acc[i]);
 }
 
-POCKET_AVX2 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
-                                size_t ldy) {
-  gemv_q4_any<Maddubs>(w, first, count, x, n, y, ldy);
-}
-
-POCKET_AVX2 inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
-                            const Activations& x, int n, float* const acc[2]) {
-  dot_any<Maddubs>(type, codes, scales, cols, x, n, acc);
-}
+POCKET_AVX2 inline void gemv_q4(const PanelProduct& m) { gemv_q4_any<Maddubs>(m); }
+POCKET_AVX2 inline void dot(const BlockProduct& p) { dot_any<Maddubs>(p); }
 
 }  // namespace avx2
 
@@ -2634,15 +2822,8 @@ struct Dpbusd {
   }
 };
 
-POCKET_AVXVNNI inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
-                                   size_t ldy) {
-  avx2::gemv_q4_any<Dpbusd>(w, first, count, x, n, y, ldy);
-}
-
-POCKET_AVXVNNI inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
-                               const Activations& x, int n, float* const acc[2]) {
-  avx2::dot_any<Dpbusd>(type, codes, scales, cols, x, n, acc);
-}
+POCKET_AVXVNNI inline void gemv_q4(const PanelProduct& m) { avx2::gemv_q4_any<Dpbusd>(m); }
+POCKET_AVXVNNI inline void dot(const BlockProduct& p) { avx2::dot_any<Dpbusd>(p); }
 
 }  // namespace avxvnni
 
@@ -2725,21 +2906,21 @@ POCKET_AVX512 inline void gemv_q4_panels(const Tensor& w, int first, int step, c
 }
 
 // Where one stream is read, half a register at a time is measured faster than whole ones.
-POCKET_AVX512 inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
-                                  size_t ldy) {
-  const int quarter = n == 1 && reads_four_streams() ? count / 4 : 0;
-  for (int p = first; p < first + quarter; p++) gemv_q4_panels(w, p, quarter, x, y);
-  avx2::gemv_q4_any<Dpbusd>(w, first + 4 * quarter, count - 4 * quarter, x, n, y, ldy);
+POCKET_AVX512 inline void gemv_q4(const PanelProduct& m) {
+  const int quarter = m.n == 1 && reads_four_streams() ? m.count / 4 : 0;
+  for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels(m.w, p, quarter, m.x, m.y);
+  avx2::gemv_q4_any<Dpbusd>({m.w, m.first + 4 * quarter, m.count - 4 * quarter, m.x, m.n, m.y, m.ldy});
 }
 
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
 template <Type type, int T>
-POCKET_AVX512 inline void dot_tile(const uint8_t* const codes[2], const void* const scales[2], int cols,
-                                   const Activations& x, float* acc0, float* acc1) {
+POCKET_AVX512 inline void dot_tile(const BlockProduct& m, const Activations& x, float* acc0, float* acc1) {
   constexpr int kBias = type == Type::q4 ? 64 : 128;
+  const uint8_t* const codes[2] = {m.codes[0], m.codes[1]};
+  const void* const scales[2] = {m.scales[0], m.scales[1]};
   __m512 a[2][T];
   POCKET_FOR (t, T) a[0][t] = _mm512_loadu_ps(acc0 + 16 * t), a[1][t] = _mm512_loadu_ps(acc1 + 16 * t);
-  for (int g = 0; g < cols / kGroup; g++) {
+  for (int g = 0; g < m.cols / kGroup; g++) {
     __m512i sum[2][T];
     POCKET_FOR (t, T) sum[0][t] = sum[1][t] = _mm512_set1_epi32(-kBias * x.token(t).sum[g]);
     POCKET_FOR (j, 8) {
@@ -2765,19 +2946,15 @@ POCKET_AVX512 inline void dot_tile(const uint8_t* const codes[2], const void* co
   POCKET_FOR (t, T) _mm512_storeu_ps(acc0 + 16 * t, a[0][t]), _mm512_storeu_ps(acc1 + 16 * t, a[1][t]);
 }
 
-template <Type type>
-POCKET_AVX512 inline void dot_tokens(const uint8_t* const codes[2], const void* const scales[2], int cols,
-                                     const Activations& x, int n, float* const acc[2]) {
+template <Type type> POCKET_AVX512 inline void dot_tokens(const BlockProduct& p) {
   int t = 0;
-  for (; t + 6 <= n; t += 6) dot_tile<type, 6>(codes, scales, cols, x.token(t), acc[0] + 16 * t, acc[1] + 16 * t);
-  for (; t + 2 <= n; t += 2) dot_tile<type, 2>(codes, scales, cols, x.token(t), acc[0] + 16 * t, acc[1] + 16 * t);
-  for (; t < n; t++) dot_tile<type, 1>(codes, scales, cols, x.token(t), acc[0] + 16 * t, acc[1] + 16 * t);
+  for (; t + 6 <= p.n; t += 6) dot_tile<type, 6>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
+  for (; t + 2 <= p.n; t += 2) dot_tile<type, 2>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
+  for (; t < p.n; t++) dot_tile<type, 1>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
 }
 
-POCKET_AVX512 inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
-                              const Activations& x, int n, float* const acc[2]) {
-  type == Type::q4 ? dot_tokens<Type::q4>(codes, scales, cols, x, n, acc)
-                   : dot_tokens<Type::q8>(codes, scales, cols, x, n, acc);
+POCKET_AVX512 inline void dot(const BlockProduct& p) {
+  p.type == Type::q4 ? dot_tokens<Type::q4>(p) : dot_tokens<Type::q8>(p);
 }
 
 }  // namespace avx512
@@ -2838,8 +3015,8 @@ struct Tiles {
 // Adds two groups, in order, to acc (16 tokens, 16 rows). m: the rows' scales; scale0, scale1: the tokens'. While AMX
 // is at work, one of the two units for 512-bit floats does nothing but add. So that it has its share, one group's sums
 // are converted to floats, the other's get there by subtraction.
-POCKET_AVX512 POCKET_BODY void fold(const int32_t* sums, const __m512 m[2], const float* scale0, const float* scale1,
-                                    float* acc) {
+POCKET_AVX512 POCKET_BODY void add_groups(const int32_t* sums, const __m512 m[2], const float* scale0,
+                                          const float* scale1, float* acc) {
   POCKET_FOR (t, 16) {
     __m512 a = _mm512_load_ps(acc + 16 * t);
     const __m512 first = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * t));
@@ -2896,27 +3073,26 @@ POCKET_AVX512 inline void multiply_panel(const Tensor& w, const uint8_t* panel, 
       int32_t* s = sums[odd];
       odd ? T::template store<1>(s) : T::template store<0>(s);
       asm("" : "+r"(s), "+r"(scale0), "+r"(scale1), "+r"(a));  // one register each: addresses that are sums cost more
-      fold(s, m, scale0, scale1, a);
+      add_groups(s, m, scale0, scale1, a);
     }
     if (b + 2 < blocks) block[b & 1].read(w, panel, b + 2);
   }
 }
 
-template <class T>
-POCKET_AVX512 inline void matmul_packed(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
-                                        size_t ldy) {
+template <class T> POCKET_AVX512 inline void matmul_packed(const PanelProduct& m) {
   alignas(64) float acc[kChunk * kPanelRows];
-  const size_t bytes = panel_bytes(w.type, w.cols);
+  const size_t bytes = panel_bytes(m.w.type, m.w.cols);
   T::configure();
-  for (int p = first; p < first + count; p++) {
-    const uint8_t* panel = w.data + p * bytes;
-    const bool q4 = w.type == Type::q4;
-    for (int t = 0; t < round_up(n, 16); t++) _mm512_store_ps(acc + kPanelRows * t, _mm512_setzero_ps());
-    q4 ? multiply_panel<T, Type::q4>(w, panel, x, n, acc) : multiply_panel<T, Type::q8>(w, panel, x, n, acc);
+  for (int p = m.first; p < m.first + m.count; p++) {
+    const uint8_t* panel = m.w.data + p * bytes;
+    const bool q4 = m.w.type == Type::q4;
+    for (int t = 0; t < round_up(m.n, 16); t++) _mm512_store_ps(acc + kPanelRows * t, _mm512_setzero_ps());
+    q4 ? multiply_panel<T, Type::q4>(m.w, panel, m.x, m.n, acc)
+       : multiply_panel<T, Type::q8>(m.w, panel, m.x, m.n, acc);
     const __m512 row_scales = q4 ? _mm512_loadu_ps(panel + bytes - kPanelRows * sizeof(float)) : _mm512_set1_ps(1);
-    for (int t = 0; t < n; t++) {
+    for (int t = 0; t < m.n; t++) {
       const __m512 sum = _mm512_load_ps(acc + kPanelRows * t);
-      _mm512_storeu_ps(y + t * ldy + size_t(p) * kPanelRows, _mm512_mul_ps(sum, row_scales));
+      _mm512_storeu_ps(m.y + t * m.ldy + size_t(p) * kPanelRows, _mm512_mul_ps(sum, row_scales));
     }
   }
   T::release();
@@ -3033,11 +3209,11 @@ POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Acti
   POCKET_FOR (j, 4) vst1q_f32(y + 4 * j, vmulq_f32(acc[j], vld1q_f32(rs + 4 * j)));
 }
 
-POCKET_DOTPROD inline void gemv_q4(const Tensor& w, int first, int count, const Activations& x, int n, float* y,
-                                   size_t ldy) {
-  for (int p = first; p < first + count; p++)
-    for (int t = 0; t < n; t++)
-      gemv_q4_panel(w.data + p * panel_bytes(Type::q4, w.cols), w, x.token(t), y + t * ldy + p * kPanelRows);
+POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) {
+  for (int p = m.first; p < m.first + m.count; p++)
+    for (int t = 0; t < m.n; t++)
+      gemv_q4_panel(m.w.data + p * panel_bytes(Type::q4, m.w.cols), m.w, m.x.token(t),
+                    m.y + t * m.ldy + p * kPanelRows);
 }
 
 // What the two sets do in different ways: keep the 8 columns of four rows that a lookup gives, and multiply a group of
@@ -3138,58 +3314,88 @@ template <class Dot, Type type>
 POCKET_BODY void dot_tokens(const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
                             int n, float* const acc[2]) {
   for (int i = 0; i < 2; i++) {
-    const int8_t* w = reinterpret_cast<const int8_t*>(codes[i]);
+    const int8_t* w = reinterpret_cast<const int8_t*>(p.codes[i]);
     int t = 0;
-    for (; t + 4 <= n; t += 4) dot_tile<Dot, type, 4>(w, scales[i], cols, x.token(t), acc[i] + 16 * t);
-    for (; t + 2 <= n; t += 2) dot_tile<Dot, type, 2>(w, scales[i], cols, x.token(t), acc[i] + 16 * t);
-    for (; t < n; t++) dot_tile<Dot, type, 1>(w, scales[i], cols, x.token(t), acc[i] + 16 * t);
+    for (; t + 4 <= p.n; t += 4) dot_tile<Dot, type, 4>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
+    for (; t + 2 <= p.n; t += 2) dot_tile<Dot, type, 2>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
+    for (; t < p.n; t++) dot_tile<Dot, type, 1>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
   }
 }
 
-POCKET_DOTPROD inline void dot(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
-                               const Activations& x, int n, float* const acc[2]) {
-  type == Type::q4 ? dot_tokens<Sdot, Type::q4>(codes, scales, cols, x, n, acc)
-                   : dot_tokens<Sdot, Type::q8>(codes, scales, cols, x, n, acc);
+POCKET_DOTPROD inline void dot(const BlockProduct& p) {
+  p.type == Type::q4 ? dot_tokens<Sdot, Type::q4>(p) : dot_tokens<Sdot, Type::q8>(p);
 }
 
 // A single token leaves half of smmla idle: in q8 sdot is the better one.
-POCKET_I8MM inline void dot_i8mm(Type type, const uint8_t* const codes[2], const void* const scales[2], int cols,
-                                 const Activations& x, int n, float* const acc[2]) {
-  if (type == Type::q4) return dot_tokens<Smmla, Type::q4>(codes, scales, cols, x, n, acc);
-  n == 1 ? dot(type, codes, scales, cols, x, n, acc) : dot_tokens<Smmla, Type::q8>(codes, scales, cols, x, n, acc);
+POCKET_I8MM inline void dot_i8mm(const BlockProduct& p) {
+  if (p.type == Type::q4) return dot_tokens<Smmla, Type::q4>(p);
+  p.n == 1 ? dot(p) : dot_tokens<Smmla, Type::q8>(p);
 }
 
 }  // namespace neon
 #endif  // __aarch64__
 
-// The kernel sets, best first; the last one has no name. POCKET_SEPARATE_KERNELS: programs of several files compile the
-// kernels once, in a file that defines POCKET_DEFINE_KERNELS before it includes this one.
+// The part of a kernel set that all instruction sets share: the float blocks of section 9, W floats a register.
+template <class Blocks, int W> Kernels float_kernels(const char* name, bool (*supported)()) {
+  Kernels k = {};
+  k.name = name;
+  k.supported = supported;
+  k.rmsnorm = Blocks::template call<rmsnorm_body>;
+  k.quantize = Blocks::template call<quantize_body>;
+  k.rope = Blocks::template call<rope_body>;
+  k.swiglu = Blocks::template call<swiglu_body>;
+  k.exp = Blocks::template call<exp_vector_body>;
+  k.attend_q8 = Blocks::template call<attend_body<W, int8_t>>;
+  k.attend_f32 = Blocks::template call<attend_body<W, float>>;
+  k.merge = Blocks::template call<merge_body>;
+  k.matmul_f32 = Blocks::template call<matmul_f32_body<W>>;
+  return k;
+}
+
+// The kernel sets, best first, then one without a name.
 #if defined(POCKET_DEFINE_KERNELS)
 const Kernels* kernel_table() {
 #else
 inline const Kernels* kernel_table() {
 #endif
-  static const Kernels table[] = {
+  static const std::vector<Kernels> table = [] {
+    std::vector<Kernels> all;
 #if defined(__x86_64__)
-    {"amx", [] { return X86Features().amx; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>, avx512::gemv_q4,
-     avx512::dot, amx::matmul_packed<amx::Tiles>},
-    {"avx512vnni", [] { return X86Features().avx512vnni; }, POCKET_FLOAT_ROW(FloatAvx512, 16), avx512::unpack_q4<64>,
-     avx512::gemv_q4, avx512::dot, nullptr},
-    {"avxvnni", [] { return X86Features().avxvnni; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avxvnni::gemv_q4,
-     avxvnni::dot, nullptr},
-    {"avx2", [] { return X86Features().avx2; }, POCKET_FLOAT_ROW(FloatAvx2, 8), avx2::unpack_q4, avx2::gemv_q4,
-     avx2::dot, nullptr},
+    Kernels avx512vnni = float_kernels<FloatAvx512, 16>("avx512vnni", [] { return X86Features().avx512vnni; });
+    avx512vnni.unpack_q4 = avx512::unpack_q4<64>;
+    avx512vnni.gemv_q4 = avx512::gemv_q4;
+    avx512vnni.dot = avx512::dot;
+    Kernels amx = avx512vnni;
+    amx.name = "amx";
+    amx.supported = [] { return X86Features().amx; };
+    amx.matmul_packed = amx::matmul_packed<amx::Tiles>;
+    Kernels avx2 = float_kernels<FloatAvx2, 8>("avx2", [] { return X86Features().avx2; });
+    avx2.unpack_q4 = avx2::unpack_q4;
+    avx2.gemv_q4 = avx2::gemv_q4;
+    avx2.dot = avx2::dot;
+    Kernels avxvnni = avx2;
+    avxvnni.name = "avxvnni";
+    avxvnni.supported = [] { return X86Features().avxvnni; };
+    avxvnni.gemv_q4 = avxvnni::gemv_q4;
+    avxvnni.dot = avxvnni::dot;
+    all = {amx, avx512vnni, avxvnni, avx2};
+#elif defined(__aarch64__)
+    Kernels dotprod = float_kernels<FloatScalar, 4>("neon-dotprod", neon::has_dotprod);
+    dotprod.unpack_q4 = neon::unpack_q4<neon::Sdot>;
+    dotprod.gemv_q4 = neon::gemv_q4;
+    dotprod.dot = neon::dot;
+    Kernels i8mm = dotprod;
+    i8mm.name = "neon-i8mm";
+    i8mm.supported = [] { return neon::has_dotprod() && neon::has_i8mm(); };
+    i8mm.unpack_q4 = neon::unpack_q4<neon::Smmla>;
+    i8mm.dot = neon::dot_i8mm;
+    all = {i8mm, dotprod};
 #endif
-#if defined(__aarch64__)
-    {"neon-i8mm", [] { return neon::has_dotprod() && neon::has_i8mm(); }, POCKET_FLOAT_ROW(FloatScalar, 4),
-     neon::unpack_q4<neon::Smmla>, neon::gemv_q4, neon::dot_i8mm, nullptr},
-    {"neon-dotprod", neon::has_dotprod, POCKET_FLOAT_ROW(FloatScalar, 4), neon::unpack_q4<neon::Sdot>, neon::gemv_q4,
-     neon::dot, nullptr},
-#endif
-    {"scalar", [] { return true; }, POCKET_FLOAT_ROW(FloatScalar, 8), nullptr, nullptr, nullptr, nullptr},
-    {},
-  };
-  return table;
+    all.push_back(float_kernels<FloatScalar, 8>("scalar", [] { return true; }));
+    all.push_back({});
+    return all;
+  }();
+  return table.data();
 }
 
 #endif  // POCKET_SEPARATE_KERNELS
@@ -3207,6 +3413,19 @@ inline std::vector<std::string> kernel_names() {
   return names;
 }
 
+inline const Kernels* choose_kernels(const char* name, std::string& error) {
+  const Kernels* kernels = find_kernels(name);
+  if (kernels) return kernels;
+  std::string names;
+  for (const std::string& known : kernel_names()) names += (names.empty() ? "" : ", ") + known;
+  error = std::string("kernel '") + name + "' is not supported by this CPU; available: " + names;
+  return nullptr;
+}
+
+inline void exp_in_place(float* x, int n) {
+  static const Kernels& best = *find_kernels(nullptr);
+  best.exp(x, n);
+}
+
 }  // namespace pocket
 #endif  // POCKET_RUN_CPP
-

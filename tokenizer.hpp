@@ -636,6 +636,32 @@ inline std::string Tokenizer::Stream::flush() try {
   return {};
 }
 
+// Notices that a text has locked into a loop: it ends in one passage repeated at least four times and for 96 tokens.
+// Lists, tables and refrains repeat too, but not for that long.
+class LoopWatch {
+ public:
+  static constexpr size_t kTokens = 96, kTimes = 4, kLongest = 128;  // kLongest: of the passage, tokens
+
+  // True once the tokens so far end in a loop.
+  bool push(int id) {
+    ids_.push_back(id);
+    for (size_t p = 1; p <= std::min(kLongest, ids_.size() - 1); p++) {
+      repeated_[p] = ids_[ids_.size() - 1 - p] == id ? repeated_[p] + 1 : 0;
+      if (repeated_[p] + p < std::max(kTokens, kTimes * p)) continue;
+      period_ = p;
+      return true;
+    }
+    return false;
+  }
+  size_t period() const { return period_; }                         // tokens of the passage
+  size_t kept() const { return ids_.size() - repeated_[period_]; }  // tokens up to the end of its first occurrence
+
+ private:
+  std::vector<int> ids_;
+  size_t repeated_[kLongest + 1] = {};  // by period: how many of the last tokens equal the token one period earlier
+  size_t period_ = 0;
+};
+
 // A text without control characters but newline and tab.
 inline std::string without_controls(const std::string& text) {
   std::string clean;

@@ -321,8 +321,8 @@ inline void Calibration::project_quantized(int matrix, size_t first, int n, floa
   const size_t ldy = size_t(padded(w.rows));
   pool_.parallel_for((n + kChunk - 1) / kChunk, [&](int task, int) {
     const int t = task * kChunk;
-    matmul_panels(kernels_, w, 0, panels_of(w.rows), in_.quantized(first + t), std::min(kChunk, n - t), y + t * ldy,
-                  ldy);
+    matmul_panels(kernels_,
+                  {w, 0, panels_of(w.rows), in_.quantized(first + t), std::min(kChunk, n - t), y + t * ldy, ldy});
   });
 }
 
@@ -363,36 +363,29 @@ template <class T> void Calibration::attend_window(float* q, float* k, float* v,
   constexpr bool kF32 = sizeof(T) == 4;
   const int head_dim = c_.head_dim, half = head_dim / 2, group = c_.n_heads / c_.n_kv_heads;
   const size_t q_width = size_t(padded(c_.q_dim())), kv_width = size_t(padded(c_.kv_dim()));
-  const size_t block_floats = kv_block_bytes(head_dim, kF32) / sizeof(float), record = attention_floats(head_dim);
-  std::vector<float> blocks(block_floats * size_t((n + kBlockKeys - 1) / kBlockKeys)), state(2 * record);
+  const size_t block_bytes = kv_block_bytes(head_dim, kF32), blocks = size_t((n + kBlockKeys - 1) / kBlockKeys);
+  std::vector<float> memory(block_bytes / sizeof(float) * blocks), values(size_t(round_up(head_dim, 16)));
   const auto block = [&](int b) {
-    float* scales = blocks.data() + b * block_floats;
-    T* keys = reinterpret_cast<T*>(scales + 2 * kBlockKeys);
-    return KvBlock{
-        keys, keys + size_t(kBlockKeys) * head_dim, scales, scales + kBlockKeys, head_dim, round_up(head_dim, 16)};
+    return kv_block_at(reinterpret_cast<uint8_t*>(memory.data()) + size_t(b) * block_bytes, head_dim, kF32);
   };
-  q += size_t(kv_head) * group * head_dim, k += kv_head * head_dim, v += kv_head * head_dim;
-  const float root = 1.f / std::sqrt(float(head_dim));
+  q += size_t(kv_head) * group * head_dim;
+  k += kv_head * head_dim;
+  v += kv_head * head_dim;
   for (int t = 0; t < n; t++) {
     const float *cos = cos_.data() + size_t(t) * half, *sin = sin_.data() + size_t(t) * half;
     kernels_.rope(q + t * q_width, group, head_dim, cos, sin);
     kernels_.rope(k + t * kv_width, 1, head_dim, cos, sin);
-    const int key = t % kBlockKeys, k_at = key / 16 * 16 * head_dim + key % 16;
-    const KvBlock kv = block(t / kBlockKeys);
-    kv.k_scale[key] = root * store_vector(k + t * kv_width, head_dim, static_cast<T*>(kv.k) + k_at, 16);
-    kv.v_scale[key] = store_vector(v + t * kv_width, head_dim, static_cast<T*>(kv.v) + key * kv.width, 1);
+    store_key(block(t / kBlockKeys), kF32, t % kBlockKeys, k + t * kv_width, v + t * kv_width);
   }
-  const auto attend = kF32 ? kernels_.attend_f32 : kernels_.attend_q8;
   for (int i = 0; i < n * group; i++) {
     const int t = i / group;
     float* const query = q + t * q_width + i % group * head_dim;
-    float *const sum = state.data(), *const part = sum + record;
-    for (int b = 0; b <= t / kBlockKeys; b++) {
-      const int keys = std::min(kBlockKeys, t + 1 - b * kBlockKeys);
-      attend(block(b), 1, &query, &keys, b ? &part : &sum);
-      if (b) kernels_.fold(sum, part, round_up(head_dim, 16));
-    }
-    for (int j = 0; j < head_dim; j++) query[j] = sum[16 + j] / sum[1];
+    AttentionState state = {0, 0, values.data()};
+    for (int b = 0; b <= t / kBlockKeys; b++)
+      attend_queries(kernels_, block(b), kF32, 1, b == 0, [&](int) {
+        return Query{query, std::min(kBlockKeys, t + 1 - b * kBlockKeys), &state};
+      });
+    for (int j = 0; j < head_dim; j++) query[j] = state.values[j] / state.sum;
   }
 }
 
@@ -561,7 +554,7 @@ inline void Calibration::measure(const std::vector<float>& rows, int first, int 
   Tensor part = tensor.tensor();
   part.rows = count;
   part.data += first / kPanelRows * panel_bytes(tensor.type, tensor.spec.cols);
-  matmul_panels(kernels_, part, 0, panels_of(count), in.quantized(0), sample, real.data(), ldy);
+  matmul_panels(kernels_, {part, 0, panels_of(count), in.quantized(0), sample, real.data(), ldy});
   const auto square = [](double d) { return d * d; };
   for (int i = 0; i < sample; i++)
     for (int r = 0; r < count; r++) {

@@ -82,7 +82,7 @@ void matmul(benchmark::State& state, const Kernels& k, Type type, int n, bool fr
   std::vector<float> y(ldy * size_t(n));
   int first = 0;
   for (auto _ : state) {
-    matmul_panels(k, w, first, count_panels, in.get(), n, y.data(), ldy);
+    matmul_panels(k, {w, first, count_panels, in.get(), n, y.data(), ldy});
     benchmark::ClobberMemory();
     first = (first + count_panels) % panels;
   }

@@ -206,21 +206,21 @@ inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
                         {"patch_size", own.patch_size, &c.patch_size},
                         {"max_seq_len", h.max_seq_len, &c.patches}}))
     return false;
-  if (h.vocab_size != kByteValues) return reader.refuse("vocab_size", kByteValues, h.vocab_size);
-  if (h.n_kv_heads != h.n_heads) return reader.refuse("n_kv_heads", h.n_heads, h.n_kv_heads);
+  if (!reader.equal("vocab_size", kByteValues, h.vocab_size)) return false;
+  if (!reader.equal("n_kv_heads", h.n_heads, h.n_kv_heads)) return false;
   for (const auto& [field, value] : {std::pair("rotary", own.rotary), std::pair("positions", own.positions)})
-    if (value > 1) return reader.refuse(field, "0 or 1", value);
+    if (value > 1) return reader.refuse(field, "0 or 1", double(value));
   for (const auto& [field, value] :
        {std::pair("tied", float(h.tied)), std::pair("norm_eps", h.norm_eps), std::pair("rope_theta", h.rope_theta),
         std::pair("rope_factor", h.rope_factor), std::pair("rope_scaling", float(h.rope_scaling)),
         std::pair("rope_low_freq", h.rope_low_freq), std::pair("rope_high_freq", h.rope_high_freq),
         std::pair("rope_original_len", float(h.rope_original_len))})
-    if (!(value == 0)) return reader.refuse(field, 0, value);  // a Llama's
+    if (!(value == 0)) return reader.refuse(field, "0", double(value));  // a Llama's
   for (uint32_t word : own.reserved)
-    if (word) return reader.refuse("reserved", 0, word);
+    if (word) return reader.refuse("reserved", "0", double(word));
   c.rotary = own.rotary, c.positions = own.positions;
   if (c.patch_size < 1 || c.patches % c.patch_size)
-    return reader.refuse("max_seq_len", "a multiple of patch_size, " + std::to_string(c.patch_size), c.patches);
+    return reader.refuse("max_seq_len", "a multiple of patch_size, " + std::to_string(c.patch_size), double(c.patches));
   c.patches /= c.patch_size;
   return reader.fits(c);
 }
@@ -234,7 +234,7 @@ inline bool MegabyteModel::read(const char* name) {
         reader.tensors(
             10 * uint64_t(config.global.n_layers + config.local.n_layers) + 16 + 2 * config.positions,
             [&] { return tensor_specs(config); }, tensors) &&
-        reader.rest(kByteValues)) {
+        reader.finish(kByteValues)) {
       bind(tensors);
       return true;
     }
@@ -406,7 +406,7 @@ class MegabyteSession {
   void store_kv(Stage& s, int l);
   KvBlock kv_block(const Stage& s, int l, int head, int slot, int block) const;
   void attention(Stage& s, int l);
-  void attend(Stage& s, int l, int head, int first, int n, float* state);
+  void attend(Stage& s, int l, int head, int first, int n, AttentionState* state);
   void add_residual(Stage& s, const Tensor* bias);
   void quantize(const Activations& in, int t, int n);
   void matmul(std::initializer_list<Product> products, const Activations& in, int n);
@@ -465,7 +465,7 @@ struct MegabyteSession::Buffers {
   Stage global, local;
   Activations patch;  // (n, patch_dim): patches to embed
   float* next;             // (patches, patch_dim): G, what the local stage gets
-  float* partial;          // (threads, kTileTokens): attention so far
+  AttentionState* states;  // (threads, kTileTokens)
   float* logits;           // (kLogitRows, 256)
   size_t bytes;
 
@@ -474,11 +474,7 @@ struct MegabyteSession::Buffers {
     context = o.context > 0 ? o.context : c.max_seq_len();
     threads = thread_count(o);
     kv_f32 = keeps_f32(o, model);
-    uintptr_t at = reinterpret_cast<uintptr_t>(base);
-    const auto take = [&](auto& pointer, size_t count) {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
-      at += round_up<size_t>(count * sizeof *pointer, 64);
-    };
+    Placement take{reinterpret_cast<uintptr_t>(base), base != nullptr};
     const auto take_stage = [&](Stage& s, const MegabyteStage& shape, const MegabyteModel::Stage& w) {
       s.shape = shape, s.w = &w;
       s.keys = std::min(kBlockKeys, round_up(s.positions, 16));
@@ -502,9 +498,9 @@ struct MegabyteSession::Buffers {
     take_stage(local, c.local, model.local);
     patch.place(c.patch_dim(), true, take);
     take(next, size_t(global.positions) * padded(c.patch_dim()));
-    take(partial, size_t(threads) * kTileTokens * attention_floats(c.head_dim));
+    states = place_states(take, size_t(threads) * kTileTokens, c.head_dim);
     take(logits, size_t(kLogitRows) * kByteValues);
-    bytes = at - reinterpret_cast<uintptr_t>(base);
+    bytes = take.at - reinterpret_cast<uintptr_t>(base);
   }
 };
 
@@ -641,8 +637,6 @@ inline bool MegabyteSession::embed_patch(int patch, float* out) {
   }
   return true;
 }
-
-inline const float* floats(const Tensor& vector) { return reinterpret_cast<const float*>(vector.data); }
 
 // Positions first ... first + n - 1 of the global stage: what they have to say to their patches goes to buf_->next.
 // Position 0 is the start; position k the patch k - 1.
@@ -812,33 +806,31 @@ inline KvBlock MegabyteSession::kv_block(const Stage& s, int l, int head, int sl
 inline void MegabyteSession::attention(Stage& s, int l) {
   const MegabyteConfig& c = model_.config;
   const int n = int(rows_.size()), tiles = (n + kTileTokens - 1) / kTileTokens;
-  const size_t state = kTileTokens * attention_floats(c.head_dim);
   const int longest = std::max(16, rows_.back().position + 1);
   pool_->parallel_for(tiles * c.n_heads, attention_work(c.q_dim(), longest) * n, [&](int task, int thread) {
     const int first = task / c.n_heads * kTileTokens;
-    attend(s, l, task % c.n_heads, first, std::min(kTileTokens, n - first), buf_->partial + thread * state);
+    attend(s, l, task % c.n_heads, first, std::min(kTileTokens, n - first), buf_->states + thread * kTileTokens);
   });
   each_token(*pool_, n, vector_work(s.q.cols, n), [&](int t) { quantize(s.q, t, n); });
 }
 
 // One head of n rows from `first` on: those of a sequence together, block of keys by block of keys.
-inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n, float* state) {
+inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n, AttentionState* state) {
   const int head_dim = model_.config.head_dim;
-  const size_t record = attention_floats(head_dim);
   const auto query = [&](int t) { return s.q.f + size_t(t) * s.q.cols + size_t(head) * head_dim; };
   for (int t = first, end; t < first + n; t = end) {
     const int slot = rows_[size_t(t)].slot;
     for (end = t + 1; end < first + n && rows_[size_t(end)].slot == slot;) end++;
     for (int block = 0; block <= rows_[size_t(end) - 1].position / kBlockKeys; block++)
-      attend_queries(*kernels_, kv_block(s, l, head, slot, block), buf_->kv_f32, end - t, block > 0, [&](int i) {
+      attend_queries(*kernels_, kv_block(s, l, head, slot, block), buf_->kv_f32, end - t, block == 0, [&](int i) {
         const int visible = std::min(kBlockKeys, rows_[size_t(t + i)].position + 1 - block * kBlockKeys);
-        return Query{query(t + i), visible, state + size_t(t + i - first) * record};
+        return Query{query(t + i), visible, state + (t + i - first)};
       });
   }
   for (int t = first; t < first + n; t++) {
-    const float* found = state + size_t(t - first) * record;
-    const float scale = 1.f / found[1];
-    for (int i = 0; i < head_dim; i++) query(t)[i] = found[16 + i] * scale;
+    const AttentionState& found = state[t - first];
+    const float scale = 1.f / found.sum;
+    for (int i = 0; i < head_dim; i++) query(t)[i] = found.values[i] * scale;
   }
 }
 
