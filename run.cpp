@@ -1639,25 +1639,22 @@ class Hash64 {
     uint8_t last[32] = {};
     if (n > 0) stripe(static_cast<uint8_t*>(std::memcpy(last, p, n)));
   }
-
   uint64_t digest() const {
     uint64_t h = rotate(lane_[0], 1) + rotate(lane_[1], 7) + rotate(lane_[2], 12) + rotate(lane_[3], 18);
-    for (uint64_t lane : lane_) h = (h ^ round(0, lane)) * k1 + k4;
+    for (uint64_t lane : lane_) h = (h ^ round(0, lane)) * k1 + 0x85EBCA77C2B2AE63;
     h += total_;
     h = (h ^ h >> 33) * k2;
-    h = (h ^ h >> 29) * k3;
+    h = (h ^ h >> 29) * 0x165667B19E3779F9;
     return h ^ h >> 32;
   }
 
  private:
-  static constexpr uint64_t k1 = 0x9E3779B185EBCA87, k2 = 0xC2B2AE3D27D4EB4F, k3 = 0x165667B19E3779F9,
-                            k4 = 0x85EBCA77C2B2AE63;
+  static constexpr uint64_t k1 = 0x9E3779B185EBCA87, k2 = 0xC2B2AE3D27D4EB4F;
   static uint64_t rotate(uint64_t x, int n) { return x << n | x >> (64 - n); }
   static uint64_t round(uint64_t acc, uint64_t input) { return rotate(acc + input * k2, 31) * k1; }
   void stripe(const uint8_t* p) {
     for (int i = 0; i < 4; i++) lane_[i] = round(lane_[i], load<uint64_t>(p + 8 * i));
   }
-
   uint64_t lane_[4] = {k1 + k2, k2, 0, 0 - k1}, total_ = 0;
 };
 
@@ -1714,41 +1711,31 @@ struct ByteReader {
 // a pair rotates by at most one radian per position, so that exact::sincos can reduce every angle. For a value outside
 // its limits returns refuse(field, expected, found).
 template <class Refuse> bool check_config(const Config& c, const Refuse& refuse) {
+  const auto in_range = [&](const char* field, int value, int low, int high) {
+    return (value >= low && value <= high) ||
+           refuse(field, std::to_string(low) + " to " + std::to_string(high), std::to_string(value));
+  };
+  const auto at_least = [&](const char* field, float value, float low) {
+    return (value > 0 && value >= low && value < 1e30f) ||
+           refuse(field, low == 1 ? "1 or more" : "a positive number", std::to_string(value));
+  };
   const bool scaled = c.rope_scaling != RopeScaling::none, llama3 = c.rope_scaling == RopeScaling::llama3;
-  const struct {
-    const char* field;
-    int value, low, high;
-    bool used;
-  } integers[] = {{"dim", c.dim, 1, 1 << 16, true},
-                  {"hidden_dim", c.hidden_dim, 1, 1 << 20, true},
-                  {"n_layers", c.n_layers, 1, 1 << 10, true},
-                  {"n_heads", c.n_heads, 1, 1 << 10, true},
-                  {"n_kv_heads", c.n_kv_heads, 1, c.n_heads, true},
-                  {"head_dim", c.head_dim, 2, kMaxHeadDim, true},
-                  {"vocab_size", c.vocab_size, 1, 1 << 22, true},
-                  {"max_seq_len", c.max_seq_len, 1, 1 << 22, true},
-                  {"rope_original_len", c.rope_original_len, 1, 1 << 24, llama3}};
-  for (const auto& f : integers)
-    if (f.used && (f.value < f.low || f.value > f.high))
-      return refuse(f.field, std::to_string(f.low) + " to " + std::to_string(f.high), std::to_string(f.value));
+  if (!in_range("dim", c.dim, 1, 1 << 16) || !in_range("hidden_dim", c.hidden_dim, 1, 1 << 20) ||
+      !in_range("n_layers", c.n_layers, 1, 1 << 10) || !in_range("n_heads", c.n_heads, 1, 1 << 10) ||
+      !in_range("n_kv_heads", c.n_kv_heads, 1, c.n_heads) || !in_range("head_dim", c.head_dim, 2, kMaxHeadDim) ||
+      !in_range("vocab_size", c.vocab_size, 1, 1 << 22) || !in_range("max_seq_len", c.max_seq_len, 1, 1 << 22) ||
+      (llama3 && !in_range("rope_original_len", c.rope_original_len, 1, 1 << 24)))
+    return false;
   if (c.n_heads % c.n_kv_heads)
     return refuse("n_kv_heads", "a divisor of " + std::to_string(c.n_heads) + " heads", std::to_string(c.n_kv_heads));
   if (c.head_dim % 2) return refuse("head_dim", "an even number", std::to_string(c.head_dim));
-  const struct {
-    const char* field;
-    float value, low;
-    bool used;
-  } numbers[] = {{"norm_eps", c.norm_eps, 0, true},
-                 {"rope_theta", c.rope_theta, 1, true},
-                 {"rope_factor", c.rope_factor, 1, scaled},
-                 {"rope_low_freq", c.rope_low_freq, 0, llama3},
-                 {"rope_high_freq", c.rope_high_freq, 0, llama3}};
-  for (const auto& f : numbers)
-    if (f.used && !(f.value > 0 && f.value >= f.low && f.value < 1e30f))
-      return refuse(f.field, f.low == 1 ? "1 or more" : "a positive number", std::to_string(f.value));
-  return !llama3 || c.rope_high_freq > c.rope_low_freq ||
-         refuse("rope_high_freq", "more than rope_low_freq, " + std::to_string(c.rope_low_freq),
-                std::to_string(c.rope_high_freq));
+  if (!at_least("norm_eps", c.norm_eps, 0) || !at_least("rope_theta", c.rope_theta, 1)) return false;
+  if (scaled && !at_least("rope_factor", c.rope_factor, 1)) return false;
+  if (!llama3) return true;
+  return at_least("rope_low_freq", c.rope_low_freq, 0) && at_least("rope_high_freq", c.rope_high_freq, 0) &&
+         (c.rope_high_freq > c.rope_low_freq ||
+          refuse("rope_high_freq", "more than rope_low_freq, " + std::to_string(c.rope_low_freq),
+                 std::to_string(c.rope_high_freq)));
 }
 
 inline std::string architecture_name(uint32_t architecture) {
@@ -2184,20 +2171,16 @@ inline void Pool::sleep(uint64_t seen) {
 
 // Where sums must stay in registers the loops use W floats, which become one register (or two of SSE).
 template <int W> struct Vector;
-template <> struct Vector<4> {
-  typedef float Floats __attribute__((vector_size(16)));
-  typedef int32_t Ints __attribute__((vector_size(16)));
-};
-template <> struct Vector<8> {
-  typedef float Floats __attribute__((vector_size(32)));
-  typedef int32_t Ints __attribute__((vector_size(32)));
-};
-template <> struct Vector<16> {
-  typedef float Floats __attribute__((vector_size(64)));
-  typedef int32_t Ints __attribute__((vector_size(64)));
-};
+#define POCKET_VECTOR(W)                                      \
+  template <> struct Vector<W> {                              \
+    typedef float Floats __attribute__((vector_size(4 * W))); \
+    typedef int32_t Ints __attribute__((vector_size(4 * W))); \
+  };
+POCKET_VECTOR(4)
+POCKET_VECTOR(8) POCKET_VECTOR(16)
 
-template <int W> struct Lanes {
+    template <int W>
+    struct Lanes {
   typedef typename Vector<W>::Floats Floats;
   typedef typename Vector<W>::Ints Ints;
   Floats v;
@@ -2649,11 +2632,37 @@ template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
   __builtin_prefetch(p + (streams == 1 ? 1024 : 2048), 0, 3);
 }
 
+// The part of a kernel set that all instruction sets share: the float blocks of section 9, W floats a register.
+template <class Blocks, int W> Kernels float_kernels(const char* name, bool (*supported)()) {
+  Kernels k = {};
+  k.name = name;
+  k.supported = supported;
+  k.rmsnorm = Blocks::template call<rmsnorm_body>;
+  k.quantize = Blocks::template call<quantize_body>;
+  k.rope = Blocks::template call<rope_body>;
+  k.swiglu = Blocks::template call<swiglu_body>;
+  k.exp = Blocks::template call<exp_vector_body>;
+  k.attend_q8 = Blocks::template call<attend_body<W, int8_t>>;
+  k.attend_f32 = Blocks::template call<attend_body<W, float>>;
+  k.merge = Blocks::template call<merge_body>;
+  k.matmul_f32 = Blocks::template call<matmul_f32_body<W>>;
+  return k;
+}
+
+// With the integer kernels of the set.
+inline Kernels with_integers(Kernels k, decltype(Kernels::unpack_q4) unpack, decltype(Kernels::gemv_q4) gemv,
+                             decltype(Kernels::dot) dot) {
+  k.unpack_q4 = unpack;
+  k.gemv_q4 = gemv;
+  k.dot = dot;
+  return k;
+}
+
 #if defined(__x86_64__)
 
-// ---- AVX2: 8 rows a register, so a panel takes two. vpmaddubsw multiplies unsigned by signed bytes and adds pairs
-// into 16 bits: 127 * 127 * 2 still fits, so codebook values are moved to 0 ... 127, which -64 times the group's sum of
-// xq undoes. q8 weights, which use all 8 bits, give their sign to the activation instead.
+// ---- AVX2: 8 rows per register, two registers per panel. vpmaddubsw multiplies unsigned by signed bytes and adds
+// pairs into 16 bits, where 127 * 127 * 2 still fits: codebook values are shifted to 0 ... 127, and each sum starts at
+// -64 times the group's sum of xq to compensate. q8 weights use all 8 bits: their sign moves to the activation instead.
 
 namespace avx2 {
 
@@ -2670,7 +2679,7 @@ POCKET_AVX2 inline __m256 scales_q4(const uint8_t* scales, int half, int odd) {
   return _mm256_xor_ps(size, _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32(s, 28)), _mm256_set1_ps(-0.f)));
 }
 
-// sum + dot products of four unsigned and four signed bytes: what this set and AVX-VNNI do in different ways.
+// sum + dot products of four unsigned and four signed bytes: the step in which AVX2 and AVX-VNNI differ.
 struct Maddubs {
   POCKET_AVX2 static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
     const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
@@ -2693,8 +2702,8 @@ POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, c
     POCKET_FOR (half, 2) _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
 }
 
-// P panels, `step` panels from one to the next, times T tokens. A group of one panel at a time: its sums, and all
-// panels' results so far, are what 16 registers hold.
+// P panels, `step` panels from one to the next, times T tokens. One group of one panel at a time: 16 registers hold its
+// sums and the results of all panels.
 template <class Dot, int P, int T>
 POCKET_AVX2 POCKET_BODY void gemv_q4_panels(const Tensor& w, int first, int step, const Activations& x, float* y,
                                             size_t ldy) {
@@ -2725,7 +2734,7 @@ POCKET_AVX2 POCKET_BODY void gemv_q4_panels(const Tensor& w, int first, int step
         }
       }
       const uint8_t* scales = panels + p * stride + scales_at + g / 2 * 16;
-      if (P == 1) prefetch_line(scales + 48);  // the row scales behind them too
+      if (P == 1) prefetch_line(scales + 48);  // and the row scales after them
       POCKET_FOR (half, 2) {
         const __m256 m = scales_q4(scales, half, g & 1);
         POCKET_FOR (t, T) {
@@ -2806,11 +2815,13 @@ template <class Dot> POCKET_AVX2 POCKET_BODY void dot_any(const BlockProduct& p)
 
 POCKET_AVX2 inline void gemv_q4(const PanelProduct& m) { gemv_q4_any<Maddubs>(m); }
 POCKET_AVX2 inline void dot(const BlockProduct& p) { dot_any<Maddubs>(p); }
+inline Kernels kernels() {
+  return with_integers(float_kernels<FloatAvx2, 8>("avx2", [] { return X86Features().avx2; }), unpack_q4, gemv_q4, dot);
+}
 
 }  // namespace avx2
 
-// ---- AVX-VNNI (small and recent CPUs without AVX-512): the AVX2 kernels, but that one instruction, vpdpbusd, does the
-// work of three.
+// ---- AVX-VNNI (recent CPUs without AVX-512): the AVX2 kernels with one instruction, vpdpbusd, in place of three.
 
 #define POCKET_AVXVNNI __attribute__((target("avxvnni,avx2,fma")))
 
@@ -2824,16 +2835,20 @@ struct Dpbusd {
 
 POCKET_AVXVNNI inline void gemv_q4(const PanelProduct& m) { avx2::gemv_q4_any<Dpbusd>(m); }
 POCKET_AVXVNNI inline void dot(const BlockProduct& p) { avx2::dot_any<Dpbusd>(p); }
+inline Kernels kernels() {
+  const Kernels k = float_kernels<FloatAvx2, 8>("avxvnni", [] { return X86Features().avxvnni; });
+  return with_integers(k, avx2::unpack_q4, gemv_q4, dot);
+}
 
 }  // namespace avxvnni
 
-// ---- AVX-512 with VNNI: 16 rows a register. vpdpbusd multiplies unsigned by signed bytes and adds four products to 32
-// bits, exactly. Weights are moved to unsigned (+64 for q4's codebook, +128 for q8), which starting the sum at -64 or
-// -128 times the group's sum of xq undoes.
+// ---- AVX-512 with VNNI: 16 rows per register. vpdpbusd multiplies unsigned by signed bytes and adds four products to
+// 32 bits, exactly. Weights are shifted to unsigned (+64 for q4's codebook, +128 for q8), and each sum starts at -64 or
+// -128 times the group's sum of xq to compensate.
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"  // g++ 12 warns of its own header (bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // a false warning about the intrinsics (GCC bug 105593)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
@@ -2860,7 +2875,7 @@ POCKET_AVX512 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales,
   for (int g = 0; g < cols / kGroup; g++) _mm512_storeu_ps(out_scales + 16 * g, scales_q4(scales + g / 2 * 16, g & 1));
 }
 
-// The scales of 16 rows and one group: as unpack_q4 leaves them, or bfloat16 as q8 has them.
+// The scales of 16 rows and one group: floats from unpack_q4, or the bfloat16 of q8.
 template <Type type> POCKET_AVX512 inline __m512 scales_of(const void* scales, int g) {
   if (type == Type::q4) return _mm512_loadu_ps(static_cast<const float*>(scales) + 16 * g);
   const __m256i raw = _mm256_loadu_si256(static_cast<const __m256i*>(scales) + g);
@@ -2905,7 +2920,7 @@ POCKET_AVX512 inline void gemv_q4_panels(const Tensor& w, int first, int step, c
   }
 }
 
-// Where one stream is read, half a register at a time is measured faster than whole ones.
+// For a single stream, half a register at a time was measured faster than whole ones.
 POCKET_AVX512 inline void gemv_q4(const PanelProduct& m) {
   const int quarter = m.n == 1 && reads_four_streams() ? m.count / 4 : 0;
   for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels(m.w, p, quarter, m.x, m.y);
@@ -2914,13 +2929,14 @@ POCKET_AVX512 inline void gemv_q4(const PanelProduct& m) {
 
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
 template <Type type, int T>
-POCKET_AVX512 inline void dot_tile(const BlockProduct& m, const Activations& x, float* acc0, float* acc1) {
+POCKET_AVX512 inline void dot_tile(const BlockProduct& block, const Activations& x, float* acc0, float* acc1) {
   constexpr int kBias = type == Type::q4 ? 64 : 128;
-  const uint8_t* const codes[2] = {m.codes[0], m.codes[1]};
-  const void* const scales[2] = {m.scales[0], m.scales[1]};
+  const uint8_t* const codes[2] = {block.codes[0], block.codes[1]};
+  const void* const scales[2] = {block.scales[0], block.scales[1]};
   __m512 a[2][T];
-  POCKET_FOR (t, T) a[0][t] = _mm512_loadu_ps(acc0 + 16 * t), a[1][t] = _mm512_loadu_ps(acc1 + 16 * t);
-  for (int g = 0; g < m.cols / kGroup; g++) {
+  POCKET_FOR (t, T) a[0][t] = _mm512_loadu_ps(acc0 + 16 * t);
+  POCKET_FOR (t, T) a[1][t] = _mm512_loadu_ps(acc1 + 16 * t);
+  for (int g = 0; g < block.cols / kGroup; g++) {
     __m512i sum[2][T];
     POCKET_FOR (t, T) sum[0][t] = sum[1][t] = _mm512_set1_epi32(-kBias * x.token(t).sum[g]);
     POCKET_FOR (j, 8) {
@@ -2943,7 +2959,8 @@ POCKET_AVX512 inline void dot_tile(const BlockProduct& m, const Activations& x, 
       }
     }
   }
-  POCKET_FOR (t, T) _mm512_storeu_ps(acc0 + 16 * t, a[0][t]), _mm512_storeu_ps(acc1 + 16 * t, a[1][t]);
+  POCKET_FOR (t, T) _mm512_storeu_ps(acc0 + 16 * t, a[0][t]);
+  POCKET_FOR (t, T) _mm512_storeu_ps(acc1 + 16 * t, a[1][t]);
 }
 
 template <Type type> POCKET_AVX512 inline void dot_tokens(const BlockProduct& p) {
@@ -2957,16 +2974,21 @@ POCKET_AVX512 inline void dot(const BlockProduct& p) {
   p.type == Type::q4 ? dot_tokens<Type::q4>(p) : dot_tokens<Type::q8>(p);
 }
 
+inline Kernels kernels() {
+  const Kernels k = float_kernels<FloatAvx512, 16>("avx512vnni", [] { return X86Features().avx512vnni; });
+  return with_integers(k, unpack_q4<64>, gemv_q4, dot);
+}
+
 }  // namespace avx512
 
-// ---- AMX (from Sapphire Rapids on): prompts by tiles. A tile is a small matrix in a register, and one instruction
+// ---- AMX (Sapphire Rapids and later), for prompts. A tile is a small matrix in a register, and one instruction
 // multiplies two of them: (16 tokens, 32 columns) by (32 columns, 16 rows), signed bytes, summed exactly. A group of a
-// panel is such a second tile as it stands. Decoding, where one token cannot fill a tile, is left to the set above.
+// panel in memory is such a second tile. A single token cannot fill a tile: generating uses the kernels above.
 
 namespace amx {
 
-// kRound's bits, 16 rows of 16: an integer added to them makes the float kRound + that integer, exactly, if it is less
-// than 2^22, as the sum of a group is.
+// The bits of kRound, 16 rows of 16: adding an integer below 2^22, such as the sum of a group, to them gives exactly
+// the float kRound + that integer.
 static_assert(kGroup * 128 * 127 < 1 << 22);
 struct Start {
   alignas(64) uint32_t bits[16 * kPanelRows] = {};
@@ -2977,8 +2999,8 @@ struct Start {
 inline constexpr Start kStart;
 
 struct Tiles {
-  // Tiles 0 to 3 take sums (16 tokens, 16 int32), 4 and 5 activations (16 tokens, 32 bytes), 6 and 7 weights (8, 64
-  // bytes): of two groups each. The sums are there twice, so that two products can be under way.
+  // Tiles 0 to 3 hold sums (16 tokens, 16 int32), 4 and 5 activations (16 tokens, 32 bytes), 6 and 7 weights (8, 64
+  // bytes), of two groups each. There are two sets of sums, so that two products can be in flight.
   static void configure() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -2988,12 +3010,13 @@ struct Tiles {
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
 
-  // 64 columns of 16 rows, to be multiplied from now on.
+  // Loads the weights of 64 columns of 16 rows.
   static void weights(const uint8_t* w) {
     asm volatile("tileloadd (%0,%1,1), %%tmm6\n tileloadd 512(%0,%1,1), %%tmm7" ::"r"(w), "r"(size_t(64)) : "memory");
   }
 
-  // Begins the products of x (16 tokens, 64 columns). The first group's sums start at 0, the second's at kRound's bits.
+  // Starts the products with x (16 tokens, 64 columns). The sums of the first group start at 0, of the second at
+  // kRound.
   template <int odd> static void multiply(const uint8_t* x) {
     asm volatile(
         "tilezero %%tmm%c3\n tileloadd (%0,%1,1), %%tmm4\n tdpbssd %%tmm6, %%tmm4, %%tmm%c3\n"
@@ -3012,9 +3035,9 @@ struct Tiles {
   static void release() { asm volatile("tilerelease"); }
 };
 
-// Adds two groups, in order, to acc (16 tokens, 16 rows). m: the rows' scales; scale0, scale1: the tokens'. While AMX
-// is at work, one of the two units for 512-bit floats does nothing but add. So that it has its share, one group's sums
-// are converted to floats, the other's get there by subtraction.
+// Adds two groups, in order, to acc (16 tokens, 16 rows). m: scales of the rows; scale0, scale1: of the tokens. While
+// AMX is active, one of the two units for 512-bit floats can only add. To keep it busy, the sums of one group are
+// converted to floats, and those of the other become floats by a subtraction.
 POCKET_AVX512 POCKET_BODY void add_groups(const int32_t* sums, const __m512 m[2], const float* scale0,
                                           const float* scale1, float* acc) {
   POCKET_FOR (t, 16) {
@@ -3027,7 +3050,7 @@ POCKET_AVX512 POCKET_BODY void add_groups(const int32_t* sums, const __m512 m[2]
   }
 }
 
-// A panel's weights of 64 columns as tiles, and their scales: q8 has its codes as they stand.
+// The weights of 64 columns of a panel as tiles, with their scales; q8 weights are used in place.
 template <Type type> struct Block {
   alignas(64) uint8_t unpacked[type == Type::q4 ? 64 * kPanelRows : 64];
   alignas(64) float scales[2 * kPanelRows];
@@ -3046,8 +3069,8 @@ template <Type type> struct Block {
   }
 };
 
-// One panel times n tokens, added to acc (n padded to 16, 16). While a product is under way, the one before it is
-// folded in, and the weights that come next are unpacked.
+// One panel times n tokens, added to acc (n padded to 16, 16). While a product is in flight, the previous one is added
+// and the next weights are unpacked.
 template <class T, Type type>
 POCKET_AVX512 inline void multiply_panel(const Tensor& w, const uint8_t* panel, const Activations& x, int n,
                                          float* acc) {
@@ -3098,6 +3121,14 @@ template <class T> POCKET_AVX512 inline void matmul_packed(const PanelProduct& m
   T::release();
 }
 
+inline Kernels kernels() {
+  Kernels k = avx512::kernels();
+  k.name = "amx";
+  k.supported = [] { return X86Features().amx; };
+  k.matmul_packed = matmul_packed<Tiles>;
+  return k;
+}
+
 }  // namespace amx
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
@@ -3106,9 +3137,9 @@ template <class T> POCKET_AVX512 inline void matmul_packed(const PanelProduct& m
 
 #if defined(__aarch64__)
 
-// ---- NEON: 4 rows a register, so a panel takes four. tbl looks the codebook's signed values up as they are. There is
-// no aarch64 without what the float blocks need: those of the scalar set serve, a register at a time, with a hint where
-// a compiler does not see that it is one.
+// ---- NEON: 4 rows per register, four registers per panel. tbl looks up the signed codebook values. The baseline of
+// aarch64 has all that the float blocks need, so they need no target attribute; two operations are written as
+// intrinsics because compilers do not vectorize them.
 
 template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
   const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(pocket::load<int32_t>(p)));
@@ -3130,8 +3161,9 @@ inline bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
 inline bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
 #endif
 
-// What each compiler calls the two instructions that a CPU may lack. clang before 16 knows their intrinsics only where
-// a whole file may use them, so that they are assembler here; volatile, or g++ reorders until it lacks registers.
+// The target attributes of the two optional instructions. They are written in assembler, since clang before 16 has
+// their intrinsics only if a whole file is compiled for them; volatile, because g++ otherwise reorders them and runs
+// out of registers.
 #if defined(__clang__)
 #define POCKET_DOTPROD __attribute__((target("dotprod")))
 #define POCKET_I8MM __attribute__((target("i8mm")))
@@ -3193,14 +3225,15 @@ POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Acti
       const int k = g * kGroup + 16 * half;
       const uint8_t* codes = panel + size_t(k) * 8;
       const int8x16_t xq = vld1q_s8(x.q + k);
-      prefetch_line(codes), prefetch_line(codes + 64);
+      prefetch_line(codes);
+      prefetch_line(codes + 64);
       POCKET_FOR (j, 4) {
         const int8x16x2_t first = lookup(table, codes + 16 * j), second = lookup(table, codes + 64 + 16 * j);
         const int8x16_t w[4] = {first.val[0], first.val[1], second.val[0], second.val[1]};
         add_columns<1>(&sum[j], w, &xq);
       }
     }
-    prefetch_line(scales + g / 2 * 16 + 48);  // the row scales behind them too
+    prefetch_line(scales + g / 2 * 16 + 48);  // and the row scales after them
     float32x4_t m[4];
     scales_q4(scales + g / 2 * 16, g & 1, m);
     POCKET_FOR (j, 4) acc[j] = add_group(acc[j], sum[j], m[j], x.scale[g]);
@@ -3216,8 +3249,8 @@ POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) {
                     m.y + t * m.ldy + p * kPanelRows);
 }
 
-// What the two sets do in different ways: keep the 8 columns of four rows that a lookup gives, and multiply a group of
-// one panel with T tokens, sum[j][t] being that of rows 4j ... 4j + 3.
+// The steps in which the two sets differ: storing the 8 columns of four rows that a lookup gives, and multiplying a
+// group of one panel with T tokens; sum[j][t] is that of rows 4j ... 4j + 3.
 struct Sdot {
   POCKET_BODY static void store(int8x16x2_t w, int j, int8_t* out) {
     vst1q_s8(out + 16 * j, w.val[0]);
@@ -3238,7 +3271,7 @@ struct Sdot {
   }
 };
 
-// smmla wants 8 columns of a row side by side.
+// smmla takes 8 consecutive columns of a row.
 struct Smmla {
   POCKET_BODY static void store(int8x16x2_t w, int j, int8_t* out) {
     const int32x4x2_t lanes = {{vreinterpretq_s32_s8(w.val[0]), vreinterpretq_s32_s8(w.val[1])}};
@@ -3247,7 +3280,7 @@ struct Smmla {
 
   template <Type type, int T>
   POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, int32x4_t (*sum)[T]) {
-    constexpr int kPairs = (T + 1) / 2;  // of tokens; an odd last one is taken twice, and used once
+    constexpr int kPairs = (T + 1) / 2;  // of tokens; an odd last one is computed twice and stored once
     int32x4_t square[8][kPairs] = {};    // rows 2i and 2i + 1, and two tokens
     for (int end = k + kGroup; k < end; k += 8, codes += 128) {
       int8x16_t xq[kPairs];
@@ -3309,10 +3342,8 @@ POCKET_BODY void dot_tile(const int8_t* codes, const void* scales, int cols, con
   }
 }
 
-// One panel at a time: four sums and four weights for each of four tokens are what 32 registers hold.
-template <class Dot, Type type>
-POCKET_BODY void dot_tokens(const uint8_t* const codes[2], const void* const scales[2], int cols, const Activations& x,
-                            int n, float* const acc[2]) {
+// One panel at a time: 32 registers hold four sums and four weights for each of four tokens.
+template <class Dot, Type type> POCKET_BODY void dot_tokens(const BlockProduct& p) {
   for (int i = 0; i < 2; i++) {
     const int8_t* w = reinterpret_cast<const int8_t*>(p.codes[i]);
     int t = 0;
@@ -3326,76 +3357,42 @@ POCKET_DOTPROD inline void dot(const BlockProduct& p) {
   p.type == Type::q4 ? dot_tokens<Sdot, Type::q4>(p) : dot_tokens<Sdot, Type::q8>(p);
 }
 
-// A single token leaves half of smmla idle: in q8 sdot is the better one.
+// A single token leaves half of smmla idle: for q8 sdot is faster.
 POCKET_I8MM inline void dot_i8mm(const BlockProduct& p) {
   if (p.type == Type::q4) return dot_tokens<Smmla, Type::q4>(p);
   p.n == 1 ? dot(p) : dot_tokens<Smmla, Type::q8>(p);
 }
 
+inline Kernels dotprod_kernels() {
+  return with_integers(float_kernels<FloatScalar, 4>("neon-dotprod", has_dotprod), unpack_q4<Sdot>, gemv_q4, dot);
+}
+inline Kernels i8mm_kernels() {
+  const Kernels k = float_kernels<FloatScalar, 4>("neon-i8mm", [] { return has_dotprod() && has_i8mm(); });
+  return with_integers(k, unpack_q4<Smmla>, gemv_q4, dot_i8mm);
+}
+
 }  // namespace neon
 #endif  // __aarch64__
 
-// The part of a kernel set that all instruction sets share: the float blocks of section 9, W floats a register.
-template <class Blocks, int W> Kernels float_kernels(const char* name, bool (*supported)()) {
-  Kernels k = {};
-  k.name = name;
-  k.supported = supported;
-  k.rmsnorm = Blocks::template call<rmsnorm_body>;
-  k.quantize = Blocks::template call<quantize_body>;
-  k.rope = Blocks::template call<rope_body>;
-  k.swiglu = Blocks::template call<swiglu_body>;
-  k.exp = Blocks::template call<exp_vector_body>;
-  k.attend_q8 = Blocks::template call<attend_body<W, int8_t>>;
-  k.attend_f32 = Blocks::template call<attend_body<W, float>>;
-  k.merge = Blocks::template call<merge_body>;
-  k.matmul_f32 = Blocks::template call<matmul_f32_body<W>>;
-  return k;
-}
-
-// The kernel sets, best first, then one without a name.
-#if defined(POCKET_DEFINE_KERNELS)
-const Kernels* kernel_table() {
-#else
-inline const Kernels* kernel_table() {
+// The kernel sets, best first, then one without a name. See export/engine.hpp for the two macros.
+#if !defined(POCKET_DEFINE_KERNELS)
+inline
 #endif
-  static const std::vector<Kernels> table = [] {
-    std::vector<Kernels> all;
+    const Kernels*
+    kernel_table() {
+  static const Kernels table[] = {
 #if defined(__x86_64__)
-    Kernels avx512vnni = float_kernels<FloatAvx512, 16>("avx512vnni", [] { return X86Features().avx512vnni; });
-    avx512vnni.unpack_q4 = avx512::unpack_q4<64>;
-    avx512vnni.gemv_q4 = avx512::gemv_q4;
-    avx512vnni.dot = avx512::dot;
-    Kernels amx = avx512vnni;
-    amx.name = "amx";
-    amx.supported = [] { return X86Features().amx; };
-    amx.matmul_packed = amx::matmul_packed<amx::Tiles>;
-    Kernels avx2 = float_kernels<FloatAvx2, 8>("avx2", [] { return X86Features().avx2; });
-    avx2.unpack_q4 = avx2::unpack_q4;
-    avx2.gemv_q4 = avx2::gemv_q4;
-    avx2.dot = avx2::dot;
-    Kernels avxvnni = avx2;
-    avxvnni.name = "avxvnni";
-    avxvnni.supported = [] { return X86Features().avxvnni; };
-    avxvnni.gemv_q4 = avxvnni::gemv_q4;
-    avxvnni.dot = avxvnni::dot;
-    all = {amx, avx512vnni, avxvnni, avx2};
+    amx::kernels(),
+    avx512::kernels(),
+    avxvnni::kernels(),
+    avx2::kernels(),
 #elif defined(__aarch64__)
-    Kernels dotprod = float_kernels<FloatScalar, 4>("neon-dotprod", neon::has_dotprod);
-    dotprod.unpack_q4 = neon::unpack_q4<neon::Sdot>;
-    dotprod.gemv_q4 = neon::gemv_q4;
-    dotprod.dot = neon::dot;
-    Kernels i8mm = dotprod;
-    i8mm.name = "neon-i8mm";
-    i8mm.supported = [] { return neon::has_dotprod() && neon::has_i8mm(); };
-    i8mm.unpack_q4 = neon::unpack_q4<neon::Smmla>;
-    i8mm.dot = neon::dot_i8mm;
-    all = {i8mm, dotprod};
+      neon::i8mm_kernels(), neon::dotprod_kernels(),
 #endif
-    all.push_back(float_kernels<FloatScalar, 8>("scalar", [] { return true; }));
-    all.push_back({});
-    return all;
-  }();
-  return table.data();
+    float_kernels<FloatScalar, 8>("scalar", [] { return true; }),
+    {}
+  };
+  return table;
 }
 
 #endif  // POCKET_SEPARATE_KERNELS
@@ -3429,3 +3426,200 @@ inline void exp_in_place(float* x, int n) {
 
 }  // namespace pocket
 #endif  // POCKET_RUN_CPP
+
+// ==== 11. A small program ===========================================================================================
+// `make` builds the full command line, apps/cli. The options here mean the same there and give the same text.
+
+#ifndef POCKET_NO_MAIN
+#include <csignal>
+
+#include "tokenizer.hpp"
+
+namespace {
+
+using namespace pocket;
+
+struct Failure {
+  int status;  // of the process: 1 failed, 2 wrong usage, 130 interrupted
+  std::string what;
+};
+
+struct Arguments {
+  std::string model, prompt, file, tokens, mode = "generate", system, temperature = "0.8", top_p = "0.9";
+  std::string seed, tokenizer, threads;
+};
+
+constexpr struct {
+  const char *letter, *name, *value, *help;
+  std::string Arguments::*into;
+} kOptions[] = {
+    {"-i", "--prompt", "TEXT", "the beginning of the text; in a chat, the first message", &Arguments::prompt},
+    {"-f", "--file", "FILE", "read the prompt from a file; - is standard input", &Arguments::file},
+    {"-n", "--tokens", "N", "generate at most N tokens; 0: no limit [256; in a chat 0]", &Arguments::tokens},
+    {"-m", "--mode", "MODE", "generate (continue a text) or chat (reply to messages)", &Arguments::mode},
+    {"-y", "--system", "TEXT", "system prompt [the model's]", &Arguments::system},
+    {"-t", "--temperature", "T", "0: always the most likely token; 1: as trained [0.8]", &Arguments::temperature},
+    {"-p", "--top-p", "P", "sample from tokens with total probability P; 1: all [0.9]", &Arguments::top_p},
+    {"-s", "--seed", "N", "random seed: the same one gives the same text [the time]", &Arguments::seed},
+    {"", "--threads", "N", "number of threads [one per CPU]", &Arguments::threads},
+    {"-z", "--tokenizer", "FILE", "a SentencePiece .model in place of the model's own", &Arguments::tokenizer}};
+
+void print_help() {
+  std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n  run model.bin -m chat\n\n");
+  for (const auto& o : kOptions)
+    std::printf("  %-3s %-20s %s\n", o.letter, (std::string(o.name) + " " + o.value).c_str(), o.help);
+  std::printf("\nThe text goes to stdout, everything else to stderr.\n");
+}
+
+double number(const char* name, const std::string& text, double low, double high, bool whole) {
+  char *end = nullptr, range[80];
+  const double value = std::strtod(text.c_str(), &end);
+  const bool plain = text.find_first_not_of("+-.0123456789eE") == std::string::npos;
+  if (!text.empty() && !*end && plain && value >= low && value <= high && (!whole || value == std::floor(value)))
+    return value;
+  std::snprintf(range, sizeof range, "%s from %g to %g", whole ? "a whole number" : "a number", low, high);
+  throw Failure{2, std::string(name) + ": expected " + range + ", found '" + text + "'"};
+}
+
+Arguments parse(int argc, char** argv) {
+  Arguments a;
+  for (int i = 1; i < argc; i++) {
+    const std::string word = argv[i];
+    const auto named = [&](const auto& o) { return word == o.letter || word == o.name; };
+    const auto* const o = std::find_if(std::begin(kOptions), std::end(kOptions), named);
+    if (o != std::end(kOptions)) {
+      if (++i == argc) throw Failure{2, word + " requires a value: " + o->value};
+      a.*o->into = argv[i];
+    } else if (word.size() >= 2 && word[0] == '-') {
+      throw Failure{2, word + ": no such option; see --help"};
+    } else if (!a.model.empty()) {
+      throw Failure{2, "'" + word + "': one model only, already given as '" + a.model +
+                           "'; put the text in quotes after -i"};
+    } else {
+      a.model = word;
+    }
+  }
+  if (a.mode != "generate" && a.mode != "chat")
+    throw Failure{2, "-m: expected generate or chat, found '" + a.mode + "'"};
+  if (a.model.empty()) throw Failure{2, "no model given; try: run model.bin -i \"Once upon a time\""};
+  return a;
+}
+
+std::string read_all(const std::string& name) {
+  std::FILE* file = name == "-" ? stdin : std::fopen(name.c_str(), "rb");
+  std::string text;
+  for (int c; file && (c = std::getc(file)) != EOF;) text += char(c);
+  if (!file || std::ferror(file)) throw Failure{1, name + ": " + std::strerror(errno)};
+  return text;
+}
+
+// A terminal gets no control characters from the model.
+void print(const std::string& text) {
+  static const bool terminal = isatty(1);
+  const std::string out = terminal ? without_controls(text) : text;
+  if (std::fwrite(out.data(), 1, out.size(), stdout) != out.size() || std::fflush(stdout) != 0)
+    throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
+}
+
+Session* running = nullptr;  // the session that Ctrl-C stops
+volatile std::sig_atomic_t interrupted = 0;
+
+struct Program {
+  const Model& model;
+  const Tokenizer& tokenizer;
+  Session& session;
+  Sampler pick;
+  const int limit;  // new tokens of a text, or of a reply
+  size_t prompt_tokens = 0, new_tokens = 0;
+
+  // Prints the continuation of `prompt`, until the watch notices a loop.
+  void generate_text(const std::vector<int>& prompt, Tokenizer::Stream& stream, LoopWatch* watch) {
+    prompt_tokens += prompt.size();
+    const bool good = generate(session, pick, prompt, limit, model.chat.stop_ids, [&](int id) {
+      new_tokens++;
+      print(printed_text(tokenizer, stream, id));
+      return !interrupted && !(watch && watch->push(id));
+    });
+    if (interrupted) throw Failure{130, ""};
+    if (!good) throw Failure{1, session.error};
+    print(stream.flush());
+  }
+
+  void continue_text(const std::string& text) {
+    std::vector<int> prompt = tokenizer.encode(text);
+    if (prompt.empty() && tokenizer.bos() >= 0) prompt.push_back(tokenizer.bos());
+    if (prompt.empty())
+      throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};
+    Tokenizer::Stream stream(tokenizer);
+    for (int id : prompt) print(printed_text(tokenizer, stream, id));
+    generate_text(prompt, stream, nullptr);
+    if (isatty(1)) print("\n");
+  }
+
+  // Replies to `message`, then to each line of standard input.
+  void chat(std::string message, const std::string& system) {
+    const Encode encode = [&](std::string_view text, bool bos) { return tokenizer.encode(text, bos); };
+    for (bool first = true;;) {
+      if (!message.empty()) {
+        Tokenizer::Stream stream(tokenizer);
+        LoopWatch watch;
+        const std::vector<int> turn = chat_turn(model.chat, encode, system, message, first);
+        const int start = session.position() + int(turn.size());
+        generate_text(turn, stream, &watch);
+        if (watch.period() > 0) session.rewind(start + int(watch.kept()));  // or the next reply would repeat it too
+        print("\n");
+        first = false;
+      }
+      message.clear();
+      if (isatty(0)) std::fprintf(stderr, "> ");
+      int c;
+      while ((c = std::getchar()) != EOF && c != '\n') message += char(c);
+      if ((c == EOF && message.empty()) || message == "/quit") return;
+    }
+  }
+};
+
+void execute(const Arguments& a) {
+  const bool chat = a.mode == "chat", own = a.tokenizer.empty();
+  const auto now = std::chrono::system_clock::now().time_since_epoch().count();
+  const uint64_t seed = a.seed.empty() ? uint64_t(now) % 1000000 : uint64_t(number("-s", a.seed, 0, 9e15, true));
+  const float temperature = float(number("-t", a.temperature, 0, 100, false));
+  const float top_p = float(number("-p", a.top_p, 0, 1, false));
+  const int limit = a.tokens.empty() ? (chat ? 0 : 256) : int(number("-n", a.tokens, 0, 1e9, true));
+  const int threads = a.threads.empty() ? 0 : int(number("--threads", a.threads, 1, 256, true));
+  Model model;
+  Tokenizer tokenizer;
+  if (!model.open(a.model.c_str())) throw Failure{1, model.error};
+  if (!(own ? tokenizer.load(model.tokenizer_bytes()) : tokenizer.load_sentencepiece(read_all(a.tokenizer))))
+    throw Failure{1, (own ? a.model : a.tokenizer) + ": " + tokenizer.error};
+  if (chat && !model.chat.known()) throw Failure{1, a.model + ": no chat template; continue a text with -i"};
+  Session session(model, {0, threads, KvType::automatic, nullptr});
+  if (!session.error.empty()) throw Failure{1, session.error};
+  running = &session;
+  std::signal(SIGINT, [](int) {
+    interrupted = 1;
+    running->cancel();
+  });
+  Program program{model, tokenizer, session, Sampler({temperature, top_p, seed}),
+                  limit > 0 ? limit : std::numeric_limits<int>::max()};
+  const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
+  chat ? program.chat(text, a.system) : program.continue_text(text);
+  std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %llu\n", program.prompt_tokens,
+               program.new_tokens, session.kernel(), session.threads(), static_cast<unsigned long long>(seed));
+  std::signal(SIGINT, SIG_DFL);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  for (const char* help : {"-h", "--help"})
+    if (argc > 1 && !std::strcmp(argv[1], help)) return print_help(), 0;
+  execute(parse(argc, argv));
+} catch (const Failure& f) {
+  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", f.what.c_str());
+  return f.status;
+} catch (const std::bad_alloc&) {
+  std::fprintf(stderr, "run: out of memory\n");
+  return 1;
+}
+#endif  // POCKET_NO_MAIN

@@ -4,8 +4,8 @@
 
 #include <set>
 
-#include "../support/test_data.hpp"
 #include "../support/program.hpp"
+#include "../support/test_data.hpp"
 
 namespace {
 

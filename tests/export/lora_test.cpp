@@ -6,9 +6,9 @@
 #include <gtest/gtest.h>
 
 #include "../../export/open_checkpoint.hpp"
-#include "../support/program.hpp"
 #include "../support/gguf_file.hpp"
 #include "../support/hf_model.hpp"
+#include "../support/program.hpp"
 
 // With the address sanitizer: no file, whatever it says, may ask for more memory than this.
 extern "C" const char* __asan_default_options() { return "max_allocation_size_mb=64"; }

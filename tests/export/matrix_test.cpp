@@ -56,7 +56,7 @@ TEST(Matrix, TheSameBitsFromEveryInstructionSet) {
     const Floats b = tiny::normal_floats(random, size_t(depth) * kTileCols);
     Floats expected(kTileRows * kTileCols), found(expected.size());
     FloatScalar::call<multiply_tile_body<8>>(static_cast<const float*>(a.data()), static_cast<const float*>(b.data()),
-                                            depth, expected.data());
+                                             depth, expected.data());
     multiply_tile(a.data(), b.data(), depth, found.data());
     EXPECT_TRUE(tiny::same_bits(expected.data(), found.data(), expected.size()));
   }
