@@ -85,7 +85,7 @@ TEST_F(Bench, WrongUsageIsNamed) {
   expect_failure(2, {m, "--threads", "0"}, {"--threads: expected a whole number from 1 to 256, found '0'"});
   expect_failure(2, {m, "--threads", "1,"}, {"--threads: expected a whole number", "found ''"});
   expect_failure(2, {m, "--threads", "1,x"}, {"found 'x'"});
-  expect_failure(2, {m, "--threads"}, {"--threads: expected LIST behind it"});
+  expect_failure(2, {m, "--threads"}, {"--threads requires a value: LIST"});
   expect_failure(2, {m, "--kernel", "scalar,mmx"}, {"--kernel: expected", "scalar", "found 'mmx'"});
   expect_failure(2, {m, "--quick=1"}, {"--quick=1: takes no value"});
   expect_failure(2, {m, "--kl", m}, {"--kl: expected a text too, with -f FILE"});
