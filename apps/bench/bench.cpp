@@ -258,8 +258,7 @@ cli::Arguments run_arguments(const Arguments& a, const std::string& model) {
 
 void measure_quality(const Arguments& a) {
   const cli::Arguments of_model = run_arguments(a, a.model), of_reference = run_arguments(a, a.reference);
-  cli::Run model(of_model), reference(of_reference);
-  check_architecture(model), check_architecture(reference);
+  const OpenModel model(of_model), reference(of_reference);
   const Divergence d = measure_divergence(model, reference, a.file);
   a.json ? print_json(a, d) : print_table(a, d);
 }

@@ -2,7 +2,8 @@
 // int8 multiply-adds each kernel set's instruction does when its operands are in registers.
 #pragma once
 
-#include "../cli/cli.hpp"
+#include "../../export/engine.hpp"
+#include "../../export/program.hpp"
 #include "report.hpp"
 
 namespace pocket::bench {

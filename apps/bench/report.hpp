@@ -1,7 +1,7 @@
 // report.hpp: what the measuring program says while it works, and what it makes of many numbers.
 #pragma once
 
-#include "../cli/cli.hpp"
+#include "../../export/program.hpp"
 #include "../../export/json_text.hpp"
 
 namespace pocket::bench {

@@ -12,7 +12,8 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
-#include "../cli/cli.hpp"
+#include "../cli/job.hpp"
+#include "../cli/open_model.hpp"
 
 extern char** environ;
 
@@ -49,28 +50,41 @@ class Meter {
  private:
   int vocab_size() const { return open_.session.vocab_size(); }
   void feed(const int* ids, size_t n) {
-    cli::running.store(&open_.session);  // there may be several; Ctrl-C stops the one at work
     const float* logits = open_.session.forward(ids, n);
-    if (!logits) cli::fail(open_.session);
+    if (!logits) cli::throw_failure(open_);
     next_ = pick_(logits, vocab_size());
   }
 
-  cli::OpenSession open_;
+  cli::LlamaSession open_;
   Sampler pick_;
   int next_ = 0;
 };
 
-/// What is measured here is a Llama.
-inline void check_architecture(const cli::Run& run) {
-  if (run.bytes)
-    throw Failure{1, run.args.model + ": is a MEGABYTE model, which is not measured here; ./run tells its speed"};
+/// Throws Failure unless the model is a Llama, the only architecture that is measured here.
+inline const std::string& checked_architecture(const std::string& model) {
+  if (is_megabyte(model.c_str()))
+    throw Failure{1, model + ": is a MEGABYTE model, which is not measured here; ./run reports its speed"};
+  return model;
 }
+
+/// A Llama, and the options of its sessions.
+struct OpenModel {
+  explicit OpenModel(const cli::Arguments& a)
+      : args(a), llama(checked_architecture(a.model)), model(llama.model), tokenizer(llama.tokenizer()) {}
+
+  SessionOptions session_options() const { return cli::session_options(args); }
+
+  const cli::Arguments& args;
+  cli::Llama llama;
+  const Model& model;
+  const Tokenizer& tokenizer;
+};
 
 /// The process's own part: answers stdin's lines until there are no more.
 inline void work(const cli::Arguments& a) {
-  cli::Run run(a);
-  check_architecture(run);
-  const size_t before = cli::resident_now();
+  const OpenModel run(a);
+  cli::Output out;
+  const size_t before = cli::resident_memory();
   Meter meter(run.model, run.session_options());
   char line[64], verb[16];
   while (std::fgets(line, sizeof line, stdin)) {
@@ -88,10 +102,10 @@ inline void work(const cli::Arguments& a) {
     else if (what == "expected" && n > 0)
       for (const MemoryItem& item : memory_of(run.model, run.session_options(), n)) answer += double(item.bytes);
     else
-      throw Failure{
-          2, std::string("--worker: expected prompt N, generate N, peak or expected N, found '") + line + "'"};
+      throw Failure{2,
+                    std::string("--worker: expected prompt N, generate N, peak or expected N, found '") + line + "'"};
     if (what == "expected") answer += double(before);
-    run.out.write(std::to_string(answer) + "\n");
+    out.write(std::to_string(answer) + "\n");
   }
   stop_if_interrupted();
 }
