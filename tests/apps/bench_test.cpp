@@ -9,8 +9,8 @@
 #include <sstream>
 
 #include "../../export/random_model.hpp"
-#include "../support/tiny_model.hpp"
 #include "../support/program.hpp"
+#include "../support/tiny_model.hpp"
 
 namespace {
 
