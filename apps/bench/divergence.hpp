@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "../../export/json_text.hpp"
-#include "../cli/cli.hpp"
+#include "../cli/perplexity.hpp"
 #include "progress.hpp"
 #include "text_model.hpp"
 

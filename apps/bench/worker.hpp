@@ -12,7 +12,7 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
-#include "../cli/cli.hpp"
+#include "../cli/process_memory.hpp"
 #include "text_model.hpp"
 
 extern char** environ;
@@ -68,7 +68,7 @@ class Meter {
 /// The worker process: answers the commands on stdin until it ends. Throws Failure.
 inline void serve_commands(const std::string& file, const SessionOptions& options) {
   const TextModel opened(file);
-  const size_t base = cli::resident_now();  // the program and the tokenizer
+  const size_t base = cli::resident_memory();  // the program and the tokenizer
   Meter meter(opened.model, options);
   char line[64], verb[16];
   while (std::fgets(line, sizeof line, stdin)) {

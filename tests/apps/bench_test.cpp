@@ -86,7 +86,7 @@ TEST_F(Bench, RejectsWrongUsage) {
   expect_failure(2, {m, "--threads", "0"}, {"--threads: expected a whole number from 1 to 256, found '0'"});
   expect_failure(2, {m, "--threads", "1,"}, {"--threads: expected a whole number", "found ''"});
   expect_failure(2, {m, "--threads", "1,x"}, {"found 'x'"});
-  expect_failure(2, {m, "--threads"}, {"--threads", "LIST"});
+  expect_failure(2, {m, "--threads"}, {"--threads requires a value: LIST"});
   expect_failure(2, {m, "--kernel", "scalar,mmx"}, {"--kernel", "'mmx' is not supported", "scalar"});
   expect_failure(2, {m, "--quick=1"}, {"--quick=1: takes no value"});
   expect_failure(2, {m, "--kl", m}, {"--kl requires a text: -f FILE"});
