@@ -1,31 +1,32 @@
-// tokenizer.hpp: text <-> token ids, for Llama models. One header, C++17, no dependency.
+// tokenizer.hpp: converts between text and token ids, for Llama models. One header, C++17, no dependencies.
 //
-//   Tokenizer tok;
-//   if (!tok.load_sentencepiece(bytes)) { puts(tok.error.c_str()); return 1; }  // a SentencePiece .model, or
-//   if (!tok.load(model.tokenizer_bytes())) ...                                 // what a model.bin carries
-//   std::vector<int> ids = tok.encode("Once upon a time");                      // BOS first, if the model wants one
-//   std::string text = tok.decode(ids);
-//   Tokenizer::Stream stream(tok);                                              // or one id at a time:
-//   for (int id : ids) std::cout << stream.push(id);                            // never half a character
+//   pocket::Tokenizer tokenizer;
+//   if (!tokenizer.load(model.tokenizer_bytes())) { puts(tokenizer.error.c_str()); return 1; }  // of a model file
+//   std::vector<int> ids = tokenizer.encode("Once upon a time");     // starts with BOS if the model uses it
+//   std::string text = tokenizer.decode(ids);
+//   pocket::Tokenizer::Stream stream(tokenizer);                     // or decode one id at a time:
+//   for (int id : ids) std::cout << stream.push(id);                 // whole UTF-8 characters only
 //   std::cout << stream.flush();
 //
-// Both kinds start from small symbols and join neighbours for as long as the vocabulary has a piece for the two
-// together, the best pair first: byte-pair encoding (BPE), Sennrich et al. 2016, arxiv.org/abs/1508.07909. They differ
-// in the symbols and in what "best" means:
+// tokenizer.load_sentencepiece(bytes) loads a SentencePiece .model file instead.
 //
-//                         SentencePiece (Llama 2, TinyLlama)         byte-level (GPT-2, SmolLM2, Llama 3)
-//   a symbol is           a character; a space is written U+2581     a byte
-//   joined across         the whole text                             one word, cut out of the text by a pattern
-//   best pair             the highest score, then the leftmost       the merge learnt first, then the leftmost
-//   without a piece       its UTF-8 bytes, a token each              cannot be: bytes are pieces (or are dropped)
+// Both kinds of tokenizer are byte-pair encoding (BPE; Sennrich et al. 2016, arxiv.org/abs/1508.07909): start from
+// small symbols, then repeatedly merge the best pair of neighbours that the vocabulary has a piece for. They differ in
+// what a symbol is and in which pair is best:
 //
-// Text is bytes with a length: NUL is a character like others, and what is not UTF-8 becomes U+FFFD. A text never turns
-// into a control token, whatever is written in it: only a program that knows the ids adds those. A Tokenizer that is
-// loaded does not change, and any number of threads may share it. Where memory runs out, encode and decode return
-// nothing.
+//                            SentencePiece (Llama 2, TinyLlama)         byte-level (GPT-2, SmolLM2, Llama 3)
+//   initial symbols          characters; a space is written U+2581      bytes
+//   scope of merging         the whole text                             one word, split off by a pattern
+//   best pair                highest score, then leftmost               earliest learned merge, then leftmost
+//   symbol without a piece   its UTF-8 bytes, one token each            dropped (only if a byte has no piece)
 //
-// Contents: 1 public interface · 2 UTF-8 · 3 merging · 4 encoding · 5 cutting a text into words · 6 decoding ·
-//           7 loading: the blob · 8 loading: SentencePiece's .model · 9 which characters are letters and numbers
+// Text is bytes with a length: NUL is an ordinary character, and invalid UTF-8 becomes U+FFFD. Text never becomes a
+// control token, whatever it contains; a program adds control tokens by id. A loaded Tokenizer is immutable, so any
+// number of threads may share it. If memory runs out, load() fails, and encode() and decode() return an empty result;
+// the functions for converters throw std::bad_alloc.
+//
+// Contents: 1 interface · 2 UTF-8 · 3 merging · 4 encoding · 5 splitting into words · 6 decoding ·
+//           7 loading: the blob · 8 loading: SentencePiece .model files · 9 Unicode letters and numbers
 #pragma once
 
 #include <algorithm>
@@ -40,164 +41,177 @@
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace pocket {
 
 // ====================================================================================================================
-// 1. Public interface
+// 1. Interface
 // ====================================================================================================================
 
 namespace tokenizer_detail {
-
-// The ids or ranks of what was put in, found by a hash; open addressing. Where two are equal the first stays.
-class HashIndex {
- public:
-  void reserve(size_t n) {
-    size_t size = 16;
-    while (size < 2 * n) size *= 2;
-    slots_.assign(size, -1);
-  }
-  template <class Equal> int find(uint64_t hash, const Equal& equal) const {
-    if (slots_.empty()) return -1;
-    return slots_[slot(hash, equal)];
-  }
-  template <class Equal> void insert(uint64_t hash, int value, const Equal& equal) {
-    int& s = slots_[slot(hash, equal)];
-    if (s < 0) s = value;
-  }
-
- private:
-  template <class Equal> size_t slot(uint64_t hash, const Equal& equal) const {
-    size_t i = hash & (slots_.size() - 1);
-    while (slots_[i] >= 0 && !equal(slots_[i])) i = (i + 1) & (slots_.size() - 1);
-    return i;
-  }
-  std::vector<int> slots_;  // -1: empty
-};
-
+struct BlobHeader;
 struct Symbol;
-
 }  // namespace tokenizer_detail
 
 class Tokenizer {
  public:
   enum class Kind : uint32_t { sentencepiece = 1, byte_level = 2 };
-  // The numbers are SentencePiece's (sentencepiece_model.proto).
+  // Values as in sentencepiece_model.proto.
   enum class PieceType : uint8_t { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
-  // The pattern that cuts words out of a text, for byte-level BPE.
+  // Byte-level BPE: the pattern that splits a text into words.
   enum class Split : uint32_t { none = 0, gpt2 = 1, smollm = 2, llama3 = 3 };
 
+  // An entry of the vocabulary.
   struct Piece {
-    std::string text;  // byte-level: the bytes themselves; SentencePiece: with U+2581 for a space, a byte as <0x41>
-    float score = 0;   // SentencePiece: the higher, the sooner merged
+    std::string text;  // byte-level: the raw bytes; SentencePiece: U+2581 stands for a space, <0x41> for a byte
+    float score = 0;   // SentencePiece: pairs with a higher score merge first
     PieceType type = PieceType::normal;
   };
 
-  // All that there is to know about a tokenizer. Made by those who read tokenizer files, for to_blob().
+  // A complete tokenizer definition. Readers of tokenizer files fill it; to_blob() serializes it.
   struct Vocabulary {
     Kind kind = Kind::sentencepiece;
-    std::vector<Piece> pieces;                // by id
-    std::vector<std::pair<int, int>> merges;  // byte-level: ids that are joined, the first learnt first
-    int bos = -1, eos = -1, unk = -1;         // ids of "begin of sequence", "end of sequence", "unknown"; -1: none
-    bool add_bos = false;                     // encode() puts BOS in front
-    // SentencePiece's normalizer:
-    bool add_dummy_prefix = false;          // a space before every text
-    bool remove_extra_whitespaces = false;  // spaces at both ends go, a run of them becomes one
-    bool escape_whitespaces = false;        // a space is written U+2581
-    bool byte_fallback = false;             // a character without a piece becomes its bytes; else `unk`
-    std::string unk_surface;                // what `unk` decodes to
+    std::vector<Piece> pieces;                // indexed by id
+    std::vector<std::pair<int, int>> merges;  // byte-level: pairs of ids, in the order learned
+    int bos = -1, eos = -1, unk = -1;         // ids of beginning of sequence, end of sequence, unknown; -1: none
+    bool add_bos = false;                     // encode() starts with BOS
+    // The SentencePiece normalizer:
+    bool add_dummy_prefix = false;          // adds a space before the text
+    bool remove_extra_whitespaces = false;  // strips spaces at both ends, collapses repeated spaces
+    bool escape_whitespaces = false;        // writes a space as U+2581
+    bool byte_fallback = false;             // a character without a piece becomes its bytes; otherwise `unk`
+    std::string unk_surface;                // the text that `unk` decodes to
     // Byte-level:
     Split split = Split::none;
-    bool ignore_merges = false;  // a word that is a piece is that piece, however it merges
+    bool ignore_merges = false;  // a word that is itself a piece becomes that piece without merging
   };
 
-  // Loads the blob that a model file carries, or to_blob() made; load_sentencepiece a .model file's bytes as they are.
-  // The bytes are copied. On failure returns false and sets `error`, which names the field, what was expected and what
-  // was found.
+  // Loads the blob stored in a model file, or returned by to_blob(). The bytes are copied. On failure returns false and
+  // sets `error` to the field, the expected value and the value found.
   bool load(std::string_view blob);
+  // Loads the contents of a SentencePiece .model file in the same way.
   bool load_sentencepiece(std::string_view model);
   std::string error;
 
-  // For converters. parse_sentencepiece refuses what is not BPE, or has a normalizer of its own.
+  // For converters: parses a SentencePiece .model file. Rejects models that are not BPE and normalizers with a
+  // character map. On failure returns false and sets `error`.
   static bool parse_sentencepiece(std::string_view model, Vocabulary& out, std::string& error);
+  // For converters: the blob that load() reads.
   static std::string to_blob(const Vocabulary& vocabulary);
 
-  // The ids of a text; with `bos` the BOS id in front if the model wants one. Time n log n in the text's length.
+  // Returns the ids of a text, after BOS if `bos` is true and the model uses it. Takes O(n log n) time. Returns no ids
+  // if nothing is loaded, memory runs out, or the text is longer than 1 GiB.
   std::vector<int> encode(std::string_view text, bool bos = true) const;
-  // The text of the ids. An id out of range is nothing. SentencePiece: control tokens are nothing, and the space
-  // that encode() put in front goes again. Byte-level: control tokens are spelt out.
+  // Returns the text of the ids; "" if memory runs out. Ids out of range are skipped. SentencePiece: control tokens
+  // are skipped and the space added by encode() is removed. Byte-level: control tokens are written out.
   std::string decode(const std::vector<int>& ids) const;
 
-  // decode(), one id at a time. What push() returns is whole UTF-8: the bytes of a character that may still go on are
-  // kept back. flush() ends the text, and the next push() begins another.
+  // Decodes one id at a time. The concatenated output equals that of decode().
   class Stream {
    public:
-    explicit Stream(const Tokenizer& tokenizer) : t_(&tokenizer) {}
+    explicit Stream(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}
+    // Returns the text that the id completes: whole UTF-8 characters. The bytes of an incomplete one are kept.
     std::string push(int id);
+    // Ends the text: returns the kept bytes as U+FFFD. The next push() starts a new text.
     std::string flush();
 
    private:
     void push_piece(int id, std::string& out);
     void drain(bool all, std::string& out);
 
-    const Tokenizer* t_;
-    std::string pending_;     // bytes that do not make a character yet
-    bool text_ = false;       // something has come out
-    bool at_start_ = true;    // SentencePiece: a space in front would be the one that encode() put there
-    bool ate_space_ = false;  // SentencePiece: the last piece lost that space
+    const Tokenizer* tokenizer_;
+    std::string pending_;         // bytes of an incomplete character
+    bool has_output_ = false;     // the text so far is not empty
+    bool at_start_ = true;        // SentencePiece: a leading space would be the one added by encode()
+    bool removed_space_ = false;  // SentencePiece: the leading space of the last piece was removed
   };
 
-  // The control or user-defined piece that is spelt so, -1 if there is none.
-  int find(std::string_view spelling) const;
-  // Of an id out of range: "" and unused.
+  // Returns the id of the control or user-defined piece with this text, or -1.
+  int find(std::string_view text) const;
+  // Returns the text of a piece; "" if the id is out of range.
   std::string_view piece(int id) const;
+  // Returns the type of a piece; `unused` if the id is out of range.
   PieceType type(int id) const;
+  // The number of pieces.
   int size() const { return int(n_pieces_); }
+  // The ids of "beginning of sequence" and "end of sequence"; -1: none.
   int bos() const { return bos_; }
   int eos() const { return eos_; }
+  // Whether encode() starts with BOS.
   bool adds_bos() const { return add_bos_; }
   Kind kind() const { return kind_; }
 
  private:
+  // Maps keys to ints (ids or ranks) by hash, with open addressing. The keys are stored elsewhere: the caller compares
+  // them with equal(value). Of equal keys, the first inserted is kept.
+  class HashIndex {
+   public:
+    void reserve(size_t n) {
+      size_t size = 16;
+      while (size < 2 * n) size *= 2;
+      slots_.assign(size, -1);
+    }
+    template <class Equal> int find(uint64_t hash, const Equal& equal) const {
+      if (slots_.empty()) return -1;
+      return slots_[slot(hash, equal)];
+    }
+    template <class Equal> void insert(uint64_t hash, int value, const Equal& equal) {
+      int& s = slots_[slot(hash, equal)];
+      if (s < 0) s = value;
+    }
+
+   private:
+    template <class Equal> size_t slot(uint64_t hash, const Equal& equal) const {
+      size_t i = hash & (slots_.size() - 1);
+      while (slots_[i] >= 0 && !equal(slots_[i])) i = (i + 1) & (slots_.size() - 1);
+      return i;
+    }
+    std::vector<int> slots_;  // -1: empty; the size is a power of two
+  };
+
   using Symbol = tokenizer_detail::Symbol;
 
+  bool check_header(const tokenizer_detail::BlobHeader& h);
   bool parse_blob();
   bool check_pieces();
   bool index_pieces();
   bool index_merges();
-  bool bad(const std::string& field, const std::string& expected, const std::string& found);
+  bool fail(const std::string& field, const std::string& expected, const std::string& found);
 
   template <class T> T at(size_t offset) const;
   float score(int id) const { return at<float>(scores_at_ + 4 * size_t(id)); }
   std::pair<int, int> merge(int rank) const;
+  std::string_view unk_surface() const { return std::string_view(blob_).substr(unk_surface_at_); }
   int find_piece(std::string_view text) const;
   int find_merge(int left, int right) const;
-  size_t user_defined_at(std::string_view text) const;
+  size_t user_defined_length(std::string_view text) const;
 
   std::string normalize(std::string_view text) const;
   void encode_sentencepiece(std::string_view text, std::vector<int>& ids) const;
-  void emit(std::string_view symbol, int id, const std::unordered_map<int, size_t>& made_of, bool& after_unknown,
-            std::vector<int>& ids) const;
-  void encode_bytes(std::string_view text, std::vector<int>& ids) const;
+  void append_ids(std::string_view symbol, int id, const std::unordered_map<int, size_t>& left_sizes,
+                  bool& after_unknown, std::vector<int>& ids) const;
+  void encode_byte_level(std::string_view text, std::vector<int>& ids) const;
   void encode_word(std::string_view word, std::vector<Symbol>& symbols, std::vector<int>& ids) const;
 
-  std::string blob_;  // the one copy of the vocabulary; what follows are places in it, and indices of it
+  std::string blob_;  // the only copy of the vocabulary; the members below are fields of it, offsets and indices
   Kind kind_ = Kind::sentencepiece;
   Split split_ = Split::none;
   bool add_bos_ = false, add_dummy_prefix_ = false, remove_extra_whitespaces_ = false, escape_whitespaces_ = false,
        byte_fallback_ = false, ignore_merges_ = false;
   int bos_ = -1, eos_ = -1, unk_ = -1;
   size_t n_pieces_ = 0, n_merges_ = 0;
-  size_t ends_at_ = 0, scores_at_ = 0, merges_at_ = 0, types_at_ = 0, text_at_ = 0;
-  std::string_view unk_surface() const { return std::string_view(blob_).substr(unk_surface_at_); }
-  size_t unk_surface_at_ = 0;
-  int byte_id_[256] = {};                     // of each byte, -1 where it has no piece
-  tokenizer_detail::HashIndex by_text_;       // of the pieces that a text can become
-  tokenizer_detail::HashIndex by_pair_;       // of the merges, by the two ids
-  std::vector<int> merged_;                   // by rank: the id of the two together
-  std::vector<size_t> user_defined_lengths_;  // the longest first, each once
+  size_t ends_at_ = 0, scores_at_ = 0, merges_at_ = 0, types_at_ = 0, text_at_ = 0, unk_surface_at_ = 0;  // offsets
+  int byte_id_[256] = {};                     // id of each byte; -1: no piece
+  HashIndex by_text_;                         // ids of the pieces that text can become
+  HashIndex by_pair_;                         // ranks of the merges, by left and right id
+  std::vector<int> merged_;                   // by rank: id of the merged piece
+  std::vector<size_t> user_defined_lengths_;  // in bytes, distinct, descending
 };
+
+// Returns a text without control characters except newline and tab, so that it is safe to print on a terminal.
+inline std::string without_controls(const std::string& text);
 
 // ====================================================================================================================
 // 2. UTF-8
@@ -205,36 +219,39 @@ class Tokenizer {
 
 namespace tokenizer_detail {
 
-inline constexpr char kSpaceMark[] = "\xE2\x96\x81";    // U+2581, which stands for a space in SentencePiece's pieces
-inline constexpr char kReplacement[] = "\xEF\xBF\xBD";  // U+FFFD, which stands for what is not UTF-8
+inline constexpr char kSpaceMark[] = "\xE2\x96\x81";    // U+2581: a space in SentencePiece pieces
+inline constexpr char kReplacement[] = "\xEF\xBF\xBD";  // U+FFFD: replaces invalid UTF-8
 
+// The result of decoding one character.
 struct Utf8 {
   enum State { whole, cut_short, invalid } state;
-  size_t length;  // bytes of the whole character; else of the beginning that it may have, at least 1
+  size_t length;  // bytes of the character; if not whole, of its valid prefix, at least 1
   char32_t code;
 };
 
-// What is at the front of s, which is not empty. The limits of the second byte keep out overlong forms, surrogates and
-// what is beyond U+10FFFF (The Unicode Standard, table 3-7).
+// Decodes the character at the start of s, which is not empty. The range of the second byte excludes overlong forms,
+// surrogates and code points above U+10FFFF (The Unicode Standard, table 3-7).
 inline Utf8 read_utf8(std::string_view s) {
   const uint8_t first = uint8_t(s[0]);
   if (first < 0x80) return {Utf8::whole, 1, first};
   if (first < 0xC2 || first > 0xF4) return {Utf8::invalid, 1, 0};
   const size_t length = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+  uint8_t low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
+  uint8_t high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
   char32_t code = first & (0x7F >> length);
   for (size_t i = 1; i < length; i++) {
     if (i == s.size()) return {Utf8::cut_short, i, 0};
-    const uint8_t low = i > 1 ? 0x80 : first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
-    const uint8_t high = i > 1 ? 0xBF : first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
     const uint8_t byte = uint8_t(s[i]);
     if (byte < low || byte > high) return {Utf8::invalid, i, 0};
     code = code << 6 | (byte & 0x3F);
+    low = 0x80;
+    high = 0xBF;
   }
   return {Utf8::whole, length, code};
 }
 
-// Moves the character at the front of s to the end of out. What is none becomes one U+FFFD for each byte, as
-// SentencePiece has it, or else for each longest beginning of a character, as Unicode recommends and Rust does.
+// Moves the character at the start of s to the end of out. Invalid UTF-8 becomes one U+FFFD per byte (each_byte, as in
+// SentencePiece) or one per maximal valid prefix (as Unicode recommends and Rust does).
 inline void take_character(std::string_view& s, bool each_byte, std::string& out) {
   const Utf8 c = read_utf8(s);
   const size_t n = c.state == Utf8::whole || !each_byte ? c.length : 1;
@@ -245,7 +262,7 @@ inline void take_character(std::string_view& s, bool each_byte, std::string& out
   s.remove_prefix(n);
 }
 
-// The value of a byte piece, spelt <0x00> ... <0xFF>; -1 if it is none.
+// The value of a byte piece, <0x00> to <0xFF>; -1 for any other text.
 inline int byte_value(std::string_view piece) {
   if (piece.size() != 6 || piece.substr(0, 3) != "<0x" || piece[5] != '>') return -1;
   int value = 0;
@@ -261,29 +278,29 @@ inline int byte_value(std::string_view piece) {
 // 3. Merging
 // ====================================================================================================================
 
-// A stretch of text that is a token, or a part of one. The symbols of a text are a list, linked by their indices.
+// A token or a part of one. The symbols of a text form a list, linked by index.
 struct Symbol {
-  uint32_t begin, size;  // bytes; size 0: it has been joined to the one before
-  int id;                // its piece, -1 if there is none
+  uint32_t begin, size;  // bytes; size 0: merged into the previous symbol
+  int id;                // of its piece; -1: none
   int prev, next;        // -1 at the ends
 };
 
-// Puts a symbol at the end of the list.
+// Appends a symbol to the list.
 inline void append_symbol(std::vector<Symbol>& symbols, size_t begin, size_t size, int id) {
   const int i = int(symbols.size());
   if (i > 0) symbols.back().next = i;
   symbols.push_back({uint32_t(begin), uint32_t(size), id, i - 1, -1});
 }
 
-// What two neighbours would be together; id -1: nothing.
+// The result of merging two neighbours.
 struct Joined {
-  int id = -1;
-  double score = 0;  // the higher, the sooner
+  int id = -1;       // -1: the pair does not merge
+  double score = 0;  // the highest merges first
 };
 
-// Joins neighbours, the highest score first and the leftmost of equal ones, until there are no two that can be.
-// join(left, right) -> Joined. A joined pair leaves its neighbours' entries in the queue behind; those are known by the
-// sizes they were made for.
+// Merges neighbours, the highest score first and the leftmost of equal scores first, until no pair merges.
+// join(left, right) -> Joined. Merging a pair leaves outdated candidates in the queue; a candidate is valid only if the
+// sizes of both symbols are unchanged.
 template <class Join> void join_symbols(std::vector<Symbol>& symbols, const Join& join) {
   struct Candidate {
     Joined joined;
@@ -316,11 +333,7 @@ template <class Join> void join_symbols(std::vector<Symbol>& symbols, const Join
   }
 }
 
-// ====================================================================================================================
-// 5. Cutting a text into words (declared here; encoding is next)
-// ====================================================================================================================
-
-// Calls each(word) for the words of a text, one after the other; together they are the text.
+// Calls each(word) for the words of a text in order; their concatenation is the text. Defined in section 5.
 template <class Each> void for_each_word(Tokenizer::Split split, std::string_view text, const Each& each);
 
 }  // namespace tokenizer_detail
@@ -330,9 +343,9 @@ template <class Each> void for_each_word(Tokenizer::Split split, std::string_vie
 // ====================================================================================================================
 
 inline std::vector<int> Tokenizer::encode(std::string_view text, bool bos) const try {
-  constexpr size_t kMaxText = size_t(1) << 30;  // a symbol's place has 32 bits, and a byte may become three
+  constexpr size_t kMaxText = size_t(1) << 30;  // Symbol::begin has 32 bits, and a byte may become three (U+FFFD)
   std::vector<int> ids;
-  if (n_pieces_ == 0 || text.size() > kMaxText) return ids;  // nothing is loaded, or too much asked for
+  if (n_pieces_ == 0 || text.size() > kMaxText) return ids;
   if (bos && add_bos_) ids.push_back(bos_);
   if (kind_ == Kind::sentencepiece) {
     encode_sentencepiece(normalize(text), ids);
@@ -340,15 +353,15 @@ inline std::vector<int> Tokenizer::encode(std::string_view text, bool bos) const
     std::string valid;
     valid.reserve(text.size());
     while (!text.empty()) tokenizer_detail::take_character(text, false, valid);
-    encode_bytes(valid, ids);
+    encode_byte_level(valid, ids);
   }
   return ids;
 } catch (const std::exception&) {  // out of memory
   return {};
 }
 
-// Bytes of the longest user-defined piece that the text begins with; 0: none.
-inline size_t Tokenizer::user_defined_at(std::string_view text) const {
+// The length in bytes of the longest user-defined piece that the text starts with; 0: none.
+inline size_t Tokenizer::user_defined_length(std::string_view text) const {
   for (size_t length : user_defined_lengths_) {
     if (length > text.size()) continue;
     const int id = find_piece(text.substr(0, length));
@@ -357,7 +370,7 @@ inline size_t Tokenizer::user_defined_at(std::string_view text) const {
   return 0;
 }
 
-// What SentencePiece does to a text before it looks for pieces (normalizer.cc, with the "identity" rules).
+// The SentencePiece normalizer with the "identity" rules (normalizer.cc).
 inline std::string Tokenizer::normalize(std::string_view text) const {
   const std::string_view space = escape_whitespaces_ ? tokenizer_detail::kSpaceMark : " ";
   std::string out;
@@ -368,7 +381,7 @@ inline std::string Tokenizer::normalize(std::string_view text) const {
   bool after_space = remove_extra_whitespaces_;
   while (!text.empty()) {
     std::string part;
-    if (const size_t n = user_defined_at(text)) {
+    if (const size_t n = user_defined_length(text)) {
       part = text.substr(0, n);
       text.remove_prefix(n);
     } else {
@@ -392,34 +405,35 @@ inline void Tokenizer::encode_sentencepiece(std::string_view text, std::vector<i
   using namespace tokenizer_detail;
   std::vector<Symbol> symbols;
   for (size_t i = 0; i < text.size(); i += symbols.back().size) {
-    const size_t user_defined = user_defined_at(text.substr(i));
+    const size_t user_defined = user_defined_length(text.substr(i));
     const size_t size = user_defined ? user_defined : read_utf8(text.substr(i)).length;
     append_symbol(symbols, i, size, find_piece(text.substr(i, size)));
   }
-  std::unordered_map<int, size_t> made_of;  // an unused piece -> bytes of its left part
+  std::unordered_map<int, size_t> left_sizes;  // id of an unused piece -> bytes of its left part
   join_symbols(symbols, [&](const Symbol& left, const Symbol& right) -> Joined {
     if (type(left.id) == PieceType::user_defined || type(right.id) == PieceType::user_defined) return {};
     const int id = find_piece(text.substr(left.begin, left.size + right.size));
     if (id < 0) return {};
-    if (type(id) == PieceType::unused) made_of[id] = left.size;
+    if (type(id) == PieceType::unused) left_sizes[id] = left.size;
     return {id, score(id)};
   });
   bool after_unknown = false;
   for (int i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next)
-    emit(text.substr(symbols[i].begin, symbols[i].size), symbols[i].id, made_of, after_unknown, ids);
+    append_ids(text.substr(symbols[i].begin, symbols[i].size), symbols[i].id, left_sizes, after_unknown, ids);
 }
 
-// Appends the id of a symbol. An unused piece is taken apart again; unknown characters in a row are one `unk`.
-inline void Tokenizer::emit(std::string_view symbol, int id, const std::unordered_map<int, size_t>& made_of,
-                            bool& after_unknown, std::vector<int>& ids) const {
+// Appends the ids of a symbol. An unused piece is split into its parts again; consecutive unknown characters become
+// one `unk`.
+inline void Tokenizer::append_ids(std::string_view symbol, int id, const std::unordered_map<int, size_t>& left_sizes,
+                                  bool& after_unknown, std::vector<int>& ids) const {
   if (id < 0 && byte_fallback_) {
     for (char c : symbol) ids.push_back(byte_id_[uint8_t(c)]);
   } else if (id < 0) {
     if (!after_unknown) ids.push_back(unk_);
-  } else if (const auto parts = made_of.find(id); parts != made_of.end()) {
+  } else if (const auto parts = left_sizes.find(id); parts != left_sizes.end()) {
     const std::string_view left = symbol.substr(0, parts->second), right = symbol.substr(parts->second);
-    emit(left, find_piece(left), made_of, after_unknown, ids);
-    emit(right, find_piece(right), made_of, after_unknown, ids);
+    append_ids(left, find_piece(left), left_sizes, after_unknown, ids);
+    append_ids(right, find_piece(right), left_sizes, after_unknown, ids);
     return;
   } else {
     ids.push_back(id);
@@ -427,14 +441,14 @@ inline void Tokenizer::emit(std::string_view symbol, int id, const std::unordere
   after_unknown = id < 0;
 }
 
-inline void Tokenizer::encode_bytes(std::string_view text, std::vector<int>& ids) const {
+inline void Tokenizer::encode_byte_level(std::string_view text, std::vector<int>& ids) const {
   std::vector<Symbol> symbols;
   const auto encode_words = [&](std::string_view words) {
     tokenizer_detail::for_each_word(split_, words, [&](std::string_view word) { encode_word(word, symbols, ids); });
   };
   size_t begin = 0;
   for (size_t i = 0; i < text.size() && !user_defined_lengths_.empty();) {
-    const size_t n = user_defined_at(text.substr(i));
+    const size_t n = user_defined_length(text.substr(i));
     if (n > 0) {
       encode_words(text.substr(begin, i - begin));
       ids.push_back(find_piece(text.substr(i, n)));
@@ -445,9 +459,13 @@ inline void Tokenizer::encode_bytes(std::string_view text, std::vector<int>& ids
   encode_words(text.substr(begin));
 }
 
+// `symbols` is scratch memory, reused for every word.
 inline void Tokenizer::encode_word(std::string_view word, std::vector<Symbol>& symbols, std::vector<int>& ids) const {
   using namespace tokenizer_detail;
-  if (const int id = ignore_merges_ ? find_piece(word) : -1; id >= 0) return ids.push_back(id);
+  if (const int id = ignore_merges_ ? find_piece(word) : -1; id >= 0) {
+    ids.push_back(id);
+    return;
+  }
   symbols.clear();
   for (size_t i = 0; i < word.size(); i++)
     if (const int id = byte_id_[uint8_t(word[i])]; id >= 0) append_symbol(symbols, i, 1, id);
@@ -459,50 +477,51 @@ inline void Tokenizer::encode_word(std::string_view word, std::vector<Symbol>& s
 }
 
 // ====================================================================================================================
-// 5. Cutting a text into words
+// 5. Splitting into words
 // ====================================================================================================================
 
 namespace tokenizer_detail {
 
-enum class Class : uint8_t { letter, number, space, other };  // \p{L}, \p{N}, \s, and the rest
+enum class Class : uint8_t { letter, number, space, other };  // \p{L}, \p{N}, \s, any other character
 
 inline Class class_of(char32_t code);       // section 9
-inline bool is_more_number(char32_t code);  // a number to Rust's is_numeric, which is newer, but not to \p{N}
+inline bool is_more_number(char32_t code);  // in Rust's is_numeric, which follows a newer Unicode, but not in \p{N}
 
 struct Character {
   char32_t code;
   Class kind;
-  uint32_t begin;  // byte in the text
+  uint32_t begin;  // byte offset in the text
 };
 
-// Functions that return the end of the word which begins at character i; the text is looked at up to `end`, i < end.
+// Returns the end of the word that starts at character i. Reads no character from `end` on; i < end.
 using WordEnd = size_t (*)(const Character* c, size_t i, size_t end);
 
-inline size_t run_end(const Character* c, size_t i, size_t end, Class kind) {
+// The first character from i on that is not of this class.
+inline size_t skip_class(const Character* c, size_t i, size_t end, Class kind) {
   while (i < end && c[i].kind == kind) i++;
   return i;
 }
 inline bool is_newline(char32_t code) { return code == '\r' || code == '\n'; }
 
-// '(s|t|re|ve|m|ll|d), or i. In either case: U+017F is another s.
-inline size_t contraction_end(const Character* c, size_t i, size_t end, bool either_case) {
+// '(s|t|re|ve|m|ll|d); i if there is no match. Case-insensitive matching includes U+017F, long s.
+inline size_t contraction_end(const Character* c, size_t i, size_t end, bool ignore_case) {
   static constexpr const char* kEndings[] = {"s", "t", "re", "ve", "m", "ll", "d"};
-  const auto fold = [&](char32_t code) -> char32_t {
-    if (!either_case) return code;
+  const auto lower = [&](char32_t code) -> char32_t {
+    if (!ignore_case) return code;
     return code >= 'A' && code <= 'Z' ? code + 32 : code == 0x17F ? 's' : code;
   };
   if (c[i].code != '\'') return i;
   for (const char* ending : kEndings) {
     size_t n = 0;
-    while (ending[n] && i + 1 + n < end && fold(c[i + 1 + n].code) == char32_t(ending[n])) n++;
+    while (ending[n] && i + 1 + n < end && lower(c[i + 1 + n].code) == char32_t(ending[n])) n++;
     if (!ending[n]) return i + 1 + n;
   }
   return i;
 }
 
-// \s+(?!\S)|\s+: a run of white space; but the last of several belongs to the word behind it.
+// \s+(?!\S)|\s+: consecutive white space; the last of several characters is left to the following word.
 inline size_t space_end(const Character* c, size_t i, size_t end) {
-  const size_t j = run_end(c, i, end, Class::space);
+  const size_t j = skip_class(c, i, end, Class::space);
   return j < end && j - i > 1 ? j - 1 : j;
 }
 
@@ -510,7 +529,7 @@ inline size_t space_end(const Character* c, size_t i, size_t end) {
 inline size_t gpt2_word_end(const Character* c, size_t i, size_t end) {
   if (const size_t j = contraction_end(c, i, end, false); j > i) return j;
   const size_t k = i + (c[i].code == ' ' && i + 1 < end);
-  return c[k].kind != Class::space ? run_end(c, k, end, c[k].kind) : space_end(c, i, end);
+  return c[k].kind != Class::space ? skip_class(c, k, end, c[k].kind) : space_end(c, i, end);
 }
 
 // Llama 3: (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|
@@ -519,15 +538,15 @@ inline size_t llama3_word_end(const Character* c, size_t i, size_t end) {
   if (const size_t j = contraction_end(c, i, end, true); j > i) return j;
   const bool may_lead = (c[i].kind == Class::space || c[i].kind == Class::other) && !is_newline(c[i].code);
   size_t k = i + (may_lead && i + 1 < end);
-  if (c[k].kind == Class::letter) return run_end(c, k, end, Class::letter);
-  if (c[i].kind == Class::number) return std::min(run_end(c, i, end, Class::number), i + 3);
+  if (c[k].kind == Class::letter) return skip_class(c, k, end, Class::letter);
+  if (c[i].kind == Class::number) return std::min(skip_class(c, i, end, Class::number), i + 3);
   k = i + (c[i].code == ' ' && i + 1 < end);
   if (c[k].kind == Class::other) {
-    size_t j = run_end(c, k, end, Class::other);
+    size_t j = skip_class(c, k, end, Class::other);
     while (j < end && is_newline(c[j].code)) j++;
     return j;
   }
-  for (size_t j = run_end(c, i, end, Class::space); j > i; j--)
+  for (size_t j = skip_class(c, i, end, Class::space); j > i; j--)
     if (is_newline(c[j - 1].code)) return j;
   return space_end(c, i, end);
 }
@@ -544,15 +563,15 @@ template <class Each> void for_each_word(Tokenizer::Split split, std::string_vie
     i += u.length;
   }
   const WordEnd word_end = split == Tokenizer::Split::llama3 ? llama3_word_end : gpt2_word_end;
-  // SmolLM: every digit by itself, and GPT-2's pattern on each stretch between them, which does not see the digits.
-  const auto stretch_end = [&](size_t i) {
+  // SmolLM: each digit is a word, and the pattern of GPT-2 applies to each section between digits by itself.
+  const auto section_end = [&](size_t i) {
     if (split != Tokenizer::Split::smollm) return c.size();
     if (c[i].kind == Class::number) return i + 1;
     while (i < c.size() && c[i].kind != Class::number) i++;
     return i;
   };
   for (size_t i = 0; i < c.size();) {
-    for (const size_t end = stretch_end(i); i < end;) {
+    for (const size_t end = section_end(i); i < end;) {
       const size_t j = word_end(c.data(), i, end), to = j < c.size() ? c[j].begin : text.size();
       each(text.substr(c[i].begin, to - c[i].begin));
       i = j;
@@ -575,14 +594,14 @@ inline std::string Tokenizer::decode(const std::vector<int>& ids) const try {
   return {};
 }
 
-// A byte may go on as a character; any other piece of SentencePiece ends what is pending.
+// A byte may continue the pending character; any other SentencePiece piece ends it.
 inline std::string Tokenizer::Stream::push(int id) try {
   std::string out;
-  if (t_->kind_ == Kind::byte_level) {
-    pending_ += t_->piece(id);
+  if (tokenizer_->kind_ == Kind::byte_level) {
+    pending_ += tokenizer_->piece(id);
     drain(false, out);
-  } else if (t_->type(id) == PieceType::byte) {
-    pending_ += char(tokenizer_detail::byte_value(t_->piece(id)));
+  } else if (tokenizer_->type(id) == PieceType::byte) {
+    pending_ += char(tokenizer_detail::byte_value(tokenizer_->piece(id)));
     drain(false, out);
   } else {
     drain(true, out);
@@ -593,44 +612,44 @@ inline std::string Tokenizer::Stream::push(int id) try {
   return {};
 }
 
-// A piece of SentencePiece that is no byte. Its first space goes where encode() would have put one: before any text,
-// and once, unless the tokenizer strips all space in front.
+// A SentencePiece piece that is not a byte. Removes its leading space where encode() would have added one: at the start
+// of the text, and only once unless the normalizer strips all leading spaces.
 inline void Tokenizer::Stream::push_piece(int id, std::string& out) {
   using namespace tokenizer_detail;
   constexpr size_t kMark = sizeof kSpaceMark - 1;
-  if (ate_space_ || text_) at_start_ = false;
-  ate_space_ = false;
+  if (removed_space_ || has_output_) at_start_ = false;
+  removed_space_ = false;
   const size_t before = out.size();
-  std::string_view piece = t_->piece(id);
-  if (t_->type(id) == PieceType::unknown) {
-    out += t_->unk_surface();
-  } else if (t_->type(id) != PieceType::control) {
-    const bool strips = t_->add_dummy_prefix_ || t_->remove_extra_whitespaces_;
+  std::string_view piece = tokenizer_->piece(id);
+  if (tokenizer_->type(id) == PieceType::unknown) {
+    out += tokenizer_->unk_surface();
+  } else if (tokenizer_->type(id) != PieceType::control) {
+    const bool strips = tokenizer_->add_dummy_prefix_ || tokenizer_->remove_extra_whitespaces_;
     if (at_start_ && strips && piece.substr(0, kMark) == kSpaceMark) {
       piece.remove_prefix(kMark);
-      ate_space_ = !t_->remove_extra_whitespaces_;
+      removed_space_ = !tokenizer_->remove_extra_whitespaces_;
     }
     for (size_t mark; (mark = piece.find(kSpaceMark)) != piece.npos; piece.remove_prefix(mark + kMark))
       out.append(piece, 0, mark) += ' ';
     out += piece;
   }
-  text_ |= out.size() > before;
+  has_output_ |= out.size() > before;
 }
 
-// Moves whole characters from pending_ to out; with `all` the rest too, as U+FFFD.
+// Moves whole characters from pending_ to out; if `all`, also the incomplete rest, as U+FFFD.
 inline void Tokenizer::Stream::drain(bool all, std::string& out) {
   using namespace tokenizer_detail;
   std::string_view rest = pending_;
   while (!rest.empty() && (all || read_utf8(rest).state != Utf8::cut_short))
-    take_character(rest, t_->kind_ == Kind::sentencepiece, out);
-  text_ |= rest.size() < pending_.size();
+    take_character(rest, tokenizer_->kind_ == Kind::sentencepiece, out);
+  has_output_ |= rest.size() < pending_.size();
   pending_.erase(0, pending_.size() - rest.size());
 }
 
 inline std::string Tokenizer::Stream::flush() try {
   std::string out;
   drain(true, out);
-  *this = Stream(*t_);
+  *this = Stream(*tokenizer_);
   return out;
 } catch (const std::exception&) {  // out of memory
   return {};
@@ -662,13 +681,12 @@ class LoopWatch {
   size_t period_ = 0;
 };
 
-// A text without control characters but newline and tab.
 inline std::string without_controls(const std::string& text) {
   std::string clean;
   for (size_t i = 0; i < text.size(); i++) {
     const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
     if (c == 0xC2 && next >= 0x80 && next < 0xA0)
-      i++;  // U+0080 ... U+009F
+      i++;  // U+0080 to U+009F
     else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
       clean += text[i];
   }
@@ -679,10 +697,11 @@ inline std::string without_controls(const std::string& text) {
 // 7. Loading: the blob
 // ====================================================================================================================
 //
-//   header | end of each piece's text | scores | merges | types | all texts | unk_surface
-//            uint32                     float32  2 int32  uint8
+//   BlobHeader | end of each text | scores  | merges  | types | texts | unk_surface
+//                uint32             float32   2 int32   uint8   bytes   bytes
 //
-// Little-endian, nothing between them. There are scores in a SentencePiece tokenizer only.
+// Little-endian, without padding. Text i occupies bytes end[i - 1] to end[i] of the texts. Only SentencePiece
+// tokenizers have scores.
 
 namespace tokenizer_detail {
 
@@ -730,18 +749,27 @@ inline std::string Tokenizer::to_blob(const Vocabulary& v) {
   h.flags = v.add_bos * kAddBos | v.add_dummy_prefix * kAddDummyPrefix |
             v.remove_extra_whitespaces * kRemoveExtraWhitespaces | v.escape_whitespaces * kEscapeWhitespaces |
             v.byte_fallback * kByteFallback | v.ignore_merges * kIgnoreMerges;
-  h.bos = v.bos, h.eos = v.eos, h.unk = v.unk;
+  h.bos = v.bos;
+  h.eos = v.eos;
+  h.unk = v.unk;
   h.split = uint32_t(v.split);
-  h.n_pieces = uint32_t(v.pieces.size()), h.n_merges = uint32_t(v.merges.size());
+  h.n_pieces = uint32_t(v.pieces.size());
+  h.n_merges = uint32_t(v.merges.size());
   for (const Piece& p : v.pieces) h.text_bytes += uint32_t(p.text.size());
   h.unk_surface_bytes = uint32_t(v.unk_surface.size());
   std::string blob;
   append_bytes(blob, h);
   uint32_t end = 0;
-  for (const Piece& p : v.pieces) append_bytes(blob, end += uint32_t(p.text.size()));
+  for (const Piece& p : v.pieces) {
+    end += uint32_t(p.text.size());
+    append_bytes(blob, end);
+  }
   if (v.kind == Kind::sentencepiece)
     for (const Piece& p : v.pieces) append_bytes(blob, p.score);
-  for (const auto& [left, right] : v.merges) append_bytes(blob, int32_t(left)), append_bytes(blob, int32_t(right));
+  for (const auto& [left, right] : v.merges) {
+    append_bytes(blob, int32_t(left));
+    append_bytes(blob, int32_t(right));
+  }
   for (const Piece& p : v.pieces) append_bytes(blob, p.type);
   for (const Piece& p : v.pieces) blob += p.text;
   return blob += v.unk_surface;
@@ -766,19 +794,19 @@ inline Tokenizer::PieceType Tokenizer::type(int id) const {
   return PieceType(blob_[types_at_ + size_t(id)]);
 }
 
-// The piece that text can become, -1 if there is none.
+// The id of the piece that text can become; -1: none.
 inline int Tokenizer::find_piece(std::string_view text) const {
   return by_text_.find(tokenizer_detail::hash_text(text), [&](int id) { return piece(id) == text; });
 }
-// The rank of a merge, -1 if the two are not joined.
+// The rank of a merge; -1 if the pair does not merge.
 inline int Tokenizer::find_merge(int left, int right) const {
   return by_pair_.find(tokenizer_detail::hash_pair(left, right),
                        [&](int rank) { return merge(rank) == std::make_pair(left, right); });
 }
 
-inline int Tokenizer::find(std::string_view spelling) const {
+inline int Tokenizer::find(std::string_view text) const {
   for (int id = 0; id < size(); id++)
-    if ((type(id) == PieceType::control || type(id) == PieceType::user_defined) && piece(id) == spelling) return id;
+    if ((type(id) == PieceType::control || type(id) == PieceType::user_defined) && piece(id) == text) return id;
   return -1;
 }
 
@@ -811,18 +839,17 @@ inline bool Tokenizer::load_sentencepiece(std::string_view model) {
   return false;
 }
 
-inline bool Tokenizer::bad(const std::string& field, const std::string& expected, const std::string& found) {
+inline bool Tokenizer::fail(const std::string& field, const std::string& expected, const std::string& found) {
   error = "tokenizer: " + field + ": expected " + expected + ", found " + found;
   return false;
 }
 
-// Reads the header and finds the parts, whose sizes must make up the whole.
-inline bool Tokenizer::parse_blob() {
+// Checks the range of every header field; parse_blob() checks the sizes.
+inline bool Tokenizer::check_header(const tokenizer_detail::BlobHeader& h) {
   using namespace tokenizer_detail;
-  if (blob_.size() < sizeof(BlobHeader))
-    return bad("size", "at least " + std::to_string(sizeof(BlobHeader)) + " bytes", std::to_string(blob_.size()));
-  const auto h = at<BlobHeader>(0);
-  if (std::memcmp(h.magic, kBlobMagic, 4)) return bad("magic", kBlobMagic, "something else; no tokenizer blob");
+  if (std::memcmp(h.magic, kBlobMagic, 4)) return fail("magic", kBlobMagic, "other bytes: not a tokenizer blob");
+  const int64_t last_id = int64_t(h.n_pieces) - 1;
+  const bool needs_unk = h.kind == uint32_t(Kind::sentencepiece) && !(h.flags & kByteFallback);
   const struct {
     const char* name;
     int64_t value, low, high;
@@ -831,27 +858,48 @@ inline bool Tokenizer::parse_blob() {
                 {"flags", h.flags, 0, kAllFlags},
                 {"split", h.split, 0, 3},
                 {"pieces", h.n_pieces, 1, kMaxPieces},
-                {"bos", h.bos, h.flags & kAddBos ? 0 : -1, int64_t(h.n_pieces) - 1},
-                {"eos", h.eos, -1, int64_t(h.n_pieces) - 1},
-                {"unk", h.unk, h.kind == 1 && !(h.flags & kByteFallback) ? 0 : -1, int64_t(h.n_pieces) - 1}};
+                {"bos", h.bos, h.flags & kAddBos ? 0 : -1, last_id},
+                {"eos", h.eos, -1, last_id},
+                {"unk", h.unk, needs_unk ? 0 : -1, last_id}};
   for (const auto& f : fields)
     if (f.value < f.low || f.value > f.high)
-      return bad(f.name, std::to_string(f.low) + " to " + std::to_string(f.high), std::to_string(f.value));
-  kind_ = Kind(h.kind), split_ = Split(h.split);
-  add_bos_ = h.flags & kAddBos, add_dummy_prefix_ = h.flags & kAddDummyPrefix;
-  remove_extra_whitespaces_ = h.flags & kRemoveExtraWhitespaces, escape_whitespaces_ = h.flags & kEscapeWhitespaces;
-  byte_fallback_ = h.flags & kByteFallback, ignore_merges_ = h.flags & kIgnoreMerges;
-  bos_ = h.bos, eos_ = h.eos, unk_ = h.unk;
-  n_pieces_ = h.n_pieces, n_merges_ = h.n_merges;
+      return fail(f.name, std::to_string(f.low) + " to " + std::to_string(f.high), std::to_string(f.value));
+  return true;
+}
+
+// Reads the header and locates the sections; their sizes must add up to the size of the blob.
+inline bool Tokenizer::parse_blob() {
+  using namespace tokenizer_detail;
+  if (blob_.size() < sizeof(BlobHeader))
+    return fail("size", "at least " + std::to_string(sizeof(BlobHeader)) + " bytes", std::to_string(blob_.size()));
+  const auto h = at<BlobHeader>(0);
+  if (!check_header(h)) return false;
+  kind_ = Kind(h.kind);
+  split_ = Split(h.split);
+  add_bos_ = h.flags & kAddBos;
+  add_dummy_prefix_ = h.flags & kAddDummyPrefix;
+  remove_extra_whitespaces_ = h.flags & kRemoveExtraWhitespaces;
+  escape_whitespaces_ = h.flags & kEscapeWhitespaces;
+  byte_fallback_ = h.flags & kByteFallback;
+  ignore_merges_ = h.flags & kIgnoreMerges;
+  bos_ = h.bos;
+  eos_ = h.eos;
+  unk_ = h.unk;
+  n_pieces_ = h.n_pieces;
+  n_merges_ = h.n_merges;
   uint64_t end = sizeof h;
-  const auto part = [&](uint64_t bytes) { return size_t((end += bytes) - bytes); };
-  ends_at_ = part(4 * uint64_t(h.n_pieces));
-  scores_at_ = part(kind_ == Kind::sentencepiece ? 4 * uint64_t(h.n_pieces) : 0);
-  merges_at_ = part(8 * uint64_t(h.n_merges));
-  types_at_ = part(h.n_pieces);
-  text_at_ = part(h.text_bytes);
-  unk_surface_at_ = part(h.unk_surface_bytes);
-  if (end != blob_.size()) return bad("size", std::to_string(end) + " bytes", std::to_string(blob_.size()));
+  const auto section = [&](uint64_t bytes) {
+    const uint64_t begin = end;
+    end += bytes;
+    return size_t(begin);
+  };
+  ends_at_ = section(4 * uint64_t(h.n_pieces));
+  scores_at_ = section(kind_ == Kind::sentencepiece ? 4 * uint64_t(h.n_pieces) : 0);
+  merges_at_ = section(8 * uint64_t(h.n_merges));
+  types_at_ = section(h.n_pieces);
+  text_at_ = section(h.text_bytes);
+  unk_surface_at_ = section(h.unk_surface_bytes);
+  if (end != blob_.size()) return fail("size", std::to_string(end) + " bytes", std::to_string(blob_.size()));
   return true;
 }
 
@@ -861,21 +909,21 @@ inline bool Tokenizer::check_pieces() {
     const uint32_t end = at<uint32_t>(ends_at_ + 4 * i), limit = uint32_t(unk_surface_at_ - text_at_);
     const std::string name = "piece " + std::to_string(i);
     if (end < begin || end - begin > tokenizer_detail::kMaxPieceBytes || end > limit)
-      return bad(name + ": end of its text",
-                 std::to_string(begin) + " to " + std::to_string(limit) + " and at most " +
-                     std::to_string(tokenizer_detail::kMaxPieceBytes) + " bytes of text",
-                 std::to_string(end));
+      return fail(name + ": end of text",
+                  std::to_string(begin) + " to " + std::to_string(limit) + " and at most " +
+                      std::to_string(tokenizer_detail::kMaxPieceBytes) + " bytes of text",
+                  std::to_string(end));
     begin = end;
     const int type = uint8_t(blob_[types_at_ + i]);
     if (type < int(PieceType::normal) || type > int(PieceType::byte))
-      return bad(name + ": type", "1 to 6", std::to_string(type));
+      return fail(name + ": type", "1 to 6", std::to_string(type));
     if (kind_ == Kind::sentencepiece && !std::isfinite(score(int(i))))
-      return bad(name + ": score", "a finite number", std::to_string(score(int(i))));
+      return fail(name + ": score", "a finite number", std::to_string(score(int(i))));
     if (PieceType(type) == PieceType::byte && tokenizer_detail::byte_value(piece(int(i))) < 0)
-      return bad(name + ": text", "a byte as <0x41>", "'" + std::string(piece(int(i))) + "'");
+      return fail(name + ": text", "a byte as <0x41>", "'" + std::string(piece(int(i))) + "'");
   }
   return begin + text_at_ == unk_surface_at_ ||
-         bad("texts", std::to_string(begin) + " bytes", std::to_string(unk_surface_at_ - text_at_));
+         fail("texts", std::to_string(begin) + " bytes", std::to_string(unk_surface_at_ - text_at_));
 }
 
 inline bool Tokenizer::index_pieces() {
@@ -886,7 +934,7 @@ inline bool Tokenizer::index_pieces() {
     const PieceType t = type(id);
     if (t == PieceType::byte) byte_id_[tokenizer_detail::byte_value(text)] = id;
     if (t == PieceType::user_defined && !text.empty()) user_defined_lengths_.push_back(text.size());
-    // An unused piece of SentencePiece takes part in merging, and is taken apart at the end.
+    // SentencePiece merges unused pieces too, and append_ids() splits them again.
     if (t != PieceType::normal && t != PieceType::user_defined &&
         !(t == PieceType::unused && kind_ == Kind::sentencepiece))
       continue;
@@ -897,7 +945,7 @@ inline bool Tokenizer::index_pieces() {
   user_defined_lengths_.erase(std::unique(user_defined_lengths_.begin(), user_defined_lengths_.end()),
                               user_defined_lengths_.end());
   for (int byte = 0; byte < 256 && byte_fallback_; byte++)
-    if (byte_id_[byte] < 0) return bad("byte_fallback", "a piece for each byte", "none for " + std::to_string(byte));
+    if (byte_id_[byte] < 0) return fail("byte_fallback", "a piece for each byte", "none for " + std::to_string(byte));
   return true;
 }
 
@@ -909,10 +957,10 @@ inline bool Tokenizer::index_merges() {
     const auto [left, right] = merge(rank);
     const std::string name = "merge " + std::to_string(rank);
     for (int id : {left, right})
-      if (id < 0 || id >= size()) return bad(name, "ids of 0 to " + std::to_string(size() - 1), std::to_string(id));
+      if (id < 0 || id >= size()) return fail(name, "ids of 0 to " + std::to_string(size() - 1), std::to_string(id));
     text.assign(piece(left)).append(piece(right));
     merged_[size_t(rank)] = find_piece(text);
-    if (merged_[size_t(rank)] < 0) return bad(name, "a piece for the two together", "none that is '" + text + "'");
+    if (merged_[size_t(rank)] < 0) return fail(name, "a piece for the merged text", "no piece '" + text + "'");
     by_pair_.insert(tokenizer_detail::hash_pair(left, right), rank,
                     [&, pair = merge(rank)](int other) { return merge(other) == pair; });
   }
@@ -920,20 +968,22 @@ inline bool Tokenizer::index_merges() {
 }
 
 // ====================================================================================================================
-// 8. Loading: SentencePiece's .model
+// 8. Loading: SentencePiece .model files
 // ====================================================================================================================
 //
-// A protobuf message (sentencepiece_model.proto): each field is a varint "number * 8 + wire type", then a varint
-// (type 0), 8 bytes (1), a length and so many bytes (2), or 4 bytes (5). All of a .model is read by these functions.
+// A .model file is a protobuf message (sentencepiece_model.proto): a sequence of fields. A field is a varint, which is
+// number * 8 + wire type, and a value: a varint (wire type 0), 8 bytes (1), a length and that number of bytes (2), or
+// 4 bytes (5).
 
 namespace tokenizer_detail {
 
 struct Field {
   uint64_t number, wire_type;
-  uint64_t value;          // of a varint
-  std::string_view bytes;  // of the others
+  uint64_t value;          // of wire type 0
+  std::string_view bytes;  // of the other wire types
 };
 
+// Moves a varint from the start of s to value; false if it is malformed.
 inline bool take_varint(std::string_view& s, uint64_t& value) {
   value = 0;
   for (int shift = 0; shift < 64; shift += 7) {
@@ -946,6 +996,7 @@ inline bool take_varint(std::string_view& s, uint64_t& value) {
   return false;
 }
 
+// Moves a field from the start of s to f; false if it is malformed.
 inline bool take_field(std::string_view& s, Field& f) {
   uint64_t tag, size = 0;
   if (!take_varint(s, tag) || tag >> 3 == 0) return false;
@@ -960,35 +1011,38 @@ inline bool take_field(std::string_view& s, Field& f) {
   return true;
 }
 
-// A field that is looked for: where its value goes is what type it must have.
-struct Wanted {
+// A field to read, and the variable that receives its value. The type of the variable determines the wire type.
+struct Target {
   uint64_t number;
   const char* name;
-  uint64_t* varint;
-  std::string_view* text;
-  float* number32;
+  std::variant<uint64_t*, std::string_view*, float*> variable;
 };
+inline constexpr uint64_t kWireTypes[] = {0, 2, 5};  // of the alternatives of Target::variable
 
-// Reads the wanted fields of a message; of one that comes several times the last counts.
-inline bool read_message(std::string_view s, const std::string& where, std::initializer_list<Wanted> wanted,
+inline void assign(const Target& target, const Field& f) {
+  if (const auto varint = std::get_if<uint64_t*>(&target.variable)) **varint = f.value;
+  if (const auto text = std::get_if<std::string_view*>(&target.variable)) **text = f.bytes;
+  if (const auto number = std::get_if<float*>(&target.variable)) std::memcpy(*number, f.bytes.data(), sizeof **number);
+}
+
+// Reads the target fields of a message and skips the others. Of a repeated field the last value is kept.
+inline bool read_message(std::string_view s, const std::string& where, std::initializer_list<Target> targets,
                          std::string& error) {
   for (Field f; !s.empty();) {
     if (!take_field(s, f)) {
       error = "tokenizer: " + where + ": expected protobuf fields, found " + std::to_string(s.size()) +
-              " bytes that are none";
+              " bytes of invalid data";
       return false;
     }
-    for (const Wanted& w : wanted) {
-      if (w.number != f.number) continue;
-      const uint64_t type = w.varint ? 0 : w.text ? 2 : 5;
+    for (const Target& target : targets) {
+      if (target.number != f.number) continue;
+      const uint64_t type = kWireTypes[target.variable.index()];
       if (f.wire_type != type) {
-        error = "tokenizer: " + where + ": " + w.name + ": expected wire type " + std::to_string(type) + ", found " +
-                std::to_string(f.wire_type);
+        error = "tokenizer: " + where + ": " + target.name + ": expected wire type " + std::to_string(type) +
+                ", found " + std::to_string(f.wire_type);
         return false;
       }
-      if (w.varint) *w.varint = f.value;
-      if (w.text) *w.text = f.bytes;
-      if (w.number32) std::memcpy(w.number32, f.bytes.data(), 4);
+      assign(target, f);
     }
   }
   return true;
@@ -1000,12 +1054,12 @@ struct TrainerSpec {
 
   bool read(std::string_view s, std::string& error) {
     if (!read_message(s, "trainer_spec",
-                      {{3, "model_type", &model_type, nullptr, nullptr},
-                       {24, "treat_whitespace_as_suffix", &whitespace_as_suffix, nullptr, nullptr},
-                       {35, "byte_fallback", &byte_fallback, nullptr, nullptr},
-                       {44, "unk_surface", nullptr, &unk_surface, nullptr},
-                       {46, "bos_piece", nullptr, &bos_piece, nullptr},
-                       {47, "eos_piece", nullptr, &eos_piece, nullptr}},
+                      {{3, "model_type", &model_type},
+                       {24, "treat_whitespace_as_suffix", &whitespace_as_suffix},
+                       {35, "byte_fallback", &byte_fallback},
+                       {44, "unk_surface", &unk_surface},
+                       {46, "bos_piece", &bos_piece},
+                       {47, "eos_piece", &eos_piece}},
                       error))
       return false;
     static constexpr const char* kNames[] = {"unknown", "unigram", "BPE", "word", "char"};
@@ -1023,11 +1077,11 @@ struct NormalizerSpec {
 
   bool read(std::string_view s, const char* name, std::string& error) {
     if (!read_message(s, name,
-                      {{1, "name", nullptr, &rules, nullptr},
-                       {2, "precompiled_charsmap", nullptr, &map, nullptr},
-                       {3, "add_dummy_prefix", &add_dummy_prefix, nullptr, nullptr},
-                       {4, "remove_extra_whitespaces", &remove_extra_whitespaces, nullptr, nullptr},
-                       {5, "escape_whitespaces", &escape_whitespaces, nullptr, nullptr}},
+                      {{1, "name", &rules},
+                       {2, "precompiled_charsmap", &map},
+                       {3, "add_dummy_prefix", &add_dummy_prefix},
+                       {4, "remove_extra_whitespaces", &remove_extra_whitespaces},
+                       {5, "escape_whitespaces", &escape_whitespaces}},
                       error))
       return false;
     if (!map.empty())
@@ -1042,17 +1096,36 @@ inline bool read_piece(std::string_view s, Tokenizer::Vocabulary& out, std::stri
   std::string_view text;
   uint64_t type = 1;
   float score = 0;
-  if (!read_message(s, where,
-                    {{1, "piece", nullptr, &text, nullptr},
-                     {2, "score", nullptr, nullptr, &score},
-                     {3, "type", &type, nullptr, nullptr}},
-                    error))
-    return false;
+  if (!read_message(s, where, {{1, "piece", &text}, {2, "score", &score}, {3, "type", &type}}, error)) return false;
   if (type < 1 || type > 6)
     error = "tokenizer: " + where + ": type: expected 1 to 6, found " + std::to_string(type);
   else
     out.pieces.push_back({std::string(text), score, Tokenizer::PieceType(type)});
   return error.empty();
+}
+
+// The messages of a .model file besides its pieces.
+struct ModelSpecs {
+  TrainerSpec trainer;
+  NormalizerSpec normalizer, denormalizer;
+  bool has_trainer = false;
+};
+
+// Reads one field of a .model file.
+inline bool read_model_field(const Field& f, Tokenizer::Vocabulary& out, ModelSpecs& specs, std::string& error) {
+  switch (f.number) {
+    case 1:
+      return read_piece(f.bytes, out, error);
+    case 2:
+      specs.has_trainer = true;
+      return specs.trainer.read(f.bytes, error);
+    case 3:
+      return specs.normalizer.read(f.bytes, "normalizer_spec", error);
+    case 5:
+      return f.wire_type != 2 || specs.denormalizer.read(f.bytes, "denormalizer_spec", error);
+    default:
+      return true;
+  }
 }
 
 }  // namespace tokenizer_detail
@@ -1061,43 +1134,36 @@ inline bool Tokenizer::parse_sentencepiece(std::string_view model, Vocabulary& o
   using namespace tokenizer_detail;
   out = Vocabulary();
   error.clear();
-  TrainerSpec trainer;
-  NormalizerSpec normalizer, denormalizer;
-  bool trained = false;
+  ModelSpecs specs;
   for (Field f; !model.empty();) {
     if (!take_field(model, f) || (f.number <= 3 && f.wire_type != 2)) {
-      error = "tokenizer: expected a SentencePiece model, found bytes that are none behind piece " +
-              std::to_string(out.pieces.size());
+      error = "tokenizer: expected a SentencePiece model, found invalid data after " +
+              std::to_string(out.pieces.size()) + " pieces";
       return false;
     }
-    trained |= f.number == 2;
-    const bool read = f.number == 1                       ? read_piece(f.bytes, out, error)
-                      : f.number == 2                     ? trainer.read(f.bytes, error)
-                      : f.number == 3                     ? normalizer.read(f.bytes, "normalizer_spec", error)
-                      : f.number == 5 && f.wire_type == 2 ? denormalizer.read(f.bytes, "denormalizer_spec", error)
-                                                          : true;
-    if (!read) return false;
+    if (!read_model_field(f, out, specs, error)) return false;
   }
-  if (out.pieces.empty() || !trained) {
+  if (out.pieces.empty() || !specs.has_trainer) {
     error = "tokenizer: expected a SentencePiece model, found no pieces or no trainer_spec";
     return false;
   }
   for (size_t i = 0; i < out.pieces.size(); i++) {
     const Piece& p = out.pieces[i];
     if (p.type == PieceType::unknown) out.unk = int(i);
-    if (p.type == PieceType::control && p.text == trainer.bos_piece) out.bos = int(i);
-    if (p.type == PieceType::control && p.text == trainer.eos_piece) out.eos = int(i);
+    if (p.type == PieceType::control && p.text == specs.trainer.bos_piece) out.bos = int(i);
+    if (p.type == PieceType::control && p.text == specs.trainer.eos_piece) out.eos = int(i);
   }
   out.add_bos = out.bos >= 0;
-  out.add_dummy_prefix = normalizer.add_dummy_prefix, out.escape_whitespaces = normalizer.escape_whitespaces;
-  out.remove_extra_whitespaces = normalizer.remove_extra_whitespaces;
-  out.byte_fallback = trainer.byte_fallback;
-  out.unk_surface = trainer.unk_surface;
+  out.add_dummy_prefix = specs.normalizer.add_dummy_prefix;
+  out.escape_whitespaces = specs.normalizer.escape_whitespaces;
+  out.remove_extra_whitespaces = specs.normalizer.remove_extra_whitespaces;
+  out.byte_fallback = specs.trainer.byte_fallback;
+  out.unk_surface = specs.trainer.unk_surface;
   return true;
 }
 
 // ====================================================================================================================
-// 9. Which characters are letters and numbers (Unicode general categories L and N, and White_Space)
+// 9. Unicode letters and numbers: general categories L and N, and White_Space
 // ====================================================================================================================
 
 namespace tokenizer_detail {
@@ -1259,7 +1325,7 @@ inline constexpr CodePoints kNumbers[] = {  // \p{N}
 };
 // clang-format on
 
-// Binary search in ranges that ascend.
+// Binary search; the ranges are in ascending order.
 template <size_t N> bool contains(const CodePoints (&ranges)[N], char32_t code) {
   const CodePoints* after = std::upper_bound(std::begin(ranges), std::end(ranges), uint32_t(code),
                                              [](uint32_t c, const CodePoints& r) { return c < r.first; });
@@ -1270,10 +1336,10 @@ inline Class class_of(char32_t code) {
   static constexpr CodePoints kSpaces[] = {{0x9, 0xD},       {0x20, 0x20},     {0x85, 0x85},     {0xA0, 0xA0},
                                            {0x1680, 0x1680}, {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F},
                                            {0x205F, 0x205F}, {0x3000, 0x3000}};
-  return contains(kLetters, code)   ? Class::letter
-         : contains(kNumbers, code) ? Class::number
-         : contains(kSpaces, code)  ? Class::space
-                                    : Class::other;
+  if (contains(kLetters, code)) return Class::letter;
+  if (contains(kNumbers, code)) return Class::number;
+  if (contains(kSpaces, code)) return Class::space;
+  return Class::other;
 }
 
 inline bool is_more_number(char32_t code) {

@@ -1,5 +1,19 @@
-// program.hpp: what the command-line programs share: failures and exit statuses, options with --help and the man page,
-// interrupts, and files that appear when they are whole.
+// program.hpp: the library of the command-line programs: failures and exit statuses, options with --help and a man
+// page, Ctrl-C, and output files that are renamed into place when they are complete.
+//
+//     struct Arguments { std::string model; int steps = 100; bool help = false; };
+//     const pocket::Option<Arguments> kOptions[] = {
+//         {"-n", "--steps", "N", "number of steps [100]", &Arguments::steps, 1, 1e6},
+//         {"-h", "--help", "", "print this help", &Arguments::help},
+//     };
+//     int main(int argc, char** argv) {
+//       return pocket::guarded("program", [&] {
+//         Arguments a;
+//         pocket::parse_options(argc, argv, kOptions, "one run trains one model", a);
+//         if (a.help) return pocket::print_options(kOptions);
+//         throw pocket::Failure{1, a.model + ": not implemented"};   // prints `program: ...`, exits with status 1
+//       });
+//     }
 #pragma once
 
 #include <fcntl.h>
@@ -21,20 +35,27 @@
 
 namespace pocket {
 
-// A failure as the user sees it: one line, `PROGRAM: what: why; hint`. 1: it did not work; 2: wrong usage.
+// A failure as the user sees it. guarded() prints `PROGRAM: what` on stderr and returns the status.
 struct Failure {
-  int status;
-  std::string what;
+  int status;        // exit status. 1: failed, 2: wrong usage, 130: interrupted by Ctrl-C
+  std::string what;  // "subject: reason; hint"; empty: nothing is printed
 };
 
-// A line of --help, and what its option sets in A. No name: a heading, with an example in place of the value.
+// ---- Options ----
+
+// An option of the command line, and the member of A that it sets. An entry without a name is the heading of a group:
+// `help` holds its title, and `value` the arguments of an example, or "".
 template <class A> struct Option {
-  const char *letter, *name, *value, *help;
+  const char* letter;  // "-n", or ""
+  const char* name;    // "--steps"
+  const char* value;   // placeholder of the value in --help; "" where the option takes none
+  const char* help;    // one line
   std::variant<std::monostate, bool A::*, int A::*, float A::*, std::string A::*, std::vector<std::string> A::*> into =
       {};
-  double low = 0, high = 0;
+  double low = 0, high = 0;  // range of a number
 };
 
+// Prints the options for --help. `program` precedes the examples of the headings.
 template <class A, size_t N> void print_options(const Option<A> (&options)[N], const char* program = "") {
   for (const Option<A>& o : options) {
     if (*o.name)
@@ -44,7 +65,7 @@ template <class A, size_t N> void print_options(const Option<A> (&options)[N], c
   }
 }
 
-// A text for troff, as it is.
+// Escapes a text for troff, so that it is printed unchanged.
 inline std::string man_text(const std::string& text) {
   std::string out;
   for (const char c : text) {
@@ -54,11 +75,12 @@ inline std::string man_text(const std::string& text) {
   return out;
 }
 
+// Prints a command as an indented paragraph of a man page.
 inline void print_man_example(const std::string& text) {
   std::printf(".PP\n.in +4n\n.nf\n%s\n.fi\n.in\n", man_text(text).c_str());
 }
 
-// The OPTIONS section of a man page.
+// Prints the OPTIONS section of a man page.
 template <class A, size_t N> void print_man_options(const Option<A> (&options)[N], const std::string& program) {
   std::printf(".SH OPTIONS\n");
   for (const Option<A>& o : options) {
@@ -73,7 +95,7 @@ template <class A, size_t N> void print_man_options(const Option<A> (&options)[N
   }
 }
 
-// Single-character edits between two words (Levenshtein).
+// Levenshtein distance: the number of single-character edits that turn one word into the other.
 inline size_t distance(const std::string& a, const std::string& b) {
   std::vector<size_t> row(b.size() + 1);
   for (size_t j = 0; j <= b.size(); j++) row[j] = j;
@@ -88,18 +110,23 @@ inline size_t distance(const std::string& a, const std::string& b) {
   return row[b.size()];
 }
 
+// Finds the option with this letter or name. Throws Failure with status 2, which suggests the nearest name.
 template <class A, size_t N> const Option<A>& find_option(const Option<A> (&options)[N], const std::string& word) {
   const Option<A>* nearest = nullptr;
-  size_t least = 4;
+  size_t least = 4;  // edits; a name further away is no suggestion
   for (const Option<A>& o : options) {
     if (!*o.name) continue;
     if (word == o.letter || word == o.name) return o;
-    if (distance(word, o.name) < least) least = distance(word, o.name), nearest = &o;
+    const size_t edits = distance(word, o.name);
+    if (edits >= least) continue;
+    least = edits;
+    nearest = &o;
   }
   throw Failure{
       2, word + ": no such option" + (nearest ? std::string("; did you mean ") + nearest->name + "?" : "; see --help")};
 }
 
+// Parses a decimal number in [low, high], a whole one if `whole`. Throws Failure with status 2; `name` is the option.
 inline double number(const std::string& name, const std::string& text, double low, double high, bool whole) {
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
@@ -112,7 +139,7 @@ inline double number(const std::string& name, const std::string& text, double lo
   return value;
 }
 
-// The strings between the commas.
+// Splits a list at its commas. "" is a list of one empty string.
 inline std::vector<std::string> split(const std::string& list) {
   std::vector<std::string> parts;
   for (size_t at = 0; at <= list.size(); at += parts.back().size() + 1)
@@ -120,9 +147,10 @@ inline std::vector<std::string> split(const std::string& list) {
   return parts;
 }
 
+// Stores the value of an option. Throws Failure with status 2 if the value is invalid.
 template <class A> void set_option(A& a, const Option<A>& o, const std::string& name, const std::string& value) {
   const bool may_be_empty = std::strcmp(o.value, "TEXT") == 0 || std::holds_alternative<bool A::*>(o.into);
-  if (value.empty() && !may_be_empty) throw Failure{2, name + ": expected " + o.value + ", found nothing"};
+  if (value.empty() && !may_be_empty) throw Failure{2, name + " requires a value: " + o.value};
   if (auto flag = std::get_if<bool A::*>(&o.into)) a.** flag = true;
   if (auto text = std::get_if<std::string A::*>(&o.into)) a.** text = value;
   if (auto list = std::get_if<std::vector<std::string> A::*>(&o.into)) (a.**list).push_back(value);
@@ -130,15 +158,16 @@ template <class A> void set_option(A& a, const Option<A>& o, const std::string& 
   if (auto real = std::get_if<float A::*>(&o.into)) a.** real = float(number(name, value, o.low, o.high, false));
 }
 
-// Sets a.model and what the options name; returns the names of the options that were given. hint: what to do with a
-// second word that is no option.
+// Parses the command line into `a`: the options, and in a.model the one argument that is not an option. Returns the
+// names of the given options. `hint` ends the message about a second such argument. Throws Failure with status 2.
 template <class A, size_t N>
 std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&options)[N], const char* hint, A& a) {
   std::vector<std::string> given;
   for (int i = 1; i < argc; i++) {
     std::string word = argv[i], value;
     if (word.size() < 2 || word[0] != '-') {
-      if (!a.model.empty()) throw Failure{2, "'" + word + "': one model only, and it is '" + a.model + "'; " + hint};
+      if (!a.model.empty())
+        throw Failure{2, "'" + word + "': one model only, already given as '" + a.model + "'; " + hint};
       a.model = word;
       continue;
     }
@@ -150,7 +179,7 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
       else if (++i < argc)
         value = argv[i];
       else
-        throw Failure{2, word + ": expected " + o.value + " behind it"};
+        throw Failure{2, word + " requires a value: " + o.value};
     } else if (equals != std::string::npos) {
       throw Failure{2, word + ": takes no value"};
     }
@@ -160,17 +189,24 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
   return given;
 }
 
-inline volatile std::sig_atomic_t interrupted = 0;
+// ---- Ctrl-C, time, files ----
+
+inline volatile std::sig_atomic_t interrupted = 0;  // set by Ctrl-C (SIGINT)
+
+// The default handler of SIGINT.
 inline void on_interrupt(int) { interrupted = 1; }
 
+// Throws Failure with status 130 after Ctrl-C.
 inline void stop_if_interrupted() {
   if (interrupted) throw Failure{130, ""};
 }
 
+// Time of a monotonic clock, in seconds.
 inline double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Reads a whole file; "-" is standard input. Throws Failure, also after Ctrl-C.
 inline std::string read_all(const std::string& name) {
   std::FILE* file = name == "-" ? stdin : std::fopen(name.c_str(), "rb");
   std::string text;
@@ -184,7 +220,8 @@ inline std::string read_all(const std::string& name) {
   return text;
 }
 
-// A file that appears under its name when it is whole; until then it grows beside it. Throws Failure.
+// An output file that is written under a temporary name in the same folder and renamed by finish(), so that a file
+// under its own name is always complete. Without finish() nothing is left. Throws Failure.
 class NewFile {
  public:
   explicit NewFile(const std::string& name) : name_(name), temporary_(name + ".tmp." + std::to_string(getpid())) {
@@ -198,12 +235,14 @@ class NewFile {
   NewFile(const NewFile&) = delete;
   NewFile& operator=(const NewFile&) = delete;
 
-  // False where it cannot; finish() then says why.
+  // Returns false if writing fails; finish() then throws the reason.
   bool write(const void* data, size_t n) {
     if (!why_ && std::fwrite(data, 1, n, file_) != n) why_ = errno;
     return !why_;
   }
   bool good() const { return !why_; }
+
+  // Closes the file and renames it.
   void finish() {
     const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
     if (!why_ && (!closed || std::rename(temporary_.c_str(), name_.c_str()) != 0)) why_ = errno;
@@ -214,29 +253,34 @@ class NewFile {
  private:
   std::string name_, temporary_;
   std::FILE* file_;
-  int why_ = 0;
+  int why_ = 0;  // errno of the first failure
   bool finished_ = false;
 };
 
-// A failed write to a file that may not grow is told by errno, not by a signal that kills.
+// ---- main ----
+
+// Installs the handler for the first SIGINT; a second SIGINT kills the process. A write beyond the largest allowed file
+// size fails with EFBIG instead of raising SIGXFSZ.
 inline void catch_signals(void (*handler)(int)) {
   struct sigaction action = {};
   action.sa_handler = handler;
-  action.sa_flags = SA_RESETHAND;  // a second one kills
+  action.sa_flags = SA_RESETHAND;
   sigaction(SIGINT, &action, nullptr);
   std::signal(SIGXFSZ, SIG_IGN);
 }
 
-// Were one of the three standard files closed, the next file opened would take its number.
+// Opens /dev/null in place of closed standard files, because the next opened file would take their descriptors. Throws
+// Failure if standard output is closed.
 inline void check_standard_files() {
   while (true) {
     const int fd = ::open("/dev/null", O_RDWR);
     if (fd == 1) throw Failure{1, "standard output: is closed"};
-    if (fd > 2 || fd < 0) return void(fd > 2 && ::close(fd));
+    if (fd > 2) ::close(fd);
+    if (fd > 2 || fd < 0) return;
   }
 }
 
-// Runs a program's body; what it throws becomes one line on stderr and the exit status.
+// Runs the body of a program and returns its exit status. A Failure is printed as one line on stderr.
 template <class F> int guarded(const char* program, const F& body, void (*handler)(int) = on_interrupt) {
   try {
     check_standard_files();
@@ -249,7 +293,8 @@ template <class F> int guarded(const char* program, const F& body, void (*handle
     if (!f.what.empty()) std::fprintf(stderr, "%s: %s\n", program, f.what.c_str());
     return f.status;
   } catch (const std::bad_alloc&) {
-    return std::fprintf(stderr, "%s: out of memory\n", program), 1;
+    std::fprintf(stderr, "%s: out of memory\n", program);
+    return 1;
   }
 }
 

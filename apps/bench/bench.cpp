@@ -1,5 +1,5 @@
-// bench.cpp: measures a model on this machine: how fast it runs and what it occupies, beside what the machine can do at
-// most, or how far its predictions are from another model's. See --help.
+// bench.cpp: measures a model on this machine: its speed and memory, compared with the limits of the machine, or the
+// divergence of its predictions from those of another model. See --help and README.md.
 
 #include "../../export/engine.hpp"
 
@@ -14,39 +14,40 @@ using namespace pocket::bench;
 struct Arguments {
   std::string model, threads, kernels, reference, file;
   bool quick = false, json = false, worker = false, help = false;
-  std::vector<int> thread_counts;         // of `threads`
-  std::vector<std::string> kernel_names;  // of `kernels`
+  std::vector<int> thread_counts;         // parsed from `threads`
+  std::vector<std::string> kernel_names;  // parsed from `kernels`
 };
 
 const Option<Arguments> kOptions[] = {
     {"", "", "", "Speed and memory"},
-    {"", "--threads", "LIST", "numbers of threads, as in 1,2 [1 and one per CPU]", &Arguments::threads},
-    {"", "--kernel", "LIST", "kernel sets, as run --kernels names them [the best]", &Arguments::kernels},
-    {"", "--quick", "", "in a fraction of the time, and less exactly", &Arguments::quick},
+    {"", "--threads", "LIST", "numbers of threads, for example 1,2 [1 and one per CPU]", &Arguments::threads},
+    {"", "--kernel", "LIST", "kernel sets; run --kernels lists them [the best]", &Arguments::kernels},
+    {"", "--quick", "", "measure in a fraction of the time, less accurately", &Arguments::quick},
     {"", "", "", "Quality"},
-    {"", "--kl", "REFERENCE", "compare with this model of the same vocabulary, over the text of -f",
+    {"", "--kl", "REFERENCE", "compare with this model, which has the same vocabulary, on the text of -f",
      &Arguments::reference},
-    {"-f", "--file", "FILE", "the text, - for standard input", &Arguments::file},
+    {"-f", "--file", "FILE", "a text; - for standard input", &Arguments::file},
     {"", "", "", "For scripts"},
-    {"", "--json", "", "one JSON object on stdout, and nothing else there", &Arguments::json},
+    {"", "--json", "", "print one JSON object on stdout instead of tables", &Arguments::json},
     {"", "--worker", "",
-     "answer commands on stdin, one a line: prompt N, generate N (seconds), peak, expected N (bytes)",
+     "answer commands on stdin, one per line: prompt N, generate N (seconds), peak, expected N (bytes)",
      &Arguments::worker},
-    {"-h", "--help", "", "this text", &Arguments::help},
+    {"-h", "--help", "", "print this help", &Arguments::help},
 };
 
 void print_help() {
   std::printf(
-      "bench: what a model and this machine can do\n\n"
-      "  bench model.bin                            speed and memory, in a minute or two\n"
-      "  bench model.bin --threads 2 --kernel avx2  of one kernel set on two threads\n"
-      "  bench q4.bin --kl f32.bin -f text.txt      what q4 loses: KL divergence, perplexity, equal first choices\n"
-      "  bench model.bin --json > today.json        to compare with tomorrow\n\n"
-      "  export/convert --random tinyllama-1.1b -o tl.bin     makes a model of the usual size to measure\n\n"
-      "Generating a token reads all weights once: its share of what a plain loop reads is given (from pages of 2 MiB,\n"
-      "where the system has them), and for prompts, which multiply, the share of the int8 multiply-adds that the\n"
-      "kernel set's instruction does with its operands in registers. Both are measured in turns with the model, since\n"
-      "machines drift. 1 TOP/s is 10^12 operations a second (a multiply-add is two), 1 GB 10^9 bytes.\n");
+      "bench: measures the speed, memory and quality of a model on this machine\n\n"
+      "  bench model.bin                            speed and memory; takes a minute or two\n"
+      "  bench model.bin --threads 2 --kernel avx2  of one kernel set, with two threads\n"
+      "  bench q4.bin --kl f32.bin -f text.txt      KL divergence, perplexity and top tokens of q4 compared with f32\n"
+      "  bench model.bin --json > today.json        to compare measurements later\n\n"
+      "  export/convert --random tinyllama-1.1b -o tl.bin     writes a model of a common size to measure\n\n"
+      "Generating a token reads all weights once, so its speed is compared with a plain loop that reads memory (in\n"
+      "pages of 2 MiB, if the system provides them). Prompts are limited by arithmetic, so they are compared with the\n"
+      "int8 multiply-adds of the kernel set's instruction with its operands in registers. Both limits are measured in\n"
+      "turns with the model, because the speed of a machine drifts. 1 TOP/s is 10^12 operations per second (a\n"
+      "multiply-add is two); 1 GB is 10^9 bytes.\n");
   print_options(kOptions);
 }
 
@@ -57,7 +58,7 @@ std::vector<std::string> checked_kernels(const std::string& list) {
   for (const std::string& name : known) all += (all.empty() ? "" : ", ") + name;
   for (const std::string& name : split(list))
     if (!find_kernels(name.c_str()))
-      throw Failure{2, "--kernel: expected of this CPU's " + all + ", found '" + name + "'"};
+      throw Failure{2, "--kernel: '" + name + "' is not supported by this CPU; available: " + all};
   return split(list);
 }
 
@@ -79,15 +80,18 @@ Arguments parse(int argc, char** argv) {
   a.kernel_names = checked_kernels(a.kernels);
   const bool one = a.threads.find(',') == std::string::npos && a.kernel_names.size() == 1;
   if (a.reference.empty() != a.file.empty())
-    throw Failure{2, a.file.empty() ? "--kl: expected a text too, with -f FILE" : "-f: expected --kl REFERENCE too"};
-  if (!a.reference.empty() && (a.quick || a.worker)) throw Failure{2, "--kl: goes with neither --quick nor --worker"};
+    throw Failure{2,
+                  a.file.empty() ? "--kl requires a text: -f FILE" : "-f requires a model to compare: --kl REFERENCE"};
+  if (!a.reference.empty() && (a.quick || a.worker))
+    throw Failure{2, "--kl cannot be combined with --quick or --worker"};
   if ((!a.reference.empty() || a.worker) && !one)
-    throw Failure{2, "--threads and --kernel: expected one of each with --kl or --worker"};
+    throw Failure{2, "--threads and --kernel: --kl and --worker accept only one of each"};
   return a;
 }
 
 // ---- Speed ----
 
+/// All results for a model.
 struct SpeedReport {
   const std::string& file;
   const Model& model;
@@ -99,8 +103,7 @@ struct SpeedReport {
 
 std::string json_of(const MachineSpeed& m) {
   std::vector<std::string> read, int8;
-  for (const auto& [threads, gb_s] : m.read)
-    read.push_back(json_object({{"threads", json(threads)}, {"gb_s", json(gb_s)}}));
+  for (const auto& r : m.read) read.push_back(json_object({{"threads", json(r.threads)}, {"gb_s", json(r.gb_s)}}));
   for (const auto& r : m.int8)
     int8.push_back(json_object({{"kernel", json(r.kernel)}, {"threads", json(r.threads)}, {"top_s", json(r.top_s)}}));
   return json_object({{"cpu", json(cpu_name())},
@@ -127,7 +130,7 @@ std::string json_of(const ModelSpeed& s) {
                       {"int8_top_s", json(s.int8_top_s)},
                       {"prompt", json_array(prompts)},
                       {"generate", json_array(generate)},
-                      {"depth_share", json(s.deep_share)}});
+                      {"depth_share", json(s.depth_ratio)}});
 }
 
 void print_json(const SpeedReport& r) {
@@ -155,7 +158,7 @@ void print_json(const SpeedReport& r) {
                           .c_str());
 }
 
-/// A share in percent, "" where it was not measured.
+/// Formats a ratio in percent; "" if it was not measured.
 std::string percent(double share, const char* of) {
   char text[80];
   std::snprintf(text, sizeof text, "  %5.1f%% of %s", share * 100, of);
@@ -164,9 +167,9 @@ std::string percent(double share, const char* of) {
 
 void print_machine(const MachineSpeed& m) {
   std::printf("\n%-34s", "machine");
-  for (const auto& read : m.read) std::printf("  %13s", on_threads(read.first).c_str());
+  for (const auto& read : m.read) std::printf("  %13s", on_threads(read.threads).c_str());
   std::printf("\n  %-32s", "reading memory");
-  for (const auto& read : m.read) std::printf("  %8.1f GB/s", read.second);
+  for (const auto& read : m.read) std::printf("  %8.1f GB/s", read.gb_s);
   std::string row;
   for (const auto& rate : m.int8) {
     if (rate.kernel != row) std::printf("\n  int8, %-26s", rate.kernel.c_str());
@@ -185,12 +188,12 @@ void print_speed(const ModelSpeed& s) {
                 percent(p.int8_share, "int8").c_str());
   for (const GenerateSpeed& g : s.generate)
     std::printf("  generating at depth %-12d  %8.1f tok/s  %7.2f GB/s %s%s\n", g.depth, g.tok_s, g.gb_s,
-                percent(g.read_share, "reading").c_str(), g.depth ? percent(s.deep_share, "depth 0").c_str() : "");
+                percent(g.read_share, "reading").c_str(), g.depth ? percent(s.depth_ratio, "depth 0").c_str() : "");
 }
 
 void print_table(const SpeedReport& r) {
   const auto [layers, output] = multiplied_weights(r.model);
-  std::printf("%s: %.1f M weights in %s, %.1f MB to read for a token\n", r.file.c_str(), (layers + output) / 1e6,
+  std::printf("%s: %.1f M weights in %s, %.1f MB read per token\n", r.file.c_str(), (layers + output) / 1e6,
               type_name(r.model.layers[0].wq.type), double(r.model.bytes_per_token) / 1e6);
   const std::string cpu = cpu_name();
   std::printf("%s%s%u CPUs\n", cpu.c_str(), cpu.empty() ? "" : ", ", std::thread::hardware_concurrency());
@@ -215,7 +218,10 @@ void measure_speed(const Arguments& a) {
     report.machine = test.machine();
     report.speeds = test.speeds();
   }
-  a.json ? print_json(report) : print_table(report);
+  if (a.json)
+    print_json(report);
+  else
+    print_table(report);
 }
 
 // ---- Quality ----
@@ -240,34 +246,39 @@ void print_json(const Arguments& a, const Divergence& d) {
 void print_table(const Arguments& a, const Divergence& d) {
   std::printf("%s against %s, %zu positions of %zu tokens\n", a.model.c_str(), a.reference.c_str(), d.kl.size(),
               d.tokens);
-  std::printf("  KL divergence     mean %.5f, median %.5f, 99%% of them below %.4f nats\n", d.mean(), median(d.kl),
+  std::printf("  KL divergence   mean %.5f, median %.5f, 99th percentile %.4f nats\n", d.mean(), median(d.kl),
               quantile(d.kl, 0.99));
-  std::printf("  perplexity        %.4f +- %.4f, of the reference %.4f +- %.4f, ratio %.4f\n", d.model.value(),
-              d.model.error(), d.reference.value(), d.reference.error(), d.model.value() / d.reference.value());
-  std::printf("  same first choice %.2f%%\n", d.same_top_share() * 100);
+  std::printf("  perplexity      %.4f +- %.4f, reference %.4f +- %.4f, ratio %.4f\n", d.model.value(), d.model.error(),
+              d.reference.value(), d.reference.error(), d.model.value() / d.reference.value());
+  std::printf("  same top token  %.2f%%\n", d.same_top_share() * 100);
 }
 
-/// The arguments of a run of the program, for what it shares with this one.
-cli::Arguments run_arguments(const Arguments& a, const std::string& model) {
-  cli::Arguments run;
-  run.model = model;
-  run.threads = a.threads.empty() ? 0 : a.thread_counts[0];
-  run.kernel = a.kernel_names[0];
-  return run;
+/// With --kl and --worker, which use one kernel set and number of threads.
+SessionOptions session_options(const Arguments& a) {
+  SessionOptions options;
+  options.threads = a.threads.empty() ? 0 : a.thread_counts[0];
+  options.kernel = a.kernel_names[0].c_str();
+  return options;
 }
 
 void measure_quality(const Arguments& a) {
-  const cli::Arguments of_model = run_arguments(a, a.model), of_reference = run_arguments(a, a.reference);
-  cli::Run model(of_model), reference(of_reference);
-  check_architecture(model), check_architecture(reference);
-  const Divergence d = measure_divergence(model, reference, a.file);
-  a.json ? print_json(a, d) : print_table(a, d);
+  const TextModel model(a.model), reference(a.reference);
+  const Divergence d = measure_divergence(model, reference, session_options(a), a.file);
+  if (a.json)
+    print_json(a, d);
+  else
+    print_table(a, d);
 }
 
 void dispatch(const Arguments& a) {
-  if (a.help) return print_help();
-  if (a.worker) return work(run_arguments(a, a.model));
-  a.reference.empty() ? measure_speed(a) : measure_quality(a);
+  if (a.help)
+    print_help();
+  else if (a.worker)
+    serve_commands(a.model, session_options(a));
+  else if (!a.reference.empty())
+    measure_quality(a);
+  else
+    measure_speed(a);
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
-// kernels.cpp: each kernel of each kernel set by itself, on one thread, with Google Benchmark.
+// kernels.cpp: measures each kernel of each kernel set by itself, on one thread, with Google Benchmark.
 //
-//     tests/bench/kernels --benchmark_filter='matmul/q4/avx2'
+//     make bench-kernels && apps/bench/kernels --benchmark_filter='matmul/q4/avx2'
 //
-// bytes/s: of weights, of keys and values, or of the vectors that are read; Gop/s: a multiply-add is two operations.
-// "cache": the same quarter of a MiB again and again; "memory": one quarter after the other of a quarter of a GiB.
+// bytes/s counts the weights, the keys and values, or the input vector; Gop/s counts a multiply-add as two operations.
+// "cache" reads the same 256 KiB repeatedly; "memory" reads 256 MiB in pieces of 256 KiB.
 
 #include "../../export/engine.hpp"
 
@@ -14,24 +14,28 @@ namespace {
 using namespace pocket;
 using Counter = benchmark::Counter;
 
-constexpr size_t kPiece = 256 << 10, kMemory = 256 << 20;  // bytes of weights: of a call, and of all
+constexpr size_t kPiece = 256 << 10, kMemory = 256 << 20;  // bytes of weights: per call, in total
 
-/// Numbers that are the same every time, from -1 to 1.
+/// Reproducible numbers from -1 to 1.
 std::vector<float> numbers(size_t n) {
   std::vector<float> all(n);
   uint32_t state = 1;
-  for (float& x : all) x = float(int32_t(state = state * 1664525 + 1013904223)) / 2147483648.f;
+  for (float& x : all) {
+    state = state * 1664525 + 1013904223;
+    x = float(int32_t(state)) / 2147483648.f;
+  }
   return all;
 }
 
+/// Reports the work of one call of a kernel.
 void count(benchmark::State& state, double bytes, double operations) {
   const double n = double(state.iterations());
   state.counters["bytes/s"] = Counter(n * bytes, Counter::kIsRate, Counter::OneK::kIs1000);
   if (operations > 0) state.counters["Gop/s"] = Counter(n * operations / 1e9, Counter::kIsRate);
 }
 
-/// Memory for weights of any type. Each half of a word is a bfloat16 from -1 to 1, so that no scale that is read out of
-/// it, of 16 bits or of 32, is so small or so large that arithmetic would become slow.
+/// Memory that serves as weights of any type. Each half of a 32-bit word is a bfloat16 from -1 to 1. Scales read from
+/// it, of 16 or 32 bits, are then neither denormal nor infinite, which would slow arithmetic down.
 struct Pages {
   uint8_t* data;
   Pages() {
@@ -49,12 +53,12 @@ const uint8_t* pages() {
   return all.data;
 }
 
-/// n tokens as a matmul takes them.
+/// The activations of n tokens, as a matmul reads them.
 struct Inputs {
   std::vector<float> f, scale;
   std::vector<int8_t> q;
   std::vector<int32_t> sum;
-  std::vector<uint8_t> packed;  // empty: the kernel set has no use for it
+  std::vector<uint8_t> packed;  // empty: the kernel set does not read packed activations
   int cols;
 
   Inputs(const Kernels& k, int n, int cols)
@@ -67,9 +71,7 @@ struct Inputs {
       pack_groups(token.q, token.scale, t, 0, cols / kGroup, n, packed.data());
     }
   }
-  Activations get() const {
-    return {cols, f.data(), q.data(), scale.data(), sum.data(), packed.empty() ? nullptr : packed.data()};
-  }
+  Activations get() { return {cols, f.data(), q.data(), scale.data(), sum.data(), packed.data(), !packed.empty()}; }
 };
 
 void matmul(benchmark::State& state, const Kernels& k, Type type, int n, bool from_memory) {
@@ -77,7 +79,7 @@ void matmul(benchmark::State& state, const Kernels& k, Type type, int n, bool fr
   const int panels = from_memory ? int(kMemory / panel_bytes(type, cols)) / count_panels * count_panels : count_panels;
   Tensor w = {type, panels * kPanelRows, cols, pages(), size_t(panels) * panel_bytes(type, cols)};
   std::memcpy(w.codebook, kCodebook, sizeof kCodebook);
-  const Inputs in(k, n, cols);
+  Inputs in(k, n, cols);
   const size_t ldy = size_t(w.rows);
   std::vector<float> y(ldy * size_t(n));
   int first = 0;
@@ -89,12 +91,12 @@ void matmul(benchmark::State& state, const Kernels& k, Type type, int n, bool fr
   count(state, double(count_panels * panel_bytes(type, cols)), 2.0 * count_panels * kPanelRows * cols * n);
 }
 
-/// A function that goes over a vector of 2048 numbers, which it may overwrite.
-template <class F> void over_vector(benchmark::State& state, const F& f) {
+/// Measures f(x, n) on a vector of 2048 numbers, which f may overwrite.
+template <class F> void vector_kernel(benchmark::State& state, const F& f) {
   const std::vector<float> fresh = numbers(2048);
   std::vector<float> x = fresh;
   for (auto _ : state) {
-    std::memcpy(x.data(), fresh.data(), fresh.size() * sizeof(float));  // or it would drift to infinity
+    std::memcpy(x.data(), fresh.data(), fresh.size() * sizeof(float));  // repeated calls would overflow
     f(x.data(), int(x.size()));
     benchmark::ClobberMemory();
   }
@@ -108,7 +110,7 @@ void register_vectors(const Kernels& k) {
   static std::vector<int32_t> sum(2048 / kGroup);
   const auto add = [&](const char* what, auto f) {
     benchmark::RegisterBenchmark((std::string(what) + "/" + k.name).c_str(),
-                                 [f](benchmark::State& state) { over_vector(state, f); });
+                                 [f](benchmark::State& state) { vector_kernel(state, f); });
   };
   add("rmsnorm", [&k](float* x, int n) { k.rmsnorm(x, other.data(), out.data(), n, 1e-5f); });
   add("quantize", [&k](float* x, int n) { k.quantize(x, n, q.data(), scale.data(), sum.data()); });
@@ -117,7 +119,7 @@ void register_vectors(const Kernels& k) {
   add("exp", [&k](float* x, int n) { k.exp(x, n); });
 }
 
-/// n queries of heads of 64 against a whole block of keys, in the cache.
+/// n queries of 64 numbers against a whole block of keys, in the cache.
 void attend(benchmark::State& state, const Kernels& k, bool f32, int n) {
   const int head_dim = 64;
   const size_t numbers_bytes = size_t(kBlockKeys) * head_dim * (f32 ? sizeof(float) : 1),
@@ -128,7 +130,10 @@ void attend(benchmark::State& state, const Kernels& k, bool f32, int n) {
   std::vector<const float*> q;
   std::vector<float*> out;
   const std::vector<int> keys(size_t(n), kBlockKeys);
-  for (int i = 0; i < n; i++) q.push_back(&queries[size_t(i) * head_dim]), out.push_back(&found[size_t(i) * record]);
+  for (int i = 0; i < n; i++) {
+    q.push_back(&queries[size_t(i) * head_dim]);
+    out.push_back(&found[size_t(i) * record]);
+  }
   for (auto _ : state) {
     (f32 ? k.attend_f32 : k.attend_q8)(kv, n, q.data(), keys.data(), out.data());
     benchmark::ClobberMemory();
@@ -140,7 +145,8 @@ void fold(benchmark::State& state, const Kernels& k) {
   const size_t record = attention_floats(64);
   std::vector<float> sum = numbers(record), part = numbers(record);
   for (auto _ : state) {
-    sum[0] = 0, part[0] = -1;
+    sum[0] = 0;
+    part[0] = -1;
     k.fold(sum.data(), part.data(), 64);
     benchmark::ClobberMemory();
   }

@@ -1,14 +1,21 @@
-// machine.hpp: what the machine can do at most, to compare the engine with: how fast it reads memory, and how many
-// int8 multiply-adds each kernel set's instruction does when its operands are in registers.
+// machine.hpp: the limits of the machine, which a model is compared with: the bandwidth of reading memory, and for each
+// kernel set the int8 multiply-adds of its instruction with operands in registers.
 #pragma once
 
-#include "../cli/cli.hpp"
-#include "report.hpp"
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <system_error>
+#include <thread>
+
+#include "../../export/engine.hpp"
+#include "../../export/program.hpp"
+#include "statistics.hpp"
 
 namespace pocket::bench {
 
-/// Seconds that `threads` threads take for f(thread), from a common start until the last is done.
-/// Throws Failure where the system does not give so many threads.
+/// Runs f(thread) on each of `threads` threads. Returns the seconds from the common start until the last has finished.
+/// Throws Failure if the system cannot start the threads.
 template <class F> double time_threads(int threads, const F& f) {
   std::atomic<int> ready{0};
   std::atomic<bool> go{false};
@@ -36,7 +43,7 @@ template <class F> double time_threads(int threads, const F& f) {
   return seconds() - start;
 }
 
-/// The least of several tries: whatever else runs on a machine only ever makes it slower.
+/// The shortest time of several tries: other programs can only slow the machine down.
 template <class F> double best_seconds(int tries, int threads, const F& f) {
   double best = time_threads(threads, f);
   for (int i = 1; i < tries; i++) {
@@ -48,8 +55,7 @@ template <class F> double best_seconds(int tries, int threads, const F& f) {
 
 // ---- Reading memory ----
 
-// `Streams` parts of the memory read side by side, cache line by cache line, with nothing done but an xor. V: a
-// register.
+// Reads memory in `Streams` parallel streams, one cache line at a time, and combines it by xor. V is a register.
 template <class V, int Streams> POCKET_BODY uint64_t read_body(const uint8_t* p, size_t bytes) {
   constexpr int kParts = 64 / sizeof(V);
   V sum[Streams][kParts] = {};
@@ -77,10 +83,10 @@ template <int Streams> __attribute__((target("avx2"))) uint64_t read_avx2(const 
 }
 #endif
 
-/// Memory of its own, larger than any cache, to be read.
+/// Measures the bandwidth of reading a block of memory that is larger than any cache.
 class ReadTest {
  public:
-  /// quick: as little memory as will do.
+  /// quick: use a smaller block.
   explicit ReadTest(bool quick) {
     const size_t cache = size_t(std::max(0L, sysconf(_SC_LEVEL3_CACHE_SIZE)));
     const size_t all = size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE));
@@ -89,22 +95,25 @@ class ReadTest {
     if (p == MAP_FAILED) throw std::bad_alloc();
     memory_ = static_cast<uint8_t*>(p);
 #ifdef MADV_HUGEPAGE
-    madvise(p, bytes_, MADV_HUGEPAGE);  // as a model's file may lie there too: in pages that are read faster
+    madvise(p, bytes_, MADV_HUGEPAGE);  // a model file may be in large pages too, which are read faster
 #endif
     constexpr size_t kPiece = 16 << 20;
-    for (size_t at = 0; at < bytes_ && !interrupted; at += kPiece)  // the system takes its time to give memory
+    for (size_t at = 0; at < bytes_ && !interrupted; at += kPiece)  // allocating pages takes long
       std::memset(memory_ + at, 1, std::min(kPiece, bytes_ - at));
   }
   ~ReadTest() { munmap(memory_, bytes_); }
   ReadTest(const ReadTest&) = delete;
   ReadTest& operator=(const ReadTest&) = delete;
 
-  /// GB/s that so many threads read together, in one stream each or in four, whichever is faster; the median of
-  /// `tries`: it stands beside the speed of a model, which gets no best moment chosen either.
+  /// The total bandwidth of `threads` threads in GB/s, with one stream per thread or four, whichever is faster. The
+  /// median of `tries`, not the best, because the speed of a model is a median too.
   double gb_s(int threads, int tries) const {
     auto one = read_plain<1>, four = read_plain<4>;
 #if defined(__x86_64__)
-    if (find_kernels("avx2")) one = read_avx2<1>, four = read_avx2<4>;
+    if (find_kernels("avx2")) {
+      one = read_avx2<1>;
+      four = read_avx2<4>;
+    }
 #endif
     return double(bytes_) / std::min(seconds(threads, tries, one), seconds(threads, tries, four)) / 1e9;
   }
@@ -117,7 +126,7 @@ class ReadTest {
       stop_if_interrupted();
       taken.push_back(time_threads(threads, [&](int i) {
         const uint64_t sum = read(memory_ + size_t(i) * part, part);
-        asm volatile("" ::"r"(sum));  // is wanted
+        asm volatile("" ::"r"(sum));  // keeps the compiler from removing the loop
       }));
     }
     return median(taken);
@@ -129,10 +138,10 @@ class ReadTest {
 
 // ---- Int8 multiply-adds ----
 
-inline constexpr int kChains = 12;  // sums that do not wait for each other: more than an instruction takes cycles
+inline constexpr int kChains = 12;  // independent sums: more than the latency of an instruction in cycles
 
-// Each function does n rounds of multiply-adds and is told what a round is worth by its row in kInt8Rates. The empty
-// asm statements keep the compiler from seeing that every round computes the same.
+// Each function runs n rounds; kInt8Rates has the number of multiply-adds in a round. The empty asm statements keep the
+// compiler from noticing that all rounds compute the same values.
 #if defined(__x86_64__)
 
 __attribute__((target("avx2"))) inline void maddubs_rounds(long n) {
@@ -166,7 +175,7 @@ __attribute__((target("avx512f,avx512vnni"))) inline void dpbusd512_rounds(long 
   for (__m512i& s : sum) asm volatile("" ::"v"(s));
 }
 
-// What ldtilecfg reads (Intel, Architecture Instruction Set Extensions, chapter 3).
+// The operand of ldtilecfg (Intel, Architecture Instruction Set Extensions, chapter 3).
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes_per_row[16] = {};
@@ -174,10 +183,13 @@ struct TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-// Four tiles of sums from two tiles each of A and B, which are loaded anew every time: 4 products a round.
+// Four tiles of sums, from two tiles each of A and B that are loaded in every round: four products per round.
 __attribute__((target("amx-tile,amx-int8"))) inline void tile_rounds(long n) {
   TileConfig config;
-  for (int i = 0; i < 8; i++) config.bytes_per_row[i] = 64, config.rows[i] = 16;
+  for (int i = 0; i < 8; i++) {
+    config.bytes_per_row[i] = 64;
+    config.rows[i] = 16;
+  }
   asm volatile("ldtilecfg %0" ::"m"(config));
   alignas(64) uint8_t in[4][1024] = {}, out[1024];
   _tile_zero(0);
@@ -217,7 +229,7 @@ POCKET_I8MM inline void smmla_rounds(long n) {
 
 #endif
 
-/// The instruction that a kernel set multiplies bytes with.
+/// The int8 multiply instruction of a kernel set.
 struct Int8Rate {
   const char* kernel;
   void (*rounds)(long n);
@@ -236,14 +248,14 @@ inline const Int8Rate kInt8Rates[] = {
     {"", nullptr, 0},
 };
 
-/// Of a kernel set that this CPU has. Null where the set has no such instruction: scalar.
+/// Finds the instruction of a kernel set that this CPU supports. Null if it has none: scalar.
 inline const Int8Rate* find_int8_rate(const std::string& kernel) {
   for (const Int8Rate& r : kInt8Rates)
     if (kernel == r.kernel) return &r;
   return nullptr;
 }
 
-/// TOP/s (10^12 operations a second; a multiply-add is two) of so many threads together; the best of `tries`.
+/// The total rate of `threads` threads in TOP/s (10^12 operations per second; a multiply-add is two). Best of `tries`.
 inline double int8_top_s(const Int8Rate& rate, int threads, int tries) {
   long n = 1 << 14;
   while (time_threads(1, [&](int) { rate.rounds(n); }) < 0.005) n *= 2;
@@ -251,7 +263,7 @@ inline double int8_top_s(const Int8Rate& rate, int threads, int tries) {
   return 2 * rate.per_round * double(n) * threads / best / 1e12;
 }
 
-/// What the system calls this CPU, "" where it does not say.
+/// The model name of the CPU as reported by the system; "" if unknown.
 inline std::string cpu_name() {
   std::string name;
   if (std::FILE* file = std::fopen("/proc/cpuinfo", "r")) {

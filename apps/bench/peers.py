@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""peers.py: the same work on llama.cpp and on us, in turns, on one machine.
+"""peers.py: compares the speed and memory of pocketllama and llama.cpp on one machine.
 
-  tests/bench/peers.py                        TinyLlama-1.1B's shape with random weights, ours in q4, theirs in Q4_0
-  tests/bench/peers.py model.bin model.gguf   a pair of one's own
+  apps/bench/peers.py                        random weights of TinyLlama-1.1B's shape: q4 here, Q4_0 in llama.cpp
+  apps/bench/peers.py model.bin model.gguf   two files of the same model
 
-Run it with a Python that has llama-cpp-python (and numpy and gguf, where the random models are still to be made), after
-make and make bench. Both engines run in processes of their own that are told what to do line by line (see
-tests/bench/worker.hpp); each round asks one after the other, and the ratios are medians of what was asked in the same
-round. llama.cpp is measured with flash attention and without, and compared by its better setting. Its memory is given
-without that of Python, its time to the first token without Python's start, and it does not choose its tokens.
+Requires make, make bench, and a Python with llama-cpp-python; numpy and gguf as well, to write the random models. Each
+engine runs in a separate process that answers commands, one per line (see apps/bench/worker.hpp). Each round measures
+the engines in turns, and the ratios are medians over the rounds. llama.cpp is measured with and without flash
+attention; the better setting counts. Its memory excludes that of Python, its time to the first token excludes the start
+of Python, and it does not sample tokens.
 """
 
 import argparse
@@ -21,16 +21,16 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BENCH = os.path.join(ROOT, "tests", "bench", "bench")
+BENCH = os.path.join(ROOT, "apps", "bench", "bench")
 CONVERT = os.path.join(ROOT, "export", "convert")
 SHAPE = "tinyllama-1.1b"
 
 
 class Failure(Exception):
-    """What the user is told, on one line."""
+    """An error, reported to the user on one line."""
 
 
-# ---- llama.cpp, in a process of its own ----
+# ---- The worker process of llama.cpp ----
 
 
 def memory(field):
@@ -39,11 +39,11 @@ def memory(field):
         for line in status:
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
-    raise Failure(f"/proc/self/status: {field} is not there")
+    raise Failure(f"/proc/self/status: no field {field}")
 
 
 class Llama:
-    """A model and a context of llama.cpp, through llama-cpp-python's low-level interface."""
+    """A model and a context of llama.cpp, through the low-level interface of llama-cpp-python."""
 
     def __init__(self, api, path, threads, context, flash):
         self.api = api
@@ -62,7 +62,7 @@ class Llama:
             params.flash_attn = flash
         self.context = api.llama_init_from_model(self.model, params)
         if not self.context:
-            raise Failure(f"{path}: llama.cpp has no context of {context} for it")
+            raise Failure(f"{path}: llama.cpp cannot create a context of {context} tokens")
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.position = 0
 
@@ -94,9 +94,9 @@ class Llama:
         return taken
 
 
-def work(args):
-    """Answers the lines on stdin, as bench --worker does. A first line says that Python has done its part."""
-    import llama_cpp  # only here: the process that compares has no use for it
+def serve_commands(args):
+    """Answers the commands on stdin like bench --worker. The line "ready" ends the start of Python."""
+    import llama_cpp  # only here: the comparing process does not need it
 
     before = memory("VmRSS")
     print("ready", flush=True)
@@ -109,11 +109,11 @@ def work(args):
             print({"prompt": llama.prompt, "generate": llama.generate}[verb](int(count[0])), flush=True)
 
 
-# ---- The processes, from outside ----
+# ---- Controlling worker processes ----
 
 
 class Worker:
-    """A process that runs an engine. `started`: when its own part began."""
+    """A process that runs an engine. `started` is the time when the engine started."""
 
     def __init__(self, name, command):
         self.name = name
@@ -124,8 +124,8 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
-            hint = "; built with g++ 12 it crashes on CPUs with AMX, with clang it does not" if status < 0 else ""
-            raise Failure(f"{self.name}: its process ended with status {status}{hint}")
+            hint = "; llama.cpp built with g++ 12 crashes on CPUs with AMX, built with clang it does not"
+            raise Failure(f"{self.name}: the process ended with status {status}{hint if status < 0 else ''}")
         return line
 
     def ask(self, command):
@@ -133,7 +133,7 @@ class Worker:
             self.process.stdin.write(command + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # read() says so
+            pass  # read() reports the status
         return float(self.read())
 
     def __enter__(self):
@@ -146,7 +146,7 @@ class Worker:
 
 
 class Engines:
-    """How to start a worker of either engine."""
+    """Starts workers of both engines."""
 
     def __init__(self, ours, theirs, threads):
         self.ours_file, self.theirs_file, self.threads = ours, theirs, str(threads)
@@ -165,12 +165,12 @@ class Engines:
 # ---- Comparing ----
 
 
-def progress(what):
-    print(f"peers: {what}", file=sys.stderr)
+def progress(step):
+    print(f"peers: {step}", file=sys.stderr)
 
 
 def compare(ours, theirs, better, unit):
-    """One row: medians, and the median of the ratios to the better setting of theirs, which is {name: values}."""
+    """A row of the table: medians, and the median ratio to llama.cpp's better setting. theirs: {setting: values}."""
     name = better(theirs, key=lambda setting: statistics.median(theirs[setting]))
     ratio = statistics.median(a / b for a, b in zip(ours, theirs[name]))
     return {
@@ -183,7 +183,7 @@ def compare(ours, theirs, better, unit):
 
 
 def speed(workers, command, tokens, rounds):
-    """Tokens a second of each worker, in turns. workers: ours first, then {setting: theirs}."""
+    """Tokens per second of each worker, in turns. workers: ours, {setting: theirs}."""
     ours, theirs = workers
     found, peers = [], {setting: [] for setting in theirs}
     for _ in range(rounds):
@@ -213,7 +213,7 @@ def measure_speed(engines, args, depth):
 
 
 def measure_memory(engines, args, depth):
-    """Peak memory with the context filled by so many tokens; theirs with a context of just that."""
+    """Peak memory after some tokens and with a full context. llama.cpp gets a context of that size."""
     rows = {}
     for prompt, total in ((4, min(128, args.context)), (depth, args.context)):
         progress(f"memory for {total} tokens")
@@ -232,7 +232,7 @@ def measure_memory(engines, args, depth):
 
 
 def measure_load(engines, args):
-    """From the start of a process to the first token of a prompt of 4, the files being in the page cache."""
+    """Time from the start of a process to the first token after a prompt of 4, with the files in the page cache."""
     progress("load to first token")
     found, peers = [], {"flash attention": [], "no flash attention": []}
     for _ in range(args.rounds):
@@ -249,11 +249,11 @@ def measure_load(engines, args):
 
 def print_table(rows):
     print(f"{'':28} {'ours':>10} {'llama.cpp':>10}        ours / theirs")
-    for what, row in rows.items():
+    for name, row in rows.items():
         theirs = row["theirs"][row["better_setting"]]
         print(
-            f"{what:28} {row['ours']:10.1f} {theirs:10.1f} {row['unit']:6} {row['ratio']:8.2f}"
-            f"   (better for them: {row['better_setting']})"
+            f"{name:28} {row['ours']:10.1f} {theirs:10.1f} {row['unit']:6} {row['ratio']:8.2f}"
+            f"   (llama.cpp with {row['better_setting']})"
         )
 
 
@@ -261,7 +261,7 @@ def print_table(rows):
 
 
 def vocabulary(size):
-    """Pieces, scores and types (3: control, 6: byte) of a SentencePiece vocabulary of made-up words."""
+    """Pieces, scores and types (1: normal, 2: unknown, 3: control, 6: byte) of a SentencePiece vocabulary."""
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
     pieces += [(f"\u2581w{i}", -float(i), 1) for i in range(size - len(pieces))]
@@ -272,7 +272,7 @@ DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT = 2048, 5632, 22, 32, 4, 32
 
 
 def add_settings(out):
-    """The shape, and the vocabulary, to a gguf.GGUFWriter."""
+    """Adds the shape and the vocabulary to a gguf.GGUFWriter."""
     out.add_context_length(CONTEXT)
     out.add_embedding_length(DIM)
     out.add_block_count(LAYERS)
@@ -292,7 +292,7 @@ def add_settings(out):
 
 
 def write_gguf(path):
-    """A GGUF file in Q4_0: blocks of 32 weights, a float16 scale and 16 bytes of codes."""
+    """Writes a GGUF file in Q4_0: blocks of 32 weights, each a float16 scale and 16 bytes of codes."""
     import gguf
     import numpy
 
@@ -301,13 +301,13 @@ def write_gguf(path):
 
     def blocks(rows, cols):
         data = random.integers(0, 256, (rows, cols // 32, 18), numpy.uint8)
-        data[:, :, :2] = numpy.array([0.0043], numpy.float16).view(numpy.uint8)  # weights of deviation 0.02
+        data[:, :, :2] = numpy.array([0.0043], numpy.float16).view(numpy.uint8)  # a deviation of 0.02
         return data.reshape(rows, -1)
 
     kv_dim = DIM // HEADS * KV_HEADS
     shapes = {"attn_q": (DIM, DIM), "attn_k": (kv_dim, DIM), "attn_v": (kv_dim, DIM), "attn_output": (DIM, DIM)}
     shapes |= {"ffn_gate": (HIDDEN, DIM), "ffn_up": (HIDDEN, DIM), "ffn_down": (DIM, HIDDEN)}
-    matrices = {name: blocks(*shape) for name, shape in shapes.items()}  # the same in every layer: speed is the same
+    matrices = {name: blocks(*shape) for name, shape in shapes.items()}  # shared by all layers
 
     out = gguf.GGUFWriter(path + ".tmp", "llama")
     add_settings(out)
@@ -330,15 +330,15 @@ def write_gguf(path):
 
 
 def random_models(folder):
-    """The pair of models with random weights, made where they are not there yet."""
+    """The paths of both random models, which are written if they do not exist."""
     os.makedirs(folder, exist_ok=True)
     ours, theirs = os.path.join(folder, SHAPE + ".q4.bin"), os.path.join(folder, SHAPE + ".Q4_0.gguf")
     if not os.path.exists(ours):
-        progress(f"making {ours}, once")
+        progress(f"writing {ours}")
         if subprocess.run([CONVERT, "--random", SHAPE, "--type", "q4", "-o", ours]).returncode != 0:
-            raise Failure(f"{ours}: could not be made")
+            raise Failure(f"{ours}: export/convert failed")
     if not os.path.exists(theirs):
-        progress(f"making {theirs}, once")
+        progress(f"writing {theirs}")
         write_gguf(theirs)
     return ours, theirs
 
@@ -359,18 +359,18 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="model.bin and model.gguf")
     cpus = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=whole(1, 256), default=cpus, help="of each engine [one per CPU]")
-    parser.add_argument("--context", type=whole(64, 1 << 22), default=2048, help="positions of each engine [2048]")
-    parser.add_argument("--rounds", type=whole(1, 1000), default=7, help="of asking one after the other [7]")
-    parser.add_argument("--tokens", type=whole(1, 100000), default=16, help="to generate at a time [16]")
+    parser.add_argument("--threads", type=whole(1, 256), default=cpus, help="threads of each engine [one per CPU]")
+    parser.add_argument("--context", type=whole(64, 1 << 22), default=2048, help="context of each engine [2048]")
+    parser.add_argument("--rounds", type=whole(1, 1000), default=7, help="rounds of measuring in turns [7]")
+    parser.add_argument("--tokens", type=whole(1, 100000), default=16, help="tokens per measurement of generation [16]")
     parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "pocketllama-peers"), metavar="FOLDER",
-                        help="where the models with random weights are kept [%(default)s]")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, and nothing else there")
+                        help="folder of the random models [%(default)s]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout instead of a table")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--flash", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if len(args.models) not in ((1,) if args.worker else (0, 2)):
-        parser.error("expected a model.bin and a model.gguf, or neither")
+        parser.error("expected a model.bin and a model.gguf, or no models")
     return args
 
 
@@ -378,20 +378,23 @@ def main():
     args = parse_arguments()
     try:
         if args.worker:
-            return work(args)
+            return serve_commands(args)
         if subprocess.run([sys.executable, "-c", "import llama_cpp"], stderr=subprocess.DEVNULL).returncode != 0:
-            raise Failure(f"{sys.executable} has no llama-cpp-python; run this with a Python that has it")
+            raise Failure(f"{sys.executable} has no package llama-cpp-python; run peers.py with a Python that has it")
         for program, target in ((BENCH, "make bench"), (CONVERT, "make")):
             if not os.path.exists(program):
-                raise Failure(f"{program} is not there; {target} builds it")
+                raise Failure(f"{program} does not exist; run {target}")
         ours, theirs = args.models or random_models(args.cache)
         engines, depth = Engines(ours, theirs, args.threads), args.context * 1900 // 2048
         rows = measure_load(engines, args) | measure_memory(engines, args, depth) | measure_speed(engines, args, depth)
-        print(json.dumps({"threads": args.threads, "rows": rows})) if args.json else print_table(rows)
+        if args.json:
+            print(json.dumps({"threads": args.threads, "rows": rows}))
+        else:
+            print_table(rows)
     except (Failure, OSError) as failure:
         sys.exit(f"peers: {failure}")
     except ModuleNotFoundError as missing:
-        sys.exit(f"peers: {missing}; pip install numpy gguf")
+        sys.exit(f"peers: {missing}; install it with: pip install numpy gguf")
     except KeyboardInterrupt:
         sys.exit(130)
 

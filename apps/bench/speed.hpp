@@ -1,85 +1,97 @@
-// speed.hpp: how fast a model runs and what it occupies, beside what the machine can do at most.
+// speed.hpp: the speed and memory of a model, compared with the limits of the machine.
 //
-// A machine's memory bandwidth drifts by the minute where others share it. So bandwidth and speed are measured in
-// turns, and what is reported is the median of each, and the median of the ratios of what was measured side by side.
+// On shared machines the memory bandwidth drifts from minute to minute. Bandwidth and speed are therefore measured in
+// turns. The results are the medians of both, and the median of the ratios of adjacent measurements.
 #pragma once
 
 #include "machine.hpp"
-#include "report.hpp"
+#include "progress.hpp"
 #include "worker.hpp"
 
 namespace pocket::bench {
 
-/// How much is measured.
+/// The amount of measuring.
 struct Effort {
-  int rounds, tries,
-      tokens;            // tries: of reading (the median counts) and of int8 (the best); tokens: to generate at a time
-  double least_seconds;  // to measure at a time
-  double long_prompt_seconds;  // for all long prompts together, after which there is no further one
+  int rounds;                  // of measuring everything in turns
+  int tries;                   // per measurement of the machine: the median of reading, the best of int8
+  int tokens;                  // generated per measurement
+  double least_seconds;        // per measurement; shorter work is repeated
+  double long_prompt_seconds;  // for all long prompts together; no further one starts after it
 };
 inline constexpr Effort kThorough = {5, 3, 16, 0.3, 6}, kQuick = {2, 2, 8, 0.05, 0};
 
+/// Limits of the machine, for each number of threads.
 struct MachineSpeed {
-  struct Rate {
+  struct Read {
+    int threads;
+    double gb_s;
+  };
+  struct Int8 {
     std::string kernel;
     int threads;
     double top_s;
   };
-  std::vector<std::pair<int, double>> read;  // threads, GB/s
-  std::vector<Rate> int8;
+  std::vector<Read> read;
+  std::vector<Int8> int8;
 };
 
+/// Time to open the model, and from the start of a process to its first token.
 struct LoadTime {
   std::string kernel;
   int threads;
   double open_ms, first_token_ms;
 };
 
+/// Memory of a process after `tokens` tokens: measured, and predicted by memory_of().
 struct PeakMemory {
   int tokens;
   double peak, expected;  // bytes
 };
 
+/// Speed of prompts of `tokens` tokens.
 struct PromptSpeed {
   int tokens;
-  double tok_s, top_s, int8_share;
+  double tok_s, top_s;
+  double int8_share;  // top_s / the int8 rate
 };
 
+/// Speed of generation after `depth` tokens.
 struct GenerateSpeed {
   int depth;
-  double tok_s, gb_s, read_share;
+  double tok_s, gb_s;
+  double read_share;  // gb_s / the bandwidth of reading memory
 };
 
-/// One kernel set with a number of threads. What was not measured is not a number.
+/// Speed of one kernel set with one number of threads. NaN: not measured.
 struct ModelSpeed {
   std::string kernel;
   int threads;
   double read_gb_s, int8_top_s;
   std::vector<PromptSpeed> prompts;
-  std::vector<GenerateSpeed> generate;  // at depth 0 and at depth
-  double deep_share;                    // speed at depth / speed at depth 0
+  std::vector<GenerateSpeed> generate;  // at depth 0 and at the full depth
+  double depth_ratio;                   // speed at full depth / speed at depth 0
 };
 
-/// The positions that are measured: all that the model has, 2048 at most.
+/// The context used for measuring: the model's, at most 2048.
 inline int context_of(const Model& model) { return std::min(model.config.max_seq_len, 2048); }
-/// How deep "deep in a text" is: 1900 of 2048.
+/// The full depth: 1900 of 2048 positions.
 inline int depth_of(int context) { return int(int64_t(context) * 1900 / 2048); }
 
-/// Weights that are multiplied with a token.
-struct Multiplied {
-  double layers, output;
-};
-inline Multiplied multiplied_weights(const Model& model) {
+/// Numbers of weights in matrices that a token is multiplied with.
+struct MultipliedWeights {
   double layers = 0, output = 0;
+};
+inline MultipliedWeights multiplied_weights(const Model& model) {
+  MultipliedWeights weights;
   for (const TensorSpec& spec : tensor_specs(model.config))
     if (spec.layout == Layout::panels)
-      (spec.name == "output" ? output : layers) += double(spec.rows) * double(spec.cols);
-  return {layers, output};
+      (spec.name == "output" ? weights.output : weights.layers) += double(spec.rows) * double(spec.cols);
+  return weights;
 }
 
 inline std::string on_threads(int n) { return std::to_string(n) + (n == 1 ? " thread" : " threads"); }
 
-/// Measures a model; every step is told to `progress`.
+/// Measures a model and shows the progress. Throws Failure.
 class SpeedTest {
  public:
   SpeedTest(const std::string& file, const Model& model, const std::vector<int>& threads,
@@ -93,7 +105,8 @@ class SpeedTest {
         context_(context_of(model)),
         progress_(steps()) {}
 
-  /// The four parts, to be called in this order: processes come first, since they start from a small one.
+  // The four parts are called in this order: worker processes come first, while this process is small.
+
   LoadTime load() {
     warm_page_cache();
     LoadTime load = {kernels_[0], threads_.back(), 0, 0};
@@ -112,7 +125,8 @@ class SpeedTest {
       worker.ask("prompt " + std::to_string(std::min(4, context_)));
       starting.push_back(seconds() - start);
     }
-    load.open_ms = median(opening) * 1e3, load.first_token_ms = median(starting) * 1e3;
+    load.open_ms = median(opening) * 1e3;
+    load.first_token_ms = median(starting) * 1e3;
     return load;
   }
 
@@ -134,7 +148,7 @@ class SpeedTest {
     MachineSpeed speed;
     for (const int threads : threads_) {
       progress_("reading memory, " + on_threads(threads));
-      speed.read.emplace_back(threads, read_->gb_s(threads, 2 * effort_.tries));
+      speed.read.push_back({threads, read_->gb_s(threads, 2 * effort_.tries)});
     }
     for (const std::string& kernel : kernel_names())
       for (const int threads : threads_) {
@@ -153,10 +167,13 @@ class SpeedTest {
   }
 
  private:
-  /// What was measured in every round, and beside it what the machine could do just then.
+  /// The measurements of all rounds, and the limit of the machine in the same round.
   struct Series {
     std::vector<double> values, limits;
-    void add(double value, double limit) { values.push_back(value), limits.push_back(limit); }
+    void add(double value, double limit) {
+      values.push_back(value);
+      limits.push_back(limit);
+    }
   };
 
   size_t steps() const {
@@ -177,7 +194,7 @@ class SpeedTest {
     if (file) std::fclose(file);
   }
 
-  /// Tokens a second of work(), which does n of them and returns the seconds that took; again and again if it is short.
+  /// Tokens per second of work(), which processes n tokens and returns the seconds. Short work is repeated.
   template <class F> double rate(int n, const F& work) const {
     double taken = 0, tokens = 0;
     for (; taken < effort_.least_seconds; tokens += n) taken += work();
@@ -186,7 +203,10 @@ class SpeedTest {
 
   ModelSpeed speed(const std::string& kernel, int threads) {
     const std::string how = ", " + kernel + ", " + on_threads(threads);
-    const SessionOptions options = {context_, threads, KvType::automatic, kernel.c_str()};
+    SessionOptions options;
+    options.context = context_;
+    options.threads = threads;
+    options.kernel = kernel.c_str();
     const int depth = depth_of(context_), tokens = std::min(effort_.tokens, context_ - depth);
     const auto read = [&] { return read_->gb_s(threads, effort_.tries); };
     Meter meter(model_, options), deep(model_, options);
@@ -195,7 +215,7 @@ class SpeedTest {
     Series start, end, prompts[2];
     for (int round = 0; round < effort_.rounds; round++) {
       progress_("generating at depth 0" + how);
-      meter.forget();
+      meter.reset();
       const double read0 = read(), at_start = rate(tokens, [&] { return meter.generate(tokens); }), read1 = read();
       progress_("generating at depth " + std::to_string(depth) + how);
       const double at_depth = rate(tokens, [&] { return deep.generate(tokens); }), read2 = read();
@@ -204,14 +224,14 @@ class SpeedTest {
       progress_("prompts" + how);
       for (int i = 0; i < 2; i++) prompt_round(meter, kernel, threads, prompt_length(i), prompts[i]);
     }
-    ModelSpeed all = {kernel, threads, median(start.limits), median(prompts[0].limits), {}, {}, 0};
-    for (int i = 0; i < 2; i++) all.prompts.push_back(prompt_speed(prompt_length(i), prompts[i]));
-    all.generate = {generate_speed(0, start), generate_speed(depth, end)};
-    all.deep_share = median_ratio(end.values, start.values);
-    return all;
+    ModelSpeed speed = {kernel, threads, median(start.limits), median(prompts[0].limits), {}, {}, 0};
+    for (int i = 0; i < 2; i++) speed.prompts.push_back(prompt_speed(prompt_length(i), prompts[i]));
+    speed.generate = {generate_speed(0, start), generate_speed(depth, end)};
+    speed.depth_ratio = median_ratio(end.values, start.values);
+    return speed;
   }
 
-  /// Unless prompts of this length have taken their time already.
+  /// Measures a prompt of n tokens, unless long prompts have used up their time.
   void prompt_round(Meter& meter, const std::string& kernel, int threads, int n, Series& prompts) const {
     double taken = 0;
     for (const double tok_s : prompts.values) taken += n / tok_s;
@@ -224,7 +244,7 @@ class SpeedTest {
 
   int prompt_length(int i) const { return std::min(i == 0 ? 32 : 512, context_); }
 
-  /// Only of the last token of a prompt are there logits, so the output matrix counts once.
+  /// The output matrix counts once, because only the last token of a prompt has logits.
   PromptSpeed prompt_speed(int n, const Series& s) const {
     const auto [layers, output] = multiplied_weights(model_);
     const double operations = 2 * (layers + output / n) / 1e12, speed = median(s.values);

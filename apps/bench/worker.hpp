@@ -1,10 +1,10 @@
-// worker.hpp: a process of its own that runs a model and measures itself, told what to do line by line. So that its
-// memory is the model's alone, and so that other programs can be measured in turn with it.
+// worker.hpp: a separate process that runs a model and measures itself, controlled by commands, one per line. The peak
+// memory of the process is then that of the model alone, and other programs can be measured in turns with it.
 //
-//     prompt N      forget everything, take N tokens in; seconds, to the first token that follows
-//     generate N    N more tokens, then forget them again; seconds
-//     peak          resident memory at its highest so far; bytes
-//     expected N    what it should be after N tokens, by memory_of(); bytes
+//     prompt N      reset the session, process N tokens and choose the next one; seconds
+//     generate N    generate N more tokens, then rewind; seconds
+//     peak          peak resident memory so far; bytes
+//     expected N    memory predicted by memory_of() for N tokens; bytes
 //
 // Each line on stdin is answered by one number on stdout.
 #pragma once
@@ -12,94 +12,94 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
-#include "../cli/cli.hpp"
+#include "../cli/process_memory.hpp"
+#include "text_model.hpp"
 
 extern char** environ;
 
 namespace pocket::bench {
 
-/// A session that takes tokens in and tells how long that took. Throws Failure where the session fails.
+/// A session that measures the time of its work. Throws Failure if the session fails.
 class Meter {
  public:
-  Meter(const Model& model, const SessionOptions& options) : open_(model, options), pick_(SamplerOptions{0}) {}
+  Meter(const Model& model, const SessionOptions& options) : session_(model, options), pick_(SamplerOptions{0}) {
+    check_open(session_);
+  }
 
-  void forget() { open_.session.rewind(0), next_ = 0; }
+  void reset() {
+    session_.rewind(0);
+    next_ = 0;
+  }
 
-  /// Seconds that a prompt of n tokens takes, to the choice of the token that follows. Starts from nothing.
+  /// Resets the session and processes a prompt of n tokens. Returns the seconds until the next token is chosen.
   double prompt(int n) {
     std::vector<int> ids;
-    for (int i = 0; i < n; i++) ids.push_back(int(uint64_t(i + 1) * 0x9E3779B97F4A7C15 >> 33) % vocab_size());
-    forget();
+    for (int i = 0; i < n; i++) ids.push_back(int(uint64_t(i + 1) * 0x9E3779B97F4A7C15 >> 33) % session_.vocab_size());
+    reset();
     const double start = seconds();
-    feed(ids.data(), ids.size());
+    forward(ids.data(), ids.size());
     return seconds() - start;
   }
 
-  /// Seconds that n tokens take from here on, one by one, the likeliest each. Then the session is here again.
+  /// Generates n tokens, always the most likely one, and rewinds to the current position. Returns the seconds.
   double generate(int n) {
-    const int from = open_.session.position(), first = next_;
+    const int position = session_.position(), next = next_;
     const double start = seconds();
-    for (int i = 0; i < n; i++) feed(&next_, 1);
+    for (int i = 0; i < n; i++) forward(&next_, 1);
     const double taken = seconds() - start;
-    open_.session.rewind(from);
-    next_ = first;
+    session_.rewind(position);
+    next_ = next;
     return taken;
   }
 
  private:
-  int vocab_size() const { return open_.session.vocab_size(); }
-  void feed(const int* ids, size_t n) {
-    cli::running.store(&open_.session);  // there may be several; Ctrl-C stops the one at work
-    const float* logits = open_.session.forward(ids, n);
-    if (!logits) cli::fail(open_.session);
-    next_ = pick_(logits, vocab_size());
+  void forward(const int* ids, size_t n) {
+    stop_if_interrupted();
+    const float* logits = session_.forward(ids, n);
+    if (!logits) throw_failure(session_);
+    next_ = pick_(logits, session_.vocab_size());
   }
 
-  cli::OpenSession open_;
+  Session session_;
   Sampler pick_;
   int next_ = 0;
 };
 
-/// What is measured here is a Llama.
-inline void check_architecture(const cli::Run& run) {
-  if (run.bytes)
-    throw Failure{1, run.args.model + ": is a MEGABYTE model, which is not measured here; ./run tells its speed"};
-}
-
-/// The process's own part: answers stdin's lines until there are no more.
-inline void work(const cli::Arguments& a) {
-  cli::Run run(a);
-  check_architecture(run);
-  const size_t before = cli::resident_now();
-  Meter meter(run.model, run.session_options());
+/// The worker process: answers the commands on stdin until it ends. Throws Failure.
+inline void serve_commands(const std::string& file, const SessionOptions& options) {
+  const TextModel opened(file);
+  const size_t base = cli::resident_memory();  // the program and the tokenizer
+  Meter meter(opened.model, options);
   char line[64], verb[16];
   while (std::fgets(line, sizeof line, stdin)) {
     line[std::strcspn(line, "\n")] = 0;
     double answer = 0;
     int n = 0;
-    const int words = std::sscanf(line, "%15s %d", verb, &n);
-    const std::string what = words > 0 ? verb : "";
-    if (what == "prompt" && n > 0)
+    const std::string command = std::sscanf(line, "%15s %d", verb, &n) > 0 ? verb : "";
+    if (command == "prompt" && n > 0) {
       answer = meter.prompt(n);
-    else if (what == "generate" && n > 0)
+    } else if (command == "generate" && n > 0) {
       answer = meter.generate(n);
-    else if (what == "peak")
+    } else if (command == "peak") {
       answer = double(cli::peak_memory());
-    else if (what == "expected" && n > 0)
-      for (const MemoryItem& item : memory_of(run.model, run.session_options(), n)) answer += double(item.bytes);
-    else
-      throw Failure{
-          2, std::string("--worker: expected prompt N, generate N, peak or expected N, found '") + line + "'"};
-    if (what == "expected") answer += double(before);
-    run.out.write(std::to_string(answer) + "\n");
+    } else if (command == "expected" && n > 0) {
+      answer = double(base);
+      for (const MemoryItem& item : memory_of(opened.model, options, n)) answer += double(item.bytes);
+    } else {
+      throw Failure{2,
+                    std::string("--worker: expected prompt N, generate N, peak or expected N, found '") + line + "'"};
+    }
+    std::printf("%f\n", answer);
+    if (std::fflush(stdout) != 0) throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
   }
   stop_if_interrupted();
 }
 
-/// The other end: starts this program as a worker. Throws Failure where that does not work.
+/// Starts this program as a worker process and sends it commands. Throws Failure if the process cannot be started, or
+/// ends.
 class Worker {
  public:
-  /// options: of the command line, the model among them
+  /// options: command-line options, including the model file
   explicit Worker(const std::vector<std::string>& options) {
     char self[4096];
     const ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
@@ -120,19 +120,20 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
+  /// Sends a command and returns the answer.
   double ask(const std::string& command) {
     const std::string line = command + "\n";
     std::string answer;
     bool good = write(to_, line.data(), line.size()) == ssize_t(line.size());
     for (char c = 0; good && c != '\n'; answer += c) good = read(from_, &c, 1) == 1;
     stop_if_interrupted();
-    if (!good) throw Failure{1, "the process that measures '" + command + "' ended"};
+    if (!good) throw Failure{1, "the worker process ended during '" + command + "'"};
     return std::strtod(answer.c_str(), nullptr);
   }
 
  private:
   void start(char** argv) {
-    std::signal(SIGPIPE, SIG_IGN);  // what it does not take is told by ask()
+    std::signal(SIGPIPE, SIG_IGN);  // ask() reports a failed write
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) != 0) throw Failure{1, std::string("pipe: ") + std::strerror(errno)};
     if (pipe2(out, O_CLOEXEC) != 0) throw Failure{1, std::string("pipe: ") + std::strerror(errno)};
@@ -144,11 +145,12 @@ class Worker {
     posix_spawn_file_actions_destroy(&files);
     ::close(in[0]);
     ::close(out[1]);
-    to_ = in[1], from_ = out[0];
+    to_ = in[1];
+    from_ = out[0];
     if (failed) throw Failure{1, std::string(argv[0]) + ": " + std::strerror(failed)};
   }
 
-  int to_ = -1, from_ = -1;
+  int to_ = -1, from_ = -1;  // file descriptors of the worker's stdin and stdout
   pid_t child_ = -1;
 };
 

@@ -1,8 +1,7 @@
-// lookup.hpp: guesses how a text goes on by looking up its last tokens in what came before them (prompt lookup
-// decoding, Saxena 2023). Texts that quote or repeat themselves are foreseen so; generate() checks several guesses in
-// one batch.
-#ifndef POCKET_LOOKUP_HPP
-#define POCKET_LOOKUP_HPP
+// lookup.hpp: prompt lookup decoding (Saxena 2023): guesses the next tokens of a text by finding its last tokens
+// earlier in the text. generate() checks several guesses in one forward pass, which is faster where a text repeats or
+// quotes itself, and never changes the text.
+#pragma once
 
 #include <algorithm>
 #include <cstddef>
@@ -12,91 +11,102 @@
 
 namespace pocket {
 
-// Guesses the tokens behind a text that grows. How many depends on how often guesses have come true, separately for
-// each length of what was found, and on what a guess costs: both are learnt as the text is written. The first pass, and
-// those for which there is nothing worth a guess, go without, and are what the others are compared with.
+// Guesses the next tokens of a growing text. The number of guesses follows from the share of right guesses, counted
+// separately for each length of the match, and from the cost of a guess. Both are measured while the text is generated.
+// Passes without guesses, the first one among them, are the reference for the cost.
 class Lookup {
  public:
-  static constexpr size_t kShortest = 2, kLongest = 8;  // last tokens that are looked up
-  static constexpr size_t kMost = 15;                   // guesses: with the token before them, a batch of 16
+  static constexpr size_t kMinMatch = 2, kMaxMatch = 8;  // length of a match, in tokens
+  static constexpr size_t kMaxGuesses = 15;              // with the token before them, a batch of 16
 
-  // text: all tokens so far, the last one not heard yet; it must outlive this. clock: seconds.
+  // text: all tokens so far, of which the last one is not processed yet; it must outlive this object. clock: seconds.
   Lookup(const std::vector<int>& text, std::function<double()> clock) : text_(text), clock_(std::move(clock)) {
-    for (size_t n = 0; n <= kLongest; n++) right_[n] = usual(n);
+    for (size_t n = 0; n <= kMaxMatch; n++) share_right_[n] = initial_share(n);
   }
 
-  // The tokens that may come next; to be called once for each pass over the model.
+  // Returns the guesses for the next tokens. To be called once before each forward pass.
   std::vector<int> propose() {
     settle();
-    guesses_.clear(), from_ = text_.size(), found_ = 0, began_ = clock_();
-    size_t next = 0;
-    for (size_t end = text_.size(); end-- > 1 && found_ < kLongest;) {
-      const size_t same = common(end);
-      if (same > found_) found_ = same, next = end;
+    guesses_.clear();
+    from_ = text_.size();
+    match_ = 0;
+    pass_start_ = clock_();
+    size_t next = 0;  // after the longest match; of equal ones, the latest
+    for (size_t end = text_.size(); end-- > 1 && match_ < kMaxMatch;) {
+      const size_t length = match_length(end);
+      if (length <= match_) continue;
+      match_ = length;
+      next = end;
     }
-    if (found_ < kShortest || plain_ == 0) return {};
-    const size_t count = worthwhile(right_[found_]);
-    for (size_t i = 0; i < count; i++)  // where the text so far ends, it goes on with the guesses themselves
+    if (match_ < kMinMatch || plain_seconds_ == 0) return {};
+    const size_t count = best_count(share_right_[match_]);
+    for (size_t i = 0; i < count; i++)  // past the end of the text, the guesses themselves continue it
       guesses_.push_back(next + i < from_ ? text_[next + i] : guesses_[next + i - from_]);
-    if (count == 0) {  // what has failed is tried again some time
-      right_[found_] += (usual(found_) - right_[found_]) / 400;
-      cost_ += (kUsualCost - cost_) / 400;
+    if (count == 0) {  // drifts back, so that guessing is tried again after some time
+      share_right_[match_] += (initial_share(match_) - share_right_[match_]) / 400;
+      cost_ += (kInitialCost - cost_) / 400;
     }
     return guesses_;
   }
 
-  // Counts what became of the last guesses.
+  // Counts the right guesses of the last pass.
   void settle() {
-    const size_t made = text_.size() - from_;
-    if (began_ == 0 || made == 0) return;
-    const double took = clock_() - began_;
+    const size_t generated = text_.size() - from_;
+    if (pass_start_ == 0 || generated == 0) return;
+    const double pass = clock_() - pass_start_;
     if (guesses_.empty())
-      plain_ = plain_ == 0 ? took : plain_ + (took - plain_) / 8;
+      plain_seconds_ = plain_seconds_ == 0 ? pass : plain_seconds_ + (pass - plain_seconds_) / 8;
     else
-      cost_ += (std::clamp((took / plain_ - 1) / double(guesses_.size()), 0.0, 2.0) - cost_) / 8;
-    for (size_t i = 0; i < std::min(made, guesses_.size()); i++) {
-      const bool good = guesses_[i] == text_[from_ + i];
-      accepted += good;
-      right_[found_] += ((good ? 1 : 0) - right_[found_]) / 8;
+      cost_ += (std::clamp((pass / plain_seconds_ - 1) / double(guesses_.size()), 0.0, 2.0) - cost_) / 8;
+    for (size_t i = 0; i < std::min(generated, guesses_.size()); i++) {
+      const bool right = guesses_[i] == text_[from_ + i];
+      accepted += right;
+      share_right_[match_] += ((right ? 1 : 0) - share_right_[match_]) / 8;
     }
     proposed += guesses_.size();
-    guesses_.clear(), began_ = 0;
+    guesses_.clear();
+    pass_start_ = 0;
   }
 
-  size_t proposed = 0, accepted = 0;  // guesses, and those that came true
+  size_t proposed = 0, accepted = 0;  // number of guesses, and of right ones
 
  private:
-  static constexpr double kUsualCost = 0.15;  // of a guess, as a share of a pass, before it is known
+  static constexpr double kInitialCost = 0.15;  // of a guess, as a share of a pass
 
-  // The chance of a guess to come true, before it is known: half where two tokens were found, more where more.
-  static double usual(size_t found) { return double(found) / double(found + 2); }
+  // Share of right guesses before any was counted: a half for a match of two tokens, more for longer ones.
+  static double initial_share(size_t match) { return double(match) / double(match + 2); }
 
-  // Tokens before `end` that are the same as the last ones of the text, at most kLongest.
-  size_t common(size_t end) const {
+  // Number of tokens before `end` that equal the last ones of the text, at most kMaxMatch.
+  size_t match_length(size_t end) const {
     size_t n = 0;
-    while (n < std::min(end, kLongest) && text_[end - 1 - n] == text_[text_.size() - 1 - n]) n++;
+    while (n < std::min(end, kMaxMatch) && text_[end - 1 - n] == text_[text_.size() - 1 - n]) n++;
     return n;
   }
 
-  // The number of guesses that makes most tokens a second, if each comes true with this chance after the one before.
-  size_t worthwhile(double right) const {
+  // Number of guesses with the most tokens per second, if each is right with this probability given the one before.
+  size_t best_count(double right) const {
     size_t best = 0;
-    double most = 1, tokens = 1, chance = 1;
-    for (size_t k = 1; k <= kMost; k++) {
-      tokens += chance *= right;
-      if (tokens / (1 + cost_ * double(k)) > most) most = tokens / (1 + cost_ * double(k)), best = k;
+    double best_rate = 1, tokens = 1, probability = 1;  // rate: tokens per time of a plain pass
+    for (size_t k = 1; k <= kMaxGuesses; k++) {
+      probability *= right;
+      tokens += probability;
+      const double rate = tokens / (1 + cost_ * double(k));
+      if (rate <= best_rate) continue;
+      best_rate = rate;
+      best = k;
     }
     return best;
   }
 
   const std::vector<int>& text_;
   std::function<double()> clock_;
-  std::vector<int> guesses_;
-  size_t from_ = 0, found_ = 0;      // where the guesses begin in the text; what they were found by
-  double began_ = 0, plain_ = 0;     // when the pass began; what one without guesses takes, in seconds
-  double cost_ = kUsualCost;         // of a guess more, as a share of that
-  double right_[kLongest + 1] = {};  // the chance of a guess to come true, by what was found
+  std::vector<int> guesses_;                // of the current pass
+  size_t from_ = 0;                         // where the guesses start in the text
+  size_t match_ = 0;                        // length of the match that they follow
+  double pass_start_ = 0;                   // seconds; 0: no pass is open
+  double plain_seconds_ = 0;                // mean time of a pass without guesses
+  double cost_ = kInitialCost;              // mean cost of a guess, as a share of a plain pass
+  double share_right_[kMaxMatch + 1] = {};  // share of right guesses, by length of the match
 };
 
 }  // namespace pocket
-#endif  // POCKET_LOOKUP_HPP

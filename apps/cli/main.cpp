@@ -1,4 +1,45 @@
-// main.cpp: ./run, the full command line around run.cpp.
-#include "cli.hpp"
+// main.cpp: ./run, the full command line around run.cpp. Chooses the action of the command line.
+#include "chat.hpp"
+#include "generate.hpp"
+#include "measure.hpp"
+#include "open_model.hpp"
 
-int main(int argc, char** argv) { return pocket::cli::main(argc, argv); }
+namespace pocket::cli {
+
+inline void print_kernels() {
+  for (const std::string& name : kernel_names()) std::printf("%s\n", name.c_str());
+}
+
+// An action that needs a model.
+inline void execute(Job& job) {
+  const Arguments& a = job.args;
+  if (a.info) return print_info(job);
+  if (a.is_given("--encode")) return print_ids(job);
+  if (a.self_test) return self_test(job);
+  if (!a.perplexity.empty()) return print_perplexity(job);
+  if (!a.logits.empty()) return write_logits(job);
+  if (a.chat()) return chat(job);
+  generate_text(job);
+}
+
+inline void dispatch(const Arguments& a) {
+  if (a.help) return print_help();
+  if (a.man) return print_man();
+  if (a.version) return void(std::printf("run %s, model format %u\n", kVersion, kFormatVersion));
+  if (a.kernels) return print_kernels();
+  Job job(a, open_model(a));
+  try {
+    execute(job);
+  } catch (const Failure& f) {
+    if (!f.what.empty()) job.out.start_stderr_line();
+    throw;
+  }
+}
+
+}  // namespace pocket::cli
+
+int main(int argc, char** argv) {
+  using namespace pocket;
+  return guarded(
+      "run", [&] { cli::dispatch(cli::parse(argc, argv)); }, cli::on_signal);
+}

@@ -1,34 +1,37 @@
-// session_file.hpp: --save and --resume: a file with the session, the text that it has heard, and what the next tokens
-// depend on besides. saved_session.hpp says what is in it and checks it.
-#ifndef POCKET_SESSION_FILE_HPP
-#define POCKET_SESSION_FILE_HPP
+// session_file.hpp: the files of --save and --resume. The note of the saved session holds the text and the sampler.
+#pragma once
 
-#include "cli.hpp"
+#include "../../export/engine.hpp"
+#include "../../export/program.hpp"
 #include "saved_session.hpp"
 
 namespace pocket::cli {
 
-// What a session does not know, and its note keeps.
+// The state of a text outside its session.
 struct SavedText {
-  std::vector<int> ids;       // all tokens of the text; the session has heard all but perhaps the last ones
-  std::string held;           // text that was made but not printed, as it may begin a stop text
-  uint64_t seed = 0;          // the sampler's ...
-  uint64_t random_state = 0;  // ... and where its random numbers are
+  std::vector<int> ids;       // all tokens of the text; the last ones may not be processed yet
+  std::string held;           // generated text that is not printed yet, because it may be the beginning of a stop text
+  uint64_t seed = 0;          // the sampler's seed
+  uint64_t random_state = 0;  // state of its random numbers
 
-  std::string bytes() const {
+  // The note: seed, random_state, number of ids, ids (int32), held.
+  std::string to_bytes() const {
     std::string out;
     const auto put = [&](const auto& value) { out.append(reinterpret_cast<const char*>(&value), sizeof value); };
-    put(seed), put(random_state), put(uint64_t(ids.size()));
+    put(seed);
+    put(random_state);
+    put(uint64_t(ids.size()));
     for (const int id : ids) put(int32_t(id));
     return out + held;
   }
 
-  // False unless these are the bytes of a text that a session of `heard` tokens can have.
-  bool read(std::string_view bytes, int vocab_size, int heard) {
+  // Reads a note. Returns false if it is not that of a text with so many processed tokens.
+  bool from_bytes(std::string_view bytes, int vocab_size, int processed) {
     ByteReader in{bytes};
-    seed = in.get<uint64_t>(), random_state = in.get<uint64_t>();
+    seed = in.get<uint64_t>();
+    random_state = in.get<uint64_t>();
     const uint64_t count = in.get<uint64_t>();
-    if (!in.ok || count == 0 || count < uint64_t(heard) || count > in.bytes.size() / 4) return false;
+    if (!in.ok || count == 0 || count < uint64_t(processed) || count > in.bytes.size() / 4) return false;
     for (uint64_t i = 0; i < count; i++) {
       ids.push_back(in.get<int32_t>());
       if (ids.back() < 0 || ids.back() >= vocab_size) return false;
@@ -38,38 +41,38 @@ struct SavedText {
   }
 };
 
-// A saved session that is about to go on.
+// A session file that is open for --resume.
 class SessionFile {
  public:
-  // Checks what can be checked before there is a session. Throws Failure.
-  SessionFile(const std::string& name, const Model& model) : name_(name) {
+  // Opens the file and checks its header. Throws Failure.
+  SessionFile(const std::string& name, const ModelFile& model) : name_(name) {
     const int fd = ::open(name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat st = {};
     if (fd < 0 || fstat(fd, &st) != 0) throw Failure{1, name + ": " + std::strerror(errno) + "; --save writes one"};
     file_.reset(fdopen(fd, "rb"));
-    if (!S_ISREG(st.st_mode)) refuse("expected a saved session, found no regular file");
+    if (!S_ISREG(st.st_mode)) fail("expected a saved session, found no regular file");
     bytes_ = uint64_t(st.st_size);
-    if (bytes_ < sizeof head_) refuse("size: expected at least 64 bytes, found " + std::to_string(bytes_));
-    if (!read(&head_, sizeof head_)) refuse(std::strerror(errno));
-    const std::string why = session_refusal(head_, model);
-    if (!why.empty()) refuse(why);
+    if (bytes_ < sizeof head_) fail("size: expected at least 64 bytes, found " + std::to_string(bytes_));
+    if (!read(&head_, sizeof head_)) fail(std::strerror(errno));
+    const std::string error = saved_header_error(head_, model);
+    if (!error.empty()) fail(error);
     std::rewind(file_.get());
   }
 
-  // What the saved session had, unless the user wants it otherwise.
+  // Completes the options that the command line leaves open by those of the saved session.
   void fill(SessionOptions& options) const {
     if (options.context == 0) options.context = int(head_.context);
     if (options.kv == KvType::automatic) options.kv = head_.kv_f32 ? KvType::f32 : KvType::q8;
   }
 
-  // Throws Failure.
+  // Restores the session and returns its text. Throws Failure.
   SavedText restore(Session& session) {
     std::string note, error;
     const ReadBytes from_file = [&](void* data, size_t n) { return read(data, n); };
-    if (!restore_session(session, bytes_, from_file, note, error)) refuse(error);
+    if (!restore_session(session, bytes_, from_file, note, error)) fail(error);
     SavedText text;
-    if (!text.read(note, session.vocab_size(), session.position()))
-      refuse("note: expected the text's tokens, found something else; another program saved this session");
+    if (!text.from_bytes(note, session.vocab_size(), session.position()))
+      fail("note: expected the tokens of the text; another program saved this session");
     return text;
   }
 
@@ -77,23 +80,22 @@ class SessionFile {
   struct Close {
     void operator()(std::FILE* file) const { std::fclose(file); }
   };
-  [[noreturn]] void refuse(const std::string& why) const { throw Failure{1, name_ + ": " + why}; }
+  [[noreturn]] void fail(const std::string& why) const { throw Failure{1, name_ + ": " + why}; }
   bool read(void* data, size_t n) { return std::fread(data, 1, n, file_.get()) == n; }
 
   std::string name_;
   std::unique_ptr<std::FILE, Close> file_;
   SavedSession head_ = {};
-  uint64_t bytes_ = 0;
+  uint64_t bytes_ = 0;  // size of the file
 };
 
-// Throws Failure.
-inline void save(const Session& session, const SavedText& text, NewFile& file) {
+// Writes the file of --save. Throws Failure.
+inline void write_session_file(const Session& session, const SavedText& text, NewFile& file) {
   std::string error;
-  const bool good = save_session(
-      session, text.bytes(), [&](const void* p, size_t n) { return file.write(p, n); }, error);
+  const WriteBytes write = [&](const void* data, size_t n) { return file.write(data, n); };
+  const bool good = save_session(session, text.to_bytes(), write, error);
   if (!good && file.good()) throw Failure{1, error};
   file.finish();
 }
 
 }  // namespace pocket::cli
-#endif  // POCKET_SESSION_FILE_HPP

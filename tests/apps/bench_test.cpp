@@ -1,5 +1,5 @@
-// bench_test.cpp: the measuring program as its users run it. What it measures depends on the machine; that it is all
-// there, of a size that can be, and consistent does not. KL divergence is compared with a naive computation.
+// bench_test.cpp: runs apps/bench/bench as its users do. The measured values depend on the machine, so the tests check
+// that all are present, plausible and consistent. The KL divergence is compared with a naive computation.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
@@ -9,18 +9,19 @@
 #include <sstream>
 
 #include "../../export/random_model.hpp"
-#include "../support/tiny_model.hpp"
 #include "../support/program.hpp"
+#include "../support/tiny_model.hpp"
 
-namespace {
+namespace bench_test {
 
 using namespace pocket;
 using nlohmann::json;
 
-/// Two windows of 512 positions and a vocabulary of bytes and syllables.
+/// A context longer than a window of 512 tokens, and a vocabulary of bytes and syllables.
 Config kl_config() {
   Config c = tiny::small_config();
-  c.vocab_size = 400, c.max_seq_len = 600;
+  c.vocab_size = 400;
+  c.max_seq_len = 600;
   return c;
 }
 
@@ -53,7 +54,7 @@ class Bench : public testing::Test {
     args.insert(args.begin(), POCKET_BENCH);
     return run_program(args, options);
   }
-  /// The object that --json prints, alone on its line.
+  /// The object printed by --json, which is one line.
   static json object(std::vector<std::string> args) {
     args.push_back("--json");
     const ProgramResult r = bench(args);
@@ -69,7 +70,7 @@ class Bench : public testing::Test {
 };
 TemporaryFolder* Bench::folder = nullptr;
 
-TEST_F(Bench, HelpTeaches) {
+TEST_F(Bench, HelpListsTheOptions) {
   const ProgramResult r = bench({"--help"});
   EXPECT_EQ(r.status, 0);
   EXPECT_EQ(r.err, "");
@@ -77,7 +78,7 @@ TEST_F(Bench, HelpTeaches) {
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
-TEST_F(Bench, WrongUsageIsNamed) {
+TEST_F(Bench, RejectsWrongUsage) {
   const std::string m = file("tiny-", "q4");
   expect_failure(2, {}, {"no model given", "export/convert"});
   expect_failure(2, {m, m}, {"one model only", "--kl"});
@@ -85,11 +86,11 @@ TEST_F(Bench, WrongUsageIsNamed) {
   expect_failure(2, {m, "--threads", "0"}, {"--threads: expected a whole number from 1 to 256, found '0'"});
   expect_failure(2, {m, "--threads", "1,"}, {"--threads: expected a whole number", "found ''"});
   expect_failure(2, {m, "--threads", "1,x"}, {"found 'x'"});
-  expect_failure(2, {m, "--threads"}, {"--threads: expected LIST behind it"});
-  expect_failure(2, {m, "--kernel", "scalar,mmx"}, {"--kernel: expected", "scalar", "found 'mmx'"});
+  expect_failure(2, {m, "--threads"}, {"--threads requires a value: LIST"});
+  expect_failure(2, {m, "--kernel", "scalar,mmx"}, {"--kernel", "'mmx' is not supported", "scalar"});
   expect_failure(2, {m, "--quick=1"}, {"--quick=1: takes no value"});
-  expect_failure(2, {m, "--kl", m}, {"--kl: expected a text too, with -f FILE"});
-  expect_failure(2, {m, "-f", m}, {"-f: expected --kl REFERENCE too"});
+  expect_failure(2, {m, "--kl", m}, {"--kl requires a text: -f FILE"});
+  expect_failure(2, {m, "-f", m}, {"-f requires", "--kl REFERENCE"});
   expect_failure(2, {m, "--kl", m, "-f", m, "--quick"}, {"--kl", "--quick"});
   expect_failure(2, {m, "--kl", m, "-f", m, "--threads", "1,2"}, {"one of each"});
   expect_failure(2, {m, "--worker", "--kernel", "scalar,scalar"}, {"one of each"});
@@ -105,7 +106,7 @@ void expect_within(const json& value, double low, double high, const char* what)
   EXPECT_LE(value.get<double>(), high) << what;
 }
 
-/// One kernel set and number of threads. int8: whether its share of an int8 rate can be.
+/// Checks the speeds of one kernel set and number of threads. int8: the int8 rate is measured.
 void check_speed(const json& s, const json& model, bool int8) {
   const double bytes = model.at("bytes_per_token"), weights = model.at("weights");
   expect_within(s.at("read_gb_s"), 0.01, 1e5, "read_gb_s");
@@ -124,7 +125,7 @@ void check_speed(const json& s, const json& model, bool int8) {
   for (const json& g : s.at("generate")) {
     expect_within(g.at("tok_s"), 1, 1e9, "tok_s");
     EXPECT_NEAR(g.at("gb_s"), double(g.at("tok_s")) * bytes / 1e9, double(g.at("gb_s")) * 1e-6);
-    expect_within(g.at("read_share"), 1e-9, 1e3, "read_share");  // what lies in a cache is read faster than memory
+    expect_within(g.at("read_share"), 1e-9, 1e3, "read_share");  // above 1 if the weights fit in a cache
   }
   EXPECT_EQ(s.at("generate")[0].at("depth"), 0);
   EXPECT_EQ(s.at("generate")[1].at("depth"), 237);
@@ -148,7 +149,7 @@ TEST_F(Bench, MeasuresSpeedAndMemory) {
     EXPECT_EQ(machine.at("read")[i].at("threads"), i + 1);
     expect_within(machine.at("read")[i].at("gb_s"), 0.01, 1e5, "gb_s");
   }
-  EXPECT_EQ(machine.at("int8").size(), 2 * (kernel_names().size() - 1));  // all but scalar have an instruction for it
+  EXPECT_EQ(machine.at("int8").size(), 2 * (kernel_names().size() - 1));  // all but scalar have an instruction
   for (const json& rate : machine.at("int8")) expect_within(rate.at("top_s"), 1e-4, 1e4, "top_s");
 
   ASSERT_EQ(r.at("speed").size(), 4u);
@@ -167,30 +168,30 @@ TEST_F(Bench, MeasuresSpeedAndMemory) {
   for (int i = 0; i < 2; i++) {
     const json& m = r.at("memory")[i];
     EXPECT_EQ(m.at("tokens"), i == 0 ? 128 : 256);
-    expect_within(m.at("peak_bytes"), 1e6, 1e9, "peak_bytes");  // the program itself, and not the memory that is read
+    expect_within(m.at("peak_bytes"), 1e6, 1e9, "peak_bytes");  // without the memory that is read to measure bandwidth
     EXPECT_NEAR(m.at("expected_bytes"), m.at("peak_bytes"), 0.3 * double(m.at("peak_bytes")));
   }
 }
 
-TEST_F(Bench, FloatsHaveNoShareOfInt8) {
+TEST_F(Bench, F32HasNoInt8Share) {
   const json r = object({file("tiny-", "f32"), "--quick", "--threads", "1"});
   ASSERT_EQ(r.at("speed").size(), 1u);
   EXPECT_TRUE(r.at("speed")[0].at("int8_top_s").is_null());
   check_speed(r.at("speed")[0], r.at("model"), false);
 }
 
-TEST_F(Bench, ATableForPeople) {
+TEST_F(Bench, PrintsATable) {
   const ProgramResult r = bench({file("tiny-", "q4"), "--quick", "--threads", "1"});
   EXPECT_EQ(r.status, 0) << r.err;
   for (const char* words : {"0.1 M weights in q4", "reading memory", "prompt of 32", "prompt of 256",
                             "generating at depth 0", "generating at depth 237", "% of depth 0", "opening the model",
                             "process start to first token", "peak memory,   128 tokens", "GB/s", "tok/s", "TOP/s"})
     EXPECT_NE(r.out.find(words), std::string::npos) << words << " in " << r.out;
-  std::istringstream progress(r.err);  // a line now and then
+  std::istringstream progress(r.err);  // a line every few seconds
   for (std::string line; std::getline(progress, line);) EXPECT_EQ(line.rfind("bench: ", 0), 0u) << line;
 }
 
-TEST_F(Bench, AnInterruptEndsItWithoutATable) {
+TEST_F(Bench, InterruptPrintsNoTable) {
   ProgramOptions options;
   options.interrupt_after_ms = 300;
   const ProgramResult r = bench({file("tiny-", "q4")}, options);
@@ -198,7 +199,7 @@ TEST_F(Bench, AnInterruptEndsItWithoutATable) {
   EXPECT_EQ(r.out, "");
 }
 
-TEST_F(Bench, AWorkerAnswersLineByLine) {
+TEST_F(Bench, WorkerAnswersEachCommand) {
   ProgramOptions options;
   options.input = "prompt 4\ngenerate 3\ngenerate 252\npeak\nexpected 8\nexpected 256\nprompt 256\n";
   const std::vector<std::string> args = {"--worker", file("tiny-", "q4"), "--threads", "1", "--kernel", "scalar"};
@@ -210,7 +211,7 @@ TEST_F(Bench, AWorkerAnswersLineByLine) {
   for (const double seconds : {n[0], n[1], n[2], n[6]}) EXPECT_TRUE(seconds > 0 && seconds < 60) << seconds;
   EXPECT_LT(n[1], n[2]);
   EXPECT_GT(n[3], 1e6);
-  EXPECT_LT(n[4], n[5]);  // keys and values of 248 more tokens
+  EXPECT_LT(n[4], n[5]);  // by the keys and values of 248 tokens
 
   for (const char* command : {"dance 1", "prompt", "prompt 0", "generate -1", "prompt x"}) {
     options.input = command + std::string("\n");
@@ -227,13 +228,13 @@ TEST_F(Bench, AWorkerAnswersLineByLine) {
 
 // ---- Quality ----
 
-/// What --kl says, computed from the logits that run writes, the plain way.
+/// The results of --kl, computed naively from the logits written by run.
 struct NaiveDivergence {
   std::vector<double> kl;
   double surprise[2] = {}, squares[2] = {};
   int same = 0;
 
-  /// The logits of a window's ids (tokens, vocab) in both models: model, reference.
+  /// Adds a window. logits: (tokens, vocab) of the model and of the reference.
   void add(const std::vector<std::vector<double>> logits[2], const std::vector<int>& ids, size_t from) {
     for (size_t t = from; t < ids.size(); t++) {
       std::vector<double> p[2];
@@ -242,10 +243,14 @@ struct NaiveDivergence {
         const std::vector<double>& row = logits[m][t - 1];
         best[m] = size_t(std::max_element(row.begin(), row.end()) - row.begin());
         double sum = 0;
-        for (const double l : row) p[m].push_back(std::exp(l)), sum += p[m].back();
+        for (const double l : row) {
+          p[m].push_back(std::exp(l));
+          sum += p[m].back();
+        }
         for (double& v : p[m]) v /= sum;
         const double nats = -std::log(p[m][size_t(ids[t])]);
-        surprise[m] += nats, squares[m] += nats * nats;
+        surprise[m] += nats;
+        squares[m] += nats * nats;
       }
       kl.push_back(0);
       for (size_t i = 0; i < p[0].size(); i++) kl.back() += p[1][i] * std::log(p[1][i] / p[0][i]);
@@ -257,8 +262,8 @@ struct NaiveDivergence {
     const double n = double(kl.size()), mean = surprise[m] / n;
     return perplexity(m) * std::sqrt((squares[m] / n - mean * mean) / n);
   }
-  /// Between the two nearest in rank.
-  double at_share(double q) const {
+  /// The q-quantile of the KL divergences, interpolated.
+  double quantile(double q) const {
     std::vector<double> sorted = kl;
     std::sort(sorted.begin(), sorted.end());
     const double rank = q * double(kl.size() - 1), part = rank - std::floor(rank);
@@ -288,7 +293,7 @@ std::string random_text(int words) {
   return text;
 }
 
-/// Ids of a text to a model.
+/// Encodes a text with the tokenizer of a model.
 std::vector<int> encode(const std::string& model_file, const std::string& text) {
   Model model;
   EXPECT_TRUE(model.open(model_file.c_str())) << model.error;
@@ -302,8 +307,8 @@ void expect_same(const json& found, const NaiveDivergence& expected) {
   EXPECT_EQ(found.at("positions"), n);
   const auto near = [](const json& value, double to) { EXPECT_NEAR(value, to, 1e-7 * std::fabs(to)); };
   near(found.at("kl").at("mean"), std::accumulate(expected.kl.begin(), expected.kl.end(), 0.0) / n);
-  near(found.at("kl").at("median"), expected.at_share(0.5));
-  near(found.at("kl").at("p99"), expected.at_share(0.99));
+  near(found.at("kl").at("median"), expected.quantile(0.5));
+  near(found.at("kl").at("p99"), expected.quantile(0.99));
   near(found.at("same_top_share"), expected.same / n);
   for (const int m : {0, 1}) {
     const json& perplexity = found.at("perplexity").at(m == 0 ? "model" : "reference");
@@ -312,7 +317,7 @@ void expect_same(const json& found, const NaiveDivergence& expected) {
   }
 }
 
-TEST_F(Bench, DivergenceIsThatOfANaiveComputation) {
+TEST_F(Bench, DivergenceMatchesANaiveComputation) {
   const std::string files[2] = {file("kl-", "q4"), file("kl-", "f32")};
   const std::string text = random_text(350), path = folder->write("text.txt", text);
   const std::vector<int> ids = encode(files[0], text);
@@ -328,7 +333,7 @@ TEST_F(Bench, DivergenceIsThatOfANaiveComputation) {
   const json found = object({files[0], "--kl", files[1], "-f", path});
   EXPECT_EQ(found.at("tokens"), ids.size());
   EXPECT_EQ(found.at("positions"), 512);
-  EXPECT_GT(found.at("kl").at("mean"), 1e-4);  // there is something to compare
+  EXPECT_GT(found.at("kl").at("mean"), 1e-4);  // the models differ
   EXPECT_LT(found.at("same_top_share"), 1);
   expect_same(found, expected);
   // --perplexity counts the same tokens.
@@ -340,7 +345,7 @@ TEST_F(Bench, DivergenceIsThatOfANaiveComputation) {
   }
 }
 
-TEST_F(Bench, AShortTextCountsFromItsSecondToken) {
+TEST_F(Bench, CountsAShortTextFromItsSecondToken) {
   const std::string files[2] = {file("kl-", "q4"), file("kl-", "f32")}, text = random_text(15);
   const std::vector<int> ids = encode(files[0], text);
   const std::vector<std::vector<double>> logits[2] = {logits_of(files[0], ids, 400), logits_of(files[1], ids, 400)};
@@ -349,7 +354,7 @@ TEST_F(Bench, AShortTextCountsFromItsSecondToken) {
   expect_same(object({files[0], "--kl", files[1], "-f", folder->write("short.txt", text)}), expected);
 }
 
-TEST_F(Bench, AModelDoesNotDivergeFromItself) {
+TEST_F(Bench, ModelDoesNotDivergeFromItself) {
   const std::string m = file("kl-", "q4"), path = folder->write("itself.txt", random_text(250));
   const json found = object({m, "--kl", m, "-f", path, "--threads", "1", "--kernel", "scalar"});
   EXPECT_EQ(found.at("kl").at("mean"), 0);
@@ -362,7 +367,7 @@ TEST_F(Bench, AModelDoesNotDivergeFromItself) {
     EXPECT_NE(table.out.find(words), std::string::npos) << words << " in " << table.out;
 }
 
-TEST_F(Bench, OnlyModelsOfOneVocabularyAreCompared) {
+TEST_F(Bench, RejectsModelsWithOtherVocabularies) {
   const std::string m = file("kl-", "q4"), text = folder->write("some.txt", "bada bodi");
   expect_failure(1, {m, "--kl", file("tiny-", "q4"), "-f", text}, {"same vocabulary", "400", "512"});
   const std::string other = folder->file("other.bin");
@@ -373,7 +378,7 @@ TEST_F(Bench, OnlyModelsOfOneVocabularyAreCompared) {
   expect_failure(1, {m, "--kl", m, "-f", folder->write("empty.txt", "")}, {"empty.txt", "at least 2 tokens"});
 }
 
-TEST_F(Bench, LogitsThatAreNoNumbersAreNotAveraged) {
+TEST_F(Bench, RejectsLogitsThatAreNotFinite) {
   const std::string path = folder->file("huge.bin");
   write_model(path, kl_config(), Type::f32, "",
               [](const TensorSpec& spec, int64_t first, int64_t n, float* out, std::string& e) {
@@ -383,7 +388,7 @@ TEST_F(Bench, LogitsThatAreNoNumbersAreNotAveraged) {
                 return true;
               });
   expect_failure(1, {path, "--kl", file("kl-", "f32"), "-f", folder->write("some.txt", "bada bodi")},
-                 {"token 0: the logits of a model are no numbers"});
+                 {"token 0: the logits of a model are not finite"});
 }
 
-}  // namespace
+}  // namespace bench_test

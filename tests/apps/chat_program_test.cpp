@@ -1,15 +1,15 @@
-// chat_program_test.cpp: ./run -m chat as its users run it, through pipes and on a terminal.
+// chat_program_test.cpp: ./run -m chat as users run it, through pipes and on a terminal.
 #include <gtest/gtest.h>
 
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "../support/test_data.hpp"
 #include "../support/terminal.hpp"
+#include "../support/test_data.hpp"
 
-namespace {
+namespace chat_program_test {
 
-// A small model with random weights, told that it chats.
+// Small models with random weights and a chat template.
 class ChatProgram : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -18,7 +18,7 @@ class ChatProgram : public testing::Test {
       const auto made = run_program({POCKET_CONVERT, "--random", "tiny", "--template", name, "-o", model(name)});
       ASSERT_EQ(made.status, 0) << made.err;
     }
-    // Of so many tokens the one that ends a reply does not come.
+    // With so many tokens, the stop token is never sampled.
     const auto made = run_program(
         {POCKET_CONVERT, "--random", "stories15m", "--type", "q8", "--template", "plain", "-o", model("endless")});
     ASSERT_EQ(made.status, 0) << made.err;
@@ -26,7 +26,7 @@ class ChatProgram : public testing::Test {
   static void TearDownTestSuite() { delete folder; }
   static std::string model(const std::string& name = "plain") { return folder->file(name + ".bin"); }
 
-  // Chats by pipes, with these lines of input.
+  // A chat through pipes, with these lines of input.
   static ProgramResult chat(const std::vector<std::string>& lines, std::vector<std::string> options = {}) {
     std::vector<std::string> args = {POCKET_RUN, model(), "-m", "chat", "-n", "12", "-t", "0", "-r", "2"};
     ProgramOptions input;
@@ -39,8 +39,9 @@ class ChatProgram : public testing::Test {
 };
 TemporaryFolder* ChatProgram::folder = nullptr;
 
-#define EXPECT_HAS(text, what) EXPECT_NE((text).find(what), std::string::npos) << (what) << " in " << (text)
+#define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (part) << " in " << (text)
 
+// Number of control characters that a terminal must not get.
 int controls(const std::string& s) {
   int n = 0;
   for (size_t i = 0; i < s.size(); i++)
@@ -51,14 +52,14 @@ int controls(const std::string& s) {
 
 // ---- Templates ----
 
-TEST_F(ChatProgram, ATemplateIsChosenByName) {
+TEST_F(ChatProgram, ChoosesATemplateByName) {
   const ProgramResult zephyr = chat({"hi"}, {"--template", "zephyr"});
   ASSERT_EQ(zephyr.status, 0) << zephyr.err;
   ProgramOptions hi;
   hi.input = "hi\n";
   EXPECT_EQ(zephyr.out,
             run_program({POCKET_RUN, model("zephyr"), "-m", "chat", "-n", "12", "-t", "0", "-r", "2"}, hi).out);
-  EXPECT_NE(zephyr.out, chat({"hi"}).out) << "the model's own, which is plain";
+  EXPECT_NE(zephyr.out, chat({"hi"}).out) << "the model's own template is plain";
   const auto fails = [&](int status, const std::vector<std::string>& args, const std::vector<std::string>& words) {
     std::vector<std::string> all = {POCKET_RUN, model()};
     all.insert(all.end(), args.begin(), args.end());
@@ -66,10 +67,10 @@ TEST_F(ChatProgram, ATemplateIsChosenByName) {
   };
   fails(2, {"-m", "chat", "--template", "poem"}, {"--template: expected one of zephyr, chatml", "found 'poem'"});
   fails(1, {"-m", "chat", "--template", "chatml"}, {"plain.bin: --template chatml: expected the token <|im_start|>"});
-  fails(2, {"-i", "a", "--template", "plain"}, {"--template: is for -m chat"});
+  fails(2, {"-i", "a", "--template", "plain"}, {"--template is only valid with -m chat"});
 }
 
-TEST_F(ChatProgram, TheConverterIsToldATemplate) {
+TEST_F(ChatProgram, ConverterTakesATemplateName) {
   const TemporaryFolder t;
   const auto convert = [&](const std::string& name) {
     return run_program({POCKET_CONVERT, "--random", "tiny", "--template", name, "-o", t.file("m.bin")});
@@ -81,8 +82,8 @@ TEST_F(ChatProgram, TheConverterIsToldATemplate) {
   EXPECT_HAS(run_program({POCKET_CONVERT, "--help"}).out, "vicuna-lines, or plain");
 }
 
-// A checkpoint whose template is a program nobody knows: said with the choices, and the model still converts.
-TEST_F(ChatProgram, AnUnknownTemplateIsSaidToBeUnknown) {
+// A checkpoint with an unknown template program is converted, with a warning that lists the choices.
+TEST_F(ChatProgram, UnknownTemplateIsReported) {
   NEED_DATA(weights, "hf/gqa-f32");
   const TemporaryFolder t;
   for (const auto& entry : std::filesystem::directory_iterator(weights))
@@ -119,7 +120,7 @@ TEST_F(ChatProgram, UndoResetAndTwoSlashes) {
   const std::string one = chat({"one"}).out, two = chat({"one", "two"}).out;
   ASSERT_EQ(two.rfind(one, 0), 0u);
   EXPECT_EQ(chat({"one", "x", "/undo", "two"}).out, chat({"one", "x"}).out + two.substr(one.size()))
-      << "the reply is what it would have been";
+      << "the reply is the same as without the removed message";
   EXPECT_EQ(chat({"two words", "/reset", "one"}).out, chat({"two words"}).out + one);
   const TemporaryFolder t;
   EXPECT_EQ(chat({"//help me", "/save " + t.file("c")}).status, 0);
@@ -129,17 +130,17 @@ TEST_F(ChatProgram, UndoResetAndTwoSlashes) {
   EXPECT_EQ(chat({"one\r"}).out, one);
 }
 
-TEST_F(ChatProgram, WhatIsNoCommandIsNamed) {
+TEST_F(ChatProgram, ReportsInvalidCommands) {
   const ProgramResult r = chat({"/hlep", "/xyzzyplugh", "/save", "/reset now", "/undo", "one"});
-  EXPECT_EQ(r.status, 1) << "a script wants to know";
+  EXPECT_EQ(r.status, 1) << "for scripts";
   for (const char* word :
-       {"/hlep: no such command; did you mean /help?", "/xyzzyplugh: no such command; /help lists them",
-        "/save: expected FILE", "/reset: takes no value", "/undo: there is no message"})
+       {"/hlep: no such command; did you mean /help?", "/xyzzyplugh: no such command; /help lists the commands",
+        "/save requires a value: FILE", "/reset: takes no value", "/undo: there is no message"})
     EXPECT_HAS(r.err, word);
-  EXPECT_EQ(r.out, chat({"one"}).out) << "and the chat goes on";
+  EXPECT_EQ(r.out, chat({"one"}).out) << "the chat continues";
 }
 
-TEST_F(ChatProgram, ASavedConversationGoesOn) {
+TEST_F(ChatProgram, LoadsASavedConversation) {
   const TemporaryFolder t;
   const std::string file = t.file("a conversation.json");
   const ProgramResult saved = chat({"one", "two", "/save " + file}, {"-y", "Be kind.", "--template", "zephyr"});
@@ -152,113 +153,113 @@ TEST_F(ChatProgram, ASavedConversationGoesOn) {
   const ProgramResult stats = chat({"/load " + file, "three", "/stats"}, {"--template", "zephyr"});
   EXPECT_EQ(stats.status, 0) << stats.err;
   EXPECT_HAS(stats.err, "loaded; messages: 2");
-  EXPECT_HAS(stats.err, "messages 3, forgotten 0; context");
+  EXPECT_HAS(stats.err, "messages 3, dropped 0; context");
 
   const ProgramResult broken =
       chat({"one", "/load " + t.write("broken", "[{\"role\": \"user\""), "/load " + t.file("none"), "two"});
   EXPECT_EQ(broken.status, 1);
   EXPECT_HAS(broken.err, "broken:1:17: expected");
   EXPECT_HAS(broken.err, "none: No such file");
-  EXPECT_EQ(broken.out, chat({"one", "two"}).out) << "the conversation is what it was";
+  EXPECT_EQ(broken.out, chat({"one", "two"}).out) << "the conversation is unchanged";
   EXPECT_EQ(chat({"one", "/save " + t.file("no/such/folder")}).status, 1);
   EXPECT_EQ(t.list(), "a conversation.json\nbroken\n");
 }
 
 // ---- The end of the context ----
 
-TEST_F(ChatProgram, TheOldestTurnsGo) {
+TEST_F(ChatProgram, DropsTheOldestTurns) {
   const ProgramResult r = chat({"one", "two", "three", "four", "/stats"}, {"--ctx", "48", "-y", "Be.", "-n", "16"});
   EXPECT_EQ(r.status, 0) << r.err;
-  EXPECT_HAS(r.err, "the context (48 tokens) is full, so the oldest messages are forgotten (");
-  EXPECT_HAS(r.err, "the system prompt stays");
-  EXPECT_HAS(r.err, "messages 4, forgotten ");
-  EXPECT_GE(std::count(r.out.begin(), r.out.end(), '\n'), 4) << "all are answered";
+  EXPECT_HAS(r.err, "the context (48 tokens) is full: dropped the oldest messages (");
+  EXPECT_HAS(r.err, "the system prompt is kept");
+  EXPECT_HAS(r.err, "messages 4, dropped ");
+  EXPECT_GE(std::count(r.out.begin(), r.out.end(), '\n'), 4) << "every message has a reply";
 }
 
-TEST_F(ChatProgram, AMessageThatDoesNotFitIsRefusedAndTheChatGoesOn) {
+TEST_F(ChatProgram, RejectsAMessageThatDoesNotFit) {
   const ProgramResult r = chat({"one", std::string(5000, 'x'), "two"});
   EXPECT_EQ(r.status, 1);
   EXPECT_HAS(r.err, "message: ");
-  EXPECT_HAS(r.err, "tokens, but the context has room for 256 tokens; shorten it, or give more with --ctx");
+  EXPECT_HAS(r.err, "tokens, but the context has room for 256; shorten it, or enlarge the context with --ctx");
   EXPECT_EQ(r.out, chat({"one", "two"}).out);
 }
 
-TEST_F(ChatProgram, AReplyAsLongAsTheContextEnds) {
+TEST_F(ChatProgram, ReplyEndsWhenTheContextIsFull) {
   const ProgramResult r = chat({"one"}, {"-n", "0", "-t", "5", "-p", "1", "-s", "3", "--ctx", "64"});
   EXPECT_EQ(r.status, 0) << r.err;
-  EXPECT_HAS(r.err, "the context (64 tokens) is full, so the reply ends here");
+  EXPECT_HAS(r.err, "the context (64 tokens) is full: the reply ends here");
 }
 
 // ---- On a terminal ----
 
-TEST_F(ChatProgram, CtrlCStopsTheReplyAndNotTheProgram) {
+TEST_F(ChatProgram, CtrlCStopsTheReply) {
   TerminalProgram t({POCKET_RUN, model("endless"), "-m", "chat", "-t", "3", "-p", "1", "-s", "1", "--ctx", "100000"});
-  ASSERT_TRUE(t.hears("> "));
+  ASSERT_TRUE(t.wait_for("> "));
   t.type("hi\n");
-  ASSERT_TRUE(t.hears_bytes(500));
+  ASSERT_TRUE(t.wait_for_bytes(500));
   t.type("\3");
-  ASSERT_TRUE(t.hears("run: stopped; another Ctrl-C ends the chat"));
-  ASSERT_TRUE(t.hears("> "));
+  ASSERT_TRUE(t.wait_for("run: stopped; press Ctrl-C again to end the chat"));
+  ASSERT_TRUE(t.wait_for("> "));
   t.type("/stats\n");
-  ASSERT_TRUE(t.hears("messages 1, forgotten 0"));
-  ASSERT_TRUE(t.hears("> "));
+  ASSERT_TRUE(t.wait_for("messages 1, dropped 0"));
+  ASSERT_TRUE(t.wait_for("> "));
   t.type("half a line\3");
-  ASSERT_TRUE(t.hears("another Ctrl-C ends the chat, and so does /quit"));
-  ASSERT_TRUE(t.hears("> "));
+  ASSERT_TRUE(t.wait_for("press Ctrl-C again or type /quit to end the chat"));
+  ASSERT_TRUE(t.wait_for("> "));
   t.type("/undo\n");
-  ASSERT_TRUE(t.hears("messages left: 0"));
-  ASSERT_TRUE(t.hears("> "));
+  ASSERT_TRUE(t.wait_for("messages left: 0"));
+  ASSERT_TRUE(t.wait_for("> "));
   t.type("\4");
-  EXPECT_EQ(t.ends(), 0) << t.output();
+  EXPECT_EQ(t.wait_for_exit(), 0) << t.output();
 }
 
-TEST_F(ChatProgram, CtrlCTwiceEndsIt) {
+TEST_F(ChatProgram, CtrlCTwiceEndsTheChat) {
   for (const bool at_the_prompt : {false, true}) {
     TerminalProgram t({POCKET_RUN, model("endless"), "-m", "chat", "-t", "3", "-p", "1", "-s", "1", "--ctx", "100000"});
-    ASSERT_TRUE(t.hears("> "));
+    ASSERT_TRUE(t.wait_for("> "));
     t.type("hi\n");
-    ASSERT_TRUE(t.hears_bytes(500));
+    ASSERT_TRUE(t.wait_for_bytes(500));
     t.type("\3");
-    const bool stopped = at_the_prompt ? t.hears("another Ctrl-C ends") && t.hears("> ") : t.hears("^C");
+    const bool stopped = at_the_prompt ? t.wait_for("press Ctrl-C again to end") && t.wait_for("> ") : t.wait_for("^C");
     ASSERT_TRUE(stopped);
-    usleep(20000);  // two that come at the same time are one to a program
+    usleep(20000);  // two signals at the same time would be one
     t.type("\3");
-    EXPECT_EQ(t.ends(), 130) << at_the_prompt;
+    EXPECT_EQ(t.wait_for_exit(), 130) << at_the_prompt;
   }
   TerminalProgram idle({POCKET_RUN, model(), "-m", "chat"});
-  ASSERT_TRUE(idle.hears("> "));
+  ASSERT_TRUE(idle.wait_for("> "));
   idle.type("\3");
-  ASSERT_TRUE(idle.hears("another Ctrl-C") && idle.hears("> "));
+  ASSERT_TRUE(idle.wait_for("press Ctrl-C again") && idle.wait_for("> "));
   idle.type("\3");
-  EXPECT_EQ(idle.ends(), 130);
+  EXPECT_EQ(idle.wait_for_exit(), 130);
 }
 
-// Most of the random model's tokens are single bytes, control characters among them.
-TEST_F(ChatProgram, ATerminalGetsNoEscapeSequences) {
+// Most tokens of the random model are single bytes, among them control characters.
+TEST_F(ChatProgram, TerminalGetsNoEscapeSequences) {
   const std::vector<std::string> hot = {"-t", "5", "-p", "1", "-s", "3", "-n", "200"};
-  EXPECT_GT(controls(chat({"hi"}, hot).out), 5) << "a pipe gets them all";
+  EXPECT_GT(controls(chat({"hi"}, hot).out), 5) << "a pipe gets all control characters";
   std::vector<std::string> args = {POCKET_RUN, model(), "-m", "chat"};
   args.insert(args.end(), hot.begin(), hot.end());
   const TemporaryFolder folder;
   TerminalProgram t(args);
-  ASSERT_TRUE(t.hears("> "));
+  ASSERT_TRUE(t.wait_for("> "));
   t.type("hi\n");
-  ASSERT_TRUE(t.hears("\n> "));
+  ASSERT_TRUE(t.wait_for("\n> "));
   t.type("/load " +
          folder.write("c",
                       "{\"messages\": \"\xC2\x9B"
                       "31m\"}") +
          "\n");
-  ASSERT_TRUE(t.hears("expected a list of messages"));
+  ASSERT_TRUE(t.wait_for("expected a list of messages"));
   t.type("/quit\n");
-  EXPECT_EQ(t.ends(), 0);
+  EXPECT_EQ(t.wait_for_exit(), 0);
   EXPECT_EQ(controls(t.output()), 0);
   EXPECT_GT(t.output().size(), 200u);
 }
 
 // ---- A real model ----
 
-// A reply with Chinese or emoji is whole characters wherever it is cut, and each is the beginning of the whole.
+// A reply with Chinese characters or emoji that is cut after n tokens consists of whole characters, for every n.
 TEST_F(ChatProgram, SmolLm2IsCutBetweenCharacters) {
   const std::string path = std::string(POCKET_SOURCE_DIR) + "/models/smollm2-135m-instruct.bin";
   NEED_FILE(smollm2, std::filesystem::exists(path) ? path : "", "models/smollm2-135m-instruct.bin");
@@ -284,18 +285,20 @@ TEST_F(ChatProgram, SmolLm2IsCutBetweenCharacters) {
       EXPECT_EQ(whole.compare(0, text.size(), text), 0) << text << " of " << whole;
       seen.push_back(text);
     }
-    EXPECT_NE(std::adjacent_find(seen.begin(), seen.end()), seen.end()) << "a token that was no whole character";
+    EXPECT_NE(std::adjacent_find(seen.begin(), seen.end()), seen.end()) << "one of the tokens is a part of a character";
   }
 }
 
-TEST_F(ChatProgram, SmolLm2GoesRoundInALoop) {
+TEST_F(ChatProgram, SmolLm2RepliesInALoopAreStopped) {
   const std::string path = std::string(POCKET_SOURCE_DIR) + "/models/smollm2-135m-instruct.bin";
   NEED_FILE(smollm2, std::filesystem::exists(path) ? path : "", "models/smollm2-135m-instruct.bin");
   const ProgramResult r = run_program(
       {POCKET_RUN, smollm2, "-m", "chat", "-t", "0", "-n", "400", "-i", "Repeat the word hello a hundred times."});
   EXPECT_EQ(r.status, 0);
-  EXPECT_HAS(r.err, "the reply went round in a loop of 2 tokens, so it was ended");
+  EXPECT_HAS(r.err, "stopped: the reply repeats the same 2 tokens");
   EXPECT_LT(r.out.size(), 2000u);
 }
 
-}  // namespace
+#undef EXPECT_HAS
+
+}  // namespace chat_program_test

@@ -1,18 +1,20 @@
-// cli_test.cpp: parts of the command line that are easier seen alone: the filter of stop texts, JSON, troff.
-#include "../../apps/cli/cli.hpp"
+// cli_test.cpp: units of the command line: the filter of stop texts, defaults of the arguments, JSON, troff.
+#include "../../apps/cli/options.hpp"
+#include "../../apps/cli/stop_filter.hpp"
 
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 
+#include "../../export/json_text.hpp"
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace cli_test {
 
 using namespace pocket;
 using cli::StopFilter;
 
-/// All that comes out of the filter; held: and what it keeps to itself at the end.
+// The output of the filter, and after it the text that is held back at the end.
 std::string filtered(const std::vector<std::string>& stops, const std::vector<std::string>& pieces, bool& stopped) {
   StopFilter filter(stops);
   std::string out;
@@ -24,7 +26,7 @@ std::string filtered(const std::vector<std::string>& stops, const std::vector<st
   return out + filter.flush();
 }
 
-/// The definition: the text before the stop text that is complete first, of those that end together the longest.
+// The definition: the text before the stop text that is complete first; of those that end together, the longest.
 std::string cut(const std::vector<std::string>& stops, const std::string& text, bool& stopped) {
   for (size_t end = 0; end <= text.size(); end++) {
     size_t at = std::string::npos;
@@ -38,7 +40,7 @@ std::string cut(const std::vector<std::string>& stops, const std::string& text, 
   return text;
 }
 
-TEST(StopFilter, CutsAtTheTextThatIsCompleteFirstHoweverItComes) {
+TEST(StopFilter, CutsAtTheFirstCompleteStopTextInAnyPieces) {
   tiny::Random random(1);
   const std::string letters[] = {"a", "b", "c", "\xC3\xA9", "\xC3\xA8", "\xE4\xB8\xAD", "\xF0\x9F\x98\x80"};
   int stops_found = 0;
@@ -51,7 +53,7 @@ TEST(StopFilter, CutsAtTheTextThatIsCompleteFirstHoweverItComes) {
     std::vector<std::string> stops, pieces;
     for (int k = random.below(4); k >= 0; k--) {
       stops.push_back(word(4));
-      if (i % 3 == 0 && stops.back().size() > 2) stops.back() = stops.back().substr(1);  // half a character
+      if (i % 3 == 0 && stops.back().size() > 2) stops.back() = stops.back().substr(1);  // starts within a character
     }
     std::string text;
     for (int k = 0; k < 8; k++) text += pieces.emplace_back(word(3));
@@ -65,7 +67,7 @@ TEST(StopFilter, CutsAtTheTextThatIsCompleteFirstHoweverItComes) {
   EXPECT_LT(stops_found, 18000);
 }
 
-TEST(StopFilter, GivesWhatCannotBeginAStopTextAtOnce) {
+TEST(StopFilter, HoldsBackOnlyPossibleBeginningsOfStopTexts) {
   const std::vector<std::string> stops = {"\n\nUser:", "</s>"};
   StopFilter filter(stops);
   EXPECT_EQ(filter.push("Hello"), "Hello");
@@ -80,7 +82,7 @@ TEST(StopFilter, GivesWhatCannotBeginAStopTextAtOnce) {
   EXPECT_EQ(filter.flush(), "");
 }
 
-TEST(StopFilter, NeverGivesHalfACharacter) {
+TEST(StopFilter, ReturnsWholeCharacters) {
   const std::vector<std::string> stops = {"\xA9!", "\x98\x80"};
   StopFilter filter(stops);
   EXPECT_EQ(filter.push("caf\xC3\xA9"), "caf");
@@ -89,19 +91,44 @@ TEST(StopFilter, NeverGivesHalfACharacter) {
   EXPECT_TRUE(filter.stopped);
 }
 
-TEST(JsonText, IsWhatOthersRead) {
+// ---- Arguments ----
+
+cli::Arguments parsed(std::vector<std::string> words) {
+  words.insert(words.begin(), "run");
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(&word[0]);
+  return cli::parse(int(argv.size()), argv.data());
+}
+
+// Without a model and without a prompt, the prompt is the beginning of a story. There may be no shipped model here.
+TEST(Arguments, DefaultPromptIsForTheShippedModelOnly) {
+  cli::Arguments a;
+  a.model = "model.bin";
+  cli::set_defaults(a);
+  EXPECT_EQ(a.prompt, "") << "a model that is named starts from BOS";
+  EXPECT_EQ(parsed({"model.bin", "-n", "5"}).prompt, "");
+  EXPECT_EQ(parsed({"model.bin", "-i", "x"}).prompt, "x");
+  EXPECT_EQ(parsed({"model.bin", "--words", "dog,cake"}).prompt, "Words: dog, cake\nStory:");
+}
+
+TEST(Arguments, RecordsTheGivenOptions) {
+  const cli::Arguments a = parsed({"model.bin", "-m", "chat", "--ctx=64", "-q"});
+  for (const char* name : {"--mode", "-m chat", "--ctx", "--quiet"}) EXPECT_TRUE(a.is_given(name)) << name;
+  for (const char* name : {"--prompt", "--threads"}) EXPECT_FALSE(a.is_given(name)) << name;
+  EXPECT_EQ(a.context, 64);
+}
+
+TEST(JsonText, IsReadByOtherParsers) {
   const std::string text = std::string("a\"b\\c\n\t\x01\x7F\0 caf\xC3\xA9 \xC2\x9B[31m \xF0\x9F\x98\x80", 28);
   const std::string written = json(text);
   EXPECT_EQ(nlohmann::json::parse(written), text);
   for (const char* control : {"\x7F", "\xC2\x9B", "\x01", "\n"})
-    EXPECT_EQ(written.find(control), std::string::npos) << "a terminal would obey it";
+    EXPECT_EQ(written.find(control), std::string::npos) << "a terminal would execute it";
   EXPECT_EQ(nlohmann::json::parse(json(std::string_view("\xFFx\xC3"))), "\uFFFDx\uFFFD");
   EXPECT_EQ(json(std::nan("")), "null");
   EXPECT_EQ(json_object({{"a", json_array({"1", "2"})}, {"b", json("x")}}), "{\"a\": [1, 2], \"b\": \"x\"}");
 }
 
-TEST(ManText, IsTakenAsItIs) {
-  EXPECT_EQ(cli::man_text(".a-b\n'c\\d \"e\".f"), "\\&.a\\-b\n\\&\\(aqc\\ed \\(dqe\\(dq.f");
-}
+TEST(ManText, EscapesTroff) { EXPECT_EQ(man_text(".a-b\n'c\\d \"e\".f"), "\\&.a\\-b\n\\&\\(aqc\\ed \\(dqe\\(dq.f"); }
 
-}  // namespace
+}  // namespace cli_test

@@ -1,6 +1,6 @@
-// conversation_test.cpp: the logic of a chat without a model: what is heard of the turns, what is forgotten, what is
-// saved and loaded, and when a text has locked into a loop.
-#include "../../apps/cli/chat.hpp"
+// conversation_test.cpp: the conversation of a chat without a model: its tokens, dropped turns, JSON files, and the
+// detection of loops.
+#include "../../apps/cli/conversation.hpp"
 
 #include <gtest/gtest.h>
 
@@ -8,20 +8,19 @@
 
 #include "../support/test_data.hpp"
 
-namespace {
+namespace conversation_test {
 
 using namespace pocket;
 using cli::Conversation;
-using cli::LoopWatch;
 
-/// A token for each byte, numbered from 10; 1 is BOS.
+// A token for each byte, numbered from 10; 1 is BOS.
 std::vector<int> encode(std::string_view text, bool bos) {
   std::vector<int> ids(bos ? 1 : 0, 1);
   for (char c : text) ids.push_back(10 + uint8_t(c));
   return ids;
 }
 
-/// Turns in brackets: S[system] U[message] R[reply].
+// A template with turns in brackets: S[system] U[message] R[reply].
 ChatTemplate brackets() {
   ChatTemplate chat;
   chat.slot[ChatTemplate::kSystemPrefix] = {{-1, "S["}};
@@ -33,27 +32,27 @@ ChatTemplate brackets() {
   return chat;
 }
 
-/// What is heard, as a text: ^ is BOS, <7> a token that was said.
-std::string heard(const Conversation& conversation) {
+// The tokens that the model processes, as a text: ^ is BOS, <7> a generated token.
+std::string tokens_of(const Conversation& conversation) {
   std::string text;
   for (int id : conversation.ids())
     text += id == 1 ? "^" : id < 10 ? "<" + std::to_string(id) + ">" : std::string(1, char(id - 10));
   return text;
 }
 
-// ---- What is heard ----
+// ---- Tokens ----
 
-TEST(Conversation, IsHeardAsItWasSaid) {
+TEST(Conversation, KeepsTheTokensOfGeneratedReplies) {
   const ChatTemplate chat = brackets();
   Conversation conversation(chat, encode, "kind");
-  EXPECT_EQ(heard(conversation), "^");
+  EXPECT_EQ(tokens_of(conversation), "^");
   conversation.turns = {{"one", "1", {}}, {"two", "22", {2, 2}}, {"three", "", {}}};
-  EXPECT_EQ(heard(conversation), "^S[kind]U[one]R[\n1]U[two]R[\n<2><2>]U[three]R[\n");
+  EXPECT_EQ(tokens_of(conversation), "^S[kind]U[one]R[\n1]U[two]R[\n<2><2>]U[three]R[\n");
   conversation.turns.back().reply_ids = {3};
-  EXPECT_EQ(heard(conversation), "^S[kind]U[one]R[\n1]U[two]R[\n<2><2>]U[three]R[\n<3>") << "and so far";
+  EXPECT_EQ(tokens_of(conversation), "^S[kind]U[one]R[\n1]U[two]R[\n<2><2>]U[three]R[\n<3>") << "a reply in progress";
 }
 
-TEST(Conversation, ARepliedTextBeginsAsAModelBeginsIt) {
+TEST(Conversation, LoadedReplyStartsAsAModelStartsIt) {
   ChatTemplate chat = brackets();
   Conversation conversation(chat, encode, "");
   conversation.turns = {{"one", "1", {}}};
@@ -68,60 +67,60 @@ TEST(Conversation, ARepliedTextBeginsAsAModelBeginsIt) {
     chat.slot[ChatTemplate::kReplyPrefix] = {{-1, prefix}};
     chat.trim = trim;
     conversation.turns[0].reply = reply;
-    EXPECT_EQ(heard(conversation), "^U[one]" + prefix + expected) << prefix << trim << reply;
+    EXPECT_EQ(tokens_of(conversation), "^U[one]" + prefix + expected) << prefix << trim << reply;
   }
   chat.slot[ChatTemplate::kReplyPrefix] = {};
   conversation.turns[0].reply = "1";
-  EXPECT_EQ(heard(conversation), "^U[one] 1") << "as Llama 2, where nothing is in front of a reply";
+  EXPECT_EQ(tokens_of(conversation), "^U[one] 1") << "as Llama 2, which has no reply prefix";
   chat.slot[ChatTemplate::kReplyPrefix] = {{7, ""}};
-  EXPECT_EQ(heard(conversation), "^U[one]<7>1") << "a token stands apart";
+  EXPECT_EQ(tokens_of(conversation), "^U[one]<7>1") << "a control token needs no space";
 }
 
-// ---- What is forgotten ----
+// ---- Dropped turns ----
 
-TEST(Conversation, TheOldestTurnsGoAndTheSystemPromptStays) {
+TEST(Conversation, DropsTheOldestTurnsAndKeepsTheSystemPrompt) {
   const ChatTemplate chat = brackets();
   Conversation conversation(chat, encode, "kind");
   for (const char* word : {"one", "two", "three", "four"}) conversation.turns.push_back({word, "r", {}});
   const size_t whole = conversation.ids().size();
-  EXPECT_EQ(conversation.make_room(whole), 0u) << "it fits";
-  EXPECT_EQ(conversation.make_room(whole - 1), 1u);
-  EXPECT_EQ(heard(conversation), "^S[kind]U[two]R[\nr]U[three]R[\nr]U[four]R[\nr");
-  EXPECT_EQ(conversation.heard(), 3u);
-  EXPECT_EQ(conversation.forgotten(), 1u);
-  EXPECT_EQ(conversation.make_room(0), 2u) << "the last one stays, whatever it takes";
-  EXPECT_EQ(heard(conversation), "^S[kind]U[four]R[\nr");
-  EXPECT_EQ(conversation.make_room(0), 0u);
-  EXPECT_EQ(conversation.turns.size(), 4u) << "they can still be saved";
+  EXPECT_EQ(conversation.drop_oldest(whole), 0u) << "it fits";
+  EXPECT_EQ(conversation.drop_oldest(whole - 1), 1u);
+  EXPECT_EQ(tokens_of(conversation), "^S[kind]U[two]R[\nr]U[three]R[\nr]U[four]R[\nr");
+  EXPECT_EQ(conversation.active(), 3u);
+  EXPECT_EQ(conversation.dropped(), 1u);
+  EXPECT_EQ(conversation.drop_oldest(0), 2u) << "the last turn is never dropped";
+  EXPECT_EQ(tokens_of(conversation), "^S[kind]U[four]R[\nr");
+  EXPECT_EQ(conversation.drop_oldest(0), 0u);
+  EXPECT_EQ(conversation.turns.size(), 4u) << "dropped turns can still be saved";
 }
 
-TEST(Conversation, UndoTakesTheLastTurnBackAndHearsTheOthersAgain) {
+TEST(Conversation, UndoRemovesTheLastTurnAndRestoresDroppedTurns) {
   const ChatTemplate chat = brackets();
   Conversation conversation(chat, encode, "");
   for (const char* word : {"one", "two", "three"}) conversation.turns.push_back({word, "r", {}});
-  conversation.make_room(0);
+  conversation.drop_oldest(0);
   EXPECT_TRUE(conversation.undo());
-  EXPECT_EQ(heard(conversation), "^U[one]R[\nr]U[two]R[\nr");
+  EXPECT_EQ(tokens_of(conversation), "^U[one]R[\nr]U[two]R[\nr");
   EXPECT_TRUE(conversation.undo());
   EXPECT_TRUE(conversation.undo());
-  EXPECT_EQ(heard(conversation), "^");
+  EXPECT_EQ(tokens_of(conversation), "^");
   EXPECT_FALSE(conversation.undo());
 }
 
-TEST(Conversation, ResetForgetsTheTurnsAlone) {
+TEST(Conversation, ResetKeepsTheSystemPrompt) {
   const ChatTemplate chat = brackets();
   Conversation conversation(chat, encode, "kind");
   conversation.turns = {{"one", "1", {}}, {"two", "2", {}}};
-  conversation.make_room(0);
+  conversation.drop_oldest(0);
   conversation.reset();
-  EXPECT_EQ(conversation.forgotten(), 0u);
+  EXPECT_EQ(conversation.dropped(), 0u);
   conversation.turns.push_back({"new", "", {}});
-  EXPECT_EQ(heard(conversation), "^S[kind]U[new]R[\n");
+  EXPECT_EQ(tokens_of(conversation), "^S[kind]U[new]R[\n");
 }
 
-// ---- Saved and loaded ----
+// ---- JSON files ----
 
-TEST(Conversation, ComesBackAsItWasSaved) {
+TEST(Conversation, LoadsASavedFileUnchanged) {
   const ChatTemplate chat = brackets();
   const TemporaryFolder t;
   std::string all;
@@ -147,12 +146,12 @@ TEST(Conversation, ComesBackAsItWasSaved) {
                                  "{\"role\": \"assistant\", \"content\": \"b\"}]}"),
                          error))
       << error;
-  EXPECT_EQ(heard(other), "^S[k\"ind\\]U[a]R[\nb") << "the system prompt that was there";
+  EXPECT_EQ(tokens_of(other), "^S[k\"ind\\]U[a]R[\nb") << "the system prompt stays";
   ASSERT_TRUE(other.load(t.write("e", "[]"), error)) << error;
   EXPECT_TRUE(other.turns.empty());
 }
 
-TEST(Conversation, ABrokenFileChangesNothing) {
+TEST(Conversation, InvalidFileLeavesItUnchanged) {
   const ChatTemplate chat = brackets();
   const TemporaryFolder t;
   Conversation conversation(chat, encode, "kind");
@@ -196,14 +195,14 @@ TEST(Conversation, ABrokenFileChangesNothing) {
 
 // ---- Loops ----
 
-/// After how many tokens a text is called a loop; 0: never.
+// Number of tokens after which a loop is detected; 0: never.
 size_t loops_after(const std::vector<int>& ids, LoopWatch watch = {}) {
   for (size_t i = 0; i < ids.size(); i++)
     if (watch.push(ids[i])) return i + 1;
   return 0;
 }
 
-TEST(LoopWatch, APassageOverAndOverIsALoop) {
+TEST(LoopWatch, DetectsARepeatedPassage) {
   for (int period : {1, 2, 3, 7, 24, 25, 60, 128})
     for (int before : {0, 5, 200}) {
       std::vector<int> ids;
@@ -214,16 +213,16 @@ TEST(LoopWatch, APassageOverAndOverIsALoop) {
       while (n < ids.size() && !watch.push(ids[n])) n++;
       EXPECT_EQ(n + 1, size_t(before + std::max(96, 4 * period))) << period;
       EXPECT_EQ(watch.period(), size_t(period));
-      EXPECT_EQ(watch.kept(), size_t(before + period)) << "once";
+      EXPECT_EQ(watch.kept(), size_t(before + period)) << "one repetition";
     }
 }
 
-TEST(LoopWatch, WhatGoesOnIsNone) {
+TEST(LoopWatch, IgnoresTextsThatGoOn) {
   std::vector<int> counting, almost, rare, few;
   for (int i = 0; i < 3000; i++) {
     counting.insert(counting.end(), {1, 2, 100 + i});   // "1, ", "2, ", ...
     almost.push_back(i % 90 == 89 ? 1000 + i : i % 3);  // a refrain, and then something new
-    rare.push_back(i % 129);                            // a passage longer than those that are looked for
+    rare.push_back(i % 129);                            // a passage longer than LoopWatch::kLongest
     few.push_back(i % 400 < 99 ? i % 33 : 10000 + i);   // three times
   }
   for (const auto& ids : {counting, almost, rare, few}) EXPECT_EQ(loops_after(ids), 0u);
@@ -231,4 +230,4 @@ TEST(LoopWatch, WhatGoesOnIsNone) {
   EXPECT_EQ(loops_after({1}), 0u);
 }
 
-}  // namespace
+}  // namespace conversation_test

@@ -1,13 +1,14 @@
-// generate_test.cpp: ./run -m generate: a text that stops and goes on another time, guesses, and what it tells of its
-// choices. The models are random and mostly make single bytes, so that texts often stop within a character.
+// generate_test.cpp: ./run -m generate: saved and resumed texts, --lookup, --json and --top. The models have random
+// weights and mostly generate single bytes, so that texts often stop within a character.
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 
-#include "../support/test_data.hpp"
 #include "../support/run_program.hpp"
+#include "../support/terminal.hpp"
+#include "../support/test_data.hpp"
 
-namespace {
+namespace generate_test {
 
 using Json = nlohmann::json;
 using Arguments = std::vector<std::string>;
@@ -18,19 +19,19 @@ class GenerateProgram : public RunProgram {
     args.insert(args.end(), more.begin(), more.end());
     return args;
   }
-  /// Half a text, saved, and the other half, whatever runs it.
+  // A text in two runs: saved by the first one, resumed by the second one with another kernel and thread count.
   static std::string in_two(const Arguments& args, int first, int second, const TemporaryFolder& t) {
     const std::string file = t.file("s.session");
-    const std::string begun = text(with(args, {"-n", std::to_string(first), "--save", file}));
+    const std::string beginning = text(with(args, {"-n", std::to_string(first), "--save", file}));
     Arguments rest = {args[0], "--resume", file, "-n", std::to_string(second), "--threads", "3", "--kernel", "scalar"};
-    for (size_t i = 3; i < args.size(); i++) rest.push_back(args[i]);  // all but the model and the prompt
-    const std::string whole = begun + text(rest);
+    for (size_t i = 3; i < args.size(); i++) rest.push_back(args[i]);  // the options after the model and the prompt
+    const std::string whole = beginning + text(rest);
     EXPECT_EQ(t.list(), "s.session\n");
     return whole;
   }
 };
 
-TEST_F(GenerateProgram, SavedAndResumedIsTheTextThatWasNeverInterrupted) {
+TEST_F(GenerateProgram, ResumedTextEqualsTheUninterruptedText) {
   const TemporaryFolder t;
   for (const char* type : {"q8", "f32"})
     for (const Arguments& how : {Arguments{"-t", "0"},
@@ -39,36 +40,37 @@ TEST_F(GenerateProgram, SavedAndResumedIsTheTextThatWasNeverInterrupted) {
                                  {"-s", "9", "-t", "3", "-p", "1", "--stop", "xy", "--stop", "\n"}}) {
       const Arguments args = with({model(type), "-i", "caf\xC3\xA9"}, how);
       const std::string whole = text(with(args, {"-n", "40"}));
-      if (how.back() == "\n" && whole.find('\n') != std::string::npos) continue;  // it stops before the cut
+      if (how.back() == "\n" && whole.find('\n') != std::string::npos) continue;  // it may stop before the cut
       for (int first : {1, 2, 3, 4, 5, 11, 20, 39})
         EXPECT_EQ(in_two(args, first, 40 - first, t), whole) << type << " " << how[1] << " " << first;
     }
 }
 
-TEST_F(GenerateProgram, ASessionGoesOnManyTimesInItsOwnFile) {
+TEST_F(GenerateProgram, SessionIsResumedAndSavedInTheSameFile) {
   const TemporaryFolder t;
   const std::string file = t.file("s");
   std::string parts = text({model(), "-i", "so", "-n", "10", "-s", "3", "--save", file});
   for (int i = 0; i < 4; i++) parts += text({model(), "--resume", file, "--save", file, "-n", "10"});
-  EXPECT_EQ(parts, text({model(), "-i", "so", "-n", "50", "-s", "3"})) << "the seed is the session's";
+  EXPECT_EQ(parts, text({model(), "-i", "so", "-n", "50", "-s", "3"})) << "with the seed of the session";
   EXPECT_NE(text({model(), "--resume", file, "-s", "4", "-n", "30"}), text({model(), "--resume", file, "-n", "30"}));
 }
 
-TEST_F(GenerateProgram, APromptMayBeAddedToASession) {
+TEST_F(GenerateProgram, PromptIsAppendedToASession) {
   const TemporaryFolder t;
   const std::string file = t.file("s");
   text({model(), "--ids", "1,5,6", "-n", "1", "-t", "0", "--save", file});
-  // What it said is a token that the session has not heard yet.
-  const Json said = Json::parse(run({model(), "--ids", "1,5,6", "-n", "1", "-t", "0", "--json", "--top", "1"}).err);
-  const std::string id = std::to_string(said["choices"][0]["id"].get<int>());
-  const std::string found = text({model(), "--resume", file, "--ids", "9,300", "-n", "20", "-t", "0"});
+  // The generated token is not processed yet.
+  const Json generated =
+      Json::parse(run({model(), "--ids", "1,5,6", "-n", "1", "-t", "0", "--json", "--top", "1"}).err);
+  const std::string id = std::to_string(generated["choices"][0]["id"].get<int>());
+  const std::string end = text({model(), "--resume", file, "--ids", "9,300", "-n", "20", "-t", "0"});
   const std::string whole = text({model(), "--ids", "1,5,6," + id + ",9,300", "-n", "20", "-t", "0"});
-  ASSERT_GE(whole.size(), found.size());
-  EXPECT_EQ(whole.substr(whole.size() - found.size()), found);
-  EXPECT_GT(found.size(), 10u);
+  ASSERT_GE(whole.size(), end.size());
+  EXPECT_EQ(whole.substr(whole.size() - end.size()), end);
+  EXPECT_GT(end.size(), 10u);
 }
 
-TEST_F(GenerateProgram, AFullContextGoesOnInALargerOne) {
+TEST_F(GenerateProgram, FullContextIsResumedInALargerOne) {
   const TemporaryFolder t;
   const std::string file = t.file("s");
   const std::string part = text({model(), "--ids", "1,5", "-n", "0", "--ctx", "20", "-s", "2", "--save", file});
@@ -79,12 +81,13 @@ TEST_F(GenerateProgram, AFullContextGoesOnInALargerOne) {
   expect_failure(1, {model(), "--resume", file, "--kv", "f32"}, {"keys and values: expected q8"});
 }
 
-TEST_F(GenerateProgram, WhatIsNoSessionOfThisModelIsRefused) {
+TEST_F(GenerateProgram, RejectsInvalidSessionFiles) {
   const TemporaryFolder t;
   const std::string file = t.file("s");
   text({model(), "-i", "so", "-n", "3", "--save", file});
   const std::string bytes = read_file(file);
-  expect_failure(1, {model("q4"), "--resume", file}, {file, "model: expected ", "it goes on only with the file"});
+  expect_failure(1, {model("q4"), "--resume", file},
+                 {file, "model: expected ", "a session needs the model it was saved with"});
   for (size_t n = 0; n <= 64; n++)
     expect_failure(1, {model(), "--resume", t.write("cut", bytes.substr(0, n))}, {"cut: size: expected "});
   for (const size_t n : {size_t(70), bytes.size() / 2, bytes.size() - 1})
@@ -99,7 +102,7 @@ TEST_F(GenerateProgram, WhatIsNoSessionOfThisModelIsRefused) {
   expect_failure(1, {model(), "--resume", t.path()}, {"no regular file"});
 }
 
-TEST_F(GenerateProgram, ASessionThatCannotBeWrittenLeavesNothing) {
+TEST_F(GenerateProgram, FailedSaveLeavesNoFile) {
   const TemporaryFolder t;
   expect_failed(run({model(), "-i", "", "-n", "3", "--save", t.file("no/such/folder")}), 1, {"No such file"});
   ProgramOptions small;
@@ -108,7 +111,7 @@ TEST_F(GenerateProgram, ASessionThatCannotBeWrittenLeavesNothing) {
   EXPECT_EQ(t.list(), "");
 }
 
-TEST_F(GenerateProgram, CtrlCSaves) {
+TEST_F(GenerateProgram, CtrlCSavesTheSession) {
   const TemporaryFolder t;
   const std::string file = t.file("s");
   ProgramOptions options;
@@ -125,7 +128,7 @@ TEST_F(GenerateProgram, CtrlCSaves) {
   EXPECT_GT(r.out.size() + more.out.size(), whole.size() - 40);
 }
 
-TEST_F(GenerateProgram, GuessesChangeNothingButTheFigures) {
+TEST_F(GenerateProgram, LookupDoesNotChangeTheText) {
   for (const char* temperature : {"0", "0.8"})
     for (const char* seed : {"1", "2", "3"}) {
       const Arguments args = {model("q4"), "-i", "ab ab ab ab ab", "-n", "120", "-t", temperature, "-s", seed};
@@ -137,13 +140,13 @@ TEST_F(GenerateProgram, GuessesChangeNothingButTheFigures) {
   EXPECT_NE(run({model(), "-i", "ab ab", "--lookup"}).err.find("guesses right"), std::string::npos);
 }
 
-TEST_F(GenerateProgram, FiguresAsJson) {
+TEST_F(GenerateProgram, PrintsFiguresAsJson) {
   const auto r = run({model(), "--ids", "1,5,6", "-n", "7", "-s", "9007199254740991", "--json"});
   EXPECT_EQ(r.status, 0);
   const Json figures = Json::parse(r.err);
   EXPECT_EQ(figures["prompt_tokens"], 3);
   EXPECT_EQ(figures["new_tokens"], 7);
-  EXPECT_EQ(figures["position"], 9) << "the last one is said, but not heard";
+  EXPECT_EQ(figures["position"], 9) << "the last token is not processed";
   EXPECT_EQ(figures["seed"], 9007199254740991);
   EXPECT_EQ(figures["end"], "tokens");
   EXPECT_FALSE(figures.contains("choices"));
@@ -158,7 +161,7 @@ TEST_F(GenerateProgram, FiguresAsJson) {
   EXPECT_EQ(end({"-n", "30", "--stop", all.substr(letter, 1)}), "stop text");
 }
 
-TEST_F(GenerateProgram, TheLikeliestTokensOfEachChoice) {
+TEST_F(GenerateProgram, TopListsTheMostLikelyTokens) {
   const Arguments args = {model("f32"), "--ids", "1,5,6", "-n", "6", "-s", "2"};
   const Json all = Json::parse(run(with(args, {"--top", "512", "--json", "--lookup"})).err)["choices"];
   ASSERT_EQ(all.size(), 6u);
@@ -168,7 +171,8 @@ TEST_F(GenerateProgram, TheLikeliestTokensOfEachChoice) {
     for (const Json& token : choice["top"]) {
       const double p = token["p"];
       EXPECT_LE(p, before);
-      sum += p, before = p;
+      sum += p;
+      before = p;
       chosen |= token["id"] == choice["id"] && token["p"] == choice["p"] && token["text"] == choice["text"];
     }
     EXPECT_EQ(choice["top"].size(), 512u);
@@ -176,15 +180,38 @@ TEST_F(GenerateProgram, TheLikeliestTokensOfEachChoice) {
     EXPECT_TRUE(chosen);
   }
   const auto r = run(with(args, {"--top", "3", "-q"}));
-  EXPECT_EQ(r.out, text(args)) << "the text stays clean";
+  EXPECT_EQ(r.out, text(args)) << "the text is unchanged";
   EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 6) << r.err;
   EXPECT_EQ(r.err.rfind(all[0]["text"].dump(-1, ' ', false), 0), 0u) << r.err;
-  for (const char c : r.err) EXPECT_TRUE(c == '\n' || (uint8_t(c) >= 32 && c != 127)) << "nothing a terminal obeys";
+  for (const char c : r.err) EXPECT_TRUE(c == '\n' || (uint8_t(c) >= 32 && c != 127)) << "no control characters";
 }
 
-TEST_F(GenerateProgram, WhatIsForTextsAloneIsRefusedInAChat) {
+std::string without_carriage_returns(std::string text) {
+  text.erase(std::remove(text.begin(), text.end(), '\r'), text.end());
+  return text;
+}
+
+// On a terminal, the lines of --top follow the text.
+TEST_F(GenerateProgram, TopDoesNotInterruptTheTextOnATerminal) {
+  const Arguments args = {model("f32"), "-i", "so", "-n", "6", "-s", "2", "--top", "3", "-q"};
+  const auto piped = run(args);
+  ASSERT_EQ(piped.status, 0) << piped.err;
+  ProgramOptions terminal;
+  terminal.stderr_terminal = true;
+  const auto r = run(args, terminal);
+  EXPECT_EQ(r.out, piped.out);
+  ASSERT_NE(r.out.back(), '\n');
+  EXPECT_EQ(without_carriage_returns(r.err), "\n" + piped.err) << "the same lines, after the line of the text";
+
+  TerminalProgram t(with({POCKET_RUN}, args));
+  EXPECT_EQ(t.wait_for_exit(), 0);
+  const std::string shown = without_carriage_returns(t.output());
+  EXPECT_EQ(shown, pocket::without_controls(piped.out) + "\n" + piped.err);
+}
+
+TEST_F(GenerateProgram, RejectsOptionsThatAreNotValidInAChat) {
   for (const Arguments& args : {Arguments{"--save", "s"}, {"--resume", "s"}, {"--lookup"}, {"--top", "2"}})
-    expect_failure(2, with({model(), "-m", "chat"}, args), {args[0] + ": goes on with a text", "leave out -m chat"});
+    expect_failure(2, with({model(), "-m", "chat"}, args), {args[0] + " is not valid in a chat", "-m chat"});
 }
 
-}  // namespace
+}  // namespace generate_test

@@ -1,5 +1,5 @@
-// golden_test.cpp: real checkpoints through export/convert and ./run, against what others computed from them
-// (transformers in float64 or float32, llama-quantize, gguf-py; the reference data's README says which).
+// golden_test.cpp: real checkpoints through export/convert and ./run, against logits and texts of other programs
+// (transformers in float64 or float32, llama-quantize, gguf-py; the README of the reference data names them).
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -7,10 +7,10 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "../support/test_data.hpp"
 #include "../support/program.hpp"
+#include "../support/test_data.hpp"
 
-namespace {
+namespace golden_test {
 
 using Json = nlohmann::json;
 
@@ -22,7 +22,7 @@ std::string joined(const Json& ids) {
 
 class Golden : public testing::Test {
  protected:
-  // Converts, once each.
+  // The converted checkpoint. Each one is converted once.
   std::string converted(const std::string& in, const std::string& type, const std::string& tokenizer = "") {
     const std::string out = folder_.file(std::to_string(std::hash<std::string>{}(in)) + "." + type);
     if (std::filesystem::exists(out)) return out;
@@ -33,7 +33,7 @@ class Golden : public testing::Test {
     return out;
   }
 
-  // Logits (ids, vocab_size) of a list of ids.
+  // Logits, (ids, vocab_size), of a list of ids.
   std::vector<float> logits(const std::string& model, const std::string& ids) {
     const std::string out = folder_.file("logits");
     const ProgramResult r = run_program({POCKET_RUN, model, "--ids", ids, "--logits", out, "-q"});
@@ -45,15 +45,15 @@ class Golden : public testing::Test {
   }
 
   // The largest |difference| / (1 + |logit|) at some positions.
-  static double worst(const std::vector<float>& got, const Json& positions, const Json& expected) {
+  static double largest_difference(const std::vector<float>& got, const Json& positions, const Json& expected) {
     const size_t vocab = expected[0].size();
-    double worst = 0;
+    double largest = 0;
     for (size_t i = 0; i < positions.size(); i++)
       for (size_t v = 0; v < vocab; v++) {
         const double e = expected[i][v], g = got.at(positions[i].get<size_t>() * vocab + v);
-        worst = std::max(worst, std::fabs(g - e) / (1 + std::fabs(e)));
+        largest = std::max(largest, std::fabs(g - e) / (1 + std::fabs(e)));
       }
-    return worst;
+    return largest;
   }
 
   TemporaryFolder folder_;
@@ -64,7 +64,8 @@ TEST_F(Golden, Stories260K) {
   const std::string model = converted(checkpoint, "f32", data_path("tok512.model"));
   const Json golden = Json::parse(read_file(data_path("stories260K.golden.json")));
   EXPECT_EQ(run_program({POCKET_RUN, model, "-t", "0", "-n", "200", "-q"}).out, golden["greedy_text_200"]);
-  EXPECT_LT(worst(logits(model, joined(golden["greedy_ids"])), golden["positions"], golden["logits"]), 1e-4);
+  EXPECT_LT(largest_difference(logits(model, joined(golden["greedy_ids"])), golden["positions"], golden["logits"]),
+            1e-4);
 }
 
 // The folders in 16 bits are in huggingface_test.cpp.
@@ -72,7 +73,8 @@ TEST_F(Golden, HuggingFace) {
   for (const char* name : {"gqa-f32", "llama3-rope-sharded"}) {
     NEED_DATA(folder, std::string("hf/") + name);
     const Json golden = Json::parse(read_file(folder + "/golden.json"));
-    EXPECT_LT(worst(logits(converted(folder, "f32"), joined(golden["ids"])), golden["positions"], golden["logits"]),
+    EXPECT_LT(largest_difference(logits(converted(folder, "f32"), joined(golden["ids"])), golden["positions"],
+                                 golden["logits"]),
               1e-4)
         << name;
   }
@@ -84,7 +86,9 @@ TEST_F(Golden, Gguf) {
   const std::string ids = joined(golden["ids"]);
   EXPECT_EQ(golden["files"].size(), 15u);
   for (const auto& [file, expected] : golden["files"].items())
-    EXPECT_LT(worst(logits(converted(folder + "/" + file, "f32"), ids), golden["positions"], expected["logits"]), 1e-4)
+    EXPECT_LT(
+        largest_difference(logits(converted(folder + "/" + file, "f32"), ids), golden["positions"], expected["logits"]),
+        1e-4)
         << file;
 }
 
@@ -119,16 +123,16 @@ TEST_F(Golden, SmolLm2) {
   EXPECT_GT(choices, 100);
 }
 
-TEST_F(Golden, SmolLm2Answers) {
+TEST_F(Golden, SmolLm2AnswersAQuestion) {
   NEED_DOWNLOAD(checkpoint, kSmolLm2);
   const std::string model = converted(checkpoint, "f32");
   EXPECT_EQ(run_program({POCKET_RUN, model, "-m", "chat", "-t", "0", "-q", "-i", "What is the capital of France?"}).out,
             "The capital of France is Paris.\n");
 }
 
-// Every reply of a chat is what the model says to the whole conversation so far, laid out as its template has it. What
-// looks like a control token is text when a user types it.
-TEST_F(Golden, SmolLm2HearsTheWholeConversation) {
+// Every reply of a chat continues the tokens of the whole conversation, in the layout of the chat template. A control
+// token that a user types is plain text.
+TEST_F(Golden, SmolLm2RepliesToTheWholeConversation) {
   NEED_DOWNLOAD(checkpoint, kSmolLm2);
   const std::string model = converted(checkpoint, "q8");
   const std::vector<std::string> questions = {"My name is Zebulon.", "Say <|im_end|> twice.", "What is 2 + 2?"};
@@ -149,7 +153,7 @@ TEST_F(Golden, SmolLm2HearsTheWholeConversation) {
            start + "," + encoded("assistant\n");
     const ProgramResult all = run_program({POCKET_RUN, model, "--ids", ids, "-t", "0", "-n", "40", "-q"});
     ASSERT_EQ(all.status, 0) << all.err;
-    const size_t from = all.out.rfind("assistant\n") + 10;  // behind the prompt, which is shown without control tokens
+    const size_t from = all.out.rfind("assistant\n") + 10;  // after the prompt, which is printed without control tokens
     const std::string reply = all.out.substr(from);
     expected += reply + "\n";
     ids += "," + encoded(reply) + "," + end;
@@ -186,4 +190,4 @@ TEST_F(Golden, SmolLm2Quantized) {
   EXPECT_LT(q4, 0.5);
 }
 
-}  // namespace
+}  // namespace golden_test

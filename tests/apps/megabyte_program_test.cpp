@@ -1,19 +1,19 @@
-// megabyte_program_test.cpp: MEGABYTE models as their users convert and run them.
+// megabyte_program_test.cpp: MEGABYTE models as users convert and run them.
 #include <gtest/gtest.h>
 
 #include <filesystem>
 
-#include "../support/test_data.hpp"
 #include "../support/program.hpp"
+#include "../support/test_data.hpp"
 
-namespace {
+namespace megabyte_program_test {
 
 ProgramResult convert(std::vector<std::string> args) {
   args.insert(args.begin(), POCKET_CONVERT);
   return run_program(args);
 }
 
-/// A model of the public implementation, converted once to each type.
+// A model of the public implementation, converted to each type.
 class MegabyteProgram : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -33,7 +33,7 @@ class MegabyteProgram : public testing::Test {
     args.insert(args.begin(), POCKET_RUN);
     return run_program(args, options);
   }
-  /// The text that comes out, of a run that succeeds and says nothing else.
+  // The text on stdout of a run with -q. Expects success and nothing on stderr.
   static std::string text(std::vector<std::string> args) {
     args.push_back("-q");
     const ProgramResult r = run(args);
@@ -53,7 +53,7 @@ TemporaryFolder* MegabyteProgram::folder = nullptr;
   NEED_DATA(data, "megabyte"); \
   ASSERT_NE(folder, nullptr)
 
-TEST_F(MegabyteProgram, GoesOnWithATextTheSameOnEveryMachine) {
+TEST_F(MegabyteProgram, TextDoesNotDependOnKernelThreadsAndBatch) {
   NEED_MODEL();
   for (const char* type : {"f32", "q8", "q4"}) {
     const std::string expected = text({model(type), "-i", "Hello", "-n", "30", "-s", "1", "--threads", "1"});
@@ -69,7 +69,7 @@ TEST_F(MegabyteProgram, GoesOnWithATextTheSameOnEveryMachine) {
   }
 }
 
-TEST_F(MegabyteProgram, BeginsFromNothing) {
+TEST_F(MegabyteProgram, StartsFromAnEmptyPrompt) {
   NEED_MODEL();
   const std::string one = text({model(), "-n", "20", "-s", "1"});
   EXPECT_FALSE(one.empty());
@@ -77,7 +77,7 @@ TEST_F(MegabyteProgram, BeginsFromNothing) {
   EXPECT_NE(text({model(), "-n", "20", "-s", "2"}), one);
 }
 
-TEST_F(MegabyteProgram, ATextIsNoLongerThanTheModelIsMadeFor) {
+TEST_F(MegabyteProgram, TextIsAtMostAsLongAsTheTrainedContext) {
   NEED_MODEL();
   const std::string ids = "104,101,108,108,111";
   const ProgramResult r = run({model(), "--ids", ids, "-n", "0", "-t", "0", "--json"});
@@ -91,7 +91,7 @@ TEST_F(MegabyteProgram, ATextIsNoLongerThanTheModelIsMadeFor) {
   expect_failure(1, {model(), "-i", "abcde", "--ctx", "4"}, {"prompt: 5 bytes", "room for 4"});
 }
 
-TEST_F(MegabyteProgram, APromptIsBytesWhateverTheyAre) {
+TEST_F(MegabyteProgram, PromptMayBeAnyBytes) {
   NEED_MODEL();
   const std::string raw = folder->write("raw", "a\xFF\xC3(\x01");
   EXPECT_EQ(text({model(), "--encode", "a\xFF\xC3\xA9"}), "97,255,195,169\n");
@@ -102,16 +102,16 @@ TEST_F(MegabyteProgram, APromptIsBytesWhateverTheyAre) {
     EXPECT_EQ(read_file(folder->file("file")), read_file(folder->file("ids")));
   }
   const std::string zero = folder->write("zero", std::string("ab\0c", 4));
-  expect_failure(1, {model(), "-f", zero}, {zero, "byte 0 at offset 2", "has not learnt it as a part"});
+  expect_failure(1, {model(), "-f", zero}, {zero, "byte 0 at offset 2", "only as the end of a text"});
   expect_failure(1, {model(), "--ids", "1,0"}, {"--ids: byte 0 at offset 1"});
   expect_failure(1, {model(), "--perplexity", zero}, {"byte 0 at offset 2"});
   expect_failure(2, {model(), "--ids", "256"}, {"--ids", "0 to 255"});
 }
 
-TEST_F(MegabyteProgram, WhatMakesNoSenseIsRefused) {
+TEST_F(MegabyteProgram, RejectsUnsupportedOptions) {
   NEED_MODEL();
-  expect_failure(1, {model(), "-m", "chat"}, {"-m chat", "MEGABYTE", "knows no turns"});
-  expect_failure(1, {model(), "--words", "dog"}, {"--words", "MEGABYTE"});
+  expect_failure(1, {model(), "-m", "chat"}, {"-m chat", "MEGABYTE", "has no chat format"});
+  expect_failure(1, {model(), "--words", "dog"}, {"--words", "MEGABYTE", "was not trained on instructions"});
   expect_failure(1, {model(), "--save", folder->file("s")}, {"--save", "MEGABYTE"});
   expect_failure(1, {model(), "--resume", folder->file("s")}, {"--resume", "MEGABYTE"});
   expect_failure(1, {model(), "-z", folder->file("t")}, {"--tokenizer", "MEGABYTE"});
@@ -119,32 +119,32 @@ TEST_F(MegabyteProgram, WhatMakesNoSenseIsRefused) {
   EXPECT_FALSE(std::filesystem::exists(folder->file("s")));
 }
 
-TEST_F(MegabyteProgram, TellsOfItselfAndTestsItself) {
+TEST_F(MegabyteProgram, InfoSelfTestAndPerplexity) {
   NEED_MODEL();
   const ProgramResult info = run({model("q4"), "--info"});
   EXPECT_EQ(info.status, 0) << info.err;
   for (const char* word :
        {"0.6 M parameters: MEGABYTE, patches of 4 bytes, 4 heads of 32", "global: dim 96", "local: dim 64",
-        "made for 64 bytes", "rotary yes", "embedded no", "matrices q4", "source: model.pt", "memory in MB"})
+        "trained for 64 bytes", "rotary yes", "embedded no", "matrices q4", "source: model.pt", "memory in MB"})
     EXPECT_NE(info.out.find(word), std::string::npos) << word << " in " << info.out;
   for (const char* type : {"f32", "q8", "q4"}) {
     const std::string tested = text({model(type), "--selftest"});
-    EXPECT_NE(tested.find("kernel scalar: the logits are those that the file expects"), std::string::npos) << tested;
-    EXPECT_NE(tested.find("tensors: whole"), std::string::npos) << tested;
+    EXPECT_NE(tested.find("kernel scalar: logits match the self-test hash"), std::string::npos) << tested;
+    EXPECT_NE(tested.find("tensor checksum: ok"), std::string::npos) << tested;
   }
   std::string damaged = read_file(model("q4"));
   damaged[damaged.size() - 500] = char(damaged[damaged.size() - 500] ^ 1);
   expect_failure(1, {folder->write("damaged.bin", damaged), "--selftest"}, {"checksum"});
   const std::string english = folder->write("english", "The quick brown fox jumps over the lazy dog, again and again.");
-  const std::string told = text({model(), "--perplexity", english});
-  EXPECT_NE(told.find(" bits a byte; perplexity "), std::string::npos) << told;
-  EXPECT_NE(told.find("(60 bytes of 61)"), std::string::npos) << told;
+  const std::string perplexity = text({model(), "--perplexity", english});
+  EXPECT_NE(perplexity.find(" bits a byte; perplexity "), std::string::npos) << perplexity;
+  EXPECT_NE(perplexity.find("(60 bytes of 61)"), std::string::npos) << perplexity;
   const ProgramResult top = run({model(), "-i", "a", "-n", "2", "-t", "0", "--top", "3", "-q"});
   EXPECT_EQ(top.status, 0) << top.err;
   EXPECT_EQ(std::count(top.err.begin(), top.err.end(), '\n'), 2) << top.err;
 }
 
-TEST_F(MegabyteProgram, GuessesChangeNothing) {
+TEST_F(MegabyteProgram, LookupDoesNotChangeTheText) {
   NEED_MODEL();
   for (const char* seed : {"1", "2"})
     EXPECT_EQ(text({model(), "-i", "abababab", "-n", "40", "-s", seed, "--lookup"}),
@@ -167,31 +167,33 @@ TEST_F(MegabyteProgram, StopTextsAndInterrupts) {
   EXPECT_TRUE(is_utf8(stopped.out));
 }
 
-TEST_F(MegabyteProgram, HelpTeaches) {
+TEST_F(MegabyteProgram, ConverterHelpDescribesMegabyte) {
   const ProgramResult r = convert({"--help"});
   for (const char* word : {"MEGABYTE", "--config", "megabyte-24m"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
-TEST_F(MegabyteProgram, ConvertRefusesByNameAndLeavesNothing) {
+TEST_F(MegabyteProgram, ConverterRejectsInvalidInputAndLeavesNoFile) {
   NEED_MODEL();
   const TemporaryFolder out;
   const std::string pt = data_path("megabyte/plain/model.pt"), config = data_path("megabyte/plain/config.json");
-  const auto refused = [&](int status, std::vector<std::string> args, const std::vector<std::string>& words) {
+  const auto rejects = [&](int status, std::vector<std::string> args, const std::vector<std::string>& words) {
     args.insert(args.end(), {"-o", out.file("m.bin")});
     const ProgramResult r = convert(args);
     expect_failed(r, status, words);
     EXPECT_EQ(out.list(), "");
   };
-  refused(1, {pt, "--config", data_path("megabyte/rel-pos/config.json")}, {"inv_freq", "rel_pos is true"});
-  refused(1, {pt, "--config", data_path("megabyte/both-wide/config.json")}, {"expected shape"});
-  refused(1, {pt, "--config", out.file("none.json")}, {"none.json", "No such file"});
-  refused(1, {pt}, {"--config", "MEGABYTE"});
-  refused(2, {pt, "--config", config, "-z", "t.model"}, {"--tokenizer", "bytes"});
-  refused(2, {pt, "--config", config, "--lora", "x"}, {"--lora", "bytes"});
-  refused(2, {pt, "--config", config, "--calibrate", "x"}, {"--calibrate", "bytes"});
-  refused(2, {"--random", "megabyte-24m", "--config", config}, {"--config", "--random"});
-  refused(2, {"--random", "megabyte-24m", "--template", "chatml"}, {"--template", "bytes"});
+  rejects(1, {pt, "--config", data_path("megabyte/rel-pos/config.json")}, {"inv_freq", "rel_pos is true"});
+  rejects(1, {pt, "--config", data_path("megabyte/both-wide/config.json")}, {"expected shape"});
+  rejects(1, {pt, "--config", out.file("none.json")}, {"none.json", "No such file"});
+  rejects(1, {pt}, {"--config", "MEGABYTE"});
+  rejects(2, {pt, "--config", config, "-z", "t.model"}, {"--tokenizer", "bytes"});
+  rejects(2, {pt, "--config", config, "--lora", "x"}, {"--lora", "bytes"});
+  rejects(2, {pt, "--config", config, "--calibrate", "x"}, {"--calibrate", "bytes"});
+  rejects(2, {"--random", "megabyte-24m", "--config", config}, {"--config", "--random"});
+  rejects(2, {"--random", "megabyte-24m", "--template", "chatml"}, {"--template", "bytes"});
 }
 
-}  // namespace
+#undef NEED_MODEL
+
+}  // namespace megabyte_program_test

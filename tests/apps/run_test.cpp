@@ -1,4 +1,4 @@
-// run_test.cpp: ./run as its users run it: arguments, standard input and output, what it says, how it ends.
+// run_test.cpp: ./run as users run it: arguments, standard input and output, messages, exit status.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -6,15 +6,14 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "../../export/engine.hpp"
-#include "../support/test_data.hpp"
 #include "../support/run_program.hpp"
+#include "../support/test_data.hpp"
 
-namespace {
+namespace run_test {
 
 // ---- Usage ----
 
-TEST_F(RunProgram, HelpTeaches) {
+TEST_F(RunProgram, HelpListsEveryOption) {
   const ProgramResult r = run({"--help"});
   EXPECT_EQ(r.status, 0);
   EXPECT_EQ(r.err, "");
@@ -22,21 +21,24 @@ TEST_F(RunProgram, HelpTeaches) {
                            "-y",        "-z",        "-f",       "-k",       "--min-p",      "-r",         "--stop",
                            "--threads", "--ctx",     "--kernel", "--info",   "--perplexity", "--selftest", "--encode",
                            "-q",        "--version", "--ids",    "--logits", "--batch",      "--kernels",  "models/get",
-                           "--save",    "--resume",  "--lookup", "--top",    "--json",       "--man"})
+                           "--save",    "--resume",  "--lookup", "--top",    "--json",       "--man",      "reference"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
   std::stringstream lines(r.out);
   for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 120u) << line;
 }
 
-// Each option of --help is in the man page, with its text, and each example under the name it is installed by.
-TEST_F(RunProgram, TheManPageSaysWhatHelpSays) {
+// The man page has each option of --help with its text, and each example with the installed name of the program.
+TEST_F(RunProgram, ManPageEqualsHelp) {
   const std::string help = run({"--help"}).out;
   std::string man = run({"--man"}).out;
   EXPECT_EQ(man.rfind(".TH POCKETLLAMA 1 ", 0), 0u);
   const auto plain = [&](const std::string& from, const std::string& to) {
     for (size_t at; (at = man.find(from)) != std::string::npos;) man.replace(at, from.size(), to);
   };
-  plain("\\-", "-"), plain("\\(dq", "\""), plain("\\(aq", "'"), plain("\\&", "");
+  plain("\\-", "-");
+  plain("\\(dq", "\"");
+  plain("\\(aq", "'");
+  plain("\\&", "");
   std::stringstream lines(help);
   int options = 0, examples = 0;
   for (std::string line; std::getline(lines, line);) {
@@ -52,35 +54,49 @@ TEST_F(RunProgram, TheManPageSaysWhatHelpSays) {
     EXPECT_NE(man.find("\npocketllama " + line.substr(example + 8) + "\n"), std::string::npos) << line;
   }
   EXPECT_GT(options, 30);
-  EXPECT_EQ(examples, 7);
+  EXPECT_EQ(examples, 9);
 }
 
-// Beside the program, or where it is installed.
-TEST_F(RunProgram, WithoutAModelItIsTheOneThatShips) {
+// The shipped model is found in models/ beside the program, or where `make install` puts it.
+TEST_F(RunProgram, UsesTheShippedModelByDefault) {
   for (const auto& [program, shipped] : {std::pair("tree/run", "tree/models/stories.bin"),
                                          std::pair("usr/bin/pocketllama", "usr/share/pocketllama/stories.bin")}) {
     const std::filesystem::path to = folder->file(program), model_file = folder->file(shipped);
     std::filesystem::create_directories(to.parent_path());
     std::filesystem::create_directories(model_file.parent_path());
     std::filesystem::copy_file(POCKET_RUN, to);
-    EXPECT_EQ(run_program({to, "-i", "a", "-q"}).status, 2) << "there is no model yet";
+    EXPECT_EQ(run_program({to, "-i", "a", "-q"}).status, 2) << "no model";
     std::filesystem::copy_file(model(), model_file);
     const ProgramResult r = run_program({to, "-i", "a", "-s", "1", "-n", "20", "-q"});
     EXPECT_EQ(r.out, text({model(), "-i", "a", "-s", "1", "-n", "20"}));
     EXPECT_EQ(r.err, "");
-    EXPECT_EQ(run_program({to, "-m", "chat"}).status, 2) << "it only tells stories";
+    EXPECT_EQ(run_program({to, "-m", "chat"}).status, 2) << "the shipped model cannot chat";
+    const std::vector<std::string> options = {"-s", "1", "-n", "20", "-q"};
+    const auto with = [&](std::vector<std::string> args) {
+      args.insert(args.end(), options.begin(), options.end());
+      return args;
+    };
+    const std::string story = run_program(with({to})).out;
+    EXPECT_EQ(story.rfind("Once upon a time", 0), 0u) << story;
+    EXPECT_EQ(story, run_program(with({to, "-i", "Once upon a time"})).out);
+    const std::string from_bos = run_program(with({to, "-i", ""})).out;
+    EXPECT_NE(from_bos.rfind("Once upon a time", 0), 0u) << "the prompt is given, and empty";
+    EXPECT_EQ(run_program(with({to, model_file})).out, from_bos) << "a model that is named starts from BOS";
+    EXPECT_EQ(run_program(with({to, "--ids", "1"})).out, from_bos);
   }
 }
 
-TEST_F(RunProgram, VersionAndKernels) {
+TEST_F(RunProgram, PrintsVersionAndKernels) {
   EXPECT_EQ(run({"--version"}).out.rfind("run ", 0), 0u);
   const std::string kernels = run({"--kernels"}).out;
   EXPECT_NE(("\n" + kernels).find("\nscalar\n"), std::string::npos) << kernels;
 }
 
-TEST_F(RunProgram, WrongUsageIsNamed) {
+TEST_F(RunProgram, ReportsWrongUsage) {
   const std::string m = model();
-  expect_failure(2, {}, {"no model given", "models/get"});
+  const TemporaryFolder t;
+  std::filesystem::copy_file(POCKET_RUN, t.file("run"));
+  expect_failed_in_a_line(run_program({t.file("run")}), "run", 2, {"no model given", "models/get"});
   expect_failure(2, {m, "--promt", "x"}, {"--promt: no such option", "did you mean --prompt?"});
   expect_failure(2, {m, "--temprature=1"}, {"--temperature"});
   expect_failure(2, {m, "-t", "abc"}, {"-t: expected a number from 0 to 100, found 'abc'"});
@@ -95,8 +111,9 @@ TEST_F(RunProgram, WrongUsageIsNamed) {
   expect_failure(2, {m, "--threads", "0"}, {"--threads: expected a whole number from 1"});
   expect_failure(2, {m, "--ctx", "0"}, {"--ctx"});
   expect_failure(2, {m, "-s", "-5"}, {"-s"});
-  expect_failure(2, {m, "-i"}, {"-i: expected TEXT behind it"});
-  expect_failure(2, {m, "-f", ""}, {"-f: expected FILE"});
+  expect_failure(2, {m, "-i"}, {"-i requires a value: TEXT"});
+  expect_failure(2, {m, "--stop"}, {"--stop requires a value: TEXT"});
+  expect_failure(2, {m, "-f", ""}, {"-f requires a value: FILE"});
   expect_failure(2, {m, "-m", "poem"}, {"-m: expected generate or chat, found 'poem'"});
   expect_failure(2, {m, "--kv", "q4"}, {"--kv: expected auto, q8 or f32"});
   expect_failure(2, {m, "--kernel", "mmx"}, {"kernel", "mmx", "scalar"});
@@ -107,11 +124,12 @@ TEST_F(RunProgram, WrongUsageIsNamed) {
   expect_failure(2, {m, "--quiet=yes"}, {"takes no value"});
 }
 
-// ---- Models that are none ----
+// ---- Files that are no models ----
 
-TEST_F(RunProgram, WhatIsNoModelIsNamed) {
+TEST_F(RunProgram, NamesTheTypeOfAFileThatIsNoModel) {
   const TemporaryFolder t;
-  expect_failure(1, {t.file("none.bin")}, {"none.bin", "No such file", "models/get shows models to fetch"});
+  expect_failure(1, {t.file("none.bin")},
+                 {"none.bin", "No such file", "run models/get to list the models you can download"});
   expect_failure(1, {t.write("empty.bin", "")}, {"empty.bin", "empty"});
   expect_failure(1, {t.file("")}, {"folder"});
   expect_failure(1, {t.write("a", "GGUF\3\0\0\0" + std::string(300, '\0'))}, {"GGUF", "export/convert"});
@@ -126,7 +144,11 @@ TEST_F(RunProgram, WhatIsNoModelIsNamed) {
   expect_failure(1, {t.write("g", whole.substr(0, whole.size() - 1))}, {"g: ", "expected"});
 }
 
-TEST_F(RunProgram, TokenizerFile) {
+TEST_F(RunProgram, NamesATextFile) {
+  expect_failure(1, {std::string(POCKET_SOURCE_DIR) + "/README.md"}, {"README.md", "found a text file"});
+}
+
+TEST_F(RunProgram, UsesATokenizerFile) {
   const TemporaryFolder t;
   expect_failure(1, {model(), "-z", t.file("none")}, {"none", "No such file"});
   expect_failure(1, {model(), "-z", t.write("bad", "hello")}, {"bad", "SentencePiece"});
@@ -136,7 +158,7 @@ TEST_F(RunProgram, TokenizerFile) {
 
 // ---- Texts ----
 
-TEST_F(RunProgram, ThePromptIsTheBeginningOfTheText) {
+TEST_F(RunProgram, PromptIsTheBeginningOfTheText) {
   const std::string out = text({model(), "-i", "hello <s> </s> \xC3\xA9", "-n", "20", "-s", "1"});
   EXPECT_EQ(out.rfind("hello <s> </s> \xC3\xA9", 0), 0u) << out;
   EXPECT_GT(out.size(), 25u);
@@ -147,15 +169,15 @@ TEST_F(RunProgram, ThePromptIsTheBeginningOfTheText) {
   EXPECT_EQ(text({model(), "-f", "-", "-n", "20", "-s", "1"}, options), out);
 }
 
-TEST_F(RunProgram, ControlTokensThatAreTypedAreText) {
+TEST_F(RunProgram, TypedControlTokensArePlainText) {
   const std::string ids = "," + text({model(), "--encode", "a</s>b<s><unk>"});
-  EXPECT_EQ(ids.rfind(",1,", 0), 0u) << "BOS, once, in front";
+  EXPECT_EQ(ids.rfind(",1,", 0), 0u) << "BOS is the first token";
   EXPECT_EQ(ids.find(",1,", 2), std::string::npos);
   EXPECT_EQ(ids.find(",2,"), std::string::npos);
   EXPECT_EQ(ids.find(",0,"), std::string::npos);
 }
 
-TEST_F(RunProgram, AnyBytesAreAText) {
+TEST_F(RunProgram, PromptMayBeAnyBytes) {
   const TemporaryFolder t;
   const std::string bad = "\uFFFD";
   const std::pair<std::string, std::string> prompts[] = {{"", ""},
@@ -171,23 +193,23 @@ TEST_F(RunProgram, AnyBytesAreAText) {
   EXPECT_EQ(text({model(), "--encode", ""}), "1\n");
 }
 
-TEST_F(RunProgram, APromptThatDoesNotFitIsRefused) {
+TEST_F(RunProgram, RejectsAPromptThatDoesNotFit) {
   const TemporaryFolder t;
   expect_failure(1, {model(), "-f", t.write("p", std::string(1 << 20, 'a'))},
                  {"prompt: ", "tokens, but the context has room for 256", "--ctx"});
   expect_failure(1, {model(), "--ctx", "3", "--ids", "1,5,6,7"}, {"4 tokens", "room for 3"});
-  EXPECT_EQ(run({model(), "--ctx", "4", "--ids", "1,5,6,7", "-n", "0"}).status, 0) << "it just fits";
+  EXPECT_EQ(run({model(), "--ctx", "4", "--ids", "1,5,6,7", "-n", "0"}).status, 0) << "it fits exactly";
 }
 
-TEST_F(RunProgram, StandardInputThatIsClosed) {
+TEST_F(RunProgram, AcceptsClosedStandardInput) {
   ProgramOptions options;
   options.close_stdin = true;
   EXPECT_EQ(run({model(), "-i", "a", "-n", "3"}, options).status, 0);
   EXPECT_EQ(run({model(), "-f", "-", "-n", "3"}, options).status, 0) << "an empty prompt";
 }
 
-TEST_F(RunProgram, StandardOutputThatCannotBeWritten) {
-  ProgramOptions closed, full;
+TEST_F(RunProgram, ReportsFailedWritesToStandardOutput) {
+  ProgramOptions closed, full;  // full: no space left on the device
   closed.close_stdout = true;
   full.stdout_file = "/dev/full";
   for (const std::vector<std::string>& args :
@@ -197,8 +219,8 @@ TEST_F(RunProgram, StandardOutputThatCannotBeWritten) {
   }
 }
 
-// Most of the random model's tokens are single bytes, control characters among them.
-TEST_F(RunProgram, ATerminalGetsNoControlCharacters) {
+// Most tokens of the random model are single bytes, among them control characters.
+TEST_F(RunProgram, TerminalGetsNoControlCharacters) {
   const std::vector<std::string> args = {model(), "-i", "a", "-n", "200", "-t", "5", "-p", "1", "-s", "3"};
   const auto controls = [](const std::string& s) {
     int n = 0;
@@ -207,30 +229,30 @@ TEST_F(RunProgram, ATerminalGetsNoControlCharacters) {
            (uint8_t(s[i]) == 0xC2 && uint8_t(s[i + 1]) < 0xA0);
     return n;
   };
-  EXPECT_GT(controls(text(args)), 5) << "a file gets them all";
+  EXPECT_GT(controls(text(args)), 5) << "a pipe gets all control characters";
   ProgramOptions terminal;
   terminal.terminal = true;
   const std::string out = text(args, terminal);
   EXPECT_EQ(controls(out), 0);
   EXPECT_GT(out.size(), 100u);
-  EXPECT_EQ(out.back(), '\n') << "the next prompt of the shell begins a line";
+  EXPECT_EQ(out.back(), '\n') << "the prompt of the shell starts on its own line";
 }
 
-TEST_F(RunProgram, StopTextsEndTheText) {
+TEST_F(RunProgram, StopTextEndsTheText) {
   const std::vector<std::string> args = {model(), "-i", "go", "-n", "60", "-s", "4"};
   const std::string all = text(args);
   ASSERT_GT(all.size(), 80u);
-  // Seven bytes from the middle of it, wherever a character begins: they cross tokens, which are at most six long.
+  // Seven bytes from the middle, at the start of a character: more than one token, as no token has more than six.
   size_t from = 40;
   while ((uint8_t(all[from]) & 0xC0) == 0x80 || all[from] == '\0') from++;
   const std::string stop = all.substr(from, 7);
-  if (stop.find('\0') != std::string::npos) GTEST_SKIP() << "no text that an argument can hold";
+  if (stop.find('\0') != std::string::npos) GTEST_SKIP() << "an argument cannot contain a zero byte";
   std::vector<std::string> stopped = args;
   for (const std::string& s : {std::string("never to be found"), stop}) stopped.insert(stopped.end(), {"--stop", s});
   EXPECT_EQ(text(stopped), all.substr(0, all.find(stop, 2)));
 }
 
-TEST_F(RunProgram, FiguresTellWhatWasDone) {
+TEST_F(RunProgram, PrintsALineOfFigures) {
   const ProgramResult r = run({model(), "--ids", "1,5,6", "-n", "7", "-s", "9"});
   EXPECT_EQ(r.status, 0);
   EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
@@ -238,14 +260,44 @@ TEST_F(RunProgram, FiguresTellWhatWasDone) {
     EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
 }
 
-TEST_F(RunProgram, ZeroTokensGoesToTheEndOfTheContext) {
-  const ProgramResult r = run({model(), "--ids", "1,5,6", "-n", "0", "--ctx", "50"});
-  EXPECT_NE(r.err.find("new 48 tokens"), std::string::npos) << r.err << " (the last one is said, but not heard)";
+std::string without_carriage_returns(std::string text) {
+  text.erase(std::remove(text.begin(), text.end(), '\r'), text.end());
+  return text;
 }
 
-// ---- The same text everywhere ----
+// stdout is a pipe, whose text another program may show on the same terminal.
+TEST_F(RunProgram, FiguresStartOnALineOfTheirOwn) {
+  ProgramOptions terminal;
+  terminal.stderr_terminal = true;
+  for (int tokens = 1; tokens <= 30; tokens++) {
+    const std::vector<std::string> args = {model(), "-i", "go", "-n", std::to_string(tokens), "-s", "4"};
+    const ProgramResult piped = run(args), shown = run(args, terminal);
+    EXPECT_EQ(shown.out, piped.out) << "stdout is the text and nothing else";
+    EXPECT_EQ(piped.err.rfind("prompt ", 0), 0u) << "a file gets no empty line";
+    const bool line_open = shown.out.back() != '\n';
+    EXPECT_EQ(without_carriage_returns(shown.err).rfind(line_open ? "\nprompt " : "prompt ", 0), 0u) << shown.err;
+  }
+}
 
-TEST_F(RunProgram, ASeedTellsTheSameTextOnEveryKernelAndThreadCount) {
+// A failure after the beginning of the text.
+TEST_F(RunProgram, FailuresStartOnALineOfTheirOwn) {
+  const TemporaryFolder t;
+  ProgramOptions terminal;
+  terminal.stderr_terminal = true;
+  terminal.largest_file = 500;
+  const ProgramResult r = run({model(), "-i", "go", "-n", "3", "-q", "--save", t.file("s")}, terminal);
+  EXPECT_EQ(r.status, 1);
+  EXPECT_EQ(without_carriage_returns(r.err).rfind("\nrun: ", 0), 0u) << r.err << " after " << r.out;
+}
+
+TEST_F(RunProgram, ZeroTokensFillTheContext) {
+  const ProgramResult r = run({model(), "--ids", "1,5,6", "-n", "0", "--ctx", "50"});
+  EXPECT_NE(r.err.find("new 48 tokens"), std::string::npos) << r.err << " (the last token is not processed)";
+}
+
+// ---- The same bits everywhere ----
+
+TEST_F(RunProgram, TextDoesNotDependOnKernelThreadsAndBatch) {
   std::stringstream kernels(run({"--kernels"}).out);
   const std::vector<std::string> args = {model("q4"), "-i", "once", "-n", "40", "-s", "11"};
   const std::string expected = text(args);
@@ -257,10 +309,10 @@ TEST_F(RunProgram, ASeedTellsTheSameTextOnEveryKernelAndThreadCount) {
     }
   std::vector<std::string> other = args;
   other.back() = "12";
-  EXPECT_NE(text(other), expected) << "another seed, another text";
+  EXPECT_NE(text(other), expected) << "another seed gives another text";
 }
 
-TEST_F(RunProgram, LogitsAreTheSameBitsHoweverTheyAreComputed) {
+TEST_F(RunProgram, LogitsDoNotDependOnKernelThreadsAndBatch) {
   const TemporaryFolder t;
   std::string ids = "1";
   for (int i = 1; i < 75; i++) ids += "," + std::to_string(i * 37 % 512);
@@ -284,7 +336,7 @@ TEST_F(RunProgram, LogitsAreTheSameBitsHoweverTheyAreComputed) {
   }
 }
 
-TEST_F(RunProgram, LogitsThatCannotBeWrittenLeaveNothing) {
+TEST_F(RunProgram, FailedLogitsLeaveNoFile) {
   const TemporaryFolder t;
   expect_failure(1, {model(), "--ids", "1,2", "--logits", t.file("no/such/folder")}, {"No such file"});
   ProgramOptions small;
@@ -295,7 +347,7 @@ TEST_F(RunProgram, LogitsThatCannotBeWrittenLeaveNothing) {
 
 // ---- Ctrl-C ----
 
-TEST_F(RunProgram, CtrlCEndsATextWhole) {
+TEST_F(RunProgram, CtrlCLeavesWholeCharacters) {
   ProgramOptions options;
   options.interrupt_after_output = "go";
   const ProgramResult r = run({model(), "-i", "go", "-n", "0", "--ctx", "100000", "-t", "3", "-p", "1"}, options);
@@ -305,7 +357,7 @@ TEST_F(RunProgram, CtrlCEndsATextWhole) {
   EXPECT_TRUE(is_utf8(r.out));
 }
 
-TEST_F(RunProgram, CtrlCInThePromptPhase) {
+TEST_F(RunProgram, CtrlCStopsALongPrompt) {
   const TemporaryFolder t;
   const std::string slow = t.file("m.bin");
   ASSERT_EQ(run_program({POCKET_CONVERT, "--random", "stories15m", "--type", "f32", "-o", slow}).status, 0);
@@ -319,25 +371,25 @@ TEST_F(RunProgram, CtrlCInThePromptPhase) {
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20)) << "within a layer";
 }
 
-// ---- Other things than texts ----
+// ---- Other actions ----
 
-TEST_F(RunProgram, InfoTellsTheMemoryBefore) {
+TEST_F(RunProgram, InfoDescribesModelAndMemory) {
   const std::string out = text({model("q4"), "--info", "--ctx", "200"});
   for (const char* word : {"dim 64", "2 layers", "8 heads", "4 KV heads", "vocabulary 512", "q4", "random weights",
                            "128 tokens", "200 tokens", "keys and values", "sum"})
     EXPECT_NE(out.find(word), std::string::npos) << word << " in\n" << out;
 }
 
-TEST_F(RunProgram, SelfTestFindsOneBit) {
-  EXPECT_NE(text({model(), "--selftest"}).find("tensors: whole"), std::string::npos);
+TEST_F(RunProgram, SelfTestDetectsOneChangedBit) {
+  EXPECT_NE(text({model(), "--selftest"}).find("tensor checksum: ok"), std::string::npos);
   std::string bytes = read_file(model());
   bytes[bytes.size() - 1000] ^= 1;
   const TemporaryFolder t;
   expect_failure(1, {t.write("bad.bin", bytes), "--selftest"}, {"bad.bin", "tensors"});
 }
 
-// The same number from the raw logits.
-TEST_F(RunProgram, PerplexityIsThatOfTheLogits) {
+// The perplexity equals the one computed from --logits.
+TEST_F(RunProgram, PerplexityFollowsFromTheLogits) {
   const TemporaryFolder t;
   const std::string file = t.write("text", "hello there, this is a text of some words, and 12 numbers\n");
   const std::string out = text({model("f32"), "--perplexity", file});
@@ -361,13 +413,13 @@ TEST_F(RunProgram, PerplexityIsThatOfTheLogits) {
   expect_failure(1, {model(), "--perplexity", t.write("empty", "")}, {"empty", "at least 2 tokens"});
 }
 
-TEST_F(RunProgram, ChatNeedsATemplate) {
+TEST_F(RunProgram, ChatRequiresATemplate) {
   expect_failure(1, {model(), "-m", "chat", "-i", "hi"}, {"no chat template", "-i"});
 }
 
-// ---- A model that has learnt something ----
+// ---- A trained model ----
 
-TEST_F(RunProgram, TheStoryOfStories260K) {
+TEST_F(RunProgram, Stories260KTellsItsStory) {
   NEED_DATA(checkpoint, "stories260K.bin");
   const TemporaryFolder t;
   const std::string made = t.file("s.bin");
@@ -378,4 +430,4 @@ TEST_F(RunProgram, TheStoryOfStories260K) {
   EXPECT_EQ(text({made, "-t", "0", "-n", "200"}), golden["greedy_text_200"]);
 }
 
-}  // namespace
+}  // namespace run_test

@@ -1,12 +1,12 @@
-// saved_session_test.cpp: a session that goes on from its bytes gives the bits of one that never stopped; the bytes are
-// the same whoever writes them; and bytes that are anything else are refused.
+// saved_session_test.cpp: a restored session gives the bits of an uninterrupted one; the saved bytes do not depend on
+// kernels, threads and batches; damaged or foreign bytes are rejected.
 #include "../../apps/cli/saved_session.hpp"
 
 #include <gtest/gtest.h>
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace saved_session_test {
 
 using namespace pocket;
 using tiny::MemoryModel;
@@ -17,20 +17,22 @@ using tiny::small_config;
 std::string saved(const Session& session, std::string_view note = "") {
   std::string bytes, error;
   const WriteBytes write = [&](const void* data, size_t n) {
-    return bytes.append(static_cast<const char*>(data), n), true;
+    bytes.append(static_cast<const char*>(data), n);
+    return true;
   };
   EXPECT_TRUE(save_session(session, note, write, error)) << error;
   return bytes;
 }
 
-/// "" if the session takes them, else why not.
+// Restores the session. Returns "", or the error.
 std::string restored(Session& session, std::string_view bytes, std::string& note) {
   std::string error;
   const uint64_t size = bytes.size();
   const ReadBytes read = [&](void* data, size_t n) {
     if (n > bytes.size()) return false;
     std::memcpy(data, bytes.data(), n);
-    return bytes.remove_prefix(n), true;
+    bytes.remove_prefix(n);
+    return true;
   };
   const bool good = restore_session(session, size, read, note, error);
   EXPECT_EQ(good, error.empty()) << error;
@@ -43,7 +45,7 @@ std::string restored(Session& session, std::string_view bytes) {
   return restored(session, bytes, note);
 }
 
-/// A copy with `value` at byte `at`, and a header that agrees with itself.
+// A copy with `value` at byte `at`, and a valid checksum of the header.
 template <class T> std::string patched(std::string bytes, size_t at, T value) {
   std::memcpy(&bytes[at], &value, sizeof value);
   SavedSession h;
@@ -54,7 +56,7 @@ template <class T> std::string patched(std::string bytes, size_t at, T value) {
   return bytes;
 }
 
-TEST(SavedSession, GoesOnWithTheBitsOfOneThatNeverStopped) {
+TEST(SavedSession, RestoredSessionGivesTheSameBits) {
   const std::vector<int> ids = random_ids(300, 100);
   for (const Type type : {Type::f32, Type::q8, Type::q4}) {
     const MemoryModel m(small_config(), type);
@@ -62,7 +64,7 @@ TEST(SavedSession, GoesOnWithTheBitsOfOneThatNeverStopped) {
       for (const int at : {1, 15, 16, 127, 128, 129, 200}) {
         Session whole(m.model, {0, 1, kv, "scalar"}), first(m.model, {0, 2, kv}), second(m.model, {400, 3, kv});
         ASSERT_TRUE(first.forward(ids.data(), size_t(at)));
-        ASSERT_TRUE(second.forward(ids.data() + 100, 150)) << "what was there before does not matter";
+        ASSERT_TRUE(second.forward(ids.data() + 100, 150)) << "tokens from before the restore have no effect";
         ASSERT_EQ(restored(second, saved(first)), "");
         ASSERT_EQ(second.position(), at);
         const float* expected = whole.forward(ids.data(), ids.size());
@@ -73,14 +75,14 @@ TEST(SavedSession, GoesOnWithTheBitsOfOneThatNeverStopped) {
   }
 }
 
-TEST(SavedSession, TheBytesAreTheSameWhoeverWritesThem) {
+TEST(SavedSession, BytesDoNotDependOnKernelThreadsAndBatch) {
   const MemoryModel m(small_config(), Type::q4);
   const std::vector<int> ids = random_ids(150, 100);
   std::string expected;
   for (const Kernels* k : tiny::kernel_sets())
     for (const size_t batch : {1u, 7u, 150u}) {
       Session session(m.model, {0, 1 + int(batch % 3), KvType::automatic, k->name});
-      ASSERT_TRUE(session.forward(ids.data(), 40));  // what was forgotten leaves no trace
+      ASSERT_TRUE(session.forward(ids.data(), 40));  // rewound tokens leave no trace
       session.rewind(0);
       for (size_t i = 0; i < ids.size(); i += batch)
         ASSERT_TRUE(session.forward(&ids[i], std::min(batch, ids.size() - i)));
@@ -89,10 +91,10 @@ TEST(SavedSession, TheBytesAreTheSameWhoeverWritesThem) {
       EXPECT_TRUE(bytes == expected) << k->name << ", batch " << batch;
     }
   // 2 layers, 2 KV heads of 16: for each, two scales and two vectors of int8.
-  EXPECT_EQ(expected.size(), 64 + 4 + 150u * 2 * 2 * (8 + 32)) << "only what is filled";
+  EXPECT_EQ(expected.size(), 64 + 4 + 150u * 2 * 2 * (8 + 32)) << "only the filled part of the cache";
 }
 
-TEST(SavedSession, ANoteComesBackAsItWas) {
+TEST(SavedSession, ReturnsTheNoteUnchanged) {
   const MemoryModel m(small_config(), Type::q8);
   Session session(m.model), other(m.model);
   for (const std::string& note : {std::string(), std::string("a\0b", 3), std::string(100000, 'x')})
@@ -107,7 +109,7 @@ TEST(SavedSession, ANoteComesBackAsItWas) {
     }
 }
 
-TEST(SavedSession, WhatIsTooShortTooLongOrChangedIsRefused) {
+TEST(SavedSession, RejectsTruncatedExtendedAndChangedBytes) {
   const MemoryModel m(small_config(), Type::q8);
   Session session(m.model), other(m.model);
   const std::vector<int> ids = random_ids(5, 100);
@@ -123,14 +125,14 @@ TEST(SavedSession, WhatIsTooShortTooLongOrChangedIsRefused) {
   EXPECT_EQ(restored(other, bytes), "");
 }
 
-TEST(SavedSession, EachFieldThatLiesIsNamed) {
+TEST(SavedSession, NamesTheInvalidField) {
   const MemoryModel m(small_config(), Type::q8);
   Session session(m.model), other(m.model);
   const std::vector<int> ids = random_ids(5, 100);
   ASSERT_TRUE(session.forward(ids.data(), 5));
   const std::string bytes = saved(session, "a note");
   const auto expect = [&](const std::string& changed, const std::string& words) {
-    EXPECT_EQ(restored(other, changed).rfind(words, 0), 0u) << restored(other, changed) << "\nand not " << words;
+    EXPECT_EQ(restored(other, changed).rfind(words, 0), 0u) << restored(other, changed) << "\nexpected " << words;
   };
   expect(patched(bytes, 0, 'X'), "magic: ");
   expect(patched(bytes, offsetof(SavedSession, version), 2u), "version: expected 1, found 2");
@@ -142,9 +144,10 @@ TEST(SavedSession, EachFieldThatLiesIsNamed) {
   expect(patched(bytes, offsetof(SavedSession, position), ~0u), "position: ");
   expect(patched(bytes, offsetof(SavedSession, context), 0u), "context: expected 1 to ");
   expect(patched(bytes, offsetof(SavedSession, context), ~0u), "context: expected 1 to ");
-  for (const uint64_t lie : {uint64_t(0), uint64_t(1) << 62, ~uint64_t(0)}) {
-    expect(patched(bytes, offsetof(SavedSession, note_bytes), lie), "size: expected a note of " + std::to_string(lie));
-    expect(patched(bytes, offsetof(SavedSession, cache_bytes), lie), "cache_bytes: ");
+  for (const uint64_t wrong : {uint64_t(0), uint64_t(1) << 62, ~uint64_t(0)}) {
+    expect(patched(bytes, offsetof(SavedSession, note_bytes), wrong),
+           "size: expected a note of " + std::to_string(wrong));
+    expect(patched(bytes, offsetof(SavedSession, cache_bytes), wrong), "cache_bytes: ");
   }
   expect(patched(bytes, offsetof(SavedSession, model), uint64_t(5)), "model: expected ");
   std::string changed = bytes;
@@ -152,7 +155,7 @@ TEST(SavedSession, EachFieldThatLiesIsNamed) {
   expect(changed, "checksum of the header: expected ");
 }
 
-TEST(SavedSession, AnotherModelKvTypeOrTooSmallAContextIsRefused) {
+TEST(SavedSession, RejectsAnotherModelKvTypeAndASmallContext) {
   const MemoryModel m(small_config(), Type::q8), q4(small_config(), Type::q4);
   Session session(m.model);
   const std::vector<int> ids = random_ids(50, 100);
@@ -165,7 +168,7 @@ TEST(SavedSession, AnotherModelKvTypeOrTooSmallAContextIsRefused) {
   EXPECT_EQ(restored(enough, bytes), "");
 }
 
-TEST(SavedSession, WhoCannotWriteOrReadIsTold) {
+TEST(SavedSession, ReportsFailedWritesAndReads) {
   const MemoryModel m(small_config(), Type::q8);
   Session session(m.model), other(m.model);
   const std::vector<int> ids = random_ids(4, 100);
@@ -180,7 +183,8 @@ TEST(SavedSession, WhoCannotWriteOrReadIsTold) {
     size_t at = 0;
     calls = 0;
     const ReadBytes read = [&](void* data, size_t n) {
-      std::memcpy(data, &bytes[at], n), at += n;
+      std::memcpy(data, &bytes[at], n);
+      at += n;
       return calls++ < good;
     };
     EXPECT_FALSE(restore_session(other, bytes.size(), read, note, error));
@@ -195,4 +199,4 @@ TEST(SavedSession, WhoCannotWriteOrReadIsTold) {
   EXPECT_EQ(error, "session: the model is not open");
 }
 
-}  // namespace
+}  // namespace saved_session_test

@@ -7,7 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "../../apps/cli/chat.hpp"
+#include "../../apps/cli/conversation.hpp"
 #include "../support/test_data.hpp"
 #include "../support/tiny_model.hpp"
 

@@ -1,4 +1,4 @@
-// program.hpp: runs a program as a user does, and keeps what it says.
+// program.hpp: executes a program as a user does, and returns its output and exit status.
 #pragma once
 
 #include <fcntl.h>
@@ -20,42 +20,46 @@
 
 #include "files.hpp"
 
-#ifdef POCKET_SANITIZED  // by CMake
+#ifdef POCKET_SANITIZED  // set by CMake
 inline constexpr bool kSanitized = true;
 #else
 inline constexpr bool kSanitized = false;
 #endif
-// A program that is not done by then hangs. Sanitizers make calibrating, the longest, some twenty times slower.
-inline constexpr int kPatienceMs = (kSanitized ? 20 : 4) * 60 * 1000;
+// A program that takes longer is killed. Sanitizers make calibration, the longest task, some twenty times slower.
+inline constexpr int kTimeoutMs = (kSanitized ? 20 : 4) * 60 * 1000;
 
 struct ProgramOptions {
-  std::string input;  // what stdin gives
+  std::string input;  // of stdin
   bool close_stdin = false, close_stdout = false;
-  std::string stdout_file;             // stdout goes there instead
+  std::string stdout_file;             // a file in place of the pipe of stdout
   bool terminal = false;               // stdout is a terminal
-  std::string folder;                  // to start in
-  size_t largest_file = 0;             // RLIMIT_FSIZE, bytes; 0: none
-  int interrupt_after_ms = -1;         // then comes SIGINT
-  std::string interrupt_after_output;  // when this has come on stdout, SIGINT
+  bool stderr_terminal = false;        // stderr is a terminal
+  std::string folder;                  // working directory
+  size_t largest_file = 0;             // RLIMIT_FSIZE in bytes; 0: no limit
+  int interrupt_after_ms = -1;         // send SIGINT after this time
+  std::string interrupt_after_output;  // send SIGINT after this text on stdout
 };
 
 struct ProgramResult {
-  int status = -1;  // exit status; 128 + signal where it was killed by one
+  int status = -1;  // exit status, or 128 + the signal that killed the program
   std::string out, err;
-  size_t peak_bytes = 0;  // resident memory at its highest
+  size_t peak_bytes = 0;  // peak resident memory
 };
 
 namespace program_detail {
 
 inline void start_child(const std::vector<std::string>& args, const ProgramOptions& o, int in, int out, int err) {
   if (!o.folder.empty() && chdir(o.folder.c_str()) != 0) _exit(126);
-  dup2(in, 0), dup2(out, 1), dup2(err, 2);
+  dup2(in, 0);
+  dup2(out, 1);
+  dup2(err, 2);
   for (int fd = 3; fd < 64; fd++) close(fd);
   if (o.close_stdin) close(0);
   if (o.close_stdout) close(1);
   if (!o.stdout_file.empty()) {
     const int file = open(o.stdout_file.c_str(), O_WRONLY);
-    dup2(file, 1), close(file);
+    dup2(file, 1);
+    close(file);
   }
   if (o.largest_file) {
     const rlimit limit = {o.largest_file, o.largest_file};
@@ -68,7 +72,7 @@ inline void start_child(const std::vector<std::string>& args, const ProgramOptio
   _exit(127);
 }
 
-// Moves what is there from fd to text; false at its end.
+// Appends the available bytes of fd to text. Returns false at its end.
 inline bool drain(int fd, std::string& text) {
   char piece[65536];
   const ssize_t n = read(fd, piece, sizeof piece);
@@ -76,28 +80,40 @@ inline bool drain(int fd, std::string& text) {
   return n > 0;
 }
 
+// A pipe, or a terminal. ends: the reading and the writing end.
+inline void open_output(bool terminal, int ends[2]) {
+  if (terminal ? openpty(&ends[0], &ends[1], nullptr, nullptr, nullptr) : pipe(ends)) abort();
+}
+
 }  // namespace program_detail
 
-// Runs args[0] with the arguments behind it, at most four minutes.
+// Executes args[0] with the other arguments, and waits for its end.
 inline ProgramResult run_program(const std::vector<std::string>& args, const ProgramOptions& o = {}) {
   using namespace program_detail;
   using Clock = std::chrono::steady_clock;
   signal(SIGPIPE, SIG_IGN);
   int in[2], out[2], err[2];
-  if (pipe(in) || pipe(err) || (o.terminal ? openpty(&out[0], &out[1], nullptr, nullptr, nullptr) : pipe(out))) abort();
+  if (pipe(in)) abort();
+  open_output(o.terminal, out);
+  open_output(o.stderr_terminal, err);
   const pid_t child = fork();
   if (child == 0) {
     signal(SIGPIPE, SIG_DFL);
     start_child(args, o, in[0], out[1], err[1]);
   }
-  close(in[0]), close(out[1]), close(err[1]);
+  close(in[0]);
+  close(out[1]);
+  close(err[1]);
   fcntl(in[1], F_SETFL, O_NONBLOCK);
   ProgramResult result;
   size_t given = 0;
   bool out_open = true, err_open = true, in_open = true, interrupted = false;
   const auto start = Clock::now();
   while (out_open || err_open) {
-    if (in_open && given == o.input.size()) close(in[1]), in_open = false;
+    if (in_open && given == o.input.size()) {
+      close(in[1]);
+      in_open = false;
+    }
     pollfd fds[] = {
         {out_open ? out[0] : -1, POLLIN, 0}, {err_open ? err[0] : -1, POLLIN, 0}, {in_open ? in[1] : -1, POLLOUT, 0}};
     poll(fds, 3, 10);
@@ -109,14 +125,15 @@ inline ProgramResult run_program(const std::vector<std::string>& args, const Pro
       if (n < 0 && errno != EAGAIN) given = o.input.size();
     }
     const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count();
-    const bool heard =
+    const bool printed =
         !o.interrupt_after_output.empty() && result.out.find(o.interrupt_after_output) != std::string::npos;
-    if (!interrupted && ((o.interrupt_after_ms >= 0 && ms >= o.interrupt_after_ms) || heard))
+    if (!interrupted && ((o.interrupt_after_ms >= 0 && ms >= o.interrupt_after_ms) || printed))
       interrupted = kill(child, SIGINT) == 0;
-    if (ms > kPatienceMs) kill(child, SIGKILL);
+    if (ms > kTimeoutMs) kill(child, SIGKILL);
   }
   if (in_open) close(in[1]);
-  close(out[0]), close(err[0]);
+  close(out[0]);
+  close(err[0]);
   int status = 0;
   rusage usage = {};
   wait4(child, &status, 0, &usage);
@@ -125,14 +142,14 @@ inline ProgramResult run_program(const std::vector<std::string>& args, const Pro
   return result;
 }
 
-// Expects a run that failed with this status, said these words on stderr and printed nothing.
+// Expects a program that failed with this status, with `words` on stderr and nothing on stdout.
 inline void expect_failed(const ProgramResult& r, int status, const std::vector<std::string>& words) {
   EXPECT_EQ(r.status, status) << r.err;
   for (const std::string& word : words) EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
   EXPECT_EQ(r.out, "");
 }
 
-// And that stderr is a single line, which begins with the program's name.
+// Expects the same, and that stderr is a single line that starts with the name of the program.
 inline void expect_failed_in_a_line(const ProgramResult& r, const std::string& program, int status,
                                     const std::vector<std::string>& words) {
   expect_failed(r, status, words);

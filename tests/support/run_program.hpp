@@ -1,4 +1,4 @@
-// run_program.hpp: ./run on small models, for the tests of what it does.
+// run_program.hpp: a fixture for tests that execute ./run on small models.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 
 #include "program.hpp"
 
-/// Runs of ./run. Small models with random weights, made once.
+// Executes ./run. The suite has a small model with random weights of each type.
 class RunProgram : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -27,7 +27,8 @@ class RunProgram : public testing::Test {
     args.insert(args.begin(), POCKET_RUN);
     return run_program(args, options);
   }
-  /// The text that comes out, of a run that succeeds and says nothing else.
+
+  // The text on stdout of a run with -q. Expects success and nothing on stderr.
   static std::string text(std::vector<std::string> args, const ProgramOptions& options = {}) {
     args.push_back("-q");
     const ProgramResult r = run(args, options);
@@ -35,7 +36,8 @@ class RunProgram : public testing::Test {
     EXPECT_EQ(r.err, "");
     return r.out;
   }
-  /// A run that fails: one line on stderr that begins as it must and holds these words, and nothing on stdout.
+
+  // Expects a run with this exit status, one line on stderr that contains `words`, and nothing on stdout.
   static void expect_failure(int status, const std::vector<std::string>& args, const std::vector<std::string>& words,
                              const ProgramOptions& options = {}) {
     expect_failed_in_a_line(run(args, options), "run", status, words);

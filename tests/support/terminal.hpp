@@ -1,49 +1,52 @@
-// terminal.hpp: a program on a terminal of its own, as a user talks to it: types, waits for what it says, presses
-// Ctrl-C.
+// terminal.hpp: a program on a terminal of its own: types, waits for output, presses Ctrl-C.
 #pragma once
 
 #include "program.hpp"
 
 class TerminalProgram {
  public:
-  // Starts args[0]. Its input, output and errors are the terminal, and what is typed is echoed as terminals do.
+  // Starts args[0] with a terminal as its standard input, output and error. The terminal echoes typed text.
   explicit TerminalProgram(const std::vector<std::string>& args) {
     child_ = forkpty(&terminal_, nullptr, nullptr, nullptr);
     if (child_ < 0) abort();
     if (child_ == 0) program_detail::start_child(args, {}, 0, 1, 2);
   }
   ~TerminalProgram() {
-    if (child_ > 0) kill(child_, SIGKILL), waitpid(child_, nullptr, 0);
+    if (child_ > 0) {
+      kill(child_, SIGKILL);
+      waitpid(child_, nullptr, 0);
+    }
     close(terminal_);
   }
   TerminalProgram(const TerminalProgram&) = delete;
   TerminalProgram& operator=(const TerminalProgram&) = delete;
 
-  // All that came to the terminal.
+  // All output so far.
   const std::string& output() const { return output_; }
 
   // Types a text; "\3" is Ctrl-C, "\4" Ctrl-D.
   void type(const std::string& text) { EXPECT_EQ(write(terminal_, text.data(), text.size()), ssize_t(text.size())); }
 
-  // Waits, a minute at most, for a text behind those that were waited for before. Returns whether it came.
-  bool hears(const std::string& text) {
-    const bool came = read_until([&] {
-      const size_t found = output_.find(text, heard_);
-      if (found == std::string::npos) return false;
-      heard_ = found + text.size();
+  // Waits at most a minute for a text, after the one that was waited for last. Returns whether it was found.
+  bool wait_for(const std::string& text) {
+    const bool found = read_until([&] {
+      const size_t at = output_.find(text, checked_);
+      if (at == std::string::npos) return false;
+      checked_ = at + text.size();
       return true;
     });
-    EXPECT_TRUE(came) << text << " in " << output_.substr(heard_);
-    return came;
-  }
-  // The same for so many more bytes, whatever they are.
-  bool hears_bytes(size_t n) {
-    const size_t wanted = output_.size() + n;
-    return read_until([&] { return output_.size() >= wanted; });
+    EXPECT_TRUE(found) << text << " in " << output_.substr(checked_);
+    return found;
   }
 
-  // Waits for its end. The exit status; 128 + signal where it was killed by one.
-  int ends() {
+  // Waits at most a minute for n more bytes of output.
+  bool wait_for_bytes(size_t n) {
+    const size_t total = output_.size() + n;
+    return read_until([&] { return output_.size() >= total; });
+  }
+
+  // Waits for the end of the program. Returns its exit status, or 128 + the signal that killed it.
+  int wait_for_exit() {
     read_until([] { return false; });
     int status = 0;
     if (open_) kill(child_, SIGKILL);
@@ -65,7 +68,7 @@ class TerminalProgram {
 
   int terminal_ = -1;
   pid_t child_ = -1;
-  bool open_ = true;
+  bool open_ = true;  // the program has the terminal open
   std::string output_;
-  size_t heard_ = 0;  // where in output_ the text that was waited for last ends
+  size_t checked_ = 0;  // end of the text that was waited for last
 };

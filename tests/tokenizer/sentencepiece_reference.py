@@ -1,14 +1,14 @@
-"""The real SentencePiece, for tests.
+"""Runs SentencePiece itself, as a reference for tests.
 
-sentencepiece_reference.py ids MODEL LINES           the ids of each line, separated by spaces
-sentencepiece_reference.py train LINES SIZE MODEL    SentencePiece's own trainer, with the settings of tokenizer_trainer
+sentencepiece_reference.py ids MODEL LINES           prints the ids of each line, separated by spaces
+sentencepiece_reference.py train LINES SIZE MODEL    trains a model with the settings of tokenizer_trainer.hpp
 """
 import sys
 
 import sentencepiece
 
-what, *arguments = sys.argv[1:]
-if what == "ids":
+command, *arguments = sys.argv[1:]
+if command == "ids":
     model, lines = arguments
     processor = sentencepiece.SentencePieceProcessor(model_file=model)
     with open(lines, encoding="utf-8", newline="\n") as text:

@@ -1,5 +1,5 @@
-// tokenizer_test.cpp: tokenizer.hpp against what real SentencePiece and real Hugging Face tokenizers gave (vectors of
-// the reference data), against hand-made vocabularies small enough to reason about, and against hostile files.
+// tokenizer_test.cpp: tests tokenizer.hpp against the output of SentencePiece and Hugging Face tokenizers (vectors in
+// the reference data), with hand-made vocabularies small enough to reason about, and with hostile files.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
@@ -11,7 +11,9 @@
 #include "../../export/tokenizer_json.hpp"
 #include "../support/test_data.hpp"
 
-namespace {
+namespace tokenizer_test {
+
+using namespace pocket;
 
 using Json = nlohmann::json;
 using Ids = std::vector<int>;
@@ -68,7 +70,7 @@ class Vectors : public testing::TestWithParam<Reference> {
       ASSERT_TRUE(tok.load_sentencepiece(read_file(file))) << tok.error;
   }
 
-  // Calls check(row) for the rows of a file; returns how many there were.
+  // Calls check(row, line) for each row of a file; returns the number of rows.
   template <class Check> int rows(const std::string& file, const Check& check) {
     const std::string path = data_path(std::string("tokens/") + GetParam().vectors + "/" + file);
     std::ifstream in(path);
@@ -80,7 +82,7 @@ class Vectors : public testing::TestWithParam<Reference> {
   Tokenizer tok;
 };
 
-TEST_P(Vectors, EncodeAndDecode) {
+TEST_P(Vectors, EncodesAndDecodesLikeTheReference) {
   int encode = 0, decode = 0;
   std::string first;
   const auto check = [&](const Json& row, const std::string& line) {
@@ -97,7 +99,7 @@ TEST_P(Vectors, EncodeAndDecode) {
   EXPECT_EQ(decode, 0) << first;
 }
 
-TEST_P(Vectors, BosIsAddedWhereTheModelWantsOne) {
+TEST_P(Vectors, AddsBosIfTheModelUsesIt) {
   const int n = rows("encode.jsonl", [&](const Json& row, const std::string& line) {
     Ids expected = row["ids"];
     if (GetParam().sentencepiece) expected.insert(expected.begin(), 1);
@@ -107,7 +109,7 @@ TEST_P(Vectors, BosIsAddedWhereTheModelWantsOne) {
   EXPECT_EQ(tok.encode(""), GetParam().sentencepiece ? Ids{1} : Ids{});
 }
 
-TEST_P(Vectors, AnyIdsDecodeAndStream) {
+TEST_P(Vectors, DecodesAndStreamsAnyIds) {
   int differ = 0, chunks = 0, broken = 0;
   const int n = rows("decode.jsonl", [&](const Json& row, const std::string& line) {
     const Ids ids = row["ids"];
@@ -126,8 +128,8 @@ TEST_P(Vectors, AnyIdsDecodeAndStream) {
   EXPECT_EQ(broken, 0) << "chunks that are not whole UTF-8";
 }
 
-// The rows give each id's bytes in mid-sequence, and what it is at the start and behind the letter a.
-TEST_P(Vectors, EveryId) {
+// A row gives the bytes of an id inside a sequence, at the start of a text, and after the letter a.
+TEST_P(Vectors, DecodesEveryId) {
   int id = 0, differ = 0;
   rows("ids.jsonl", [&](const Json& row, const std::string& line) {
     const std::string raw = unhex(row["raw_hex"]);
@@ -148,7 +150,7 @@ TEST_P(Vectors, EveryId) {
   EXPECT_EQ(differ, 0);
 }
 
-TEST_P(Vectors, ABlobHoldsAll) {
+TEST_P(Vectors, BlobPreservesTheTokenizer) {
   const Vocabulary v = read_vocabulary(data_path(GetParam().tokenizer));
   Tokenizer other;
   ASSERT_TRUE(other.load(Tokenizer::to_blob(v))) << other.error;
@@ -158,8 +160,8 @@ TEST_P(Vectors, ABlobHoldsAll) {
   EXPECT_EQ(other.decode(other.encode(text)), tok.decode(tok.encode(text)));
 }
 
-// Control tokens written out in a text stay text.
-TEST_P(Vectors, TypedControlTokensArePlainText) {
+// Control tokens written out in a text remain text.
+TEST_P(Vectors, KeepsTypedControlTokensAsText) {
   int controls = 0;
   for (int id = 0; id < tok.size(); id++) {
     if (tok.type(id) != PieceType::control) continue;
@@ -172,8 +174,8 @@ TEST_P(Vectors, TypedControlTokensArePlainText) {
   EXPECT_GT(controls, 1);
 }
 
-// Ten times the length may not take a hundred times as long: the quadratic ways to do this take minutes here.
-TEST_P(Vectors, AMegabyteInOneGo) {
+// A quadratic algorithm takes minutes here.
+TEST_P(Vectors, EncodesAMegabyteWithinAMinute) {
   for (const std::string unit : {"abcabd", " ", "\n", "a1 ", "\xE4\xB8\xAD", "\xFF"}) {
     std::string text;
     while (text.size() < 1000000) text += unit;
@@ -189,15 +191,15 @@ TEST_P(Vectors, AMegabyteInOneGo) {
 INSTANTIATE_TEST_SUITE_P(Real, Vectors, testing::Values(kLlama2, kTok512, kSmolLm2, kTinyLlama),
                          [](const auto& info) { return info.param.name; });
 
-// What a tokenizer.json of a SentencePiece model lacks, its scores, follows from its merges: the same order of pieces.
-// Equal scores are equal again where merges tell; "two spaces" comes behind the longer runs of them, which are equal to
-// it in the model, but join sooner anyway, because what they are made of is further to the left.
-TEST(TinyLlamaJson, HasThePiecesAndTheOrderOfTheModel) {
+// A tokenizer.json of a SentencePiece model has no scores. The scores derived from its merges must order the pieces as
+// in the model, including equal scores. One exception: "two spaces" ranks after longer sequences of spaces, which have
+// the same score in the model. The tokens are the same, because the parts of the longer piece are further left.
+TEST(TinyLlamaJson, MatchesThePiecesAndMergeOrderOfTheModel) {
   NEED_DATA(json, "hf-tinyllama/tokenizer.json");
   NEED_DATA(model, "hf-tinyllama/tokenizer.model");
   const Vocabulary found = read_vocabulary(json), expected = read_vocabulary(model);
   ASSERT_EQ(found.pieces.size(), expected.pieces.size());
-  std::vector<size_t> ids;  // of pieces that are made of others
+  std::vector<size_t> ids;  // of pieces merged from others
   for (size_t id = 0; id < found.pieces.size(); id++) {
     const Tokenizer::Piece &f = found.pieces[id], &e = expected.pieces[id];
     ASSERT_EQ(f.text, e.text) << id;
@@ -229,7 +231,9 @@ Vocabulary sentencepiece(std::vector<Tokenizer::Piece> pieces) {
   Vocabulary v;
   v.pieces = {{"<unk>", 0, PieceType::unknown}, {"<s>", 0, PieceType::control}, {"</s>", 0, PieceType::control}};
   v.pieces.insert(v.pieces.end(), pieces.begin(), pieces.end());
-  v.unk = 0, v.bos = 1, v.eos = 2;
+  v.unk = 0;
+  v.bos = 1;
+  v.eos = 2;
   v.unk_surface = " ? ";
   return v;
 }
@@ -239,35 +243,35 @@ Tokenizer load(const Vocabulary& v) {
   return tok;
 }
 
-TEST(SentencePiece, HighestScoreThenLeftmost) {
+TEST(SentencePiece, MergesTheHighestScoreThenTheLeftmost) {
   // 3 a, 4 b, 5 c, 6 ab, 7 bc, 8 aa
   const Tokenizer tok = load(sentencepiece({{"a", 0}, {"b", 0}, {"c", 0}, {"ab", -2}, {"bc", -1}, {"aa", -3}}));
   EXPECT_EQ(tok.encode("abc"), (Ids{3, 7})) << "bc scores more than ab";
-  EXPECT_EQ(tok.encode("aaa"), (Ids{8, 3})) << "of two equal pairs the left one";
+  EXPECT_EQ(tok.encode("aaa"), (Ids{8, 3})) << "of two equal pairs, the left one";
   EXPECT_EQ(tok.encode("aab"), (Ids{3, 6}));
 }
 
-TEST(SentencePiece, AScoreOfAPairThatIsGoneIsNotUsed) {
+TEST(SentencePiece, IgnoresOutdatedCandidates) {
   // "abc" can be a+bc (bad) or ab+c (good); both are 3 bytes and begin at the same place.
   const Tokenizer tok = load(sentencepiece({{"a", 0}, {"b", 0}, {"c", 0}, {"ab", -1}, {"abc", -2}}));
   EXPECT_EQ(tok.encode("abcab"), (Ids{7, 6}));
 }
 
-TEST(SentencePiece, UnknownCharactersInARowAreOneUnknown) {
+TEST(SentencePiece, EncodesConsecutiveUnknownCharactersAsOne) {
   const Tokenizer tok = load(sentencepiece({{"a", 0}}));
   EXPECT_EQ(tok.encode("xyaz"), (Ids{0, 3, 0}));
   EXPECT_EQ(tok.decode({0, 3, 0}), " ? a ? ");
 }
 
-TEST(SentencePiece, UnusedPiecesAreTakenApart) {
+TEST(SentencePiece, SplitsUnusedPieces) {
   const Tokenizer tok = load(sentencepiece(
       {{"a", 0}, {"b", 0}, {"c", 0}, {"ab", -1, PieceType::unused}, {"abc", -2}, {"abca", -3, PieceType::unused}}));
   EXPECT_EQ(tok.encode("ab"), (Ids{3, 4}));
-  EXPECT_EQ(tok.encode("abc"), (Ids{7})) << "a used piece may be made of an unused one";
+  EXPECT_EQ(tok.encode("abc"), (Ids{7})) << "a used piece may be merged from an unused one";
   EXPECT_EQ(tok.encode("abca"), (Ids{7, 3}));
 }
 
-TEST(SentencePiece, UserDefinedPiecesStayWhole) {
+TEST(SentencePiece, KeepsUserDefinedPiecesWhole) {
   Vocabulary v = sentencepiece({{"a", 0},
                                 {"b", 0},
                                 {"ab", -1},
@@ -280,37 +284,37 @@ TEST(SentencePiece, UserDefinedPiecesStayWhole) {
   const Tokenizer tok = load(v);
   EXPECT_EQ(tok.encode("ab<x>a"), (Ids{5, 6, 3}));
   EXPECT_EQ(tok.encode("<x>b"), (Ids{7})) << "the longest";
-  EXPECT_EQ(tok.encode("b<x"), (Ids{8, 10})) << "not there: merged as usual";
+  EXPECT_EQ(tok.encode("b<x"), (Ids{8, 10})) << "no user-defined piece: merged as usual";
   EXPECT_EQ(tok.find("<x>"), 6);
   EXPECT_EQ(tok.find("a"), -1) << "an ordinary piece";
 }
 
-TEST(SentencePiece, SpacesAndTheDummyPrefix) {
+TEST(SentencePiece, NormalizesSpaces) {
   const std::string s = "\u2581";
   Vocabulary v = sentencepiece({{s, 0}, {"a", 0}, {s + "a", -1}});
   v.escape_whitespaces = v.add_dummy_prefix = true;
   EXPECT_EQ(load(v).encode("a a"), (Ids{5, 5}));
   EXPECT_EQ(load(v).encode(""), Ids{});
   EXPECT_EQ(load(v).decode({5, 5}), "a a");
-  EXPECT_EQ(load(v).decode({3, 5}), " a") << "one space is taken away, once";
+  EXPECT_EQ(load(v).decode({3, 5}), " a") << "one space is removed, once";
   v.remove_extra_whitespaces = true;
   EXPECT_EQ(load(v).encode("  a   a  "), (Ids{5, 5}));
   EXPECT_EQ(load(v).encode("   "), Ids{});
-  EXPECT_EQ(load(v).decode({3, 3, 5}), "a") << "all spaces in front go";
+  EXPECT_EQ(load(v).decode({3, 3, 5}), "a") << "all leading spaces are removed";
   v.add_dummy_prefix = false;
   EXPECT_EQ(load(v).encode("a a"), (Ids{4, 5}));
   v.remove_extra_whitespaces = false;
-  EXPECT_EQ(load(v).decode({5}), " a") << "encode() adds no space, decode() takes none";
+  EXPECT_EQ(load(v).decode({5}), " a") << "encode() adds no space, decode() removes none";
 }
 
-TEST(SentencePiece, IdsOutOfRangeAreNothing) {
+TEST(SentencePiece, SkipsIdsOutOfRange) {
   const Tokenizer tok = load(sentencepiece({{"a", 0}}));
   EXPECT_EQ(tok.decode({-1, 3, 4, 2147483647, -2147483647 - 1, 3}), "aa");
   EXPECT_EQ(tok.piece(-1), "");
   EXPECT_EQ(tok.type(4), PieceType::unused);
 }
 
-// The 256 bytes, and then more.
+// The 256 bytes, followed by `more`.
 Vocabulary byte_level(const std::vector<std::string>& more, const std::vector<std::pair<int, int>>& merges) {
   Vocabulary v;
   v.kind = Tokenizer::Kind::byte_level;
@@ -321,45 +325,44 @@ Vocabulary byte_level(const std::vector<std::string>& more, const std::vector<st
   return v;
 }
 
-TEST(ByteLevel, TheFirstMergeLearntThenTheLeftmost) {
+TEST(ByteLevel, MergesTheEarliestLearnedThenTheLeftmost) {
   const Tokenizer tok = load(byte_level({"bc", "ab", "abc", "aa"}, {{'b', 'c'}, {'a', 'b'}, {'a', 256}, {'a', 'a'}}));
   EXPECT_EQ(tok.encode("abc"), (Ids{258}));
   EXPECT_EQ(tok.encode("aaa"), (Ids{259, 'a'}));
   EXPECT_EQ(tok.encode("aab"), (Ids{'a', 257}));
 }
 
-// a+bc and ab+c make the same piece, and only the second is a merge: when ab is joined first, the pair a+bc that was
-// considered before must not stand in for it.
-TEST(ByteLevel, APairIsItsTwoPartsNotTheirSum) {
+// a+bc is a merge and ab+c is not, although both give the same text: after a+b has merged, ab+c must not merge.
+TEST(ByteLevel, DistinguishesPairsWithTheSameText) {
   const Tokenizer tok = load(byte_level({"ab", "bc", "abc"}, {{'a', 'b'}, {'b', 'c'}, {'a', 257}}));
   EXPECT_EQ(tok.encode("abc"), (Ids{256, 'c'}));
 }
 
-TEST(ByteLevel, AWholeWordFirstIfMergesAreIgnored) {
+TEST(ByteLevel, UsesWholeWordsIfMergesAreIgnored) {
   Vocabulary v = byte_level({"ab", "abc"}, {{'a', 'b'}});
   EXPECT_EQ(load(v).encode("abc"), (Ids{256, 'c'}));
   v.ignore_merges = true;
   EXPECT_EQ(load(v).encode("abc"), (Ids{257}));
 }
 
-TEST(ByteLevel, BytesWithoutAPieceAreDropped) {
+TEST(ByteLevel, DropsBytesWithoutAPiece) {
   Vocabulary v = byte_level({"ab"}, {{'a', 'b'}});
   v.pieces['x'].type = PieceType::unused;
   EXPECT_EQ(load(v).encode("axb"), (Ids{256}));
   EXPECT_EQ(load(v).encode("x"), Ids{});
 }
 
-TEST(ByteLevel, UserDefinedPiecesAreCutOutFirst) {
+TEST(ByteLevel, SplitsOffUserDefinedPiecesFirst) {
   Vocabulary v = byte_level({"bc", "ab"}, {{'a', 'b'}});
   v.pieces[256].type = PieceType::user_defined;
   EXPECT_EQ(load(v).encode("abcab"), (Ids{'a', 256, 257}));
 }
 
-TEST(ByteLevel, ACharacterComesOutWhole) {
+TEST(ByteLevel, StreamsWholeCharacters) {
   const Tokenizer tok = load(byte_level({}, {}));
   EXPECT_EQ(stream(tok, {0xE4, 0xB8, 0xAD, 'a'}), (std::vector<std::string>{"", "", "\u4E2D", "a", ""}));
   EXPECT_EQ(stream(tok, {0xE4, 'a', 0xF0, 0x9F}), (std::vector<std::string>{"", "\uFFFDa", "", "", "\uFFFD"}));
-  EXPECT_EQ(stream(tok, {0xED, 0xA0}), (std::vector<std::string>{"", "\uFFFD\uFFFD", ""})) << "a surrogate never ends";
+  EXPECT_EQ(stream(tok, {0xED, 0xA0}), (std::vector<std::string>{"", "\uFFFD\uFFFD", ""})) << "a surrogate is invalid";
 }
 
 // ---- Words ----
@@ -371,23 +374,23 @@ std::vector<std::string> words(Tokenizer::Split split, const std::string& text) 
 }
 using Words = std::vector<std::string>;
 
-TEST(Split, Gpt2) {
+TEST(Split, MatchesTheGpt2Pattern) {
   const auto gpt2 = Tokenizer::Split::gpt2;
   EXPECT_EQ(words(gpt2, "I'll've  been 123 \"ok\"\n\n x"),
             (Words{"I", "'ll", "'ve", " ", " been", " 123", " \"", "ok", "\"", "\n\n", " x"}));
   EXPECT_EQ(words(gpt2, "I'LL"), (Words{"I", "'", "LL"})) << "contractions are lower case";
-  EXPECT_EQ(words(gpt2, "a  "), (Words{"a", "  "})) << "space at the end stays together";
+  EXPECT_EQ(words(gpt2, "a  "), (Words{"a", "  "})) << "trailing spaces stay together";
   EXPECT_EQ(words(gpt2, ""), Words{});
 }
 
-TEST(Split, SmolLm) {
+TEST(Split, MatchesTheSmolLmPattern) {
   const auto smollm = Tokenizer::Split::smollm;
-  EXPECT_EQ(words(smollm, "a  12b"), (Words{"a", "  ", "1", "2", "b"})) << "a digit is not seen from before it";
+  EXPECT_EQ(words(smollm, "a  12b"), (Words{"a", "  ", "1", "2", "b"})) << "the pattern ends at a digit";
   EXPECT_EQ(words(smollm, "a  b"), (Words{"a", " ", " b"}));
 }
 
-// Expected words: the pattern of Llama 3 run by the Python package regex.
-TEST(Split, Llama3) {
+// Expected words: the pattern of Llama 3, matched by the Python package regex.
+TEST(Split, MatchesTheLlama3Pattern) {
   const auto llama3 = Tokenizer::Split::llama3;
   EXPECT_EQ(words(llama3, "I'LL go\tto 12345 (yes)\n\n  end"),
             (Words{"I", "'LL", " go", "\tto", " ", "123", "45", " (", "yes", ")\n\n", " ", " end"}));
@@ -398,7 +401,7 @@ TEST(Split, Llama3) {
 
 // ---- UTF-8 ----
 
-TEST(Utf8, TheLimitsOfWellFormedCharacters) {
+TEST(Utf8, AcceptsOnlyWellFormedCharacters) {
   const auto valid = [](const std::string& s) { return is_utf8(s); };
   for (const char* s : {"\x7F", "\xC2\x80", "\xDF\xBF", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80", "\xEF\xBF\xBF",
                         "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"})
@@ -424,42 +427,24 @@ std::string error_of(const std::string& blob) {
 
 constexpr size_t kHeader = sizeof(tokenizer_detail::BlobHeader);
 
-TEST(Blob, EveryTruncationIsRefused) {
+TEST(Blob, RejectsEveryTruncation) {
   const std::string blob = Tokenizer::to_blob(byte_level({"ab"}, {{'a', 'b'}}));
   for (size_t n = 0; n < blob.size(); n++) EXPECT_NE(error_of(blob.substr(0, n)).find("size"), std::string::npos) << n;
   EXPECT_NE(error_of(blob + "x").find("size"), std::string::npos);
 }
 
-TEST(Blob, EveryFieldHasLimits) {
+TEST(Blob, RejectsFieldsOutOfRange) {
   const std::string blob = Tokenizer::to_blob(sentencepiece({{"a", 0}}));
   const struct {
     size_t offset;
     uint32_t value;
     const char* named;
-  } cases[] = {{0, 0, "magic"},
-               {4, 0, "version"},
-               {4, 2, "version"},
-               {8, 0, "kind"},
-               {8, 3, "kind"},
-               {8, 0xFFFFFFFF, "kind"},
-               {12, 64, "flags"},
-               {12, 0xFFFFFFFF, "flags"},
-               {16, 4, "bos"},
-               {16, 0xFFFFFFFE, "bos"},
-               {20, 4, "eos"},
-               {20, 0x7FFFFFFF, "eos"},
-               {24, 4, "unk"},
-               {24, 0xFFFFFFFF, "unk"},
-               {28, 4, "split"},
-               {28, 0xFFFFFFFF, "split"},
-               {32, 0, "pieces"},
-
-               {32, 0xFFFFFFFF, "pieces"},
-               {36, 1, "size"},
-               {36, 0xFFFFFFFF, "size"},
-               {40, 0, "size"},
-               {40, 0xFFFFFFFF, "size"},
-               {44, 0xFFFFFFFF, "size"}};
+  } cases[] = {{0, 0, "magic"},   {4, 0, "version"},          {4, 2, "version"},       {8, 0, "kind"},
+               {8, 3, "kind"},    {8, 0xFFFFFFFF, "kind"},    {12, 64, "flags"},       {12, 0xFFFFFFFF, "flags"},
+               {16, 4, "bos"},    {16, 0xFFFFFFFE, "bos"},    {20, 4, "eos"},          {20, 0x7FFFFFFF, "eos"},
+               {24, 4, "unk"},    {24, 0xFFFFFFFF, "unk"},    {28, 4, "split"},        {28, 0xFFFFFFFF, "split"},
+               {32, 0, "pieces"}, {32, 0xFFFFFFFF, "pieces"}, {36, 1, "size"},         {36, 0xFFFFFFFF, "size"},
+               {40, 0, "size"},   {40, 0xFFFFFFFF, "size"},   {44, 0xFFFFFFFF, "size"}};
   for (const auto& c : cases) {
     const std::string error = error_of(put32(blob, c.offset, c.value));
     EXPECT_NE(error.find(c.named), std::string::npos) << c.offset << ": " << error;
@@ -467,17 +452,17 @@ TEST(Blob, EveryFieldHasLimits) {
   }
 }
 
-TEST(Blob, LengthsThatLie) {
+TEST(Blob, RejectsInconsistentLengths) {
   const std::string blob = Tokenizer::to_blob(sentencepiece({{"a", 0}}));
   for (uint32_t end : {0u, 100u, 0xFFFFFFFFu}) {
-    const std::string error = error_of(put32(blob, kHeader + 4, end));  // of piece 1, behind "<unk>"
+    const std::string error = error_of(put32(blob, kHeader + 4, end));  // of piece 1, after "<unk>"
     EXPECT_NE(error.find("piece 1"), std::string::npos) << error;
   }
-  const std::string error = error_of(put32(blob, kHeader + 12, 12));  // of the last: its text is one byte longer
+  const std::string error = error_of(put32(blob, kHeader + 12, 12));  // of the last piece, one byte too far
   EXPECT_NE(error.find("texts"), std::string::npos) << error;
 }
 
-TEST(Blob, PiecesThatCannotBe) {
+TEST(Blob, RejectsInvalidPieces) {
   Vocabulary v = sentencepiece({{"a", 0}});
   v.pieces[3].type = PieceType(0);
   EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("piece 3: type: expected 1 to 6, found 0"), std::string::npos);
@@ -491,11 +476,13 @@ TEST(Blob, PiecesThatCannotBe) {
   v = sentencepiece({{"a", 0}});
   v.byte_fallback = true;
   EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("byte_fallback"), std::string::npos);
-  v.byte_fallback = false, v.add_bos = true, v.bos = -1;
+  v.byte_fallback = false;
+  v.add_bos = true;
+  v.bos = -1;
   EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("bos"), std::string::npos);
 }
 
-TEST(Blob, MergesThatCannotBe) {
+TEST(Blob, RejectsInvalidMerges) {
   for (const auto& merge : {std::make_pair(-1, 0), std::make_pair(0, 257), std::make_pair(257, 0)})
     EXPECT_NE(error_of(Tokenizer::to_blob(byte_level({"ab"}, {merge}))).find("merge 0: expected ids"),
               std::string::npos);
@@ -503,8 +490,8 @@ TEST(Blob, MergesThatCannotBe) {
             std::string::npos);
 }
 
-// Random bytes in a good blob: refused, or a tokenizer that works.
-TEST(Blob, AnyByteMayBeWrong) {
+// A blob with random bytes replaced is rejected, or loads as a tokenizer that works.
+TEST(Blob, SurvivesRandomCorruption) {
   const std::string blob = Tokenizer::to_blob(byte_level({"ab", "abc", "<x>"}, {{'a', 'b'}, {256, 'c'}}));
   uint64_t state = 1;
   int loaded = 0;
@@ -552,7 +539,7 @@ std::string model_error(const std::string& model) {
   return tok.error;
 }
 
-TEST(ModelFile, FieldsAndDefaults) {
+TEST(SentencePieceFile, ReadsFieldsAndDefaults) {
   Vocabulary v;
   std::string error;
   ASSERT_TRUE(Tokenizer::parse_sentencepiece(kPieces + bytes(2, kBpe), v, error)) << error;
@@ -571,7 +558,7 @@ TEST(ModelFile, FieldsAndDefaults) {
   EXPECT_TRUE(!v.add_dummy_prefix && !v.remove_extra_whitespaces && v.escape_whitespaces);
 }
 
-TEST(ModelFile, WhatItCannotDoItRefusesByName) {
+TEST(SentencePieceFile, RejectsUnsupportedModels) {
   EXPECT_NE(model_error(kPieces + bytes(2, number(3, 1))).find("expected BPE, found unigram"), std::string::npos);
   EXPECT_NE(model_error(kPieces + bytes(2, "")).find("found unigram"), std::string::npos) << "the default";
   EXPECT_NE(model_error(kPieces + bytes(2, kBpe) + bytes(3, bytes(1, "nmt_nfkc") + bytes(2, "x"))).find("nmt_nfkc"),
@@ -582,7 +569,7 @@ TEST(ModelFile, WhatItCannotDoItRefusesByName) {
             std::string::npos);
 }
 
-TEST(ModelFile, WhatIsBrokenItRefusesByPlace) {
+TEST(SentencePieceFile, RejectsInvalidModels) {
   EXPECT_NE(model_error("").find("SentencePiece"), std::string::npos);
   EXPECT_NE(model_error(kPieces).find("trainer_spec"), std::string::npos);
   EXPECT_NE(model_error("{\"json\": true}").find("SentencePiece"), std::string::npos);
@@ -592,7 +579,7 @@ TEST(ModelFile, WhatIsBrokenItRefusesByPlace) {
   EXPECT_NE(model_error(bytes(2, kBpe) + model_piece("a", 0, 1)).find("unk"), std::string::npos) << "no unknown piece";
 }
 
-TEST(ModelFile, EveryTruncation) {
+TEST(SentencePieceFile, RejectsEveryTruncation) {
   const std::string whole = kPieces + bytes(2, kBpe) + bytes(3, number(3, 0));
   const size_t trained = kPieces.size() + bytes(2, kBpe).size();
   for (size_t n = 0; n < whole.size(); n++) {
@@ -602,4 +589,4 @@ TEST(ModelFile, EveryTruncation) {
   }
 }
 
-}  // namespace
+}  // namespace tokenizer_test

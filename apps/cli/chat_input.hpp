@@ -1,0 +1,76 @@
+// chat_input.hpp: the lines that a user types in a chat, and Ctrl-C.
+#pragma once
+
+#include <poll.h>
+
+#include "job.hpp"
+
+namespace pocket::cli {
+
+inline volatile std::sig_atomic_t chat_interrupts = 0;  // number of Ctrl-C since the last line of input
+
+// The first Ctrl-C stops a reply, the second one ends the program in good order. A third one kills it, should that take
+// long.
+inline void on_chat_interrupt(int signal) {
+  chat_interrupts = chat_interrupts + 1;
+  if (chat_interrupts > 1) std::signal(SIGINT, SIG_DFL);
+  on_signal(signal);
+}
+
+// Installs on_chat_interrupt(). Throws Failure if Ctrl-C was pressed before.
+inline void catch_chat_interrupts() {
+  struct sigaction action = {};
+  action.sa_handler = on_chat_interrupt;
+  action.sa_flags = SA_RESTART;  // an interrupted write continues, so that no text is lost
+  sigaction(SIGINT, &action, nullptr);
+  stop_if_interrupted();
+}
+
+// Reads standard input line by line, with a prompt "> " on a terminal.
+class LineReader {
+ public:
+  enum class Result { line, end, interrupted };
+
+  // Reads a line without its line break. `interrupted`: Ctrl-C was pressed first, and the text typed so far is lost.
+  Result read(std::string& line) {
+    const bool terminal = isatty(0);
+    interrupted = 0;
+    if (terminal) std::fprintf(stderr, "> ");
+    line.clear();
+    int c;
+    while ((c = next_byte()) >= 0 && c != '\n') line += char(c);
+    interrupted = 0;
+    if (c != '\n' && terminal) std::fprintf(stderr, "\n");
+    if (c == kInterrupted) return Result::interrupted;
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    return c == EOF && line.empty() ? Result::end : Result::line;
+  }
+
+ private:
+  static constexpr int kInterrupted = -2;
+  static constexpr int kPollMs = 100;
+
+  // The next byte of standard input, EOF or kInterrupted. The wait is limited because the signal may arrive just before
+  // poll(), or in another thread.
+  int next_byte() {
+    if (next_ == input_.size()) {
+      pollfd in = {0, POLLIN, 0};
+      for (int ready = 0; ready == 0 && !interrupted;) {
+        ready = poll(&in, 1, kPollMs);
+        if (ready < 0 && errno == EINTR) ready = 0;
+      }
+      if (interrupted) return kInterrupted;
+      input_.resize(4096);
+      const ssize_t n = ::read(0, &input_[0], input_.size());
+      input_.resize(n > 0 ? size_t(n) : 0);
+      next_ = 0;
+      if (n <= 0) return EOF;
+    }
+    return uint8_t(input_[next_++]);
+  }
+
+  std::string input_;  // bytes that were read
+  size_t next_ = 0;    // index of the first one that belongs to no line yet
+};
+
+}  // namespace pocket::cli

@@ -1,0 +1,83 @@
+// llama.hpp: Llama models on the command line.
+#pragma once
+
+#include "language_model.hpp"
+// TODO: #include "reference.hpp", with the two other lines marked TODO in this file, once run.cpp has ReferenceLlama.
+
+namespace pocket::cli {
+
+// A session of a Llama. `session` is the engine's own.
+class LlamaSession : public SessionOf<Session> {
+ public:
+  using SessionOf::SessionOf;
+  Session* llama_session() override { return &session; }
+};
+
+class Llama : public LanguageModel {
+ public:
+  // tokenizer_file: a SentencePiece model, "" for the model's own tokenizer. kernel: as in --kernel. Throws Failure.
+  explicit Llama(const std::string& path, const std::string& tokenizer_file = "", const std::string& kernel = "")
+      : reference_(kernel == "reference") {
+    if (!model.open(path.c_str())) throw_open_failure(path, model.error);
+    const bool own = tokenizer_file.empty();
+    if (!(own ? tokenizer_.load(model.tokenizer_bytes()) : tokenizer_.load_sentencepiece(read_all(tokenizer_file))))
+      throw Failure{1, (own ? path : tokenizer_file) + ": " + tokenizer_.error};
+    if (tokenizer_.size() > model.config.vocab_size)
+      throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(model.config.vocab_size) +
+                           " pieces, found " + std::to_string(tokenizer_.size())};
+  }
+
+  std::unique_ptr<TextSession> open_session(const SessionOptions& options) const override {
+    // TODO: if (reference_) return std::make_unique<ReferenceSession>(model, options);
+    return std::make_unique<LlamaSession>(model, options);
+  }
+  std::vector<MemoryItem> memory_of(const SessionOptions& options, int tokens) const override {
+    return pocket::memory_of(model, options, tokens);
+  }
+
+  ModelFile& file() override { return model; }
+  const Tokenizer& tokenizer() const override { return tokenizer_; }
+  int vocab_size() const override { return model.config.vocab_size; }
+  int trained_context() const override { return model.config.max_seq_len; }
+
+  std::vector<UnsupportedOption> unsupported_options() const override {
+    if (!reference_) return {};
+    return {{"--save", "--kernel reference has no KV cache that can be saved"},
+            {"--resume", "--kernel reference cannot load a saved KV cache"},
+            {"--selftest", "--kernel reference gives other bits than the kernel sets, which are tested without it"}};
+  }
+
+  std::vector<int> encode(std::string_view text, bool bos) const override { return tokenizer_.encode(text, bos); }
+  std::vector<int> encode_prompt(std::string_view text) const override {
+    std::vector<int> ids = tokenizer_.encode(text);
+    if (ids.empty() && tokenizer_.bos() >= 0) ids.push_back(tokenizer_.bos());
+    if (ids.empty())
+      throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};
+    return ids;
+  }
+
+  std::string description() const override {
+    const Config& c = model.config;
+    const char* scaling[] = {"none", "linear", "llama3"};  // by RopeScaling
+    char lines[2048];
+    std::snprintf(lines, sizeof lines,
+                  "%.1f M parameters: dim %d, hidden %d, %d layers, %d heads, %d KV heads of %d, vocabulary %d%s\n"
+                  "trained for %d positions; rope theta %g, scaling %s; norm eps %g\n"
+                  "matrices %s, embedding %s; file %.1f MB; tokenizer %s, %d pieces; chat %s\n",
+                  million_parameters(tensor_specs(c), c.tied), c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads,
+                  c.head_dim, c.vocab_size, c.tied ? " (tied)" : "", c.max_seq_len, c.rope_theta,
+                  scaling[int(c.rope_scaling)], c.norm_eps, type_name(model.layers[0].wq.type),
+                  type_name(model.token_embedding.type), double(model.file_bytes) / 1e6,
+                  tokenizer_.kind() == Tokenizer::Kind::sentencepiece ? "SentencePiece" : "byte-level BPE",
+                  tokenizer_.size(), model.chat.known() ? "yes" : "no");
+    return lines;
+  }
+
+  Model model;
+
+ private:
+  Tokenizer tokenizer_;
+  bool reference_;  // --kernel reference
+};
+
+}  // namespace pocket::cli
