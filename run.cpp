@@ -36,7 +36,7 @@
 //            | Header, 256 bytes: sizes, rope, offsets, two checksums       |
 //     256    +--------------------------------------------------------------+
 //            | tokenizer   (format: tokenizer.hpp)                          |
-//            | chat        (stop ids; the strings around each turn)         |
+//            | chat        (stop ids; then the format of ChatTemplate)      |
 //            | provenance  (text: source, licence, how it was quantized)    |
 //            | self-test   (a few ids and the hash of their logits)         |
 //            | tensor table (one TensorEntry each, in tensor_specs order)   |
@@ -106,9 +106,7 @@
 
 namespace pocket {
 
-// ====================================================================================================================
-// 1. The data of a model
-// ====================================================================================================================
+// ==== 1. The data of a model =========================================================================================
 
 inline constexpr const char* kVersion = "0.1.0";
 
@@ -162,27 +160,6 @@ struct Layer {
   Tensor w2;              // (dim, hidden_dim): down
 };
 
-// The strings around the turns of a conversation. Data, not a program: a part is a control token or plain text.
-struct ChatTemplate {
-  struct Part {
-    int id = -1;  // a control token; -1: text
-    std::string text;
-  };
-  using Parts = std::vector<Part>;
-  enum Slot { kSystemPrefix, kSystemSuffix, kFirstUserPrefix, kUserPrefix, kUserSuffix, kReplyPrefix, kReplySuffix };
-  static constexpr int kSlots = 7;
-  enum Trim : unsigned { kTrimSystem = 1, kTrimUser = 2, kTrimReply = 4 };
-
-  Parts slot[kSlots];          // kFirstUserPrefix replaces kUserPrefix right after a system turn
-  std::string default_system;  // the system prompt if the user gives none; "": no system turn
-  std::vector<int> stop_ids;   // tokens that end a reply, or a text
-  unsigned trim = 0;           // bits of Trim: turns whose leading and trailing white space is removed
-
-  bool known() const {
-    return std::any_of(std::begin(slot), std::end(slot), [](const Parts& parts) { return !parts.empty(); });
-  }
-};
-
 // The contents of every model file apart from its tensors. Immutable once open, so that any number of sessions and
 // threads may share it.
 class ModelFile {
@@ -192,8 +169,8 @@ class ModelFile {
   ModelFile(const ModelFile&) = delete;
   ModelFile& operator=(const ModelFile&) = delete;
 
-  std::string error;  // after a failure: the file, the field, what was expected and what was found
-  ChatTemplate chat;
+  std::string error;               // after a failure: the file, the field, what was expected and what was found
+  std::vector<int> stop_ids;       // tokens that end a text, or a reply
   std::vector<int> self_test_ids;  // a prompt ...
   uint64_t self_test_hash = 0;     // ... and the hash of the logits of its last token (hash_logits)
   size_t file_bytes = 0;
@@ -201,6 +178,7 @@ class ModelFile {
   bool all_f32 = false;        // a reference model: no matrix is quantized
 
   std::string_view tokenizer_bytes() const { return tokenizer_; }  // for Tokenizer::load
+  std::string_view chat_bytes() const { return chat_; }            // for ChatTemplate::load
   std::string_view provenance() const { return provenance_; }      // lines of text: source, licence, quantization
   uint64_t checksum() const { return checksum_; }                  // the header's: identifies the model
   bool verify_tensors();                                           // reads all tensors, compares their checksum
@@ -217,7 +195,7 @@ class ModelFile {
   const uint8_t* base_ = nullptr;
   size_t size_ = 0;
   int file_ = -1;  // -1: memory of the caller
-  std::string_view tokenizer_, provenance_;
+  std::string_view tokenizer_, chat_, provenance_;
   uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
 };
 
@@ -250,9 +228,7 @@ struct Observation {
   int size;
 };
 
-// ====================================================================================================================
-// 2. A Llama in 100 plain lines
-// ====================================================================================================================
+// ==== 2. A Llama in 100 plain lines ==================================================================================
 // Everything that happens to one token, in float, one step after the other. It is slow and it is the reference: the
 // tests compare the fast forward of section 5 with it, and `--kernel reference` runs it.
 
@@ -385,9 +361,7 @@ class ReferenceLlama {
   Vector logits_;                      // (vocab_size)
 };
 
-// ====================================================================================================================
-// 3. Sampling and generating
-// ====================================================================================================================
+// ==== 3. Sampling and generating =====================================================================================
 
 struct SamplerOptions {
   float temperature = 0.8f;  // 0: always the most likely token
@@ -547,74 +521,7 @@ bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, i
   return true;
 }
 
-// Turns text into ids; bos: with the tokenizer's BOS first.
-using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
-
-// Without white space at both ends.
-inline std::string trimmed(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\n\v\f\r";
-  const size_t from = std::min(text.find_first_not_of(kSpace), text.size());
-  return std::string(text.substr(from, text.find_last_not_of(kSpace) + 1 - from));
-}
-
-// The text and control tokens before a reply: `message` as the next user turn, after the end of the last reply or, if
-// it is the first turn, after the system prompt.
-inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
-                                      bool first) {
-  ChatTemplate::Parts parts;
-  const auto add = [&](ChatTemplate::Slot slot) {
-    parts.insert(parts.end(), chat.slot[slot].begin(), chat.slot[slot].end());
-  };
-  const auto add_text = [&](const std::string& text, ChatTemplate::Trim trim) {
-    parts.push_back({-1, chat.trim & trim ? trimmed(text) : text});
-  };
-  const std::string& prompt = system.empty() ? chat.default_system : system;
-  if (first && !prompt.empty()) {
-    add(ChatTemplate::kSystemPrefix);
-    add_text(prompt, ChatTemplate::kTrimSystem);
-    add(ChatTemplate::kSystemSuffix);
-    add(ChatTemplate::kFirstUserPrefix);
-  } else {
-    if (!first) add(ChatTemplate::kReplySuffix);
-    add(ChatTemplate::kUserPrefix);
-  }
-  add_text(message, ChatTemplate::kTrimUser);
-  add(ChatTemplate::kUserSuffix);
-  add(ChatTemplate::kReplyPrefix);
-  return parts;
-}
-
-// Their token ids. Text between two control tokens is encoded in one piece, so that no token boundary depends on which
-// part it came from.
-inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos) {
-  std::vector<int> ids;
-  if (bos) ids = encode("", true);  // BOS, or nothing
-  if (!ids.empty() && !parts.empty() && parts[0].id == ids[0]) ids.clear();
-  std::string text;
-  const auto flush = [&] {
-    const std::vector<int> more = text.empty() ? std::vector<int>() : encode(text, false);
-    ids.insert(ids.end(), more.begin(), more.end());
-    text.clear();
-  };
-  for (const ChatTemplate::Part& part : parts) {
-    text += part.text;
-    if (part.id < 0) continue;
-    flush();
-    ids.push_back(part.id);
-  }
-  flush();
-  return ids;
-}
-
-// Both at once: the token ids of a turn.
-inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
-                                  const std::string& message, bool first) {
-  return encode_parts(chat_parts(chat, system, message, first), encode, first);
-}
-
-// ====================================================================================================================
-// 4. Public API
-// ====================================================================================================================
+// ==== 4. Public API ==================================================================================================
 // Model, Sampler and generate are above. A session is one conversation.
 
 enum class KvType { automatic, q8, f32 };  // of keys and values; automatic: f32 for f32 models, else q8
@@ -683,9 +590,7 @@ inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOption
 // The kernel sets that this CPU supports, best first. All of them return the same bits.
 inline std::vector<std::string> kernel_names();
 
-// ====================================================================================================================
-// 5. The fast forward
-// ====================================================================================================================
+// ==== 5. The fast forward ============================================================================================
 // Computes what ReferenceLlama computes, some thousand times as fast. The differences, and their reasons:
 //
 // - Tokens go through the layers in chunks of up to 128, so that a weight is read from memory once for all of them.
@@ -1322,9 +1227,7 @@ inline void Session::append_position(const uint8_t* bytes) {
   if (position_ < context()) transformer_->copy_position(position_++, const_cast<uint8_t*>(bytes), true);
 }
 
-// ====================================================================================================================
-// 6. Number formats, and the scalar kernels that define the bits of every faster one
-// ====================================================================================================================
+// ==== 6. Number formats, and the scalar kernels that define the bits of every faster one =============================
 
 inline constexpr int8_t kCodebook[16] = {-63, -50, -40, -31, -24, -17, -10, -4, 1, 7, 12, 18, 25, 32, 42, 56};
 
@@ -1548,9 +1451,7 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
   });
 }
 
-// ====================================================================================================================
-// 7. Model file: map and check
-// ====================================================================================================================
+// ==== 7. Model file: map and check ===================================================================================
 // Everything is checked once, when a file is opened, in 64-bit arithmetic that cannot overflow. The rest of the engine
 // relies on it.
 
@@ -1865,27 +1766,6 @@ struct ModelReader {
     return in.ok;
   }
 
-  bool chat(int vocab_size) {
-    ByteReader in{view(h.chat)};
-    ChatTemplate chat;
-    if (!ids(in, vocab_size, chat.stop_ids))
-      return refuse("section chat", "stop ids within the vocabulary", "other values");
-    chat.default_system = std::string(in.take(in.get<uint32_t>()));
-    for (auto& slot : chat.slot) {
-      const uint32_t parts = in.get<uint32_t>();
-      for (uint32_t i = 0; i < parts && in.ok; i++) {
-        const int32_t id = in.get<int32_t>();
-        if (id < -1 || id >= vocab_size) return refuse("section chat", "ids within the vocabulary", double(id));
-        slot.push_back({id, std::string(in.take(in.get<uint32_t>()))});
-      }
-    }
-    if (in.ok && !in.bytes.empty()) chat.trim = in.get<uint32_t>();  // absent if it is 0
-    if (!in.ok || !in.bytes.empty() || chat.trim > 7)
-      return refuse("section chat", "a complete template", "one that does not match its size");
-    m.chat = std::move(chat);
-    return true;
-  }
-
   bool self_test(int vocab_size) {
     ByteReader in{view(h.self_test)};
     std::vector<int> prompt;
@@ -1898,8 +1778,13 @@ struct ModelReader {
 
   // The sections after the tensor table is bound.
   bool finish(int vocab_size) {
-    if (!chat(vocab_size) || !self_test(vocab_size)) return false;
+    ByteReader chat{view(h.chat)};
+    m.stop_ids.clear();
+    if (!ids(chat, vocab_size, m.stop_ids))
+      return refuse("section chat", "stop ids within the vocabulary", "other values");
+    if (!self_test(vocab_size)) return false;
     m.tokenizer_ = view(h.tokenizer);
+    m.chat_ = view(h.chat);
     m.provenance_ = view(h.provenance);
     m.file_bytes = m.size_;
     m.tensors_at_ = h.tensors.offset;
@@ -2008,7 +1893,7 @@ inline void ModelFile::unmap() {
   base_ = nullptr;
   size_ = 0;
   file_ = -1;
-  tokenizer_ = provenance_ = {};
+  tokenizer_ = chat_ = provenance_ = {};
   tensors_at_ = tensors_hash_ = checksum_ = 0;
 }
 
@@ -2058,9 +1943,7 @@ inline uint8_t* reserve_memory(size_t bytes, std::string& error) {
   return static_cast<uint8_t*>(memory);
 }
 
-// ====================================================================================================================
-// 8. Threads
-// ====================================================================================================================
+// ==== 8. Threads =====================================================================================================
 // A worker without work spins for some microseconds, since the next matmul usually follows soon, and then sleeps, to
 // leave the CPU to other programs.
 
@@ -2158,9 +2041,7 @@ inline void Pool::sleep(uint64_t seen) {
   sleepers_.fetch_sub(1);
 }
 
-// ====================================================================================================================
-// 9. Float blocks: rmsnorm, rope, swiglu, attention
-// ====================================================================================================================
+// ==== 9. Float blocks: rmsnorm, rope, swiglu, attention ==============================================================
 // Plain C++, written once: the compiler vectorizes each body for every instruction set (POCKET_FLOAT_BLOCKS). The bits
 // are the same, since the order of every sum is fixed: a sum over a vector has 16 partial sums, element i in partial
 // sum i mod 16, added up 8, 4, 2, 1; and every product that is added to something is an explicit fma, so that the
@@ -2177,7 +2058,8 @@ template <int W> struct Vector;
     typedef int32_t Ints __attribute__((vector_size(4 * W))); \
   };
 POCKET_VECTOR(4)
-POCKET_VECTOR(8) POCKET_VECTOR(16)
+POCKET_VECTOR(8)
+POCKET_VECTOR(16)
 
     template <int W>
     struct Lanes {
@@ -2559,9 +2441,7 @@ inline double rope_frequency(const Config& c, int i) {
   return f * std::fma(smooth, 1.0 - 1.0 / c.rope_factor, 1.0 / c.rope_factor);
 }
 
-// ====================================================================================================================
-// 10. SIMD: one group per instruction set, and the table that picks one
-// ====================================================================================================================
+// ==== 10. SIMD: one group per instruction set, and the table that picks one ==========================================
 
 // The float blocks of section 9 for one instruction set, which adds nothing but a target attribute.
 #define POCKET_FLOAT_BLOCKS(NAME, TARGET)                                                  \
@@ -3493,8 +3373,8 @@ Arguments parse(int argc, char** argv) {
     } else if (word.size() >= 2 && word[0] == '-') {
       throw Failure{2, word + ": no such option; see --help"};
     } else if (!a.model.empty()) {
-      throw Failure{2, "'" + word + "': one model only, already given as '" + a.model +
-                           "'; put the text in quotes after -i"};
+      throw Failure{
+          2, "'" + word + "': one model only, already given as '" + a.model + "'; put the text in quotes after -i"};
     } else {
       a.model = word;
     }
@@ -3527,6 +3407,7 @@ volatile std::sig_atomic_t interrupted = 0;
 struct Program {
   const Model& model;
   const Tokenizer& tokenizer;
+  const ChatTemplate& chat_template;
   Session& session;
   Sampler pick;
   const int limit;  // new tokens of a text, or of a reply
@@ -3535,7 +3416,7 @@ struct Program {
   // Prints the continuation of `prompt`, until the watch notices a loop.
   void generate_text(const std::vector<int>& prompt, Tokenizer::Stream& stream, LoopWatch* watch) {
     prompt_tokens += prompt.size();
-    const bool good = generate(session, pick, prompt, limit, model.chat.stop_ids, [&](int id) {
+    const bool good = generate(session, pick, prompt, limit, model.stop_ids, [&](int id) {
       new_tokens++;
       print(printed_text(tokenizer, stream, id));
       return !interrupted && !(watch && watch->push(id));
@@ -3563,7 +3444,7 @@ struct Program {
       if (!message.empty()) {
         Tokenizer::Stream stream(tokenizer);
         LoopWatch watch;
-        const std::vector<int> turn = chat_turn(model.chat, encode, system, message, first);
+        const std::vector<int> turn = chat_turn(chat_template, encode, system, message, first);
         const int start = session.position() + int(turn.size());
         generate_text(turn, stream, &watch);
         if (watch.period() > 0) session.rewind(start + int(watch.kept()));  // or the next reply would repeat it too
@@ -3592,7 +3473,10 @@ void execute(const Arguments& a) {
   if (!model.open(a.model.c_str())) throw Failure{1, model.error};
   if (!(own ? tokenizer.load(model.tokenizer_bytes()) : tokenizer.load_sentencepiece(read_all(a.tokenizer))))
     throw Failure{1, (own ? a.model : a.tokenizer) + ": " + tokenizer.error};
-  if (chat && !model.chat.known()) throw Failure{1, a.model + ": no chat template; continue a text with -i"};
+  ChatTemplate chat_template;
+  if (!chat_template.load(model.chat_bytes(), model.vocab_size()))
+    throw Failure{1, a.model + ": " + chat_template.error};
+  if (chat && !chat_template.known()) throw Failure{1, a.model + ": no chat template; continue a text with -i"};
   Session session(model, {0, threads, KvType::automatic, nullptr});
   if (!session.error.empty()) throw Failure{1, session.error};
   running = &session;
@@ -3600,7 +3484,11 @@ void execute(const Arguments& a) {
     interrupted = 1;
     running->cancel();
   });
-  Program program{model, tokenizer, session, Sampler({temperature, top_p, seed}),
+  Program program{model,
+                  tokenizer,
+                  chat_template,
+                  session,
+                  Sampler({temperature, top_p, seed}),
                   limit > 0 ? limit : std::numeric_limits<int>::max()};
   const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
   chat ? program.chat(text, a.system) : program.continue_text(text);

@@ -26,7 +26,8 @@
 // the functions for converters throw std::bad_alloc.
 //
 // Contents: 1 interface · 2 UTF-8 · 3 merging · 4 encoding · 5 splitting into words · 6 decoding ·
-//           7 loading: the blob · 8 loading: SentencePiece .model files · 9 Unicode letters and numbers
+//           7 loading: the blob · 8 loading: SentencePiece .model files · 9 Unicode letters and numbers ·
+//           10 conversations
 #pragma once
 
 #include <algorithm>
@@ -34,6 +35,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <initializer_list>
 #include <iterator>
 #include <queue>
@@ -209,6 +211,9 @@ class Tokenizer {
   std::vector<int> merged_;                   // by rank: id of the merged piece
   std::vector<size_t> user_defined_lengths_;  // in bytes, distinct, descending
 };
+
+// Returns the text of the next id of a stream as a program prints it. A control token has none.
+inline std::string printed_text(const Tokenizer& tokenizer, Tokenizer::Stream& stream, int id);
 
 // Returns a text without control characters except newline and tab, so that it is safe to print on a terminal.
 inline std::string without_controls(const std::string& text);
@@ -655,31 +660,9 @@ inline std::string Tokenizer::Stream::flush() try {
   return {};
 }
 
-// Notices that a text has locked into a loop: it ends in one passage repeated at least four times and for 96 tokens.
-// Lists, tables and refrains repeat too, but not for that long.
-class LoopWatch {
- public:
-  static constexpr size_t kTokens = 96, kTimes = 4, kLongest = 128;  // kLongest: of the passage, tokens
-
-  // True once the tokens so far end in a loop.
-  bool push(int id) {
-    ids_.push_back(id);
-    for (size_t p = 1; p <= std::min(kLongest, ids_.size() - 1); p++) {
-      repeated_[p] = ids_[ids_.size() - 1 - p] == id ? repeated_[p] + 1 : 0;
-      if (repeated_[p] + p < std::max(kTokens, kTimes * p)) continue;
-      period_ = p;
-      return true;
-    }
-    return false;
-  }
-  size_t period() const { return period_; }                         // tokens of the passage
-  size_t kept() const { return ids_.size() - repeated_[period_]; }  // tokens up to the end of its first occurrence
-
- private:
-  std::vector<int> ids_;
-  size_t repeated_[kLongest + 1] = {};  // by period: how many of the last tokens equal the token one period earlier
-  size_t period_ = 0;
-};
+inline std::string printed_text(const Tokenizer& tokenizer, Tokenizer::Stream& stream, int id) {
+  return tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id);
+}
 
 inline std::string without_controls(const std::string& text) {
   std::string clean;
@@ -1347,5 +1330,169 @@ inline bool is_more_number(char32_t code) {
 }
 
 }  // namespace tokenizer_detail
+
+// ====================================================================================================================
+// 10. Conversations: from turns to tokens
+// ====================================================================================================================
+//
+// A model file describes the layout of a conversation as data, not as a program:
+//
+//   stop ids | default system prompt | for each slot: its parts, each an id (-1: text) and a text | trim, if not 0
+//   count, int32 each                  count, then each part; a text is its size and its bytes
+
+// The strings around the turns of a conversation. A part is a control token or plain text.
+struct ChatTemplate {
+  struct Part {
+    int id = -1;  // a control token; -1: text
+    std::string text;
+  };
+  using Parts = std::vector<Part>;
+  enum Slot { kSystemPrefix, kSystemSuffix, kFirstUserPrefix, kUserPrefix, kUserSuffix, kReplyPrefix, kReplySuffix };
+  static constexpr int kSlots = 7;
+  enum Trim : unsigned { kTrimSystem = 1, kTrimUser = 2, kTrimReply = 4 };
+
+  Parts slot[kSlots];          // kFirstUserPrefix replaces kUserPrefix right after a system turn
+  std::string default_system;  // the system prompt if the user gives none; "": no system turn
+  std::vector<int> stop_ids;   // tokens that end a reply, or a text
+  unsigned trim = 0;           // bits of Trim: turns whose leading and trailing white space is removed
+  std::string error;           // of load()
+
+  // Whether there is a template: a model that was not trained on conversations has none.
+  bool known() const {
+    return std::any_of(std::begin(slot), std::end(slot), [](const Parts& parts) { return !parts.empty(); });
+  }
+
+  // Reads the chat section of a model file (Model::chat_bytes). On failure returns false with `error` set, and the
+  // template is empty.
+  bool load(std::string_view bytes, int vocab_size);
+};
+
+inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) {
+  *this = {};
+  bool ok = true;
+  const auto take = [&](size_t n) {
+    ok = ok && n <= bytes.size();
+    const std::string_view taken = ok ? bytes.substr(0, n) : std::string_view();
+    bytes.remove_prefix(taken.size());
+    return taken;
+  };
+  const auto number = [&] {
+    uint32_t value = 0;
+    const std::string_view raw = take(sizeof value);
+    if (ok) std::memcpy(&value, raw.data(), sizeof value);
+    return value;
+  };
+  const auto refuse = [&](const std::string& expected, const std::string& found) {
+    *this = {};
+    error = "section chat: expected " + expected + ", found " + found;
+    return false;
+  };
+  for (uint32_t left = number(); ok && left > 0; left--) {
+    stop_ids.push_back(int(number()));
+    if (ok && (stop_ids.back() < 0 || stop_ids.back() >= vocab_size))
+      return refuse("stop ids within the vocabulary", std::to_string(stop_ids.back()));
+  }
+  default_system = std::string(take(number()));
+  for (Parts& parts : slot)
+    for (uint32_t left = number(); ok && left > 0; left--) {
+      const int id = int(number());
+      if (id < -1 || id >= vocab_size) return refuse("ids within the vocabulary", std::to_string(id));
+      parts.push_back({id, std::string(take(number()))});
+    }
+  if (ok && !bytes.empty()) trim = number();
+  if (ok && bytes.empty() && trim <= 7) return true;
+  return refuse("a complete template", "one that does not match its size");
+}
+
+// Turns text into ids; bos: with the tokenizer's BOS first.
+using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
+
+// Without white space at both ends.
+inline std::string trimmed(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\n\v\f\r";
+  const size_t from = std::min(text.find_first_not_of(kSpace), text.size());
+  return std::string(text.substr(from, text.find_last_not_of(kSpace) + 1 - from));
+}
+
+// The text and control tokens before a reply: `message` as the next user turn, after the end of the last reply or, if
+// it is the first turn, after the system prompt.
+inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
+                                      bool first) {
+  ChatTemplate::Parts parts;
+  const auto add = [&](ChatTemplate::Slot slot) {
+    parts.insert(parts.end(), chat.slot[slot].begin(), chat.slot[slot].end());
+  };
+  const auto add_text = [&](const std::string& text, ChatTemplate::Trim trim) {
+    parts.push_back({-1, chat.trim & trim ? trimmed(text) : text});
+  };
+  const std::string& prompt = system.empty() ? chat.default_system : system;
+  if (first && !prompt.empty()) {
+    add(ChatTemplate::kSystemPrefix);
+    add_text(prompt, ChatTemplate::kTrimSystem);
+    add(ChatTemplate::kSystemSuffix);
+    add(ChatTemplate::kFirstUserPrefix);
+  } else {
+    if (!first) add(ChatTemplate::kReplySuffix);
+    add(ChatTemplate::kUserPrefix);
+  }
+  add_text(message, ChatTemplate::kTrimUser);
+  add(ChatTemplate::kUserSuffix);
+  add(ChatTemplate::kReplyPrefix);
+  return parts;
+}
+
+// Their token ids. Text between two control tokens is encoded in one piece, so that no token boundary depends on which
+// part it came from.
+inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos) {
+  std::vector<int> ids;
+  if (bos) ids = encode("", true);  // BOS, or nothing
+  if (!ids.empty() && !parts.empty() && parts[0].id == ids[0]) ids.clear();
+  std::string text;
+  const auto flush = [&] {
+    const std::vector<int> more = text.empty() ? std::vector<int>() : encode(text, false);
+    ids.insert(ids.end(), more.begin(), more.end());
+    text.clear();
+  };
+  for (const ChatTemplate::Part& part : parts) {
+    text += part.text;
+    if (part.id < 0) continue;
+    flush();
+    ids.push_back(part.id);
+  }
+  flush();
+  return ids;
+}
+
+// Both at once: the token ids of a turn.
+inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
+                                  const std::string& message, bool first) {
+  return encode_parts(chat_parts(chat, system, message, first), encode, first);
+}
+
+// Notices that a text has locked into a loop: it ends in one passage repeated at least four times and for 96 tokens.
+// Lists, tables and refrains repeat too, but not for that long.
+class LoopWatch {
+ public:
+  static constexpr size_t kTokens = 96, kTimes = 4, kLongest = 128;  // kLongest: of the passage, tokens
+
+  // True once the tokens so far end in a loop.
+  bool push(int id) {
+    ids_.push_back(id);
+    for (size_t p = 1; p <= std::min(kLongest, ids_.size() - 1); p++) {
+      repeated_[p] = ids_[ids_.size() - 1 - p] == id ? repeated_[p] + 1 : 0;
+      if (repeated_[p] + p < std::max(kTokens, kTimes * p)) continue;
+      period_ = p;
+      return true;
+    }
+    return false;
+  }
+  size_t period() const { return period_; }                         // tokens of the passage
+  size_t kept() const { return ids_.size() - repeated_[period_]; }  // tokens up to the end of its first occurrence
+
+ private:
+  std::vector<int> ids_;
+  size_t repeated_[kLongest + 1] = {};  // by period: how many of the last tokens equal the token one period earlier
+  size_t period_ = 0;
+};
 
 }  // namespace pocket

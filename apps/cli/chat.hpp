@@ -12,7 +12,7 @@ namespace pocket::cli {
 // Replaces the chat template of the model file by that of --template. Throws Failure if there is none.
 inline void choose_template(Job& job) {
   const std::string& name = job.args.chat_template;
-  ChatTemplate& chat = job.model->file().chat;
+  ChatTemplate& chat = *job.model->chat_template();
   if (!name.empty()) {
     const ChatFamily* family = find_chat_family(name);
     if (!family) throw Failure{2, "--template: expected one of " + chat_family_keys() + ", found '" + name + "'"};
@@ -35,7 +35,7 @@ class Chat {
         session_(*active_),
         sampler_(job.sampler_options()),
         conversation_(
-            job.model->file().chat, [&job](std::string_view text, bool bos) { return job.model->encode(text, bos); },
+            *job.model->chat_template(), [&job](std::string_view text, bool bos) { return job.model->encode(text, bos); },
             job.args.system) {
     active_session.store(nullptr);  // while the user types, Ctrl-C has nothing to cancel
     catch_chat_interrupts();
@@ -224,7 +224,7 @@ class Chat {
     };
     try {
       const std::vector<int> last = process_prompt(job_, session_, sampler_, rest);
-      good = generate(session_, sampler_, last, limit - int(before), job_.model->file().chat.stop_ids, on_token);
+      good = generate(session_, sampler_, last, limit - int(before), job_.model->chat_template()->stop_ids, on_token);
     } catch (const Failure& f) {
       if (f.status != 130) throw;  // Ctrl-C while a long message is processed
     }

@@ -93,7 +93,7 @@ class TextWriter {
       return !filter_.stopped && !interrupted;
     };
     const bool good = generate(session_, sampler, last, std::min(room, job_.token_limit()),
-                               job_.model->file().chat.stop_ids, on_token, propose);
+                               job_.model->file().stop_ids, on_token, propose);
     job_.figures.add(ids.size(), start, saved_.ids.size() - before, first);
     return good;
   }

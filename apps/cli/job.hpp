@@ -132,9 +132,4 @@ inline std::vector<int> process_prompt(Job& job, TextSession& session, Sampler& 
   return std::vector<int>(ids.begin() + long(done), ids.end());
 }
 
-// The text of a token as it is printed. A control token has none.
-inline std::string printed_text(const Tokenizer& tokenizer, Tokenizer::Stream& stream, int id) {
-  return tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id);
-}
-
 }  // namespace pocket::cli

@@ -52,9 +52,11 @@ class LanguageModel {
   // Memory of a session with `tokens` positions filled; the weights come first.
   virtual std::vector<MemoryItem> memory_of(const SessionOptions& options, int tokens) const = 0;
 
-  // What every model file has: stop ids, chat template, provenance, self-test, checksums.
+  // What every model file has: stop ids, provenance, self-test, checksums.
   virtual ModelFile& file() = 0;
   virtual const Tokenizer& tokenizer() const = 0;
+  // The layout of a conversation; null: the model has no turns.
+  virtual ChatTemplate* chat_template() { return nullptr; }
   virtual int vocab_size() const = 0;
   virtual int trained_context() const = 0;  // tokens
   virtual Unit unit() const { return {"token", "tokens", "tok/s"}; }

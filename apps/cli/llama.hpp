@@ -25,6 +25,7 @@ class Llama : public LanguageModel {
     if (tokenizer_.size() > model.config.vocab_size)
       throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(model.config.vocab_size) +
                            " pieces, found " + std::to_string(tokenizer_.size())};
+    if (!chat_.load(model.chat_bytes(), model.config.vocab_size)) throw Failure{1, path + ": " + chat_.error};
   }
 
   std::unique_ptr<TextSession> open_session(const SessionOptions& options) const override {
@@ -37,6 +38,7 @@ class Llama : public LanguageModel {
 
   ModelFile& file() override { return model; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }
+  ChatTemplate* chat_template() override { return &chat_; }
   int vocab_size() const override { return model.config.vocab_size; }
   int trained_context() const override { return model.config.max_seq_len; }
 
@@ -69,7 +71,7 @@ class Llama : public LanguageModel {
                   scaling[int(c.rope_scaling)], c.norm_eps, type_name(model.layers[0].wq.type),
                   type_name(model.token_embedding.type), double(model.file_bytes) / 1e6,
                   tokenizer_.kind() == Tokenizer::Kind::sentencepiece ? "SentencePiece" : "byte-level BPE",
-                  tokenizer_.size(), model.chat.known() ? "yes" : "no");
+                  tokenizer_.size(), chat_.known() ? "yes" : "no");
     return lines;
   }
 
@@ -77,6 +79,7 @@ class Llama : public LanguageModel {
 
  private:
   Tokenizer tokenizer_;
+  ChatTemplate chat_;
   bool reference_;  // --kernel reference
 };
 

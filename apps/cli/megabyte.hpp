@@ -46,7 +46,7 @@ class Megabyte : public LanguageModel {
   }
   std::vector<int> encode_prompt(std::string_view text) const override { return encode(text, true); }
   // The byte that ends and pads the texts of the training data, 0 as a rule, never occurs inside one.
-  std::vector<int> forbidden_ids() const override { return model_.chat.stop_ids; }
+  std::vector<int> forbidden_ids() const override { return model_.stop_ids; }
   bool can_extend_context() const override { return false; }
   int longest_text(int context) const override { return context; }
 
