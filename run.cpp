@@ -160,8 +160,7 @@ struct Layer {
   Tensor w2;              // (dim, hidden_dim): down
 };
 
-// The contents of every model file apart from its tensors. Immutable once open, so that any number of sessions and
-// threads may share it.
+// The contents of every model file apart from its tensors. Immutable once open: sessions and threads may share it.
 class ModelFile {
  public:
   ModelFile() = default;
@@ -242,8 +241,8 @@ class ReferenceLlama {
   explicit ReferenceLlama(const Model& model)
       : model_(model), c_(model.config), keys_(model.layers.size()), values_(model.layers.size()) {}
 
-  // Runs one token at a position that follows those already run (or repeats one of them, which forgets the later
-  // ones). Returns the logits (vocab_size,): one score for each token that may come next. Null if memory is exhausted.
+  // Runs one token at a position, after those before it; a repeated position forgets the later ones. Returns the logits
+  // (vocab_size,): a score for each token that may come next. Null if memory is exhausted.
   const float* forward(int id, int position) try {
     position_ = position;
     Vector x(size_t(c_.dim));  // the residual stream: every block reads it and adds to it
@@ -261,9 +260,7 @@ class ReferenceLlama {
   }
 
   std::function<void(const Observation&)> observer;
-  // Rounding to apply to the input of every matrix, and to every key and value: what int8 activations and an int8 KV
-  // cache do. By default none.
-  std::function<void(Vector&)> round_input, round_kv;
+  std::function<void(Vector&)> round_input, round_kv;  // optional: what int8 does to matrix inputs, to keys and values
 
  private:
   // y = W x: element r is the dot product of row r with x.
@@ -304,11 +301,8 @@ class ReferenceLlama {
     Vector q = matmul(w.wq, x), k = matmul(w.wk, x), v = matmul(w.wv, x), out(q.size());
     rope(q);
     rope(k);
-    if (round_kv) {
-      round_kv(k);
-      round_kv(v);
-    }
     for (auto [cache, row] : {std::pair(&keys_[l], &k), std::pair(&values_[l], &v)}) {
+      if (round_kv) round_kv(*row);
       cache->resize(size_t(position_) * c_.kv_dim());
       cache->insert(cache->end(), row->begin(), row->end());
     }
@@ -318,9 +312,9 @@ class ReferenceLlama {
       const size_t kv_at = size_t(head / (c_.n_heads / c_.n_kv_heads)) * c_.head_dim;  // several heads share a KV head
       for (int t = 0; t <= position_; t++) {
         const float* key = &keys_[l][size_t(t) * c_.kv_dim() + kv_at];
-        float dot = 0;
-        for (int i = 0; i < c_.head_dim; i++) dot = std::fma(q[q_at + i], key[i], dot);
-        score[t] = dot / std::sqrt(float(c_.head_dim));
+        score[t] = 0;
+        for (int i = 0; i < c_.head_dim; i++) score[t] = std::fma(q[q_at + i], key[i], score[t]);
+        score[t] /= std::sqrt(float(c_.head_dim));
       }
       softmax(score);
       if (observer) observer({Observation::attention, l, head, position_, score.data(), position_ + 1});
@@ -335,10 +329,7 @@ class ReferenceLlama {
   static void softmax(Vector& score) {
     const float top = *std::max_element(score.begin(), score.end());
     float sum = 0;
-    for (float& s : score) {
-      s = std::exp(s - top);  // at most 1, so that nothing overflows
-      sum += s;
-    }
+    for (float& s : score) sum += s = std::exp(s - top);  // at most 1, so that nothing overflows
     for (float& s : score) s /= sum;
   }
 
@@ -561,12 +552,9 @@ class Session {
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
 
-  // The keys and values of one position as position_bytes() bytes, the same for every kernel set and thread count.
-  // append_position() makes them the next position of a session of the same model and KV type, which then continues
-  // with the same bits. apps/cli/saved_session.hpp makes a checked file of them.
-  size_t position_bytes() const;
-  void read_position(int position, uint8_t* bytes) const;
-  void append_position(const uint8_t* bytes);
+  // For code that saves and restores sessions (apps/cli/saved_session.hpp): a block of the KV cache, and the end of it.
+  struct KvBlock kv_block(int layer, int kv_head, int block) const;
+  void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
 
   std::string error;  // "": no error
 
@@ -594,8 +582,7 @@ inline std::vector<std::string> kernel_names();
 // Computes what ReferenceLlama computes, some thousand times as fast. The differences, and their reasons:
 //
 // - Tokens go through the layers in chunks of up to 128, so that a weight is read from memory once for all of them.
-// - Matrices have 4 or 8 bits a weight, and their input is quantized to int8 (section 6). Generating is bound by
-// reading
+// - Weights have 4 or 8 bits, and the input of a matrix is quantized to int8 (section 6). Generating is bound by reading
 //   the weights, so fewer bytes are faster; and sums of integers are exact in any order.
 // - A SIMD lane is a row of a matrix or, in a sum over a vector, one of 16 partial sums (section 9). The order of every
 //   float addition is fixed, so that each instruction set, batch and number of threads gives the same bits.
@@ -807,13 +794,14 @@ struct Placement {
   }
 };
 
-// `count` attention states, each connected to its values if the memory is there.
+// `count` attention states with their values.
 inline AttentionState* place_states(Placement& take, size_t count, int head_dim) {
   AttentionState* states;
   float* values;
+  const int width = round_up(head_dim, 16);
   take(states, count);
-  take(values, count * round_up(head_dim, 16));
-  for (size_t i = 0; take.real && i < count; i++) states[i] = {0, 0, values + i * round_up(head_dim, 16)};
+  take(values, count * width);
+  for (size_t i = 0; take.real && i < count; i++) states[i] = {0, 0, values + i * width};
   return states;
 }
 
@@ -876,25 +864,18 @@ inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOption
 
 struct Transformer {
   Session& session;
-  const Model& model;
-  const Config& c;
   const Kernels& kernels;
-  int& position;                    // the session's
-  std::vector<double> frequencies;  // (head_dim / 2): radians per position
-  const int group;                  // query heads of a KV head
+  const Model& model = session.model_;
+  const Config& c = model.config;
+  int& position = session.position_;
+  const int group = c.n_heads / c.n_kv_heads;  // query heads of a KV head
+  std::vector<double> frequencies;             // (head_dim / 2): radians per position
   Pool pool;
   Buffers buf;
 
   // On failure sets session.error.
   Transformer(Session& s, const SessionOptions& options, const Kernels& k)
-      : session(s),
-        model(s.model_),
-        c(model.config),
-        kernels(k),
-        position(s.position_),
-        group(c.n_heads / c.n_kv_heads),
-        pool(thread_count(options)),
-        buf(model, options, nullptr) {
+      : session(s), kernels(k), pool(thread_count(options)), buf(model, options, nullptr) {
     for (int i = 0; i < c.head_dim / 2; i++) frequencies.push_back(rope_frequency(c, i));
     if (uint8_t* memory = reserve_memory(buf.bytes, s.error)) buf = Buffers(model, options, memory);
   }
@@ -1160,29 +1141,6 @@ struct Transformer {
         session.observer_({Observation::attention, l, head, position + t, weights.data(), int(weights.size())});
       }
   }
-
-  // Copies one position of the KV cache to `bytes`, or from there: layer by layer and head by head the scales of key
-  // and value, the key, the value.
-  void copy_position(int at, uint8_t* bytes, bool restore) const {
-    const int key = at % kBlockKeys;
-    const auto copy = [&](auto* cached, int n, int stride) {
-      for (int i = 0; i < n; i++, cached += stride, bytes += sizeof *cached)
-        restore ? std::memcpy(cached, bytes, sizeof *cached) : std::memcpy(bytes, cached, sizeof *cached);
-    };
-    for (int i = 0; i < c.n_layers * c.n_kv_heads; i++) {
-      const KvBlock kv = kv_block(i / c.n_kv_heads, i % c.n_kv_heads, at / kBlockKeys);
-      const auto vectors = [&](auto* keys, auto* values) {
-        copy(keys + kv.key_at(key), c.head_dim, 16);
-        copy(values + key * kv.width, c.head_dim, 1);
-      };
-      copy(kv.k_scale + key, 1, 1);
-      copy(kv.v_scale + key, 1, 1);
-      if (buf.kv_f32)
-        vectors(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
-      else
-        vectors(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
-    }
-  }
 };
 
 inline Session::Session(const Model& model, SessionOptions options) : model_(model) {
@@ -1215,16 +1173,8 @@ inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
   return transformer_ && transformer_->forward(ids, n, &each);
 }
 
-inline size_t Session::position_bytes() const {
-  const Config& c = model_.config;
-  const size_t element = kv_f32() ? sizeof(float) : 1;
-  return size_t(c.n_layers) * c.n_kv_heads * (2 * sizeof(float) + 2 * size_t(c.head_dim) * element);
-}
-inline void Session::read_position(int position, uint8_t* bytes) const {
-  transformer_->copy_position(position, bytes, false);
-}
-inline void Session::append_position(const uint8_t* bytes) {
-  if (position_ < context()) transformer_->copy_position(position_++, const_cast<uint8_t*>(bytes), true);
+inline KvBlock Session::kv_block(int layer, int kv_head, int block) const {
+  return transformer_->kv_block(layer, kv_head, block);
 }
 
 // ==== 6. Number formats, and the scalar kernels that define the bits of every faster one =============================
@@ -2061,8 +2011,7 @@ POCKET_VECTOR(4)
 POCKET_VECTOR(8)
 POCKET_VECTOR(16)
 
-    template <int W>
-    struct Lanes {
+template <int W> struct Lanes {
   typedef typename Vector<W>::Floats Floats;
   typedef typename Vector<W>::Ints Ints;
   Floats v;

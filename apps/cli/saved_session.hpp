@@ -43,6 +43,44 @@ inline constexpr uint32_t kSessionVersion = 1;
 using WriteBytes = std::function<bool(const void* data, size_t n)>;  // returns false on failure
 using ReadBytes = std::function<bool(void* data, size_t n)>;         // returns false if n bytes cannot be read
 
+// Bytes of the keys and values of one position: for each layer and KV head the scale of the key, the scale of the
+// value, the key, the value. They are the same for every kernel set and number of threads.
+inline size_t position_bytes(const Session& session) {
+  const Config& c = session.model().config;
+  const size_t element = session.kv_f32() ? sizeof(float) : 1;
+  return size_t(c.n_layers) * c.n_kv_heads * (2 * sizeof(float) + 2 * size_t(c.head_dim) * element);
+}
+
+enum class CopyDirection { from_cache, to_cache };
+
+// Copies one position of the KV cache to `bytes` (position_bytes), or back.
+inline void copy_position(const Session& session, int position, uint8_t* bytes, CopyDirection direction) {
+  const Config& c = session.model().config;
+  const int key = position % kBlockKeys;
+  const auto copy = [&](auto* cached, int n, int stride) {
+    for (int i = 0; i < n; i++, cached += stride, bytes += sizeof *cached) {
+      if (direction == CopyDirection::to_cache)
+        std::memcpy(cached, bytes, sizeof *cached);
+      else
+        std::memcpy(bytes, cached, sizeof *cached);
+    }
+  };
+  for (int l = 0; l < c.n_layers; l++)
+    for (int head = 0; head < c.n_kv_heads; head++) {
+      const KvBlock kv = session.kv_block(l, head, position / kBlockKeys);
+      copy(kv.k_scale + key, 1, 1);
+      copy(kv.v_scale + key, 1, 1);
+      const auto copy_vectors = [&](auto* keys, auto* values) {
+        copy(keys + kv.key_at(key), c.head_dim, 16);
+        copy(values + key * kv.width, c.head_dim, 1);
+      };
+      if (session.kv_f32())
+        copy_vectors(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
+      else
+        copy_vectors(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+    }
+}
+
 // Checks the header of a saved session of `model`. Returns "", or the error: the field, the expected and the found
 // value.
 inline std::string saved_header_error(const SavedSession& h, const ModelFile& model) {
@@ -74,11 +112,11 @@ inline bool save_session(const Session& session, std::string_view note, const Wr
     error = session.error;
     return false;
   }
-  std::vector<uint8_t> position(session.position_bytes());
+  std::vector<uint8_t> position(position_bytes(session));
   Hash64 hash;
   hash.update(note.data(), note.size());
   for (int i = 0; i < session.position(); i++) {
-    session.read_position(i, position.data());
+    copy_position(session, i, position.data(), CopyDirection::from_cache);
     hash.update(position.data(), position.size());
   }
   SavedSession head = {};
@@ -94,7 +132,7 @@ inline bool save_session(const Session& session, std::string_view note, const Wr
   head.checksum = hash_bytes(&head, sizeof head);
   bool good = write(&head, sizeof head) && (note.empty() || write(note.data(), note.size()));
   for (int i = 0; good && i < session.position(); i++) {
-    session.read_position(i, position.data());
+    copy_position(session, i, position.data(), CopyDirection::from_cache);
     good = write(position.data(), position.size());
   }
   if (!good) error = "saved session: cannot be written";
@@ -117,7 +155,7 @@ inline bool check_saved_sizes(const SavedSession& head, const Session& session, 
   if (head.position > uint32_t(session.context()))
     return mismatch("context", "room for the saved session's " + std::to_string(head.position) + " tokens",
                     std::to_string(session.context()));
-  const uint64_t cache = head.position * uint64_t(session.position_bytes()), rest = size - sizeof head;
+  const uint64_t cache = head.position * uint64_t(position_bytes(session)), rest = size - sizeof head;
   if (head.cache_bytes != cache)
     return mismatch("cache_bytes", std::to_string(cache), std::to_string(head.cache_bytes));
   if (cache > rest || head.note_bytes != rest - cache)
@@ -144,7 +182,7 @@ inline bool restore_session(Session& session, uint64_t size, const ReadBytes& re
   if (!read(&head, sizeof head)) return fail("saved session: cannot be read");
   error = saved_header_error(head, session.model());
   if (!error.empty() || !check_saved_sizes(head, session, size, error)) return false;
-  std::vector<uint8_t> position(session.position_bytes());
+  std::vector<uint8_t> position(position_bytes(session));
   note.resize(size_t(head.note_bytes));
   Hash64 hash;
   if (!note.empty() && !read(&note[0], note.size())) return fail("saved session: cannot be read");
@@ -152,7 +190,8 @@ inline bool restore_session(Session& session, uint64_t size, const ReadBytes& re
   for (uint32_t i = 0; i < head.position; i++) {
     if (!read(position.data(), position.size())) return fail("saved session: cannot be read");
     hash.update(position.data(), position.size());
-    session.append_position(position.data());
+    copy_position(session, session.position(), position.data(), CopyDirection::to_cache);
+    session.advance();
   }
   if (hash.digest() == head.data_checksum) return true;
   return fail("data_checksum: expected " + std::to_string(head.data_checksum) + ", found " +
