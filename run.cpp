@@ -84,6 +84,7 @@
 #include <string_view>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -134,6 +135,19 @@ struct Config {
   int q_dim() const { return n_heads * head_dim; }
   int kv_dim() const { return n_kv_heads * head_dim; }
 };
+
+// Texts and numbers, one after the other, for messages.
+template <class... A> std::string concat(const A&... parts) {
+  std::string out;
+  const auto add = [&](const auto& part) {
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>)
+      out += std::to_string(part);
+    else
+      out += part;
+  };
+  (add(parts), ...);
+  return out;
+}
 
 // panels: a matrix to multiply with, drawn above. rows: row-major, gathered. vector: float32, padded to 64 bytes.
 enum class Layout { panels, rows, vector };
@@ -258,7 +272,6 @@ class ReferenceLlama {
   } catch (const std::bad_alloc&) {
     return nullptr;
   }
-
   std::function<void(const Observation&)> observer;
   std::function<void(Vector&)> round_input, round_kv;  // optional: what int8 does to matrix inputs, to keys and values
 
@@ -271,7 +284,6 @@ class ReferenceLlama {
       for (int k = 0; k < w.cols; k++) y[r] = std::fma(weight(w, r, k), x[k], y[r]);  // y += w * x, rounded once
     return y;
   }
-
   // Divides x by its root mean square, then scales each element by a learned weight (Zhang and Sennrich 2019).
   Vector rmsnorm(Vector x, const Tensor& weights) const {
     float sum = 0;
@@ -280,7 +292,6 @@ class ReferenceLlama {
     for (int i = 0; i < c_.dim; i++) x[i] *= scale * weight(weights, 0, i);
     return x;
   }
-
   // Encodes the position in every head by rotating pairs of elements, each at its own speed (RoPE, Su et al. 2021).
   void rope(Vector& x) const {
     const int half = c_.head_dim / 2;
@@ -293,7 +304,6 @@ class ReferenceLlama {
         x[head + i + half] = std::fma(b, cos, a * sin);
       }
   }
-
   // Each head compares its query with the keys of all tokens so far and returns the average of their values, weighted
   // by softmax(q . k / sqrt(head_dim)). The keys and values of earlier tokens are kept: they are the KV cache.
   Vector attention(int l, const Vector& x) {
@@ -324,7 +334,6 @@ class ReferenceLlama {
     }
     return matmul(w.wo, out);
   }
-
   // Scores to weights that are positive and sum to 1: e^score over the sum of all.
   static void softmax(Vector& score) {
     const float top = *std::max_element(score.begin(), score.end());
@@ -332,7 +341,6 @@ class ReferenceLlama {
     for (float& s : score) sum += s = std::exp(s - top);  // at most 1, so that nothing overflows
     for (float& s : score) s /= sum;
   }
-
   // w2 (silu(w1 x) * w3 x), silu(g) = g / (1 + e^-g): a gated feed-forward block (SwiGLU, Shazeer 2020).
   Vector feed_forward(const Layer& w, const Vector& x) const {
     Vector gate = matmul(w.w1, x);
@@ -340,11 +348,9 @@ class ReferenceLlama {
     for (size_t i = 0; i < gate.size(); i++) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
     return matmul(w.w2, gate);
   }
-
   static void add(Vector& x, const Vector& y) {
     for (size_t i = 0; i < x.size(); i++) x[i] += y[i];
   }
-
   const Model& model_;
   const Config& c_;
   int position_ = 0;
@@ -374,7 +380,6 @@ class Sampler {
   explicit Sampler(SamplerOptions options = {}) : options_(options), state_(options.seed) {
     std::fill(recent_, recent_ + kRepeatWindow, -1);
   }
-
   // The choice is remembered for the repetition penalty. logits: (n).
   int operator()(const float* logits, int n) {
     int id = 0;
@@ -389,7 +394,6 @@ class Sampler {
     remember(id);
     return id;
   }
-
   // For tokens that were not chosen here: the prompt.
   void remember(int id) { recent_[next_++ % kRepeatWindow] = id; }
   // A Sampler with this seed continues the sequence of random numbers.
@@ -409,7 +413,6 @@ class Sampler {
     z = (z ^ z >> 27) * 0x94D049BB133111EB;
     return float((z ^ z >> 31) >> 40) / 16777216.f;
   }
-
   // The first of equals; a NaN never wins.
   static int likeliest(const float* logits, int n) {
     int best = 0;
@@ -417,7 +420,6 @@ class Sampler {
       if (logits[i] > logits[best] || logits[best] != logits[best]) best = i;
     return best;
   }
-
   // Keskar et al. 2019 (CTRL); each token once, however often it occurred.
   void penalize(int n) {
     if (options_.repeat_penalty == 1.f) return;
@@ -427,7 +429,6 @@ class Sampler {
       work_[id] = work_[id] > 0 ? work_[id] / options_.repeat_penalty : work_[id] * options_.repeat_penalty;
     }
   }
-
   // Draws from softmax(logits / temperature), reduced by min-p, top-k and top-p, in this order.
   int choose(float top, int best) {
     for (float& w : work_) w = (w - top) / options_.temperature;
@@ -451,7 +452,6 @@ class Sampler {
     }
     return candidates_.empty() ? best : candidates_.back().id;
   }
-
   // Keeps the likeliest candidates that together hold more than top_p of the total; returns their sum. Candidates that
   // cannot be among them are dropped before the sort, which keeps it short: all those below (1 - top_p) * total / n
   // together hold less than 1 - top_p.
@@ -466,7 +466,6 @@ class Sampler {
     candidates_.resize(kept);
     return sum;
   }
-
   SamplerOptions options_;
   uint64_t state_;
   int recent_[kRepeatWindow];  // a ring; -1: empty
@@ -888,20 +887,16 @@ struct Transformer {
     session.error = std::move(why);
     return false;
   }
-
   bool check(const int* ids, size_t n) {
     session.error.clear();
     const size_t room = size_t(buf.context - position);
     if (n == 0 || !ids) return fail("forward: no tokens");
-    if (n > room)
-      return fail("context: room for " + std::to_string(room) + " more tokens, not for " + std::to_string(n));
+    if (n > room) return fail(concat("context: room for ", room, " more tokens, not for ", n));
     for (size_t i = 0; i < n; i++)
       if (ids[i] < 0 || ids[i] >= c.vocab_size)
-        return fail("token " + std::to_string(i) + ": expected an id below " + std::to_string(c.vocab_size) +
-                    ", found " + std::to_string(ids[i]));
+        return fail(concat("token ", i, ": expected an id below ", c.vocab_size, ", found ", ids[i]));
     return true;
   }
-
   // All tokens, chunk by chunk; each may be null.
   bool forward(const int* ids, size_t n, const Session::EachLogits* each) {
     if (!check(ids, n)) return false;
@@ -924,13 +919,12 @@ struct Transformer {
     }
     return true;
   }
-
   // n tokens (at most kChunk) through all layers; buf.x then holds the output of the last layer.
   bool forward_chunk(const int* ids, int n) {
     const int half = c.head_dim / 2;
     for (int t = 0; t < n; t++) {
       if (!model.read_row(model.token_embedding, ids[t], buf.x + size_t(t) * padded(c.dim)))
-        return fail("token_embedding: row " + std::to_string(ids[t]) + " is no longer readable");
+        return fail(concat("token_embedding: row ", ids[t], " is no longer readable"));
       for (int i = 0; i < half; i++) {
         double sin, cos;
         exact::sincos((position + t) * frequencies[i], sin, cos);
@@ -945,7 +939,6 @@ struct Transformer {
     position += n;
     return true;
   }
-
   // x += wo attention(rmsnorm(x)); x += w2 (silu(w1 rmsnorm(x)) * w3 rmsnorm(x)).
   void layer(int l, int n) {
     const Layer& w = model.layers[l];
@@ -966,23 +959,19 @@ struct Transformer {
     for (int t = 0; session.observer_ && t < n; t++)
       session.observer_({Observation::layer_output, l, -1, position + t, buf.x + size_t(t) * padded(c.dim), c.dim});
   }
-
   // The logits (n, vocab_size padded to 64) of n tokens of the chunk, from `first` on.
   const float* logits(int first, int n) {
     rmsnorm(model.final_norm, first, n);
     multiply({{model.output, buf.logits}}, buf.xn, n);
     return buf.logits;
   }
-
   void multiply(std::initializer_list<Product> products, const Activations& in, int n) {
     matmul(kernels, pool, products, in, n);
   }
-
   // Token t of n for the next matmul. Float weights multiply the floats.
   void quantize(const Activations& in, int t, int n) {
     if (!model.all_f32) in.quantize_token(kernels, t, n);
   }
-
   // xn = rmsnorm(x) of n tokens from `first` on; row 0 of xn is the first of them.
   void rmsnorm(const Tensor& weights, int first, int n) {
     const size_t width = size_t(padded(c.dim));
@@ -991,14 +980,12 @@ struct Transformer {
       quantize(buf.xn, t, n);
     });
   }
-
   void add_residual(int n) {
     const size_t width = size_t(padded(c.dim));
     each_token(pool, n, vector_work(int(width), n), [&](int t) {
       for (size_t i = t * width; i < (t + 1) * width; i++) buf.x[i] += buf.xn.f[i];
     });
   }
-
   // gate = silu(w1 xn) * (w3 xn). A task takes some groups of 32 rows of both matrices and continues with their result
   // while it is in the cache: one group of a long chunk, more of a short one.
   void gate_and_up(const Layer& w, int n) {
@@ -1029,7 +1016,6 @@ struct Transformer {
       }
     });
   }
-
   // Rotates queries and keys to their positions, and writes keys and values to the cache.
   void rope_and_store(int l, int n) {
     const int half = c.head_dim / 2;
@@ -1044,7 +1030,6 @@ struct Transformer {
         store_key(kv_block(l, h, block), buf.kv_f32, key, k, v);
     });
   }
-
   KvBlock kv_block(int l, int kv_head, int block) const {
     uint8_t* at = buf.kv + ((size_t(block) * c.n_layers + l) * c.n_kv_heads + kv_head) * buf.kv_block;
     KvBlock kv = kv_block_at(at, c.head_dim, buf.kv_f32);
@@ -1061,7 +1046,6 @@ struct Transformer {
       attend_prompt(l, n);
     each_token(pool, n, vector_work(buf.q.cols, n), [&](int t) { quantize(buf.q, t, n); });
   }
-
   // Several tokens: a task takes some of them and one KV head through all blocks.
   void attend_prompt(int l, int n) {
     const int tiles = (n + kTileTokens - 1) / kTileTokens;
@@ -1079,7 +1063,6 @@ struct Transformer {
       for (int i = 0; i < tokens * group; i++) finish_head(state[i], first + i / group, kv_head * group + i % group);
     });
   }
-
   // One token: KV heads and blocks are all distributed over the threads, so that a long context keeps them busy. The
   // results of the blocks are merged afterwards, in the same order as above.
   void attend_token(int l) {
@@ -1100,7 +1083,6 @@ struct Transformer {
     if (blocks > 1)
       pool.parallel_for(c.n_kv_heads, vector_work(c.q_dim(), blocks), [&](int h, int) { finish_heads(h, blocks); });
   }
-
   // The query heads of a KV head, for a single token: merges the blocks' states.
   void finish_heads(int kv_head, int blocks) {
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
@@ -1109,13 +1091,11 @@ struct Transformer {
       finish_head(*state, 0, head);
     }
   }
-
   void finish_head(const AttentionState& state, int t, int head) {
     float* y = query(t, head);
     const float scale = 1.f / state.sum;
     for (int i = 0; i < c.head_dim; i++) y[i] = state.values[i] * scale;
   }
-
   // For an observer only: forward() never needs all weights at once.
   void observe_attention(int l, int n) {
     std::vector<float> weights;
@@ -1147,7 +1127,7 @@ inline Session::Session(const Model& model, SessionOptions options) : model_(mod
   if (model.layers.empty()) {
     error = "session: the model is not open";
   } else if (options.context < 0) {
-    error = "session: context: expected 0 or more, found " + std::to_string(options.context);
+    error = concat("session: context: expected 0 or more, found ", options.context);
   } else if (const Kernels* kernels = choose_kernels(options.kernel, error)) {
     try {
       transformer_ = std::make_unique<Transformer>(*this, options, *kernels);
@@ -1563,12 +1543,11 @@ struct ByteReader {
 // its limits returns refuse(field, expected, found).
 template <class Refuse> bool check_config(const Config& c, const Refuse& refuse) {
   const auto in_range = [&](const char* field, int value, int low, int high) {
-    return (value >= low && value <= high) ||
-           refuse(field, std::to_string(low) + " to " + std::to_string(high), std::to_string(value));
+    return (value >= low && value <= high) || refuse(field, concat(low, " to ", high), concat(value));
   };
   const auto at_least = [&](const char* field, float value, float low) {
     return (value > 0 && value >= low && value < 1e30f) ||
-           refuse(field, low == 1 ? "1 or more" : "a positive number", std::to_string(value));
+           refuse(field, low == 1 ? "1 or more" : "a positive number", concat(value));
   };
   const bool scaled = c.rope_scaling != RopeScaling::none, llama3 = c.rope_scaling == RopeScaling::llama3;
   if (!in_range("dim", c.dim, 1, 1 << 16) || !in_range("hidden_dim", c.hidden_dim, 1, 1 << 20) ||
@@ -1578,20 +1557,18 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
       (llama3 && !in_range("rope_original_len", c.rope_original_len, 1, 1 << 24)))
     return false;
   if (c.n_heads % c.n_kv_heads)
-    return refuse("n_kv_heads", "a divisor of " + std::to_string(c.n_heads) + " heads", std::to_string(c.n_kv_heads));
-  if (c.head_dim % 2) return refuse("head_dim", "an even number", std::to_string(c.head_dim));
+    return refuse("n_kv_heads", concat("a divisor of ", c.n_heads, " heads"), concat(c.n_kv_heads));
+  if (c.head_dim % 2) return refuse("head_dim", "an even number", concat(c.head_dim));
   if (!at_least("norm_eps", c.norm_eps, 0) || !at_least("rope_theta", c.rope_theta, 1)) return false;
   if (scaled && !at_least("rope_factor", c.rope_factor, 1)) return false;
   if (!llama3) return true;
   return at_least("rope_low_freq", c.rope_low_freq, 0) && at_least("rope_high_freq", c.rope_high_freq, 0) &&
          (c.rope_high_freq > c.rope_low_freq ||
-          refuse("rope_high_freq", "more than rope_low_freq, " + std::to_string(c.rope_low_freq),
-                 std::to_string(c.rope_high_freq)));
+          refuse("rope_high_freq", concat("more than rope_low_freq, ", c.rope_low_freq), concat(c.rope_high_freq)));
 }
 
 inline std::string architecture_name(uint32_t architecture) {
-  const char* name = architecture == kLlama ? " (llama)" : architecture == kMegabyte ? " (megabyte)" : "";
-  return std::to_string(architecture) + name;
+  return concat(architecture, architecture == kLlama ? " (llama)" : architecture == kMegabyte ? " (megabyte)" : "");
 }
 
 // All checks of a model file. A step returns false with `error` set.
@@ -1599,32 +1576,24 @@ struct ModelReader {
   ModelFile& m;
   Header h;
 
-  bool refuse(const std::string& field, const std::string& expected, const std::string& found) {
-    m.error = field + ": expected " + expected + ", found " + found;
+  template <class E, class F> bool refuse(const std::string& field, const E& expected, const F& found) {
+    m.error = concat(field, ": expected ", expected, ", found ", found);
     return false;
   }
-  bool refuse(const std::string& field, const std::string& expected, double found) {
-    char number[32];
-    std::snprintf(number, sizeof number, "%.9g", found);
-    return refuse(field, expected, number);
-  }
   bool equal(const std::string& field, uint64_t expected, uint64_t found) {
-    return expected == found || refuse(field, std::to_string(expected), std::to_string(found));
+    return expected == found || refuse(field, expected, found);
   }
-
   bool header(uint32_t architecture) {
     if (m.size_ < 8 || std::memcmp(m.base_, kMagic, 8) != 0)
       return refuse("magic", "a pocketllama model", describe_file(m.base_, m.size_));
-    if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", std::to_string(m.size_));
+    if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", m.size_);
     std::memcpy(&h, m.base_, sizeof h);
     if (!equal("version", kFormatVersion, h.version)) return false;
-    if (h.file_bytes != m.size_)
-      return refuse("file_bytes", std::to_string(h.file_bytes), std::to_string(m.size_) + " (truncated?)");
+    if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, concat(m.size_, " (truncated?)"));
     if (h.architecture != architecture)
       return refuse("architecture", architecture_name(architecture), architecture_name(h.architecture));
     return sections() && checksum();
   }
-
   bool sections() {
     const struct {
       const char* name;
@@ -1635,26 +1604,23 @@ struct ModelReader {
                {"tensor_table", h.tensor_table, kAlign}, {"tensors", h.tensors, kPage}};
     uint64_t at = sizeof(Header);
     for (const auto& [name, s, align] : all) {
-      const std::string field = std::string("section ") + name, offset = std::to_string(s.offset);
-      if (s.offset % align) return refuse(field + ".offset", "a multiple of " + std::to_string(align), offset);
-      if (s.offset < at) return refuse(field + ".offset", "at least " + std::to_string(at), offset);
+      const std::string field = concat("section ", name);
+      if (s.offset % align) return refuse(field + ".offset", concat("a multiple of ", align), s.offset);
+      if (s.offset < at) return refuse(field + ".offset", concat("at least ", at), s.offset);
       if (s.offset > m.size_ || s.bytes > m.size_ - s.offset)
-        return refuse(field + ".bytes", "an end within " + std::to_string(m.size_) + " bytes", std::to_string(s.bytes));
+        return refuse(field + ".bytes", concat("an end within ", m.size_, " bytes"), s.bytes);
       at = s.offset + s.bytes;
     }
-    return at == m.size_ || refuse("section tensors", "the end of the file", std::to_string(at));
+    return at == m.size_ || refuse("section tensors", "the end of the file", at);
   }
-
   bool checksum() {
     Header zeroed = h;
     zeroed.checksum = 0;
     Hash64 hash;
     hash.update(&zeroed, sizeof zeroed);
     hash.update(m.base_ + sizeof(Header), h.tensors.offset - sizeof(Header));
-    return hash.digest() == h.checksum ||
-           refuse("checksum", std::to_string(h.checksum), std::to_string(hash.digest()) + " (damaged)");
+    return hash.digest() == h.checksum || refuse("checksum", h.checksum, concat(hash.digest(), " (damaged)"));
   }
-
   struct Integer {
     const char* field;
     uint32_t value;
@@ -1662,18 +1628,16 @@ struct ModelReader {
   };
   bool integers(std::initializer_list<Integer> fields) {
     for (const Integer& f : fields) {
-      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", std::to_string(f.value));
+      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", f.value);
       *f.out = int(f.value);
     }
     return true;
   }
-
   template <class Shape> bool fits(const Shape& shape) {
     return check_config(shape, [this](const char* field, const std::string& expected, const std::string& found) {
       return refuse(field, expected, found);
     });
   }
-
   // The tensors, bound to their place. count: of the specs, which are made only if the file has that many: a tiny file
   // must not cause the list of a model with a thousand layers.
   template <class Specs> bool tensors(uint64_t count, const Specs& specs, std::vector<Tensor>& bound) {
@@ -1683,29 +1647,26 @@ struct ModelReader {
     for (const TensorSpec& spec : specs()) {
       const auto e = load<TensorEntry>(m.base_ + h.tensor_table.offset + bound.size() * sizeof(TensorEntry));
       const std::string field = "tensor " + spec.name;
-      if (!type_fits(spec.layout, e.type)) return refuse(field + ".type", "a type of its layout", double(e.type));
+      if (!type_fits(spec.layout, e.type)) return refuse(field + ".type", "a type of its layout", e.type);
       if (!equal(field + ".rows", uint64_t(spec.rows), e.rows)) return false;
       if (!equal(field + ".cols", uint64_t(spec.cols), e.cols)) return false;
       if (!equal(field + ".offset", at, e.offset)) return false;
       const uint64_t bytes = tensor_bytes(spec, Type(e.type));
       if (!equal(field + ".bytes", bytes, e.bytes)) return false;
-      if (bytes > m.size_ - at)
-        return refuse(field, std::to_string(bytes) + " bytes", std::to_string(m.size_ - at) + " left");
+      if (bytes > m.size_ - at) return refuse(field, concat(bytes, " bytes"), concat(m.size_ - at, " left"));
       Tensor t = {Type(e.type), spec.rows, spec.cols, m.base_ + at, size_t(bytes), {}, spec.layout};
       std::memcpy(t.codebook, e.codebook, sizeof e.codebook);
       for (int8_t value : e.codebook)  // section 10 relies on 7 bits
-        if (value < -64 || value > 63) return refuse(field + ".codebook", "-64 to 63", double(value));
+        if (value < -64 || value > 63) return refuse(field + ".codebook", "-64 to 63", int(value));
       bound.push_back(t);
       m.all_f32 = m.all_f32 && (spec.layout != Layout::panels || t.type == Type::f32);
       at += bytes;
     }
     return equal("section tensors", at, m.size_);
   }
-
   std::string_view view(const Section& s) {
     return {reinterpret_cast<const char*>(m.base_) + s.offset, size_t(s.bytes)};
   }
-
   static bool ids(ByteReader& in, int vocab_size, std::vector<int>& out) {
     const uint32_t count = in.get<uint32_t>();
     if (count > in.bytes.size() / 4) return false;
@@ -1715,7 +1676,6 @@ struct ModelReader {
     }
     return in.ok;
   }
-
   bool self_test(int vocab_size) {
     ByteReader in{view(h.self_test)};
     std::vector<int> prompt;
@@ -1725,13 +1685,11 @@ struct ModelReader {
     m.self_test_ids = std::move(prompt);
     return true;
   }
-
   // The sections after the tensor table is bound.
   bool finish(int vocab_size) {
     ByteReader chat{view(h.chat)};
     m.stop_ids.clear();
-    if (!ids(chat, vocab_size, m.stop_ids))
-      return refuse("section chat", "stop ids within the vocabulary", "other values");
+    if (!ids(chat, vocab_size, m.stop_ids)) return refuse("section chat", "ids within the vocabulary", "other values");
     if (!self_test(vocab_size)) return false;
     m.tokenizer_ = view(h.tokenizer);
     m.chat_ = view(h.chat);
@@ -1757,10 +1715,10 @@ inline bool read_config(ModelReader& reader, Config& c) {
                         {"max_seq_len", h.max_seq_len, &c.max_seq_len},
                         {"rope_original_len", h.rope_original_len, &c.rope_original_len}}))
     return false;
-  if (h.tied > 1) return reader.refuse("tied", "0 or 1", double(h.tied));
-  if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", double(h.rope_scaling));
+  if (h.tied > 1) return reader.refuse("tied", "0 or 1", h.tied);
+  if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", h.rope_scaling);
   for (uint8_t byte : h.reserved)
-    if (byte) return reader.refuse("reserved", "0", double(byte));
+    if (byte) return reader.refuse("reserved", 0, int(byte));
   c.tied = h.tied;
   c.norm_eps = h.norm_eps;
   c.rope_theta = h.rope_theta;
@@ -1795,7 +1753,7 @@ inline bool Model::read(const char* name) {
 }
 
 inline bool ModelFile::refuse(const char* name) {
-  error = std::string(name) + ": " + error;
+  error = concat(name, ": ", error);
   unmap();
   return false;
 }
@@ -1850,7 +1808,7 @@ inline void ModelFile::unmap() {
 inline bool ModelFile::verify_tensors() {
   const uint64_t found = hash_bytes(base_ + tensors_at_, size_ - tensors_at_);
   if (found == tensors_hash_) return true;
-  error = "tensors: expected checksum " + std::to_string(tensors_hash_) + ", found " + std::to_string(found);
+  error = concat("tensors: expected checksum ", tensors_hash_, ", found ", found);
   return false;
 }
 
@@ -1884,7 +1842,7 @@ inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const 
 inline uint8_t* reserve_memory(size_t bytes, std::string& error) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
-    error = "session: cannot reserve " + std::to_string(bytes >> 20) + " MiB; use a smaller context";
+    error = concat("session: cannot reserve ", bytes >> 20, " MiB; use a smaller context");
     return nullptr;
   }
 #ifdef MADV_NOHUGEPAGE
@@ -2036,7 +1994,6 @@ template <int W> struct Lanes {
     b.load(p);
     v = b.v > v ? b.v : v;
   }
-
   // += a * b, rounded once per lane.
   POCKET_BODY void add_product(float a, const Lanes& b) {
     float x[W], sum[W];
@@ -2218,8 +2175,7 @@ POCKET_BODY void combine(const LaneBlocks<T>& a, int blocks, const float* const*
 template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, AttentionState& state) {
   constexpr int kParts = 16 / W;
   const int end = round_up(keys, 16);
-  for (int j = 0; j < end; j++) s[j] *= kv.k_scale[j];
-  for (int j = keys; j < end; j++) s[j] = -std::numeric_limits<float>::infinity();
+  for (int j = 0; j < end; j++) s[j] = j < keys ? s[j] * kv.k_scale[j] : -std::numeric_limits<float>::infinity();
   Lanes<W> tops[kParts], sums[kParts] = {};
   POCKET_FOR (p, kParts) tops[p].load(s + p * W);
   for (int j = 16; j < end; j += 16)
@@ -2228,8 +2184,7 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
   POCKET_FOR (p, kParts) tops[p].store(largest + p * W);
   float top = largest[0];
   for (int l = 1; l < 16; l++) top = largest[l] > top ? largest[l] : top;
-  for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - top);
-  for (int j = keys; j < end; j++) s[j] = 0;
+  for (int j = 0; j < end; j++) s[j] = j < keys ? exp_body(s[j] - top) : 0;
   for (int j = 0; j < end; j += 16)
     POCKET_FOR (p, kParts) sums[p].add(s + j + p * W);
   POCKET_FOR (p, kParts) sums[p].store(total + p * W);
@@ -2341,14 +2296,12 @@ namespace exact {
 inline double log(double x) {  // ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), m in [0.7, 1.4]
   int e;
   double m = std::frexp(x, &e);
-  if (m < 0.70710678118654752) {
-    m *= 2;
-    e--;
-  }
+  const bool low = m < 0.70710678118654752;
+  if (low) m *= 2;
   const double z = (m - 1) / (m + 1), z2 = z * z;
   double sum = 0;
   for (int k = 23; k >= 1; k -= 2) sum = std::fma(sum, z2, 1.0 / k);
-  return std::fma(double(e), 0.69314718055994531, 2 * z * sum);
+  return std::fma(double(e - low), 0.69314718055994531, 2 * z * sum);
 }
 
 inline double exp(double x) {  // 2^n times the Taylor series of e^r, |r| <= 0.35
@@ -2460,7 +2413,6 @@ template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
   if (streams == 1) __builtin_prefetch(p + 6 * 4096, 0, 2);
   __builtin_prefetch(p + (streams == 1 ? 1024 : 2048), 0, 3);
 }
-
 // The part of a kernel set that all instruction sets share: the float blocks of section 9, W floats a register.
 template <class Blocks, int W> Kernels float_kernels(const char* name, bool (*supported)()) {
   Kernels k = {};
@@ -2477,7 +2429,6 @@ template <class Blocks, int W> Kernels float_kernels(const char* name, bool (*su
   k.matmul_f32 = Blocks::template call<matmul_f32_body<W>>;
   return k;
 }
-
 // With the integer kernels of the set.
 inline Kernels with_integers(Kernels k, decltype(Kernels::unpack_q4) unpack, decltype(Kernels::gemv_q4) gemv,
                              decltype(Kernels::dot) dot) {
@@ -2499,7 +2450,6 @@ POCKET_AVX2 inline __m256i codebook(const int8_t values[16]) {
   const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
   return _mm256_broadcastsi128_si256(_mm_add_epi8(table, _mm_set1_epi8(64)));
 }
-
 // Rows 8 half ... 8 half + 7: the scales of one group, from their 4 bits. scales: byte r holds row r's two groups.
 POCKET_AVX2 inline __m256 scales_q4(const uint8_t* scales, int half, int odd) {
   __m256i s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + 8 * half)));
@@ -2507,7 +2457,6 @@ POCKET_AVX2 inline __m256 scales_q4(const uint8_t* scales, int half, int odd) {
   const __m256 size = _mm256_permutevar8x32_ps(_mm256_setr_ps(5, 6, 7, 8, 9, 10, 11, 12), s);  // looks at 3 bits
   return _mm256_xor_ps(size, _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32(s, 28)), _mm256_set1_ps(-0.f)));
 }
-
 // sum + dot products of four unsigned and four signed bytes: the step in which AVX2 and AVX-VNNI differ.
 struct Maddubs {
   POCKET_AVX2 static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
@@ -2530,7 +2479,6 @@ POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, c
   for (int g = 0; g < cols / kGroup; g++)
     POCKET_FOR (half, 2) _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
 }
-
 // P panels, `step` panels from one to the next, times T tokens. One group of one panel at a time: 16 registers hold its
 // sums and the results of all panels.
 template <class Dot, int P, int T>
@@ -2593,7 +2541,6 @@ template <class Dot> POCKET_AVX2 POCKET_BODY void gemv_q4_any(const PanelProduct
     if (m.n - t == 1) gemv_q4_panels<Dot, 1, 1>(m.w, p, 1, m.x.token(t), m.y + t * m.ldy, m.ldy);
   }
 }
-
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
 template <class Dot, Type type, int T>
 POCKET_AVX2 POCKET_BODY void dot_tile(const uint8_t* codes, const void* scales, int cols, const Activations& x,
@@ -2688,7 +2635,6 @@ POCKET_AVX512 inline __m512 scales_q4(const uint8_t* scales, int odd) {
   const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
   return _mm512_permutexvar_ps(odd ? _mm512_srli_epi32(s, 4) : s, _mm512_load_ps(kTable));  // looks at 4 bits
 }
-
 // The codebook's values plus `bias`.
 template <int bias>
 POCKET_AVX512 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
@@ -2703,7 +2649,6 @@ POCKET_AVX512 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales,
   }
   for (int g = 0; g < cols / kGroup; g++) _mm512_storeu_ps(out_scales + 16 * g, scales_q4(scales + g / 2 * 16, g & 1));
 }
-
 // The scales of 16 rows and one group: floats from unpack_q4, or the bfloat16 of q8.
 template <Type type> POCKET_AVX512 inline __m512 scales_of(const void* scales, int g) {
   if (type == Type::q4) return _mm512_loadu_ps(static_cast<const float*>(scales) + 16 * g);
@@ -2748,14 +2693,12 @@ POCKET_AVX512 inline void gemv_q4_panels(const Tensor& w, int first, int step, c
     _mm512_storeu_ps(y + (first + p * step) * kPanelRows, _mm512_mul_ps(acc[p], row_scales));
   }
 }
-
 // For a single stream, half a register at a time was measured faster than whole ones.
 POCKET_AVX512 inline void gemv_q4(const PanelProduct& m) {
   const int quarter = m.n == 1 && reads_four_streams() ? m.count / 4 : 0;
   for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels(m.w, p, quarter, m.x, m.y);
   avx2::gemv_q4_any<Dpbusd>({m.w, m.first + 4 * quarter, m.count - 4 * quarter, m.x, m.n, m.y, m.ldy});
 }
-
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
 template <Type type, int T>
 POCKET_AVX512 inline void dot_tile(const BlockProduct& block, const Activations& x, float* acc0, float* acc1) {
@@ -2838,12 +2781,10 @@ struct Tiles {
     } config;
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
-
   // Loads the weights of 64 columns of 16 rows.
   static void weights(const uint8_t* w) {
     asm volatile("tileloadd (%0,%1,1), %%tmm6\n tileloadd 512(%0,%1,1), %%tmm7" ::"r"(w), "r"(size_t(64)) : "memory");
   }
-
   // Starts the products with x (16 tokens, 64 columns). The sums of the first group start at 0, of the second at
   // kRound.
   template <int odd> static void multiply(const uint8_t* x) {
@@ -2853,14 +2794,12 @@ struct Tiles {
         "r"(size_t(64)), "r"(kStart.bits), "i"(2 * odd), "i"(2 * odd + 1)
         : "memory");
   }
-
   // Their sums: (2 groups, 16 tokens, 16 rows).
   template <int odd> static void store(int32_t* sums) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)\n tilestored %%tmm%c3, 1024(%0,%1,1)" ::"r"(sums), "r"(size_t(64)),
                  "i"(2 * odd), "i"(2 * odd + 1)
                  : "memory");
   }
-
   static void release() { asm volatile("tilerelease"); }
 };
 
@@ -2878,7 +2817,6 @@ POCKET_AVX512 POCKET_BODY void add_groups(const int32_t* sums, const __m512 m[2]
     _mm512_store_ps(acc + 16 * t, _mm512_fmadd_ps(second, _mm512_mul_ps(m[1], _mm512_set1_ps(scale1[t])), a));
   }
 }
-
 // The weights of 64 columns of a panel as tiles, with their scales; q8 weights are used in place.
 template <Type type> struct Block {
   alignas(64) uint8_t unpacked[type == Type::q4 ? 64 * kPanelRows : 64];
@@ -3006,19 +2944,16 @@ template <int lane> POCKET_BODY int32x4_t sdot(int32x4_t sum, int8x16_t w, int8x
   asm volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(w), "w"(x), "i"(lane));
   return sum;
 }
-
 // The sums of two rows and two tokens (row 0 with both, row 1 with both) + their products over eight columns.
 POCKET_BODY int32x4_t smmla(int32x4_t sum, int8x16_t w, int8x16_t x) {
   asm volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(x));
   return sum;
 }
-
 // Four rows' weights of columns 8v ... 8v+3 and 8v+4 ... 8v+7.
 POCKET_BODY int8x16x2_t lookup(int8x16_t table, const uint8_t* codes) {
   const uint8x16_t pair = vld1q_u8(codes);
   return {{vqtbl1q_s8(table, vandq_u8(pair, vdupq_n_u8(15))), vqtbl1q_s8(table, vshrq_n_u8(pair, 4))}};
 }
-
 // The scales of one group from their 4 bits. scales: byte r holds row r's two groups.
 POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {
   static constexpr int8_t kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
@@ -3034,7 +2969,6 @@ POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {
 POCKET_BODY float32x4_t add_group(float32x4_t acc, int32x4_t sum, float32x4_t m, float xs) {
   return vfmaq_f32(acc, vcvtq_f32_s32(sum), vmulq_n_f32(m, xs));
 }
-
 // Four rows' sums for T tokens + 16 columns, of which w[i] holds four. x: 16 columns of each token.
 template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t w[4], const int8x16_t x[T]) {
   POCKET_FOR (t, T) sum[t] = sdot<0>(sum[t], w[0], x[t]);
@@ -3042,7 +2976,6 @@ template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t 
   POCKET_FOR (t, T) sum[t] = sdot<2>(sum[t], w[2], x[t]);
   POCKET_FOR (t, T) sum[t] = sdot<3>(sum[t], w[3], x[t]);
 }
-
 // One panel times one token.
 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
   const int8x16_t table = vld1q_s8(t.codebook);
@@ -3077,7 +3010,6 @@ POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) {
       gemv_q4_panel(m.w.data + p * panel_bytes(Type::q4, m.w.cols), m.w, m.x.token(t),
                     m.y + t * m.ldy + p * kPanelRows);
 }
-
 // The steps in which the two sets differ: storing the 8 columns of four rows that a lookup gives, and multiplying a
 // group of one panel with T tokens; sum[j][t] is that of rows 4j ... 4j + 3.
 struct Sdot {
@@ -3085,7 +3017,6 @@ struct Sdot {
     vst1q_s8(out + 16 * j, w.val[0]);
     vst1q_s8(out + 64 + 16 * j, w.val[1]);
   }
-
   template <Type, int T>
   POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, int32x4_t (*sum)[T]) {
     for (int end = k + kGroup; k < end; k += 16, codes += 256) {
@@ -3106,7 +3037,6 @@ struct Smmla {
     const int32x4x2_t lanes = {{vreinterpretq_s32_s8(w.val[0]), vreinterpretq_s32_s8(w.val[1])}};
     vst2q_s32(reinterpret_cast<int32_t*>(out + 32 * j), lanes);  // a lane of one, a lane of the other
   }
-
   template <Type type, int T>
   POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, int32x4_t (*sum)[T]) {
     constexpr int kPairs = (T + 1) / 2;  // of tokens; an odd last one is computed twice and stored once
@@ -3150,7 +3080,6 @@ void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[
     POCKET_FOR (j, 4) vst1q_f32(out_scales + 16 * g + 4 * j, m[j]);
   }
 }
-
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
 template <class Dot, Type type, int T>
 POCKET_BODY void dot_tile(const int8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
@@ -3170,7 +3099,6 @@ POCKET_BODY void dot_tile(const int8_t* codes, const void* scales, int cols, con
     }
   }
 }
-
 // One panel at a time: 32 registers hold four sums and four weights for each of four tokens.
 template <class Dot, Type type> POCKET_BODY void dot_tokens(const BlockProduct& p) {
   for (int i = 0; i < 2; i++) {
@@ -3185,7 +3113,6 @@ template <class Dot, Type type> POCKET_BODY void dot_tokens(const BlockProduct& 
 POCKET_DOTPROD inline void dot(const BlockProduct& p) {
   p.type == Type::q4 ? dot_tokens<Sdot, Type::q4>(p) : dot_tokens<Sdot, Type::q8>(p);
 }
-
 // A single token leaves half of smmla idle: for q8 sdot is faster.
 POCKET_I8MM inline void dot_i8mm(const BlockProduct& p) {
   if (p.type == Type::q4) return dot_tokens<Smmla, Type::q4>(p);
@@ -3244,7 +3171,7 @@ inline const Kernels* choose_kernels(const char* name, std::string& error) {
   if (kernels) return kernels;
   std::string names;
   for (const std::string& known : kernel_names()) names += (names.empty() ? "" : ", ") + known;
-  error = std::string("kernel '") + name + "' is not supported by this CPU; available: " + names;
+  error = concat("kernel '", name, "' is not supported by this CPU; available: ", names);
   return nullptr;
 }
 
@@ -3256,7 +3183,7 @@ inline void exp_in_place(float* x, int n) {
 }  // namespace pocket
 #endif  // POCKET_RUN_CPP
 
-// ==== 11. A small program ===========================================================================================
+// ==== 11. A small program ============================================================================================
 // `make` builds the full command line, apps/cli. The options here mean the same there and give the same text.
 
 #ifndef POCKET_NO_MAIN
@@ -3265,7 +3192,6 @@ inline void exp_in_place(float* x, int n) {
 #include "tokenizer.hpp"
 
 namespace {
-
 using namespace pocket;
 
 struct Failure {
@@ -3293,21 +3219,14 @@ constexpr struct {
     {"", "--threads", "N", "number of threads [one per CPU]", &Arguments::threads},
     {"-z", "--tokenizer", "FILE", "a SentencePiece .model in place of the model's own", &Arguments::tokenizer}};
 
-void print_help() {
-  std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n  run model.bin -m chat\n\n");
-  for (const auto& o : kOptions)
-    std::printf("  %-3s %-20s %s\n", o.letter, (std::string(o.name) + " " + o.value).c_str(), o.help);
-  std::printf("\nThe text goes to stdout, everything else to stderr.\n");
-}
-
-double number(const char* name, const std::string& text, double low, double high, bool whole) {
+double number(const char* name, const std::string& text, double low, double high, bool whole = true) {
   char *end = nullptr, range[80];
   const double value = std::strtod(text.c_str(), &end);
   const bool plain = text.find_first_not_of("+-.0123456789eE") == std::string::npos;
   if (!text.empty() && !*end && plain && value >= low && value <= high && (!whole || value == std::floor(value)))
     return value;
   std::snprintf(range, sizeof range, "%s from %g to %g", whole ? "a whole number" : "a number", low, high);
-  throw Failure{2, std::string(name) + ": expected " + range + ", found '" + text + "'"};
+  throw Failure{2, concat(name, ": expected ", range, ", found '", text, "'")};
 }
 
 Arguments parse(int argc, char** argv) {
@@ -3316,17 +3235,13 @@ Arguments parse(int argc, char** argv) {
     const std::string word = argv[i];
     const auto named = [&](const auto& o) { return word == o.letter || word == o.name; };
     const auto* const o = std::find_if(std::begin(kOptions), std::end(kOptions), named);
-    if (o != std::end(kOptions)) {
-      if (++i == argc) throw Failure{2, word + " requires a value: " + o->value};
-      a.*o->into = argv[i];
-    } else if (word.size() >= 2 && word[0] == '-') {
-      throw Failure{2, word + ": no such option; see --help"};
-    } else if (!a.model.empty()) {
+    const bool known = o != std::end(kOptions), option = word.size() >= 2 && word[0] == '-';
+    if (known && ++i == argc) throw Failure{2, word + " requires a value: " + o->value};
+    if (option && !known) throw Failure{2, word + ": no such option; see --help"};
+    if (!option && !a.model.empty())
       throw Failure{
-          2, "'" + word + "': one model only, already given as '" + a.model + "'; put the text in quotes after -i"};
-    } else {
-      a.model = word;
-    }
+          2, concat("'", word, "': one model only, already given as '", a.model, "'; put the text in quotes after -i")};
+    (known ? a.*o->into : a.model) = argv[i];
   }
   if (a.mode != "generate" && a.mode != "chat")
     throw Failure{2, "-m: expected generate or chat, found '" + a.mode + "'"};
@@ -3354,18 +3269,16 @@ Session* running = nullptr;  // the session that Ctrl-C stops
 volatile std::sig_atomic_t interrupted = 0;
 
 struct Program {
-  const Model& model;
   const Tokenizer& tokenizer;
-  const ChatTemplate& chat_template;
   Session& session;
   Sampler pick;
-  const int limit;  // new tokens of a text, or of a reply
+  int limit;  // new tokens of a text, or of a reply
   size_t prompt_tokens = 0, new_tokens = 0;
 
   // Prints the continuation of `prompt`, until the watch notices a loop.
   void generate_text(const std::vector<int>& prompt, Tokenizer::Stream& stream, LoopWatch* watch) {
     prompt_tokens += prompt.size();
-    const bool good = generate(session, pick, prompt, limit, model.stop_ids, [&](int id) {
+    const bool good = generate(session, pick, prompt, limit, session.model().stop_ids, [&](int id) {
       new_tokens++;
       print(printed_text(tokenizer, stream, id));
       return !interrupted && !(watch && watch->push(id));
@@ -3374,7 +3287,6 @@ struct Program {
     if (!good) throw Failure{1, session.error};
     print(stream.flush());
   }
-
   void continue_text(const std::string& text) {
     std::vector<int> prompt = tokenizer.encode(text);
     if (prompt.empty() && tokenizer.bos() >= 0) prompt.push_back(tokenizer.bos());
@@ -3385,25 +3297,23 @@ struct Program {
     generate_text(prompt, stream, nullptr);
     if (isatty(1)) print("\n");
   }
-
   // Replies to `message`, then to each line of standard input.
-  void chat(std::string message, const std::string& system) {
+  void chat(const ChatTemplate& chat, const std::string& system, std::string message) {
     const Encode encode = [&](std::string_view text, bool bos) { return tokenizer.encode(text, bos); };
     for (bool first = true;;) {
       if (!message.empty()) {
         Tokenizer::Stream stream(tokenizer);
         LoopWatch watch;
-        const std::vector<int> turn = chat_turn(chat_template, encode, system, message, first);
+        const std::vector<int> turn = chat_turn(chat, encode, system, message, first);
         const int start = session.position() + int(turn.size());
         generate_text(turn, stream, &watch);
         if (watch.period() > 0) session.rewind(start + int(watch.kept()));  // or the next reply would repeat it too
         print("\n");
         first = false;
       }
-      message.clear();
       if (isatty(0)) std::fprintf(stderr, "> ");
       int c;
-      while ((c = std::getchar()) != EOF && c != '\n') message += char(c);
+      for (message.clear(); (c = std::getchar()) != EOF && c != '\n';) message += char(c);
       if ((c == EOF && message.empty()) || message == "/quit") return;
     }
   }
@@ -3412,46 +3322,39 @@ struct Program {
 void execute(const Arguments& a) {
   const bool chat = a.mode == "chat", own = a.tokenizer.empty();
   const auto now = std::chrono::system_clock::now().time_since_epoch().count();
-  const uint64_t seed = a.seed.empty() ? uint64_t(now) % 1000000 : uint64_t(number("-s", a.seed, 0, 9e15, true));
-  const float temperature = float(number("-t", a.temperature, 0, 100, false));
-  const float top_p = float(number("-p", a.top_p, 0, 1, false));
-  const int limit = a.tokens.empty() ? (chat ? 0 : 256) : int(number("-n", a.tokens, 0, 1e9, true));
-  const int threads = a.threads.empty() ? 0 : int(number("--threads", a.threads, 1, 256, true));
+  const uint64_t seed =
+      a.seed.empty() ? uint64_t(now) % 1000000 : uint64_t(number("-s", a.seed, 0, 9007199254740992.0));
+  const Sampler pick(
+      {float(number("-t", a.temperature, 0, 100, false)), float(number("-p", a.top_p, 0, 1, false)), seed});
+  const int limit = a.tokens.empty() ? (chat ? 0 : 256) : int(number("-n", a.tokens, 0, 1e9));
+  const int threads = a.threads.empty() ? 0 : int(number("--threads", a.threads, 1, 256));
   Model model;
   Tokenizer tokenizer;
+  ChatTemplate turns;
   if (!model.open(a.model.c_str())) throw Failure{1, model.error};
   if (!(own ? tokenizer.load(model.tokenizer_bytes()) : tokenizer.load_sentencepiece(read_all(a.tokenizer))))
     throw Failure{1, (own ? a.model : a.tokenizer) + ": " + tokenizer.error};
-  ChatTemplate chat_template;
-  if (!chat_template.load(model.chat_bytes(), model.vocab_size()))
-    throw Failure{1, a.model + ": " + chat_template.error};
-  if (chat && !chat_template.known()) throw Failure{1, a.model + ": no chat template; continue a text with -i"};
+  if (!turns.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, a.model + ": " + turns.error};
+  if (chat && !turns.known()) throw Failure{1, a.model + ": no chat template; continue a text with -i"};
   Session session(model, {0, threads, KvType::automatic, nullptr});
   if (!session.error.empty()) throw Failure{1, session.error};
   running = &session;
-  std::signal(SIGINT, [](int) {
-    interrupted = 1;
-    running->cancel();
-  });
-  Program program{model,
-                  tokenizer,
-                  chat_template,
-                  session,
-                  Sampler({temperature, top_p, seed}),
-                  limit > 0 ? limit : std::numeric_limits<int>::max()};
+  std::signal(SIGINT, [](int) { interrupted = 1, running->cancel(); });
+  Program program{tokenizer, session, pick, limit > 0 ? limit : std::numeric_limits<int>::max()};
   const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
-  chat ? program.chat(text, a.system) : program.continue_text(text);
+  chat ? program.chat(turns, a.system, text) : program.continue_text(text);
+  std::signal(SIGINT, SIG_DFL);
   std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %llu\n", program.prompt_tokens,
                program.new_tokens, session.kernel(), session.threads(), static_cast<unsigned long long>(seed));
-  std::signal(SIGINT, SIG_DFL);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
-  for (const char* help : {"-h", "--help"})
-    if (argc > 1 && !std::strcmp(argv[1], help)) return print_help(), 0;
-  execute(parse(argc, argv));
+  const std::string first = argc > 1 ? argv[1] : "";
+  if (first != "-h" && first != "--help") return execute(parse(argc, argv)), 0;
+  std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n  run model.bin -m chat\n\n");
+  for (const auto& o : kOptions) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
 } catch (const Failure& f) {
   if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", f.what.c_str());
   return f.status;
