@@ -60,10 +60,10 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
 #endif
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -131,23 +131,9 @@ struct Config {
   float rope_low_freq = 1, rope_high_freq = 4;   // llama3
   int rope_original_len = 0;                     // llama3
   bool tied = false;                             // the output matrix is the embedding table
-
   int q_dim() const { return n_heads * head_dim; }
   int kv_dim() const { return n_kv_heads * head_dim; }
 };
-
-// Texts and numbers, one after the other, for messages.
-template <class... A> std::string concat(const A&... parts) {
-  std::string out;
-  const auto add = [&](const auto& part) {
-    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>)
-      out += std::to_string(part);
-    else
-      out += part;
-  };
-  (add(parts), ...);
-  return out;
-}
 
 // panels: a matrix to multiply with, drawn above. rows: row-major, gathered. vector: float32, padded to 64 bytes.
 enum class Layout { panels, rows, vector };
@@ -162,8 +148,7 @@ struct Tensor {
   Layout layout = Layout::panels;
 };
 
-// One number of a tensor, whatever its type and layout: section 6.
-inline float weight(const Tensor& t, int row, int col);
+inline float weight(const Tensor& t, int row, int col);  // one number of a tensor of any type and layout: section 6
 
 struct Layer {
   Tensor attention_norm;  // (dim)
@@ -245,8 +230,7 @@ struct Observation {
 // Everything that happens to one token, in float, one step after the other. It is slow and it is the reference: the
 // tests compare the fast forward of section 5 with it, and `--kernel reference` runs it.
 
-// Radians per position of rotary pair i: section 9.
-inline double rope_frequency(const Config& c, int i);
+inline double rope_frequency(const Config& c, int i);  // radians per position of rotary pair i: section 9
 
 class ReferenceLlama {
  public:
@@ -338,7 +322,10 @@ class ReferenceLlama {
   static void softmax(Vector& score) {
     const float top = *std::max_element(score.begin(), score.end());
     float sum = 0;
-    for (float& s : score) sum += s = std::exp(s - top);  // at most 1, so that nothing overflows
+    for (float& s : score) {
+      s = std::exp(s - top);  // at most 1, so that nothing overflows
+      sum += s;
+    }
     for (float& s : score) s /= sum;
   }
   // w2 (silu(w1 x) * w3 x), silu(g) = g / (1 + e^-g): a gated feed-forward block (SwiGLU, Shazeer 2020).
@@ -370,9 +357,7 @@ struct SamplerOptions {
 };
 
 inline constexpr size_t kRepeatWindow = 64;  // tokens that the repetition penalty looks back
-
-// e^x of each element, in place, by the fastest kernel set: section 10.
-inline void exp_in_place(float* x, int n);
+inline void exp_in_place(float* x, int n);   // e^x of each element, by the fastest kernel set: section 10
 
 // Picks the next token. The same seed and logits give the same choice on every machine.
 class Sampler {
@@ -452,9 +437,8 @@ class Sampler {
     }
     return candidates_.empty() ? best : candidates_.back().id;
   }
-  // Keeps the likeliest candidates that together hold more than top_p of the total; returns their sum. Candidates that
-  // cannot be among them are dropped before the sort, which keeps it short: all those below (1 - top_p) * total / n
-  // together hold less than 1 - top_p.
+  // Keeps the likeliest candidates that together hold more than top_p of the total; returns their sum. To keep the sort
+  // short, candidates below (1 - top_p) * total / n are dropped first: together they hold less than 1 - top_p.
   double keep_top_p(double total) {
     const double floor = (1.0 - options_.top_p) * total / double(candidates_.size());
     const auto unlikely = [&](const Candidate& c) { return c.p < floor; };
@@ -474,15 +458,14 @@ class Sampler {
   std::vector<Candidate> candidates_;
 };
 
-// Guesses the tokens that follow the last one handed out. A right guess saves time; no guess changes the text.
+// Guesses the next tokens. A right guess saves time; no guess changes the text.
 using Propose = std::function<std::vector<int>()>;
 inline constexpr int kMaxGuesses = 127;
 
 // Feeds the prompt, then samples up to n tokens. Ends early at a stop id (which is not handed out), when the context is
-// full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a
-// type with its forward, position, context, vocab_size and error. Pick: Sampler, or a type with its operator() and
-// remember. Guesses go through the model together with the token before them, and count while pick agrees with them
-// (speculative decoding).
+// full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a type
+// with its forward, position, context and vocab_size. Pick: Sampler, or a type with its operator() and remember. Guesses
+// go through the model with the token before them, and count while pick agrees with them (speculative decoding).
 template <class AnySession, class Pick>
 bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose = nullptr) {
@@ -528,8 +511,6 @@ class Session {
  public:
   explicit Session(const Model& model, SessionOptions options = {});  // on failure `error` is set
   ~Session();
-  Session(const Session&) = delete;
-  Session& operator=(const Session&) = delete;
 
   // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last one, valid until the next call; on
   // failure (out of memory, an id outside the vocabulary, context full, cancelled) null, with `error` set and the
@@ -570,7 +551,6 @@ struct MemoryItem {
   const char* name;
   size_t bytes;
 };
-
 // The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
 inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
 
@@ -606,6 +586,19 @@ constexpr int padded(int cols) { return round_up(cols, kAlign); }
 inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 inline const float* floats(const Tensor& vector) { return reinterpret_cast<const float*>(vector.data); }
 
+// Texts and numbers, one after the other, for messages.
+template <class... A> std::string concat(const A&... parts) {
+  std::string out;
+  const auto add = [&](const auto& part) {
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>)
+      out += std::to_string(part);
+    else
+      out += part;
+  };
+  (add(parts), ...);
+  return out;
+}
+
 // ---- The tools of the forward pass, which later sections define ----
 
 // The input of a matmul: n vectors of `cols` elements, as floats and quantized to int8 in groups of 32, each with the
@@ -618,7 +611,6 @@ struct Activations {
   int32_t* sum;  // (n, cols / 32): sums of q over a group, for kernels that multiply unsigned by signed bytes
   uint8_t* packed = nullptr;  // q and scale in the layout of pack_groups, for kernels that work on tiles of 16 tokens
   bool use_packed = false;    // the quantized form is in `packed` only
-
   // Token t alone.
   Activations token(int t) const {
     const size_t at = size_t(t) * cols;
@@ -626,10 +618,8 @@ struct Activations {
   }
   // The columns from k0 on, a multiple of 32.
   Activations columns(int k0) const { return {cols, f + k0, q + k0, scale + k0 / kGroup, sum + k0 / kGroup}; }
-  // The same for a matmul of n tokens: packed, if the kernel set works on tiles.
-  Activations of(const struct Kernels& k, int n) const;
   // Quantizes x (n), whole groups, as columns first ... first + n - 1 of one of `tokens` tokens.
-  void quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const;
+  void quantize(const struct Kernels& k, const float* x, int token, int tokens, int first, int n) const;
   // Quantizes all columns of token t of n, from f.
   void quantize_token(const Kernels& k, int t, int n) const { quantize(k, f + size_t(t) * cols, t, n, 0, cols); }
   // Reserves memory for kChunk tokens; take(pointer, count) places one array. floats: f too.
@@ -652,7 +642,6 @@ struct KvBlock {
   int head_dim;              // elements of a key, and of a value
   int width;                 // head_dim padded to 16
   ptrdiff_t ahead = 0;       // bytes to the block that is read next, to prefetch it; 0: none
-
   int key_at(int key) const { return key / 16 * 16 * head_dim + key % 16; }  // its first element; the others: + 16 i
 };
 
@@ -682,7 +671,6 @@ struct BlockProduct {
 struct Kernels {
   const char* name;
   bool (*supported)();
-
   void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
   void (*quantize)(const float* x, int n, int8_t* q, float* scale, int32_t* sum);
   void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
@@ -693,7 +681,7 @@ struct Kernels {
   void (*merge)(AttentionState& state, const AttentionState& part, int width);
   void (*matmul_f32)(const PanelProduct& p);
 
-  // Null if the set has no such kernel. The scalar set has none: dot_q4 and dot_q8 of section 6 are its kernels.
+  // Null if the set has no such kernel. The scalar set has none: it uses dot_scalar of section 6.
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
   void (*gemv_q4)(const PanelProduct& p);        // few tokens
@@ -707,24 +695,21 @@ inline size_t kv_block_bytes(int head_dim, bool f32, int keys = kBlockKeys);
 inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys = kBlockKeys);
 inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, const float* v);
 
-// A query vector, how many keys of the block it may see, and its attention so far.
 struct Query {
-  const float* q;  // (head_dim)
-  int keys;
-  AttentionState* state;
+  const float* q;         // (head_dim)
+  int keys;               // of the block that the query may see
+  AttentionState* state;  // its attention so far
 };
 
-// Threads that share jobs: section 8. Tasks are handed out one by one, so that a thread's share varies; no result may
-// depend on it.
+// Threads that share jobs: section 8. Which thread runs which task varies; no result may depend on it.
 class Pool {
  public:
   explicit Pool(int threads);  // starts threads - 1 workers, or as many as the system allows
   ~Pool();
   int threads() const { return int(workers_.size()) + 1; }
 
-  // f(task, thread) for every task below n, on all threads, the caller among them; returns when all are done. work: the
-  // whole job in nanoseconds of one thread, roughly. Waking others takes microseconds: a smaller job stays with the
-  // caller.
+  // f(task, thread) for every task below n, on all threads, the caller among them; returns when all are done. work: of
+  // the whole job, in ns of one thread. Waking others takes microseconds: a smaller job stays with the caller.
   template <class F> void parallel_for(int n, double work, const F& f);
   template <class F> void parallel_for(int n, const F& f) { parallel_for(n, kWorthSharing, f); }
   // f(first, end) for ranges of 0 ... n - 1, all but the last of a length that is a multiple of `unit`.
@@ -768,7 +753,8 @@ struct Product {
 };
 inline void matmul_panels(const Kernels& k, const PanelProduct& p);
 inline int panel_unit(int n);
-inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const Activations& x, int n);
+inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n);
+inline bool packs(const Kernels& k, int n);  // whether a matmul of n tokens works on tiles
 inline uint8_t* reserve_memory(size_t bytes, std::string& error);
 template <class GetQuery>
 void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool first_block, const GetQuery& query);
@@ -783,10 +769,10 @@ inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
   return o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
 }
 
-// Places arrays one after the other, each on a 64-byte boundary; without memory it measures their size.
+// Places arrays one after the other, each on a 64-byte boundary.
 struct Placement {
   uintptr_t at;
-  bool real;  // there is memory; else only sizes count
+  bool real;  // false: there is no memory, only the size is measured
   template <class T> void operator()(T*& pointer, size_t count) {
     pointer = reinterpret_cast<T*>(at);
     at += round_up<size_t>(count * sizeof(T), 64);
@@ -881,7 +867,6 @@ struct Transformer {
   ~Transformer() {
     if (buf.kv) munmap(buf.kv, buf.bytes);
   }
-  Transformer(const Transformer&) = delete;
 
   bool fail(std::string why) {
     session.error = std::move(why);
@@ -991,7 +976,8 @@ struct Transformer {
   void gate_and_up(const Layer& w, int n) {
     const int panels_per_group = kGroup / kPanelRows, panels = panels_of(w.w1.rows), piece = kChunk / n;
     const double work = matmul_work(w.w1.bytes + w.w3.bytes, n);
-    const Activations x = buf.xn.of(kernels, n);
+    Activations x = buf.xn;
+    x.use_packed = packs(kernels, n);
     const auto rows_from = [](Tensor w, int panel) {  // the rows of a matrix from a panel on
       w.data += size_t(panel) * (w.bytes / size_t(panels_of(w.rows)));
       return w;
@@ -1166,13 +1152,11 @@ template <class T> T load(const void* p) {  // unaligned
   std::memcpy(&value, p, sizeof value);
   return value;
 }
-
 // A bfloat16 is the upper half of a float32.
 inline float from_bf16(uint16_t h) {
   const uint32_t bits = uint32_t(h) << 16;
   return load<float>(&bits);
 }
-
 // Bytes of the codes of one panel (16 rows), and of the whole panel.
 inline size_t code_bytes(Type type, int cols) {
   const size_t k = size_t(padded(cols));
@@ -1190,73 +1174,56 @@ inline size_t embedding_row_bytes(Type type, int cols) {
   return size_t(padded(cols)) / kGroup * embedding_group_bytes(type);
 }
 
-// The q4 scale of a group: 4 bits, +-(5 ... 12). The sign mirrors a codebook that is not symmetric.
-inline float q4_scale(int s) { return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7)); }
+// A weight in a panel is integer * group scale * row scale (q4 only). Row r of 16, column k, group g of 32 columns:
+inline int integer_weight(const Tensor& t, const uint8_t* panel, int r, int k) {
+  if (t.type == Type::q8) return int8_t(panel[size_t(k / 4) * 64 + 4 * r + k % 4]);
+  const uint8_t pair = panel[size_t(k / 8) * 64 + 4 * r + k % 4];
+  return t.codebook[k & 4 ? pair >> 4 : pair & 15];
+}
+inline float group_scale(const Tensor& t, const uint8_t* panel, int r, int g) {
+  const uint8_t* scales = panel + code_bytes(t.type, t.cols);
+  if (t.type == Type::q8) return from_bf16(load<uint16_t>(scales + g * 32 + 2 * r));
+  const uint8_t pair = scales[g / 2 * 16 + r];
+  const int s = g & 1 ? pair >> 4 : pair & 15;  // +-(5 ... 12): the sign mirrors a codebook that is not symmetric
+  return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7));
+}
+inline float row_scale(const Tensor& t, const uint8_t* panel, int r) {
+  return t.type == Type::q4 ? load<float>(panel + panel_bytes(t.type, t.cols) - 64 + 4 * r) : 1.f;
+}
 
 inline float weight(const Tensor& t, int row, int col) {
-  const size_t k = size_t(col), r = size_t(row) % kPanelRows, group = k / kGroup;
   if (t.layout != Layout::panels) {
-    const uint8_t* at = t.data + row * embedding_row_bytes(t.type, t.cols) + group * embedding_group_bytes(t.type);
-    if (t.type == Type::f32) return load<float>(at + k % kGroup * 4);
-    return float(int8_t(at[2 + k % kGroup])) * from_bf16(load<uint16_t>(at));
+    const uint8_t* at =
+        t.data + row * embedding_row_bytes(t.type, t.cols) + col / kGroup * embedding_group_bytes(t.type);
+    if (t.type == Type::f32) return load<float>(at + col % kGroup * 4);
+    return float(int8_t(at[2 + col % kGroup])) * from_bf16(load<uint16_t>(at));
   }
-  const uint8_t* panel = t.data + size_t(row) / kPanelRows * panel_bytes(t.type, t.cols);
-  const uint8_t* scales = panel + code_bytes(t.type, t.cols);
-  if (t.type == Type::f32) return load<float>(panel + k * 64 + 4 * r);
-  if (t.type == Type::q8)
-    return float(int8_t(panel[k / 4 * 64 + 4 * r + k % 4])) * from_bf16(load<uint16_t>(scales + group * 32 + 2 * r));
-  const uint8_t codes = panel[k / 8 * 64 + 4 * r + k % 4], pair = scales[group / 2 * 16 + r];
-  const float row_scale = load<float>(panel + panel_bytes(t.type, t.cols) - 64 + 4 * r);
-  return row_scale * q4_scale(group & 1 ? pair >> 4 : pair & 15) * t.codebook[k & 4 ? codes >> 4 : codes & 15];
+  const uint8_t* panel = t.data + size_t(row / kPanelRows) * panel_bytes(t.type, t.cols);
+  const int r = row % kPanelRows;
+  if (t.type == Type::f32) return load<float>(panel + size_t(col) * 64 + 4 * r);
+  return row_scale(t, panel, r) * group_scale(t, panel, r, col / kGroup) * float(integer_weight(t, panel, r, col));
 }
 
-// Row r of a q4 panel times one token: rs * sum over groups of (m * xs) * sum over k of codebook[code] * xq.
-inline float dot_q4(const uint8_t* panel, const int8_t codebook[16], int r, const Activations& x) {
-  const uint8_t* scales = panel + code_bytes(Type::q4, x.cols);
+// The definition of a matmul: row r of a panel times one token. Every kernel returns these bits.
+inline float dot_scalar(const Tensor& t, const uint8_t* panel, int r, const Activations& x) {
   float acc = 0;
+  for (int k = 0; t.type == Type::f32 && k < x.cols; k++)
+    acc = std::fma(load<float>(panel + size_t(k) * 64 + 4 * r), x.f[k], acc);
+  if (t.type == Type::f32) return acc;
   for (int g = 0; g < x.cols / kGroup; g++) {
     int32_t sum = 0;
-    for (int k = g * kGroup; k < (g + 1) * kGroup; k++) {
-      const uint8_t pair = panel[size_t(k / 8) * 64 + 4 * r + k % 4];
-      sum += codebook[k & 4 ? pair >> 4 : pair & 15] * x.q[k];
-    }
-    const uint8_t pair = scales[g / 2 * 16 + r];
-    acc = std::fma(float(sum), q4_scale(g & 1 ? pair >> 4 : pair & 15) * x.scale[g], acc);
+    for (int k = g * kGroup; k < (g + 1) * kGroup; k++) sum += integer_weight(t, panel, r, k) * x.q[k];
+    acc = std::fma(float(sum), group_scale(t, panel, r, g) * x.scale[g], acc);
   }
-  return acc * load<float>(panel + panel_bytes(Type::q4, x.cols) - 64 + 4 * r);
+  return acc * row_scale(t, panel, r);
 }
 
-// Row r of a q8 panel times one token.
-inline float dot_q8(const uint8_t* panel, int r, const Activations& x) {
-  const uint8_t* scales = panel + code_bytes(Type::q8, x.cols);
-  float acc = 0;
-  for (int g = 0; g < x.cols / kGroup; g++) {
-    int32_t sum = 0;
-    for (int k = g * kGroup; k < (g + 1) * kGroup; k++)
-      sum += int8_t(panel[size_t(k / 4) * 64 + 4 * r + k % 4]) * x.q[k];
-    acc = std::fma(float(sum), from_bf16(load<uint16_t>(scales + g * 32 + 2 * r)) * x.scale[g], acc);
-  }
-  return acc;
-}
-
-// Row r of an f32 panel times one token.
-inline float dot_f32(const uint8_t* panel, int r, const Activations& x) {
-  float acc = 0;
-  for (int k = 0; k < x.cols; k++) acc = std::fma(load<float>(panel + size_t(k) * 64 + 4 * r), x.f[k], acc);
-  return acc;
-}
-
-// The definition of a matmul.
 inline void matmul_scalar(const PanelProduct& m) {
   for (int p = m.first; p < m.first + m.count; p++) {
     const uint8_t* panel = m.w.data + size_t(p) * panel_bytes(m.w.type, m.w.cols);
     for (int t = 0; t < m.n; t++)
-      for (int r = 0; r < kPanelRows; r++) {
-        float& y = m.y[t * m.ldy + size_t(p) * kPanelRows + r];
-        if (m.w.type == Type::q4) y = dot_q4(panel, m.w.codebook, r, m.x.token(t));
-        if (m.w.type == Type::q8) y = dot_q8(panel, r, m.x.token(t));
-        if (m.w.type == Type::f32) y = dot_f32(panel, r, m.x.token(t));
-      }
+      for (int r = 0; r < kPanelRows; r++)
+        m.y[t * m.ldy + size_t(p) * kPanelRows + r] = dot_scalar(m.w, panel, r, m.x.token(t));
   }
 }
 
@@ -1280,12 +1247,6 @@ inline void pack_groups(const int8_t* q, const float* scale, int t, int first, i
 }
 
 inline bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
-
-inline Activations Activations::of(const Kernels& k, int n) const {
-  Activations x = *this;
-  x.use_packed = packs(k, n);
-  return x;
-}
 
 template <class Take> void Activations::place(int width, bool floats, Take& take) {
   cols = padded(width);
@@ -1339,13 +1300,11 @@ inline void matmul_blocked(const Kernels& k, const PanelProduct& m) {
       k.dot(block);
     }
     for (int i = 0; i < pair; i++) {
-      float row_scale[kPanelRows];
-      std::fill(row_scale, row_scale + kPanelRows, 1.f);
-      if (type == Type::q4)
-        std::memcpy(row_scale, m.w.data + (size_t(p) + i + 1) * stride - sizeof row_scale, sizeof row_scale);
+      float scale[kPanelRows];
+      for (int r = 0; r < kPanelRows; r++) scale[r] = row_scale(m.w, m.w.data + (size_t(p) + i) * stride, r);
       for (int t = 0; t < m.n; t++)
         for (int r = 0; r < kPanelRows; r++)
-          m.y[t * m.ldy + (size_t(p) + i) * kPanelRows + r] = acc[i][t * kPanelRows + r] * row_scale[r];
+          m.y[t * m.ldy + (size_t(p) + i) * kPanelRows + r] = acc[i][t * kPanelRows + r] * scale[r];
     }
   }
 }
@@ -1364,9 +1323,10 @@ inline void matmul_panels(const Kernels& k, const PanelProduct& m) {
 inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
 
 // y = w x for each product. Matrices that share their input are processed in one pass, as if stacked vertically.
-inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, const Activations& x, int n) {
+inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n) {
   int total = 0;
   size_t bytes = 0;
+  x.use_packed = packs(k, n);
   for (const Product& p : products) {
     total += panels_of(p.w.rows);
     bytes += p.w.bytes;
@@ -1374,7 +1334,7 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
   pool.parallel_ranges(total, panel_unit(n), matmul_work(bytes, n), [&](int first, int end) {
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
-      if (from < to) matmul_panels(k, {p.w, from, to - from, x.of(k, n), n, p.y, size_t(padded(p.w.rows))});
+      if (from < to) matmul_panels(k, {p.w, from, to - from, x, n, p.y, size_t(padded(p.w.rows))});
       first -= panels;  // relative to the first panel of the next product
       end -= panels;
     }
@@ -1452,11 +1412,6 @@ inline uint64_t tensor_bytes(const TensorSpec& spec, Type type) {
   if (spec.layout == Layout::rows) return round_up<uint64_t>(embedding_row_bytes(type, spec.cols) * spec.rows, kAlign);
   return uint64_t(panels_of(spec.rows)) * panel_bytes(type, spec.cols);
 }
-
-inline bool type_fits(Layout layout, uint32_t type) {
-  return layout == Layout::vector ? type == 0 : layout == Layout::rows ? type <= 1 : type <= 2;
-}
-
 inline const char* type_name(Type type) { return type == Type::f32 ? "f32" : type == Type::q8 ? "q8" : "q4"; }
 
 // XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md) of whole stripes of 32 bytes: a shorter rest is
@@ -1501,7 +1456,6 @@ inline bool looks_like_llama2c(const uint8_t* p, size_t n) {
   return n >= 28 && load<uint32_t>(p) - 1 < 1 << 16 && load<uint32_t>(p + 4) - 1 < 1 << 20 &&
          load<uint32_t>(p + 8) - 1 < 1 << 10;
 }
-
 // The kind of a file that is not a model, by its first bytes.
 inline std::string describe_file(const uint8_t* p, size_t n) {
   const std::string_view s(reinterpret_cast<const char*>(p), std::min<size_t>(n, 64));
@@ -1570,7 +1524,6 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
 inline std::string architecture_name(uint32_t architecture) {
   return concat(architecture, architecture == kLlama ? " (llama)" : architecture == kMegabyte ? " (megabyte)" : "");
 }
-
 // All checks of a model file. A step returns false with `error` set.
 struct ModelReader {
   ModelFile& m;
@@ -1647,7 +1600,8 @@ struct ModelReader {
     for (const TensorSpec& spec : specs()) {
       const auto e = load<TensorEntry>(m.base_ + h.tensor_table.offset + bound.size() * sizeof(TensorEntry));
       const std::string field = "tensor " + spec.name;
-      if (!type_fits(spec.layout, e.type)) return refuse(field + ".type", "a type of its layout", e.type);
+      const Type last = spec.layout == Layout::vector ? Type::f32 : spec.layout == Layout::rows ? Type::q8 : Type::q4;
+      if (e.type > uint32_t(last)) return refuse(field + ".type", "a type of its layout", e.type);
       if (!equal(field + ".rows", uint64_t(spec.rows), e.rows)) return false;
       if (!equal(field + ".cols", uint64_t(spec.cols), e.cols)) return false;
       if (!equal(field + ".offset", at, e.offset)) return false;
@@ -1757,7 +1711,6 @@ inline bool ModelFile::refuse(const char* name) {
   unmap();
   return false;
 }
-
 inline bool ModelFile::map_file(const char* path) {
   unmap();
   error.clear();
@@ -1811,7 +1764,6 @@ inline bool ModelFile::verify_tensors() {
   error = concat("tensors: expected checksum ", tensors_hash_, ", found ", found);
   return false;
 }
-
 // Reads the row from the file instead of the mapping: a page fault would bring in 64 KiB around it, which would stay.
 inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const {
   const Type type = table.type;
@@ -1852,8 +1804,7 @@ inline uint8_t* reserve_memory(size_t bytes, std::string& error) {
 }
 
 // ==== 8. Threads =====================================================================================================
-// A worker without work spins for some microseconds, since the next matmul usually follows soon, and then sleeps, to
-// leave the CPU to other programs.
+// An idle worker spins for some microseconds, since the next matmul usually follows soon, and then sleeps.
 
 inline void spin_pause() {  // tells the CPU that a loop only waits
 #if defined(__x86_64__)
@@ -2009,19 +1960,16 @@ POCKET_BODY float sum16(float* s) {
     for (int i = 0; i < width; i++) s[i] += s[i + width];
   return s[0];
 }
-
 POCKET_BODY uint32_t float_bits(float f) {
   uint32_t bits;
   std::memcpy(&bits, &f, 4);
   return bits;
 }
-
 POCKET_BODY float bits_float(uint32_t bits) {
   float f;
   std::memcpy(&f, &bits, 4);
   return f;
 }
-
 // Adding and subtracting 1.5 * 2^23 rounds a float to an integer, half to even, for |x| < 2^22.
 inline constexpr float kRound = 12582912.f;
 
@@ -2043,7 +1991,6 @@ POCKET_BODY float exp_body(float x) {
 POCKET_BODY void exp_vector_body(float* x, int n) {
   for (int i = 0; i < n; i++) x[i] = exp_body(x[i]);
 }
-
 // y = x / sqrt(mean of x^2 + eps) * weight. n elements, followed by zeros up to a multiple of 16.
 POCKET_BODY void rmsnorm_body(const float* x, const float* weight, float* y, int n, float eps) {
   float s[16] = {};
@@ -2097,7 +2044,6 @@ inline size_t kv_block_bytes(int head_dim, bool f32, int keys) {
   const size_t scales = 2 * size_t(keys) * sizeof(float), number = f32 ? sizeof(float) : 1;
   return scales + size_t(keys) * (size_t(head_dim) + round_up(head_dim, 16)) * number;
 }
-
 // The block of so many keys at address `at`.
 inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys) {
   float* scales = reinterpret_cast<float*>(at);
@@ -2198,10 +2144,8 @@ template <int W, class T, int N>
 POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const int* keys, AttentionState* const* out) {
   alignas(64) float score[N][kBlockKeys] = {};
   int shortest = keys[0], longest = keys[0];
-  for (int n = 1; n < N; n++) {
-    shortest = std::min(shortest, keys[n]);
-    longest = std::max(longest, keys[n]);
-  }
+  for (int n = 1; n < N; n++) shortest = std::min(shortest, keys[n]);
+  for (int n = 1; n < N; n++) longest = std::max(longest, keys[n]);
   float* scores[N];
   for (int n = 0; n < N; n++) scores[n] = score[n];
   const LaneBlocks<T> k = {static_cast<const T*>(kv.k), kv.head_dim, 16, 16 * kv.head_dim, kv.ahead};
@@ -2356,19 +2300,6 @@ POCKET_FLOAT_BLOCKS(FloatScalar, )
 #define POCKET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
 POCKET_FLOAT_BLOCKS(FloatAvx2, POCKET_AVX2)
 POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
-#endif
-
-#if defined(__x86_64__)
-
-// Linux requires a process to request AMX's tiles, since they make the saved state of a thread 8 KB larger.
-#if defined(__linux__)
-inline bool request_tiles() {
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-#else
-inline bool request_tiles() { return false; }
-#endif
 
 // The features that the CPU has and the OS supports (it must save the registers on a task switch).
 struct X86Features {
@@ -2387,7 +2318,11 @@ struct X86Features {
     const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
     avxvnni = avx2 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 4 & 1);
     avx512vnni = avx2 && (xcr0 & 0xe6) == 0xe6 && avx512 && (c >> 11 & 1);
-    amx = avx512vnni && amx_int8 && request_tiles();
+#if defined(__linux__)
+    // Linux requires a process to request AMX's tiles, since they make the saved state of a thread 8 KB larger.
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+    amx = avx512vnni && amx_int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#endif
   }
 };
 
@@ -2395,17 +2330,6 @@ struct X86Features {
 
 const Kernels* kernel_table();
 #if !defined(POCKET_SEPARATE_KERNELS)
-#if defined(__x86_64__)
-
-// Whether the product of one token reads four streams of panels at a time, each through a quarter of them. Measured on
-// an Intel CPU: 95% of the speed of plain reading, one stream 78%. On an AMD CPU one stream is faster.
-inline bool reads_four_streams() {
-  static const bool answer = X86Features().intel;
-  return answer;
-}
-
-#endif  // __x86_64__
-
 // Prefetches for a kernel that reads a long stream. A single stream: the line six pages ahead to the L2 cache, since
 // the hardware prefetcher stops at page boundaries, and the line 1 KB ahead to the L1 cache. Several: the line 2 KB
 // ahead.
@@ -2439,6 +2363,13 @@ inline Kernels with_integers(Kernels k, decltype(Kernels::unpack_q4) unpack, dec
 }
 
 #if defined(__x86_64__)
+
+// Whether the product of one token reads four streams of panels at a time, each through a quarter of them. Measured on
+// an Intel CPU: 95% of the speed of plain reading, one stream 78%. On an AMD CPU one stream is faster.
+inline bool reads_four_streams() {
+  static const bool answer = X86Features().intel;
+  return answer;
+}
 
 // ---- AVX2: 8 rows per register, two registers per panel. vpmaddubsw multiplies unsigned by signed bytes and adds
 // pairs into 16 bits, where 127 * 127 * 2 still fits: codebook values are shifted to 0 ... 127, and each sum starts at
@@ -3339,7 +3270,10 @@ void execute(const Arguments& a) {
   Session session(model, {0, threads, KvType::automatic, nullptr});
   if (!session.error.empty()) throw Failure{1, session.error};
   running = &session;
-  std::signal(SIGINT, [](int) { interrupted = 1, running->cancel(); });
+  std::signal(SIGINT, [](int) {
+    interrupted = 1;
+    running->cancel();
+  });
   Program program{tokenizer, session, pick, limit > 0 ? limit : std::numeric_limits<int>::max()};
   const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
   chat ? program.chat(turns, a.system, text) : program.continue_text(text);
@@ -3351,8 +3285,10 @@ void execute(const Arguments& a) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const std::string first = argc > 1 ? argv[1] : "";
-  if (first != "-h" && first != "--help") return execute(parse(argc, argv)), 0;
+  if (argc != 2 || (std::strcmp(argv[1], "-h") && std::strcmp(argv[1], "--help"))) {
+    execute(parse(argc, argv));
+    return 0;
+  }
   std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n  run model.bin -m chat\n\n");
   for (const auto& o : kOptions) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
 } catch (const Failure& f) {
