@@ -2236,7 +2236,6 @@ template <int W> POCKET_BODY void matmul_f32_body(const PanelProduct& m) {
 // Built on + - * / and fma, which are exact to the last bit everywhere; sin, cos, exp and log of C libraries are not.
 
 namespace exact {
-
 inline double log(double x) {  // ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), m in [0.7, 1.4]
   int e;
   double m = std::frexp(x, &e);
@@ -2270,7 +2269,6 @@ inline void sincos(double x, double& s, double& c) {
   s = quadrant == 0 ? sin : quadrant == 1 ? cos : quadrant == 2 ? -sin : -cos;
   c = quadrant == 0 ? cos : quadrant == 1 ? -sin : quadrant == 2 ? -cos : sin;
 }
-
 }  // namespace exact
 
 // Scaling: "linear" divides all positions by the factor; "llama3" does so for the pairs that rotate slowly over the
@@ -2376,7 +2374,6 @@ inline bool reads_four_streams() {
 // -64 times the group's sum of xq to compensate. q8 weights use all 8 bits: their sign moves to the activation instead.
 
 namespace avx2 {
-
 POCKET_AVX2 inline __m256i codebook(const int8_t values[16]) {
   const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
   return _mm256_broadcastsi128_si256(_mm_add_epi8(table, _mm_set1_epi8(64)));
@@ -2525,7 +2522,6 @@ POCKET_AVX2 inline void dot(const BlockProduct& p) { dot_any<Maddubs>(p); }
 inline Kernels kernels() {
   return with_integers(float_kernels<FloatAvx2, 8>("avx2", [] { return X86Features().avx2; }), unpack_q4, gemv_q4, dot);
 }
-
 }  // namespace avx2
 
 // ---- AVX-VNNI (recent CPUs without AVX-512): the AVX2 kernels with one instruction, vpdpbusd, in place of three.
@@ -2533,7 +2529,6 @@ inline Kernels kernels() {
 #define POCKET_AVXVNNI __attribute__((target("avxvnni,avx2,fma")))
 
 namespace avxvnni {
-
 struct Dpbusd {
   POCKET_AVXVNNI static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
     return _mm256_dpbusd_avx_epi32(sum, unsigned_bytes, signed_bytes);
@@ -2546,7 +2541,6 @@ inline Kernels kernels() {
   const Kernels k = float_kernels<FloatAvx2, 8>("avxvnni", [] { return X86Features().avxvnni; });
   return with_integers(k, avx2::unpack_q4, gemv_q4, dot);
 }
-
 }  // namespace avxvnni
 
 // ---- AVX-512 with VNNI: 16 rows per register. vpdpbusd multiplies unsigned by signed bytes and adds four products to
@@ -2560,7 +2554,6 @@ inline Kernels kernels() {
 #endif
 
 namespace avx512 {
-
 POCKET_AVX512 inline __m512 scales_q4(const uint8_t* scales, int odd) {
   alignas(64) static constexpr float kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
   const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
@@ -2681,7 +2674,6 @@ inline Kernels kernels() {
   const Kernels k = float_kernels<FloatAvx512, 16>("avx512vnni", [] { return X86Features().avx512vnni; });
   return with_integers(k, unpack_q4<64>, gemv_q4, dot);
 }
-
 }  // namespace avx512
 
 // ---- AMX (Sapphire Rapids and later), for prompts. A tile is a small matrix in a register, and one instruction
@@ -2689,7 +2681,6 @@ inline Kernels kernels() {
 // panel in memory is such a second tile. A single token cannot fill a tile: generating uses the kernels above.
 
 namespace amx {
-
 // The bits of kRound, 16 rows of 16: adding an integer below 2^22, such as the sum of a group, to them gives exactly
 // the float kRound + that integer.
 static_assert(kGroup * 128 * 127 < 1 << 22);
@@ -2826,7 +2817,6 @@ inline Kernels kernels() {
   k.matmul_packed = matmul_packed<Tiles>;
   return k;
 }
-
 }  // namespace amx
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
@@ -2846,7 +2836,6 @@ template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
 template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = Floats(vfmaq_n_f32(v, b.v, a)); }
 
 namespace neon {
-
 #if defined(__APPLE__)
 inline bool has_dotprod() { return true; }
 inline bool has_i8mm() {
@@ -3057,7 +3046,6 @@ inline Kernels i8mm_kernels() {
   const Kernels k = float_kernels<FloatScalar, 4>("neon-i8mm", [] { return has_dotprod() && has_i8mm(); });
   return with_integers(k, unpack_q4<Smmla>, gemv_q4, dot_i8mm);
 }
-
 }  // namespace neon
 #endif  // __aarch64__
 
