@@ -1174,6 +1174,8 @@ inline size_t embedding_row_bytes(Type type, int cols) {
   return size_t(padded(cols)) / kGroup * embedding_group_bytes(type);
 }
 
+// The q4 scale of a group: 4 bits, +-(5 ... 12). The sign mirrors a codebook that is not symmetric.
+inline float q4_scale(int s) { return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7)); }
 // A weight in a panel is integer * group scale * row scale (q4 only). Row r of 16, column k, group g of 32 columns:
 inline int integer_weight(const Tensor& t, const uint8_t* panel, int r, int k) {
   if (t.type == Type::q8) return int8_t(panel[size_t(k / 4) * 64 + 4 * r + k % 4]);
@@ -1184,8 +1186,7 @@ inline float group_scale(const Tensor& t, const uint8_t* panel, int r, int g) {
   const uint8_t* scales = panel + code_bytes(t.type, t.cols);
   if (t.type == Type::q8) return from_bf16(load<uint16_t>(scales + g * 32 + 2 * r));
   const uint8_t pair = scales[g / 2 * 16 + r];
-  const int s = g & 1 ? pair >> 4 : pair & 15;  // +-(5 ... 12): the sign mirrors a codebook that is not symmetric
-  return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7));
+  return q4_scale(g & 1 ? pair >> 4 : pair & 15);
 }
 inline float row_scale(const Tensor& t, const uint8_t* panel, int r) {
   return t.type == Type::q4 ? load<float>(panel + panel_bytes(t.type, t.cols) - 64 + 4 * r) : 1.f;
