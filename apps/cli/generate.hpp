@@ -64,7 +64,9 @@ class TextWriter {
 
   // Prints the text that was held back, which cannot become a stop text or a whole character any more.
   void flush() {
-    if (!filter_.stopped) job_.out.write(filter_.push(stream_.flush()) + filter_.flush());
+    if (filter_.stopped) return;
+    job_.out.write(filter_.push(stream_.flush()));
+    job_.out.write(filter_.flush());
   }
 
   // Saves the session; the text that is held back goes with it. Throws Failure.

@@ -2,7 +2,6 @@
 // type of model; llama.hpp and megabyte.hpp implement it, and open_model.hpp chooses one by the file.
 #pragma once
 
-#include "options.hpp"
 #include "perplexity.hpp"
 
 namespace pocket::cli {
