@@ -151,11 +151,11 @@ inline std::vector<std::string> split(const std::string& list) {
 template <class A> void set_option(A& a, const Option<A>& o, const std::string& name, const std::string& value) {
   const bool may_be_empty = std::strcmp(o.value, "TEXT") == 0 || std::holds_alternative<bool A::*>(o.into);
   if (value.empty() && !may_be_empty) throw Failure{2, name + " requires a value: " + o.value};
-  if (auto flag = std::get_if<bool A::*>(&o.into)) a.** flag = true;
-  if (auto text = std::get_if<std::string A::*>(&o.into)) a.** text = value;
-  if (auto list = std::get_if<std::vector<std::string> A::*>(&o.into)) (a.**list).push_back(value);
-  if (auto whole = std::get_if<int A::*>(&o.into)) a.** whole = int(number(name, value, o.low, o.high, true));
-  if (auto real = std::get_if<float A::*>(&o.into)) a.** real = float(number(name, value, o.low, o.high, false));
+  if (auto flag = std::get_if<bool A::*>(&o.into)) a.*(*flag) = true;
+  if (auto text = std::get_if<std::string A::*>(&o.into)) a.*(*text) = value;
+  if (auto list = std::get_if<std::vector<std::string> A::*>(&o.into)) (a.*(*list)).push_back(value);
+  if (auto whole = std::get_if<int A::*>(&o.into)) a.*(*whole) = int(number(name, value, o.low, o.high, true));
+  if (auto real = std::get_if<float A::*>(&o.into)) a.*(*real) = float(number(name, value, o.low, o.high, false));
 }
 
 // Parses the command line into `a`: the options, and in a.model the one argument that is not an option. Returns the

@@ -308,7 +308,7 @@ class Chat {
   bool failed_ = false;  // an error was reported
 };
 
-// Chats as the command line says. Throws Failure.
+// Executes -m chat. Throws Failure.
 inline void chat(Job& job) {
   choose_template(job);
   Chat(job).start();

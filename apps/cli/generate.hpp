@@ -62,9 +62,11 @@ class TextWriter {
     return good;
   }
 
-  // Prints the text that was held back, which cannot become a stop text or a whole character any more.
+  // Prints the text that was held back, at the end of a text without a stop text.
   void flush() {
-    if (!filter_.stopped) job_.out.write(filter_.push(stream_.flush()) + filter_.flush());
+    if (filter_.stopped) return;
+    job_.out.write(filter_.push(stream_.flush()));
+    job_.out.write(filter_.flush());
   }
 
   // Saves the session; the text that is held back goes with it. Throws Failure.
@@ -111,7 +113,7 @@ class TextWriter {
   StopFilter filter_{job_.args.stop};
 };
 
-// Generates the text of the command line. Throws Failure.
+// Executes -m generate. Throws Failure.
 inline void generate_text(Job& job) {
   const Arguments& a = job.args;
   SessionOptions options = session_options(a);

@@ -6,6 +6,7 @@
 
 #include "figures.hpp"
 #include "language_model.hpp"
+#include "options.hpp"
 #include "output.hpp"
 #include "process_memory.hpp"
 

@@ -1,8 +1,7 @@
-// language_model.hpp: the interface between the command line and a model. The rest of the command line knows no other
-// type of model; llama.hpp and megabyte.hpp implement it, and open_model.hpp chooses one by the file.
+// language_model.hpp: the interface between the command line and a model. llama.hpp and megabyte.hpp implement it, and
+// open_model.hpp chooses one by the file. The rest of the command line uses this interface only.
 #pragma once
 
-#include "options.hpp"
 #include "perplexity.hpp"
 
 namespace pocket::cli {

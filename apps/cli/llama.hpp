@@ -2,7 +2,7 @@
 #pragma once
 
 #include "language_model.hpp"
-// TODO: #include "reference.hpp", with the two other lines marked TODO in this file, once run.cpp has ReferenceLlama.
+// TODO: #include "reference.hpp"  // and the line marked TODO below, once run.cpp has ReferenceLlama
 
 namespace pocket::cli {
 

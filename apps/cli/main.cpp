@@ -6,11 +6,12 @@
 
 namespace pocket::cli {
 
+// --kernels.
 inline void print_kernels() {
   for (const std::string& name : kernel_names()) std::printf("%s\n", name.c_str());
 }
 
-// An action that needs a model.
+// Executes the action of the command line, for actions with a model. Throws Failure.
 inline void execute(Job& job) {
   const Arguments& a = job.args;
   if (a.info) return print_info(job);
@@ -22,6 +23,7 @@ inline void execute(Job& job) {
   generate_text(job);
 }
 
+// Executes the action of the command line. Throws Failure.
 inline void dispatch(const Arguments& a) {
   if (a.help) return print_help();
   if (a.man) return print_man();

@@ -3,6 +3,7 @@
 
 #include "llama.hpp"
 #include "megabyte.hpp"
+#include "options.hpp"
 
 namespace pocket::cli {
 

@@ -34,7 +34,7 @@ struct Arguments {
 
 inline constexpr const char* kStoryBeginning = "Once upon a time";  // the prompt of ./run without arguments
 
-inline const Option<Arguments> kOptions[] = {
+inline constexpr Option<Arguments> kOptions[] = {
     {"", "", "model.bin -i \"It was\" -n 100 --stop \"The end\"", "Continue a text"},
     {"-i", "--prompt", "TEXT", "the beginning of the text; in a chat, the first message", &Arguments::prompt},
     {"-f", "--file", "FILE", "read the prompt from a file; - is standard input", &Arguments::file},
@@ -48,9 +48,8 @@ inline const Option<Arguments> kOptions[] = {
     {"", "", "model.bin -m chat -y \"Answer in rhyme.\"", "Chat"},
     {"-m", "--mode", "MODE", "generate (continue a text) or chat (reply to messages; /help lists its commands)",
      &Arguments::mode},
-    {"-y", "--system", "TEXT", "system prompt [the model's own]", &Arguments::system},
-    {"", "--template", "NAME",
-     "zephyr, chatml, llama-2, llama-3, alpaca, vicuna, vicuna-lines, plain [the model's own]",
+    {"-y", "--system", "TEXT", "system prompt [the model's]", &Arguments::system},
+    {"", "--template", "NAME", "zephyr, chatml, llama-2, llama-3, alpaca, vicuna, vicuna-lines, plain [the model's]",
      &Arguments::chat_template},
     {"", "", "model.bin --resume story.session -n 100 --save story.session", "Save and resume"},
     {"", "--save", "FILE", "save the session at the end of the text, or at Ctrl-C", &Arguments::save},

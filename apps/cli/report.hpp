@@ -14,28 +14,29 @@ inline double weights_rate(const Job& job) {
 // The figures as a JSON object. Its fields are a contract.
 inline std::string json_figures(const Job& job, const TextSession& session) {
   const Figures& f = job.figures;
-  std::vector<std::pair<std::string_view, std::string>> fields = {
-      {"model", json(job.args.model)},
-      {"kernel", json(session.kernel())},
-      {"threads", std::to_string(session.threads())},
-      {"temperature", json(job.args.temperature)},
-      {"seed", job.args.temperature > 0 ? std::to_string(job.seed) : "null"},
-      {"prompt_tokens", std::to_string(f.prompt_tokens)},
-      {"prompt_seconds", json(f.prompt_seconds)},
-      {"prompt_tokens_s", json(f.prompt_rate())},
-      {"new_tokens", std::to_string(f.new_tokens)},
-      {"new_seconds", json(f.new_seconds)},
-      {"new_tokens_s", json(f.new_rate())},
-      {"weights_gb_s", json(weights_rate(job))},
-      {"peak_memory_bytes", std::to_string(peak_memory())},
-      {"position", std::to_string(session.position())},
-      {"context", std::to_string(session.context())}};
-  if (f.end) fields.push_back({"end", json(f.end)});
+  std::vector<std::pair<std::string_view, std::string>> fields;
+  const auto add = [&fields](std::string_view name, std::string value) { fields.push_back({name, std::move(value)}); };
+  add("model", json(job.args.model));
+  add("kernel", json(session.kernel()));
+  add("threads", std::to_string(session.threads()));
+  add("temperature", json(job.args.temperature));
+  add("seed", job.args.temperature > 0 ? std::to_string(job.seed) : "null");
+  add("prompt_tokens", std::to_string(f.prompt_tokens));
+  add("prompt_seconds", json(f.prompt_seconds));
+  add("prompt_tokens_s", json(f.prompt_rate()));
+  add("new_tokens", std::to_string(f.new_tokens));
+  add("new_seconds", json(f.new_seconds));
+  add("new_tokens_s", json(f.new_rate()));
+  add("weights_gb_s", json(weights_rate(job)));
+  add("peak_memory_bytes", std::to_string(peak_memory()));
+  add("position", std::to_string(session.position()));
+  add("context", std::to_string(session.context()));
+  if (f.end) add("end", json(f.end));
   if (job.args.lookup) {
-    fields.push_back({"guesses", std::to_string(f.guesses)});
-    fields.push_back({"guesses_right", std::to_string(f.right_guesses)});
+    add("guesses", std::to_string(f.guesses));
+    add("guesses_right", std::to_string(f.right_guesses));
   }
-  if (job.args.top > 0) fields.push_back({"choices", json_array(f.choices)});
+  if (job.args.top > 0) add("choices", json_array(f.choices));
   return json_object(fields);
 }
 

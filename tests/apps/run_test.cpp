@@ -345,6 +345,16 @@ TEST_F(RunProgram, FailedLogitsLeaveNoFile) {
   EXPECT_EQ(t.list(), "");
 }
 
+TEST_F(RunProgram, ReferenceKernelRejectsUnsupportedOptions) {
+  for (const std::vector<std::string>& option :
+       {std::vector<std::string>{"--save", "s"}, {"--resume", "s"}, {"--selftest"}}) {
+    std::vector<std::string> args = {model(), "--kernel", "reference"};
+    args.insert(args.end(), option.begin(), option.end());
+    expect_failure(1, args, {option[0] + " is not supported: --kernel reference"});
+  }
+  EXPECT_EQ(run({"--kernels"}).out.find("reference"), std::string::npos);
+}
+
 // ---- Ctrl-C ----
 
 TEST_F(RunProgram, CtrlCLeavesWholeCharacters) {
