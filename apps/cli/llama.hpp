@@ -2,7 +2,7 @@
 #pragma once
 
 #include "language_model.hpp"
-// TODO: #include "reference.hpp"  // and the line marked TODO below, once run.cpp has ReferenceLlama
+#include "reference.hpp"
 
 namespace pocket::cli {
 
@@ -29,7 +29,7 @@ class Llama : public LanguageModel {
   }
 
   std::unique_ptr<TextSession> open_session(const SessionOptions& options) const override {
-    // TODO: if (reference_) return std::make_unique<ReferenceSession>(model, options);
+    if (reference_) return std::make_unique<ReferenceSession>(model, options);
     return std::make_unique<LlamaSession>(model, options);
   }
   std::vector<MemoryItem> memory_of(const SessionOptions& options, int tokens) const override {

@@ -11,7 +11,7 @@ class ReferenceSession : public TextSession {
   ReferenceSession(const Model& model, const SessionOptions& options)
       : model_(model),
         context_(options.context > 0 ? options.context : model.config.max_seq_len),
-        llama_(model, context_) {}
+        llama_(model) {}
 
   const float* forward(const int* ids, size_t n) override {
     const float* last = nullptr;
@@ -31,6 +31,7 @@ class ReferenceSession : public TextSession {
       if (ids[i] < 0 || ids[i] >= vocab_size()) return fail(start, "token " + std::to_string(i) + ": invalid id");
       if (cancelled_.exchange(false)) return fail(start, "cancelled");
       const float* logits = llama_.forward(ids[i], position_++);
+      if (!logits) return fail(start, "out of memory");
       if (!each(i, logits)) return true;
     }
     return true;
