@@ -2327,8 +2327,6 @@ struct X86Features {
 
 #endif  // __x86_64__
 
-const Kernels* kernel_table();
-#if !defined(POCKET_SEPARATE_KERNELS)
 // Prefetches for a kernel that reads a long stream. A single stream: the line six pages ahead to the L2 cache, since
 // the hardware prefetcher stops at page boundaries, and the line 1 KB ahead to the L1 cache. Several: the line 2 KB
 // ahead.
@@ -3050,12 +3048,15 @@ inline Kernels i8mm_kernels() {
 }  // namespace neon
 #endif  // __aarch64__
 
-// The kernel sets, best first, then one without a name. See export/engine.hpp for the two macros.
-#if !defined(POCKET_DEFINE_KERNELS)
-inline
+// The kernel sets, best first, then one without a name. They take long to compile: a program of several files can define
+// POCKET_SEPARATE_KERNELS, and POCKET_DEFINE_KERNELS for the one file that compiles them for all.
+#if defined(POCKET_SEPARATE_KERNELS) || defined(POCKET_DEFINE_KERNELS)
+const Kernels* kernel_table();
+#else
+inline const Kernels* kernel_table();
 #endif
-    const Kernels*
-    kernel_table() {
+#if !defined(POCKET_SEPARATE_KERNELS)
+const Kernels* kernel_table() {
   static const Kernels table[] = {
 #if defined(__x86_64__)
     amx::kernels(),

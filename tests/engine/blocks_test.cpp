@@ -193,7 +193,8 @@ struct AttentionCase {
   /// Block by block, as a session computes it.
   std::vector<double> blockwise(const Kernels& kernels) const {
     const int width = round_up(head_dim, 16);
-    Floats state(attention_floats(head_dim)), part(state);
+    Floats values(static_cast<size_t>(width)), part_values(values);
+    AttentionState state = {0, 0, values.data()}, part = {0, 0, part_values.data()};
     for (int begin = 0; begin < keys; begin += kBlockKeys) {
       Floats block_k(size_t(kBlockKeys) * head_dim), block_v(size_t(kBlockKeys) * width);
       Floats k_scale(kBlockKeys, 1.f / std::sqrt(float(head_dim))), v_scale(kBlockKeys, 1.f);
@@ -205,12 +206,12 @@ struct AttentionCase {
         }
       const KvBlock kv = {block_k.data(), block_v.data(), k_scale.data(), v_scale.data(), head_dim, width};
       const float* queries[] = {q.data()};
-      float* out[] = {begin == 0 ? state.data() : part.data()};
+      AttentionState* out[] = {begin == 0 ? &state : &part};
       kernels.attend_f32(kv, 1, queries, &visible, out);
-      if (begin > 0) kernels.fold(state.data(), part.data(), width);
+      if (begin > 0) kernels.merge(state, part, width);
     }
     std::vector<double> found;
-    for (int i = 0; i < head_dim; i++) found.push_back(double(state[size_t(16 + i)]) / state[1]);
+    for (int i = 0; i < head_dim; i++) found.push_back(double(state.values[i]) / state.sum);
     return found;
   }
 };

@@ -156,7 +156,7 @@ void expect_same_products(const Matrix& w, Inputs in) {
   for (const int first : {0, 1}) {
     const int count = panels - first;
     if (count < 1) continue;
-    Floats expected = product(w, n, [&](float* y, size_t ldy) { matmul_scalar(w.tensor, first, count, x, n, y, ldy); });
+    Floats expected = product(w, n, [&](float* y, size_t ldy) { matmul_scalar({w.tensor, first, count, x, n, y, ldy}); });
     canonicalize_nans(expected);
     const auto check = [&](const Kernels& k, const char* path, const auto& fill) {
       Floats found = product(w, n, fill);
@@ -167,19 +167,20 @@ void expect_same_products(const Matrix& w, Inputs in) {
     };
     for (const Kernels* k : matmul_sets()) {
       check(*k, "matmul_panels",
-            [&](float* y, size_t ldy) { matmul_panels(*k, w.tensor, first, count, x, n, y, ldy); });
+            [&](float* y, size_t ldy) { matmul_panels(*k, {w.tensor, first, count, x, n, y, ldy}); });
       if (w.tensor.type == Type::f32 || !k->dot) continue;
       check(*k, "matmul_blocked",
-            [&](float* y, size_t ldy) { matmul_blocked(*k, w.tensor, first, count, x, n, y, ldy); });
+            [&](float* y, size_t ldy) { matmul_blocked(*k, {w.tensor, first, count, x, n, y, ldy}); });
       if (k->matmul_packed) {
         tiny::Bytes packed = in.pack();
         Activations all = x;
         all.packed = packed.data();
+        all.use_packed = true;
         check(*k, "matmul_packed",
-              [&](float* y, size_t ldy) { k->matmul_packed(w.tensor, first, count, all, n, y, ldy); });
+              [&](float* y, size_t ldy) { k->matmul_packed({w.tensor, first, count, all, n, y, ldy}); });
       }
       if (w.tensor.type != Type::q4) continue;
-      check(*k, "gemv_q4", [&](float* y, size_t ldy) { k->gemv_q4(w.tensor, first, count, x, n, y, ldy); });
+      check(*k, "gemv_q4", [&](float* y, size_t ldy) { k->gemv_q4({w.tensor, first, count, x, n, y, ldy}); });
     }
   }
 }
@@ -198,7 +199,7 @@ TEST(Formats, OneHotActivationsReturnTheWeight) {
         std::fill(in.scale.begin(), in.scale.end(), 1.f);
         in.update_sums();
         const Floats y = product(
-            w, 1, [&](float* out, size_t ldy) { matmul_scalar(w.tensor, 0, w.panels(), in.get(), 1, out, ldy); });
+            w, 1, [&](float* out, size_t ldy) { matmul_scalar({w.tensor, 0, w.panels(), in.get(), 1, out, ldy}); });
         for (int r = 0; r < w.tensor.rows; r++)
           ASSERT_EQ(y[size_t(r)], float(tiny::panel_weight(w.tensor, r, k)))
               << type_name(type) << " row " << r << ", column " << k << " of " << cols;
@@ -214,7 +215,7 @@ TEST(Formats, ScalarProductsMatchDequantizedWeights) {
       Matrix w(type, 33, cols, random);
       Inputs in(3, cols, random);
       const Floats y = product(
-          w, in.n, [&](float* out, size_t ldy) { matmul_scalar(w.tensor, 0, w.panels(), in.get(), in.n, out, ldy); });
+          w, in.n, [&](float* out, size_t ldy) { matmul_scalar({w.tensor, 0, w.panels(), in.get(), in.n, out, ldy}); });
       for (int t = 0; t < in.n; t++)
         for (int r = 0; r < w.tensor.rows; r++) {
           double sum = 0, magnitudes = 0;
@@ -496,7 +497,14 @@ TEST(FloatBlocks, SwigluAndExpHaveTheSameBits) {
   }
 }
 
-TEST(FloatBlocks, FoldHasTheSameBits) {
+// max, sum and values of a state, as floats.
+Floats flat(const AttentionState& state, size_t width) {
+  Floats all = {state.max, state.sum};
+  all.insert(all.end(), state.values, state.values + width);
+  return all;
+}
+
+TEST(FloatBlocks, MergeHasTheSameBits) {
   Random random(15);
   for (const int width : {16, 32, 64, 80, 96, 128})
     for (const float difference : {0.f, 0.3f, -2.f, 50.f, -50.f, 200.f, -200.f}) {
@@ -504,10 +512,11 @@ TEST(FloatBlocks, FoldHasTheSameBits) {
       Floats part = tiny::normal_floats(random, size_t(width) + 16);
       part[0] = state[0] + difference;
       const auto compute = [&](const Kernels& k) {
-        Floats y(state);
-        y.resize(size_t(width) + 32, kGuard);
-        k.fold(y.data(), part.data(), width);
-        return y;
+        Floats values(state.begin() + 16, state.end());
+        values.resize(size_t(width) + 16, kGuard);
+        AttentionState y = {state[0], state[1], values.data()};
+        k.merge(y, {part[0], part[1], part.data() + 16}, width);
+        return flat(y, size_t(width) + 16);
       };
       const Floats expected = compute(scalar_set());
       for (const Kernels* k : tiny::kernel_sets())
@@ -555,16 +564,18 @@ template <class T> struct AttentionCase {
   // The results of consecutive queries from `first` on; unspecified elements are set to 0.
   Floats attend(const Kernels& kernels, int first, const std::vector<int>& keys) {
     const KvBlock kv = {k.data(), v.data(), k_scale.data(), v_scale.data(), head_dim, width};
-    const size_t record = attention_floats(head_dim);
-    Floats results(keys.size() * record + 16, kGuard);
+    Floats values(keys.size() * width + 16, kGuard), results;
     const float* queries[kQueries];
-    float* out[kQueries];
+    AttentionState state[kQueries], *out[kQueries];
     for (size_t n = 0; n < keys.size(); n++) {
       queries[n] = &q[(size_t(first) + n) * head_dim];
-      out[n] = &results[n * record];
+      state[n].values = &values[n * width];
+      out[n] = &state[n];
     }
     (sizeof(T) == 4 ? kernels.attend_f32 : kernels.attend_q8)(kv, int(keys.size()), queries, keys.data(), out);
-    for (size_t n = 0; n < keys.size(); n++) std::fill(out[n] + 2, out[n] + 16, 0.f);
+    for (size_t n = 0; n < keys.size(); n++)
+      for (const float f : flat(state[n], size_t(width))) results.push_back(f);
+    results.insert(results.end(), values.end() - 16, values.end());  // must be untouched
     return results;
   }
 };
@@ -617,7 +628,7 @@ template <class T> void expect_independent_queries() {
   for (const int head_dim : kHeadDims)
     for (const std::vector<int>& keys : kKeyCounts) {
       AttentionCase<T> c(head_dim, random);
-      const size_t record = attention_floats(head_dim);
+      const size_t record = 2 + size_t(c.width);  // max, sum and values
       for (const Kernels* k : tiny::kernel_sets()) {
         const Floats together = c.attend(*k, 0, keys);
         for (size_t n = 0; n < keys.size(); n++)
@@ -664,11 +675,14 @@ TEST(FloatBlocks, SameBitsForNanAndInfinity) {
       }
       const auto compute = [&](const Kernels& k) {
         Floats all = c.attend(k, 0, {100, 128, 17, 128});
-        Floats norm(96), turned(x), folded(weight);
+        Floats norm(96), turned(x), merged(weight);
         k.rmsnorm(x.data(), weight.data(), norm.data(), 96, 1e-5f);
         k.rope(turned.data(), 3, 32, weight.data(), weight.data() + 16);
-        k.fold(folded.data(), x.data(), 80);
-        for (const Floats* block : {&norm, &turned, &folded}) all.insert(all.end(), block->begin(), block->end());
+        AttentionState state = {merged[0], merged[1], merged.data() + 16};
+        k.merge(state, {x[0], x[1], x.data() + 16}, 80);
+        merged[0] = state.max;
+        merged[1] = state.sum;
+        for (const Floats* block : {&norm, &turned, &merged}) all.insert(all.end(), block->begin(), block->end());
         canonicalize_nans(all);
         return all;
       };

@@ -37,12 +37,24 @@ const Bytes& valid() {
   return bytes;
 }
 
-/// The error of opening these bytes, from memory of exactly this size; "" if they open.
+/// The chat template of a model.
+ChatTemplate chat_of(const Model& model) {
+  ChatTemplate chat;
+  EXPECT_TRUE(chat.load(model.chat_bytes(), model.vocab_size())) << chat.error;
+  return chat;
+}
+
+/// The error of opening these bytes, from memory of exactly this size, and of loading the chat template in them; "" if
+/// there is none.
 std::string error_of(const void* data, size_t n) {
   const Bytes exact(static_cast<const uint8_t*>(data), static_cast<const uint8_t*>(data) + n);
   Model model;
   const bool ok = model.open_memory(exact.data(), exact.size());
   EXPECT_EQ(ok, model.error.empty()) << model.error;
+  if (ChatTemplate chat; ok && !chat.load(model.chat_bytes(), model.vocab_size())) {
+    EXPECT_FALSE(chat.known());
+    return chat.error;
+  }
   if (ok) return "";
   EXPECT_TRUE(model.layers.empty());
   EXPECT_EQ(model.error.find("memory: "), 0u) << model.error;
@@ -131,7 +143,8 @@ TEST(Open, EmbeddingRowsAreTheSameFromFileAndMemory) {
       ASSERT_TRUE(file.open(folder.file("model.bin").c_str())) << file.error;
       for (const int id : {0, 4, 8}) {
         tiny::Floats a(size_t(padded(dim)), 7.f), b(a);
-        ASSERT_TRUE(m.model.embed(id, a.data()) && file.embed(id, b.data()));
+        ASSERT_TRUE(m.model.read_row(m.model.token_embedding, id, a.data()) &&
+                    file.read_row(file.token_embedding, id, b.data()));
         EXPECT_TRUE(tiny::same_bits(a.data(), b.data(), a.size()));
         for (int i = 0; i < padded(dim); i++)
           ASSERT_EQ(a[size_t(i)], i < dim ? float(tiny::embedding_weight(m.model.token_embedding, id, i)) : 0.f) << i;
@@ -141,9 +154,10 @@ TEST(Open, EmbeddingRowsAreTheSameFromFileAndMemory) {
 
 TEST(Open, ReadsTheWrittenChatTemplate) {
   tiny::MemoryModel m(valid());
-  const ChatTemplate &found = m.model.chat, expected = full_parts().chat;
+  const ChatTemplate found = chat_of(m.model), expected = full_parts().chat;
   EXPECT_TRUE(found.known());
   EXPECT_EQ(found.stop_ids, expected.stop_ids);
+  EXPECT_EQ(m.model.stop_ids, expected.stop_ids);
   EXPECT_EQ(found.default_system, expected.default_system);
   for (int i = 0; i < ChatTemplate::kSlots; i++) {
     ASSERT_EQ(found.slot[i].size(), expected.slot[i].size()) << i;
@@ -153,7 +167,7 @@ TEST(Open, ReadsTheWrittenChatTemplate) {
     }
   }
   const tiny::MemoryModel bare(tiny::small_config(), Type::q4);
-  EXPECT_FALSE(bare.model.chat.known());
+  EXPECT_FALSE(chat_of(bare.model).known());
 }
 
 TEST(Open, CanBeRepeatedAfterFailureAndSuccess) {
@@ -181,7 +195,7 @@ TEST(Open, VerifyTensorsFailsBeforeOpen) {
 
 TEST(NotAModel, RejectsEmptyAndShortFiles) {
   EXPECT_EQ(error_of(std::string()), "magic: expected a pocketllama model, found an empty file");
-  EXPECT_EQ(error_of(std::string("PKTLLAM")), "magic: expected a pocketllama model, found something else");
+  EXPECT_EQ(error_of(std::string("PKTLLAM")), "magic: expected a pocketllama model, found a text file");
   EXPECT_EQ(error_of(std::string("PKTLLAMA")), "size: expected at least 256 bytes of header, found 8");
 }
 
@@ -198,7 +212,7 @@ TEST(NotAModel, NamesTheFormatOfAnotherFile) {
       {std::string("\x10\0\0\0\0\0\0\0{\"a\":{}}", 16) + zeros, "a safetensors file; convert its folder"},
       {std::string("\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x7d\0\0\0\1\0\0", 28),
        "perhaps a llama2.c checkpoint"},
-      {"hello, world" + zeros, "something else"},
+      {"hello, world" + zeros, "an unknown format"},
   };
   for (const auto& [bytes, what] : foreign) {
     const std::string error = error_of(bytes);
@@ -264,7 +278,7 @@ TEST(Truncated, RejectsEveryHeaderLengthAndSectionBoundary) {
       EXPECT_EQ(error, "size: expected at least 256 bytes of header, found " + std::to_string(n));
     else
       EXPECT_EQ(error, "file_bytes: expected " + std::to_string(valid().size()) + ", found " + std::to_string(n) +
-                           " (cut short?)");
+                           " (truncated?)");
   }
 }
 
@@ -478,7 +492,7 @@ TEST(Sections, RejectsEveryWrongTensorTableField) {
     const std::string name = "tensor " + specs[i].name;
     for (const uint32_t value : {3u, 0xffffffffu})
       EXPECT_EQ(error(offsetof(TensorEntry, type), value),
-                name + ".type: expected a type that fits, found " + std::to_string(value));
+                name + ".type: expected a type of its layout, found " + std::to_string(value));
     for (uint32_t type = 0; type <= 2; type++)  // another type has another size or does not match
       EXPECT_EQ(error(offsetof(TensorEntry, type), type).find(name), type == e.type ? std::string::npos : 0) << type;
     for (const uint32_t value : {0u, e.rows + 1, e.rows - 1, 0xffffffffu})
@@ -522,11 +536,11 @@ TEST(ChatSection, RejectsInvalidBytes) {
   EXPECT_EQ(error(words({1, 99, 0}) + no_slots), "");
   for (const uint32_t id : {100u, 0xffffffffu, 0x80000000u})
     EXPECT_EQ(error(words({1, id, 0}) + no_slots),
-              "section chat: expected stop ids within the vocabulary, found others");
+              "section chat: expected ids within the vocabulary, found other values");
   for (const uint32_t count : {3u, 1000u, 0x40000000u, 0x40000002u, 0xffffffffu})
     EXPECT_EQ(error(words({count, 1, 0})).find("section chat: expected "), 0u) << count;
   for (const uint32_t length : {29u, 1000u, 0x7fffffffu, 0xffffffffu})  // of the system prompt
-    EXPECT_EQ(error(words({0, length}) + no_slots).find("section chat: expected a whole template"), 0u) << length;
+    EXPECT_EQ(error(words({0, length}) + no_slots).find("section chat: expected a complete template"), 0u) << length;
   EXPECT_EQ(error(words({0, 0, 1, 99, 0, 0, 0, 0, 0, 0, 0})), "");
   EXPECT_EQ(error(words({0, 0, 1, 0xffffffff, 0, 0, 0, 0, 0, 0, 0})), "") << "-1 is text";
   EXPECT_EQ(error(words({0, 0, 1, 100, 0, 0, 0, 0, 0, 0, 0})),
@@ -534,21 +548,21 @@ TEST(ChatSection, RejectsInvalidBytes) {
   EXPECT_EQ(error(words({0, 0, 1, 0xfffffffe, 0, 0, 0, 0, 0, 0, 0})),
             "section chat: expected ids within the vocabulary, found -2");
   for (const uint32_t parts : {4u, 0xffffffffu})
-    EXPECT_EQ(error(words({0, 0, parts, 5, 0, 0, 0, 0, 0, 0, 0})).find("section chat: expected a whole"), 0u) << parts;
+    EXPECT_EQ(error(words({0, 0, parts, 5, 0, 0, 0, 0, 0, 0, 0})).find("section chat: expected a complete"), 0u) << parts;
   for (const uint32_t length : {25u, 0xffffffffu})
-    EXPECT_EQ(error(words({0, 0, 1, 5, length, 0, 0, 0, 0, 0, 0})).find("section chat: expected a whole"), 0u)
+    EXPECT_EQ(error(words({0, 0, 1, 5, length, 0, 0, 0, 0, 0, 0})).find("section chat: expected a complete"), 0u)
         << length;
-  EXPECT_EQ(error(words({0, 0}) + no_slots + "x").find("section chat: expected a whole template"), 0u) << "too long";
+  EXPECT_EQ(error(words({0, 0}) + no_slots + "x").find("section chat: expected a complete template"), 0u) << "too long";
   EXPECT_EQ(error(words({0, 0}) + no_slots + words({7})), "") << "trims all turns";
-  EXPECT_EQ(error(words({0, 0}) + no_slots + words({8})).find("section chat: expected a whole template"), 0u);
-  EXPECT_EQ(error(words({0, 0}) + no_slots + words({7, 0})).find("section chat: expected a whole template"), 0u);
+  EXPECT_EQ(error(words({0, 0}) + no_slots + words({8})).find("section chat: expected a complete template"), 0u);
+  EXPECT_EQ(error(words({0, 0}) + no_slots + words({7, 0})).find("section chat: expected a complete template"), 0u);
 }
 
 TEST(ChatSection, ReadsTheWrittenTrimFlags) {
   ModelParts parts = full_parts();
   parts.chat.trim = ChatTemplate::kTrimSystem | ChatTemplate::kTrimReply;
-  EXPECT_EQ(tiny::MemoryModel(tiny::model_bytes(parts)).model.chat.trim, parts.chat.trim);
-  EXPECT_EQ(tiny::MemoryModel(valid()).model.chat.trim, 0u);
+  EXPECT_EQ(chat_of(tiny::MemoryModel(tiny::model_bytes(parts)).model).trim, parts.chat.trim);
+  EXPECT_EQ(chat_of(tiny::MemoryModel(valid()).model).trim, 0u);
 }
 
 TEST(ChatSection, RejectsEveryTruncatedLength) {
@@ -566,12 +580,12 @@ TEST(SelfTestSection, RejectsInvalidBytes) {
   const auto error = [](const std::string& bytes) { return error_of(with_section(&Header::self_test, bytes)); };
   EXPECT_EQ(error(words({0, 1, 2})), "");
   EXPECT_EQ(error(words({1, 99, 1, 2})), "");
-  EXPECT_EQ(error(words({1, 100, 1, 2})), "section self_test: expected ids within the vocabulary, found others");
-  EXPECT_EQ(error(words({1, 0xffffffff, 1, 2})), "section self_test: expected ids within the vocabulary, found others");
-  EXPECT_EQ(error(words({0xffffffff, 1, 2})), "section self_test: expected ids within the vocabulary, found others");
+  EXPECT_EQ(error(words({1, 100, 1, 2})), "section self_test: expected ids within the vocabulary, found other values");
+  EXPECT_EQ(error(words({1, 0xffffffff, 1, 2})), "section self_test: expected ids within the vocabulary, found other values");
+  EXPECT_EQ(error(words({0xffffffff, 1, 2})), "section self_test: expected ids within the vocabulary, found other values");
   EXPECT_EQ(error(words({3, 1, 1, 1})), "section self_test: expected ids and a hash, found other bytes");
   EXPECT_EQ(error(words({0, 1, 2, 3})), "section self_test: expected ids and a hash, found other bytes");
-  EXPECT_EQ(error(""), "section self_test: expected ids within the vocabulary, found others");
+  EXPECT_EQ(error(""), "section self_test: expected ids within the vocabulary, found other values");
 }
 
 }  // namespace model_file_test
