@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "../export/input_file.hpp"
 #include "llama_train.hpp"
 
 namespace pocket {

@@ -23,7 +23,8 @@ inline std::string feature_names() {
   return names;
 }
 
-// This line in the provenance of a model file marks a model that was trained on instructions. Existing files contain it.
+// This line in the provenance of a model file marks a model that was trained on instructions. Existing files contain
+// it.
 inline constexpr char kTakesInstructions[] = "writes on command: --words, --features, --summary\n";
 
 // The fields of an instruction.

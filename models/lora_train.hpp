@@ -141,12 +141,13 @@ inline std::string lora_tensors(const Adapters& adapters) {
 inline bool check_adapter_folder(const std::string& folder, std::string& error) {
   struct stat info = {};
   if (lstat(folder.c_str(), &info) != 0) return true;
-  return fail(error, folder + ": already exists; " +
-                         (is_directory(folder) ? "delete the folder or choose another" : "choose the name of a new folder"));
+  return fail(error,
+              folder + ": already exists; " +
+                  (is_directory(folder) ? "delete the folder or choose another" : "choose the name of a new folder"));
 }
 
-// Writes the folder under a temporary name and renames it when it is complete. On failure returns false with `error` set
-// and leaves no files.
+// Writes the folder under a temporary name and renames it when it is complete. On failure returns false with `error`
+// set and leaves no files.
 inline bool write_adapter(const std::string& folder, const LoraPlan& plan, const Adapters& adapters,
                           std::string& error) {
   if (!check_adapter_folder(folder, error)) return false;

@@ -16,8 +16,8 @@
 #include <string_view>
 #include <vector>
 
-#include "../export/output_file.hpp"
 #include "../export/engine.hpp"
+#include "../export/output_file.hpp"
 
 namespace pocket {
 
@@ -260,8 +260,7 @@ inline std::string loss_svg(const std::vector<LossRow>& rows, const std::string&
   const Axis x = token_axis(first, last, kLeft, kRight);
   for (const LossRow& r : rows)
     for (double loss : {r.train, r.validation})
-      if (std::isfinite(loss) && !(x.logarithmic && r.tokens <= 0))
-      {
+      if (std::isfinite(loss) && !(x.logarithmic && r.tokens <= 0)) {
         low = std::min(low, loss);
         high = std::max(high, loss);
       }
@@ -283,8 +282,8 @@ class LossLog {
   ~LossLog() { close(); }
 
   // Starts a new table; or, with resume_step >= 0, continues the existing one from that step: later rows are removed,
-  // since their steps are repeated. On failure returns false with `error` set: the file is not a loss table, or cannot be
-  // written.
+  // since their steps are repeated. On failure returns false with `error` set: the file is not a loss table, or cannot
+  // be written.
   bool open(const std::string& csv, const std::string& svg, const std::string& title, int64_t resume_step,
             std::string& error) {
     close();

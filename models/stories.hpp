@@ -1,4 +1,5 @@
-// stories.hpp: splits a text into stories, in the format of TinyStories: stories with a line <|endoftext|> between them.
+// stories.hpp: splits a text into stories, in the format of TinyStories: stories with a line <|endoftext|> between
+// them.
 #pragma once
 
 #include <string_view>

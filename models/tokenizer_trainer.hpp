@@ -5,9 +5,9 @@
 //   if (!train_vocabulary(text, 1024, vocabulary, error)) ...
 //   std::string file = sentencepiece_model(vocabulary);     // or, for a model file, Tokenizer::to_blob(vocabulary)
 //
-// The text is split into characters; then the most frequent pair of neighbours is merged into a piece, repeatedly, until
-// the vocabulary is full. A piece does not cross word boundaries. A word is a run of letters or a run of punctuation,
-// with the space before it; digits stay single. With _ for U+2581, the space:
+// The text is split into characters; then the most frequent pair of neighbours is merged into a piece, repeatedly,
+// until the vocabulary is full. A piece does not cross word boundaries. A word is a run of letters or a run of
+// punctuation, with the space before it; digits stay single. With _ for U+2581, the space:
 //
 //   Tom said, "Go!"  ->  _Tom  _said  ,  _"  Go  !"
 //
@@ -27,8 +27,8 @@
 #include <utility>
 #include <vector>
 
-#include "../export/input_file.hpp"
 #include "../export/engine.hpp"
+#include "../export/input_file.hpp"
 #include "stories.hpp"
 
 namespace pocket {
@@ -212,8 +212,8 @@ class PieceLearner {
     return known->second = same->second;
   }
 
-  // Adds a word's pairs to the counts (sign 1) or subtracts them (-1), and appends their ids to `pairs`. If a pair is not
-  // in `before`, the word is added to its list of words.
+  // Adds a word's pairs to the counts (sign 1) or subtracts them (-1), and appends their ids to `pairs`. If a pair is
+  // not in `before`, the word is added to its list of words.
   void count_pairs(int w, int sign, std::vector<int>& pairs, const std::vector<int>& before) {
     const Word& word = words_[size_t(w)];
     for (size_t i = 0; i + 1 < word.symbols.size(); i++) {
@@ -278,7 +278,7 @@ inline std::vector<Tokenizer::Piece> first_pieces() {
 }
 
 inline bool check_text(std::string_view text, std::string& error) {
-  if (split_stories(text).empty()) return fail(error, "text: expected stories to train a vocabulary on, found none");
+  if (split_stories(text).empty()) return fail(error, "text: expected stories, found none");
   for (size_t i = 0; i < text.size();) {
     const tokenizer_detail::Utf8 c = tokenizer_detail::read_utf8(text.substr(i));
     if (c.state != c.whole)
@@ -293,8 +293,8 @@ inline bool check_text(std::string_view text, std::string& error) {
 
 // Trains a vocabulary of exactly `size` pieces in total on the stories of a text in UTF-8 (see split_stories); the
 // tokenizer encodes each story as a separate text. The same text gives the same vocabulary; 5 MB take a third of a
-// second. On failure returns false with `error` set: the text has no stories or is not UTF-8, or `size` is too small for
-// the bytes and the characters of the text, or larger than the number of pieces in the text.
+// second. On failure returns false with `error` set: the text has no stories or is not UTF-8, or `size` is too small
+// for the bytes and the characters of the text, or larger than the number of pieces in the text.
 inline bool train_vocabulary(std::string_view text, int size, Tokenizer::Vocabulary& out, std::string& error) {
   using namespace trainer_detail;
   if (!check_text(text, error)) return false;

@@ -5,5 +5,5 @@
 #define POCKET_SEPARATE_KERNELS  // the kernels of run.cpp have an object file of their own
 #endif
 #define POCKET_DEFINE_TRAIN_KERNELS
-#include "megabyte/megabyte_train_kernels.hpp"
 #include "train_kernels.hpp"
+#include "megabyte/megabyte_train_kernels.hpp"

@@ -285,11 +285,11 @@ template <class Tiles, class Set> constexpr TrainKernels train_kernels(const cha
 POCKET_TRAIN_TABLE const TrainKernels* train_kernel_table() {
   static const TrainKernels table[] = {
 #if defined(__x86_64__)
-      train_kernels<Avx512Tiles, FloatAvx512>("avx512", [] { return X86Features().avx512vnni; }),
-      train_kernels<Avx2Tiles, FloatAvx2>("avx2", [] { return X86Features().avx2; }),
+    train_kernels<Avx512Tiles, FloatAvx512>("avx512", [] { return X86Features().avx512vnni; }),
+    train_kernels<Avx2Tiles, FloatAvx2>("avx2", [] { return X86Features().avx2; }),
 #endif
-      train_kernels<PortableTiles, FloatScalar>("portable", [] { return true; }),
-      {},
+    train_kernels<PortableTiles, FloatScalar>("portable", [] { return true; }),
+    {},
   };
   return table;
 }

@@ -1,5 +1,5 @@
-// megabyte_checkpoint.hpp: reads checkpoints of MEGABYTE-pytorch 0.3.2 to 0.3.6: a state_dict saved by torch.save(), and
-// the arguments of the model's constructor as JSON.
+// megabyte_checkpoint.hpp: reads checkpoints of MEGABYTE-pytorch 0.3.2 to 0.3.6: a state_dict saved by torch.save(),
+// and the arguments of the model's constructor as JSON.
 //
 // Stages are numbered from coarse to fine, 0 global and 1 local, except in token_embs, which goes from fine to coarse.
 #pragma once
@@ -11,11 +11,11 @@
 #include <utility>
 #include <vector>
 
-#include "megabyte.hpp"
 #include "../../export/checkpoint.hpp"
 #include "../../export/json.hpp"
 #include "../../export/pytorch.hpp"
 #include "../../export/safetensors.hpp"
+#include "megabyte.hpp"
 
 namespace pocket {
 
@@ -161,7 +161,7 @@ inline bool check_frequencies(MegabyteCheckpoint& out, const FoundTensors& found
     const std::string expected = path + ": tensor " + name + ": expected ";
     const auto it = found.find(name);
     if (it == found.end() || it->second.shape != std::vector<int64_t>{half})
-      return fail(error, expected + "shape (" + std::to_string(half) + ") since rel_pos is true, found " +
+      return fail(error, expected + "shape (" + std::to_string(half) + ") because rel_pos is true, found " +
                              (it == found.end() ? "no such tensor" : shape_text(it->second.shape)));
     std::vector<float> values(static_cast<size_t>(half));
     Checkpoint& w = out.weights;
@@ -171,8 +171,8 @@ inline bool check_frequencies(MegabyteCheckpoint& out, const FoundTensors& found
     for (int i = 0; i < half; i++) {  // within the precision of bfloat16
       const double f = rope_frequency(rope, i);
       if (!(std::fabs(values[size_t(i)] - f) <= 0.01 * f))
-        return fail(error, expected + "those of theta 10000, " + std::to_string(f) + " at index " + std::to_string(i) +
-                               ", found " + std::to_string(values[size_t(i)]));
+        return fail(error, expected + "frequencies of theta 10000, " + std::to_string(f) + " at index " +
+                               std::to_string(i) + ", found " + std::to_string(values[size_t(i)]));
     }
     used.push_back(name);
   }

@@ -373,13 +373,13 @@ class MegabytePass : public SequencePass {
         std::memcpy(a_.joined.row(r) + i * d,
                     value(bytes.offset) + size_t(w.ids[size_t(rows_.begin[size_t(r) + 1] + i)]) * bytes.stride,
                     size_t(d) * sizeof(float));
-      own_.layer_norm(a_.joined.row(r), nullptr, value(m_.patch_norm), value(m_.patch_norm_bias),
-                      a_.joined_norm.row(r), width);
+      own_.layer_norm(a_.joined.row(r), nullptr, value(m_.patch_norm), value(m_.patch_norm_bias), a_.joined_norm.row(r),
+                      width);
     }
     biased(a_.joined_norm, n, m_.patch, m_.patch_bias, a_.embedded);
     for (int r = 0; r < n; r++) {
-      own_.layer_norm(a_.embedded.row(r), nullptr, value(m_.embedded_norm), value(m_.embedded_norm_bias),
-                      x.row(r + 1), D);
+      own_.layer_norm(a_.embedded.row(r), nullptr, value(m_.embedded_norm), value(m_.embedded_norm_bias), x.row(r + 1),
+                      D);
       if (c_.positions) k_.add(x.row(r + 1), value(position(0, r + 1)), D);
     }
   }
@@ -391,9 +391,9 @@ class MegabytePass : public SequencePass {
     k_.add(g_ + m_.stages[0].start, dx.row(0), D);
     for (int r = 0; r < n; r++) {
       if (c_.positions) k_.add(g_ + position(0, r + 1), dx.row(r + 1), D);
-      own_.layer_norm_backward({dx.row(r + 1), a_.embedded.row(r), value(m_.embedded_norm), a_.dembedded.row(r),
-                                g_ + m_.embedded_norm, D},
-                               g_ + m_.embedded_norm_bias);
+      own_.layer_norm_backward(
+          {dx.row(r + 1), a_.embedded.row(r), value(m_.embedded_norm), a_.dembedded.row(r), g_ + m_.embedded_norm, D},
+          g_ + m_.embedded_norm_bias);
     }
     biased_backward(m_.patch, m_.patch_bias, a_.joined_norm, a_.dembedded, n, a_.djoined_norm);
     for (int r = 0; r < n; r++) {
@@ -517,8 +517,8 @@ class MegabytePass : public SequencePass {
     spread(s, stage.dattention, a_.dspread_out, c_.q_dim());
     for (int p = 0; p < rows.positions(); p++)
       if (rows.repeats[size_t(p)]) std::memset(a_.dspread_out.row(p), 0, size_t(c_.q_dim()) * sizeof(float));
-    a_.attention.backward({k_, a_.spread, rows.first, rows.positions()}, {a_.spread_out, a.softmax},
-                          a_.dspread_out, a_.dspread);
+    a_.attention.backward({k_, a_.spread, rows.first, rows.positions()}, {a_.spread_out, a.softmax}, a_.dspread_out,
+                          a_.dspread);
     clear(stage.dqkv, rows.rows(), 3 * c_.q_dim());
     for (int p = 0; p < rows.positions(); p++)
       k_.add(stage.dqkv.row(rows.source[size_t(p)]), a_.dspread.row(p), 3 * c_.q_dim());

@@ -81,10 +81,10 @@ template <class Set> constexpr MegabyteTrainKernels megabyte_train_kernels(const
 POCKET_TRAIN_TABLE const MegabyteTrainKernels* megabyte_train_kernel_table() {
   static const MegabyteTrainKernels table[] = {
 #if defined(__x86_64__)
-      megabyte_train_kernels<FloatAvx512>("avx512"),
-      megabyte_train_kernels<FloatAvx2>("avx2"),
+    megabyte_train_kernels<FloatAvx512>("avx512"),
+    megabyte_train_kernels<FloatAvx2>("avx2"),
 #endif
-      megabyte_train_kernels<FloatScalar>("portable"),
+    megabyte_train_kernels<FloatScalar>("portable"),
   };
   return table;
 }

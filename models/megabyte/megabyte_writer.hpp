@@ -1,6 +1,7 @@
 // megabyte_writer.hpp: writes MEGABYTE model files with export/model_writer.hpp, and shapes for benchmarks.
 #pragma once
 
+#include "../../export/input_file.hpp"
 #include "../../export/model_writer.hpp"
 #include "megabyte.hpp"
 
