@@ -29,7 +29,7 @@ struct LossRow {
   int64_t step = 0;                          // optimizer steps done
   int64_t tokens = 0;                        // tokens trained on so far
   double seconds = 0;                        // time of training so far
-  double train = kNone, validation = kNone;  // mean loss in nats a token
+  double train = kNone, validation = kNone;  // mean loss in nats per token
   double bits_per_character = kNone;         // of the validation text
   double learning_rate = kNone;
 };
@@ -169,7 +169,7 @@ inline std::string draw_axes(const Axis& x, const Axis& y) {
   return out + "</g>\n" + frame +
          text_at((kLeft + kRight) / 2, kBottom + 45, "middle",
                  x.logarithmic ? "tokens trained on (logarithmic)" : "tokens trained on") +
-         "<g transform=\"rotate(-90)\">" + text_at(-(kTop + kBottom) / 2, 24, "middle", "loss, nats a token") +
+         "<g transform=\"rotate(-90)\">" + text_at(-(kTop + kBottom) / 2, 24, "middle", "loss, nats per token") +
          "</g>\n";
 }
 
@@ -200,8 +200,8 @@ inline std::string draw_dots(const std::vector<LossRow>& rows, const Axis& x, co
   for (const LossRow& r : visible(rows, &LossRow::validation, x))
     out += "<circle cx=\"" + format("%.2f", x.at(double(r.tokens))) + "\" cy=\"" + format("%.2f", y.at(r.validation)) +
            "\" r=\"3\"><title>step " + std::to_string(r.step) + ", " + std::to_string(r.tokens) + " tokens, " +
-           format("%.0f s: ", r.seconds) + format("%.4f nats a token", r.validation) +
-           format(", %.4f bits a character", r.bits_per_character) + "</title></circle>\n";
+           format("%.0f s: ", r.seconds) + format("%.4f nats per token", r.validation) +
+           format(", %.4f bits per character", r.bits_per_character) + "</title></circle>\n";
   return out;
 }
 
@@ -214,9 +214,10 @@ inline std::string draw_legend(const std::vector<LossRow>& rows) {
     if (std::isfinite(r.bits_per_character)) last.bits_per_character = r.bits_per_character;
   }
   std::string train = "training", validation = "validation";
-  if (std::isfinite(last.train)) train += format(" %.3f nats a token", last.train);
-  if (std::isfinite(last.validation)) validation += format(" %.3f nats a token", last.validation);
-  if (std::isfinite(last.bits_per_character)) validation += format(", %.3f bits a character", last.bits_per_character);
+  if (std::isfinite(last.train)) train += format(" %.3f nats per token", last.train);
+  if (std::isfinite(last.validation)) validation += format(" %.3f nats per token", last.validation);
+  if (std::isfinite(last.bits_per_character))
+    validation += format(", %.3f bits per character", last.bits_per_character);
   const double x = kRight - 430, y = kTop + 25;
   return "<g id=\"legend\">\n" + line_of("train", x, y - 5, x + 30, y - 5) + text_at(x + 38, y, "start", train) +
          line_of("validation", x, y + 17, x + 30, y + 17) + text_at(x + 38, y + 22, "start", validation) + "</g>\n";

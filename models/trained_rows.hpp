@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "../export/input_file.hpp"
 #include "../export/model_rows.hpp"
 #include "llama_train.hpp"
 

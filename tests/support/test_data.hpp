@@ -43,8 +43,8 @@ inline bool data_required() {
 // Whether a text is whole characters.
 inline bool is_utf8(std::string_view s) {
   while (!s.empty()) {
-    const auto c = tokenizer_detail::read_utf8(s);
-    if (c.state != tokenizer_detail::Utf8::whole) return false;
+    const auto c = pocket::tokenizer_detail::read_utf8(s);
+    if (c.state != pocket::tokenizer_detail::Utf8::whole) return false;
     s.remove_prefix(c.length);
   }
   return true;
