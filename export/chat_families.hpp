@@ -3,13 +3,12 @@
 #ifndef POCKET_CHAT_FAMILIES_HPP
 #define POCKET_CHAT_FAMILIES_HPP
 
-#include "engine.hpp"
 #include <cctype>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
-
+#include "engine.hpp"
 
 namespace pocket {
 

@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "engine.hpp"
 #include "dtype.hpp"
+#include "engine.hpp"
 #include "input_file.hpp"
 
 namespace pocket {
@@ -69,13 +69,13 @@ struct Checkpoint {
   // set if they cannot be read. Any number of threads may read at once.
   bool read_rows(const std::string& tensor, int64_t first, int64_t count, float* out, std::string& error) const {
     const auto found = tensors.find(tensor);
-    if (found == tensors.end()) return fail(error, "tensor " + tensor + ": not in this checkpoint");
+    if (found == tensors.end()) return fail(error, {"tensor ", tensor, ": not in this checkpoint"});
     const StoredTensor& t = found->second;
     if (first < 0 || count < 0 || first > t.rows || count > t.rows - first)
-      return fail(error, "tensor " + tensor + ": expected rows within " + std::to_string(t.rows) + ", found " +
-                             std::to_string(count) + " from row " + std::to_string(first));
+      return fail(error,
+                  {"tensor ", tensor, ": expected rows within ", t.rows, ", found ", count, " from row ", first});
     const std::unique_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[size_t(t.row_bytes())]);
-    if (!bytes) return fail(error, "tensor " + tensor + ": not enough memory");
+    if (!bytes) return fail(error, {"tensor ", tensor, ": not enough memory"});
     for (int64_t i = 0; i < count; i++) {
       const int64_t row = t.stored_row(first + i);
       const uint64_t at = t.offset + uint64_t(row) * uint64_t(t.row_bytes());
@@ -115,8 +115,8 @@ using FieldNames = std::map<std::string_view, const char*>;
 inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error) {
   return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
     const auto name = names.find(field);
-    return fail(error, file + ": " + (name == names.end() ? field : name->second) + ": expected " + expected +
-                           ", found " + found);
+    return fail(error,
+                {file, ": ", (name == names.end() ? field : name->second), ": expected ", expected, ", found ", found});
   });
 }
 
@@ -155,22 +155,20 @@ inline bool check_layout(const std::string& path, const FoundTensors& found, int
   std::map<std::pair<uint64_t, uint64_t>, const std::string*> by_offset;  // (offset, end); the empty ones do not matter
   for (const auto& [name, t] : found)
     if (t.file == file && t.bytes > 0 && !by_offset.insert({{t.offset, t.offset + t.bytes}, &name}).second)
-      return fail(error, path + ": tensor " + name + ": expected bytes of its own, found those of " +
-                             *by_offset[{t.offset, t.offset + t.bytes}]);
+      return fail(error, {path, ": tensor ", name, ": expected bytes of its own, found those of ",
+                          *by_offset[{t.offset, t.offset + t.bytes}]});
   uint64_t at = start;
   const std::string* before = nullptr;
   for (const auto& [extent, name] : by_offset) {
     if (extent.first < at)
-      return fail(error, path + ": tensor " + *name + ": offset " + std::to_string(extent.first) +
-                             ": expected bytes of its own, found those of " + (before ? *before : "the header"));
+      return fail(error, {path, ": tensor ", *name, ": offset ", extent.first,
+                          ": expected bytes of its own, found those of ", (before ? *before : "the header")});
     if (no_gaps && extent.first > at)
-      return fail(error, path + ": tensor " + *name + ": expected offset " + std::to_string(at) + ", found " +
-                             std::to_string(extent.first) + ": a gap");
+      return fail(error, {path, ": tensor ", *name, ": expected offset ", at, ", found ", extent.first, ": a gap"});
     at = extent.second;
     before = name;
   }
-  if (no_gaps && at != end)
-    return fail(error, path + ": expected " + std::to_string(at) + " bytes, found " + std::to_string(end));
+  if (no_gaps && at != end) return fail(error, {path, ": expected ", at, " bytes, found ", end});
   return true;
 }
 
@@ -213,8 +211,8 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
     const FoundTensor& t = it->second;
     const std::string& path = c.files[size_t(t.file)]->path();
     if (t.shape != shape)
-      return fail(error, path + ": tensor " + name + ": expected shape " + shape_text(shape) + ", found " +
-                             shape_text(t.shape));
+      return fail(error,
+                  {path, ": tensor ", name, ": expected shape ", shape_text(shape), ", found ", shape_text(t.shape)});
     const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
     const int heads = !interleaved ? 0 : last == "wq" ? c.config.n_heads : last == "wk" ? c.config.n_kv_heads : 0;
     c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads, t.block_rows, t.block_stride};
@@ -222,16 +220,15 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
   }
   if (found.empty()) return true;
   const auto& [name, t] = *found.begin();
-  return fail(error, c.files[size_t(t.file)]->path() + ": tensor " + name +
-                         ": expected the tensors of a plain Llama, found one more, " + shape_text(t.shape) +
-                         "; this is another architecture");
+  return fail(error, {c.files[size_t(t.file)]->path(), ": tensor ", name,
+                      ": expected the tensors of a plain Llama, found one more, ", shape_text(t.shape),
+                      "; this is another architecture"});
 }
 
 // One of the ids that end a text, as a file names it: -1 is none.
 inline bool add_stop_id(Checkpoint& c, const std::string& field, int64_t id, std::string& error) {
   if (id < -1 || id >= c.config.vocab_size)
-    return fail(error, field + ": expected an id below " + std::to_string(c.config.vocab_size) + ", found " +
-                           std::to_string(id));
+    return fail(error, {field, ": expected an id below ", c.config.vocab_size, ", found ", id});
   if (id >= 0 && std::find(c.stop_ids.begin(), c.stop_ids.end(), int(id)) == c.stop_ids.end())
     c.stop_ids.push_back(int(id));
   return true;
@@ -264,8 +261,8 @@ inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& 
   Tokenizer::Vocabulary& v = c.vocabulary;
   const size_t expected = size_t(c.config.vocab_size), found = v.pieces.size();
   if (found > expected || expected - found > kMostUnused)
-    return fail(error, path + ": expected the model's " + std::to_string(expected) + " tokens, found " +
-                           std::to_string(found) + "; this is another model's tokenizer");
+    return fail(error, {path, ": expected the model's ", expected, " tokens, found ", found,
+                        "; this is another model's tokenizer"});
   fill_vocabulary(v, expected);
   const struct {
     const char* name;
@@ -273,8 +270,7 @@ inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& 
   } special[] = {{"bos", v.bos}, {"eos", v.eos}, {"unk", v.unk}};
   for (const auto& [name, id] : special)
     if (id < -1 || id >= c.config.vocab_size)
-      return fail(error, path + ": " + name + " token: expected an id below " + std::to_string(expected) + ", found " +
-                             std::to_string(id));
+      return fail(error, {path, ": ", name, " token: expected an id below ", expected, ", found ", id});
   if (v.bos >= 0) c.bos_token = v.pieces[size_t(v.bos)].text;
   if (v.eos >= 0) c.eos_token = v.pieces[size_t(v.eos)].text;
   c.has_tokenizer = true;
@@ -311,9 +307,8 @@ inline std::string describe_unreadable(const InputFile& file) {
 
 inline bool not_sentencepiece(const std::string& path, std::string_view bytes, const std::string& why,
                               std::string& error) {
-  return fail(error, path + ": expected a tokenizer (SentencePiece, tokenizer.json or llama2.c), found " +
-                         describe_file(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()) + " (" + why +
-                         ")");
+  return fail(error, {path, ": expected a tokenizer (SentencePiece, tokenizer.json or llama2.c), found ",
+                      describe_file(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()), " (", why, ")"});
 }
 
 }  // namespace pocket

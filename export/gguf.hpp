@@ -54,21 +54,20 @@ class GgufHeader {
   FoundTensors tensors;  // of file 0
 
   bool read() {
-    if (in_.get<uint32_t>() != 0x46554747) return refuse("magic: expected \"GGUF\"");
+    if (in_.get<uint32_t>() != 0x46554747) return refuse({"magic: expected \"GGUF\""});
     version = in_.get<uint32_t>();
     if (version == 0x02000000 || version == 0x03000000)
-      return refuse("a big-endian GGUF file, which this version does not read");
+      return refuse({"a big-endian GGUF file, which this version does not read"});
     if (in_.ok() && version == 1)
-      return refuse("a GGUF file of version 1, of which there were few; expected version 2 or 3: find the model again");
-    if (in_.ok() && version != 2 && version != 3)
-      return refuse("version: expected 2 or 3, found " + std::to_string(version));
+      return refuse(
+          {"a GGUF file of version 1, of which there were few; expected version 2 or 3: find the model again"});
+    if (in_.ok() && version != 2 && version != 3) return refuse({"version: expected 2 or 3, found ", version});
     const uint64_t tensor_count = in_.get<uint64_t>(), pairs = in_.get<uint64_t>();
     for (uint64_t i = 0; i < pairs; i++)
       if (!read_pair(i)) return false;
     int alignment = 32;
     if (!get("general.alignment", 1, 1 << 20, alignment)) return false;
-    if (alignment & (alignment - 1))
-      return refuse("general.alignment: expected a power of 2, found " + std::to_string(alignment));
+    if (alignment & (alignment - 1)) return refuse({"general.alignment: expected a power of 2, found ", alignment});
     for (uint64_t i = 0; i < tensor_count; i++)
       if (!read_tensor(i, uint64_t(alignment))) return false;
     if (!in_.ok()) return fail(error, in_.error());
@@ -128,8 +127,10 @@ class GgufHeader {
     });
   }
 
-  bool need(const std::string& key) { return has(key) || refuse("metadata " + key + ": expected a value, found none"); }
-  bool refuse(const std::string& what) { return fail(error, in_.ok() ? file_.path() + ": " + what : in_.error()); }
+  bool need(const std::string& key) { return has(key) || refuse({"metadata ", key, ": expected a value, found none"}); }
+  bool refuse(Message why) {
+    return in_.ok() ? fail(error, {file_.path(), ": ", text_of(why)}) : fail(error, in_.error());
+  }
 
  private:
   struct Value {
@@ -142,8 +143,7 @@ class GgufHeader {
   bool read_pair(uint64_t i) {
     const uint64_t length = in_.get<uint64_t>();
     if (length > 65535)
-      return refuse("metadata pair " + std::to_string(i) + ": length of the key: expected at most 65535, found " +
-                    std::to_string(length));
+      return refuse({"metadata pair ", i, ": length of the key: expected at most 65535, found ", length});
     const std::string key = in_.get_string(length);
     Value v;
     v.kind = GgufKind(in_.get<uint32_t>());
@@ -157,34 +157,32 @@ class GgufHeader {
       return false;
     }
     if (!in_.ok()) return fail(error, in_.error());
-    return values_.emplace(key, v).second || refuse("metadata " + key + ": expected once, found twice");
+    return values_.emplace(key, v).second || refuse({"metadata ", key, ": expected once, found twice"});
   }
 
   bool skip_value(const std::string& key, GgufKind kind, int depth) {
     if (!in_.ok()) return fail(error, in_.error());
     if (uint32_t(kind) >= kGgufKinds)
-      return refuse("metadata " + key + ": kind: expected 0 to 12, found " + std::to_string(uint32_t(kind)));
+      return refuse({"metadata ", key, ": kind: expected 0 to 12, found ", uint32_t(kind)});
     if (kind == GgufKind::array) {
       const GgufKind element = GgufKind(in_.get<uint32_t>());
       return skip_array(key, element, in_.get<uint64_t>(), depth + 1);
     }
     const uint64_t bytes = kind == GgufKind::string ? in_.get<uint64_t>() : uint64_t(kGgufKindBytes[int(kind)]);
     if (kind == GgufKind::string && bytes > kLargestString)
-      return refuse("metadata " + key + ": length of a string: expected at most " + std::to_string(kLargestString) +
-                    ", found " + std::to_string(bytes));
+      return refuse({"metadata ", key, ": length of a string: expected at most ", kLargestString, ", found ", bytes});
     return in_.skip(bytes) || fail(error, in_.error());
   }
 
   bool skip_array(const std::string& key, GgufKind element, uint64_t count, int depth) {
     if (!in_.ok()) return fail(error, in_.error());
-    if (depth > kGgufArrayDepth) return refuse("metadata " + key + ": expected at most 4 arrays inside each other");
+    if (depth > kGgufArrayDepth) return refuse({"metadata ", key, ": expected at most 4 arrays inside each other"});
     if (uint32_t(element) >= kGgufKinds)
-      return refuse("metadata " + key + ": kind of its elements: expected 0 to 12, found " +
-                    std::to_string(uint32_t(element)));
+      return refuse({"metadata ", key, ": kind of its elements: expected 0 to 12, found ", uint32_t(element)});
     const uint64_t bytes = uint64_t(kGgufKindBytes[int(element)]), least = bytes ? bytes : 8;
     if (count > in_.left() / least)
-      return refuse("metadata " + key + ": length: expected an array within the file's " +
-                    std::to_string(file_.size()) + " bytes, found " + std::to_string(count) + " elements");
+      return refuse({"metadata ", key, ": length: expected an array within the file's ", file_.size(), " bytes, found ",
+                     count, " elements"});
     if (bytes > 0) return in_.skip(count * bytes);
     for (uint64_t i = 0; i < count; i++)
       if (!skip_value(key, element, depth)) return false;
@@ -193,33 +191,29 @@ class GgufHeader {
 
   bool read_tensor(uint64_t i, uint64_t alignment) {
     const uint64_t length = in_.get<uint64_t>();
-    if (length > 1024)
-      return refuse("tensor " + std::to_string(i) + ": length of the name: expected at most 1024, found " +
-                    std::to_string(length));
+    if (length > 1024) return refuse({"tensor ", i, ": length of the name: expected at most 1024, found ", length});
     const std::string name = in_.get_string(length), where = "tensor " + name + ": ";
     const uint32_t dimensions = in_.get<uint32_t>();
     if (in_.ok() && (dimensions < 1 || dimensions > kGgufDimensions))
-      return refuse(where + "dimensions: expected 1 to 4, found " + std::to_string(dimensions));
+      return refuse({where, "dimensions: expected 1 to 4, found ", dimensions});
     FoundTensor t{0, 0, 0, DType::f32, {}};
     for (uint32_t d = 0; d < dimensions; d++) {
       const uint64_t size = in_.get<uint64_t>();
-      if (size > uint64_t(INT64_MAX))
-        return refuse(where + "size: expected less than 2^63, found " + std::to_string(size));
+      if (size > uint64_t(INT64_MAX)) return refuse({where, "size: expected less than 2^63, found ", size});
       t.shape.insert(t.shape.begin(), int64_t(size));
     }
     const uint32_t type = in_.get<uint32_t>();
     t.offset = in_.get<uint64_t>();
     if (!in_.ok()) return fail(error, in_.error());
     if (!dtype_of(type, t.dtype))
-      return refuse(where + "type: expected one of " + known_types() + ", found " + ggml_type_name(type) + " (" +
-                    std::to_string(type) + "), which this version does not read");
+      return refuse({where, "type: expected one of ", known_types(), ", found ", ggml_type_name(type), " (", type,
+                     "), which this version does not read"});
     const int64_t bytes = stored_bytes(t.dtype, t.shape);
-    if (bytes < 0) return refuse(where + "expected a size that its type allows, found " + shape_text(t.shape));
+    if (bytes < 0) return refuse({where, "expected a size that its type allows, found ", shape_text(t.shape)});
     if (t.offset % alignment)
-      return refuse(where + "offset: expected a multiple of " + std::to_string(alignment) + ", found " +
-                    std::to_string(t.offset));
+      return refuse({where, "offset: expected a multiple of ", alignment, ", found ", t.offset});
     t.bytes = uint64_t(bytes);
-    return tensors.emplace(name, std::move(t)).second || refuse(where + "expected once, found twice");
+    return tensors.emplace(name, std::move(t)).second || refuse({where, "expected once, found twice"});
   }
 
   static bool dtype_of(uint32_t type, DType& out) {
@@ -240,9 +234,8 @@ class GgufHeader {
     const uint64_t room = file_.size() - std::min(file_.size(), data);
     for (auto& [name, t] : tensors) {
       if (t.offset > room || t.bytes > room - t.offset)
-        return refuse("tensor " + name + ": expected " + std::to_string(t.bytes) + " bytes at offset " +
-                      std::to_string(t.offset) + ", found " + std::to_string(room - std::min(room, t.offset)) +
-                      " (cut short?)");
+        return refuse({"tensor ", name, ": expected ", t.bytes, " bytes at offset ", t.offset, ", found ",
+                       room - std::min(room, t.offset), " (cut short?)"});
       t.offset += data;
     }
     return check_layout(file_.path(), tensors, 0, data, file_.size(), false, error);
@@ -256,7 +249,7 @@ class GgufHeader {
   }
 
   bool mismatch(const std::string& key, const std::string& expected) {
-    return refuse("metadata " + key + ": expected " + expected + ", found something else");
+    return refuse({"metadata ", key, ": expected ", expected, ", found something else"});
   }
 
   static bool number(FileCursor& in, GgufKind kind, double& out) {
@@ -307,7 +300,7 @@ inline constexpr TensorNames kGgufNames = {
 inline bool check_gguf_variant(GgufHeader& h) {
   std::string architecture;
   if (!h.need("general.architecture") || !h.get("general.architecture", architecture)) return false;
-  if (architecture != "llama") return h.refuse("general.architecture: expected llama, found " + architecture);
+  if (architecture != "llama") return h.refuse({"general.architecture: expected llama, found ", architecture});
   const struct {
     const char* key;
     float neutral;
@@ -324,13 +317,12 @@ inline bool check_gguf_variant(GgufHeader& h) {
   for (const auto& [key, neutral] : numbers) {
     float value = neutral;
     if (!h.get(key, value)) return false;
-    if (value != neutral && value != 0)
-      return h.refuse(std::string(key) + ": expected " + std::to_string(neutral) + ", found " + std::to_string(value));
+    if (value != neutral && value != 0) return h.refuse({key, ": expected ", neutral, ", found ", value});
   }
   bool causal = true, parallel = false;
   if (!h.get("llama.attention.causal", causal) || !h.get("llama.use_parallel_residual", parallel)) return false;
-  if (!causal) return h.refuse("llama.attention.causal: expected true, found false");
-  return !parallel || h.refuse("llama.use_parallel_residual: expected false, found true");
+  if (!causal) return h.refuse({"llama.attention.causal: expected true, found false"});
+  return !parallel || h.refuse({"llama.use_parallel_residual: expected false, found true"});
 }
 
 // llama.cpp takes scaling without a type to be linear.
@@ -341,7 +333,7 @@ inline bool read_gguf_rope(GgufHeader& h, Config& c) {
       !h.get("llama.rope.scale_linear", factor) || !h.get("llama.rope.scaling.factor", factor))
     return false;
   if (type == "none" || (type == "linear" && (factor == 0 || factor == 1))) return true;
-  if (type != "linear") return h.refuse("llama.rope.scaling.type: expected none or linear, found " + type);
+  if (type != "linear") return h.refuse({"llama.rope.scaling.type: expected none or linear, found ", type});
   c.rope_scaling = RopeScaling::linear;
   c.rope_factor = factor;
   return true;
@@ -377,9 +369,7 @@ inline bool read_gguf_config(GgufHeader& h, Config& c) {
   for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"}) {
     int width = c.head_dim;
     if (!h.get(key, 0, kAny, width)) return false;
-    if (width != c.head_dim)
-      return h.refuse(std::string(key) + ": expected the width of a head, " + std::to_string(c.head_dim) + ", found " +
-                      std::to_string(width));
+    if (width != c.head_dim) return h.refuse({key, ": expected the width of a head, ", c.head_dim, ", found ", width});
   }
   const auto embedding = h.tensors.find(kGgufNames.token_embedding);
   if (embedding != h.tensors.end()) c.vocab_size = int(std::min<int64_t>(embedding->second.shape[0], kAny));
@@ -428,13 +418,13 @@ inline bool read_rope_factors(GgufHeader& h, const InputFile& file, Config& c, s
   const FoundTensor t = it->second;
   const std::vector<int64_t> shape = {c.head_dim / 2};
   if (t.dtype != DType::f32 || t.shape != shape)
-    return fail(error, where + "expected F32 of shape " + shape_text(shape) + ", found " + dtype_info(t.dtype).name +
-                           " " + shape_text(t.shape));
+    return fail(error, {where, "expected F32 of shape ", shape_text(shape), ", found ", dtype_info(t.dtype).name, " ",
+                        shape_text(t.shape)});
   std::vector<float> factors(size_t(c.head_dim) / 2);
   if (!file.read(t.offset, factors.data(), t.bytes, error)) return false;
   h.tensors.erase(it);
   if (c.rope_scaling != RopeScaling::none)
-    return fail(error, where + "expected it alone, found linear scaling (llama.rope.scaling.factor) too");
+    return fail(error, {where, "expected it alone, found linear scaling (llama.rope.scaling.factor) too"});
   return express_rope_factors(factors, c) ||
          fail(error,
               where + "expected the factors of Llama 3's scaling, found others, which this version cannot express");
@@ -454,8 +444,8 @@ class GgufTokenizer {
     std::string model;
     if (!h_.get("tokenizer.ggml.model", model)) return false;
     if (model != "llama" && model != "gpt2")
-      return h_.refuse("tokenizer.ggml.model: expected llama or gpt2, found " + model +
-                       "; another tokenizer can be named with -z");
+      return h_.refuse(
+          {"tokenizer.ggml.model: expected llama or gpt2, found ", model, "; another tokenizer can be named with -z"});
     const bool sentencepiece = model == "llama";
     if (!pieces(!sentencepiece) || !(sentencepiece ? sentencepiece_flags() : byte_level())) return false;
     const int last = int(v_.pieces.size()) - 1;
@@ -476,23 +466,21 @@ class GgufTokenizer {
       return false;
     const auto fits = [&](const char* key, size_t size) {
       return size == tokens.size() ||
-             h_.refuse(std::string(key) + ": expected one for each of " + std::to_string(tokens.size()) +
-                       " tokens, found " + std::to_string(size));
+             h_.refuse({key, ": expected one for each of ", tokens.size(), " tokens, found ", size});
     };
     if (printable) scores.resize(tokens.size());  // byte-level BPE has ranks, not scores
     if (!fits("tokenizer.ggml.scores", scores.size()) || !fits("tokenizer.ggml.token_type", types.size())) return false;
     for (size_t id = 0; id < tokens.size(); id++) {
       const std::string where = "tokenizer.ggml.tokens: token " + std::to_string(id) + ": ";
-      if (!(types[id] >= 1 && types[id] <= 6))
-        return h_.refuse(where + "type: expected 1 to 6, found " + std::to_string(types[id]));
+      if (!(types[id] >= 1 && types[id] <= 6)) return h_.refuse({where, "type: expected 1 to 6, found ", types[id]});
       const PieceType type = PieceType(int(types[id]));
       std::string text = tokens[id];
       if (printable && type == PieceType::normal && !undo_printable(tokens[id], text))
-        return h_.refuse(where + "expected GPT-2's printable characters, found \"" + tokens[id] + "\"");
+        return h_.refuse({where, "expected GPT-2's printable characters, found \"", tokens[id], "\""});
       v_.pieces.push_back({std::move(text), scores[id], type});
       tokens[id] = std::string();
     }
-    return !v_.pieces.empty() || h_.refuse("tokenizer.ggml.tokens: expected tokens, found none");
+    return !v_.pieces.empty() || h_.refuse({"tokenizer.ggml.tokens: expected tokens, found none"});
   }
 
   // Ids and flags that are not there have llama.cpp's values.
@@ -506,7 +494,7 @@ class GgufTokenizer {
     v_.byte_fallback =
         std::any_of(v_.pieces.begin(), v_.pieces.end(), [](const auto& p) { return p.type == PieceType::byte; });
     if (h_.has("tokenizer.ggml.precompiled_charsmap"))
-      return h_.refuse("tokenizer.ggml.precompiled_charsmap: expected none; texts would have to be normalized");
+      return h_.refuse({"tokenizer.ggml.precompiled_charsmap: expected none; texts would have to be normalized"});
     return h_.get("tokenizer.ggml.unknown_token_id", 0, int(v_.pieces.size()) - 1, v_.unk) &&
            h_.get("tokenizer.ggml.add_space_prefix", v_.add_dummy_prefix) &&
            h_.get("tokenizer.ggml.remove_extra_whitespaces", v_.remove_extra_whitespaces);
@@ -520,8 +508,8 @@ class GgufTokenizer {
       return false;
     const bool llama3 = pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3";
     if (!llama3 && pre != "smollm" && pre != "gpt-2")
-      return h_.refuse("tokenizer.ggml.pre: expected gpt-2, smollm or llama-bpe, found " +
-                       (pre.empty() ? "none" : pre) + "; the model's tokenizer.json can be named with -z");
+      return h_.refuse({"tokenizer.ggml.pre: expected gpt-2, smollm or llama-bpe, found ", (pre.empty() ? "none" : pre),
+                        "; the model's tokenizer.json can be named with -z"});
     set_byte_level(v_,
                    llama3            ? Tokenizer::Split::llama3
                    : pre == "smollm" ? Tokenizer::Split::smollm

@@ -134,7 +134,7 @@ inline bool read_llama2c_header(const InputFile& file, Llama2cHeader& header, Co
     header.version = in.get<int32_t>();
     header.bytes = 256;
     if (in.ok() && header.version != 1 && header.version != 2)
-      return fail(error, where + ": version: expected 0, 1 or 2, found " + std::to_string(header.version));
+      return fail(error, {where, ": version: expected 0, 1 or 2, found ", header.version});
   }
   int32_t h[7] = {};
   if (!in.read(h, sizeof h)) return fail(error, in.error());
@@ -147,10 +147,10 @@ inline bool read_llama2c_header(const InputFile& file, Llama2cHeader& header, Co
     const uint8_t tied = in.get<uint8_t>();
     header.group = header.version == 2 ? in.get<int32_t>() : 0;
     if (!in.ok()) return fail(error, in.error());
-    if (tied > 1) return fail(error, where + ": shared classifier: expected 0 or 1, found " + std::to_string(tied));
+    if (tied > 1) return fail(error, {where, ": shared classifier: expected 0 or 1, found ", tied});
     c.tied = tied == 1;
     if (header.version == 2 && (header.group < 1 || header.group > 1 << 16))
-      return fail(error, where + ": group size: expected 1 to 65536, found " + std::to_string(header.group));
+      return fail(error, {where, ": group size: expected 1 to 65536, found ", header.group});
   }
   return check_config(c, where, {{"max_seq_len", "seq_len"}}, error);
 }
@@ -166,11 +166,11 @@ inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::
   Llama2cLayout layout(out, header);
   const uint64_t expected = layout.place();
   if (!layout.not_in_groups().empty())
-    return fail(error, path + ": llama2.c header: group size: expected a divisor of the size of " +
-                           layout.not_in_groups() + ", found " + std::to_string(header.group));
+    return fail(error, {path, ": llama2.c header: group size: expected a divisor of the size of ",
+                        layout.not_in_groups(), ", found ", header.group});
   if (file->size() != expected)
-    return fail(error, path + ": file size: expected " + std::to_string(expected) +
-                           " bytes by the sizes in its llama2.c header, found " + std::to_string(file->size()));
+    return fail(error, {path, ": file size: expected ", expected, " bytes by the sizes in its llama2.c header, found ",
+                        file->size()});
   out.format = header.version == 0 ? "llama2.c" : "llama2.c version " + std::to_string(header.version);
   out.files.push_back(std::move(file));
   return add_stop_id(out, path, 1, error) &&
@@ -191,7 +191,7 @@ inline bool read_llama2c_piece(ByteReader& in, int32_t longest, const std::strin
     return fail(error,
                 where + ": length: expected 1 to " + std::to_string(longest) + ", found " + std::to_string(length));
   out.text = in.take(uint64_t(length));
-  return in.ok || fail(error, where + ": truncated: expected a piece for each of the model's tokens");
+  return in.ok || fail(error, {where, ": truncated: expected a piece for each of the model's tokens"});
 }
 
 // What SentencePiece had: types by id, as llama2.c's run.c knows them, and U+2581 for a space.
@@ -225,8 +225,8 @@ inline bool read_llama2c_tokenizer(const std::string& path, std::string_view byt
     byte_pieces += out.pieces.back().type == Tokenizer::PieceType::byte;
   }
   if (!in.bytes.empty() || vocab_size < 3)
-    return fail(error, path + ": expected the model's " + std::to_string(vocab_size) + " pieces, found " +
-                           std::to_string(in.bytes.size()) + " bytes more; this is another model's tokenizer");
+    return fail(error, {path, ": expected the model's ", vocab_size, " pieces, found ", in.bytes.size(),
+                        " bytes more; this is another model's tokenizer"});
   out.kind = Tokenizer::Kind::sentencepiece;
   out.unk = 0, out.bos = 1, out.eos = 2;
   out.add_bos = out.add_dummy_prefix = out.escape_whitespaces = true;

@@ -83,8 +83,8 @@ inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& e
     const std::vector<int64_t> shape = {k.q_dim() + 2 * k.kv_dim(), dim};
     FoundTensor t = it->second;
     if (t.shape != shape)
-      return fail(error, c.files[size_t(t.file)]->path() + ": tensor " + it->first + ": expected shape " +
-                             shape_text(shape) + ", found " + shape_text(t.shape));
+      return fail(error, {c.files[size_t(t.file)]->path(), ": tensor ", it->first, ": expected shape ",
+                          shape_text(shape), ", found ", shape_text(t.shape)});
     found.erase(it);
     const uint64_t row = uint64_t(dim) * uint64_t(dtype_info(t.dtype).block_bytes), start = t.offset;
     const struct {

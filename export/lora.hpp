@@ -44,7 +44,7 @@ inline bool parse_lora(const std::string& text, LoraSource& out, std::string& er
   in.imbue(std::locale::classic());  // a decimal point, whatever the program's locale
   out.folder = text.substr(0, colon);
   if ((in >> std::noskipws >> out.scale) && in.peek() == EOF && std::isfinite(out.scale)) return true;
-  return fail(error, text + ": expected a number behind the colon, found '" + text.substr(colon + 1) + "'");
+  return fail(error, {text, ": expected a number behind the colon, found '", text.substr(colon + 1), "'"});
 }
 
 // Numbers for some modules instead of those for all; the first that names a module counts.
@@ -149,7 +149,7 @@ class LoraAdapter {
     return check_targets(document.root(), config) && open_weight_file(folder, weights_, storage_, found, error) &&
            bind(config, found) && check_finite();
   } catch (const std::exception& e) {  // memory that cannot be had
-    return fail(error, source.folder + ": " + e.what());
+    return fail(error, {source.folder, ": ", e.what()});
   }
 
   // What it is called in a model's provenance.
@@ -187,14 +187,14 @@ class LoraAdapter {
   bool has_files(const std::string& folder, const std::string& config) {
     const auto has = [&](const char* name) { return is_file(join_path(folder, name)); };
     if (!is_directory(folder))
-      return fail(error, folder + ": expected the folder of a LoRA adapter (adapter_config.json, " + weights_ +
-                             "), found " + (is_file(folder) ? "a file" : "no such folder"));
+      return fail(error, {folder, ": expected the folder of a LoRA adapter (adapter_config.json, ", weights_,
+                          "), found ", (is_file(folder) ? "a file" : "no such folder")});
     if (!is_file(config))
-      return fail(error, folder + ": expected adapter_config.json, found " +
-                             (has("config.json") ? "a whole model; convert that by itself" : "none"));
+      return fail(error, {folder, ": expected adapter_config.json, found ",
+                          (has("config.json") ? "a whole model; convert that by itself" : "none")});
     if (has(weights_.c_str())) return true;
     const std::string first = std::exchange(weights_, "adapter_model.bin");
-    return has(weights_.c_str()) || fail(error, folder + ": expected " + first + " or " + weights_ + ", found neither");
+    return has(weights_.c_str()) || fail(error, {folder, ": expected ", first, " or ", weights_, ", found neither"});
   }
 
   void list_modules(const Config& model) {
@@ -221,7 +221,7 @@ class LoraAdapter {
     return true;
   }
 
-  bool refuse(const std::string& what) { return fail(error, join_path(source_.folder, weights_) + ": " + what); }
+  bool refuse(Message why) { return fail(error, {join_path(source_.folder, weights_), ": ", text_of(why)}); }
 
   // Takes A and B of each module out of the list; nothing may be left over.
   bool bind(const LoraConfig& config, FoundTensors& found) {
@@ -232,7 +232,7 @@ class LoraAdapter {
       bool wanted = config.targets.empty();
       for (const std::string& target : config.targets)
         if (names_module(target, module)) wanted = used[target] = true;
-      if (!wanted) return refuse("tensor " + name + kA + ": expected modules of target_modules, found another");
+      if (!wanted) return refuse({"tensor ", name, kA, ": expected modules of target_modules, found another"});
       const int64_t rank = int64_t(value_for(module, config.ranks, config.rank));
       if (!bind_factor(name + kA, {rank, spec.cols}, found) || !bind_factor(name + kB, {spec.rows, rank}, found))
         return false;
@@ -240,18 +240,18 @@ class LoraAdapter {
       pairs_[spec.name] = {name, source_.scale * value_for(module, config.alphas, config.alpha) / divisor};
     }
     if (!found.empty())
-      return refuse("tensor " + found.begin()->first + ": expected lora_A.weight and lora_B.weight of the model's " +
-                    "matrices, found another; is this another model's adapter?");
+      return refuse({"tensor ", found.begin()->first, ": expected lora_A.weight and lora_B.weight of the model's ",
+                     "matrices, found another; is this another model's adapter?"});
     for (const std::string& target : config.targets)
-      if (!used[target]) return refuse("expected tensors for \"" + target + "\" of target_modules, found none");
-    return !pairs_.empty() || refuse("expected tensors lora_A.weight and lora_B.weight, found none");
+      if (!used[target]) return refuse({"expected tensors for \"", target, "\" of target_modules, found none"});
+    return !pairs_.empty() || refuse({"expected tensors lora_A.weight and lora_B.weight, found none"});
   }
 
   bool bind_factor(const std::string& name, const std::vector<int64_t>& shape, FoundTensors& found) {
     const auto it = found.find(name);
     if (it == found.end() || it->second.shape != shape)
-      return refuse("tensor " + name + ": expected shape " + shape_text(shape) + ", found " +
-                    (it == found.end() ? "no such tensor" : shape_text(it->second.shape)));
+      return refuse({"tensor ", name, ": expected shape ", shape_text(shape), ", found ",
+                     (it == found.end() ? "no such tensor" : shape_text(it->second.shape))});
     const FoundTensor& t = it->second;
     storage_.tensors[name] = {t.file, t.offset, t.dtype, shape[0], shape[1]};
     found.erase(it);
@@ -271,9 +271,7 @@ class LoraAdapter {
       for (int64_t r = 0; r < t.rows; r++) {
         if (!storage_.read_rows(name, r, 1, row.data(), error)) return false;
         for (float w : row)
-          if (!std::isfinite(w))
-            return refuse("tensor " + name + ": row " + std::to_string(r) + ": expected finite numbers, found " +
-                          std::to_string(w));
+          if (!std::isfinite(w)) return refuse({"tensor ", name, ": row ", r, ": expected finite numbers, found ", w});
       }
     }
     return true;
@@ -309,7 +307,7 @@ inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpe
   }
   return true;
 } catch (const std::exception& e) {  // memory that cannot be had
-  return fail(error, "merging a LoRA adapter: " + std::string(e.what()));
+  return fail(error, {"merging a LoRA adapter: ", e.what()});
 }
 
 }  // namespace pocket

@@ -52,11 +52,11 @@ struct Architecture {
 };
 
 struct ModelParts {
-  Config config;                            // of a Llama; of another architecture the heads only
+  Config config;                             // of a Llama; of another architecture the heads only
   std::optional<Architecture> architecture;  // other than a Llama of that config
-  Type type = Type::q4;                    // of the matrices; the embedding table is f32 in an f32 model, else q8
-  bool head_q8 = false;                    // the output matrix at q8, whatever the others are
-  std::string tokenizer;                   // blob
+  Type type = Type::q4;                      // of the matrices; the embedding table is f32 in an f32 model, else q8
+  bool head_q8 = false;                      // the output matrix at q8, whatever the others are
+  std::string tokenizer;                     // blob
   ChatTemplate chat;
   std::string provenance;
   std::vector<int> self_test_ids;

@@ -60,7 +60,7 @@ inline bool open_checkpoint(const std::string& path, const std::string& tokenize
   }
   return own_tokenizer || read_tokenizer_file(tokenizer_path, out, error);
 } catch (const std::exception& e) {  // memory that cannot be had
-  return fail(error, path + ": " + e.what());
+  return fail(error, {path, ": ", e.what()});
 }
 
 }  // namespace pocket

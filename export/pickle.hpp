@@ -71,10 +71,10 @@ class PickleReader {
       if (!execute(op)) return false;
       if (!in_.ok) return cut_short();
       if (values_.size() > kMost || stack_.size() > kMost || marks_.size() > kMost)
-        return refuse("expected at most " + std::to_string(kMost) + " values, found more");
+        return refuse({"expected at most ", kMost, " values, found more"});
     }
-    if (stack_.size() != 1 || !marks_.empty()) return refuse("expected one value at the end");
-    return in_.bytes.empty() || refuse("expected the end, found " + std::to_string(in_.bytes.size()) + " bytes more");
+    if (stack_.size() != 1 || !marks_.empty()) return refuse({"expected one value at the end"});
+    return in_.bytes.empty() || refuse({"expected the end, found ", in_.bytes.size(), " bytes more"});
   }
 
   const PickleValue& root() const { return values_[stack_.back()]; }
@@ -91,11 +91,11 @@ class PickleReader {
  private:
   using Kind = PickleKind;
 
-  bool refuse(const std::string& why) {
-    if (error.empty()) error = name_ + ": offset " + std::to_string(at_) + ": " + why;
+  bool refuse(Message why) {
+    if (error.empty()) error = text_of({name_, ": offset ", at_, ": ", text_of(why)});
     return false;
   }
-  bool cut_short() { return refuse("truncated: expected more of the pickle"); }
+  bool cut_short() { return refuse({"truncated: expected more of the pickle"}); }
 
   bool execute(uint8_t op) {
     switch (op) {
@@ -182,14 +182,13 @@ class PickleReader {
         return to_mark() && add(Kind::list, stack_.size() - taken_);
       default:
         constexpr char kHex[] = "0123456789abcdef";
-        return refuse(std::string("opcode: expected one that tensors and plain data need, found 0x") + kHex[op >> 4] +
-                      kHex[op & 15]);
+        return refuse(
+            {"opcode: expected one that tensors and plain data need, found 0x", kHex[op >> 4], kHex[op & 15]});
     }
   }
 
   bool protocol(uint8_t version) {
-    return !in_.ok || (version >= 2 && version <= 5) ||
-           refuse("protocol: expected 2 to 5, found " + std::to_string(version));
+    return !in_.ok || (version >= 2 && version <= 5) || refuse({"protocol: expected 2 to 5, found ", version});
   }
 
   bool push(PickleValue value) {
@@ -200,7 +199,7 @@ class PickleReader {
 
   // How many values lie above the last mark. What is below it is out of reach.
   size_t reachable() const { return stack_.size() - (marks_.empty() ? 0 : marks_.back()); }
-  bool need(size_t n) { return reachable() >= n || refuse("expected " + std::to_string(n) + " values on the stack"); }
+  bool need(size_t n) { return reachable() >= n || refuse({"expected ", n, " values on the stack"}); }
   std::vector<uint32_t> pop(size_t n) {
     std::vector<uint32_t> top(stack_.end() - ptrdiff_t(n), stack_.end());
     stack_.resize(stack_.size() - n);
@@ -209,7 +208,7 @@ class PickleReader {
 
   // Takes the last mark away; taken_ says where it was.
   bool to_mark() {
-    if (marks_.empty()) return refuse("expected a mark on the stack");
+    if (marks_.empty()) return refuse({"expected a mark on the stack"});
     taken_ = marks_.back();
     marks_.pop_back();
     return true;
@@ -220,31 +219,30 @@ class PickleReader {
   // Adds n values to the container below them.
   bool add(Kind kind, size_t n) {
     if (!need(n + 1)) return false;
-    if (kind == Kind::dict && n % 2) return refuse("expected a value for each key");
+    if (kind == Kind::dict && n % 2) return refuse({"expected a value for each key"});
     const std::vector<uint32_t> items = pop(n);
     PickleValue& to = values_[stack_.back()];
-    if (to.kind != kind)
-      return refuse(std::string("expected ") + pickle_kind_name(kind) + ", found " + pickle_kind_name(to.kind));
+    if (to.kind != kind) return refuse({"expected ", pickle_kind_name(kind), ", found ", pickle_kind_name(to.kind)});
     to.items.insert(to.items.end(), items.begin(), items.end());
     return true;
   }
 
   bool put(uint32_t place) {
     if (!need(1)) return false;
-    if (place >= kMost) return refuse("memo: expected at most 1048576 places, found " + std::to_string(place));
+    if (place >= kMost) return refuse({"memo: expected at most 1048576 places, found ", place});
     if (place >= memo_.size()) memo_.resize(place + 1, kNothing);
     memo_[place] = stack_.back();
     return true;
   }
   bool get(uint32_t place) {
     if (place >= memo_.size() || memo_[place] == kNothing)
-      return refuse("memo: expected something at " + std::to_string(place) + ", found nothing");
+      return refuse({"memo: expected something at ", place, ", found nothing"});
     stack_.push_back(memo_[place]);
     return true;
   }
 
   bool long_integer(size_t bytes) {  // little-endian, two's complement
-    if (bytes > 8) return refuse("expected an integer of 64 bits, found " + std::to_string(bytes * 8));
+    if (bytes > 8) return refuse({"expected an integer of 64 bits, found ", bytes * 8});
     const std::string_view raw = in_.take(bytes);
     uint64_t value = bytes > 0 && !raw.empty() && (raw.back() & 0x80) ? ~uint64_t(0) : 0;
     std::memcpy(&value, raw.data(), raw.size());
@@ -273,7 +271,7 @@ class PickleReader {
     if (!need(2)) return false;
     const std::vector<uint32_t> names = pop(2);
     for (uint32_t i : names)
-      if (values_[i].kind != Kind::text) return refuse("expected the name of a function");
+      if (values_[i].kind != Kind::text) return refuse({"expected the name of a function"});
     return global(values_[names[0]].text + "." + values_[names[1]].text);
   }
   bool global(const std::string& name) {
@@ -281,9 +279,10 @@ class PickleReader {
                               "torch._utils._rebuild_parameter"})
       if (name == known) return push({Kind::global, 0, 0, name, {}});
     if (is_storage_type(name)) return push({Kind::global, 0, 0, name, {}});
-    return refuse("expected tensors and plain data, found the function " + printable(name) +
-                  ", which Python would call and this program never does; if you trust the file, load it in Python and "
-                  "save the model's state_dict() alone");
+    return refuse(
+        {"expected tensors and plain data, found the function ", printable(name),
+         ", which Python would call and this program never does; if you trust the file, load it in Python and "
+         "save the model's state_dict() alone"});
   }
 
   // ("storage", type, key, device, elements)
@@ -294,7 +293,7 @@ class PickleReader {
     if (id.kind != Kind::tuple || id.items.size() < 5 || !is(0, Kind::text) || !is(1, Kind::global) ||
         !is(2, Kind::text) || !is(4, Kind::integer) || values_[id.items[0]].text != "storage" ||
         !is_storage_type(values_[id.items[1]].text))
-      return refuse("expected a storage of tensors, found another persistent id");
+      return refuse({"expected a storage of tensors, found another persistent id"});
     PickleValue found{Kind::storage, values_[id.items[4]].integer, 0, values_[id.items[2]].text, {id.items[1]}};
     return push(std::move(found));
   }
@@ -304,8 +303,8 @@ class PickleReader {
     const std::vector<uint32_t> both = pop(2);
     const PickleValue &function = values_[both[0]], &arguments = values_[both[1]];
     if (function.kind != Kind::global || arguments.kind != Kind::tuple)
-      return refuse(std::string("expected a function and its arguments, found ") + pickle_kind_name(function.kind) +
-                    " and " + pickle_kind_name(arguments.kind));
+      return refuse({"expected a function and its arguments, found ", pickle_kind_name(function.kind), " and ",
+                     pickle_kind_name(arguments.kind)});
     const std::vector<uint32_t>& a = arguments.items;
     const auto is = [&](size_t i, Kind kind) { return i < a.size() && values_[a[i]].kind == kind; };
     if (function.text == "collections.OrderedDict" && a.empty()) return push({Kind::dict, 0, 0, {}, {}});
@@ -315,14 +314,14 @@ class PickleReader {
     if (function.text == "torch._utils._rebuild_tensor_v2" && is(0, Kind::storage) && is(1, Kind::integer) &&
         is(2, Kind::tuple) && is(3, Kind::tuple))
       return push({Kind::tensor, values_[a[1]].integer, 0, {}, {a[0], a[2], a[3]}});
-    return refuse("expected other arguments of " + function.text);
+    return refuse({"expected other arguments of ", function.text});
   }
 
   // An OrderedDict's attributes (_metadata: versions of the modules) are not part of its contents.
   bool build() {
     if (!need(2)) return false;
     const PickleValue &state = values_[pop(1)[0]], &of = values_[stack_.back()];
-    return (state.kind == Kind::dict && of.kind == Kind::dict) || refuse("expected the attributes of a dictionary");
+    return (state.kind == Kind::dict && of.kind == Kind::dict) || refuse({"expected the attributes of a dictionary"});
   }
 
   static constexpr uint32_t kNothing = UINT32_MAX;

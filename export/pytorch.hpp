@@ -61,7 +61,7 @@ class PyTorchFile {
   }
 
  private:
-  bool refuse(const std::string& why) { return fail(error, file_.path() + ": " + why); }
+  bool refuse(Message why) { return fail(error, {file_.path(), ": ", text_of(why)}); }
 
   // The folder in the archive: the one with data.pkl.
   bool find_pickle() {
@@ -69,17 +69,15 @@ class PyTorchFile {
       const size_t slash = name.find('/');
       if (slash == std::string::npos || name.find('/', slash + 1) != std::string::npos) continue;
       if (name.substr(slash) == "/constants.pkl")
-        return refuse("a TorchScript archive; load it in Python and torch.save() its state_dict()");
+        return refuse({"a TorchScript archive; load it in Python and torch.save() its state_dict()"});
       if (name.substr(slash) == "/data.pkl") folder_ = name.substr(0, slash + 1);
     }
-    return !folder_.empty() || refuse("expected a file of torch.save(), found a zip archive without data.pkl");
+    return !folder_.empty() || refuse({"expected a file of torch.save(), found a zip archive without data.pkl"});
   }
 
   bool read_member(const std::string& name, uint64_t most, std::string& out) {
     const ZipMember& member = members_.at(folder_ + name);
-    if (member.bytes > most)
-      return refuse(name + ": expected at most " + std::to_string(most) + " bytes, found " +
-                    std::to_string(member.bytes));
+    if (member.bytes > most) return refuse({name, ": expected at most ", most, " bytes, found ", member.bytes});
     out.resize(size_t(member.bytes));
     return file_.read(member.offset, out.data(), member.bytes, error);
   }
@@ -87,7 +85,7 @@ class PyTorchFile {
   bool check_byte_order() {
     std::string order = "little";
     if (members_.count(folder_ + "byteorder") && !read_member("byteorder", 16, order)) return false;
-    return order == "little" || refuse("byteorder: expected little, found " + printable(order));
+    return order == "little" || refuse({"byteorder: expected little, found ", printable(order)});
   }
 
   // The dictionary of tensors: the file's own, or one that is wrapped in it.
@@ -101,7 +99,7 @@ class PyTorchFile {
       dict = inner;
     }
     if (dict->kind == PickleKind::dict) return dict;
-    refuse(std::string("expected a dictionary of tensors (a state_dict), found ") + pickle_kind_name(dict->kind));
+    refuse({"expected a dictionary of tensors (a state_dict), found ", pickle_kind_name(dict->kind)});
     return nullptr;
   }
 
@@ -113,18 +111,17 @@ class PyTorchFile {
       if (value.kind == PickleKind::tensor && key.kind == PickleKind::text)
         tensors.emplace_back(key.text, &value);
       else if (value.kind > PickleKind::text)
-        return refuse("expected a dictionary of tensors (a state_dict), found " +
-                      (std::string(pickle_kind_name(value.kind)) + " under ") +
-                      (key.kind == PickleKind::text ? printable(key.text) : pickle_kind_name(key.kind)));
+        return refuse({"expected a dictionary of tensors (a state_dict), found ", pickle_kind_name(value.kind),
+                       " under ", (key.kind == PickleKind::text ? printable(key.text) : pickle_kind_name(key.kind))});
     }
-    if (tensors.empty()) return refuse("expected a dictionary of tensors (a state_dict), found one without any");
+    if (tensors.empty()) return refuse({"expected a dictionary of tensors (a state_dict), found one without any"});
     const size_t prefix = common_prefix(tensors);
     for (const auto& [key, value] : tensors) {
       const std::string name = key.substr(prefix);
       FoundTensor t{index, 0, 0, DType::f32, {}};
       if (!place(*value, "tensor " + printable(name) + ": ", t)) return false;
       if (!found.emplace(name, std::move(t)).second)
-        return refuse("tensor " + printable(name) + ": expected once, found twice");
+        return refuse({"tensor ", printable(name), ": expected once, found twice"});
     }
     return true;
   }
@@ -151,27 +148,25 @@ class PyTorchFile {
     const PickleValue &storage = pickle_[tensor.items[0]], &shape = pickle_[tensor.items[1]];
     std::vector<int64_t> strides;
     if (!dtype(storage, t.dtype))
-      return refuse(where + "type: expected float32, float16 or bfloat16, found " + pickle_[storage.items[0]].text);
+      return refuse({where, "type: expected float32, float16 or bfloat16, found ", pickle_[storage.items[0]].text});
     if (!integers(shape, t.shape) || !integers(pickle_[tensor.items[2]], strides) || strides.size() != t.shape.size())
-      return refuse(where + "shape and strides: expected whole numbers, one stride for each size");
+      return refuse({where, "shape and strides: expected whole numbers, one stride for each size"});
     const int64_t bytes = stored_bytes(t.dtype, t.shape), element = dtype_info(t.dtype).block_bytes;
-    if (bytes < 0) return refuse(where + "shape: expected less than 2^62 bytes, found " + shape_text(t.shape));
+    if (bytes < 0) return refuse({where, "shape: expected less than 2^62 bytes, found ", shape_text(t.shape)});
     const auto member = members_.find(folder_ + "data/" + storage.text);
-    if (member == members_.end())
-      return refuse(where + "data/" + printable(storage.text) + ": expected it, found none");
+    if (member == members_.end()) return refuse({where, "data/", printable(storage.text), ": expected it, found none"});
     const uint64_t room = member->second.bytes;
     if (storage.integer < 0 || room % uint64_t(element) || uint64_t(storage.integer) != room / uint64_t(element))
-      return refuse(where + "data/" + printable(storage.text) + ": expected " + std::to_string(storage.integer) +
-                    " elements, found " + std::to_string(room) + " bytes");
+      return refuse({where, "data/", printable(storage.text), ": expected ", storage.integer, " elements, found ", room,
+                     " bytes"});
     if (bytes > 0 && !contiguous(t.shape, strides))
-      return refuse(where + "expected its elements one after the other, found strides " + shape_text(strides) +
-                    " for shape " + shape_text(t.shape) +
-                    " (a transposed or cut view); in Python make it .contiguous() and save it again");
+      return refuse({where, "expected its elements one after the other, found strides ", shape_text(strides),
+                     " for shape ", shape_text(t.shape),
+                     " (a transposed or cut view); in Python make it .contiguous() and save it again"});
     if (tensor.integer < 0 || tensor.integer > storage.integer ||
         uint64_t(bytes) > room - uint64_t(tensor.integer) * uint64_t(element))
-      return refuse(where + "expected to stay within the " + std::to_string(storage.integer) +
-                    " elements of its storage, found shape " + shape_text(t.shape) + " from element " +
-                    std::to_string(tensor.integer));
+      return refuse({where, "expected to stay within the ", storage.integer, " elements of its storage, found shape ",
+                     shape_text(t.shape), " from element ", tensor.integer});
     t.offset = member->second.offset + uint64_t(tensor.integer) * uint64_t(element);
     t.bytes = uint64_t(bytes);
     return true;

@@ -24,8 +24,8 @@ inline bool read_shapes(const Checkpoint& c, const FoundTensors& found, Config& 
   for (const auto& [name, into] : sizes) {
     const auto it = found.find(name);
     if (it == found.end() || it->second.shape.size() != 2)
-      return fail(error, c.files[0]->path() + ": tensor " + name + ": expected a matrix, found " +
-                             (it == found.end() ? "no such tensor" : shape_text(it->second.shape)));
+      return fail(error, {c.files[0]->path(), ": tensor ", name, ": expected a matrix, found ",
+                          (it == found.end() ? "no such tensor" : shape_text(it->second.shape))});
     into = int(std::min<int64_t>(it->second.shape[0], INT32_MAX));
   }
   const FoundTensor& embedding = found.at(names.token_embedding);
@@ -121,9 +121,9 @@ inline bool read_own_config(const std::string& folder, const FoundTensors& found
            check_config(c.config, lit_gpt, kLitGptFields, error);
   if (is_file(meta)) {
     if (is_file(join_path(folder, "consolidated.01.pth")))
-      return fail(error, folder +
-                             ": expected consolidated.00.pth alone, found also consolidated.01.pth: the tensors "
-                             "are cut in pieces; of this model take the form for Hugging Face's transformers");
+      return fail(error, {folder,
+                          ": expected consolidated.00.pth alone, found also consolidated.01.pth: the tensors "
+                          "are cut in pieces; of this model take the form for Hugging Face's transformers"});
     return read_settings(meta, settings, error) && read_meta_config(settings.root(), c.config, error) &&
            check_config(c.config, meta, {}, error);
   }
@@ -133,8 +133,8 @@ inline bool read_own_config(const std::string& folder, const FoundTensors& found
   if (!own.read(0, again)) return fail(error, own.error);
   const std::string text = own.settings("model_args");
   if (text.empty())
-    return fail(error, folder + ": expected config.json, lit_config.json or params.json beside " +
-                           base_name(c.files[0]->path()) + ", to tell how the model is built, found none");
+    return fail(error, {folder, ": expected config.json, lit_config.json or params.json beside ",
+                        base_name(c.files[0]->path()), ", to tell how the model is built, found none"});
   if (!settings.parse(where, text)) return fail(error, settings.error);
   // llama2.c ends a text at BOS
   return read_meta_config(settings.root(), c.config, error) && check_config(c.config, where, {}, error) &&

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "checkpoint.hpp"
-#include "json.hpp"
+#include "json_reader.hpp"
 #include "llama_names.hpp"
 #include "pytorch.hpp"
 #include "tokenizer_json.hpp"
@@ -42,34 +42,30 @@ inline bool looks_like_safetensors(const InputFile& file) {
 // One entry of a header. data: where in the file the offsets count from.
 inline bool read_safetensors_entry(const JsonValue& entry, const std::string& name, const InputFile& file,
                                    uint64_t data, FoundTensor& out, std::string& error) {
-  const auto refuse = [&](const std::string& why) {
-    return fail(error, file.path() + ": tensor " + name + ": " + why);
-  };
+  const auto refuse = [&](Message why) { return fail(error, {file.path(), ": tensor ", name, ": ", text_of(why)}); };
   const std::string dtype = entry.find("dtype").string();
   if (dtype != "F32" && dtype != "F16" && dtype != "BF16")
-    return refuse("dtype: expected F32, F16 or BF16, found " + entry.find("dtype").describe());
+    return refuse({"dtype: expected F32, F16 or BF16, found ", entry.find("dtype").describe()});
   out.dtype = dtype == "F32" ? DType::f32 : dtype == "F16" ? DType::f16 : DType::bf16;
   const auto numbers = [&](const char* key, std::vector<int64_t>& to) {
     for (const JsonValue& element : entry.find(key).elements()) {
       int64_t n = -1;
-      if (!element.integer(n) || n < 0)
-        return refuse(std::string(key) + ": expected whole numbers, found " + element.describe());
+      if (!element.integer(n) || n < 0) return refuse({key, ": expected whole numbers, found ", element.describe()});
       to.push_back(n);
     }
     return entry.find(key).is(JsonKind::array) ||
-           refuse(std::string(key) + ": expected an array, found " + entry.find(key).describe());
+           refuse({key, ": expected an array, found ", entry.find(key).describe()});
   };
   std::vector<int64_t> offsets;
   if (!numbers("shape", out.shape) || !numbers("data_offsets", offsets)) return false;
-  if (offsets.size() != 2) return refuse("data_offsets: expected 2 numbers, found " + std::to_string(offsets.size()));
+  if (offsets.size() != 2) return refuse({"data_offsets: expected 2 numbers, found ", offsets.size()});
   const uint64_t begin = uint64_t(offsets[0]), end = uint64_t(offsets[1]);
   if (begin > end || end > file.size() - data)
-    return refuse("data_offsets: expected to stay within " + std::to_string(file.size() - data) + " bytes, found " +
-                  std::to_string(begin) + " to " + std::to_string(end));
+    return refuse({"data_offsets: expected to stay within ", file.size() - data, " bytes, found ", begin, " to ", end});
   const int64_t bytes = stored_bytes(out.dtype, out.shape);
   if (bytes < 0 || uint64_t(bytes) != end - begin)
-    return refuse("expected " + (bytes < 0 ? "fewer" : std::to_string(bytes)) + " bytes for " + dtype + " of shape " +
-                  shape_text(out.shape) + ", found " + std::to_string(end - begin));
+    return refuse({"expected ", (bytes < 0 ? "fewer" : std::to_string(bytes)), " bytes for ", dtype, " of shape ",
+                   shape_text(out.shape), ", found ", end - begin});
   out.offset = data + begin;
   out.bytes = end - begin;
   return true;
@@ -79,8 +75,8 @@ inline bool add_tensor(const Checkpoint& c, const std::string& name, FoundTensor
                        std::string& error) {
   const std::string& path = c.files[size_t(tensor.file)]->path();
   const auto [before, is_new] = found.emplace(name, std::move(tensor));
-  return is_new || fail(error, path + ": tensor " + name + ": expected once, found also in " +
-                                   c.files[size_t(before->second.file)]->path());
+  return is_new || fail(error, {path, ": tensor ", name, ": expected once, found also in ",
+                                c.files[size_t(before->second.file)]->path()});
 }
 
 // Adds the tensors of c.files[file] to `found`.
@@ -88,18 +84,17 @@ inline bool list_safetensors(const Checkpoint& c, int file, FoundTensors& found,
   const InputFile& in = *c.files[size_t(file)];
   uint64_t length = 0;
   if (in.size() < sizeof length || !looks_like_safetensors(in))
-    return fail(error, in.path() + ": expected a safetensors or PyTorch file, found " + describe_unreadable(in));
+    return fail(error, {in.path(), ": expected a safetensors or PyTorch file, found ", describe_unreadable(in)});
   if (!in.read(0, &length, sizeof length, error)) return false;
   const uint64_t rest = in.size() - sizeof length;
   if (length > rest || length > kLargestHeader)
-    return fail(error, in.path() + ": header length: expected at most " +
-                           std::to_string(std::min(rest, kLargestHeader)) + ", found " + std::to_string(length) +
-                           (length > rest ? " (cut short?)" : ""));
+    return fail(error, {in.path(), ": header length: expected at most ", std::min(rest, kLargestHeader), ", found ",
+                        length, (length > rest ? " (cut short?)" : "")});
   std::string text(size_t(length), '\0');
   if (!in.read(sizeof length, text.data(), length, error)) return false;
   JsonDocument header;
   if (!header.parse(in.path() + ": header", std::move(text))) return fail(error, header.error);
-  if (!header.root().is(JsonKind::object)) return fail(error, in.path() + ": header: expected an object");
+  if (!header.root().is(JsonKind::object)) return fail(error, {in.path(), ": header: expected an object"});
   const uint64_t data = sizeof length + length;
   for (const auto& [name, entry] : header.root().members()) {
     if (name == "__metadata__") continue;
@@ -125,8 +120,7 @@ inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
     return v.get("rope_theta", theta, error) && v.get("partial_rotary_factor", rotated, error);
   };
   if (!numbers(root) || !numbers(rope)) return false;
-  if (rotated != 1)
-    return fail(error, root.where() + ": \"partial_rotary_factor\": expected 1, found " + std::to_string(rotated));
+  if (rotated != 1) return fail(error, {root.where(), ": \"partial_rotary_factor\": expected 1, found ", rotated});
   c.rope_theta = float(theta);
   if (rope.missing()) return true;
   const char* key = rope.find("rope_type").missing() ? "type" : "rope_type";
@@ -147,7 +141,7 @@ inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
 inline bool read_settings(const std::string& path, JsonDocument& document, std::string& error) {
   if (!document.parse_file(path, kLargestConfig)) return fail(error, document.error);
   return document.root().is(JsonKind::object) ||
-         fail(error, path + ": expected an object, found " + document.root().describe());
+         fail(error, {path, ": expected an object, found ", document.root().describe()});
 }
 
 // Settings that would make it another function than ours. What is absent has the value that transformers gives it.
@@ -415,9 +409,9 @@ inline bool open_weights(const std::string& folder, const std::string& weights, 
     if (weights.empty() && has_single) return open_weight_file(folder, name.single, c, found, error);
   }
   if (!weights.empty()) return open_weight_file(folder, weights, c, found, error);
-  return fail(error, folder +
-                         ": expected weights (model.safetensors, pytorch_model.bin, or the index of shards), "
-                         "found none; a file of another name can be named itself");
+  return fail(error, {folder,
+                      ": expected weights (model.safetensors, pytorch_model.bin, or the index of shards), "
+                      "found none; a file of another name can be named itself"});
 }
 
 inline const char* weights_format(const Checkpoint& c) {
@@ -437,9 +431,9 @@ inline std::string licence_of_card(const std::string& folder) {
 
 inline bool no_config(const std::string& folder, std::string& error) {
   const bool adapter = is_file(join_path(folder, "adapter_config.json"));
-  return fail(error, folder + ": expected config.json, found " +
-                         (adapter ? "a LoRA adapter; name its model here, and the adapter with --lora"
-                                  : "none; name a file, or the folder of a model of Hugging Face's transformers"));
+  return fail(error, {folder, ": expected config.json, found ",
+                      (adapter ? "a LoRA adapter; name its model here, and the adapter with --lora"
+                               : "none; name a file, or the folder of a model of Hugging Face's transformers")});
 }
 
 inline bool open_hugging_face(const std::string& folder, const std::string& weights, bool own_tokenizer,

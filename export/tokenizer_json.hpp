@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "checkpoint.hpp"
-#include "json.hpp"
+#include "json_reader.hpp"
 
 namespace pocket {
 
@@ -68,10 +68,10 @@ class MergeBuilder {
     const std::string where =
         path + ": merge " + std::to_string(v_.merges.size()) + " \"" + raw[0] + " " + raw[1] + "\": ";
     if (v_.kind == Tokenizer::Kind::byte_level && (!undo_printable(left, raw[0]) || !undo_printable(right, raw[1])))
-      return fail(error, where + "expected GPT-2's printable characters");
+      return fail(error, {where, "expected GPT-2's printable characters"});
     const auto first = ids_.find(raw[0]), second = ids_.find(raw[1]);
     if (first == ids_.end() || second == ids_.end() || ids_.count(raw[0] + raw[1]) == 0)
-      return fail(error, where + "expected two tokens of the vocabulary that make a third");
+      return fail(error, {where, "expected two tokens of the vocabulary that make a third"});
     v_.merges.push_back({first->second, second->second});
     return true;
   }
@@ -80,8 +80,8 @@ class MergeBuilder {
   bool add(std::string_view both, const std::string& path, std::string& error) {
     const size_t space = both.find(' ');
     if (space == std::string_view::npos || both.find(' ', space + 1) != std::string_view::npos)
-      return fail(error, path + ": merge " + std::to_string(v_.merges.size()) +
-                             ": expected two tokens with a space between, found \"" + std::string(both) + "\"");
+      return fail(error, {path, ": merge ", v_.merges.size(), ": expected two tokens with a space between, found \"",
+                          both, "\""});
     return add(both.substr(0, space), both.substr(space + 1), path, error);
   }
 
@@ -121,14 +121,13 @@ class MergeBuilder {
     const std::set<std::pair<int, int>> merges(v_.merges.begin(), v_.merges.end());
     for (const auto& [text, id] : ids_) {
       if (text.size() > kLongestPiece)
-        return fail(error, path + ": token " + std::to_string(id) + ": expected at most " +
-                               std::to_string(kLongestPiece) + " bytes, found " + std::to_string(text.size()));
+        return fail(error, {path, ": token ", id, ": expected at most ", kLongestPiece, " bytes, found ", text.size()});
       for (size_t cut = 1; cut < text.size(); cut++) {
         const auto left = ids_.find(text.substr(0, cut)), right = ids_.find(text.substr(cut));
         if (left != ids_.end() && right != ids_.end() && merges.count({left->second, right->second}) == 0)
-          return fail(error, path + ": merges: expected one of \"" + left->first + "\" and \"" + right->first +
-                                 "\", which make a token together, found none; this is no SentencePiece tokenizer, and "
-                                 "this version reads no other with byte_fallback or Metaspace");
+          return fail(error, {path, ": merges: expected one of \"", left->first, "\" and \"", right->first,
+                              "\", which make a token together, found none; this is no SentencePiece tokenizer, and "
+                              "this version reads no other with byte_fallback or Metaspace"});
       }
     }
     return true;
@@ -178,7 +177,7 @@ class TokenizerJson {
   using PieceType = Tokenizer::PieceType;
 
   static std::string type_of(const JsonValue& v) { return v.find("type").string(); }
-  bool refuse(const std::string& what) { return fail(error, path_ + ": " + what); }
+  bool refuse(Message why) { return fail(error, {path_, ": ", text_of(why)}); }
 
   // The steps of a normalizer, pre-tokenizer or decoder, which may be a sequence of some.
   static std::vector<JsonValue> steps_of(const JsonValue& v, const char* list) {
@@ -262,8 +261,8 @@ class TokenizerJson {
                  {"Metaspace(\u2581, never, split=false)", false}};
     for (const auto& [text, dummy_prefix] : known)
       if (found == text) return out_.add_dummy_prefix = dummy_prefix, true;
-    return refuse("normalizer and pre_tokenizer: expected SentencePiece's Prepend(\u2581) Replace( , \u2581), found " +
-                  found + "; the model's tokenizer.model can be named with -z");
+    return refuse({"normalizer and pre_tokenizer: expected SentencePiece's Prepend(\u2581) Replace( , \u2581), found ",
+                   found, "; the model's tokenizer.model can be named with -z"});
   }
 
   bool pre_tokenizer() {
@@ -281,7 +280,7 @@ class TokenizerJson {
     };
     for (const auto& [text, split] : known)
       if (found == text) return out_.split = split, true;
-    return refuse("pre_tokenizer: expected GPT-2's, SmolLM's or Llama 3's, found " + found);
+    return refuse({"pre_tokenizer: expected GPT-2's, SmolLM's or Llama 3's, found ", found});
   }
 
   bool decoder() {
@@ -292,19 +291,18 @@ class TokenizerJson {
       const std::string text = step_text(step);
       if (text != "Replace(\u2581,  )" && text != "ByteFallback" && text != "Fuse" && text != "Strip( )" &&
           type_of(step) != "Metaspace")
-        return refuse("decoder: expected SentencePiece's, found " + text);
+        return refuse({"decoder: expected SentencePiece's, found ", text});
     }
     return true;
   }
 
   // Ids that nothing was put at so far are unused pieces with no text.
   bool put(int id, std::string text, PieceType type) {
-    if (text.empty()) return refuse("token " + std::to_string(id) + ": expected some text, found none");
+    if (text.empty()) return refuse({"token ", id, ": expected some text, found none"});
     fill_vocabulary(out_, size_t(id) + 1);
     Tokenizer::Piece& piece = out_.pieces[size_t(id)];
     if (piece.type != PieceType::unused)
-      return refuse("token " + std::to_string(id) + ": expected one text, found \"" + piece.text + "\" and \"" + text +
-                    "\"");
+      return refuse({"token ", id, ": expected one text, found \"", piece.text, "\" and \"", text, "\""});
     piece = {std::move(text), 0, type};
     return true;
   }
@@ -334,13 +332,13 @@ class TokenizerJson {
     for (const auto& [printable, value] : model_.find("vocab").members()) {
       int64_t id = -1;
       if (!value.integer(id) || id < 0 || id >= vocab_size_)
-        return fail(error, value.where() + ": token \"" + printable + "\": expected an id below the model's " +
-                               std::to_string(vocab_size_) + ", found " + value.describe());
+        return fail(error, {value.where(), ": token \"", printable, "\": expected an id below the model's ",
+                            vocab_size_, ", found ", value.describe()});
       const bool added = size_t(id) < out_.pieces.size() && out_.pieces[size_t(id)].type != PieceType::unused;
       if (added && out_.pieces[size_t(id)].text == printable) continue;
       std::string raw = printable;
       if (!sentencepiece_ && !undo_printable(printable, raw))
-        return fail(error, value.where() + ": token \"" + printable + "\": expected GPT-2's printable characters");
+        return fail(error, {value.where(), ": token \"", printable, "\": expected GPT-2's printable characters"});
       const bool byte = out_.byte_fallback && tokenizer_detail::byte_value(raw) >= 0;
       if (!put(int(id), std::move(raw), byte ? PieceType::byte : PieceType::normal)) return false;
     }
@@ -377,7 +375,7 @@ class TokenizerJson {
     for (const JsonValue& merge : model_.find("merges").elements()) {
       const bool pair = merge.size() == 2 && merge.at(0).is(JsonKind::string) && merge.at(1).is(JsonKind::string);
       if (!pair && !merge.is(JsonKind::string))
-        return fail(error, merge.where() + ": expected a merge of two tokens, found " + merge.describe());
+        return fail(error, {merge.where(), ": expected a merge of two tokens, found ", merge.describe()});
       if (pair ? !builder.add(merge.at(0).string(), merge.at(1).string(), path_, error)
                : !builder.add(merge.string(), path_, error))
         return false;

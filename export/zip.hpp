@@ -53,49 +53,49 @@ class ZipDirectory {
   }
 
  private:
-  bool refuse(const std::string& why) { return fail(error, file_.path() + ": zip archive: " + why); }
+  bool refuse(Message why) { return fail(error, {file_.path(), ": zip archive: ", text_of(why)}); }
   bool expected(const std::string& what, const std::string& expected, uint64_t found) {
-    return refuse(what + ": expected " + expected + ", found " + std::to_string(found));
+    return refuse({what, ": expected ", expected, ", found ", found});
   }
 
   // Where the directory is, from the last 22 bytes. PyTorch puts no comment behind them.
   bool read_end() {
     const uint64_t size = file_.size();
-    if (size < kEnd) return refuse("truncated: expected its directory at the end of the file (cut short?)");
+    if (size < kEnd) return refuse({"truncated: expected its directory at the end of the file (cut short?)"});
     FileCursor in(file_, end_ = size - kEnd);
     if (in.get<uint32_t>() != 0x06054b50 || !in.skip(kEnd - 6) || in.get<uint16_t>() != 0)
-      return refuse("expected its directory at the end of the file, found something else (cut short?)");
+      return refuse({"expected its directory at the end of the file, found something else (cut short?)"});
     in = FileCursor(file_, end_ + 4);
     const uint16_t disk = in.get<uint16_t>(), first_disk = in.get<uint16_t>(), on_disk = in.get<uint16_t>();
     count_ = in.get<uint16_t>();
     uint64_t bytes = in.get<uint32_t>();
     start_ = in.get<uint32_t>();
     if (!in.ok()) return fail(error, in.error());
-    if (disk || first_disk || on_disk != count_) return refuse("expected one file, found a part of several");
+    if (disk || first_disk || on_disk != count_) return refuse({"expected one file, found a part of several"});
     if (!read_end64(bytes)) return false;
     if (start_ > end_ || bytes != end_ - start_)
-      return refuse("directory: expected to fill the file up to offset " + std::to_string(end_) + ", found " +
-                    std::to_string(bytes) + " bytes from offset " + std::to_string(start_));
+      return refuse({"directory: expected to fill the file up to offset ", end_, ", found ", bytes,
+                     " bytes from offset ", start_});
     return true;
   }
 
   // The 64-bit numbers, where there are any; then the directory ends in front of them.
   bool read_end64(uint64_t& bytes) {
     const bool wanted = count_ == 0xffff || bytes == 0xffffffff || start_ == 0xffffffff;
-    if (end_ < kLocator + kEnd64) return !wanted || refuse("zip64: expected 64-bit numbers, found none");
+    if (end_ < kLocator + kEnd64) return !wanted || refuse({"zip64: expected 64-bit numbers, found none"});
     FileCursor in(file_, end_ - kLocator);
-    if (in.get<uint32_t>() != 0x07064b50) return !wanted || refuse("zip64: expected 64-bit numbers, found none");
+    if (in.get<uint32_t>() != 0x07064b50) return !wanted || refuse({"zip64: expected 64-bit numbers, found none"});
     in.skip(4);
     const uint64_t at = in.get<uint64_t>();
     if (at != end_ - kLocator - kEnd64) return expected("zip64: offset", std::to_string(end_ - kLocator - kEnd64), at);
     in = FileCursor(file_, at);
-    if (in.get<uint32_t>() != 0x06064b50) return refuse("zip64: expected an end of the directory, found none");
+    if (in.get<uint32_t>() != 0x06064b50) return refuse({"zip64: expected an end of the directory, found none"});
     in.skip(20);
     const uint64_t on_disk = in.get<uint64_t>(), total = in.get<uint64_t>();
     bytes = in.get<uint64_t>();
     start_ = in.get<uint64_t>();
     if (!in.ok()) return fail(error, in.error());
-    if (on_disk != total) return refuse("expected one file, found a part of several");
+    if (on_disk != total) return refuse({"expected one file, found a part of several"});
     count_ = total;
     end_ = at;
     return true;
@@ -107,8 +107,8 @@ class ZipDirectory {
   };
 
   bool read_member(FileCursor& in) {
-    if (in.position() > end_ - std::min(end_, kEntry)) return refuse("directory: cut short");
-    if (in.get<uint32_t>() != 0x02014b50) return refuse("directory: expected a member, found something else");
+    if (in.position() > end_ - std::min(end_, kEntry)) return refuse({"directory: cut short"});
+    if (in.get<uint32_t>() != 0x02014b50) return refuse({"directory: expected a member, found something else"});
     Entry e = {};
     in.skip(4);
     e.flags = in.get<uint16_t>(), e.method = in.get<uint16_t>();
@@ -119,20 +119,20 @@ class ZipDirectory {
     e.offset = in.get<uint32_t>();
     const std::string name = in.get_string(e.name), extra = in.get_string(e.extra);
     if (!in.skip(e.comment)) return false;
-    if (in.position() > end_) return refuse("directory: cut short");
+    if (in.position() > end_) return refuse({"directory: cut short"});
     const std::string where = "member " + printable(name) + ": ";
-    if (!plain(name)) return refuse(where + "expected a name within the archive");
-    if (e.flags & 1) return refuse(where + "expected it unencrypted");
+    if (!plain(name)) return refuse({where, "expected a name within the archive"});
+    if (e.flags & 1) return refuse({where, "expected it unencrypted"});
     if (e.method != 0)
-      return refuse(where + "expected it stored as it is, found it compressed (method " + std::to_string(e.method) +
-                    "); PyTorch never does that: load the file in Python and save it again with torch.save()");
+      return refuse({where, "expected it stored as it is, found it compressed (method ", e.method,
+                     "); PyTorch never does that: load the file in Python and save it again with torch.save()"});
     uint64_t packed = e.packed, bytes = e.bytes, offset = e.offset;
-    if (!widen(extra, bytes, packed, offset)) return refuse(where + "zip64: expected 64-bit sizes, found none");
+    if (!widen(extra, bytes, packed, offset)) return refuse({where, "zip64: expected 64-bit sizes, found none"});
     if (packed != bytes) return expected(where + "size", std::to_string(bytes) + " (it is stored)", packed);
     ZipMember member{0, bytes};
     if (!read_local(where, name, offset, member)) return false;
     extents_.emplace(offset, std::make_pair(member.offset + bytes, name));
-    return members.emplace(name, member).second || refuse(where + "expected once, found twice");
+    return members.emplace(name, member).second || refuse({where, "expected once, found twice"});
   }
 
   // zip64's extra field (1): the numbers that are all ones in the entry, in this order.
@@ -154,7 +154,7 @@ class ZipDirectory {
     if (offset > start_ || start_ - offset < kLocal)
       return expected(where + "offset", "a header before the directory at " + std::to_string(start_), offset);
     FileCursor in(file_, offset);
-    if (in.get<uint32_t>() != 0x04034b50) return refuse(where + "expected a header, found something else");
+    if (in.get<uint32_t>() != 0x04034b50) return refuse({where, "expected a header, found something else"});
     in.skip(2);
     const uint16_t flags = in.get<uint16_t>(), method = in.get<uint16_t>();
     in.skip(8);
@@ -162,7 +162,7 @@ class ZipDirectory {
     const uint16_t name_length = in.get<uint16_t>(), extra_length = in.get<uint16_t>();
     const std::string own_name = in.get_string(name_length);
     if (!in.ok()) return fail(error, in.error());
-    if (own_name != name || method != 0) return refuse(where + "expected the same header before its bytes");
+    if (own_name != name || method != 0) return refuse({where, "expected the same header before its bytes"});
     for (uint32_t n : {packed, bytes})
       if (n != member.bytes && n != 0xffffffff && !(n == 0 && (flags & 8)))
         return expected(where + "size in its header", std::to_string(member.bytes), n);
@@ -176,10 +176,10 @@ class ZipDirectory {
   bool check_overlap() {
     uint64_t at = 0;
     for (const auto& [begin, extent] : extents_) {
-      if (begin < at) return refuse("member " + printable(extent.second) + ": expected bytes of its own");
+      if (begin < at) return refuse({"member ", printable(extent.second), ": expected bytes of its own"});
       at = extent.first;
     }
-    return extents_.size() == members.size() || refuse("expected members that lie apart, found two in one place");
+    return extents_.size() == members.size() || refuse({"expected members that lie apart, found two in one place"});
   }
 
   static bool plain(const std::string& name) {

@@ -13,7 +13,7 @@
 
 #include "megabyte.hpp"
 #include "../../export/checkpoint.hpp"
-#include "../../export/json.hpp"
+#include "../../export/json_reader.hpp"
 #include "../../export/pytorch.hpp"
 #include "../../export/safetensors.hpp"
 

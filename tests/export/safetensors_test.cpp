@@ -184,14 +184,14 @@ TEST(Header, ThatIsNoJsonObjectIsRefused) {
   const std::pair<const char*, const char*> all[] = {
       {"{\"x\": 1,}", "1:9: expected a key in quotes, found '}'"},
       {"{\"x\": {\"dtype\": \"F32\"", "1:22: expected ',' or '}', found the end"},
-      {"{} []", "1:4: expected nothing more, found '['"},
+      {"{} []", "1:4: expected the end of the text, found '['"},
       {"{\n\"x\": nul}", "2:9: expected null, found '}'"},
       {"{\"\xFF\": 1}", "1:3: expected UTF-8, found byte 0xff"}};
   for (const auto& [header, expected] : all) {
     const Listed f(file_of(header, ""));
     EXPECT_EQ(f.error, f.path + ": header:" + expected);
   }
-  EXPECT_NE(Listed(file_of("{\"x\": 1}" + std::string(3, '\0'), "")).error.find("expected nothing more"),
+  EXPECT_NE(Listed(file_of("{\"x\": 1}" + std::string(3, '\0'), "")).error.find("expected the end of the text"),
             std::string::npos);
   EXPECT_EQ(error_of(file_of("{}", "")), "") << "no tensors, and no bytes for them";
   EXPECT_EQ(error_of(file_of("{}      ", "")), "") << "padded with spaces";
