@@ -1,6 +1,10 @@
-// calibrate.hpp: runs a text through the model layer by layer, and quantizes each matrix for the inputs that it receives.
-// Two streams of activations pass through every layer: the exact stream, with float32 weights, and the quantized stream, with the weights quantized so far, int8 activations, and int8 keys and values. When a matrix is quantized, its inputs in both streams are known. Their second moments determine how much each weight error affects the outputs. Where the streams differ, the weights are adjusted to compensate for part of the error of earlier matrices.
-// Held in memory: the two streams, the inputs of one matrix (exact and int8), three square matrices of their width, and the weights of one layer.
+// calibrate.hpp: runs a text through the model layer by layer, and quantizes each matrix for the inputs that it
+// receives. Two streams of activations pass through every layer: the exact stream, with float32 weights, and the
+// quantized stream, with the weights quantized so far, int8 activations, and int8 keys and values. When a matrix is
+// quantized, its inputs in both streams are known. Their second moments determine how much each weight error affects
+// the outputs. Where the streams differ, the weights are adjusted to compensate for part of the error of earlier
+// matrices. Held in memory: the two streams, the inputs of one matrix (exact and int8), three square matrices of their
+// width, and the weights of one layer.
 #pragma once
 
 #include <chrono>
@@ -63,7 +67,9 @@ struct MatrixInputs {
 
 inline constexpr const char* kCalibrationSteps[] = {"search", "gptq", "mismatch", "all"};
 
-/// Disables the steps after the given one, so that the effect of each can be measured: search (scales, with errors weighted by the mean square of each input), gptq (correlations between inputs), mismatch (correction for the difference in a matrix's own inputs), all. False if there is no such step.
+/// Disables the steps after the given one, so that the effect of each can be measured: search (scales, with errors
+/// weighted by the mean square of each input), gptq (correlations between inputs), mismatch (correction for the
+/// difference in a matrix's own inputs), all. False if there is no such step.
 inline bool stop_after(const std::string& step, CalibrationOptions& options) {
   const auto* const found = std::find(std::begin(kCalibrationSteps), std::end(kCalibrationSteps), step);
   const auto done = found - kCalibrationSteps;
@@ -76,7 +82,8 @@ inline bool stop_after(const std::string& step, CalibrationOptions& options) {
 /// Quantizes the matrices of one model for one text.
 class Calibration {
  public:
-  // Called regularly; returns false to stop. done, total: floating-point operations. tensor: the matrix that was just quantized, or null.
+  // Called regularly; returns false to stop. done, total: floating-point operations. tensor: the matrix that was just
+  // quantized, or null.
   using Progress = std::function<bool(double done, double total, const EncodedTensor* tensor)>;
 
   std::string error;
@@ -107,7 +114,8 @@ class Calibration {
   // Floating-point operations per second, from a short measurement.
   double speed();
 
-  // Quantizes all matrices into `file`, from its first incomplete layer. False with `error` set, or with error "" if progress returned false; then `file` can be resumed.
+  // Quantizes all matrices into `file`, from its first incomplete layer. False with `error` set, or with error "" if
+  // progress returned false; then `file` can be resumed.
   bool quantize(CalibrationFile& file, const Progress& progress);
 
  private:
@@ -177,7 +185,8 @@ inline double Calibration::site_work(int first, int count, bool residual) const 
   return work;
 }
 
-// Work of attention in a layer, both streams. Tokens are processed one at a time, which is slower than a product of matrices.
+// Work of attention in a layer, both streams. Tokens are processed one at a time, which is slower than a product of
+// matrices.
 inline double Calibration::attention_work() const {
   const double slower = 5;
   double keys = 0;
@@ -206,12 +215,12 @@ inline double Calibration::memory_bytes() const {
 inline double Calibration::speed() {
   const int n = 1024, tokens = 512;
   std::vector<float> inputs(size_t(tokens) * n, 1.f), h(size_t(n) * n);
-  const Factor x = columns_of(inputs.data(), n);
-  multiply(pool_, n, n, tokens, 1, x, x, h.data(), n);  // warms up
+  const Factor x = columns_of(inputs.data(), n, n);
+  multiply(pool_, x, x, tokens, 1, {h.data(), n});  // warms up
   const auto start = std::chrono::steady_clock::now();
   // The mean, not the best: a brief idle moment of the machine does not predict the next minutes.
   for (int rounds = 1;; rounds++) {
-    multiply(pool_, n, n, tokens, 1, x, x, h.data(), n);
+    multiply(pool_, x, x, tokens, 1, {h.data(), n});
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (seconds > 0.1) return rounds * 2.0 * n * n * tokens / seconds;
   }
@@ -306,8 +315,8 @@ inline bool Calibration::norm(const TensorSpec& s) {
 inline void Calibration::project(int matrix, size_t first, int n, float* y) {
   const int rows = encoded_[matrix].spec.rows, ldy = padded(rows);
   std::fill(y, y + size_t(n) * ldy, 0.f);
-  multiply(pool_, n, rows, in_.cols, 1, rows_of(in_.exact.data() + first * in_.cols, size_t(in_.cols)),
-           rows_of(weights_[matrix].data(), size_t(in_.cols)), y, size_t(ldy));
+  multiply(pool_, rows_of(in_.exact.data() + first * in_.cols, n, size_t(in_.cols)),
+           rows_of(weights_[matrix].data(), rows, size_t(in_.cols)), in_.cols, 1, {y, size_t(ldy)});
 }
 
 // ... and with the engine's quantized kernels.
@@ -352,7 +361,8 @@ inline void Calibration::attend() {
   std::swap(in_, next_);
 }
 
-// One KV head over a window of n tokens. q (n, q_dim), k and v (n, kv_dim), widths padded to 64, before RoPE; the head's part of q becomes the output. T: the type of stored keys and values.
+// One KV head over a window of n tokens. q (n, q_dim), k and v (n, kv_dim), widths padded to 64, before RoPE; the
+// head's part of q becomes the output. T: the type of stored keys and values.
 template <class T> void Calibration::attend_window(float* q, float* k, float* v, int n, int kv_head) {
   constexpr bool kF32 = sizeof(T) == 4;
   const int head_dim = c_.head_dim, half = head_dim / 2, group = c_.n_heads / c_.n_kv_heads;
@@ -433,7 +443,7 @@ inline void Calibration::add_residual() {
 struct Calibration::Moments {
   std::vector<float> h;         // (cols, cols), lower half: of xq xq^T
   std::vector<float> mismatch;  // (cols, cols): of (x - xq) xq^T
-  std::vector<float> lag;  // (dim, cols), if the outputs are added to the streams: of (stream difference) xq^T
+  std::vector<float> lag;       // (dim, cols), if the outputs are added to the streams: of (stream difference) xq^T
 };
 
 inline void Calibration::gather_moments(bool residual, Moments& m) {
@@ -451,14 +461,15 @@ inline void Calibration::gather_moments(bool residual, Moments& m) {
       for (size_t k = 0, at = (first + t) * dim; residual && k < dim; k++)
         streams[t * dim + k] = x_[at + k] - xq_[at + k];
     });
-    const Factor xq = columns_of(inputs.data(), n);
-    multiply(pool_, int(n), int(n), count, 1, xq, xq, m.h.data(), n, Part::lower);
-    multiply(pool_, int(n), int(n), count, 1, columns_of(difference.data(), n), xq, m.mismatch.data(), n);
-    if (residual) multiply(pool_, int(dim), int(n), count, 1, columns_of(streams.data(), dim), xq, m.lag.data(), n);
+    const Factor xq = columns_of(inputs.data(), int(n), n);
+    multiply(pool_, xq, xq, count, 1, {m.h.data(), n}, Part::lower);
+    multiply(pool_, columns_of(difference.data(), int(n), n), xq, count, 1, {m.mismatch.data(), n});
+    if (residual) multiply(pool_, columns_of(streams.data(), int(dim), dim), xq, count, 1, {m.lag.data(), n});
   }
 }
 
-// Quantizes `count` matrices with the same inputs, in_, from spec `first`. residual: the outputs are added to the streams.
+// Quantizes `count` matrices with the same inputs, in_, from spec `first`. residual: the outputs are added to the
+// streams.
 inline bool Calibration::quantize_site(int first, int count, Type type, bool residual) {
   encoded_.clear();
   weights_.clear();
@@ -522,20 +533,23 @@ inline bool Calibration::quantize_matrix(const TensorSpec& s, Type type, bool ke
   return true;
 }
 
-// Replaces rows of weights w by their quantization targets: w + share * d H^-1, where d = w mismatch + lag. On the inputs of the quantized stream the targets best approximate the outputs of w on the exact inputs, plus the difference of the residual streams.
+// Replaces rows of weights w by their quantization targets: w + share * d H^-1, where d = w mismatch + lag. On the
+// inputs of the quantized stream the targets best approximate the outputs of w on the exact inputs, plus the difference
+// of the residual streams.
 inline void Calibration::move_targets(std::vector<float>& rows, int first, int count, const Hessian& hessian,
                                       const Moments& m) {
   const size_t n = size_t(in_.cols);
   const float share = float(options_.correction);
   std::vector<float> moves(rows.size());
   for (size_t i = 0; !m.lag.empty() && i < count * n; i++) moves[i] = share * m.lag[first * n + i];
-  multiply(pool_, count, int(n), int(n), share, rows_of(rows.data(), n), columns_of(m.mismatch.data(), n), moves.data(),
-           n);
+  multiply(pool_, rows_of(rows.data(), count, n), columns_of(m.mismatch.data(), int(n), n), int(n), share,
+           {moves.data(), n});
   solve(pool_, hessian.triangle(), int(n), moves.data(), count);
   for (size_t i = 0; i < count * n; i++) rows[i] += moves[i];
 }
 
-// Adds to sums, over a sample of tokens and these rows of a matrix, the squares of: the exact outputs; the error from the quantized weights alone; the error from everything.
+// Adds to sums, over a sample of tokens and these rows of a matrix, the squares of: the exact outputs; the error from
+// the quantized weights alone; the error from everything.
 inline void Calibration::measure(const std::vector<float>& rows, int first, int count, const EncodedTensor& tensor,
                                  double sums[3]) {
   const size_t n = size_t(in_.cols), ldy = size_t(padded(count));
@@ -549,8 +563,9 @@ inline void Calibration::measure(const std::vector<float>& rows, int first, int 
     in_.get_quantized(t, inputs.data() + i * n);
     in.put_quantized(kernels_, size_t(i), inputs.data() + i * n);
   }
-  multiply(pool_, sample, count, int(n), 1, rows_of(in.exact.data(), n), rows_of(rows.data(), n), exact.data(), ldy);
-  multiply(pool_, sample, count, int(n), 1, rows_of(inputs.data(), n), rows_of(rows.data(), n), ideal.data(), ldy);
+  const Factor weights = rows_of(rows.data(), count, n);
+  multiply(pool_, rows_of(in.exact.data(), sample, n), weights, int(n), 1, {exact.data(), ldy});
+  multiply(pool_, rows_of(inputs.data(), sample, n), weights, int(n), 1, {ideal.data(), ldy});
   Tensor part = tensor.tensor();
   part.rows = count;
   part.data += first / kPanelRows * panel_bytes(tensor.type, tensor.spec.cols);

@@ -1,7 +1,9 @@
-// calibration_file.hpp: the intermediate results of a calibration, in a file beside the model file. An interrupted calibration resumes from it; the model writer copies the matrices from it; then it is deleted.
+// calibration_file.hpp: the intermediate results of a calibration, in a file beside the model file. An interrupted
+// calibration resumes from it; the model writer copies the matrices from it; then it is deleted.
 //
 //     0      FileHeader, then zeros
-//     4096   two slots for the streams of activations, written alternately: the slot of the last complete layer stays intact
+//     4096   two slots for the streams of activations, written alternately: the slot of the last complete layer stays
+//     intact
 //     ...    for each quantized matrix, in the order of the model: Record, panels
 #pragma once
 
@@ -44,7 +46,8 @@ class CalibrationFile {
 
   ~CalibrationFile() { close(); }
 
-  // Opens or creates the file. key: a hash of everything the result depends on; a file with another key or a damaged header is overwritten. stream_bytes: size of both streams together.
+  // Opens or creates the file. key: a hash of everything the result depends on; a file with another key or a damaged
+  // header is overwritten. stream_bytes: size of both streams together.
   bool open(const std::string& path, uint64_t key, uint64_t stream_bytes) {
     path_ = path;
     stream_bytes_ = round_up<uint64_t>(stream_bytes, kPage);

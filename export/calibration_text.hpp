@@ -55,9 +55,10 @@ inline bool read_text(const std::string& path, const Config& c, const Tokenizer&
   return true;
 }
 
-/// Lets the model generate the text: windows sampled at temperature 1 with fixed seeds, which begin with BOS or, without a BOS, with tokens spread over the vocabulary. progress(share) returns false to stop; `error` is then "".
+/// Lets the model generate the text: windows sampled at temperature 1 with fixed seeds, which begin with BOS or,
+/// without a BOS, with tokens spread over the vocabulary. progress(share) returns false to stop; `error` is then "".
 inline bool generate_text(const std::string& model_path, int bos, int threads,
-                           const std::function<bool(double share)>& progress, Windows& windows, std::string& error) {
+                          const std::function<bool(double share)>& progress, Windows& windows, std::string& error) {
   Model model;
   if (!model.open(model_path.c_str())) return fail(error, model.error);
   const int size = window_size(model.config);

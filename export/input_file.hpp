@@ -81,7 +81,8 @@ class InputFile {
   uint64_t size_;
 };
 
-/// Reads a file sequentially through a small buffer. After the first failure ok() is false, error() has the reason, and all values read are 0.
+/// Reads a file sequentially through a small buffer. After the first failure ok() is false, error() has the reason, and
+/// all values read are 0.
 class FileCursor {
  public:
   explicit FileCursor(const InputFile& file, uint64_t at = 0) : file_(&file), at_(at) {}

@@ -4,7 +4,8 @@
 //     if (!document.parse("config.json", text)) return fail(error, document.error);
 //     int width = 0;
 //     if (!document.root().get("hidden_size", 1, 65536, width, error)) return false;   // error: where, expected, found
-// A document keeps the text and 16 bytes per value. Values are handles into the document, which must outlive them. If an object has a key twice, the last member counts, as in Python; members() lists both.
+// A document keeps the text and 16 bytes per value. Values are handles into the document, which must outlive them. If
+// an object has a key twice, the last member counts, as in Python; members() lists both.
 #pragma once
 
 #include <charconv>
@@ -84,7 +85,8 @@ class JsonValue {
   std::string where() const;                   // "config.json:3:17"
   std::string describe() const;                // "null", "the string "abc"", "an object", ...
 
-  // Stores a member's value in `out`. False with `error` set if it is of another kind or out of range. An absent or null member leaves `out` unchanged and is not an error; need() reports it.
+  // Stores a member's value in `out`. False with `error` set if it is of another kind or out of range. An absent or
+  // null member leaves `out` unchanged and is not an error; need() reports it.
   bool get(std::string_view key, bool& out, std::string& error) const;
   bool get(std::string_view key, std::string& out, std::string& error) const;
   bool get(std::string_view key, double& out, std::string& error) const;

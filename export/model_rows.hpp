@@ -1,4 +1,5 @@
-// model_rows.hpp: reads the weights of a model file of type f32 row by row, the inverse of the panel layout that model_writer.hpp writes.
+// model_rows.hpp: reads the weights of a model file of type f32 row by row, the inverse of the panel layout that
+// model_writer.hpp writes.
 #pragma once
 
 #include <string>

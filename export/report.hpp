@@ -39,12 +39,13 @@ inline std::string html_report(const std::vector<ReportRow>& rows, const std::st
   for (const ReportRow& r : rows) largest = std::max(largest, std::max(r.error, r.drift));
   std::string name;
   for (char c : title) name += c == '<' ? "&lt;" : c == '&' ? "&amp;" : std::string(1, c);
-  std::string text =
-      "<!DOCTYPE html><meta charset=\"utf-8\"><title>" + name +
-      "</title>\n<style>body{font:14px sans-serif}td{padding:0 1em 0 0}td.n{text-align:right}"
-      "div{height:6px;background:#c33}div.d{background:#bbb}</style>\n<h1>" +
-      name +
-      "</h1>\n<p>Relative error of each matrix's outputs on the calibration text. Red: from its own quantized weights. Grey: from everything up to this matrix.</p>\n<table><tr><th>matrix<th>type<th>shape<th>error<th>drift<th></tr>\n";
+  std::string text = "<!DOCTYPE html><meta charset=\"utf-8\"><title>" + name +
+                     "</title>\n<style>body{font:14px sans-serif}td{padding:0 1em 0 0}td.n{text-align:right}"
+                     "div{height:6px;background:#c33}div.d{background:#bbb}</style>\n<h1>" +
+                     name +
+                     "</h1>\n<p>Relative error of each matrix's outputs on the calibration text. Red: from its own "
+                     "quantized weights. Grey: from everything up to this "
+                     "matrix.</p>\n<table><tr><th>matrix<th>type<th>shape<th>error<th>drift<th></tr>\n";
   for (const ReportRow& r : rows) {
     char cells[400];
     std::snprintf(cells, sizeof cells,
