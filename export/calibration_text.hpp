@@ -77,7 +77,7 @@ inline bool generate_text(const std::string& model_path, int bos, int threads,
       return progress((w + double(window.size()) / size) / count);
     });
     if (!done) return fail(error, session.error);
-    if (!progress(double(w + 1) / count)) return error.clear(), false;
+    if (!progress(double(w + 1) / count)) return fail(error, "");
     windows.push_back(window);
   }
   return true;

@@ -34,7 +34,9 @@ class Hessian {
     if (!(mean > 0)) mean = 1;  // all moments are zero
     for (; damping < 1e3; damping = std::max(damping * 10, 1e-6)) {
       copy(pool, h, float(1 - shrink), float(damping * mean));
-      if (cholesky(pool, l_.data(), n)) return make_panels(pool), true;
+      if (!cholesky(pool, l_.data(), n)) continue;
+      make_panels(pool);
+      return true;
     }
     return false;
   }

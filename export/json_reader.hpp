@@ -158,12 +158,19 @@ class JsonDocument {
   std::string position(size_t at) const {
     size_t line = 1, start = 0;
     for (size_t i = 0; i < at; i++)
-      if (text_[i] == '\n') line++, start = i + 1;
+      if (text_[i] == '\n') {
+        line++;
+        start = i + 1;
+      }
     return name_ + ":" + std::to_string(line) + ":" + std::to_string(at - start + 1);
   }
 
   char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
-  bool take(char c) { return peek() == c && at_ < text_.size() ? (at_++, true) : false; }
+  bool take(char c) {
+    const bool found = at_ < text_.size() && text_[at_] == c;
+    at_ += found;
+    return found;
+  }
   void skip_space() {
     while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
       at_++;
@@ -245,7 +252,7 @@ class JsonDocument {
     const size_t node = open(JsonKind::string), start = at_;
     while (at_ < text_.size()) {
       const char c = text_[at_];
-      if (c == '"') return at_++, close(node, at_ - 1 - start);
+      if (c == '"') return close(node, at_++ - start);
       if (c == '\\') {
         nodes_[node].escaped = true;
         if (!escape()) return false;
@@ -263,7 +270,8 @@ class JsonDocument {
     const char c = peek();
     if (c != 'u') {
       if (c == '\0' || !std::strchr("\"\\/bfnrt", c)) return expected("one of \" \\ / b f n r t u");
-      return at_++, true;
+      at_++;
+      return true;
     }
     uint32_t unit = 0;
     const size_t start = at_ - 1;
@@ -271,9 +279,9 @@ class JsonDocument {
     const bool high = unit >= 0xd800 && unit < 0xdc00;
     uint32_t low = 0;
     if (high && take('\\') && peek() == 'u' && !hex(low)) return false;
-    if ((high && (low < 0xdc00 || low > 0xdfff)) || (unit >= 0xdc00 && unit < 0xe000))
-      return at_ = start, expected("a pair of surrogates");
-    return true;
+    if ((!high || (low >= 0xdc00 && low <= 0xdfff)) && (unit < 0xdc00 || unit >= 0xe000)) return true;
+    at_ = start;
+    return expected("a pair of surrogates");
   }
 
   // The four digits after the u at at_.
@@ -367,7 +375,10 @@ inline std::string JsonValue::string() const {
     } else {
       uint32_t code = unit(i + 1);
       i += 4;
-      if (code >= 0xd800 && code < 0xdc00) code = 0x10000 + ((code - 0xd800) << 10) + (unit(i + 3) - 0xdc00), i += 6;
+      if (code >= 0xd800 && code < 0xdc00) {
+        code = 0x10000 + ((code - 0xd800) << 10) + (unit(i + 3) - 0xdc00);
+        i += 6;
+      }
       append_utf8(out, code);
     }
   }
