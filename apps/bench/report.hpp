@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../cli/cli.hpp"
-#include "../../export/json_text.hpp"
+#include "../../export/json_writer.hpp"
 
 namespace pocket::bench {
 

@@ -7,8 +7,8 @@
 
 #include "../../export/chat_families.hpp"
 #include "cli.hpp"
-#include "../../export/json.hpp"
-#include "../../export/json_text.hpp"
+#include "../../export/json_reader.hpp"
+#include "../../export/json_writer.hpp"
 
 namespace pocket::cli {
 

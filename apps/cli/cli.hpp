@@ -11,7 +11,7 @@
 #include "../../export/engine.hpp"
 #include "../../export/program.hpp"
 #include "../../models/instruction.hpp"
-#include "../../export/json_text.hpp"
+#include "../../export/json_writer.hpp"
 #include "../../models/megabyte/megabyte.hpp"
 
 namespace pocket::cli {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../../export/checkpoint.hpp"
-#include "../../export/json.hpp"
+#include "../../export/json_reader.hpp"
 #include "../../export/pytorch.hpp"
 #include "../../export/safetensors.hpp"
 #include "megabyte.hpp"
