@@ -1,5 +1,5 @@
-// blocks_test.cpp: the blocks of section 5 compute what the papers say: exp, RoPE's angles, rmsnorm, rope, swiglu, and
-// attention over many blocks of keys, each against the C library or a naive formula in double.
+// blocks_test.cpp: the float blocks, each against the C library or a naive formula in double: exp, RoPE frequencies,
+// rmsnorm, rope, swiglu, attention over many blocks of keys, and storing a vector in the KV cache.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace blocks_test {
 
 using namespace pocket;
 using tiny::Floats;
@@ -16,7 +16,7 @@ using tiny::Random;
 
 const Kernels& scalar_set() { return *find_kernels("scalar"); }
 
-/// The distance of two floats counted in units in the last place of `expected`.
+/// |found - expected| in units in the last place of `expected`.
 double ulps(double found, double expected) {
   const float e = float(expected);
   const double unit = double(std::nextafter(std::fabs(e), INFINITY)) - double(std::fabs(e));
@@ -36,7 +36,7 @@ TEST(Exp, IsWithinTwoUnitsInTheLastPlace) {
   EXPECT_LT(worst, 2);
 }
 
-TEST(Exp, AtItsEnds) {
+TEST(Exp, ClampsItsArgument) {
   EXPECT_EQ(exp_body(0.f), 1.f);
   EXPECT_EQ(exp_body(-0.f), 1.f);
   for (const float x : {-87.5f, -100.f, -1e30f, -INFINITY}) EXPECT_EQ(exp_body(x), exp_body(-87.f)) << x;
@@ -45,8 +45,8 @@ TEST(Exp, AtItsEnds) {
   EXPECT_TRUE(std::isfinite(exp_body(INFINITY)));
 }
 
-// What softmax leans on: a smaller score never gets a larger weight.
-TEST(Exp, NeverFalls) {
+// Softmax depends on it: a smaller score must not get a larger weight.
+TEST(Exp, IsMonotonic) {
   float last = 0;
   for (float x = -20; x < 0; x += 1e-5f) {
     const float y = exp_body(x);
@@ -55,7 +55,7 @@ TEST(Exp, NeverFalls) {
   }
 }
 
-TEST(Exact, ExpAndLogAreThoseOfTheLibraryButForTheLastBits) {
+TEST(Exact, ExpAndLogMatchTheLibraryToOneInTenToThe15) {
   Random random(2);
   for (int i = 0; i < 20000; i++) {
     const double x = random.uniform(-40, 40), y = std::exp(random.uniform(-20, 20));
@@ -66,7 +66,7 @@ TEST(Exact, ExpAndLogAreThoseOfTheLibraryButForTheLastBits) {
   EXPECT_EQ(exact::log(1), 0);
 }
 
-TEST(Exact, SineAndCosineOfEveryAngleThatAPositionCanHave) {
+TEST(Exact, SineAndCosineMatchTheLibraryUpTo2ToThe22) {
   Random random(3);
   const auto check = [](double x) {
     double s, c;
@@ -74,8 +74,11 @@ TEST(Exact, SineAndCosineOfEveryAngleThatAPositionCanHave) {
     EXPECT_NEAR(s, double(std::sin((long double)(x))), 3e-16) << x;
     EXPECT_NEAR(c, double(std::cos((long double)(x))), 3e-16) << x;
   };
-  for (int i = 0; i < 20000; i++) check(random.uniform(0, 10)), check(random.uniform(0, 1 << 22));
-  for (int i = 0; i < 64; i++)  // near the borders of the reduction
+  for (int i = 0; i < 20000; i++) {
+    check(random.uniform(0, 10));
+    check(random.uniform(0, 1 << 22));
+  }
+  for (int i = 0; i < 64; i++)  // near the boundaries of the range reduction
     for (const double off : {-1e-9, 0.0, 1e-9}) check(i * 0.78539816339744831 + off);
   check((1 << 22) - 1);
 }
@@ -84,12 +87,17 @@ TEST(Exact, SineAndCosineOfEveryAngleThatAPositionCanHave) {
 
 Config rope_config(RopeScaling scaling, float theta, int head_dim) {
   Config c;
-  c.head_dim = head_dim, c.rope_theta = theta, c.rope_scaling = scaling;
-  c.rope_factor = 8, c.rope_low_freq = 1, c.rope_high_freq = 4, c.rope_original_len = 8192;
+  c.head_dim = head_dim;
+  c.rope_theta = theta;
+  c.rope_scaling = scaling;
+  c.rope_factor = 8;
+  c.rope_low_freq = 1;
+  c.rope_high_freq = 4;
+  c.rope_original_len = 8192;
   return c;
 }
 
-TEST(Rope, FrequenciesAreThoseOfTransformers) {
+TEST(Rope, FrequenciesMatchTransformers) {
   for (const RopeScaling scaling : {RopeScaling::none, RopeScaling::linear, RopeScaling::llama3})
     for (const float theta : {10000.f, 100000.f, 500000.f})
       for (const int head_dim : {2, 8, 64, 80, 128}) {
@@ -99,8 +107,8 @@ TEST(Rope, FrequenciesAreThoseOfTransformers) {
       }
 }
 
-// A pair as a complex number, turned: (a + bi) e^(i angle).
-TEST(Rope, TurnsEveryPairByItsAngle) {
+// A pair is a complex number: (a + bi) e^(i angle).
+TEST(Rope, RotatesEveryPairByItsAngle) {
   Random random(4);
   for (const int head_dim : {2, 6, 64}) {
     const int half = head_dim / 2, heads = 3;
@@ -109,7 +117,8 @@ TEST(Rope, TurnsEveryPairByItsAngle) {
     std::vector<double> angle;
     for (int i = 0; i < half; i++) {
       angle.push_back(random.uniform(0, 6));
-      cos.push_back(float(std::cos(angle[size_t(i)]))), sin.push_back(float(std::sin(angle[size_t(i)])));
+      cos.push_back(float(std::cos(angle[size_t(i)])));
+      sin.push_back(float(std::sin(angle[size_t(i)])));
     }
     scalar_set().rope(y.data(), heads, head_dim, cos.data(), sin.data());
     for (int h = 0; h < heads; h++)
@@ -153,18 +162,19 @@ TEST(Swiglu, IsSiluOfTheGateTimesUp) {
 
 // ---- Attention ----
 
-/// Keys and values of some positions in float, laid out in blocks; the naive softmax over all of them to compare with.
-struct Past {
+/// One query, and the keys and values of some positions in float.
+struct AttentionCase {
   int head_dim, keys;
   Floats k, v, q;  // (keys, head_dim), (keys, head_dim), (head_dim)
 
-  Past(int head_dim, int keys, float sharpness, Random& random)
+  AttentionCase(int head_dim, int keys, float sharpness, Random& random)
       : head_dim(head_dim),
         keys(keys),
         k(tiny::normal_floats(random, size_t(keys) * head_dim)),
         v(tiny::normal_floats(random, size_t(keys) * head_dim)),
         q(tiny::normal_floats(random, size_t(head_dim), sharpness)) {}
 
+  /// Softmax over all keys at once, in double.
   std::vector<double> naive() const {
     std::vector<double> score, out(size_t(head_dim), 0.0);
     for (int j = 0; j < keys; j++) {
@@ -180,7 +190,7 @@ struct Past {
     return out;
   }
 
-  /// Block by block, as a session does it.
+  /// Block by block, as a session computes it.
   std::vector<double> blockwise(const Kernels& kernels) const {
     const int width = round_up(head_dim, 16);
     Floats state(attention_floats(head_dim)), part(state);
@@ -205,15 +215,15 @@ struct Past {
   }
 };
 
-TEST(Attention, OverManyBlocksIsTheSoftmaxOverAllKeys) {
+TEST(Attention, BlockwiseMatchesSoftmaxOverAllKeys) {
   Random random(7);
   for (const int head_dim : {2, 16, 64, 80})
     for (const int keys : {1, 2, 16, 17, 127, 128, 129, 256, 257, 700})
-      for (const float sharpness : {0.1f, 1.f, 10.f}) {  // even weights ... nearly one winner
-        const Past past(head_dim, keys, sharpness, random);
-        const std::vector<double> expected = past.naive();
+      for (const float sharpness : {0.1f, 1.f, 10.f}) {  // from even weights to nearly one-hot
+        const AttentionCase attention(head_dim, keys, sharpness, random);
+        const std::vector<double> expected = attention.naive();
         for (const Kernels* kernels : tiny::kernel_sets()) {
-          const std::vector<double> found = past.blockwise(*kernels);
+          const std::vector<double> found = attention.blockwise(*kernels);
           for (int i = 0; i < head_dim; i++)
             ASSERT_NEAR(found[size_t(i)], expected[size_t(i)], 2e-5)
                 << kernels->name << ", " << keys << " keys of " << head_dim << ", sharpness " << sharpness;
@@ -221,18 +231,18 @@ TEST(Attention, OverManyBlocksIsTheSoftmaxOverAllKeys) {
       }
 }
 
-// The largest score in the last block, far above all others: what came before must vanish, not overflow.
-TEST(Attention, ALateWinnerTakesAll) {
+// One score far above all others, in any block: the other keys must get weight 0, without overflow.
+TEST(Attention, OneLargeScoreDominates) {
   Random random(8);
   for (const int winner : {0, 100, 128, 255, 299}) {
-    Past past(16, 300, 1, random);
-    for (int i = 0; i < 16; i++) past.k[size_t(winner * 16 + i)] = past.q[size_t(i)] * 1000;
-    const std::vector<double> found = past.blockwise(scalar_set());
-    for (int i = 0; i < 16; i++) EXPECT_NEAR(found[size_t(i)], past.v[size_t(winner * 16 + i)], 1e-5) << winner;
+    AttentionCase attention(16, 300, 1, random);
+    for (int i = 0; i < 16; i++) attention.k[size_t(winner * 16 + i)] = attention.q[size_t(i)] * 1000;
+    const std::vector<double> found = attention.blockwise(scalar_set());
+    for (int i = 0; i < 16; i++) EXPECT_NEAR(found[size_t(i)], attention.v[size_t(winner * 16 + i)], 1e-5) << winner;
   }
 }
 
-// ---- The cache ----
+// ---- KV cache ----
 
 TEST(StoreVector, KeepsFloatsAndRoundsToInt8) {
   Random random(9);
@@ -254,4 +264,4 @@ TEST(StoreVector, KeepsFloatsAndRoundsToInt8) {
   for (const int8_t b : bytes) EXPECT_EQ(b, 0);
 }
 
-}  // namespace
+}  // namespace blocks_test

@@ -1,11 +1,11 @@
-// hash_test.cpp: Hash64 is XXH64 with seed 0. The expected values were computed with the Python package xxhash.
+// hash_test.cpp: Hash64 is XXH64 with seed 0. Expected values: Python package xxhash.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace hash_test {
 
 using namespace pocket;
 
@@ -17,7 +17,7 @@ std::vector<uint8_t> pattern(size_t n) {
 
 uint64_t hash(const std::vector<uint8_t>& bytes) { return hash_bytes(bytes.data(), bytes.size()); }
 
-TEST(Hash, WholeStripesHashAsXxh64Does) {
+TEST(Hash, WholeStripesMatchXxh64) {
   const struct {
     size_t n;
     uint64_t expected;
@@ -31,9 +31,9 @@ TEST(Hash, WholeStripesHashAsXxh64Does) {
   EXPECT_EQ(hash(std::vector<uint8_t>(64, 255)), 0x2E54FAE2959DBB84);
 }
 
-TEST(Hash, AShortLastStripeIsFilledUpWithZeros) {
+TEST(Hash, PadsAShortLastStripeWithZeros) {
   EXPECT_EQ(hash_bytes("abc", 3), 0x173FD3DB65F644ED);  // XXH64 of "abc" and 29 zeros
-  EXPECT_EQ(hash(pattern(33)), 0xDA0BB00CDF375C7A);     // and of 33 bytes and 31 zeros
+  EXPECT_EQ(hash(pattern(33)), 0xDA0BB00CDF375C7A);     // XXH64 of 33 bytes and 31 zeros
   for (size_t n = 1; n <= 200; n++) {
     std::vector<uint8_t> filled = pattern(n);
     filled.resize((n + 31) / 32 * 32);
@@ -41,7 +41,7 @@ TEST(Hash, AShortLastStripeIsFilledUpWithZeros) {
   }
 }
 
-TEST(Hash, PiecesOfWholeStripesGiveTheHashOfTheWhole) {
+TEST(Hash, UpdatesOfWholeStripesMatchOneUpdate) {
   const std::vector<uint8_t> bytes = pattern(1000);
   const uint64_t whole = hash(bytes);
   for (size_t cut = 0; cut <= 992; cut += 32) {
@@ -56,7 +56,7 @@ TEST(Hash, PiecesOfWholeStripesGiveTheHashOfTheWhole) {
   EXPECT_EQ(many.digest(), whole);
 }
 
-TEST(Hash, EveryPieceIsFilledUpOnItsOwn) {
+TEST(Hash, PadsEveryUpdateOnItsOwn) {
   Hash64 pieces;
   pieces.update("abc", 3);
   pieces.update("defg", 4);
@@ -66,7 +66,7 @@ TEST(Hash, EveryPieceIsFilledUpOnItsOwn) {
   EXPECT_EQ(pieces.digest(), hash(filled));
 }
 
-TEST(Hash, DigestMayBeAskedForOnTheWay) {
+TEST(Hash, DigestDoesNotChangeTheState) {
   const std::vector<uint8_t> bytes = pattern(128);
   Hash64 h;
   h.update(bytes.data(), 64);
@@ -76,7 +76,7 @@ TEST(Hash, DigestMayBeAskedForOnTheWay) {
   EXPECT_EQ(h.digest(), hash(bytes));
 }
 
-TEST(Hash, TheAddressDoesNotMatter) {
+TEST(Hash, DoesNotDependOnAlignment) {
   const std::vector<uint8_t> bytes = pattern(160);
   for (size_t shift = 1; shift < 16; shift++) {
     std::vector<uint8_t> moved(shift);
@@ -85,7 +85,7 @@ TEST(Hash, TheAddressDoesNotMatter) {
   }
 }
 
-TEST(Hash, EveryBitCounts) {
+TEST(Hash, DependsOnEveryBit) {
   std::vector<uint8_t> bytes = pattern(96);
   const uint64_t before = hash(bytes);
   for (size_t bit = 0; bit < bytes.size() * 8; bit++) {
@@ -95,10 +95,10 @@ TEST(Hash, EveryBitCounts) {
   }
 }
 
-TEST(Hash, LogitsAreHashedAsTheirBytes) {
+TEST(Hash, LogitsAreHashedAsBytes) {
   float logits[10];
   for (int i = 0; i < 10; i++) logits[i] = float(i) * 0.5f - 2;
   EXPECT_EQ(hash_logits(logits, 10), 0x2C856C0B277BC9F6);
 }
 
-}  // namespace
+}  // namespace hash_test

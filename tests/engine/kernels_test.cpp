@@ -1,12 +1,12 @@
-// kernels_test.cpp: the number formats mean what the top of run.cpp says, and every kernel set that this CPU has
-// returns the bits of the scalar definition, for matrix products and for the float blocks alike.
+// kernels_test.cpp: the scalar kernels implement the number formats of run.cpp, and every kernel set that this CPU
+// supports returns the same bits as the scalar one, for matrix products and for float blocks.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace kernels_test {
 
 using namespace pocket;
 using tiny::Bytes;
@@ -15,15 +15,16 @@ using tiny::Random;
 using tiny::same_bits;
 
 constexpr Type kTypes[] = {Type::f32, Type::q8, Type::q4};
-constexpr float kGuard = 12345.f;  // stands where nothing may be written
+constexpr float kGuard = 12345.f;  // marks elements that must not be written
 const float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
-const std::vector<std::vector<float>> kOddities = {{kNan}, {kInf}, {-kInf}, {kInf, -kInf}, {kNan, kInf}, {kNan, -kNan}};
+const std::vector<std::vector<float>> kNonFinite = {{kNan},        {kInf},       {-kInf},
+                                                    {kInf, -kInf}, {kNan, kInf}, {kNan, -kNan}};
 
 const Kernels& scalar_set() { return *find_kernels("scalar"); }
 
 float random_scale(Random& random) { return random.normal() * bits_float(uint32_t(127 - 8 + random.below(16)) << 23); }
 
-// A matrix of random bytes in its format: every code, every 4-bit scale; and a codebook of its own.
+// A matrix of random bytes, so that every code and every 4-bit scale occurs, with a random codebook.
 struct Matrix {
   Bytes bytes;
   Tensor tensor;
@@ -32,7 +33,8 @@ struct Matrix {
     for (uint8_t& byte : bytes) byte = uint8_t(random.bits());
     tensor = {type, rows, cols, bytes.data(), bytes.size()};
     for (int8_t& value : tensor.codebook) value = int8_t(random.below(128) - 64);
-    tensor.codebook[3] = -64, tensor.codebook[12] = 63;  // its limits
+    tensor.codebook[3] = -64;  // the limits
+    tensor.codebook[12] = 63;
     for (int row = 0; row < panels() * kPanelRows; row++) {
       if (type == Type::q4) set_row_scale(row, random_scale(random));
       for (int g = 0; type == Type::q8 && g < padded(cols) / kGroup; g++) set_q8_scale(row, g, random_scale(random));
@@ -45,15 +47,16 @@ struct Matrix {
   void set_row_scale(int row, float scale) {
     std::memcpy(panel(row) + panel_bytes(Type::q4, tensor.cols) - 64 + row % 16 * 4, &scale, 4);
   }
-  void set_q8_scale(int row, int g, float scale) {  // cut to a bfloat16
+  void set_q8_scale(int row, int g, float scale) {  // truncated to bfloat16
     std::memcpy(panel(row) + code_bytes(Type::q8, tensor.cols) + g * 32 + row % 16 * 2,
                 reinterpret_cast<const char*>(&scale) + 2, 2);
   }
 };
 
-// n tokens of activations: zeros behind the columns.
+// Activations of n tokens, zero in the padding.
 struct Inputs {
-  int n, cols;  // cols: padded
+  int n;
+  int cols;  // padded
   Floats f, scale;
   std::vector<int8_t> q;
   std::vector<int32_t> sum;
@@ -66,20 +69,23 @@ struct Inputs {
   // Random floats, codes and scales, independent of each other.
   Inputs(int n, int cols, Random& random) : Inputs(n, cols) {
     for (size_t i = 0; i < f.size(); i++)
-      if (int(i % size_t(this->cols)) < cols) f[i] = random.normal(), q[i] = int8_t(random.below(255) - 127);
+      if (int(i % size_t(this->cols)) < cols) {
+        f[i] = random.normal();
+        q[i] = int8_t(random.below(255) - 127);
+      }
     for (float& s : scale) s = std::fabs(random_scale(random));
-    finish();
+    update_sums();
   }
 
-  void finish() {  // the sums that go with the codes
+  void update_sums() {
     for (size_t i = 0; i < sum.size(); i++)
       sum[i] = std::accumulate(q.begin() + i * kGroup, q.begin() + (i + 1) * kGroup, 0);
   }
 
-  Activations get() const { return {cols, f.data(), q.data(), scale.data(), sum.data()}; }
+  Activations get() { return {cols, f.data(), q.data(), scale.data(), sum.data()}; }
 
-  // Behind the last token stands what must not matter.
-  tiny::Bytes pack() const {
+  // Padding after the last token is unspecified; here it is 0xff.
+  tiny::Bytes pack() {
     tiny::Bytes packed(packed_bytes(n, cols), 0xff);
     for (int t = 0; t < n; t++) {
       const Activations token = get().token(t);
@@ -89,7 +95,7 @@ struct Inputs {
   }
 };
 
-// y (n, rows of all panels and 16 columns of guard), by some function that fills panels first ... first + count - 1.
+// y (n, rows of all panels + 16 of guard), filled by fill(y, ldy).
 template <class F> Floats product(const Matrix& w, int n, const F& fill) {
   const size_t ldy = size_t(w.panels() + 1) * kPanelRows;
   Floats y(size_t(n) * ldy, kGuard);
@@ -97,14 +103,14 @@ template <class F> Floats product(const Matrix& w, int n, const F& fill) {
   return y;
 }
 
-// Which of the many NaNs an operation gives is left open by IEEE 754, and to the order that a compiler gives operands.
-void make_nans_equal(Floats& values) {
+// IEEE 754 does not define which NaN an operation returns, and compilers may swap operands.
+void canonicalize_nans(Floats& values) {
   for (float& v : values)
     if (std::isnan(v)) v = kNan;
 }
 
 #if defined(__x86_64__)
-// What AMX's instructions do, in plain C++, so that all around them is tested on every CPU with AVX-512.
+// The AMX instructions in plain C++, so that the code that uses them is tested on every CPU with AVX-512.
 struct EmulatedTiles {
   static inline bool configured = false;
   static inline int8_t w[64 * kPanelRows];
@@ -128,7 +134,7 @@ struct EmulatedTiles {
 };
 #endif
 
-// The kernel sets of this CPU, and AMX's with emulated tiles where the rest of it can run.
+// The kernel sets that this CPU supports, and AMX with emulated tiles if the CPU has AVX-512 VNNI.
 std::vector<const Kernels*> matmul_sets() {
   std::vector<const Kernels*> sets = tiny::kernel_sets();
 #if defined(__x86_64__)
@@ -143,18 +149,18 @@ std::vector<const Kernels*> matmul_sets() {
   return sets;
 }
 
-// Compares every way that every kernel set has to multiply with the scalar definition. Nothing else may be written.
-void expect_same_products(const Matrix& w, const Inputs& in) {
+// Every matmul function of every kernel set returns the bits of the scalar kernel and writes nothing else.
+void expect_same_products(const Matrix& w, Inputs in) {
   const Activations x = in.get();
   const int n = in.n, panels = w.panels();
   for (const int first : {0, 1}) {
     const int count = panels - first;
     if (count < 1) continue;
     Floats expected = product(w, n, [&](float* y, size_t ldy) { matmul_scalar(w.tensor, first, count, x, n, y, ldy); });
-    make_nans_equal(expected);
+    canonicalize_nans(expected);
     const auto check = [&](const Kernels& k, const char* path, const auto& fill) {
       Floats found = product(w, n, fill);
-      make_nans_equal(found);
+      canonicalize_nans(found);
       EXPECT_TRUE(same_bits(found.data(), expected.data(), expected.size()))
           << k.name << ", " << path << ", " << type_name(w.tensor.type) << " (" << w.tensor.rows << ", "
           << w.tensor.cols << "), " << n << " tokens, from panel " << first;
@@ -166,7 +172,7 @@ void expect_same_products(const Matrix& w, const Inputs& in) {
       check(*k, "matmul_blocked",
             [&](float* y, size_t ldy) { matmul_blocked(*k, w.tensor, first, count, x, n, y, ldy); });
       if (k->matmul_packed) {
-        const tiny::Bytes packed = in.pack();
+        tiny::Bytes packed = in.pack();
         Activations all = x;
         all.packed = packed.data();
         check(*k, "matmul_packed",
@@ -180,16 +186,17 @@ void expect_same_products(const Matrix& w, const Inputs& in) {
 
 // ---- The formats ----
 
-TEST(Formats, AOneInOneColumnReadsThatWeightExactly) {
+TEST(Formats, OneHotActivationsReturnTheWeight) {
   Random random(1);
   for (const Type type : kTypes)
     for (const int cols : {1, 33, 64, 100, 130}) {
       Matrix w(type, 40, cols, random);
       for (int k = 0; k < cols; k++) {
         Inputs in(1, cols);
-        in.f[size_t(k)] = 1, in.q[size_t(k)] = 1;
+        in.f[size_t(k)] = 1;
+        in.q[size_t(k)] = 1;
         std::fill(in.scale.begin(), in.scale.end(), 1.f);
-        in.finish();
+        in.update_sums();
         const Floats y = product(
             w, 1, [&](float* out, size_t ldy) { matmul_scalar(w.tensor, 0, w.panels(), in.get(), 1, out, ldy); });
         for (int r = 0; r < w.tensor.rows; r++)
@@ -199,44 +206,45 @@ TEST(Formats, AOneInOneColumnReadsThatWeightExactly) {
     }
 }
 
-// A float sum of n terms errs by at most n + 2 roundings of the sum of their sizes.
-TEST(Formats, ScalarProductsAreThoseOfTheDequantizedWeights) {
+// The error of a float sum of n terms is at most n + 2 roundings of the sum of their magnitudes.
+TEST(Formats, ScalarProductsMatchDequantizedWeights) {
   Random random(2);
   for (const Type type : kTypes)
     for (const int cols : {1, 31, 32, 63, 64, 65, 100, 512, 513, 576, 1100}) {
       Matrix w(type, 33, cols, random);
-      const Inputs in(3, cols, random);
+      Inputs in(3, cols, random);
       const Floats y = product(
           w, in.n, [&](float* out, size_t ldy) { matmul_scalar(w.tensor, 0, w.panels(), in.get(), in.n, out, ldy); });
       for (int t = 0; t < in.n; t++)
         for (int r = 0; r < w.tensor.rows; r++) {
-          double sum = 0, sizes = 0;
+          double sum = 0, magnitudes = 0;
           for (int k = 0; k < cols; k++) {
             const size_t at = size_t(t) * in.cols + k;
             const double x = type == Type::f32 ? in.f[at] : in.q[at] * double(in.scale[at / kGroup]);
             const double term = tiny::panel_weight(w.tensor, r, k) * x;
-            sum += term, sizes += std::fabs(term);
+            sum += term;
+            magnitudes += std::fabs(term);
           }
           const int terms = type == Type::f32 ? cols : (cols + 31) / 32;
-          EXPECT_NEAR(y[size_t(t) * (w.panels() + 1) * kPanelRows + r], sum, (terms + 2) * sizes / (1 << 24))
+          EXPECT_NEAR(y[size_t(t) * (w.panels() + 1) * kPanelRows + r], sum, (terms + 2) * magnitudes / (1 << 24))
               << type_name(type) << " row " << r << ", " << cols << " columns";
         }
     }
 }
 
-TEST(Formats, SizesOfPanelsAndEmbeddingRows) {
+TEST(Formats, PanelAndEmbeddingRowSizes) {
   EXPECT_EQ(panel_bytes(Type::f32, 64), 64u * 64);
   EXPECT_EQ(panel_bytes(Type::f32, 65), 128u * 64);
   EXPECT_EQ(panel_bytes(Type::q8, 64), 64u * 16 + 2 * 32);
   EXPECT_EQ(panel_bytes(Type::q8, 2048), 2048u * 16 * 17 / 16);       // 8.5 bits
   EXPECT_EQ(panel_bytes(Type::q4, 2048), 2048u * 16 * 33 / 64 + 64);  // 4.125 bits and the row scales
-  EXPECT_EQ(panel_bytes(Type::q4, 64), 64u * 8 + 64 + 64);            // group scales fill up a cache line
+  EXPECT_EQ(panel_bytes(Type::q4, 64), 64u * 8 + 64 + 64);            // group scales are padded to a cache line
   EXPECT_EQ(panel_bytes(Type::q4, 576), 576u * 8 + 192 + 64);
   EXPECT_EQ(embedding_row_bytes(Type::q8, 33), 2u * 34);
   EXPECT_EQ(embedding_row_bytes(Type::f32, 33), 2u * 128);
 }
 
-TEST(Formats, Q4ScalesArePlusMinusFiveToTwelve) {
+TEST(Formats, Q4GroupScalesArePlusMinusFiveToTwelve) {
   const int expected[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
   for (int s = 0; s < 16; s++) EXPECT_EQ(q4_scale(s), float(expected[s]));
 }
@@ -248,9 +256,9 @@ TEST(Formats, Bfloat16IsTheUpperHalfOfAFloat) {
   EXPECT_EQ(from_bf16(0x7f80), kInf);
 }
 
-// ---- Matrix products: the bits of the definition ----
+// ---- Matrix products: the bits of the scalar kernel ----
 
-TEST(Matmul, EveryCountOfRows) {
+TEST(Matmul, SameBitsForEveryRowCount) {
   Random random(3);
   for (const Type type : kTypes)
     for (int rows = 1; rows <= 40; rows++) {
@@ -259,7 +267,7 @@ TEST(Matmul, EveryCountOfRows) {
     }
 }
 
-TEST(Matmul, EveryCountOfTokensOnOddShapes) {
+TEST(Matmul, SameBitsForEveryTokenCountAndOddColumns) {
   Random random(4);
   std::vector<int> counts = {64};
   for (int n = 1; n <= 20; n++) counts.push_back(n);
@@ -270,7 +278,7 @@ TEST(Matmul, EveryCountOfTokensOnOddShapes) {
     }
 }
 
-TEST(Matmul, ManyPanels) {
+TEST(Matmul, SameBitsForManyPanels) {
   Random random(5);
   for (const Type type : kTypes)
     for (const int panels : {4, 5, 6, 7, 8, 9}) {
@@ -279,8 +287,8 @@ TEST(Matmul, ManyPanels) {
     }
 }
 
-// The integers of a group may not saturate or wrap on the way.
-TEST(Matmul, LargestSumsOfIntegers) {
+// Integer sums of a group must not saturate or wrap.
+TEST(Matmul, SameBitsForLargestIntegerSums) {
   Random random(6);
   for (const Type type : {Type::q8, Type::q4})
     for (const int weight : {-128, -127, 127, 0})
@@ -292,17 +300,17 @@ TEST(Matmul, LargestSumsOfIntegers) {
         for (const int n : {1, 2, 3, 6, 11, 16, 17, 33, 100}) {
           Inputs in(n, 100, random);
           for (size_t i = 0; i < in.q.size(); i++) in.q[i] = int8_t(i % in.cols < 100 ? code : 0);
-          in.finish();
+          in.update_sums();
           expect_same_products(w, in);
         }
       }
 }
 
-TEST(Matmul, EveryPairOfCodesAndEveryCodebook) {
+TEST(Matmul, SameBitsForEveryPairOfCodes) {
   Random random(7);
   for (int round = 0; round < 8; round++) {
     Matrix w(Type::q4, 32, 512, random);
-    for (size_t p = 0; p < 2; p++)  // every byte, and with it every pair of codes, in every row
+    for (size_t p = 0; p < 2; p++)  // every byte, hence every pair of codes, in every row
       for (size_t i = 0; i < 512 * 8; i++) w.panel(int(p) * 16)[i] = uint8_t(i / 64 * 4 + i % 4 + i / 4 % 16 * 17);
     if (round == 0) std::fill(w.tensor.codebook, w.tensor.codebook + 16, int8_t(-64));
     if (round == 1) std::fill(w.tensor.codebook, w.tensor.codebook + 16, int8_t(63));
@@ -311,7 +319,7 @@ TEST(Matmul, EveryPairOfCodesAndEveryCodebook) {
   }
 }
 
-TEST(Matmul, ScalesFromDenormalToInfinite) {
+TEST(Matmul, SameBitsForScalesFromDenormalToHuge) {
   Random random(8);
   const float scales[] = {0.f, -0.f, 1e-45f, -1e-40f, 1e-38f, 1e-30f, -1e30f, 3e38f, -3e38f};
   for (const Type type : {Type::q8, Type::q4})
@@ -330,16 +338,16 @@ TEST(Matmul, ScalesFromDenormalToInfinite) {
       }
 }
 
-// What a broken model would feed it: still the same answer everywhere, and nothing undefined on the way.
-TEST(Matmul, InputsThatAreNotNumbers) {
+// A broken model may produce NaN and infinity: the bits are the same everywhere, and nothing is undefined behaviour.
+TEST(Matmul, SameBitsForNanAndInfinity) {
   Random random(9);
   for (const Type type : kTypes)
-    for (const std::vector<float>& odd : kOddities)
+    for (const std::vector<float>& special : kNonFinite)
       for (const int n : {1, 2, 3, 7}) {
         Matrix w(type, 33, 300, random);
         Inputs in(n, 300, random);
         for (int t = 0; t < n; t++)
-          for (const float value : odd) in.f[size_t(t) * in.cols + random.below(300)] = value;
+          for (const float value : special) in.f[size_t(t) * in.cols + random.below(300)] = value;
         scalar_set().quantize(in.f.data(), int(in.f.size()), in.q.data(), in.scale.data(), in.sum.data());
         expect_same_products(w, in);
       }
@@ -347,7 +355,7 @@ TEST(Matmul, InputsThatAreNotNumbers) {
 
 // ---- Float blocks: the bits of the scalar set ----
 
-TEST(FloatBlocks, Rmsnorm) {
+TEST(FloatBlocks, RmsnormHasTheSameBits) {
   Random random(10);
   std::vector<int> sizes = {100, 576, 1000, 2048};
   for (int n = 1; n <= 70; n++) sizes.push_back(n);
@@ -355,19 +363,19 @@ TEST(FloatBlocks, Rmsnorm) {
     const size_t width = size_t(round_up(n, 16));
     Floats x = tiny::normal_floats(random, width, 3), weight = tiny::normal_floats(random, width);
     std::fill(x.begin() + n, x.end(), 0.f);
-    const auto run = [&](const Kernels& k) {
+    const auto compute = [&](const Kernels& k) {
       Floats y(width + 16, kGuard);
       k.rmsnorm(x.data(), weight.data(), y.data(), n, 1e-5f);
       return y;
     };
-    const Floats expected = run(scalar_set());
+    const Floats expected = compute(scalar_set());
     EXPECT_EQ(expected[width], kGuard);
     for (const Kernels* k : tiny::kernel_sets())
-      EXPECT_TRUE(same_bits(run(*k).data(), expected.data(), expected.size())) << k->name << ", n = " << n;
+      EXPECT_TRUE(same_bits(compute(*k).data(), expected.data(), expected.size())) << k->name << ", n = " << n;
   }
 }
 
-// Groups of 32 of all kinds: normal, zero, nearly zero, huge, denormal, with ties to round, not numbers.
+// Groups of 32: normal, zero, nearly zero, huge, denormal, with ties to round, NaN and infinity.
 Floats groups_to_quantize(Random& random) {
   Floats x;
   const auto group = [&](const auto& value) {
@@ -379,9 +387,9 @@ Floats groups_to_quantize(Random& random) {
   group([](int i) { return i == 0 ? 127.f : float(i) - 16.5f; });  // ties
   group([](int i) { return i == 31 ? -254.f : float(2 * i) - 31.f; });
   group([](int i) { return i == 5 ? -1e6f : 1.f; });
-  for (const float odd : {kNan, -kNan, kInf, -kInf}) {
-    group([&](int i) { return i == 7 ? odd : 1.f; });
-    group([&](int) { return odd; });
+  for (const float special : {kNan, -kNan, kInf, -kInf}) {
+    group([&](int i) { return i == 7 ? special : 1.f; });
+    group([&](int) { return special; });
   }
   group([](int i) { return i == 3 ? kNan : i == 9 ? kInf : 0.5f; });
   return x;
@@ -397,7 +405,7 @@ struct Quantized {
   }
 };
 
-TEST(FloatBlocks, Quantize) {
+TEST(FloatBlocks, QuantizeHasTheSameBits) {
   Random random(11);
   Floats x = groups_to_quantize(random);
   const Quantized expected(scalar_set(), x);
@@ -409,21 +417,22 @@ TEST(FloatBlocks, Quantize) {
   }
 }
 
-TEST(FloatBlocks, QuantizedNumbersLieWithinHalfAStep) {
+TEST(FloatBlocks, QuantizeErrsByAtMostHalfAStep) {
   Random random(12);
   const Floats x = groups_to_quantize(random);
   const Quantized found(scalar_set(), x);
   for (size_t g = 0; g < found.scale.size(); g++) {
     float largest = 0;
     for (int i = 0; i < kGroup; i++) largest = std::max(largest, std::fabs(x[g * kGroup + i]));
-    bool numbers = true;
-    for (int i = 0; i < kGroup; i++) numbers = numbers && std::isfinite(x[g * kGroup + i]);
-    if (!numbers) continue;
+    bool finite = true;
+    for (int i = 0; i < kGroup; i++) finite = finite && std::isfinite(x[g * kGroup + i]);
+    if (!finite) continue;
     EXPECT_EQ(found.scale[g], largest < 1e-30f ? 0.f : largest / 127.f) << "group " << g;
     int sum = 0, highest = 0;
     for (int i = 0; i < kGroup; i++) {
       const size_t at = g * kGroup + i;
-      sum += found.q[at], highest = std::max(highest, std::abs(int(found.q[at])));
+      sum += found.q[at];
+      highest = std::max(highest, std::abs(int(found.q[at])));
       const double step = found.scale[g];
       EXPECT_NEAR(found.q[at] * step, double(x[at]), largest < 1e-30f ? 1e-30 : step * (0.5 + 1e-5)) << "group " << g;
     }
@@ -442,30 +451,31 @@ TEST(FloatBlocks, QuantizeRoundsHalfToEven) {
     for (int i = 0; i < 8; i++) EXPECT_EQ(Quantized(*k, x).q[size_t(i) + 1], even[i]) << k->name << ", " << ties[i];
 }
 
-TEST(FloatBlocks, Rope) {
+TEST(FloatBlocks, RopeHasTheSameBits) {
   Random random(13);
   for (const int head_dim : {2, 6, 8, 16, 20, 64, 80, 96, 128})
     for (const int heads : {1, 2, 3, 5}) {
       const size_t width = size_t(heads) * head_dim, half = size_t(head_dim) / 2;
       const Floats x = tiny::normal_floats(random, width), cos = tiny::normal_floats(random, half),
                    sin = tiny::normal_floats(random, half);
-      const auto run = [&](const Kernels& k) {
+      const auto compute = [&](const Kernels& k) {
         Floats y(x);
         y.resize(width + 16, kGuard);
         k.rope(y.data(), heads, head_dim, cos.data(), sin.data());
         return y;
       };
-      const Floats expected = run(scalar_set());
+      const Floats expected = compute(scalar_set());
       for (const Kernels* k : tiny::kernel_sets())
-        EXPECT_TRUE(same_bits(run(*k).data(), expected.data(), width + 16)) << k->name << ", head_dim " << head_dim;
+        EXPECT_TRUE(same_bits(compute(*k).data(), expected.data(), width + 16)) << k->name << ", head_dim " << head_dim;
     }
 }
 
-TEST(FloatBlocks, SwigluAndExp) {
+TEST(FloatBlocks, SwigluAndExpHaveTheSameBits) {
   Random random(14);
   for (int n = 1; n <= 80; n++) {
     Floats x = tiny::normal_floats(random, size_t(n), 30), up = tiny::normal_floats(random, size_t(n));
-    if (n % 8 == 0) x[0] = kNan, x[1] = kInf, x[2] = -kInf, x[3] = 200, x[4] = -200, x[5] = -0.f;
+    const float special[] = {kNan, kInf, -kInf, 200, -200, -0.f};
+    if (n % 8 == 0) std::copy(std::begin(special), std::end(special), x.begin());
     const auto swiglu = [&](const Kernels& k) {
       Floats y(x);
       y.push_back(kGuard);
@@ -486,26 +496,26 @@ TEST(FloatBlocks, SwigluAndExp) {
   }
 }
 
-TEST(FloatBlocks, Fold) {
+TEST(FloatBlocks, FoldHasTheSameBits) {
   Random random(15);
   for (const int width : {16, 32, 64, 80, 96, 128})
-    for (const float apart : {0.f, 0.3f, -2.f, 50.f, -50.f, 200.f, -200.f}) {
+    for (const float difference : {0.f, 0.3f, -2.f, 50.f, -50.f, 200.f, -200.f}) {
       const Floats state = tiny::normal_floats(random, size_t(width) + 16);
       Floats part = tiny::normal_floats(random, size_t(width) + 16);
-      part[0] = state[0] + apart;
-      const auto run = [&](const Kernels& k) {
+      part[0] = state[0] + difference;
+      const auto compute = [&](const Kernels& k) {
         Floats y(state);
         y.resize(size_t(width) + 32, kGuard);
         k.fold(y.data(), part.data(), width);
         return y;
       };
-      const Floats expected = run(scalar_set());
+      const Floats expected = compute(scalar_set());
       for (const Kernels* k : tiny::kernel_sets())
-        EXPECT_TRUE(same_bits(run(*k).data(), expected.data(), expected.size())) << k->name << ", width " << width;
+        EXPECT_TRUE(same_bits(compute(*k).data(), expected.data(), expected.size())) << k->name << ", width " << width;
     }
 }
 
-// A block of 128 keys and values, and queries to put to it.
+// A block of 128 keys and values, and queries.
 template <class T> struct AttentionCase {
   int head_dim, width;
   std::vector<T, tiny::Aligned<T>> k, v;
@@ -532,16 +542,17 @@ template <class T> struct AttentionCase {
 
   T& k_at(int key, int i) { return k[(size_t(key) / 16 * head_dim + i) * 16 + key % 16]; }
 
-  // What a cache holds where nothing was stored yet, at worst.
-  void spoil(int from) {
+  // The worst contents of cache positions that were not stored yet.
+  void fill_with_garbage(int from) {
     for (int key = from; key < kBlockKeys; key++) {
-      k_scale[key] = kNan, v_scale[key] = kNan;
+      k_scale[key] = kNan;
+      v_scale[key] = kNan;
       for (int i = 0; i < head_dim; i++) k_at(key, i) = sizeof(T) == 4 ? T(kNan) : T(-128);
       for (int i = 0; i < width; i++) v[size_t(key) * width + i] = sizeof(T) == 4 ? T(kInf) : T(127);
     }
   }
 
-  // The results of the queries from `first` on, one after the other; what they leave open is 0.
+  // The results of consecutive queries from `first` on; unspecified elements are set to 0.
   Floats attend(const Kernels& kernels, int first, const std::vector<int>& keys) {
     const KvBlock kv = {k.data(), v.data(), k_scale.data(), v_scale.data(), head_dim, width};
     const size_t record = attention_floats(head_dim);
@@ -598,10 +609,10 @@ template <class T> void expect_same_attention() {
     }
 }
 
-TEST(FloatBlocks, AttendF32) { expect_same_attention<float>(); }
-TEST(FloatBlocks, AttendQ8) { expect_same_attention<int8_t>(); }
+TEST(FloatBlocks, AttendF32HasTheSameBits) { expect_same_attention<float>(); }
+TEST(FloatBlocks, AttendQ8HasTheSameBits) { expect_same_attention<int8_t>(); }
 
-template <class T> void expect_attention_alone() {
+template <class T> void expect_independent_queries() {
   Random random(17);
   for (const int head_dim : kHeadDims)
     for (const std::vector<int>& keys : kKeyCounts) {
@@ -616,60 +627,60 @@ template <class T> void expect_attention_alone() {
     }
 }
 
-TEST(FloatBlocks, QueriesThatGoTogetherFindWhatEachFindsAlone) {
-  expect_attention_alone<float>();
-  expect_attention_alone<int8_t>();
+TEST(FloatBlocks, AttentionOfAQueryDoesNotDependOnOthers) {
+  expect_independent_queries<float>();
+  expect_independent_queries<int8_t>();
 }
 
-template <class T> void expect_attention_blind() {
+template <class T> void expect_garbage_ignored() {
   Random random(18);
   for (const int head_dim : kHeadDims)
     for (const std::vector<int>& keys : kKeyCounts) {
       AttentionCase<T> c(head_dim, random);
       const Floats expected = c.attend(scalar_set(), 0, keys);
-      c.spoil(*std::max_element(keys.begin(), keys.end()));
+      c.fill_with_garbage(*std::max_element(keys.begin(), keys.end()));
       for (const Kernels* k : tiny::kernel_sets())
         EXPECT_TRUE(same_bits(c.attend(*k, 0, keys).data(), expected.data(), expected.size()))
             << k->name << ", head_dim " << head_dim << ", " << keys.size() << " queries, " << keys[0] << " keys";
     }
 }
 
-TEST(FloatBlocks, GarbageBehindTheLastKeyDoesNotMatter) {
-  expect_attention_blind<float>();
-  expect_attention_blind<int8_t>();
+TEST(FloatBlocks, AttentionIgnoresKeysAfterTheLast) {
+  expect_garbage_ignored<float>();
+  expect_garbage_ignored<int8_t>();
 }
 
-TEST(FloatBlocks, InputsThatAreNotNumbers) {
+TEST(FloatBlocks, SameBitsForNanAndInfinity) {
   Random random(19);
-  for (const std::vector<float>& odd : kOddities)
+  for (const std::vector<float>& special : kNonFinite)
     for (int round = 0; round < 20; round++) {
       Floats x = tiny::normal_floats(random, 96), weight = tiny::normal_floats(random, 96);
       AttentionCase<float> c(16, random);
-      for (const float value : odd) {
+      for (const float value : special) {
         x[size_t(random.below(96))] = value;
         c.q[size_t(random.below(int(c.q.size())))] = value;
         c.k[size_t(random.below(int(c.k.size())))] = value;
         c.v[size_t(random.below(int(c.v.size())))] = value;
       }
-      const auto run = [&](const Kernels& k) {
+      const auto compute = [&](const Kernels& k) {
         Floats all = c.attend(k, 0, {100, 128, 17, 128});
         Floats norm(96), turned(x), folded(weight);
         k.rmsnorm(x.data(), weight.data(), norm.data(), 96, 1e-5f);
         k.rope(turned.data(), 3, 32, weight.data(), weight.data() + 16);
         k.fold(folded.data(), x.data(), 80);
         for (const Floats* block : {&norm, &turned, &folded}) all.insert(all.end(), block->begin(), block->end());
-        make_nans_equal(all);
+        canonicalize_nans(all);
         return all;
       };
-      const Floats expected = run(scalar_set());
+      const Floats expected = compute(scalar_set());
       for (const Kernels* k : tiny::kernel_sets())
-        EXPECT_TRUE(same_bits(run(*k).data(), expected.data(), expected.size())) << k->name << ", round " << round;
+        EXPECT_TRUE(same_bits(compute(*k).data(), expected.data(), expected.size())) << k->name << ", round " << round;
     }
 }
 
 // ---- The table ----
 
-TEST(KernelSets, BestComesFirstAndScalarIsAlwaysThere) {
+TEST(KernelSets, BestComesFirstAndScalarLast) {
   const std::vector<std::string> names = kernel_names();
   ASSERT_FALSE(names.empty());
   EXPECT_EQ(names.back(), "scalar");
@@ -679,4 +690,4 @@ TEST(KernelSets, BestComesFirstAndScalarIsAlwaysThere) {
   EXPECT_EQ(find_kernels(""), nullptr);
 }
 
-}  // namespace
+}  // namespace kernels_test

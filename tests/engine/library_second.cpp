@@ -1,11 +1,11 @@
-// library_second.cpp: another file of the program that library_test.cpp is, which includes the engine as well; twice.
+// library_second.cpp: a second source file that includes the engine, linked with library_test.cpp.
 #define POCKET_NO_MAIN
 #include "../../run.cpp"
 #include "../../tokenizer.hpp"
 
-std::string best_kernel_of_the_other_file() { return pocket::kernel_names().front(); }
+std::string best_kernel_of_second_file() { return pocket::kernel_names().front(); }
 
-int next_token_in_the_other_file(const pocket::Model& model, const std::vector<int>& ids) {
+int next_token_of_second_file(const pocket::Model& model, const std::vector<int>& ids) {
   pocket::Session session(model, {0, 2, pocket::KvType::automatic, nullptr});
   pocket::Sampler pick({0.f});
   const float* logits = session.forward(ids.data(), ids.size());

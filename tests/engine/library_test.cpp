@@ -1,5 +1,5 @@
-// library_test.cpp: the engine inside another program: the README's example as it is printed there, two files that both
-// include it, a session per thread over one model, and a compiler that was told to fuse what it likes.
+// library_test.cpp: the engine as a library: two source files that include it, a session per thread on one model, the
+// README's program as it is printed there, and a build in which the compiler may fuse multiplications and additions.
 #define POCKET_NO_MAIN
 #include "../../run.cpp"
 
@@ -12,10 +12,10 @@
 #include "../support/test_data.hpp"
 #include "../support/tiny_model.hpp"
 
-std::string best_kernel_of_the_other_file();  // library_second.cpp
-int next_token_in_the_other_file(const pocket::Model& model, const std::vector<int>& ids);
+std::string best_kernel_of_second_file();  // library_second.cpp
+int next_token_of_second_file(const pocket::Model& model, const std::vector<int>& ids);
 
-namespace {
+namespace library_test {
 
 using namespace pocket;
 
@@ -27,20 +27,20 @@ int next_token(const Model& model, const std::vector<int>& ids) {
   return logits ? pick(logits, model.config.vocab_size) : -1;
 }
 
-TEST(Library, TwoFilesOfAProgramMayIncludeTheEngine) {
+TEST(Library, TwoSourceFilesMayIncludeTheEngine) {
   const tiny::MemoryModel m(tiny::small_config(), Type::q4);
-  EXPECT_EQ(best_kernel_of_the_other_file(), kernel_names().front());
+  EXPECT_EQ(best_kernel_of_second_file(), kernel_names().front());
   for (const int n : {1, 5, 70}) {
     const std::vector<int> ids = tiny::random_ids(n, m.model.config.vocab_size, uint64_t(n));
-    EXPECT_EQ(next_token_in_the_other_file(m.model, ids), next_token(m.model, ids));
+    EXPECT_EQ(next_token_of_second_file(m.model, ids), next_token(m.model, ids));
   }
 }
 
-TEST(Library, ASessionPerThreadOverOneModel) {
+TEST(Library, SessionsOnSeveralThreadsShareOneModel) {
   const tiny::MemoryModel m(tiny::small_config(), Type::q4);
   constexpr int kThreads = 4;
   std::vector<int> text[kThreads], expected[kThreads];
-  const auto write = [&](int seed, std::vector<int>& out) {
+  const auto generate_text = [&](int seed, std::vector<int>& out) {
     Session session(m.model, {0, 1 + seed % 2, KvType::automatic, nullptr});
     Sampler pick({1.f, 0.95f, uint64_t(seed)});
     return generate(session, pick, tiny::random_ids(20, 100, uint64_t(seed)), 40, {}, [&](int id) {
@@ -48,9 +48,9 @@ TEST(Library, ASessionPerThreadOverOneModel) {
       return true;
     });
   };
-  for (int i = 0; i < kThreads; i++) EXPECT_TRUE(write(i, expected[i]));
+  for (int i = 0; i < kThreads; i++) EXPECT_TRUE(generate_text(i, expected[i]));
   std::vector<std::thread> threads;
-  for (int i = 0; i < kThreads; i++) threads.emplace_back([&, i] { write(i, text[i]); });
+  for (int i = 0; i < kThreads; i++) threads.emplace_back([&, i] { generate_text(i, text[i]); });
   for (std::thread& t : threads) t.join();
   for (int i = 0; i < kThreads; i++) {
     EXPECT_EQ(text[i].size(), 40u);
@@ -64,8 +64,8 @@ std::string random_model(const TemporaryFolder& folder) {
   return folder.file("model.bin");
 }
 
-// The example leaves stop ids out, so that it may go on where ./run ends.
-void expect_the_text_of_run(const std::string& model) {
+// The README's program ignores stop ids, so its text may be longer.
+void expect_same_text_as_run(const std::string& model) {
   const ProgramResult story = run_program({POCKET_STORY, model});
   const ProgramResult run = run_program({POCKET_RUN, model, "-i", "Once upon a time", "-n", "100", "-s", "5", "-q"});
   EXPECT_EQ(story.status, 0) << story.out << story.err;
@@ -75,37 +75,35 @@ void expect_the_text_of_run(const std::string& model) {
   EXPECT_EQ(story.err, "");
 }
 
-TEST(Library, TheExampleOfTheReadmeTellsTheSameAsRun) {
+TEST(ReadmeProgram, PrintsTheTextOfRun) {
   const TemporaryFolder folder;
-  expect_the_text_of_run(random_model(folder));
+  expect_same_text_as_run(random_model(folder));
 }
 
-TEST(Library, TheExampleOfTheReadmeTellsAStory) {
+TEST(ReadmeProgram, PrintsAStory) {
   NEED_DATA(checkpoint, "stories260K.bin");
   NEED_DATA(tokenizer, "tok512.model");
   const TemporaryFolder folder;
   ASSERT_EQ(run_program({POCKET_CONVERT, checkpoint, "-z", tokenizer, "-o", folder.file("s.bin")}).status, 0);
-  expect_the_text_of_run(folder.file("s.bin"));
+  expect_same_text_as_run(folder.file("s.bin"));
 }
 
-TEST(Library, TheExampleOfTheReadmeReportsWhatFails) {
+TEST(ReadmeProgram, ReportsErrors) {
   const TemporaryFolder folder;
   const ProgramResult missing = run_program({POCKET_STORY, folder.file("none.bin")});
   EXPECT_EQ(missing.status, 1);
   EXPECT_EQ(missing.out, folder.file("none.bin") + ": No such file or directory\n");
-  const ProgramResult by_default = run_program({POCKET_STORY}, [&] {
-    ProgramOptions o;
-    o.folder = folder.path();
-    return o;
-  }());
+  ProgramOptions in_folder;
+  in_folder.folder = folder.path();
+  const ProgramResult by_default = run_program({POCKET_STORY}, in_folder);
   EXPECT_EQ(by_default.out, "model.bin: No such file or directory\n");
 }
 
-// session_test.cpp built with -ffp-contract=fast for this very CPU: the bits, known in advance, must not change.
-TEST(Library, ACompilerThatFusesWhatItLikesChangesNoBit) {
+// fused_test is session_test.cpp compiled with -ffp-contract=fast -march=native.
+TEST(FusedBuild, LogitsAreTheSameBits) {
   const ProgramResult r = run_program({POCKET_FUSED_TEST, "--gtest_filter=SameBits.*", "--gtest_brief=1"});
   EXPECT_EQ(r.status, 0) << r.out;
   EXPECT_NE(r.out.find("[  PASSED  ] 5 tests."), std::string::npos) << r.out;
 }
 
-}  // namespace
+}  // namespace library_test

@@ -1,5 +1,5 @@
-// model_file_test.cpp: the door. A whole model file opens and is bound to the right bytes; whatever else is offered is
-// refused, with an error that names the file, the field and what was found, and never a crash.
+// model_file_test.cpp: opening model files. A valid file is bound to the right bytes; everything else is rejected with
+// an error that names the file, the field and the value found.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
@@ -9,14 +9,14 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace model_file_test {
 
 using namespace pocket;
 using tiny::Bytes;
 using tiny::entry_at;
 using tiny::header_of;
-using tiny::mend;
 using tiny::patched;
+using tiny::update_checksums;
 
 ModelParts full_parts(Type type = Type::q4) {
   ModelParts parts = tiny::parts_of(tiny::small_config(), type);
@@ -31,8 +31,8 @@ ModelParts full_parts(Type type = Type::q4) {
   return parts;
 }
 
-/// A file with something in every section; made once.
-const Bytes& whole() {
+/// A valid file with data in every section; made once.
+const Bytes& valid() {
   static const Bytes bytes = tiny::model_bytes(full_parts());
   return bytes;
 }
@@ -53,11 +53,11 @@ std::string error_of(const std::string& text) { return error_of(text.data(), tex
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-// ---- What opens ----
+// ---- Valid files ----
 
-TEST(Open, AWholeFileIsBoundToItsBytes) {
+TEST(Open, BindsAValidFile) {
   const tiny::MemoryModel m(full_parts().config, Type::q4);
-  tiny::MemoryModel f(whole());
+  tiny::MemoryModel f(valid());
   const Model& model = f.model;
   const Config c = full_parts().config;
   EXPECT_EQ(model.config.dim, 64);
@@ -71,7 +71,7 @@ TEST(Open, AWholeFileIsBoundToItsBytes) {
   EXPECT_EQ(model.config.norm_eps, c.norm_eps);
   EXPECT_EQ(model.config.rope_theta, c.rope_theta);
   EXPECT_FALSE(model.config.tied);
-  EXPECT_EQ(model.file_bytes, whole().size());
+  EXPECT_EQ(model.file_bytes, valid().size());
   EXPECT_EQ(model.tokenizer_bytes(), std::string(77, 't'));
   EXPECT_EQ(model.provenance(), "source: a test");
   EXPECT_EQ(model.self_test_ids, (std::vector<int>{1, 2, 99}));
@@ -86,7 +86,7 @@ TEST(Open, AWholeFileIsBoundToItsBytes) {
   EXPECT_TRUE(f.model.verify_tensors()) << model.error;
 }
 
-TEST(Open, TheWeightsAreThoseThatWereWritten) {
+TEST(Open, WeightsMatchTheWrittenOnes) {
   const tiny::MemoryModel m(full_parts().config, Type::f32);
   EXPECT_TRUE(m.model.all_f32);
   std::string ignored;
@@ -115,12 +115,16 @@ TEST(Open, TheWeightsAreThoseThatWereWritten) {
   }
 }
 
-TEST(Open, EmbeddingRowsAreGatheredFromFileAndMemoryAlike) {
+TEST(Open, EmbeddingRowsAreTheSameFromFileAndMemory) {
   const TemporaryFolder folder;
   for (const Type type : {Type::f32, Type::q8})
     for (const int dim : {5, 64, 1000, 5000}) {
       Config c = tiny::small_config();
-      c.dim = dim, c.hidden_dim = 8, c.n_layers = 1, c.n_heads = c.n_kv_heads = 1, c.head_dim = 2, c.vocab_size = 9;
+      c.dim = dim;
+      c.hidden_dim = 8;
+      c.n_layers = c.n_heads = c.n_kv_heads = 1;
+      c.head_dim = 2;
+      c.vocab_size = 9;
       const tiny::MemoryModel m(c, type);
       folder.write("model.bin", tiny::text_of(m.bytes));
       Model file;
@@ -135,8 +139,8 @@ TEST(Open, EmbeddingRowsAreGatheredFromFileAndMemoryAlike) {
     }
 }
 
-TEST(Open, ChatTemplatesComeBackAsTheyWere) {
-  tiny::MemoryModel m(whole());
+TEST(Open, ReadsTheWrittenChatTemplate) {
+  tiny::MemoryModel m(valid());
   const ChatTemplate &found = m.model.chat, expected = full_parts().chat;
   EXPECT_TRUE(found.known());
   EXPECT_EQ(found.stop_ids, expected.stop_ids);
@@ -152,36 +156,36 @@ TEST(Open, ChatTemplatesComeBackAsTheyWere) {
   EXPECT_FALSE(bare.model.chat.known());
 }
 
-TEST(Open, AgainAfterFailureAndAfterSuccess) {
+TEST(Open, CanBeRepeatedAfterFailureAndSuccess) {
   Model model;
-  const Bytes damaged = patched(whole(), offsetof(Header, dim), uint32_t(0));
+  const Bytes damaged = patched(valid(), offsetof(Header, dim), uint32_t(0));
   for (int round = 0; round < 3; round++) {
     EXPECT_FALSE(model.open_memory(damaged.data(), damaged.size()));
     EXPECT_FALSE(model.error.empty());
     EXPECT_FALSE(model.verify_tensors());
     EXPECT_TRUE(model.tokenizer_bytes().empty());
-    EXPECT_TRUE(model.open_memory(whole().data(), whole().size())) << model.error;
+    EXPECT_TRUE(model.open_memory(valid().data(), valid().size())) << model.error;
     EXPECT_EQ(model.error, "");
     EXPECT_EQ(model.layers.size(), 2u);
     EXPECT_TRUE(model.verify_tensors());
   }
 }
 
-TEST(Open, AModelNeverOpenedHasNothingToVerify) {
+TEST(Open, VerifyTensorsFailsBeforeOpen) {
   Model model;
   EXPECT_FALSE(model.verify_tensors());
   EXPECT_FALSE(model.error.empty());
 }
 
-// ---- What is no model file ----
+// ---- Not a model file ----
 
-TEST(NotAModel, EmptyAndShort) {
+TEST(NotAModel, RejectsEmptyAndShortFiles) {
   EXPECT_EQ(error_of(std::string()), "magic: expected a pocketllama model, found an empty file");
   EXPECT_EQ(error_of(std::string("PKTLLAM")), "magic: expected a pocketllama model, found something else");
   EXPECT_EQ(error_of(std::string("PKTLLAMA")), "size: expected at least 256 bytes of header, found 8");
 }
 
-TEST(NotAModel, TheErrorSaysWhatTheFileIs) {
+TEST(NotAModel, NamesTheFormatOfAnotherFile) {
   const std::string zeros(100, '\0');
   const std::pair<std::string, const char*> foreign[] = {
       {"GGUF\x03" + zeros, "a GGUF file; convert it"},
@@ -204,7 +208,7 @@ TEST(NotAModel, TheErrorSaysWhatTheFileIs) {
   }
 }
 
-TEST(NotAModel, PathsThatCannotBeMapped) {
+TEST(NotAModel, RejectsPathsThatCannotBeMapped) {
   const TemporaryFolder folder;
   Model model;
   const auto error = [&](const std::string& path) {
@@ -215,81 +219,81 @@ TEST(NotAModel, PathsThatCannotBeMapped) {
   EXPECT_EQ(error(folder.file("missing.bin")), "No such file or directory");
   EXPECT_TRUE(contains(error(folder.file("")), "is a folder"));
   ASSERT_EQ(mkfifo(folder.file("fifo").c_str(), 0600), 0);
-  EXPECT_EQ(error(folder.file("fifo")), "expected a regular file, which can be mapped");  // and does not wait for it
+  EXPECT_EQ(error(folder.file("fifo")), "expected a regular file, which can be mapped");  // and does not block
   EXPECT_EQ(error("/dev/null"), "expected a regular file, which can be mapped");
   EXPECT_EQ(error(""), "No such file or directory");
   folder.write("empty.bin", "");
   EXPECT_EQ(error(folder.file("empty.bin")), "magic: expected a pocketllama model, found an empty file");
   folder.write("text.bin", "GGUF and more");
   EXPECT_TRUE(contains(error(folder.file("text.bin")), "a GGUF file"));
-  folder.write("model.bin", tiny::text_of(whole()));
+  folder.write("model.bin", tiny::text_of(valid()));
   EXPECT_TRUE(model.open(folder.file("model.bin").c_str())) << model.error;
   EXPECT_TRUE(model.verify_tensors());
 }
 
-TEST(NotAModel, MemoryOffTheBoundary) {
-  Bytes moved(whole().size() + 64);
+TEST(NotAModel, RejectsUnalignedMemory) {
+  Bytes moved(valid().size() + 64);
   for (const size_t by : {1u, 4u, 8u, 16u, 32u, 63u}) {
-    std::memcpy(moved.data() + by, whole().data(), whole().size());
+    std::memcpy(moved.data() + by, valid().data(), valid().size());
     Model model;
-    EXPECT_FALSE(model.open_memory(moved.data() + by, whole().size()));
+    EXPECT_FALSE(model.open_memory(moved.data() + by, valid().size()));
     EXPECT_EQ(model.error, "memory: expected an address on a 64-byte boundary");
   }
 }
 
-// ---- Truncated and lengthened ----
+// ---- Truncated and extended files ----
 
-TEST(Truncated, AtEveryByteOfTheHeaderAndAtEveryEdge) {
-  const Header h = header_of(whole());
+TEST(Truncated, RejectsEveryHeaderLengthAndSectionBoundary) {
+  const Header h = header_of(valid());
   std::vector<uint64_t> sizes;
   for (uint64_t n = 0; n <= 300; n++) sizes.push_back(n);
   for (const Section& s : {h.tokenizer, h.chat, h.provenance, h.self_test, h.tensor_table, h.tensors})
     for (const uint64_t edge : {s.offset, s.offset + s.bytes})
       for (const uint64_t n : {edge - 1, edge, edge + 1}) sizes.push_back(n);
   for (size_t i = 0; i < tensor_specs(full_parts().config).size(); i++) {
-    const auto e = load<TensorEntry>(&whole()[entry_at(whole(), i)]);
+    const auto e = load<TensorEntry>(&valid()[entry_at(valid(), i)]);
     for (const uint64_t edge : {e.offset, e.offset + e.bytes})
       for (const uint64_t n : {edge - 1, edge}) sizes.push_back(n);
   }
   for (const uint64_t n : sizes) {
-    if (n >= whole().size()) continue;
-    const std::string error = error_of(whole().data(), size_t(n));
+    if (n >= valid().size()) continue;
+    const std::string error = error_of(valid().data(), size_t(n));
     if (n < 8)
       EXPECT_TRUE(contains(error, "magic")) << error;
     else if (n < 256)
       EXPECT_EQ(error, "size: expected at least 256 bytes of header, found " + std::to_string(n));
     else
-      EXPECT_EQ(error, "file_bytes: expected " + std::to_string(whole().size()) + ", found " + std::to_string(n) +
+      EXPECT_EQ(error, "file_bytes: expected " + std::to_string(valid().size()) + ", found " + std::to_string(n) +
                            " (cut short?)");
   }
 }
 
-// A liar shortens the file and says so in the header, with checksums that agree.
-TEST(Truncated, WithAHeaderThatAgrees) {
-  const Header h = header_of(whole());
+// A shortened file whose header states the new sizes, with valid checksums.
+TEST(Truncated, RejectsAConsistentHeader) {
+  const Header h = header_of(valid());
   std::vector<uint64_t> sizes = {256, 257, 320, 4095, 4096};
-  for (uint64_t n = h.tensors.offset; n < whole().size(); n += 1 + n % 977) sizes.push_back(n);
+  for (uint64_t n = h.tensors.offset; n < valid().size(); n += 1 + n % 977) sizes.push_back(n);
   for (const uint64_t n : sizes) {
-    Bytes cut(whole().begin(), whole().begin() + std::ptrdiff_t(n));
-    Header lie = h;
-    lie.file_bytes = n;
-    lie.tensors.bytes = n > h.tensors.offset ? n - h.tensors.offset : 0;
-    std::memcpy(cut.data(), &lie, sizeof lie);
-    mend(cut);
+    Bytes cut(valid().begin(), valid().begin() + std::ptrdiff_t(n));
+    Header header = h;
+    header.file_bytes = n;
+    header.tensors.bytes = n > h.tensors.offset ? n - h.tensors.offset : 0;
+    std::memcpy(cut.data(), &header, sizeof header);
+    update_checksums(cut);
     EXPECT_NE(error_of(cut), "") << n << " bytes";
   }
 }
 
-TEST(Truncated, OrTooLong) {
+TEST(Extended, RejectsTrailingBytes) {
   for (const size_t more : {1u, 64u, 4096u}) {
-    Bytes longer = whole();
+    Bytes longer = valid();
     longer.resize(longer.size() + more);
     EXPECT_TRUE(contains(error_of(longer), "file_bytes: ")) << more;
     tiny::put(longer, offsetof(Header, file_bytes), uint64_t(longer.size()));
-    mend(longer);
+    update_checksums(longer);
     EXPECT_TRUE(contains(error_of(longer), "section tensors")) << error_of(longer);
-    tiny::put(longer, offsetof(Header, tensors) + 8, uint64_t(longer.size() - header_of(whole()).tensors.offset));
-    mend(longer);
+    tiny::put(longer, offsetof(Header, tensors) + 8, uint64_t(longer.size() - header_of(valid()).tensors.offset));
+    update_checksums(longer);
     EXPECT_TRUE(contains(error_of(longer), "section tensors")) << error_of(longer);
   }
 }
@@ -297,8 +301,8 @@ TEST(Truncated, OrTooLong) {
 // ---- Damaged ----
 
 TEST(Damaged, AnyByteOfTheFileBeforeTheTensorsIsNoticed) {
-  Bytes file = whole();
-  for (size_t at = 0; at < header_of(whole()).tensors.offset; at++)
+  Bytes file = valid();
+  for (size_t at = 0; at < header_of(valid()).tensors.offset; at++)
     for (const int bit : {0, 7}) {
       file[at] ^= uint8_t(1 << bit);
       const std::string error = error_of(file);
@@ -310,7 +314,7 @@ TEST(Damaged, AnyByteOfTheFileBeforeTheTensorsIsNoticed) {
 }
 
 TEST(Damaged, VerifyFindsAnyFlippedBitOfATensor) {
-  Bytes file = whole();
+  Bytes file = valid();
   tiny::Random random(1);
   Model model;
   ASSERT_TRUE(model.open_memory(file.data(), file.size())) << model.error;
@@ -326,7 +330,7 @@ TEST(Damaged, VerifyFindsAnyFlippedBitOfATensor) {
   EXPECT_TRUE(model.verify_tensors());
 }
 
-// ---- Every field of the header, with checksums that agree: its own check must speak ----
+// ---- Every field of the header, with valid checksums, so that the field's own check must fail ----
 
 struct Field {
   const char* name;
@@ -339,8 +343,9 @@ const Field kIntegers[] = {FIELD(dim),        FIELD(hidden_dim), FIELD(n_layers)
                            FIELD(n_kv_heads), FIELD(head_dim),   FIELD(vocab_size), FIELD(max_seq_len)};
 const Field kFloats[] = {FIELD(norm_eps), FIELD(rope_theta), FIELD(rope_factor), FIELD(rope_low_freq),
                          FIELD(rope_high_freq)};
+#undef FIELD
 
-// A file whose rope scaling makes every field count.
+// A valid file that uses every field of rope scaling.
 const Bytes& llama3() {
   static const Bytes bytes = [] {
     ModelParts parts = full_parts();
@@ -351,26 +356,26 @@ const Bytes& llama3() {
   return bytes;
 }
 
-TEST(Header, IntegersOutOfRangeAreNamed) {
+TEST(Header, NamesIntegersOutOfRange) {
   for (const Field& f : kIntegers)
     for (const uint32_t value : {0u, 0xffffffffu, 0x80000000u, 0x7fffffffu}) {
-      const std::string error = error_of(patched(whole(), f.at, value));
+      const std::string error = error_of(patched(valid(), f.at, value));
       EXPECT_EQ(error.find(std::string(f.name) + ": expected "), 0u) << error;
       EXPECT_TRUE(contains(error, ", found " + std::to_string(value))) << error;
     }
 }
 
-TEST(Header, IntegersThatDoNotFitTheTensorsAreRefused) {
+TEST(Header, RejectsIntegersThatDoNotMatchTheTensors) {
   const Config c = full_parts().config;
   const int values[] = {c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.vocab_size};
   for (size_t i = 0; i < std::size(values); i++)
     for (const int value : {values[i] - 1, values[i] + 1, values[i] * 2, values[i] / 2, 1}) {
       if (value == values[i]) continue;
-      EXPECT_NE(error_of(patched(whole(), kIntegers[i].at, uint32_t(value))), "") << kIntegers[i].name << " " << value;
+      EXPECT_NE(error_of(patched(valid(), kIntegers[i].at, uint32_t(value))), "") << kIntegers[i].name << " " << value;
     }
 }
 
-TEST(Header, FlagsAndKinds) {
+TEST(Header, RejectsUnknownFlagsAndKinds) {
   const auto error = [](size_t at, uint32_t value) { return error_of(patched(llama3(), at, value)); };
   ASSERT_EQ(error_of(llama3()), "");
   EXPECT_EQ(error(offsetof(Header, version), 2), "version: expected 1, found 2");
@@ -381,12 +386,12 @@ TEST(Header, FlagsAndKinds) {
   EXPECT_EQ(error(offsetof(Header, rope_scaling), 3), "rope_scaling: expected 0 to 2, found 3");
   EXPECT_TRUE(contains(error(offsetof(Header, rope_original_len), 0), "rope_original_len: ")) << "llama3";
   EXPECT_TRUE(contains(error(offsetof(Header, rope_original_len), 0xffffffff), "rope_original_len: "));
-  EXPECT_EQ(error_of(patched(whole(), offsetof(Header, rope_original_len), 0x7fffffffu)), "") << "not used here";
+  EXPECT_EQ(error_of(patched(valid(), offsetof(Header, rope_original_len), 0x7fffffffu)), "") << "not used here";
   for (size_t i = 0; i < sizeof Header().reserved; i++)
-    EXPECT_EQ(error_of(patched(whole(), offsetof(Header, reserved) + i, uint8_t(1))), "reserved: expected 0, found 1");
+    EXPECT_EQ(error_of(patched(valid(), offsetof(Header, reserved) + i, uint8_t(1))), "reserved: expected 0, found 1");
 }
 
-TEST(Header, FloatsMustBePositiveNumbers) {
+TEST(Header, RejectsFloatsThatAreNotPositiveAndFinite) {
   for (const Field& f : kFloats)
     for (const float value : {0.f, -0.f, -1.f, NAN, INFINITY, -INFINITY, FLT_MAX}) {
       const std::string error = error_of(patched(llama3(), f.at, value));
@@ -396,19 +401,19 @@ TEST(Header, FloatsMustBePositiveNumbers) {
                        "rope_high_freq: expected more than the low one"));
 }
 
-// Frequencies above one radian a position have no meaning, and positions times them would leave every integer.
-TEST(Header, RopeMayNotTurnFasterThanOneRadianAPosition) {
+// Above one radian a position, the angle of a position could exceed the range of the argument reduction.
+TEST(Header, RejectsRopeFrequenciesAboveOneRadian) {
   for (const float value : {1e-30f, 0.5f, 0.9999f}) {
     EXPECT_EQ(error_of(patched(llama3(), offsetof(Header, rope_theta), value)).find("rope_theta: expected "), 0u);
     EXPECT_EQ(error_of(patched(llama3(), offsetof(Header, rope_factor), value)).find("rope_factor: expected "), 0u);
   }
   EXPECT_EQ(error_of(patched(llama3(), offsetof(Header, rope_theta), 1.f)), "");
   EXPECT_EQ(error_of(patched(llama3(), offsetof(Header, rope_factor), 1.f)), "");
-  EXPECT_EQ(error_of(patched(whole(), offsetof(Header, rope_factor), 0.f)), "") << "not used here";
+  EXPECT_EQ(error_of(patched(valid(), offsetof(Header, rope_factor), 0.f)), "") << "not used here";
 }
 
-TEST(Header, HeadsMustDivide) {
-  Bytes file = whole();
+TEST(Header, RejectsHeadCountsThatDoNotDivide) {
+  Bytes file = valid();
   tiny::put(file, offsetof(Header, n_heads), uint32_t(4));
   EXPECT_EQ(error_of(patched(file, offsetof(Header, n_kv_heads), uint32_t(3))),
             "n_kv_heads: expected a divisor of 4 heads, found 3");
@@ -417,20 +422,20 @@ TEST(Header, HeadsMustDivide) {
             "head_dim: expected an even number, found 15");
 }
 
-// Every size at its largest: products reach 2^40 and more, and none may wrap.
-TEST(Header, LargestSizes) {
-  Bytes file = whole();
+// The largest allowed sizes: products exceed 2^40 and must not wrap.
+TEST(Header, LargestSizesDoNotOverflow) {
+  Bytes file = valid();
   const std::pair<size_t, uint32_t> largest[] = {
       {offsetof(Header, dim), 1 << 16},        {offsetof(Header, hidden_dim), 1 << 20},
       {offsetof(Header, n_heads), 1 << 10},    {offsetof(Header, n_kv_heads), 1 << 10},
       {offsetof(Header, head_dim), 1 << 10},   {offsetof(Header, vocab_size), 1 << 22},
       {offsetof(Header, max_seq_len), 1 << 22}};
   for (const auto& [at, value] : largest) tiny::put(file, at, value);
-  mend(file);
+  update_checksums(file);
   EXPECT_TRUE(contains(error_of(file), "tensor token_embedding.rows: expected 4194304, found 100")) << error_of(file);
   EXPECT_TRUE(contains(error_of(patched(file, offsetof(Header, n_layers), uint32_t(1 << 10))),
                        "section tensor_table.bytes: expected " + std::to_string((1024 * 9 + 3) * 64)));
-  // The table believes it too; then the bytes are missing.
+  // With a table that agrees, the tensor's bytes are missing.
   tiny::put(file, entry_at(file, 0) + offsetof(TensorEntry, rows), uint32_t(1 << 22));
   tiny::put(file, entry_at(file, 0) + offsetof(TensorEntry, cols), uint32_t(1 << 16));
   const uint64_t bytes = uint64_t(1 << 22) * (1 << 16) / 32 * 34;
@@ -440,41 +445,41 @@ TEST(Header, LargestSizes) {
 
 // ---- Sections and tensors ----
 
-TEST(Sections, EveryOffsetAndLengthSpoiled) {
+TEST(Sections, RejectsEveryWrongOffsetAndLength) {
   const std::pair<const char*, size_t> sections[] = {
       {"tokenizer", offsetof(Header, tokenizer)},       {"chat", offsetof(Header, chat)},
       {"provenance", offsetof(Header, provenance)},     {"self_test", offsetof(Header, self_test)},
       {"tensor_table", offsetof(Header, tensor_table)}, {"tensors", offsetof(Header, tensors)}};
   for (const auto& [name, at] : sections) {
-    const uint64_t offset = load<uint64_t>(&whole()[at]), bytes = load<uint64_t>(&whole()[at + 8]);
+    const uint64_t offset = load<uint64_t>(&valid()[at]), bytes = load<uint64_t>(&valid()[at + 8]);
     for (const uint64_t value :
          {uint64_t(0), uint64_t(1), offset - 1, offset + 1, offset - 4096, offset + 4096,
-          whole().size() + 4096 - whole().size() % 4096, ~uint64_t(0), ~uint64_t(0) - 4095, uint64_t(1) << 63}) {
-      const std::string error = error_of(patched(whole(), at, value));
+          valid().size() + 4096 - valid().size() % 4096, ~uint64_t(0), ~uint64_t(0) - 4095, uint64_t(1) << 63}) {
+      const std::string error = error_of(patched(valid(), at, value));
       EXPECT_EQ(error.find("section "), 0u) << name << ".offset " << value << ": " << error;
     }
     for (const uint64_t value : {~uint64_t(0), ~uint64_t(0) - offset, ~uint64_t(0) - offset + 1, uint64_t(1) << 63,
-                                 uint64_t(whole().size()), whole().size() - offset + 1}) {
-      const std::string error = error_of(patched(whole(), at + 8, value));
+                                 uint64_t(valid().size()), valid().size() - offset + 1}) {
+      const std::string error = error_of(patched(valid(), at + 8, value));
       EXPECT_EQ(error.find("section "), 0u) << name << ".bytes " << value << ": " << error;
     }
-    if (std::strcmp(name, "tokenizer") == 0 || std::strcmp(name, "provenance") == 0) continue;  // any length may be
+    if (std::strcmp(name, "tokenizer") == 0 || std::strcmp(name, "provenance") == 0) continue;  // any length is valid
     for (const uint64_t value : {uint64_t(0), bytes - 1, bytes / 2})
-      EXPECT_EQ(error_of(patched(whole(), at + 8, value)).find("section "), 0u) << name << ".bytes " << value;
+      EXPECT_EQ(error_of(patched(valid(), at + 8, value)).find("section "), 0u) << name << ".bytes " << value;
   }
 }
 
-TEST(Sections, EveryFieldOfTheTensorTableSpoiled) {
+TEST(Sections, RejectsEveryWrongTensorTableField) {
   const std::vector<TensorSpec> specs = tensor_specs(full_parts().config);
   for (size_t i = 0; i < specs.size(); i++) {
-    const size_t at = entry_at(whole(), i);
-    const auto e = load<TensorEntry>(&whole()[at]);
-    const auto error = [&](size_t field, auto value) { return error_of(patched(whole(), at + field, value)); };
+    const size_t at = entry_at(valid(), i);
+    const auto e = load<TensorEntry>(&valid()[at]);
+    const auto error = [&](size_t field, auto value) { return error_of(patched(valid(), at + field, value)); };
     const std::string name = "tensor " + specs[i].name;
     for (const uint32_t value : {3u, 0xffffffffu})
       EXPECT_EQ(error(offsetof(TensorEntry, type), value),
                 name + ".type: expected a type that fits, found " + std::to_string(value));
-    for (uint32_t type = 0; type <= 2; type++)  // another type has another size, or does not fit
+    for (uint32_t type = 0; type <= 2; type++)  // another type has another size or does not match
       EXPECT_EQ(error(offsetof(TensorEntry, type), type).find(name), type == e.type ? std::string::npos : 0) << type;
     for (const uint32_t value : {0u, e.rows + 1, e.rows - 1, 0xffffffffu})
       EXPECT_EQ(error(offsetof(TensorEntry, rows), value).find(name + ".rows: expected "), 0u);
@@ -490,10 +495,10 @@ TEST(Sections, EveryFieldOfTheTensorTableSpoiled) {
   }
 }
 
-/// A file with this chat section, and otherwise as it should be.
+/// A valid file with these bytes as `section`.
 Bytes with_section(Section Header::*section, const std::string& bytes) {
   ModelParts parts = full_parts();
-  parts.chat.default_system = std::string(bytes.size() + 100, 'x');  // room for it
+  parts.chat.default_system = std::string(bytes.size() + 100, 'x');  // makes the section large enough
   parts.self_test_ids.resize(bytes.size() / 4 + 10, 1);
   Bytes file = tiny::model_bytes(parts);
   Header h = header_of(file);
@@ -501,7 +506,7 @@ Bytes with_section(Section Header::*section, const std::string& bytes) {
   (h.*section).bytes = bytes.size();
   std::memcpy(file.data() + (h.*section).offset, bytes.data(), bytes.size());
   std::memcpy(file.data(), &h, sizeof h);
-  mend(file);
+  update_checksums(file);
   return file;
 }
 
@@ -510,7 +515,7 @@ std::string words(const std::vector<uint32_t>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * 4};
 }
 
-TEST(Chat, HostileSections) {
+TEST(ChatSection, RejectsInvalidBytes) {
   const std::string no_slots = words({0, 0, 0, 0, 0, 0, 0});
   const auto error = [](const std::string& bytes) { return error_of(with_section(&Header::chat, bytes)); };
   EXPECT_EQ(error(words({0, 0}) + no_slots), "");
@@ -539,25 +544,25 @@ TEST(Chat, HostileSections) {
   EXPECT_EQ(error(words({0, 0}) + no_slots + words({7, 0})).find("section chat: expected a whole template"), 0u);
 }
 
-TEST(Chat, TurnsThatAreTrimmedComeBackAsTheyWere) {
+TEST(ChatSection, ReadsTheWrittenTrimFlags) {
   ModelParts parts = full_parts();
   parts.chat.trim = ChatTemplate::kTrimSystem | ChatTemplate::kTrimReply;
   EXPECT_EQ(tiny::MemoryModel(tiny::model_bytes(parts)).model.chat.trim, parts.chat.trim);
-  EXPECT_EQ(tiny::MemoryModel(whole()).model.chat.trim, 0u);
+  EXPECT_EQ(tiny::MemoryModel(valid()).model.chat.trim, 0u);
 }
 
-TEST(Chat, TruncatedAtEveryByte) {
-  const Header h = header_of(whole());
-  const std::string chat(reinterpret_cast<const char*>(&whole()[h.chat.offset]), h.chat.bytes);
+TEST(ChatSection, RejectsEveryTruncatedLength) {
+  const Header h = header_of(valid());
+  const std::string chat(reinterpret_cast<const char*>(&valid()[h.chat.offset]), h.chat.bytes);
   for (size_t n = 0; n < chat.size(); n++) {
-    Bytes file = whole();
+    Bytes file = valid();
     tiny::put(file, offsetof(Header, chat) + 8, uint64_t(n));
-    mend(file);
+    update_checksums(file);
     EXPECT_EQ(error_of(file).find("section chat: expected "), 0u) << n << " bytes: " << error_of(file);
   }
 }
 
-TEST(SelfTest, HostileSections) {
+TEST(SelfTestSection, RejectsInvalidBytes) {
   const auto error = [](const std::string& bytes) { return error_of(with_section(&Header::self_test, bytes)); };
   EXPECT_EQ(error(words({0, 1, 2})), "");
   EXPECT_EQ(error(words({1, 99, 1, 2})), "");
@@ -569,4 +574,4 @@ TEST(SelfTest, HostileSections) {
   EXPECT_EQ(error(""), "section self_test: expected ids within the vocabulary, found others");
 }
 
-}  // namespace
+}  // namespace model_file_test

@@ -1,27 +1,27 @@
-// pool_test.cpp: every task is run once, by a thread of the pool, and has been when run() returns.
+// pool_test.cpp: parallel_for() and parallel_ranges() run every task exactly once and return after the last one.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
 
-namespace {
+namespace pool_test {
 
 using namespace pocket;
 
-TEST(Pool, EveryTaskIsRunOnce) {
+TEST(Pool, RunsEveryTaskOnce) {
   for (const int threads : {1, 2, 3, 8}) {
     Pool pool(threads);
     EXPECT_EQ(pool.threads(), threads);
     for (const int n : {0, 1, 2, 3, 7, 64, 1000}) {
-      std::vector<int> runs(size_t(n), 0);  // not atomic: run() must order them before what comes after
+      std::vector<int> runs(size_t(n), 0);  // not atomic: parallel_for() must synchronize
       pool.parallel_for(n, [&](int task, int) { runs[size_t(task)]++; });
       EXPECT_EQ(runs, std::vector<int>(size_t(n), 1)) << threads << " threads, " << n << " tasks";
     }
   }
 }
 
-TEST(Pool, TasksAreToldTheirThread) {
+TEST(Pool, PassesTheThreadIndexToTasks) {
   Pool pool(4);
-  std::vector<int> by_thread(4, 0);  // each thread writes its own
+  std::vector<int> by_thread(4, 0);  // each thread writes its own element
   for (int round = 0; round < 200; round++)
     pool.parallel_for(50, [&](int, int thread) {
       ASSERT_TRUE(thread >= 0 && thread < 4) << thread;
@@ -30,7 +30,7 @@ TEST(Pool, TasksAreToldTheirThread) {
   EXPECT_EQ(by_thread[0] + by_thread[1] + by_thread[2] + by_thread[3], 200 * 50);
 }
 
-TEST(Pool, AlsoWhenWorkersHaveGoneToSleep) {
+TEST(Pool, WakesSleepingWorkers) {
   Pool pool(3);
   for (int round = 0; round < 30; round++) {
     std::atomic<int> sum{0};
@@ -40,8 +40,8 @@ TEST(Pool, AlsoWhenWorkersHaveGoneToSleep) {
   }
 }
 
-// More jobs than the job number of a ticket can count, with hardly any work each.
-TEST(Pool, ManyJobsInARow) {
+// More jobs than the job number of a ticket can count, so that it wraps.
+TEST(Pool, RunsManySmallJobs) {
   Pool pool(2);
   int64_t total = 0;
   for (int job = 0; job < 150000; job++) {
@@ -53,11 +53,11 @@ TEST(Pool, ManyJobsInARow) {
   EXPECT_EQ(total, int64_t(3) * 150000 * 149999 / 2 + int64_t(3) * 150000);
 }
 
-TEST(Pool, AWorkerMayDoAllOfIt) {
+TEST(Pool, AWorkerTakesATaskWhileTheCallerWaits) {
   Pool pool(2);
   std::atomic<bool> other{false};
   bool helped = false;
-  for (int round = 0; round < 100 && !helped; round++) {  // the caller waits in its task until the worker took one
+  for (int round = 0; round < 100 && !helped; round++) {  // the caller's task waits until the worker has taken one
     other = false;
     pool.parallel_for(2, [&](int, int thread) {
       if (thread == 1) other = true;
@@ -70,14 +70,14 @@ TEST(Pool, AWorkerMayDoAllOfIt) {
   EXPECT_TRUE(helped);
 }
 
-TEST(Pool, ComesAndGoes) {
+TEST(Pool, IsDestroyedWithAndWithoutJobs) {
   for (int i = 0; i < 100; i++) {
     Pool pool(i % 5 + 1);
     if (i % 2) pool.parallel_for(10, [](int, int) {});
   }
 }
 
-TEST(Pool, RunsCoverAllTasksOnceInWholeUnits) {
+TEST(Pool, RangesCoverEveryTaskOnceInWholeUnits) {
   for (const int threads : {1, 2, 3, 8}) {
     Pool pool(threads);
     for (const int unit : {1, 2, 4})
@@ -85,7 +85,8 @@ TEST(Pool, RunsCoverAllTasksOnceInWholeUnits) {
         std::vector<int> runs(size_t(n), 0);
         std::atomic<int> broken{0}, calls{0};
         pool.parallel_ranges(n, unit, 1e9, [&](int first, int end) {
-          broken += first % unit != 0 || (end % unit != 0 && end != n), calls++;
+          broken += first % unit != 0 || (end % unit != 0 && end != n);
+          calls++;
           for (int i = first; i < end; i++) runs[size_t(i)]++;
         });
         EXPECT_EQ(runs, std::vector<int>(size_t(n), 1)) << threads << " threads, " << n << " tasks";
@@ -95,7 +96,7 @@ TEST(Pool, RunsCoverAllTasksOnceInWholeUnits) {
   }
 }
 
-TEST(Pool, LittleWorkIsTheCallersAlone) {
+TEST(Pool, SmallJobsRunOnTheCaller) {
   Pool pool(4);
   for (int round = 0; round < 100; round++) {
     int next = 0;
@@ -107,7 +108,7 @@ TEST(Pool, LittleWorkIsTheCallersAlone) {
   }
 }
 
-TEST(Pool, NoThreadsAskedForMeansTheCaller) {
+TEST(Pool, ZeroOrFewerThreadsMeansOne) {
   for (const int threads : {0, -5}) {
     Pool pool(threads);
     EXPECT_EQ(pool.threads(), 1);
@@ -120,4 +121,4 @@ TEST(Pool, NoThreadsAskedForMeansTheCaller) {
   }
 }
 
-}  // namespace
+}  // namespace pool_test

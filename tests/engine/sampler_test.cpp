@@ -1,5 +1,5 @@
-// sampler_test.cpp: the choice of the next token: the likeliest, or drawn from what top-k, top-p, min-p and temperature
-// leave, with the frequencies that they should have; and the same choices for a seed everywhere.
+// sampler_test.cpp: greedy and random choice of the next token: frequencies under temperature, top-k, top-p and min-p
+// against a naive definition, the same choices for a seed on every machine, and the repetition penalty.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
@@ -10,7 +10,7 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace sampler_test {
 
 using namespace pocket;
 using tiny::Random;
@@ -19,7 +19,11 @@ const float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_l
 
 SamplerOptions options(float temperature, float top_p = 1, int top_k = 0, float min_p = 0, uint64_t seed = 1) {
   SamplerOptions o;
-  o.temperature = temperature, o.top_p = top_p, o.top_k = top_k, o.min_p = min_p, o.seed = seed;
+  o.temperature = temperature;
+  o.top_p = top_p;
+  o.top_k = top_k;
+  o.min_p = min_p;
+  o.seed = seed;
   return o;
 }
 
@@ -35,7 +39,7 @@ int pick_one(const SamplerOptions& o, const std::vector<float>& logits) {
   return pick(logits.data(), int(logits.size()));
 }
 
-// The definition, naively and in double: softmax, then min-p, top-k and top-p, then to a sum of 1.
+// The definition in double: softmax, then min-p, top-k and top-p, then normalized to a sum of 1.
 std::map<int, double> probabilities(const SamplerOptions& o, const std::vector<float>& logits) {
   const double top = *std::max_element(logits.begin(), logits.end());
   std::vector<std::pair<double, int>> all;
@@ -50,37 +54,38 @@ std::map<int, double> probabilities(const SamplerOptions& o, const std::vector<f
   std::map<int, double> result;
   for (const auto& [p, id] : all) {
     if (o.top_p < 1 && sum > o.top_p * total) break;
-    sum -= p, result[id] = -p;
+    sum -= p;
+    result[id] = -p;
   }
   for (const auto& [id, p] : result) kept += p;
   for (auto& [id, p] : result) p /= kept;
   return result;
 }
 
-// Draws many times; every token must come as often as it should, within five standard deviations.
+// The frequency of every token must be within five standard deviations of its expectation.
 void expect_frequencies(const SamplerOptions& o, const std::vector<float>& logits) {
   constexpr int kDraws = 40000;
   const std::map<int, double> expected = probabilities(o, logits);
   std::map<int, int> found;
   Sampler pick(o);
   for (int i = 0; i < kDraws; i++) found[pick(logits.data(), int(logits.size()))]++;
-  for (const auto& [id, count] : found) EXPECT_TRUE(expected.count(id)) << "token " << id << " should have been cut";
+  for (const auto& [id, count] : found) EXPECT_TRUE(expected.count(id)) << "token " << id << " has probability 0";
   for (const auto& [id, p] : expected)
     EXPECT_NEAR(found[id], p * kDraws, 5 * std::sqrt(kDraws * p * (1 - p)) + 1) << "token " << id;
 }
 
-// ---- The likeliest ----
+// ---- Greedy ----
 
-TEST(Sampler, TemperatureZeroTakesTheLikeliestAndTheFirstOfEquals) {
+TEST(Sampler, TemperatureZeroTakesTheFirstLargestLogit) {
   EXPECT_EQ(pick_one(options(0), {1, 3, 2}), 1);
   EXPECT_EQ(pick_one(options(0), {1, 3, 3}), 1);
   EXPECT_EQ(pick_one(options(0), {7}), 0);
   EXPECT_EQ(pick_one(options(0), {-5, -3, -4}), 1);
   EXPECT_EQ(pick_one(options(0, 0.1f, 1, 0.9f), {0, 0, 9}), 2);
-  EXPECT_EQ(pick_one(options(-1), {0, 4, 1}), 1);  // below zero is like zero
+  EXPECT_EQ(pick_one(options(-1), {0, 4, 1}), 1);  // negative means 0
 }
 
-TEST(Sampler, WhatIsNotANumberNeverWins) {
+TEST(Sampler, IgnoresNanAndReturnsAValidId) {
   EXPECT_EQ(pick_one(options(0), {kNan, 1, 2}), 2);
   EXPECT_EQ(pick_one(options(0), {1, kNan, 0}), 0);
   EXPECT_EQ(pick_one(options(0), {-kInf, -kInf, -9}), 2);
@@ -93,36 +98,36 @@ TEST(Sampler, WhatIsNotANumberNeverWins) {
       }
 }
 
-// ---- Drawn ----
+// ---- Random ----
 
-TEST(Sampler, FrequenciesAreThoseOfTheSoftmax) {
+TEST(Sampler, FrequenciesMatchTheSoftmax) {
   const std::vector<float> logits = random_logits(20, 1);
   for (const float temperature : {0.3f, 1.f, 3.f}) expect_frequencies(options(temperature), logits);
 }
 
-TEST(Sampler, TopK) {
+TEST(Sampler, TopKMatchesItsDefinition) {
   const std::vector<float> logits = random_logits(50, 2);
   for (const int k : {1, 2, 5, 49, 50, 51, 1000}) expect_frequencies(options(1, 1, k), logits);
 }
 
-TEST(Sampler, TopP) {
+TEST(Sampler, TopPMatchesItsDefinition) {
   const std::vector<float> logits = random_logits(50, 3);
   for (const float p : {0.f, 0.1f, 0.5f, 0.9f, 0.99f}) expect_frequencies(options(1, p), logits);
   EXPECT_EQ(probabilities(options(1, 0), logits).size(), 1u);
 }
 
-TEST(Sampler, MinP) {
+TEST(Sampler, MinPMatchesItsDefinition) {
   const std::vector<float> logits = random_logits(50, 4);
   for (const float p : {0.01f, 0.1f, 0.5f, 1.f}) expect_frequencies(options(1, 1, 0, p), logits);
 }
 
-TEST(Sampler, AllOfThemTogether) {
+TEST(Sampler, CombinedFiltersMatchTheirDefinition) {
   const std::vector<float> logits = random_logits(80, 5);
   expect_frequencies(options(1.5f, 0.8f, 30, 0.02f), logits);
   expect_frequencies(options(0.7f, 0.95f, 3, 0.f), logits);
 }
 
-TEST(Sampler, ALargeVocabularyIsCutWhereItShouldBe) {
+TEST(Sampler, TopPCutsALargeVocabulary) {
   const std::vector<float> logits = random_logits(50000, 6);
   for (const float p : {0.3f, 0.9f}) {
     const SamplerOptions o = options(0.6f, p);
@@ -135,7 +140,7 @@ TEST(Sampler, ALargeVocabularyIsCutWhereItShouldBe) {
   }
 }
 
-TEST(Sampler, ExtremeTemperatures) {
+TEST(Sampler, AcceptsExtremeTemperatures) {
   const std::vector<float> logits = {1, 1.001f, 0.5f, -2};
   for (uint64_t seed = 0; seed < 50; seed++) EXPECT_EQ(pick_one(options(1e-6f, 1, 0, 0, seed), logits), 1);
   EXPECT_EQ(pick_one(options(1e-40f), logits), 1);
@@ -144,7 +149,7 @@ TEST(Sampler, ExtremeTemperatures) {
 
 // ---- Seeds ----
 
-TEST(Sampler, ASeedMakesTheSameChoicesOnEveryMachine) {
+TEST(Sampler, ASeedGivesTheSameChoicesOnEveryMachine) {
   const std::vector<float> logits = random_logits(1000, 7);
   const auto choices = [&](uint64_t seed) {
     Sampler pick(options(1, 0.95f, 0, 0, seed));
@@ -160,21 +165,21 @@ TEST(Sampler, ASeedMakesTheSameChoicesOnEveryMachine) {
 
 // ---- The repetition penalty ----
 
-TEST(Penalty, DividesLargeLogitsAndMultipliesNegativeOnesOnce) {
+TEST(Penalty, DividesPositiveAndMultipliesNegativeLogitsOnce) {
   SamplerOptions o = options(0);
   o.repeat_penalty = 2;
   Sampler pick(o);
   const std::vector<float> logits = {4, 3, -1, -1.5f, 0};
-  EXPECT_EQ(pick(logits.data(), 5), 0);  // 4; from now on 2
-  EXPECT_EQ(pick(logits.data(), 5), 1);  // 3; from now on 1.5
-  EXPECT_EQ(pick(logits.data(), 5), 0);  // 2 before 1.5: once, however often it came
+  EXPECT_EQ(pick(logits.data(), 5), 0);  // 4, then 2
+  EXPECT_EQ(pick(logits.data(), 5), 1);  // 3, then 1.5
+  EXPECT_EQ(pick(logits.data(), 5), 0);  // 2 against 1.5: applied once, not once per occurrence
   EXPECT_EQ(pick(logits.data(), 5), 0);
   const std::vector<float> negative = {-9, -9, -1, -1.5f, -9};
-  EXPECT_EQ(pick(negative.data(), 5), 2);  // -1; from now on -2
+  EXPECT_EQ(pick(negative.data(), 5), 2);  // -1, then -2
   EXPECT_EQ(pick(negative.data(), 5), 3);
 }
 
-TEST(Penalty, ReachesBack64TokensAndCountsThePrompt) {
+TEST(Penalty, CoversTheLast64TokensIncludingThePrompt) {
   SamplerOptions o = options(0);
   o.repeat_penalty = 1.5f;
   const std::vector<float> logits = {3, 2.5f, 0};
@@ -186,7 +191,7 @@ TEST(Penalty, ReachesBack64TokensAndCountsThePrompt) {
   }
 }
 
-TEST(Penalty, IdsThatAreNoneAreForgotten) {
+TEST(Penalty, IgnoresInvalidIds) {
   SamplerOptions o = options(0);
   o.repeat_penalty = 1.5f;
   Sampler pick(o);
@@ -195,4 +200,4 @@ TEST(Penalty, IdsThatAreNoneAreForgotten) {
   EXPECT_EQ(pick(logits.data(), 3), 0);
 }
 
-}  // namespace
+}  // namespace sampler_test

@@ -1,5 +1,5 @@
-// session_test.cpp: forward() computes a Llama, as the naive one in tiny_model.hpp says; gives the same bits however it
-// is run; and keeps its word about positions, errors, cancelling, observing and memory.
+// session_test.cpp: forward() computes a Llama, compared with the reference in tiny_model.hpp; returns the same bits
+// for every kernel set, thread count and batch; and positions, errors, cancelling, observing and memory.
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
@@ -10,13 +10,14 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace session_test {
 
 using namespace pocket;
 using tiny::Floats;
 using tiny::MemoryModel;
 using tiny::random_ids;
 using tiny::Reference;
+using tiny::reference_for;
 using tiny::same_bits;
 using tiny::small_config;
 
@@ -24,7 +25,7 @@ SessionOptions options_of(int threads, KvType kv = KvType::automatic, const char
   return {context, threads, kv, kernel};
 }
 
-/// The logits of every token (tokens, vocab_size), fed `batch` at a time.
+/// The logits of every token, (tokens, vocab_size), processed `batch` at a time.
 Floats all_logits(Session& session, const std::vector<int>& ids, size_t batch) {
   Floats all;
   const auto keep = [&](size_t, const float* logits) {
@@ -48,26 +49,32 @@ double largest_error(const Floats& found, const std::vector<Reference::Vector>& 
   for (size_t t = 0; t < expected.size() && worst < 1e30; t++)
     for (size_t i = 0; i < expected[t].size(); i++) {
       const double e = expected[t][i], d = std::fabs(found[t * expected[t].size() + i] - e) / (1 + std::fabs(e));
-      worst = d <= worst ? worst : d;  // a NaN becomes the worst
-      if (!(d == d)) return d;
+      if (std::isnan(d)) return d;
+      worst = std::max(worst, d);
     }
   return worst;
 }
 
 Config shape(int dim, int hidden, int layers, int heads, int kv_heads, int head_dim, int vocab) {
   Config c;
-  c.dim = dim, c.hidden_dim = hidden, c.n_layers = layers, c.n_heads = heads, c.n_kv_heads = kv_heads;
-  c.head_dim = head_dim, c.vocab_size = vocab, c.max_seq_len = 300;
+  c.dim = dim;
+  c.hidden_dim = hidden;
+  c.n_layers = layers;
+  c.n_heads = heads;
+  c.n_kv_heads = kv_heads;
+  c.head_dim = head_dim;
+  c.vocab_size = vocab;
+  c.max_seq_len = 300;
   return c;
 }
 
-/// Shapes that the checks of a model file allow, usual and odd.
+/// Usual and odd shapes that a model file may have.
 std::vector<std::pair<std::string, Config>> shapes() {
   std::vector<std::pair<std::string, Config>> all = {
       {"grouped heads", small_config()},
       {"as many KV heads as heads", shape(64, 96, 2, 4, 4, 16, 100)},
       {"one KV head", shape(64, 96, 2, 5, 1, 8, 100)},
-      {"nothing a multiple of anything", shape(50, 70, 3, 3, 3, 10, 37)},
+      {"sizes without common divisors", shape(50, 70, 3, 3, 3, 10, 37)},
       {"heads of 2", shape(33, 31, 1, 2, 1, 2, 17)},
       {"heads wider than dim", shape(24, 20, 2, 2, 1, 80, 33)},
       {"seven queries a KV head", shape(40, 65, 1, 14, 2, 6, 50)},
@@ -75,50 +82,57 @@ std::vector<std::pair<std::string, Config>> shapes() {
       {"wider than a block of columns", shape(520, 1030, 1, 4, 2, 130, 65)},
   };
   Config linear = small_config(), llama3 = small_config();
-  linear.rope_scaling = RopeScaling::linear, linear.rope_factor = 4;
-  llama3.rope_scaling = RopeScaling::llama3, llama3.rope_factor = 8, llama3.rope_original_len = 64;
-  llama3.rope_low_freq = 1, llama3.rope_high_freq = 4, llama3.rope_theta = 500000, llama3.norm_eps = 1e-3f;
+  linear.rope_scaling = RopeScaling::linear;
+  linear.rope_factor = 4;
+  llama3.rope_scaling = RopeScaling::llama3;
+  llama3.rope_factor = 8;
+  llama3.rope_original_len = 64;
+  llama3.rope_low_freq = 1;
+  llama3.rope_high_freq = 4;
+  llama3.rope_theta = 500000;
+  llama3.norm_eps = 1e-3f;
   all.push_back({"linear rope", linear});
   all.push_back({"llama3 rope", llama3});
   return all;
 }
 
-// ---- Against the naive Llama ----
+// ---- Against the reference ----
 
-TEST(Forward, F32ModelsComputeALlama) {
+TEST(Forward, F32ModelsMatchTheReference) {
   for (const auto& [name, config] : shapes()) {
     const MemoryModel m(config, Type::f32);
     const std::vector<int> ids = random_ids(24, config.vocab_size);
-    const Reference expected(m.model, ids);
+    const Reference expected = reference_for(m.model, ids);
     for (const size_t batch : {size_t(1), ids.size()})
       EXPECT_LT(largest_error(all_logits(m.model, options_of(2), ids, batch), expected.logits), 1e-4)
           << name << ", batch " << batch;
   }
 }
 
-TEST(Forward, LongPastsCrossTheEdgesOfBlocks) {
+TEST(Forward, LongContextsMatchTheReference) {
   const Config config = shape(32, 40, 2, 4, 2, 8, 60);
   const MemoryModel m(config, Type::f32);
   const std::vector<int> ids = random_ids(270, config.vocab_size);
-  const Reference expected(m.model, ids);
+  const Reference expected = reference_for(m.model, ids);
   for (const size_t batch : {size_t(1), size_t(100), ids.size()})
     EXPECT_LT(largest_error(all_logits(m.model, options_of(2), ids, batch), expected.logits), 1e-4) << batch;
 }
 
-/// The size of found - expected relative to that of expected, over all logits.
+/// |found - expected| / |expected| over all logits.
 double relative_error(const Floats& found, const std::vector<Reference::Vector>& expected) {
-  double error = found.size() == expected.size() * expected[0].size() ? 0 : 1e30, size = 0;
+  double error = found.size() == expected.size() * expected[0].size() ? 0 : 1e30, squares = 0;
   for (size_t i = 0; i < found.size() && error < 1e30; i++) {
     const double e = expected[i / expected[0].size()][i % expected[0].size()];
-    error += (found[i] - e) * (found[i] - e), size += e * e;
+    error += (found[i] - e) * (found[i] - e);
+    squares += e * e;
   }
-  return std::sqrt(error / size);
+  return std::sqrt(error / squares);
 }
 
-// Where no int8 number lies so near between two steps that float and double fall on different sides the error is 1e-7;
-// where one does, 0.002 to 0.01, as much as rounding nothing makes (0.012). So there are three prompts: an engine that
-// computes something else is wrong about all of them.
-TEST(Forward, QuantizedModelsComputeALlamaOfTheirDequantizedWeights) {
+// The error is 1e-7, unless an activation is so near the middle between two int8 steps that float and double round it
+// differently: then it is 0.002 to 0.01, almost as large as without rounding (0.012). Of three prompts one must be
+// free of that.
+TEST(Forward, QuantizedModelsMatchTheReferenceOfTheirDequantizedWeights) {
   for (const auto& [name, config] : shapes())
     for (const Type type : {Type::q8, Type::q4}) {
       const MemoryModel m(config, type);
@@ -126,7 +140,7 @@ TEST(Forward, QuantizedModelsComputeALlamaOfTheirDequantizedWeights) {
         double least = 1;
         for (const int seed : {1, 2, 3}) {
           const std::vector<int> ids = random_ids(24, config.vocab_size, seed);
-          const Reference expected(m.model, ids, true, kv == KvType::q8);
+          const Reference expected = reference_for(m.model, ids, kv, tiny::MatmulInputs::int8);
           const double error = relative_error(all_logits(m.model, options_of(2, kv), ids, 10), expected.logits);
           least = std::min(least, error);
         }
@@ -135,10 +149,13 @@ TEST(Forward, QuantizedModelsComputeALlamaOfTheirDequantizedWeights) {
     }
 }
 
-TEST(Forward, ATiedModelGivesWhatTheUntiedOneWithTheSameMatrixGives) {
+TEST(Forward, TiedModelMatchesTheUntiedOneWithTheSameMatrix) {
   const ReadRows rows = [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& error) {
     TensorSpec source = spec;
-    if (spec.name == "output") source.name = "token_embedding", source.layout = Layout::rows;
+    if (spec.name == "output") {
+      source.name = "token_embedding";
+      source.layout = Layout::rows;
+    }
     return tiny::random_rows(source, first, count, out, error);
   };
   Config untied = small_config(), tied = untied;
@@ -150,13 +167,13 @@ TEST(Forward, ATiedModelGivesWhatTheUntiedOneWithTheSameMatrixGives) {
   const std::vector<int> ids = random_ids(20, untied.vocab_size);
   const Floats found = all_logits(b.model, options_of(1), ids, 20), other = all_logits(a.model, options_of(1), ids, 20);
   EXPECT_TRUE(same_bits(found.data(), other.data(), found.size()));
-  EXPECT_LT(largest_error(found, Reference(b.model, ids).logits), 1e-4);
-  // Tied: the logit of id i is the final state times row i of the embedding.
+  EXPECT_LT(largest_error(found, reference_for(b.model, ids).logits), 1e-4);
+  // The output matrix is the embedding table.
   for (int row : {0, 7, 99})
     EXPECT_EQ(tiny::panel_weight(b.model.output, row, 5), tiny::embedding_weight(b.model.token_embedding, row, 5));
 }
 
-TEST(Forward, TheLastLogitsAreThoseOfEachToken) {
+TEST(Forward, ReturnsTheLogitsOfTheLastToken) {
   const MemoryModel m(small_config(), Type::q4);
   const std::vector<int> ids = random_ids(130, 100);
   const Floats all = all_logits(m.model, options_of(2), ids, 130);
@@ -169,24 +186,30 @@ TEST(Forward, TheLastLogitsAreThoseOfEachToken) {
   }
 }
 
-TEST(Forward, EachTokenIsHandedOutOnceAndInOrder) {
+TEST(Forward, CallsBackOncePerTokenInOrder) {
   const MemoryModel m(small_config(), Type::q8);
   const std::vector<int> ids = random_ids(150, 100);
   Session session(m.model, options_of(1));
   std::vector<size_t> seen;
-  ASSERT_TRUE(session.forward(ids.data(), ids.size(), [&](size_t i, const float*) { return seen.push_back(i), true; }));
+  ASSERT_TRUE(session.forward(ids.data(), ids.size(), [&](size_t i, const float*) {
+    seen.push_back(i);
+    return true;
+  }));
   std::vector<size_t> expected(150);
   std::iota(expected.begin(), expected.end(), 0);
   EXPECT_EQ(seen, expected);
 }
 
-TEST(Forward, EachMayStopAtAToken) {
+TEST(Forward, CallbackMayStopAtAToken) {
   const MemoryModel m(small_config(), Type::q8);
   const std::vector<int> ids = random_ids(150, 100), tail = {5, 6, 7};
   for (const size_t stop : {0u, 1u, 7u, 8u, 62u, 63u, 64u, 100u, 149u}) {
     Session session(m.model, options_of(1)), straight(m.model, options_of(1));
     size_t calls = 0;
-    EXPECT_TRUE(session.forward(ids.data(), ids.size(), [&](size_t i, const float*) { return calls++, i < stop; }));
+    EXPECT_TRUE(session.forward(ids.data(), ids.size(), [&](size_t i, const float*) {
+      calls++;
+      return i < stop;
+    }));
     EXPECT_EQ(calls, stop + 1);
     ASSERT_EQ(session.position(), int(stop) + 1);
     ASSERT_TRUE(straight.forward(ids.data(), stop + 1));
@@ -198,6 +221,7 @@ TEST(Forward, EachMayStopAtAToken) {
 
 // ---- The same bits ----
 
+/// How to process a prompt.
 struct Way {
   const char* kernel;
   int threads;
@@ -214,8 +238,8 @@ std::vector<Way> ways(size_t tokens) {
   return all;
 }
 
-// 140 tokens: more than a chunk, more than a block of keys.
-TEST(SameBits, EveryKernelSetThreadCountBatchTypeAndCache) {
+// 140 tokens: more than a chunk and more than a block of keys.
+TEST(SameBits, ForEveryKernelSetThreadCountAndBatch) {
   const std::vector<int> ids = random_ids(140, 70);
   for (const Type type : {Type::f32, Type::q8, Type::q4}) {
     const MemoryModel m(shape(96, 130, 2, 4, 2, 12, 70), type);
@@ -231,7 +255,7 @@ TEST(SameBits, EveryKernelSetThreadCountBatchTypeAndCache) {
   }
 }
 
-TEST(SameBits, OddShapes) {
+TEST(SameBits, ForOddShapes) {
   for (const auto& [name, config] : shapes())
     for (const Type type : {Type::f32, Type::q4}) {
       const MemoryModel m(config, type);
@@ -246,9 +270,8 @@ TEST(SameBits, OddShapes) {
     }
 }
 
-// The answer itself, not only that all agree on it. A change of these numbers means that every published model's
-// self-test changes with them.
-TEST(SameBits, TheBitsOfThisModelAreKnown) {
+// Known hashes. If they change, the self-test of every published model file fails.
+TEST(SameBits, LogitsMatchKnownHashes) {
   const std::vector<int> ids = random_ids(140, 100);
   const std::pair<Type, uint64_t> expected[] = {
       {Type::f32, 0xb6082c06d87c4de8}, {Type::q8, 0x7e45de1dda17e9cf}, {Type::q4, 0x732f13eb64806e92}};
@@ -261,7 +284,7 @@ TEST(SameBits, TheBitsOfThisModelAreKnown) {
   }
 }
 
-TEST(SameBits, AModelFromAFileGivesWhatItGivesFromMemory) {
+TEST(SameBits, FromFileAndFromMemory) {
   for (const Type type : {Type::f32, Type::q4}) {
     const MemoryModel m(small_config(), type);
     const TemporaryFolder folder;
@@ -274,7 +297,7 @@ TEST(SameBits, AModelFromAFileGivesWhatItGivesFromMemory) {
   }
 }
 
-TEST(SameBits, TwoSessionsOnTwoThreadsOverOneModel) {
+TEST(SameBits, ForTwoSessionsOnTwoThreads) {
   const MemoryModel m(small_config(), Type::q4);
   const std::vector<int> ids[] = {random_ids(100, 100, 1), random_ids(90, 100, 2)};
   Floats alone[2], together[2];
@@ -288,7 +311,7 @@ TEST(SameBits, TwoSessionsOnTwoThreadsOverOneModel) {
 
 // ---- Positions ----
 
-TEST(Position, RewindForgetsWhatCameLater) {
+TEST(Position, RewindDiscardsLaterTokens) {
   const std::vector<int> ids = random_ids(200, 100), other = random_ids(60, 100, 9);
   for (const KvType kv : {KvType::q8, KvType::f32}) {
     const MemoryModel m(small_config(), Type::q4);
@@ -304,7 +327,7 @@ TEST(Position, RewindForgetsWhatCameLater) {
   }
 }
 
-TEST(Position, RewindStaysWithinWhatThereIs) {
+TEST(Position, RewindClampsThePosition) {
   const MemoryModel m(small_config(), Type::q8);
   Session session(m.model, options_of(1));
   const std::vector<int> ids = random_ids(10, 100);
@@ -317,7 +340,7 @@ TEST(Position, RewindStaysWithinWhatThereIs) {
   EXPECT_EQ(session.position(), 0);
 }
 
-TEST(Position, AFullContextIsAnErrorAndNothingIsLost) {
+TEST(Position, AFullContextIsAnErrorThatKeepsTheState) {
   const MemoryModel m(small_config(), Type::q8);
   const std::vector<int> ids = random_ids(21, 100);
   Session session(m.model, options_of(1, KvType::automatic, nullptr, 20)), larger(m.model, options_of(1));
@@ -342,7 +365,7 @@ TEST(Position, AFullContextIsAnErrorAndNothingIsLost) {
   EXPECT_NE(session.forward(ids.data() + 19, 1), nullptr);
 }
 
-TEST(Position, TheWholeContextCanBeUsedWhateverItsLength) {
+TEST(Position, EveryContextLengthCanBeFilled) {
   const MemoryModel m(shape(16, 16, 1, 2, 1, 4, 20), Type::q8);
   const std::vector<int> ids = random_ids(300, 20);
   const Floats expected = all_logits(m.model, options_of(1), ids, 300);
@@ -357,7 +380,7 @@ TEST(Position, TheWholeContextCanBeUsedWhateverItsLength) {
 
 // ---- Errors ----
 
-TEST(Errors, IdsOutsideTheVocabulary) {
+TEST(Errors, RejectsIdsOutsideTheVocabulary) {
   const MemoryModel m(small_config(), Type::q8);
   Session session(m.model, options_of(1));
   const std::pair<int, const char*> bad[] = {
@@ -368,7 +391,10 @@ TEST(Errors, IdsOutsideTheVocabulary) {
       ids[at] = id;
       EXPECT_EQ(session.forward(ids.data(), ids.size()), nullptr);
       EXPECT_EQ(session.error, "token " + std::to_string(at) + ": expected an id below 100, found " + text);
-      EXPECT_FALSE(session.forward(ids.data(), ids.size(), [](size_t, const float*) { return ADD_FAILURE(), true; }));
+      EXPECT_FALSE(session.forward(ids.data(), ids.size(), [](size_t, const float*) {
+        ADD_FAILURE();
+        return true;
+      }));
       EXPECT_EQ(session.position(), 0);
     }
   const int last = 99;
@@ -376,7 +402,7 @@ TEST(Errors, IdsOutsideTheVocabulary) {
   EXPECT_EQ(session.error, "");
 }
 
-TEST(Errors, NoTokens) {
+TEST(Errors, RejectsNoTokens) {
   const MemoryModel m(small_config(), Type::q8);
   Session session(m.model, options_of(1));
   const int id = 1;
@@ -388,7 +414,7 @@ TEST(Errors, NoTokens) {
   EXPECT_NE(session.forward(&id, 1), nullptr);
 }
 
-TEST(Errors, AClosedModel) {
+TEST(Errors, RejectsAClosedModel) {
   const Model closed;
   Session session(closed);
   EXPECT_EQ(session.error, "session: the model is not open");
@@ -402,7 +428,7 @@ TEST(Errors, AClosedModel) {
   EXPECT_EQ(session.position(), 0);
 }
 
-TEST(Errors, OptionsThatCannotBe) {
+TEST(Errors, RejectsInvalidOptions) {
   const MemoryModel m(small_config(), Type::q8);
   Session context(m.model, options_of(1, KvType::automatic, nullptr, -1));
   EXPECT_EQ(context.error, "session: context: expected 0 or more, found -1");
@@ -414,7 +440,7 @@ TEST(Errors, OptionsThatCannotBe) {
 }
 
 // 262 kB a position times 2^31 positions: more than 47 bits of addresses.
-TEST(Errors, AContextThatNoMachineCanHold) {
+TEST(Errors, ReportsAContextTooLargeForMemory) {
   Config config = shape(8, 8, 4, 8, 8, 1024, 10);
   const MemoryModel m(config, Type::q4);
   Session session(m.model, options_of(1, KvType::f32, nullptr, INT_MAX));
@@ -425,7 +451,7 @@ TEST(Errors, AContextThatNoMachineCanHold) {
   EXPECT_NE(small.forward(&id, 1), nullptr) << small.error;
 }
 
-TEST(Errors, KernelAndThreadsAreAsAskedFor) {
+TEST(Options, KernelThreadsAndContextAreUsed) {
   const MemoryModel m(small_config(), Type::q8);
   for (const std::string& name : kernel_names()) {
     Session session(m.model, options_of(3, KvType::automatic, name.c_str()));
@@ -439,7 +465,7 @@ TEST(Errors, KernelAndThreadsAreAsAskedFor) {
   EXPECT_EQ(session.vocab_size(), 100);
 }
 
-TEST(Errors, ARowThatCannotBeReadAnyMore) {
+TEST(Errors, ReportsATruncatedFileDuringForward) {
   const MemoryModel m(small_config(), Type::f32);
   const TemporaryFolder folder;
   const std::string path = folder.write("model.bin", tiny::text_of(m.bytes));
@@ -456,7 +482,7 @@ TEST(Errors, ARowThatCannotBeReadAnyMore) {
 
 // ---- Cancelling ----
 
-TEST(Cancel, AnotherThreadStopsARunningForward) {
+TEST(Cancel, StopsForwardFromAnotherThread) {
   const MemoryModel m(small_config(), Type::q4);
   const std::vector<int> ids = random_ids(200, 100);
   Session session(m.model, options_of(2)), fresh(m.model, options_of(2));
@@ -485,7 +511,7 @@ TEST(Cancel, AnotherThreadStopsARunningForward) {
   EXPECT_TRUE(same_bits(found, expected, 100));
 }
 
-TEST(Cancel, AnIdleSessionGivesUpItsNextForwardOnly) {
+TEST(Cancel, OfAnIdleSessionStopsTheNextForwardOnly) {
   const MemoryModel m(small_config(), Type::q4);
   Session session(m.model, options_of(1));
   const int id = 3;
@@ -500,12 +526,12 @@ TEST(Cancel, AnIdleSessionGivesUpItsNextForwardOnly) {
 
 // ---- Observing ----
 
-TEST(Observe, LayerOutputsAndAttentionAreThoseOfTheNaiveLlama) {
+TEST(Observe, LayerOutputsAndAttentionMatchTheReference) {
   for (const KvType kv : {KvType::f32, KvType::q8}) {
     const Config config = small_config();
     const MemoryModel m(config, Type::f32);
     const std::vector<int> ids = random_ids(135, config.vocab_size);
-    const Reference expected(m.model, ids, false, kv == KvType::q8);
+    const Reference expected = reference_for(m.model, ids, kv);
     const double bound = kv == KvType::f32 ? 1e-4 : 0.02;
     Session session(m.model, options_of(2, kv));
     int layers = 0, heads = 0;
@@ -535,13 +561,13 @@ TEST(Observe, LayerOutputsAndAttentionAreThoseOfTheNaiveLlama) {
   }
 }
 
-TEST(Observe, WatchingChangesNothing) {
+TEST(Observe, DoesNotChangeTheBits) {
   const MemoryModel m(small_config(), Type::q4);
   const std::vector<int> ids = random_ids(140, 100);
-  Session watched(m.model, options_of(1));
+  Session observed(m.model, options_of(1));
   size_t seen = 0;
-  watched.observe([&](const Observation&) { seen++; });
-  const Floats found = all_logits(watched, ids, 50), expected = all_logits(m.model, options_of(1), ids, 50);
+  observed.observe([&](const Observation&) { seen++; });
+  const Floats found = all_logits(observed, ids, 50), expected = all_logits(m.model, options_of(1), ids, 50);
   EXPECT_TRUE(same_bits(found.data(), expected.data(), found.size()));
   EXPECT_EQ(seen, 140u * 2 * (4 + 1));
 }
@@ -555,9 +581,9 @@ size_t item(const std::vector<MemoryItem>& items, const std::string& name) {
   return 0;
 }
 
-TEST(Memory, TheEstimateCountsWhatIsThere) {
+TEST(Memory, EstimateCountsCacheAndWeights) {
   const MemoryModel q(small_config(), Type::q4), f(small_config(), Type::f32);
-  // 2 layers of 2 KV heads: a float for the key's scale, one for the value's, and 16 numbers each
+  // 2 layers of 2 KV heads: a float scale each for key and value, and 16 numbers each
   const size_t q8_position = 2 * 2 * (2 * 4 + 2 * 16), f32_position = 2 * 2 * (2 * 4 + 2 * 16 * 4);
   const SessionOptions some = options_of(1, KvType::automatic, nullptr, 256);
   EXPECT_EQ(item(memory_of(q.model, some, 100), "keys and values"), 100 * q8_position);
@@ -566,8 +592,8 @@ TEST(Memory, TheEstimateCountsWhatIsThere) {
   EXPECT_EQ(item(memory_of(f.model, some, 100), "keys and values"), 100 * f32_position);
   EXPECT_EQ(item(memory_of(q.model, options_of(1, KvType::f32), 100), "keys and values"), 100 * f32_position);
   EXPECT_EQ(item(memory_of(q.model, some, 100), "weights"), q.model.bytes_per_token);
-  // All but the embedding: in float 2 * (2 * 64 * 64 + 2 * 32 * 64) and the wider ones with 96 padded to 128 columns,
-  // 112 rows of output, and five norms.
+  // Everything except the embedding table: per layer wq, wo, wk, wv, w1, w3, and w2 with 96 columns padded to 128; the
+  // output with 100 rows padded to 112; five norms.
   const size_t floats = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 2 * 96 * 64 + 64 * 128) + 112 * 64 + 5 * 64;
   EXPECT_EQ(item(memory_of(f.model, some, 100), "weights"), floats * 4);
   EXPECT_EQ(f.model.bytes_per_token, floats * 4);
@@ -582,15 +608,15 @@ size_t resident() {
   return size_t(pages) * size_t(sysconf(_SC_PAGESIZE));
 }
 
-// A cache of 2^20 positions would be 544 MB; ten of them must cost no more than the pages they lie in.
-TEST(Memory, AnEmptyCacheCostsNothing) {
+// A full cache of 2^20 positions takes 544 MB; ten positions take only the pages they are in.
+TEST(Memory, UnusedCacheIsNotResident) {
   const MemoryModel m(small_config(), Type::q4);
   const std::vector<int> ids = random_ids(10, 100);
   const size_t before = resident();
-  if (before == 0) GTEST_SKIP() << "/proc/self/statm does not tell";
+  if (before == 0) GTEST_SKIP() << "/proc/self/statm is not available";
   Session session(m.model, options_of(1, KvType::f32, nullptr, 1 << 20));
   ASSERT_NE(session.forward(ids.data(), 10), nullptr) << session.error;
   EXPECT_LT(resident(), before + (4u << 20));
 }
 
-}  // namespace
+}  // namespace session_test

@@ -1,6 +1,6 @@
-// tiny_model.hpp: what the tests share. Random numbers that are the same everywhere, small models made by ModelWriter,
-// bytes of model files to spoil, and the engine's mathematics written down once more, naively and in double: the number
-// formats as the top of run.cpp draws them, and the whole of a Llama.
+// tiny_model.hpp: shared by the tests: random numbers that are the same on every machine, small models written by
+// ModelWriter, functions that corrupt model files, decoders of the number formats that run.cpp defines, and a Llama in
+// double as a reference.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "../../export/model_writer.hpp"
 #include "../../export/engine.hpp"
+#include "../../export/model_writer.hpp"
 #include "files.hpp"
 
 namespace tiny {
@@ -25,7 +25,7 @@ using namespace pocket;
 
 // ---- Memory and numbers ----
 
-/// Memory on a 64-byte boundary and of exactly the size asked for, so that ASan sees a read one byte too far.
+/// Allocates exactly n elements on a 64-byte boundary, so that ASan detects a read one byte past the end.
 template <class T> struct Aligned {
   using value_type = T;
   Aligned() = default;
@@ -38,7 +38,7 @@ template <class T> struct Aligned {
 using Bytes = std::vector<uint8_t, Aligned<uint8_t>>;
 using Floats = std::vector<float, Aligned<float>>;
 
-/// SplitMix64, and floats made of it by exact operations alone, so that every machine tests the same numbers.
+/// SplitMix64. Floats are computed from it by exact operations only, so that every machine tests the same numbers.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
@@ -54,7 +54,7 @@ class Random {
   double uniform(double low, double high) {
     return std::fma(high - low, double(bits() >> 11) / 9007199254740992.0, low);
   }
-  /// Nearly normal with deviation 1: twelve uniform numbers, added.
+  /// Approximately normal with standard deviation 1: the sum of twelve uniform numbers.
   float normal() {
     double sum = -6;
     for (int i = 0; i < 12; i++) sum += uniform(0, 1);
@@ -71,7 +71,7 @@ inline Floats normal_floats(Random& random, size_t n, float deviation = 1) {
   return values;
 }
 
-/// True if n floats are the same bit for bit; else says where they first differ.
+/// Whether n floats have the same bits; a failure reports the first difference.
 inline ::testing::AssertionResult same_bits(const float* a, const float* b, size_t n) {
   for (size_t i = 0; i < n; i++)
     if (std::memcmp(a + i, b + i, sizeof(float)) != 0)
@@ -81,7 +81,7 @@ inline ::testing::AssertionResult same_bits(const float* a, const float* b, size
   return ::testing::AssertionSuccess();
 }
 
-/// The kernel sets that this CPU can run.
+/// The kernel sets that this CPU supports.
 inline std::vector<const Kernels*> kernel_sets() {
   std::vector<const Kernels*> sets;
   for (const Kernels* k = kernel_table(); k->name; k++)
@@ -94,13 +94,19 @@ inline std::vector<const Kernels*> kernel_sets() {
 /// A small Llama: 2 layers, 4 query heads on 2 key/value heads.
 inline Config small_config() {
   Config c;
-  c.dim = 64, c.hidden_dim = 96, c.n_layers = 2, c.n_heads = 4, c.n_kv_heads = 2, c.head_dim = 16;
-  c.vocab_size = 100, c.max_seq_len = 512;
+  c.dim = 64;
+  c.hidden_dim = 96;
+  c.n_layers = 2;
+  c.n_heads = 4;
+  c.n_kv_heads = 2;
+  c.head_dim = 16;
+  c.vocab_size = 100;
+  c.max_seq_len = 512;
   return c;
 }
 
-/// Weights drawn from the tensor's name, whatever the order they are asked for: matrices that keep a vector's length
-/// about as it is, an embedding of length about 1 a component, norms around 1.
+/// Random weights that depend on the tensor's name and the row only: matrices with standard deviation 1 / sqrt(cols),
+/// so that products keep the magnitude of a vector; embeddings with 1; norm weights around 1.
 inline bool random_rows(const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
   const float deviation = spec.layout == Layout::panels ? 1.f / std::sqrt(float(spec.cols)) : 1.f;
   for (int64_t r = first; r < first + count; r++) {
@@ -113,7 +119,9 @@ inline bool random_rows(const TensorSpec& spec, int64_t first, int64_t count, fl
 
 inline ModelParts parts_of(const Config& config, Type type) {
   ModelParts parts;
-  parts.config = config, parts.type = type, parts.threads = 1;
+  parts.config = config;
+  parts.type = type;
+  parts.threads = 1;
   return parts;
 }
 
@@ -133,7 +141,7 @@ inline std::string_view text_of(const Bytes& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-/// A model in memory, open.
+/// An open model in memory.
 struct MemoryModel {
   Bytes bytes;
   Model model;
@@ -144,7 +152,7 @@ struct MemoryModel {
   MemoryModel(const Config& config, Type type) : MemoryModel(model_bytes(parts_of(config, type))) {}
 };
 
-/// Token ids to feed a model with.
+/// n token ids.
 inline std::vector<int> random_ids(int n, int vocab_size, uint64_t seed = 1) {
   Random random(seed);
   std::vector<int> ids;
@@ -152,7 +160,7 @@ inline std::vector<int> random_ids(int n, int vocab_size, uint64_t seed = 1) {
   return ids;
 }
 
-// ---- Spoiling a file ----
+// ---- Corrupting a file ----
 
 inline Header header_of(const Bytes& file) { return load<Header>(file.data()); }
 
@@ -161,8 +169,8 @@ template <class T> void put(Bytes& file, size_t at, T value) {
   std::memcpy(file.data() + at, &value, sizeof value);
 }
 
-/// Makes both checksums right again, as far as the sections lie within the file.
-inline void mend(Bytes& file) {
+/// Recomputes both checksums if the tensors are within the file.
+inline void update_checksums(Bytes& file) {
   Header h = header_of(file);
   const uint64_t front = h.tensors.offset;
   if (front < sizeof h || front > file.size()) return;
@@ -173,21 +181,21 @@ inline void mend(Bytes& file) {
   std::memcpy(file.data(), &h, sizeof h);
 }
 
-/// A copy with `value` at byte `at`, and checksums that agree.
+/// A copy with `value` at byte `at` and valid checksums.
 template <class T> Bytes patched(Bytes file, size_t at, T value) {
   put(file, at, value);
-  mend(file);
+  update_checksums(file);
   return file;
 }
 
-/// Where entry `i` of the tensor table begins.
+/// The offset of entry `i` of the tensor table.
 inline size_t entry_at(const Bytes& file, size_t i) {
   return size_t(header_of(file).tensor_table.offset) + i * sizeof(TensorEntry);
 }
 
-// ---- The formats, read back ----
+// ---- Decoding the number formats ----
 
-/// Weight (row, col) of a matrix in panels, as the top of run.cpp draws them.
+/// Weight (row, col) of a matrix in panels; run.cpp documents the layout.
 inline double panel_weight(const Tensor& t, int row, int col) {
   const size_t width = (size_t(t.cols) + 63) / 64 * 64, groups = width / 32, k = size_t(col), r = size_t(row % 16);
   if (t.type == Type::f32) return load<float>(t.data + row / 16 * (width * 64) + k * 64 + r * 4);
@@ -211,7 +219,7 @@ inline std::vector<double> panel_weights(const Tensor& t) {
   return all;
 }
 
-/// Weight (row, col) of the embedding table: rows of groups, 32 floats or a bfloat16 scale and 32 bytes each.
+/// Weight (row, col) of the embedding table: rows of groups; a group is 32 floats, or a bfloat16 scale and 32 bytes.
 inline double embedding_weight(const Tensor& t, int row, int col) {
   const size_t groups = (size_t(t.cols) + 63) / 64 * 2, group = size_t(row) * groups + size_t(col) / 32;
   if (t.type == Type::f32) return load<float>(t.data + group * 128 + col % 32 * 4);
@@ -223,7 +231,7 @@ inline double vector_weight(const Tensor& t, int i) { return load<float>(t.data 
 
 // ---- A Llama in double ----
 
-/// Radians per position of rotary pair i, as Hugging Face transformers computes them (modeling_rope_utils.py).
+/// Radians per position of rotary pair i, as in modeling_rope_utils.py of Hugging Face transformers.
 inline double reference_frequency(const Config& c, int i) {
   const double inv_freq = 1.0 / std::pow(double(c.rope_theta), 2.0 * i / c.head_dim), factor = c.rope_factor;
   if (c.rope_scaling == RopeScaling::none) return inv_freq;
@@ -236,22 +244,22 @@ inline double reference_frequency(const Config& c, int i) {
   return (1 - smooth) * inv_freq / factor + smooth * inv_freq;
 }
 
-/// Rounds `n` numbers to int8 with one scale, largest / 127, as the engine does with what it multiplies and remembers.
+/// Rounds n numbers to int8 with one scale, max|x| / 127, like the engine's activations and KV cache.
 inline void round_to_int8(double* x, size_t n) {
   double largest = 0;
   for (size_t i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
   for (size_t i = 0; i < n && largest > 0; i++) x[i] = std::nearbyint(x[i] / largest * 127) / 127 * largest;
 }
 
-/// What a model makes of some tokens, computed naively: every sum in double, softmax over the whole of the past.
+/// The forward pass in double, with softmax over all previous tokens.
 struct Reference {
   using Vector = std::vector<double>;
   std::vector<Vector> logits;                               // (tokens, vocab_size)
   std::vector<std::vector<Vector>> layer_output;            // (layers, tokens, dim)
   std::vector<std::vector<std::vector<Vector>>> attention;  // (layers, heads, tokens, token + 1)
 
-  /// int8_inputs: what a matrix is multiplied with is int8, one scale for 32 numbers. int8_kv: keys and values are, one
-  /// scale a head. frequency: another than RoPE's.
+  /// int8_inputs: activations that enter a matmul are rounded to int8 with one scale per 32. int8_kv: keys and values
+  /// are, with one scale per head. frequency: radians per position of a rotary pair.
   using Frequency = double (*)(const Config&, int i);
   Reference(const Model& m, const std::vector<int>& ids, bool int8_inputs = false, bool int8_kv = false,
             Frequency frequency = reference_frequency)
@@ -283,7 +291,7 @@ struct Reference {
     return x;
   }
 
-  void turn(Vector& x, int position) const {  // every head of x to its position
+  void rotate(Vector& x, int position) const {  // RoPE
     const int half = c_.head_dim / 2;
     for (size_t head = 0; head < x.size(); head += size_t(c_.head_dim))
       for (int i = 0; i < half; i++) {
@@ -293,7 +301,7 @@ struct Reference {
       }
   }
 
-  // Weights of head `head` at token t for the keys 0 ... t.
+  // Attention weights of a head at token t for keys 0 to t.
   Vector softmax(const Vector& q, const std::vector<Vector>& k, size_t t, int head) const {
     const size_t q_at = size_t(head) * c_.head_dim, k_at = size_t(head / (c_.n_heads / c_.n_kv_heads)) * c_.head_dim;
     Vector s(t + 1);
@@ -317,11 +325,11 @@ struct Reference {
     layer_output.emplace_back();
     for (size_t t = 0; t < x.size(); t++) {
       const Vector in = norm(x[t], w.attention_norm);
-      Vector q = multiply(wq, in), found(size_t(c_.q_dim()));
+      Vector q = multiply(wq, in), attended(size_t(c_.q_dim()));
       k.push_back(multiply(wk, in));
       v.push_back(multiply(wv, in));
-      turn(q, int(t));
-      turn(k[t], int(t));
+      rotate(q, int(t));
+      rotate(k[t], int(t));
       for (size_t at = 0; at < k[t].size() && int8_kv_; at += size_t(c_.head_dim)) {
         round_to_int8(&k[t][at], size_t(c_.head_dim));
         round_to_int8(&v[t][at], size_t(c_.head_dim));
@@ -330,10 +338,10 @@ struct Reference {
         const Vector s = softmax(q, k, t, head);
         const size_t v_at = size_t(head / (c_.n_heads / c_.n_kv_heads)) * c_.head_dim;
         for (size_t j = 0; j <= t; j++)
-          for (int i = 0; i < c_.head_dim; i++) found[size_t(head) * c_.head_dim + i] += s[j] * v[j][v_at + i];
+          for (int i = 0; i < c_.head_dim; i++) attended[size_t(head) * c_.head_dim + i] += s[j] * v[j][v_at + i];
         attention.back()[head].push_back(s);
       }
-      add(x[t], multiply(wo, found));
+      add(x[t], multiply(wo, attended));
       const Vector in2 = norm(x[t], w.ffn_norm), up = multiply(w3, in2);
       Vector gate = multiply(w1, in2);
       for (size_t i = 0; i < gate.size(); i++) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
@@ -350,5 +358,14 @@ struct Reference {
   bool int8_inputs_, int8_kv_;
   Frequency frequency_;
 };
+
+/// Whether the reference rounds activations to int8 before a matmul, as the engine does for q8 and q4 weights.
+enum class MatmulInputs { exact, int8 };
+
+/// The reference for a session of `model` with this KV cache.
+inline Reference reference_for(const Model& model, const std::vector<int>& ids, KvType kv = KvType::f32,
+                               MatmulInputs inputs = MatmulInputs::exact) {
+  return Reference(model, ids, inputs == MatmulInputs::int8, kv == KvType::q8);
+}
 
 }  // namespace tiny

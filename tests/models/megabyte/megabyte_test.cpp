@@ -543,14 +543,14 @@ TEST(MegabyteFile, HandlesLargestSizes) {
                                                  {own + offsetof(MegabyteHeader, local_hidden_dim), 1 << 20},
                                                  {own + offsetof(MegabyteHeader, patch_size), 1 << 6}};
   for (const auto& [at, value] : largest) tiny::put(file, at, value);
-  tiny::mend(file);
+  tiny::update_checksums(file);
   EXPECT_TRUE(contains(error_of_file(file), "tensor global.embedding.cols: expected 65536, found 32"))
       << error_of_file(file);
   EXPECT_TRUE(contains(error_of_file(tiny::patched(file, own + offsetof(MegabyteHeader, patch_size), uint32_t(128))),
                        "patch_size: expected at most 2^22"));
   tiny::put(file, offsetof(Header, n_layers), uint32_t(1 << 10));
   tiny::put(file, own + offsetof(MegabyteHeader, local_layers), uint32_t(1 << 10));
-  tiny::mend(file);
+  tiny::update_checksums(file);
   EXPECT_TRUE(
       contains(error_of_file(file), "section tensor_table.bytes: expected " + std::to_string((2048 * 10 + 18) * 64)));
 }
