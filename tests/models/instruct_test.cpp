@@ -140,12 +140,12 @@ TEST_F(RunOnCommand, RejectsInvalidInstructions) {
   const auto fails = [&](int status, Strings args, const Strings& words) {
     expect_failed_in_a_line(run(args), "run", status, words);
   };
-  fails(1, {plain, "--words", "dog"}, {plain, "write on command", "-i"});
-  fails(2, {trained, "--words", "dog", "-i", "x"}, {"--words", "leave out -i"});
-  fails(2, {trained, "--words", "dog", "-f", "x"}, {"leave out -i, -f"});
+  fails(1, {plain, "--words", "dog"}, {plain, "not trained on instructions", "-i"});
+  fails(2, {trained, "--words", "dog", "-i", "x"}, {"--words", "remove -i"});
+  fails(2, {trained, "--words", "dog", "-f", "x"}, {"remove -i, -f"});
   fails(2, {trained, "--words", "dog", "-m", "chat"}, {"-m chat"});
   fails(2, {trained, "--words", "dog,,cat"}, {"--words", "between the commas"});
-  fails(2, {trained, "--words", ""}, {"--words", "found nothing"});
+  fails(2, {trained, "--words", ""}, {"--words requires a value"});
   fails(2, {trained, "--features", "Dragons"}, {"Dialogue", "'Dragons'"});
   fails(2, {trained, "--summary", "one\ntwo"}, {"one line"});
 }

@@ -32,7 +32,7 @@ TEST(TrainMegabyte, LearnsSimpleStories) {
   EXPECT_EQ(output.out.substr(output.out.size() - end.size()), end) << output.out;
   EXPECT_EQ(run_program({POCKET_RUN, t.file("m.bin"), "--selftest"}).status, 0);
   const std::string info = run_program({POCKET_RUN, t.file("m.bin"), "--info"}).out;
-  for (const char* words : {"MEGABYTE, patches of 4 bytes", "made for 256 bytes", "trained on stories.txt"})
+  for (const char* words : {"MEGABYTE, patches of 4 bytes", "trained for 256 bytes", "trained on stories.txt"})
     EXPECT_NE(info.find(words), std::string::npos) << info;
 }
 
