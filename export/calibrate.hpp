@@ -1,13 +1,10 @@
-// calibrate.hpp: runs a text through the model being converted, layer by layer, and quantizes each matrix for the
-// inputs that it then gets.
-//
-// Two streams of activations go through every layer: the exact one, of the float32 weights, and the one of the model as
-// it will run, with the weights that are quantized already, int8 activations and int8 keys and values. Before a matrix
-// is quantized its inputs in both are known: their second moments say which errors would be seen, and where the streams
-// differ the weights are moved, so that part of what earlier matrices did wrong is put right.
-//
-// In memory are the two streams, the inputs of one matrix (exact and int8), three square matrices of their width, and
-// the weights of one layer.
+// calibrate.hpp: runs a text through the model layer by layer, and quantizes each matrix for the inputs that it
+// receives. Two streams of activations pass through every layer: the exact stream, with float32 weights, and the
+// quantized stream, with the weights quantized so far, int8 activations, and int8 keys and values. When a matrix is
+// quantized, its inputs in both streams are known. Their second moments determine how much each weight error affects
+// the outputs. Where the streams differ, the weights are adjusted to compensate for part of the error of earlier
+// matrices. Held in memory: the two streams, the inputs of one matrix (exact and int8), three square matrices of their
+// width, and the weights of one layer.
 #pragma once
 
 #include <chrono>
@@ -23,37 +20,39 @@
 
 namespace pocket {
 
-inline constexpr int kWindow = 512;           // tokens of the text that see each other
-inline constexpr int kChunkTokens = 1024;     // whose inner activations are kept at a time: whole windows
-inline constexpr int kMomentTokens = 2048;    // whose inputs are turned to floats at a time
-inline constexpr int kRowsAtOnce = 2048;      // of a matrix that is being quantized
-inline constexpr int kSampleTokens = kChunk;  // that a matrix's errors are measured with
+inline constexpr int kWindow = 512;           // tokens per window: attention does not cross windows
+inline constexpr int kChunkTokens = 1024;     // tokens whose inner activations are held at a time: whole windows
+inline constexpr int kMomentTokens = 2048;    // tokens whose inputs are converted to float at a time
+inline constexpr int kRowsAtOnce = 2048;      // rows of a matrix that are quantized at a time
+inline constexpr int kSampleTokens = kChunk;  // tokens for measuring a matrix's errors
 
-// How the inputs' second moments are believed and used. Measured on a model of 135M parameters.
+/// How the second moments of the inputs are regularized and used. Tuned on a model of 135M parameters.
 struct CalibrationOptions {
-  Type head = Type::q4;     // of the output matrix
-  double shrink = 0.3;      // share of the off-diagonal moments that is taken for chance ...
+  Type head = Type::q4;     // type of the output matrix
+  double shrink = 0.3;      // share of the off-diagonal moments that is treated as noise ...
   double shrink_few = 0;    // ... plus this times columns / tokens
   double damping = 0.01;    // added to the diagonal, relative to its mean
-  double correction = 0.5;  // share of the difference between the streams that the weights make up for:
-  bool lag = true;          // not only of a matrix's inputs, but of the residual stream that its outputs are added to
+  double correction = 0.5;  // share of the difference between the streams that the weights compensate:
+  bool lag = true;          // of the matrix's inputs, and also of the residual stream that its outputs are added to
   int threads = 2;
 };
 
-// The inputs of a matrix, of all tokens: (tokens, cols padded to 64).
+/// The inputs of a matrix for all tokens: (tokens, cols padded to 64).
 struct MatrixInputs {
   int cols = 0;
-  std::vector<float> exact;  // of the exact stream
-  std::vector<int8_t> q;     // of the quantized stream, as the engine has them: numbers,
+  std::vector<float> exact;  // exact stream
+  std::vector<int8_t> q;     // quantized stream, in the engine's format: int8 values,
   std::vector<float> scale;  // (tokens, cols / 32) scales,
   std::vector<int32_t> sum;  // (tokens, cols / 32) and sums of q
 
   void resize(size_t tokens, int width) {
     cols = width;
-    exact.resize(tokens * width), q.resize(tokens * width);
-    scale.resize(tokens * width / kGroup), sum.resize(tokens * width / kGroup);
+    exact.resize(tokens * width);
+    q.resize(tokens * width);
+    scale.resize(tokens * width / kGroup);
+    sum.resize(tokens * width / kGroup);
   }
-  // Token t's input in the quantized stream.
+  // Stores the input of token t in the quantized stream.
   void put_quantized(const Kernels& k, size_t t, const float* x) {
     const size_t at = t * cols;
     k.quantize(x, cols, q.data() + at, scale.data() + at / kGroup, sum.data() + at / kGroup);
@@ -68,9 +67,9 @@ struct MatrixInputs {
 
 inline constexpr const char* kCalibrationSteps[] = {"search", "gptq", "mismatch", "all"};
 
-// Leaves out what comes behind a step, so that each can be measured: search (scales, with errors weighted by the mean
-// square of each input), gptq (inputs that depend on each other), mismatch (the correction for a matrix's own inputs),
-// all. False if there is no such step.
+/// Disables the steps after the given one, so that the effect of each can be measured: search (scales, with errors
+/// weighted by the mean square of each input), gptq (correlations between inputs), mismatch (correction for the
+/// difference in a matrix's own inputs), all. False if there is no such step.
 inline bool stop_after(const std::string& step, CalibrationOptions& options) {
   const auto* const found = std::find(std::begin(kCalibrationSteps), std::end(kCalibrationSteps), step);
   const auto done = found - kCalibrationSteps;
@@ -80,15 +79,16 @@ inline bool stop_after(const std::string& step, CalibrationOptions& options) {
   return found != std::end(kCalibrationSteps);
 }
 
+/// Quantizes the matrices of one model for one text.
 class Calibration {
  public:
-  // Called now and then; false: stop. done and total: of the work, in floating-point operations. tensor: the one just
+  // Called regularly; returns false to stop. done, total: floating-point operations. tensor: the matrix that was just
   // quantized, or null.
   using Progress = std::function<bool(double done, double total, const EncodedTensor* tensor)>;
 
   std::string error;
 
-  // windows: token ids, at most kWindow each. read must outlive the object.
+  // windows: token ids, at most kWindow each. windows and read must outlive the object.
   Calibration(const Config& config, const std::vector<std::vector<int>>& windows, const ReadRows& read,
               const CalibrationOptions& options)
       : c_(config),
@@ -104,28 +104,28 @@ class Calibration {
     }
   }
 
-  // Floats of a stream.
+  // The number of floats in a stream.
   static size_t stream_floats(const Config& c, size_t tokens) { return tokens * padded(c.dim); }
 
-  // Bytes of memory that it takes, roughly.
+  // Estimated memory in bytes.
   double memory_bytes() const;
-  // Floating-point operations, roughly; what else takes time is counted as as many as would take as long.
+  // Estimated work in floating-point operations; other work counts as operations that take the same time.
   double work() const;
-  // Operations a second of this machine, tried for a moment.
+  // Floating-point operations per second, from a short measurement.
   double speed();
 
-  // Quantizes all matrices into `file`, from the layer on where it stands. False with `error` set, "" if progress said
-  // stop: then what is in the file can be gone on from.
-  bool run(CalibrationFile& file, const Progress& progress);
+  // Quantizes all matrices into `file`, from its first incomplete layer. False with `error` set, or with error "" if
+  // progress returned false; then `file` can be resumed.
+  bool quantize(CalibrationFile& file, const Progress& progress);
 
  private:
-  bool fail(const std::string& why) { return error = why, false; }
+  bool fail(const std::string& why) { return pocket::fail(error, why); }
   bool report(double work, const EncodedTensor* tensor = nullptr) {
     done_ += work;
     return (*progress_)(done_, total_, tensor);
   }
 
-  // Tensor `which` of the layer at hand, by its place in a layer: 0 attention_norm, 1 wq ... 8 w2.
+  // Tensor `which` of the current layer: 0 attention_norm, 1 wq ... 8 w2.
   const TensorSpec& spec(int which) const { return specs_[size_t(1 + 9 * layer_ + which)]; }
 
   double site_work(int first, int count, bool residual = false) const;
@@ -158,35 +158,35 @@ class Calibration {
   Pool pool_;
   const Progress* progress_ = nullptr;
   double done_ = 0, total_ = 0;
-  std::vector<size_t> starts_;  // of the windows, in tokens
+  std::vector<size_t> starts_;  // first token of each window
   size_t tokens_ = 0;
   std::vector<float> cos_, sin_;  // (kWindow, head_dim / 2)
   std::vector<float> x_, xq_;     // (tokens, dim padded to 64): the streams
-  MatrixInputs in_, next_;        // of the matrices at hand, and of those after them
+  MatrixInputs in_, next_;        // inputs of the current matrices, and of the matrices after them
   int layer_ = 0;
   CalibrationFile* file_ = nullptr;
-  std::vector<EncodedTensor> encoded_;       // the matrices at hand, quantized
-  std::vector<std::vector<float>> weights_;  // (rows, cols padded to 64): the same, exact
+  std::vector<EncodedTensor> encoded_;       // the current matrices, quantized
+  std::vector<std::vector<float>> weights_;  // (rows, cols padded to 64): the current matrices, exact
 };
 
 // ====================================================================================================================
-// Before it starts: time and memory
+// Estimates of time and memory
 // ====================================================================================================================
 
-// Of `count` matrices with the same inputs, from spec `first` on. residual: what comes out is added to the streams.
+// Work of `count` matrices with the same inputs, from spec `first`. residual: the outputs are added to the streams.
 inline double Calibration::site_work(int first, int count, bool residual) const {
-  const bool head = first + 1 == int(specs_.size());  // nobody asks for its outputs
-  if (head && options_.head != Type::q4) return 0;    // done in a moment
+  const bool head = first + 1 == int(specs_.size());  // its outputs are not used
+  if (head && options_.head != Type::q4) return 0;    // takes almost no time
   const double k = padded(specs_[size_t(first)].cols), tokens = double(tokens_);
-  const double search = 20000;  // of scales and codes, for a weight: takes as long as so many operations
+  const double search = 20000;  // per weight, for scales and codes: takes the time of this many operations
   const double outputs = head ? 0 : 2.5 * tokens, lag = residual && options_.lag ? 2 * tokens : 0;
   double work = 3 * tokens * k * k + k * k * k / 3;
   for (int i = first; i < first + count; i++) work += specs_[size_t(i)].rows * k * (outputs + lag + 14 * k + search);
   return work;
 }
 
-// Of a layer, both streams: every token looks back on those before it, one at a time, which takes longer than products
-// of whole matrices do.
+// Work of attention in a layer, both streams. Tokens are processed one at a time, which is slower than a product of
+// matrices.
 inline double Calibration::attention_work() const {
   const double slower = 5;
   double keys = 0;
@@ -211,16 +211,16 @@ inline double Calibration::memory_bytes() const {
   return 20e6 + streams + inputs + squares + batches + rows + layer * 4.6;
 }
 
-// Of moments, as gather_moments() has them: products of small matrices, all in the cache, are up to twice as fast.
+// Measured with the product of gather_moments(): products of small matrices that fit the cache are up to twice as fast.
 inline double Calibration::speed() {
   const int n = 1024, tokens = 512;
   std::vector<float> inputs(size_t(tokens) * n, 1.f), h(size_t(n) * n);
-  const Factor x = columns_of(inputs.data(), n);
-  multiply(pool_, n, n, tokens, 1, x, x, h.data(), n);  // warms up
+  const Factor x = columns_of(inputs.data(), n, n);
+  multiply(pool_, x, x, tokens, 1, {h.data(), n});  // warms up
   const auto start = std::chrono::steady_clock::now();
-  // Not the best of them: a moment at which nobody else computes says little of the minutes to come.
+  // The mean, not the best: a brief idle moment of the machine does not predict the next minutes.
   for (int rounds = 1;; rounds++) {
-    multiply(pool_, n, n, tokens, 1, x, x, h.data(), n);
+    multiply(pool_, x, x, tokens, 1, {h.data(), n});
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (seconds > 0.1) return rounds * 2.0 * n * n * tokens / seconds;
   }
@@ -230,8 +230,10 @@ inline double Calibration::speed() {
 // The model, both streams
 // ====================================================================================================================
 
-inline bool Calibration::run(CalibrationFile& file, const Progress& progress) {
-  file_ = &file, progress_ = &progress, total_ = work();
+inline bool Calibration::quantize(CalibrationFile& file, const Progress& progress) {
+  file_ = &file;
+  progress_ = &progress;
+  total_ = work();
   error.clear();
   x_.assign(stream_floats(c_, tokens_), 0.f);
   xq_.assign(x_.size(), 0.f);
@@ -249,16 +251,18 @@ inline bool Calibration::run(CalibrationFile& file, const Progress& progress) {
 
 inline void Calibration::make_rotations() {
   const int half = c_.head_dim / 2;
-  cos_.resize(size_t(kWindow) * half), sin_.resize(size_t(kWindow) * half);
+  cos_.resize(size_t(kWindow) * half);
+  sin_.resize(size_t(kWindow) * half);
   for (int t = 0; t < kWindow; t++)
     for (int i = 0; i < half; i++) {
       double sin, cos;
       exact::sincos(t * rope_frequency(c_, i), sin, cos);
-      sin_[size_t(t) * half + i] = float(sin), cos_[size_t(t) * half + i] = float(cos);
+      sin_[size_t(t) * half + i] = float(sin);
+      cos_[size_t(t) * half + i] = float(cos);
     }
 }
 
-// The quantized stream begins with the q8 table that a quantized model has.
+// The quantized stream starts with the embedding table at q8, as in a quantized model.
 inline bool Calibration::embed() {
   const size_t width = size_t(padded(c_.dim));
   std::vector<std::string> errors(size_t(pool_.threads()));
@@ -307,15 +311,15 @@ inline bool Calibration::norm(const TensorSpec& s) {
   return true;
 }
 
-// y (n, rows padded to 64) = matrix `matrix` of those at hand times the inputs of n tokens, exactly ...
+// y (n, rows padded to 64) = current matrix number `matrix` times the inputs of n tokens, in float32 ...
 inline void Calibration::project(int matrix, size_t first, int n, float* y) {
   const int rows = encoded_[matrix].spec.rows, ldy = padded(rows);
   std::fill(y, y + size_t(n) * ldy, 0.f);
-  multiply(pool_, n, rows, in_.cols, 1, rows_of(in_.exact.data() + first * in_.cols, size_t(in_.cols)),
-           rows_of(weights_[matrix].data(), size_t(in_.cols)), y, size_t(ldy));
+  multiply(pool_, rows_of(in_.exact.data() + first * in_.cols, n, size_t(in_.cols)),
+           rows_of(weights_[matrix].data(), rows, size_t(in_.cols)), in_.cols, 1, {y, size_t(ldy)});
 }
 
-// ... and as the engine does.
+// ... and with the engine's quantized kernels.
 inline void Calibration::project_quantized(int matrix, size_t first, int n, float* y) {
   const Tensor w = encoded_[matrix].tensor();
   const size_t ldy = size_t(padded(w.rows));
@@ -326,7 +330,7 @@ inline void Calibration::project_quantized(int matrix, size_t first, int n, floa
   });
 }
 
-// f(first window, end of the windows, first token, tokens): whole windows, about kChunkTokens at a time.
+// Calls f(first window, end window, first token, tokens) for whole windows, about kChunkTokens at a time.
 template <class F> void Calibration::for_chunks(const F& f) {
   for (size_t w = 0, end; w < windows_.size(); w = end) {
     size_t n = 0;
@@ -357,8 +361,8 @@ inline void Calibration::attend() {
   std::swap(in_, next_);
 }
 
-// One KV head over a window of n tokens. q (n, q_dim), k and v (n, kv_dim), widths padded to 64, not yet turned to
-// their positions; the head's part of q becomes the output. T: how keys and values are kept.
+// One KV head over a window of n tokens. q (n, q_dim), k and v (n, kv_dim), widths padded to 64, before RoPE; the
+// head's part of q becomes the output. T: the type of stored keys and values.
 template <class T> void Calibration::attend_window(float* q, float* k, float* v, int n, int kv_head) {
   constexpr bool kF32 = sizeof(T) == 4;
   const int head_dim = c_.head_dim, half = head_dim / 2, group = c_.n_heads / c_.n_kv_heads;
@@ -426,18 +430,18 @@ inline void Calibration::add_residual() {
 // Quantizing
 // ====================================================================================================================
 
-// Sums over the tokens, with xq an input in the quantized stream and x in the exact one.
+// Sums over the tokens, where x is an input in the exact stream and xq in the quantized stream.
 struct Calibration::Moments {
-  std::vector<float> h;         // (cols, cols), the lower half: of xq xq^T
+  std::vector<float> h;         // (cols, cols), lower half: of xq xq^T
   std::vector<float> mismatch;  // (cols, cols): of (x - xq) xq^T
-  std::vector<float> behind;    // (dim, cols), of a matrix whose outputs are added to a stream: the streams' difference
+  std::vector<float> lag;       // (dim, cols), if the outputs are added to the streams: of (stream difference) xq^T
 };
 
 inline void Calibration::gather_moments(bool residual, Moments& m) {
   const size_t n = size_t(in_.cols), dim = size_t(padded(c_.dim)), batch = std::min<size_t>(kMomentTokens, tokens_);
   m.h.assign(n * n, 0.f);
   m.mismatch.assign(n * n, 0.f);
-  m.behind.assign(residual ? dim * n : 0, 0.f);
+  m.lag.assign(residual ? dim * n : 0, 0.f);
   std::vector<float> inputs(batch * n), difference(inputs.size()), streams(residual ? batch * dim : 0);
   for (size_t first = 0; first < tokens_; first += batch) {
     const int count = int(std::min(batch, tokens_ - first));
@@ -448,18 +452,19 @@ inline void Calibration::gather_moments(bool residual, Moments& m) {
       for (size_t k = 0, at = (first + t) * dim; residual && k < dim; k++)
         streams[t * dim + k] = x_[at + k] - xq_[at + k];
     });
-    const Factor xq = columns_of(inputs.data(), n);
-    multiply(pool_, int(n), int(n), count, 1, xq, xq, m.h.data(), n, Part::lower);
-    multiply(pool_, int(n), int(n), count, 1, columns_of(difference.data(), n), xq, m.mismatch.data(), n);
-    if (residual) multiply(pool_, int(dim), int(n), count, 1, columns_of(streams.data(), dim), xq, m.behind.data(), n);
+    const Factor xq = columns_of(inputs.data(), int(n), n);
+    multiply(pool_, xq, xq, count, 1, {m.h.data(), n}, Part::lower);
+    multiply(pool_, columns_of(difference.data(), int(n), n), xq, count, 1, {m.mismatch.data(), n});
+    if (residual) multiply(pool_, columns_of(streams.data(), int(dim), dim), xq, count, 1, {m.lag.data(), n});
   }
 }
 
-// `count` matrices with the same inputs, in_, from spec `first` on. residual: what comes out is added to the streams.
+// Quantizes `count` matrices with the same inputs, in_, from spec `first`. residual: the outputs are added to the
+// streams.
 inline bool Calibration::quantize_site(int first, int count, Type type, bool residual) {
   encoded_.clear();
   weights_.clear();
-  const bool keep = first + 1 < int(specs_.size());  // the last one's outputs are nobody's inputs
+  const bool keep = first + 1 < int(specs_.size());  // the outputs of the output matrix are not inputs
   Hessian hessian;
   Moments moments;
   if (type == Type::q4) {
@@ -467,8 +472,7 @@ inline bool Calibration::quantize_site(int first, int count, Type type, bool res
     const double shrink = options_.shrink + options_.shrink_few * in_.cols / double(tokens_);
     if (!hessian.factor(pool_, moments.h.data(), specs_[size_t(first)].cols, std::min(shrink, 1.0), options_.damping))
       return fail(specs_[size_t(first)].name +
-                  ": expected inputs that are finite numbers, found others; is the "
-                  "checkpoint whole?");
+                  ": expected finite inputs, found infinity or NaN; is the checkpoint damaged?");
   }
   for (int i = first; i < first + count; i++)
     if (!quantize_matrix(specs_[size_t(i)], type, keep, hessian, moments)) return false;
@@ -513,29 +517,30 @@ inline bool Calibration::quantize_matrix(const TensorSpec& s, Type type, bool ke
     if (keep) std::copy(rows.begin(), rows.begin() + count * n, exact.begin() + first * n);
     if (!report(0)) return false;
   }
-  out.error = std::sqrt(sums[1] / std::max(sums[0], 1e-30)), out.drift = std::sqrt(sums[2] / std::max(sums[0], 1e-30));
+  out.error = std::sqrt(sums[1] / std::max(sums[0], 1e-30));
+  out.drift = std::sqrt(sums[2] / std::max(sums[0], 1e-30));
   encoded_.push_back(std::move(out));
   weights_.push_back(std::move(exact));
   return true;
 }
 
-// Rows of weights to what they are quantized towards: w + share * d H^-1, where d =
-// w mismatch + behind. That gives, on the quantized stream's inputs, as much as can be had of w's outputs on the exact
-// ones, and of what the quantized stream is behind.
+// Replaces rows of weights w by their quantization targets: w + share * d H^-1, where d = w mismatch + lag. On the
+// inputs of the quantized stream the targets best approximate the outputs of w on the exact inputs, plus the difference
+// of the residual streams.
 inline void Calibration::move_targets(std::vector<float>& rows, int first, int count, const Hessian& hessian,
                                       const Moments& m) {
   const size_t n = size_t(in_.cols);
   const float share = float(options_.correction);
   std::vector<float> moves(rows.size());
-  for (size_t i = 0; !m.behind.empty() && i < count * n; i++) moves[i] = share * m.behind[first * n + i];
-  multiply(pool_, count, int(n), int(n), share, rows_of(rows.data(), n), columns_of(m.mismatch.data(), n), moves.data(),
-           n);
+  for (size_t i = 0; !m.lag.empty() && i < count * n; i++) moves[i] = share * m.lag[first * n + i];
+  multiply(pool_, rows_of(rows.data(), count, n), columns_of(m.mismatch.data(), int(n), n), int(n), share,
+           {moves.data(), n});
   solve(pool_, hessian.triangle(), int(n), moves.data(), count);
   for (size_t i = 0; i < count * n; i++) rows[i] += moves[i];
 }
 
-// Adds to sums, over a sample of tokens and these rows of a matrix, the squares of: the exact outputs; what the
-// quantized weights alone change of them; what everything together does.
+// Adds to sums, over a sample of tokens and these rows of a matrix, the squares of: the exact outputs; the error from
+// the quantized weights alone; the error from everything.
 inline void Calibration::measure(const std::vector<float>& rows, int first, int count, const EncodedTensor& tensor,
                                  double sums[3]) {
   const size_t n = size_t(in_.cols), ldy = size_t(padded(count));
@@ -549,8 +554,9 @@ inline void Calibration::measure(const std::vector<float>& rows, int first, int 
     in_.get_quantized(t, inputs.data() + i * n);
     in.put_quantized(kernels_, size_t(i), inputs.data() + i * n);
   }
-  multiply(pool_, sample, count, int(n), 1, rows_of(in.exact.data(), n), rows_of(rows.data(), n), exact.data(), ldy);
-  multiply(pool_, sample, count, int(n), 1, rows_of(inputs.data(), n), rows_of(rows.data(), n), ideal.data(), ldy);
+  const Factor weights = rows_of(rows.data(), count, n);
+  multiply(pool_, rows_of(in.exact.data(), sample, n), weights, int(n), 1, {exact.data(), ldy});
+  multiply(pool_, rows_of(inputs.data(), sample, n), weights, int(n), 1, {ideal.data(), ldy});
   Tensor part = tensor.tensor();
   part.rows = count;
   part.data += first / kPanelRows * panel_bytes(tensor.type, tensor.spec.cols);
@@ -559,7 +565,9 @@ inline void Calibration::measure(const std::vector<float>& rows, int first, int 
   for (int i = 0; i < sample; i++)
     for (int r = 0; r < count; r++) {
       const size_t at = i * ldy + r;
-      sums[0] += square(exact[at]), sums[1] += square(ideal[at] - real[at]), sums[2] += square(exact[at] - real[at]);
+      sums[0] += square(exact[at]);
+      sums[1] += square(ideal[at] - real[at]);
+      sums[2] += square(exact[at] - real[at]);
     }
 }
 

@@ -1,9 +1,10 @@
-// calibration_file.hpp: what a calibration has done so far, in a file beside the model that it will become. A run that
-// is interrupted goes on from there; the model writer copies the matrices out of it; then it is deleted.
+// calibration_file.hpp: the intermediate results of a calibration, in a file beside the model file. An interrupted
+// calibration resumes from it; the model writer copies the matrices from it; then it is deleted.
 //
 //     0      FileHeader, then zeros
-//     4096   two slots for the streams of activations, written in turn: the one of the last whole layer stays intact
-//     ...    for each matrix that is quantized, in the order of the model: Record, panels
+//     4096   two slots for the streams of activations, written alternately: the slot of the last complete layer stays
+//     intact
+//     ...    for each quantized matrix, in the order of the model: Record, panels
 #pragma once
 
 #include <sys/file.h>
@@ -17,14 +18,14 @@
 
 namespace pocket {
 
-// A matrix that has been quantized.
+/// A quantized matrix.
 struct EncodedTensor {
   TensorSpec spec;
   Type type;
   int8_t codebook[16];
   std::vector<uint8_t> bytes;  // panels
-  double error = 0;            // of its outputs, root mean square, relative: by its own weights,
-  double drift = 0;            // and by everything before it too
+  double error = 0;            // relative RMS error of its outputs: from its own weights,
+  double drift = 0;            // and from everything up to this matrix
 
   Tensor tensor() const {
     Tensor t = {type, spec.rows, spec.cols, bytes.data(), bytes.size()};
@@ -33,10 +34,11 @@ struct EncodedTensor {
   }
 };
 
+/// See above. One process at a time.
 class CalibrationFile {
  public:
   struct Record {
-    TensorEntry entry;  // offset: of the panels in this file
+    TensorEntry entry;  // entry.offset: of the panels in this file
     double error, drift;
   };
 
@@ -44,16 +46,17 @@ class CalibrationFile {
 
   ~CalibrationFile() { close(); }
 
-  // Opens or creates the file. key: a hash of all that the result depends on; a file with another key, or a damaged
-  // one, is started anew. stream_bytes: of both streams together.
+  // Opens or creates the file. key: a hash of everything the result depends on; a file with another key or a damaged
+  // header is overwritten. stream_bytes: size of both streams together.
   bool open(const std::string& path, uint64_t key, uint64_t stream_bytes) {
-    path_ = path, stream_bytes_ = round_up<uint64_t>(stream_bytes, kPage);
+    path_ = path;
+    stream_bytes_ = round_up<uint64_t>(stream_bytes, kPage);
     file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (file_ < 0) return fail(std::strerror(errno));
     if (flock(file_, LOCK_EX | LOCK_NB) != 0) {
       ::close(file_);
       file_ = -1;
-      return fail("another run is at work on it");
+      return fail("in use by another process");
     }
     if (load_header(key)) return true;
     header_ = {{}, key, 0, kPage + 2 * stream_bytes_, 0, 0};
@@ -62,20 +65,23 @@ class CalibrationFile {
     return ftruncate(file_, 0) == 0 || fail(std::strerror(errno));
   }
 
-  int layers() const { return int(header_.layers); }  // that are done
+  int layers() const { return int(header_.layers); }  // complete ones
   const std::vector<Record>& records() const { return records_; }
 
-  // The streams behind the last layer that is done.
+  // The streams after the last complete layer.
   bool read_streams(float* x, float* xq, size_t floats) {
     const uint64_t at = slot(header_.layers);
     if (!transfer(false, at, x, floats * 4) || !transfer(false, at + floats * 4, xq, floats * 4)) return false;
-    return stream_hash(x, xq, floats) == header_.stream_hash || fail("damaged; delete it to start anew");
+    return stream_hash(x, xq, floats) == header_.stream_hash || fail("damaged; delete it to restart");
   }
 
   bool append(const EncodedTensor& t) {
     Record r = {{}, t.error, t.drift};
-    r.entry.type = uint32_t(t.type), r.entry.rows = uint32_t(t.spec.rows), r.entry.cols = uint32_t(t.spec.cols);
-    r.entry.offset = end_of_records() + sizeof r, r.entry.bytes = t.bytes.size();
+    r.entry.type = uint32_t(t.type);
+    r.entry.rows = uint32_t(t.spec.rows);
+    r.entry.cols = uint32_t(t.spec.cols);
+    r.entry.offset = end_of_records() + sizeof r;
+    r.entry.bytes = t.bytes.size();
     std::memcpy(r.entry.codebook, t.codebook, sizeof r.entry.codebook);
     if (!transfer(true, r.entry.offset - sizeof r, &r, sizeof r)) return false;
     if (!transfer(true, r.entry.offset, const_cast<uint8_t*>(t.bytes.data()), t.bytes.size())) return false;
@@ -83,7 +89,7 @@ class CalibrationFile {
     return true;
   }
 
-  // Makes everything so far count.
+  // Commits all records so far and the streams.
   bool finish_layer(const float* x, const float* xq, size_t floats) {
     const uint64_t at = slot(header_.layers + 1);
     if (!transfer(true, at, const_cast<float*>(x), floats * 4)) return false;
@@ -95,10 +101,10 @@ class CalibrationFile {
     return transfer(true, 0, &header_, sizeof header_);
   }
 
-  // A record's panels, for the model writer; this object must outlive it.
+  // A record's panels, for the model writer. Refers to this object.
   ReadyTensor ready(const Record& r) {
     ReadyTensor t = {Type(r.entry.type), {}, [this, r](uint64_t at, size_t n, void* out, std::string& why) {
-                       return transfer(false, r.entry.offset + at, out, n) || (why = error, false);
+                       return transfer(false, r.entry.offset + at, out, n) || pocket::fail(why, error);
                      }};
     std::memcpy(t.codebook, r.entry.codebook, sizeof t.codebook);
     return t;
@@ -113,14 +119,14 @@ class CalibrationFile {
   struct FileHeader {
     char magic[8];
     uint64_t key;
-    uint64_t layers;       // that are done
-    uint64_t end;          // of their records
-    uint64_t stream_hash;  // of the streams behind them
-    uint64_t checksum;     // of this header with this field 0
+    uint64_t layers;       // complete ones
+    uint64_t end;          // offset after their records
+    uint64_t stream_hash;  // of the streams after them
+    uint64_t checksum;     // of this header with checksum 0
   };
   static constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'C', 'A', 'L', '1'};
 
-  bool fail(const std::string& why) { return error = path_ + ": " + why, false; }
+  bool fail(const std::string& why) { return pocket::fail(error, {path_, ": ", why}); }
 
   void close() {
     if (file_ >= 0) ::close(file_);
@@ -143,7 +149,7 @@ class CalibrationFile {
     return hash.digest();
   }
 
-  // Reads what an earlier run left; false if that is no use.
+  // Reads the header and records of an existing file; false if they cannot be used.
   bool load_header(uint64_t key) {
     struct stat st;
     if (fstat(file_, &st) != 0 || uint64_t(st.st_size) < kPage + 2 * stream_bytes_) return false;
@@ -166,7 +172,9 @@ class CalibrationFile {
       const ssize_t moved = write ? pwrite(file_, p, n, off_t(at)) : pread(file_, p, n, off_t(at));
       if (moved < 0 && errno == EINTR) continue;
       if (moved <= 0) return fail(moved < 0 ? std::strerror(errno) : write ? "cannot write" : "cut short");
-      p += moved, at += uint64_t(moved), n -= size_t(moved);
+      p += moved;
+      at += uint64_t(moved);
+      n -= size_t(moved);
     }
     return true;
   }

@@ -1,31 +1,29 @@
-// chat_families.hpp: how the known families of chat models lay out a conversation, as strings: what the chat templates
-// of their checkpoints come to (export/chat_template.hpp recognises those), and what --template NAME stands for.
-#ifndef POCKET_CHAT_FAMILIES_HPP
-#define POCKET_CHAT_FAMILIES_HPP
+// chat_families.hpp: the chat formats of known model families, as strings. chat_template.hpp recognises them in the
+// Jinja templates of checkpoints; --template NAME selects one.
+#pragma once
 
-#include "engine.hpp"
 #include <cctype>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
-
+#include "engine.hpp"
 
 namespace pocket {
 
-// In all of the texts {bos_token} and {eos_token} stand for what the tokenizer calls so.
+/// A chat format. In all strings {bos_token} and {eos_token} stand for the texts of BOS and EOS.
 struct ChatFamily {
   const char *key, *name;
-  std::vector<const char*> own;  // tokens that the vocabulary must have
-  const char* default_system;    // the system prompt where the user gives none
+  std::vector<const char*> own;  // required tokens
+  const char* default_system;    // the system prompt if the user gives none
   unsigned trim;                 // bits of ChatTemplate::Trim
   const char* slot[ChatTemplate::kSlots];
   const char* stop;  // the token that ends a reply
 };
 
-// One row each: what is put before and behind a system turn, before the first user turn after it, before and behind a
-// user turn, before and behind a reply. A turn of Llama 2 begins with BOS; elsewhere BOS comes once, from the
-// tokenizer.
+/// All families. The slots: prefix and suffix of a system turn, prefix of the first user turn after it, prefix and
+/// suffix of a user turn, prefix and suffix of a reply. In Llama 2 every user turn begins with BOS; in the others the
+/// tokenizer adds BOS once.
 inline const std::vector<ChatFamily>& chat_families() {
   constexpr unsigned kAll = ChatTemplate::kTrimSystem | ChatTemplate::kTrimUser | ChatTemplate::kTrimReply;
   constexpr unsigned kTurns = ChatTemplate::kTrimUser | ChatTemplate::kTrimReply;
@@ -90,14 +88,14 @@ inline const std::vector<ChatFamily>& chat_families() {
   return all;
 }
 
-// "zephyr, chatml, ...", for messages.
+/// "zephyr, chatml, ...", for messages.
 inline std::string chat_family_keys() {
   std::string keys;
   for (const ChatFamily& family : chat_families()) keys += (keys.empty() ? "" : ", ") + std::string(family.key);
   return keys;
 }
 
-// The family of this key, in capitals or not, with signs or without ("Llama 3", "llama3"); null if there is none.
+/// The family with this key, ignoring case and punctuation ("Llama 3", "llama3"); null if there is none.
 inline const ChatFamily* find_chat_family(std::string_view key) {
   const auto letters = [](std::string_view text) {
     std::string out;
@@ -110,20 +108,23 @@ inline const ChatFamily* find_chat_family(std::string_view key) {
   return nullptr;
 }
 
-// A text with the names of BOS and EOS replaced by what they are written as.
+/// Replaces {bos_token} and {eos_token} by the texts of the tokens.
 inline std::string with_tokens_written(const std::string& text, const Tokenizer& tokenizer) {
   const std::pair<std::string, int> names[] = {{"{bos_token}", tokenizer.bos()}, {"{eos_token}", tokenizer.eos()}};
   std::string out;
   for (size_t at = 0; at < text.size();) {
     const size_t start = at;
     for (const auto& [name, id] : names)
-      if (text.compare(at, name.size(), name) == 0) out += tokenizer.piece(id), at += name.size();
+      if (text.compare(at, name.size(), name) == 0) {
+        out += tokenizer.piece(id);
+        at += name.size();
+      }
     if (at == start) out += text[at++];
   }
   return out;
 }
 
-// Cuts a text at the tokens of the family that the vocabulary has.
+/// Appends a text, split at the control tokens of the family that the vocabulary has.
 inline void append_parts(const ChatFamily& family, const Tokenizer& tokenizer, const std::string& text,
                          ChatTemplate::Parts& out) {
   std::string plain;
@@ -148,8 +149,8 @@ inline void append_parts(const ChatFamily& family, const Tokenizer& tokenizer, c
   flush();
 }
 
-// The template of a family for a tokenizer. False, with `error` set, where the vocabulary lacks a token that it needs;
-// then nothing has been changed in `out`.
+/// The chat template of a family for a tokenizer. False with `error` set, and `out` unchanged, if the vocabulary lacks
+/// a required token.
 inline bool make_chat_template(const ChatFamily& family, const Tokenizer& tokenizer, ChatTemplate& out,
                                std::string& error) {
   for (const char* token : family.own)
@@ -168,4 +169,3 @@ inline bool make_chat_template(const ChatFamily& family, const Tokenizer& tokeni
 }
 
 }  // namespace pocket
-#endif  // POCKET_CHAT_FAMILIES_HPP

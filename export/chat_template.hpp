@@ -1,10 +1,8 @@
-// chat_template.hpp: from a checkpoint's chat template, a program in the language Jinja, to the strings that a model
-// file has around the turns of a conversation.
-//
-// No program is run. A template is cut into steps, "under this condition, this text is put out", and known are those
-// whose every step is in the list of its family below; then what the strings make is what Jinja makes of a conversation
-// (system, then user and assistant in turns), with trim_blocks and lstrip_blocks as transformers sets them. One thing
-// is not taken over: Llama 2 does not trim the front of a first message behind a system prompt; here it is trimmed.
+// chat_template.hpp: converts a checkpoint's chat template, a Jinja program, to the prefix and suffix strings of a
+// model file. The program is not run. A template is parsed into steps, "if this condition holds, output this text". It
+// is recognised if every step is in the list of a family below. Then the strings give the same conversation (system,
+// then user and assistant in turn) as Jinja with trim_blocks and lstrip_blocks, which transformers sets. One exception:
+// after a system prompt Llama 2 does not trim the front of the first message; here it is trimmed.
 #pragma once
 
 #include <cctype>
@@ -24,7 +22,7 @@ namespace pocket {
 // From Jinja to steps
 // ====================================================================================================================
 
-// What stands between {{ and }}, or {% and %}.
+/// A token between {{ and }} or {% and %}.
 struct JinjaToken {
   enum Kind { word, string, sign } kind;
   std::string text;
@@ -32,13 +30,14 @@ struct JinjaToken {
 };
 using JinjaTokens = std::vector<JinjaToken>;
 
+/// Whether a text is an identifier.
 inline bool is_jinja_word(std::string_view s) {
   for (char c : s)
     if (!std::isalnum(uint8_t(c)) && c != '_') return false;
   return !s.empty();
 }
 
-// Without parentheses around the whole of it.
+/// Removes parentheses around a whole expression.
 inline JinjaTokens unwrap(JinjaTokens t) {
   while (t.size() > 2 && t[0].is("(") && t.back().is(")")) {
     int depth = 0;
@@ -49,7 +48,7 @@ inline JinjaTokens unwrap(JinjaTokens t) {
   return t;
 }
 
-// An expression, always spelt the same way: message['role'] and message.role are message.role.
+/// The normalized spelling of an expression: message['role'] and message.role are both message.role.
 inline std::string spell(const JinjaTokens& tokens) {
   const JinjaTokens t = unwrap(tokens);
   std::string out;
@@ -71,8 +70,8 @@ inline std::string spell(const JinjaTokens& tokens) {
   return out;
 }
 
-// What an expression puts out: texts as they are, all else in braces, {message.content} or, without white space at both
-// ends, {message.content|trim}. A brace in a text is \1.
+/// The output of an expression: string literals unchanged, other terms in braces, {message.content} or, if trimmed,
+/// {message.content|trim}. A brace in a literal becomes \1.
 inline std::string output_of(const JinjaTokens& tokens) {
   const JinjaTokens t = unwrap(tokens);
   std::string out;
@@ -88,13 +87,13 @@ inline std::string output_of(const JinjaTokens& tokens) {
     std::string name = spell(term);
     for (const std::string trim : {" | trim", ".strip()"})
       if (name.size() > trim.size() && name.substr(name.size() - trim.size()) == trim)
-        name.resize(name.size() - trim.size()), name += "|trim";
+        name.replace(name.size() - trim.size(), trim.size(), "|trim");
     out += "{" + name + "}";
   }
   return out;
 }
 
-// A branch that a conversation without tools and documents never takes.
+/// Whether a condition is never true in a conversation without tools and documents.
 inline bool never_true(const JinjaTokens& condition) {
   bool tools = false, other = false;
   for (const JinjaToken& t : condition) {
@@ -106,14 +105,15 @@ inline bool never_true(const JinjaTokens& condition) {
   return (tools && !other) || text == "message.role == 'tool'" || text.rfind("false == true and ", 0) == 0;
 }
 
-// Cuts a template into steps: "condition / condition: text".
+/// Parses a template into steps: "condition / condition: text".
 class JinjaSteps {
  public:
   std::string error;
   std::vector<std::string> steps;
 
   bool read(std::string_view jinja) {
-    text_ = jinja.substr(0, jinja.size() - (!jinja.empty() && jinja.back() == '\n'));  // as Jinja does
+    text_ =
+        jinja.substr(0, jinja.size() - (!jinja.empty() && jinja.back() == '\n'));  // Jinja removes one trailing newline
     while (at_ < text_.size()) {
       const size_t open = find_tag(at_);
       plain(text_.substr(at_, open - at_), open);
@@ -127,10 +127,10 @@ class JinjaSteps {
  private:
   struct Frame {
     bool loop;
-    std::string label;               // the condition; "" for one that is always true
-    std::vector<std::string> tried;  // if: conditions before and with this one
-    bool live;                       // the branch may be taken
-    bool was_live;                   // what is around it may be
+    std::string label;               // the condition; "" if always true
+    std::vector<std::string> tried;  // if: the conditions up to this branch
+    bool live;                       // this branch may be taken
+    bool was_live;                   // the enclosing branch may be taken
   };
 
   size_t find_tag(size_t from) const {
@@ -141,10 +141,13 @@ class JinjaSteps {
 
   bool live() const { return frames_.empty() || frames_.back().live; }
 
-  // Text outside of tags; `open` is where the next tag begins.
+  // Text outside of tags; `open` is the position of the next tag.
   void plain(std::string_view s, size_t open) {
     const auto space = [](char c) { return std::isspace(uint8_t(c)) != 0; };
-    if (trim_line_ && !s.empty() && s[0] == '\n') s.remove_prefix(1), line_start_ = true;
+    if (trim_line_ && !s.empty() && s[0] == '\n') {
+      s.remove_prefix(1);
+      line_start_ = true;
+    }
     while (trim_all_ && !s.empty() && space(s[0])) s.remove_prefix(1);
     if (open < text_.size()) {
       const char kind = text_[open + 1], mark = open + 2 < text_.size() ? text_[open + 2] : '\0';
@@ -182,7 +185,10 @@ class JinjaSteps {
     for (; at_ < text_.size(); at_++) {
       const std::string_view rest = text_.substr(at_);
       trim_all_ = rest[0] == '-' && rest.substr(1, 2) == end;
-      if (trim_all_ || rest.substr(0, 2) == end) return at_ += trim_all_ ? 3 : 2, true;
+      if (trim_all_ || rest.substr(0, 2) == end) {
+        at_ += trim_all_ ? 3 : 2;
+        return true;
+      }
       if (std::isspace(uint8_t(rest[0]))) continue;
       if (rest[0] == '\'' || rest[0] == '"') {
         if (!string(out)) return false;
@@ -198,7 +204,7 @@ class JinjaSteps {
     return fail(error, std::string("expected ") + end + ", found the end");
   }
 
-  // A text in quotes; stops on the closing one.
+  // A string literal; stops at the closing quote.
   bool string(JinjaTokens& out) {
     const char quote = text_[at_];
     std::string s;
@@ -209,11 +215,11 @@ class JinjaSteps {
       }
       constexpr std::string_view kLetters = "ntr\\'\"", kMeanings = "\n\t\r\\'\"";
       const size_t letter = ++at_ < text_.size() ? kLetters.find(text_[at_]) : std::string_view::npos;
-      if (letter == std::string_view::npos) return fail(error, "expected one of \\n \\t \\r \\\\ \\' \\\" in a text");
+      if (letter == std::string_view::npos) return fail(error, "expected one of \\n \\t \\r \\\\ \\' \\\" in a string");
       s += kMeanings[letter];
     }
     out.push_back({JinjaToken::string, s});
-    return at_ < text_.size() || fail(error, "expected the end of a text, found the template's");
+    return at_ < text_.size() || fail(error, "expected a closing quote, found the end of the template");
   }
 
   bool output(const JinjaTokens& tokens) {
@@ -225,7 +231,7 @@ class JinjaSteps {
   bool statement(const JinjaTokens& tokens) {
     const std::string word = tokens.empty() ? "" : tokens[0].text;
     const JinjaTokens rest(tokens.begin() + !tokens.empty(), tokens.end());
-    if (word == "generation" || word == "endgeneration") return true;  // marks for training
+    if (word == "generation" || word == "endgeneration") return true;  // training marks
     flush();
     if (word == "for") {
       frames_.push_back({true, "for " + spell(rest), {}, live(), live()});
@@ -237,17 +243,18 @@ class JinjaSteps {
     }
     if (word == "set" && rest.size() > 2 && rest[1].is("=")) {
       if (live()) pending_ = "set " + rest[0].text + " = " + output_of({rest.begin() + 2, rest.end()});
-      return flush(), true;
+      flush();
+      return true;
     }
     if (frames_.empty() || (word != "elif" && word != "else" && word != "endif" && word != "endfor"))
-      return fail(error, "{% " + word + " %}: not known here");
-    if (frames_.back().loop != (word == "endfor")) return fail(error, "{% " + word + " %}: not expected here");
+      return fail(error, "{% " + word + " %}: unknown here");
+    if (frames_.back().loop != (word == "endfor")) return fail(error, "{% " + word + " %}: unexpected here");
     if (word == "elif" || word == "else") return branch(word == "elif" ? &rest : nullptr);
     frames_.pop_back();
     return true;
   }
 
-  // The next branch of an {% if %}; without a condition it is the last.
+  // The next branch of an {% if %}; the {% else %} branch has no condition.
   bool branch(const JinjaTokens* condition) {
     Frame& f = frames_.back();
     f.live = f.was_live && !(condition && never_true(*condition));
@@ -272,9 +279,9 @@ class JinjaSteps {
 
   std::string_view text_;
   size_t at_ = 0;
-  bool trim_line_ = false, trim_all_ = false;  // what the last tag does to the text behind it
+  bool trim_line_ = false, trim_all_ = false;  // effect of the last tag on the text after it
   bool line_start_ = true;
-  std::string pending_;  // of the step that is being read
+  std::string pending_;  // output of the current step
   std::vector<Frame> frames_;
 };
 
@@ -282,18 +289,18 @@ class JinjaSteps {
 // The families
 // ====================================================================================================================
 
-// A step that a template of the family may have. {default} stands for a text.
+/// A step that a template of the family may contain. {default} stands for any text.
 struct KnownStep {
-  int place;       // steps come in this order
-  unsigned gives;  // bits: what it does, which must be done once
+  int place;       // steps must be in this order
+  unsigned gives;  // bits: functions of the step; each may occur once
   const char* text;
 };
 
-// Templates of a family: a way in which its strings are written as a program.
+/// The steps of a family's templates.
 struct KnownTemplate {
   const char* family;  // key
-  const char* mark;    // a text that tells the family; "": none
-  unsigned needs;      // bits of KnownStep::gives, all of them
+  const char* mark;    // a text that identifies the family; "": none
+  unsigned needs;      // bits of KnownStep::gives that are required
   std::vector<KnownStep> known;
 };
 
@@ -366,11 +373,11 @@ inline KnownTemplate llama2_template() {
             "each message / not (loop.index0 == 0 and system_message != false): "
             "set content = {message.content}"},
            {3, kUser, POCKET_EACH("user") "{bos_token}[INST] {content} [/INST]"},
-           {3, 0, POCKET_EACH("system") "<<SYS>>\n{content}\n<</SYS>>\n\n"},  // never comes there
+           {3, 0, POCKET_EACH("system") "<<SYS>>\n{content}\n<</SYS>>\n\n"},  // unreachable
            {3, kAssistant, POCKET_EACH("assistant") " {content} {eos_token}"}}};
 }
 
-// what Alpaca and Vicuna lines share: the system prompt and an empty line, and then the turns.
+// The steps that Alpaca and Vicuna lines share: the system prompt and an empty line before the turns.
 inline std::vector<KnownStep> with_system_in_front(std::vector<KnownStep> turns) {
   const KnownStep front[] = {{1, kSystem, POCKET_IF_SYSTEM "set system_message = {messages[0].content}\n\n"},
                              {1, kSystem | kShown, POCKET_IF_SYSTEM "{bos_token}{messages[0].content}\n\n"},
@@ -429,10 +436,10 @@ inline KnownTemplate plain_template() {
 #undef POCKET_EACH
 
 // ====================================================================================================================
-// Recognising one
+// Recognition
 // ====================================================================================================================
 
-// Fills in a ChatTemplate where the template is of this family; else `error` says what it has that others have not.
+/// Matches the steps of a template with those of a family.
 class TemplateMatcher {
  public:
   TemplateMatcher(const KnownTemplate& known, const Tokenizer& tokenizer)
@@ -440,6 +447,7 @@ class TemplateMatcher {
 
   std::string error;
 
+  // Stores the chat template in `out`. False with `error` set to the reason if the template is not of this family.
   bool match(const std::vector<std::string>& steps, ChatTemplate& out) {
     if (!make_chat_template(family_, tokenizer_, out, error)) return false;
     out.default_system.clear();
@@ -469,10 +477,10 @@ class TemplateMatcher {
       if (trims) out.trim |= known.gives & kAll;
       return true;
     }
-    return fail(error, "not known of " + std::string(family_.name) + ": " + shown(step));
+    return fail(error, "unknown step of " + std::string(family_.name) + ": " + shown(step));
   }
 
-  // A step is the known one, with a text of its own where that has {default}.
+  // Whether a step equals a known step, with any text in place of {default}.
   static bool fits(const std::string& step, const std::string& known, ChatTemplate& out) {
     const std::string hole = "{default}";
     const size_t at = known.find(hole);
@@ -493,11 +501,10 @@ class TemplateMatcher {
     return text + (step.size() > 120 ? "..." : "");
   }
 
-  // BOS comes before the first turn only. The tokenizer puts it there, or else it goes before the system turn, if there
-  // always is one.
+  // BOS comes before the first turn only: from the tokenizer, or else before the system turn, if there always is one.
   bool begin_with_bos(bool written_out, ChatTemplate& out) {
     if (!written_out || tokenizer_.bos() < 0 || tokenizer_.adds_bos()) return true;
-    if (out.default_system.empty()) return fail(error, "begins with BOS, which the tokenizer does not put there");
+    if (out.default_system.empty()) return fail(error, "begins with BOS, which the tokenizer does not add");
     ChatTemplate::Parts& front = out.slot[ChatTemplate::kSystemPrefix];
     front.insert(front.begin(), {tokenizer_.bos(), ""});
     return true;
@@ -508,14 +515,14 @@ class TemplateMatcher {
   const Tokenizer& tokenizer_;
 };
 
-// The strings that do what a Jinja template does. True with the family's name in `family_or_reason`; false, and nothing
-// in `out`, with the reason why it was not recognised.
+/// Converts a Jinja template. True with the family's name in `family_or_reason`; or false, `out` empty, and the reason
+/// why the template was not recognised.
 inline bool recognise_chat_template(const std::string& jinja, const Tokenizer& tokenizer, ChatTemplate& out,
                                     std::string& family_or_reason) {
   out = ChatTemplate();
   const auto has = [&](const char* text) { return jinja.find(text) != std::string::npos; };
   if (has("Cutting Knowledge Date"))
-    return fail(family_or_reason, "has a system turn with dates in it even where there is no system prompt");
+    return fail(family_or_reason, "outputs a system turn with dates even without a system prompt");
   std::string reason;
   for (const KnownTemplate& known : {chatml_template(), llama3_template(), llama2_template(), zephyr_template(),
                                      alpaca_template(), vicuna_template(), vicuna_lines_template(), plain_template()}) {
@@ -530,7 +537,7 @@ inline bool recognise_chat_template(const std::string& jinja, const Tokenizer& t
     }
     if (reason.empty() && *known.mark) reason = reader.error.empty() ? matcher.error : reader.error;
   }
-  return fail(family_or_reason, reason.empty() ? "is of no family that is known" : reason);
+  return fail(family_or_reason, reason.empty() ? "not of a known family" : reason);
 }
 
 }  // namespace pocket

@@ -1,8 +1,7 @@
-// checkpoint.hpp: a trained model as other programs save it: what the formats have in common. Each has a reader of its
-// own, gguf.hpp, safetensors.hpp, pytorch.hpp and llama2c.hpp; open_checkpoint.hpp finds out which one it is.
-//
-// A file from outside is hostile: everything is checked when it is opened, in 64 bits, against the file's real size.
-// Weights stay where they are until read_rows() fetches some of them as float32.
+// checkpoint.hpp: a trained model in the format of another program: the parts that all formats share. Each format has
+// its reader, gguf.hpp, safetensors.hpp, pytorch.hpp and llama2c.hpp; open_checkpoint.hpp detects the format. Input
+// files are untrusted: everything is checked at open, in 64-bit arithmetic, against the real size of the file. Weights
+// stay in the file until read_rows() reads some of them as float32.
 #pragma once
 
 #include <cmath>
@@ -16,8 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "engine.hpp"
 #include "dtype.hpp"
+#include "engine.hpp"
 #include "input_file.hpp"
 
 namespace pocket {
@@ -26,25 +25,25 @@ namespace pocket {
 // A checkpoint
 // ====================================================================================================================
 
-// A matrix (rows, cols) in one of the checkpoint's files, row-major, without gaps. A norm's weights are one row.
+/// A matrix (rows, cols) in one of the checkpoint's files, row-major, contiguous. The weights of a norm are one row.
 struct StoredTensor {
   int file;         // index into Checkpoint::files
   uint64_t offset;  // of its first byte
   DType dtype;
   int64_t rows, cols;
-  // More than 0: the rows of each of so many heads lie in "interleaved" rotary order, as Meta, llama2.c and GGUF have
-  // them: the two rows that rotate together are neighbours. The engine wants "half-split" order, as Hugging Face has
-  // it.
+  // More than 0: the number of heads whose rows are in "interleaved" RoPE order (Meta, llama2.c, GGUF): the two rows
+  // that rotate together are adjacent. The engine uses the "half-split" order of Hugging Face.
   int interleaved_heads = 0;
-  // More than 0: the rows lie in blocks of so many, with others between them: a block begins every block_stride rows.
+  // More than 0: the rows are stored in blocks of block_rows; a block starts every block_stride rows.
   int64_t block_rows = 0, block_stride = 0;
-  // More than 0: so many numbers that follow each other share a float32 scale; the scales lie at `scales`, in order.
+  // More than 0: the number of consecutive weights that share a float32 scale; the scales are at offset `scales`, in
+  // order.
   int64_t group = 0;
   uint64_t scales = 0;
 
   int64_t row_bytes() const { return cols / dtype_info(dtype).block * dtype_info(dtype).block_bytes; }
 
-  // Where row r of the engine's order is stored.
+  // The stored row that is row r in the engine's order.
   int64_t stored_row(int64_t r) const {
     if (block_rows > 0) return r / block_rows * block_stride + r % block_rows;
     if (interleaved_heads == 0) return r;
@@ -53,29 +52,30 @@ struct StoredTensor {
   }
 };
 
+/// An open checkpoint.
 struct Checkpoint {
   Config config;
   std::string format;                 // "GGUF v3", "safetensors", "llama2.c"
-  std::string name, licence, source;  // as far as the files tell; else ""
+  std::string name, licence, source;  // "" if the files do not contain them
   bool has_tokenizer = false;
   Tokenizer::Vocabulary vocabulary;
-  std::string chat_template;         // Jinja, as found; "" if none
-  std::string bos_token, eos_token;  // as they are written; "" if none
-  std::vector<int> stop_ids;         // tokens that end a text
+  std::string chat_template;         // Jinja source; "" if none
+  std::string bos_token, eos_token;  // texts; "" if none
+  std::vector<int> stop_ids;         // end-of-text tokens
   std::vector<std::unique_ptr<InputFile>> files;
-  std::map<std::string, StoredTensor> tensors;  // by the engine's names (tensor_specs in run.cpp), all of them
+  std::map<std::string, StoredTensor> tensors;  // all tensors, by the engine's names (tensor_specs in run.cpp)
 
-  // Rows first ... first + count - 1 of a tensor as float32 (count, cols), in the engine's order. False with `error`
-  // set if they cannot be read. Any number of threads may read at once.
+  // Reads rows first ... first + count - 1 of a tensor as float32 (count, cols), in the engine's order. False with
+  // `error` set if that fails. Threads may read concurrently.
   bool read_rows(const std::string& tensor, int64_t first, int64_t count, float* out, std::string& error) const {
     const auto found = tensors.find(tensor);
-    if (found == tensors.end()) return fail(error, "tensor " + tensor + ": not in this checkpoint");
+    if (found == tensors.end()) return fail(error, {"tensor ", tensor, ": not in this checkpoint"});
     const StoredTensor& t = found->second;
     if (first < 0 || count < 0 || first > t.rows || count > t.rows - first)
-      return fail(error, "tensor " + tensor + ": expected rows within " + std::to_string(t.rows) + ", found " +
-                             std::to_string(count) + " from row " + std::to_string(first));
+      return fail(error,
+                  {"tensor ", tensor, ": expected rows within ", t.rows, ", found ", count, " from row ", first});
     const std::unique_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[size_t(t.row_bytes())]);
-    if (!bytes) return fail(error, "tensor " + tensor + ": not enough memory");
+    if (!bytes) return fail(error, {"tensor ", tensor, ": not enough memory"});
     for (int64_t i = 0; i < count; i++) {
       const int64_t row = t.stored_row(first + i);
       const uint64_t at = t.offset + uint64_t(row) * uint64_t(t.row_bytes());
@@ -87,7 +87,7 @@ struct Checkpoint {
   }
 
  private:
-  // Multiplies stored row `row` with its scales. A group may begin in one row and end in another.
+  // Multiplies stored row `row` with its scales. A group may span two rows.
   bool scale_row(const StoredTensor& t, int64_t row, float* out, std::string& error) const {
     const int64_t begin = row * t.cols, first = begin / t.group, last = (begin + t.cols - 1) / t.group;
     std::vector<float> scales(size_t(last - first + 1));
@@ -98,29 +98,29 @@ struct Checkpoint {
   }
 };
 
-// Opens a checkpoint: a folder, or a file, whose kind is told by its content. tokenizer_path "": the tokenizer that
-// comes with the checkpoint, if one does; else this file's (a SentencePiece model, a tokenizer.json, or llama2.c's
-// tokenizer.bin). False with `error` set if anything in it is not as it must be, or would make another model of it.
+/// Opens a checkpoint: a folder or a file, whose format is detected from its content. tokenizer_path "": the
+/// checkpoint's own tokenizer, if it has one; else a SentencePiece model, a tokenizer.json, or llama2.c's
+/// tokenizer.bin. False with `error` set if the checkpoint is invalid or is not a Llama that the engine can run.
 inline bool open_checkpoint(const std::string& path, const std::string& tokenizer_path, Checkpoint& out,
                             std::string& error);
 
 // ====================================================================================================================
-// What every reader does
+// Shared by the readers
 // ====================================================================================================================
 
-// What a file calls the fields of Config, where it has names of its own.
+/// The names of Config's fields in a file format, where they differ.
 using FieldNames = std::map<std::string_view, const char*>;
 
-// The limits of run.cpp, told in the names of the file.
+/// Checks the limits of run.cpp; the message uses the names of the file format.
 inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error) {
   return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
     const auto name = names.find(field);
-    return fail(error, file + ": " + (name == names.end() ? field : name->second) + ": expected " + expected +
-                           ", found " + found);
+    return fail(error,
+                {file, ": ", (name == names.end() ? field : name->second), ": expected ", expected, ", found ", found});
   });
 }
 
-// A tensor as a file lists it. Readers see to it that all its bytes lie within the file.
+/// A tensor as listed in a file. Readers ensure that its bytes are within the file.
 struct FoundTensor {
   int file;
   uint64_t offset, bytes;
@@ -130,13 +130,14 @@ struct FoundTensor {
 };
 using FoundTensors = std::map<std::string, FoundTensor>;  // by the format's names
 
+/// "(2, 3)".
 inline std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text;
   for (int64_t n : shape) text += (text.empty() ? "(" : ", ") + std::to_string(n);
   return text.empty() ? "()" : text + ")";
 }
 
-// Bytes of a tensor of this shape, or -1 if they are not a whole number of blocks a row, or more than fits 62 bits.
+/// The size in bytes of a tensor of this shape; -1 if a row is not a whole number of blocks, or from 2^62 bytes.
 inline int64_t stored_bytes(DType type, const std::vector<int64_t>& shape) {
   const int64_t row = shape.empty() ? 1 : shape.back();
   if (row < 0 || row % dtype_info(type).block) return -1;
@@ -149,39 +150,37 @@ inline int64_t stored_bytes(DType type, const std::vector<int64_t>& shape) {
   return int64_t(bytes);
 }
 
-// Refuses tensors that share bytes; with no_gaps also bytes from `start` to `end` that belong to no tensor.
+/// Rejects tensors that overlap; with no_gaps also bytes between `start` and `end` that belong to no tensor.
 inline bool check_layout(const std::string& path, const FoundTensors& found, int file, uint64_t start, uint64_t end,
                          bool no_gaps, std::string& error) {
-  std::map<std::pair<uint64_t, uint64_t>, const std::string*> by_offset;  // (offset, end); the empty ones do not matter
+  std::map<std::pair<uint64_t, uint64_t>, const std::string*> by_offset;  // (offset, end); without empty tensors
   for (const auto& [name, t] : found)
     if (t.file == file && t.bytes > 0 && !by_offset.insert({{t.offset, t.offset + t.bytes}, &name}).second)
-      return fail(error, path + ": tensor " + name + ": expected bytes of its own, found those of " +
-                             *by_offset[{t.offset, t.offset + t.bytes}]);
+      return fail(error, {path, ": tensor ", name, ": expected bytes of its own, found those of ",
+                          *by_offset[{t.offset, t.offset + t.bytes}]});
   uint64_t at = start;
   const std::string* before = nullptr;
   for (const auto& [extent, name] : by_offset) {
     if (extent.first < at)
-      return fail(error, path + ": tensor " + *name + ": offset " + std::to_string(extent.first) +
-                             ": expected bytes of its own, found those of " + (before ? *before : "the header"));
+      return fail(error, {path, ": tensor ", *name, ": offset ", extent.first,
+                          ": expected bytes of its own, found those of ", (before ? *before : "the header")});
     if (no_gaps && extent.first > at)
-      return fail(error, path + ": tensor " + *name + ": expected offset " + std::to_string(at) + ", found " +
-                             std::to_string(extent.first) + ": a gap");
+      return fail(error, {path, ": tensor ", *name, ": expected offset ", at, ", found ", extent.first, ": a gap"});
     at = extent.second;
     before = name;
   }
-  if (no_gaps && at != end)
-    return fail(error, path + ": expected " + std::to_string(at) + " bytes, found " + std::to_string(end));
+  if (no_gaps && at != end) return fail(error, {path, ": expected ", at, " bytes, found ", end});
   return true;
 }
 
-// How a format calls the tensors.
+/// The tensor names of a format.
 struct TensorNames {
   const char* token_embedding;
-  const char* layers;       // before a layer's number
-  const char* of_layer[9];  // behind it: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w3, w2
+  const char* layers;       // prefix before the layer number
+  const char* of_layer[9];  // suffix: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w3, w2
   const char *final_norm, *output;
 
-  // Of tensor i in the order of tensor_specs().
+  // The name of tensor i in the order of tensor_specs().
   std::string name(size_t i, int n_layers) const {
     if (i == 0) return token_embedding;
     const size_t layer = (i - 1) / 9, which = (i - 1) % 9;
@@ -190,9 +189,9 @@ struct TensorNames {
   }
 };
 
-// Gives every tensor of the model its place in the checkpoint. `where` is the file or folder to name if one is missing.
-// With c.config.tied the output is the embedding, whatever else the file may call output. Every other tensor in `found`
-// has to be one of the model's: what is left over would be computed with by the program that saved it, but not here.
+/// Finds every tensor of the model in `found` and stores it in c.tensors. where: the file or folder for messages about
+/// missing tensors. With c.config.tied the output matrix is the embedding, even if the file has another one. Remaining
+/// tensors are an error: they belong to another architecture.
 inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleaved, FoundTensors& found,
                          const std::string& where, std::string& error) {
   const std::vector<TensorSpec> specs = tensor_specs(c.config);
@@ -213,8 +212,8 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
     const FoundTensor& t = it->second;
     const std::string& path = c.files[size_t(t.file)]->path();
     if (t.shape != shape)
-      return fail(error, path + ": tensor " + name + ": expected shape " + shape_text(shape) + ", found " +
-                             shape_text(t.shape));
+      return fail(error,
+                  {path, ": tensor ", name, ": expected shape ", shape_text(shape), ", found ", shape_text(t.shape)});
     const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
     const int heads = !interleaved ? 0 : last == "wq" ? c.config.n_heads : last == "wk" ? c.config.n_kv_heads : 0;
     c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads, t.block_rows, t.block_stride};
@@ -222,25 +221,25 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
   }
   if (found.empty()) return true;
   const auto& [name, t] = *found.begin();
-  return fail(error, c.files[size_t(t.file)]->path() + ": tensor " + name +
-                         ": expected the tensors of a plain Llama, found one more, " + shape_text(t.shape) +
-                         "; this is another architecture");
+  return fail(error, {c.files[size_t(t.file)]->path(), ": tensor ", name,
+                      ": expected the tensors of a plain Llama, found another tensor, ", shape_text(t.shape),
+                      "; this is another architecture"});
 }
 
-// One of the ids that end a text, as a file names it: -1 is none.
+/// Adds an end-of-text id from a file; -1 means none.
 inline bool add_stop_id(Checkpoint& c, const std::string& field, int64_t id, std::string& error) {
   if (id < -1 || id >= c.config.vocab_size)
-    return fail(error, field + ": expected an id below " + std::to_string(c.config.vocab_size) + ", found " +
-                           std::to_string(id));
+    return fail(error, {field, ": expected an id below ", c.config.vocab_size, ", found ", id});
   if (id >= 0 && std::find(c.stop_ids.begin(), c.stop_ids.end(), int(id)) == c.stop_ids.end())
     c.stop_ids.push_back(int(id));
   return true;
 }
 
-// SentencePiece's own text for an unknown piece, where the file does not tell: U+2047 between spaces.
+// SentencePiece's default text for an unknown piece: U+2047 between spaces.
 inline constexpr char kUnknownSurface[] = " \u2047 ";
 
-// Id of the piece with this text, -1 if there is none. A control piece goes before others that look the same.
+/// The id of the piece with this text, -1 if there is none. A control piece takes precedence over others with the same
+/// text.
 inline int find_piece(const Tokenizer::Vocabulary& v, std::string_view text) {
   int found = -1;
   for (size_t i = 0; i < v.pieces.size(); i++) {
@@ -251,21 +250,22 @@ inline int find_piece(const Tokenizer::Vocabulary& v, std::string_view text) {
   return found;
 }
 
-// Makes a vocabulary `size` tokens long with pieces that stand for nothing.
+/// Extends a vocabulary to `size` tokens with unused pieces.
 inline void fill_vocabulary(Tokenizer::Vocabulary& v, size_t size) {
   while (v.pieces.size() < size)
     v.pieces.push_back({"<unused" + std::to_string(v.pieces.size()) + ">", 0, Tokenizer::PieceType::unused});
 }
 
-// A model may have more rows than its tokenizer has pieces, to be a round number; not many more, or the tokenizer is
-// another model's. Fills up with unused pieces, and notes what ends a text.
+/// Matches the vocabulary with the model's size. A model may have a few more rows than its tokenizer has pieces, often
+/// rounded up; the vocabulary is extended with unused pieces. A larger difference is an error: the tokenizer is of
+/// another model. Also sets the end-of-text id.
 inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& error) {
   constexpr size_t kMostUnused = 1024;
   Tokenizer::Vocabulary& v = c.vocabulary;
   const size_t expected = size_t(c.config.vocab_size), found = v.pieces.size();
   if (found > expected || expected - found > kMostUnused)
-    return fail(error, path + ": expected the model's " + std::to_string(expected) + " tokens, found " +
-                           std::to_string(found) + "; this is another model's tokenizer");
+    return fail(error, {path, ": expected the model's ", expected, " tokens, found ", found,
+                        "; this is the tokenizer of another model"});
   fill_vocabulary(v, expected);
   const struct {
     const char* name;
@@ -273,8 +273,7 @@ inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& 
   } special[] = {{"bos", v.bos}, {"eos", v.eos}, {"unk", v.unk}};
   for (const auto& [name, id] : special)
     if (id < -1 || id >= c.config.vocab_size)
-      return fail(error, path + ": " + name + " token: expected an id below " + std::to_string(expected) + ", found " +
-                             std::to_string(id));
+      return fail(error, {path, ": ", name, " token: expected an id below ", expected, ", found ", id});
   if (v.bos >= 0) c.bos_token = v.pieces[size_t(v.bos)].text;
   if (v.eos >= 0) c.eos_token = v.pieces[size_t(v.eos)].text;
   c.has_tokenizer = true;
@@ -282,13 +281,12 @@ inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& 
 }
 
 inline constexpr char kResavePyTorch[] =
-    "; load the model in Python and save it again, as a file of PyTorch 1.6 or later (torch.save(torch.load(OLD), "
-    "NEW)) "
-    "or as safetensors";
+    "; load the model in Python and save it again in the format of PyTorch 1.6 or later (torch.save(torch.load(OLD), "
+    "NEW)) or as safetensors";
 
 inline constexpr char kReadableFormats[] = "a folder with config.json, safetensors, PyTorch, GGUF or llama2.c";
 
-// What a file is that cannot be read, and what to do about it.
+/// Describes an unsupported file and how to obtain a supported one.
 inline std::string describe_unreadable(const InputFile& file) {
   uint8_t head[64] = {};
   std::string error;
@@ -298,22 +296,25 @@ inline std::string describe_unreadable(const InputFile& file) {
   const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
   if (starts("\x80\x02") || starts("\x80\x04")) return describe_file(head, n) + kResavePyTorch;
   if (starts("PKTLLAMA"))
-    return "a model that is converted already; run it: ./run FILE (of type f32 it could be converted again)";
-  if (starts("lmgg") || starts("tjgg") || starts("fmgg")) return "a GGML file from before GGUF; find the model as GGUF";
-  if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); find the model as safetensors";
-  if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12) return "an ONNX model; find it as safetensors or GGUF";
+    return "a model file, which is converted already; run it with ./run FILE (only a model of type f32 can be "
+           "converted again)";
+  if (starts("lmgg") || starts("tjgg") || starts("fmgg"))
+    return "a GGML file, the predecessor of GGUF; download the model as GGUF";
+  if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); download the model as safetensors";
+  if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12)
+    return "an ONNX model; download it as safetensors or GGUF";
   if (n > 4 && head[0] == '\n' && s.substr(2, 1) == "\n")
-    return "a SentencePiece tokenizer, not a model; it goes with -z";
-  if (starts("{")) return "a JSON file; name the folder that it is in";
+    return "a SentencePiece tokenizer, not a model; use it with -z";
+  if (starts("{")) return "a JSON file; name its folder instead";
   if (looks_like_llama2c(head, n)) return "perhaps a damaged llama2.c checkpoint";
   return describe_file(head, n);
 }
 
+/// Sets the error for a tokenizer file that cannot be read.
 inline bool not_sentencepiece(const std::string& path, std::string_view bytes, const std::string& why,
                               std::string& error) {
-  return fail(error, path + ": expected a tokenizer (SentencePiece, tokenizer.json or llama2.c), found " +
-                         describe_file(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()) + " (" + why +
-                         ")");
+  return fail(error, {path, ": expected a tokenizer (SentencePiece, tokenizer.json or llama2.c), found ",
+                      describe_file(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()), " (", why, ")"});
 }
 
 }  // namespace pocket

@@ -1,9 +1,8 @@
-// dtype.hpp: how checkpoints store numbers, and how to get float32 out of them.
-//
-// The block formats are those of ggml (github.com/ggml-org/ggml, ggml-common.h and ggml-quants.c): so many weights of a
-// row are stored together, as small integers with a scale, and in some with an offset. What a block holds is drawn
-// above its decoder, in the order of its bytes; a float16 is written f16. Every decoder multiplies and adds float32 in
-// the order in which ggml does.
+// dtype.hpp: the number formats of checkpoints, and their decoders to float32.
+// The block formats are those of ggml (github.com/ggml-org/ggml, ggml-common.h and ggml-quants.c): a block of weights
+// of a row is stored as small integers with a scale, in some formats also with an offset. The comment above a decoder
+// lists the contents of a block in the order of the bytes; f16 is a float16. Every decoder multiplies and adds in
+// float32 in the same order as ggml.
 #pragma once
 
 #include <cstdint>
@@ -13,18 +12,19 @@
 
 namespace pocket {
 
+/// All number formats. Those up to iq4_xs occur in GGUF files.
 enum class DType { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, i8 };
-inline constexpr int kGgmlTypes = int(DType::iq4_xs) + 1;  // the first so many are found in GGUF files
+inline constexpr int kGgmlTypes = int(DType::iq4_xs) + 1;
 
-// IEEE 754 binary16: 1 sign, 5 exponent, 10 mantissa bits.
+/// IEEE 754 binary16: 1 sign, 5 exponent, 10 mantissa bits.
 inline float from_f16(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
-  const float tiny = float(rest) * 0x1p-24f;  // of a subnormal number
+  const float tiny = float(rest) * 0x1p-24f;  // the value if subnormal
   uint32_t bits;
   if (rest >= 0x7c00)
-    bits = 0x7f800000 | (rest & 0x3ff) << 13;  // infinite, or not a number
+    bits = 0x7f800000 | (rest & 0x3ff) << 13;  // infinity or NaN
   else if (rest >= 0x400)
-    bits = (rest + (112 << 10)) << 13;  // the exponent's bias is 15 here, 127 there
+    bits = (rest + (112 << 10)) << 13;  // exponent bias 15 to 127
   else
     std::memcpy(&bits, &tiny, 4);
   bits |= sign;
@@ -38,7 +38,7 @@ inline void decode_f16(const uint8_t* in, int64_t n, float* out) {
 inline void decode_bf16(const uint8_t* in, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i++) out[i] = from_bf16(load<uint16_t>(in + 2 * i));
 }
-// Integers, whose scales lie elsewhere (StoredTensor::group).
+// Integers whose scales are stored separately (StoredTensor::group).
 inline void decode_i8(const uint8_t* in, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i++) out[i] = float(int8_t(in[i]));
 }
@@ -57,7 +57,7 @@ inline void decode_q8_0(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
-// f16 scale, 16 bytes of nibbles: weight i is the low one of byte i, weight 16 + i its high one; 8 stands for 0.
+// f16 scale, 16 bytes of nibbles: weight i is the low nibble of byte i, weight 16 + i the high nibble; 8 represents 0.
 inline void decode_q4_0(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 18, out += 32) {
     const float scale = load_f16(in);
@@ -68,7 +68,7 @@ inline void decode_q4_0(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
-// f16 scale, f16 smallest weight, nibbles as before; 0 stands for the smallest.
+// f16 scale, f16 minimum, nibbles as above; 0 represents the minimum.
 inline void decode_q4_1(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 20, out += 32) {
     const float scale = load_f16(in), least = load_f16(in + 2);
@@ -79,13 +79,13 @@ inline void decode_q4_1(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
-// Code i, 0 to 31, of 32 with 5 bits: bit i of 4 bytes is the highest of it; the nibbles behind them are the rest.
+// 5-bit code i of 32: bit i of the first 4 bytes is its highest bit; the nibbles after them are the lower bits.
 inline int code_of_5_bits(const uint8_t* in, int i) {
   const int nibble = i < 16 ? in[4 + i] & 15 : in[4 + i - 16] >> 4;
   return nibble | int(load<uint32_t>(in) >> i & 1) << 4;
 }
 
-// f16 scale, 32 codes of 5 bits; 16 stands for 0.
+// f16 scale, 32 codes of 5 bits; 16 represents 0.
 inline void decode_q5_0(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 22, out += 32) {
     const float scale = load_f16(in);
@@ -93,7 +93,7 @@ inline void decode_q5_0(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
-// f16 scale, f16 smallest weight, 32 codes of 5 bits.
+// f16 scale, f16 minimum, 32 codes of 5 bits.
 inline void decode_q5_1(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 24, out += 32) {
     const float scale = load_f16(in), least = load_f16(in + 2);
@@ -101,10 +101,10 @@ inline void decode_q5_1(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
-// What the 16 codes of IQ4_NL and IQ4_XS stand for: steps that are finer near zero.
+// The values of the 16 codes of IQ4_NL and IQ4_XS, denser near zero.
 inline constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// 16 bytes of nibbles in the order of Q4_0, each looked up.
+// 16 bytes of nibbles in the order of Q4_0, used as indices of kIq4Values.
 inline void decode_iq4_codes(const uint8_t* in, float scale, float* out) {
   for (int i = 0; i < 16; i++) {
     out[i] = scale * float(kIq4Values[in[i] & 15]);
@@ -118,15 +118,15 @@ inline void decode_iq4_nl(const uint8_t* in, int64_t blocks, float* out) {
 }
 
 // ====================================================================================================================
-// Blocks of 256: "K quants", whose scales are quantized too
+// Blocks of 256: "K quants", with quantized scales
 // ====================================================================================================================
 
-// Code of weight i where 2 bits of each are stored in 64 bytes: 32 bytes are bits 0-1 of 32 weights, bits 2-3 of the
-// next 32, and so on; the other 32 bytes are the second half of the block.
+// The 2-bit code of weight i in 64 bytes: the first 32 bytes hold in bits 0-1 the first 32 weights, in bits 2-3 the
+// next 32, and so on; the other 32 bytes hold the second half of the block.
 inline int two_bits(const uint8_t* in, int i) { return in[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3; }
 
-// 16 bytes, one for 16 weights: scale in the low nibble, offset in the high one; 64 bytes of 2-bit codes; f16 scale of
-// the scales, f16 scale of the offsets.
+// 16 bytes, each for 16 weights: scale in the low nibble, offset in the high nibble; 64 bytes of 2-bit codes; f16 scale
+// of the scales, f16 scale of the offsets.
 inline void decode_q2_k(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 84, out += 256) {
     const float scale = load_f16(in + 80), offset = load_f16(in + 82);
@@ -137,15 +137,15 @@ inline void decode_q2_k(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
-// Scale j of 16 in 12 bytes, -32 to 31: nibbles as in Q4_0 are the lower bits; bits 2 (j / 4) of the last 4 bytes the
-// upper ones.
+// Scale j of 16 in 12 bytes, -32 to 31: the lower bits are nibbles as in Q4_0; the upper 2 bits start at bit 2 (j / 4)
+// of byte 8 + j % 4.
 inline int q3_k_scale(const uint8_t* in, int j) {
   const int low = j < 8 ? in[j] & 15 : in[j - 8] >> 4;
   return (low | (in[8 + j % 4] >> (j / 4 * 2) & 3) << 4) - 32;
 }
 
-// 32 bytes, bit b of byte j set: weight 32 b + j has nothing subtracted; 64 bytes of 2-bit codes, from which else 4 is;
-// 12 bytes of scales; f16 scale of the scales.
+// 32 bytes: if bit b of byte j is 0, 4 is subtracted from the code of weight 32 b + j; 64 bytes of 2-bit codes; 12
+// bytes of scales; f16 scale of the scales.
 inline void decode_q3_k(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 110, out += 256) {
     const float scale = load_f16(in + 108);
@@ -156,15 +156,15 @@ inline void decode_q3_k(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
-// Scale and offset j of 8, 6 bits each, in 12 bytes: those of the first four are the low 6 bits of bytes j and 4 + j;
-// of the others the nibbles of byte 4 + j, with the top 2 bits of bytes j - 4 and j above them.
+// Scale and offset j of 8, 6 bits each, in 12 bytes: for j < 4 the low 6 bits of bytes j and 4 + j; for the others the
+// nibbles of byte 4 + j and, as upper bits, the top 2 bits of bytes j - 4 and j.
 inline int q4_k_scale(const uint8_t* in, int j) { return j < 4 ? in[j] & 63 : (in[j + 4] & 15) | in[j - 4] >> 6 << 4; }
 inline int q4_k_offset(const uint8_t* in, int j) { return j < 4 ? in[j + 4] & 63 : in[j + 4] >> 4 | in[j] >> 6 << 4; }
 
-// The nibble of weight i where 32 bytes hold 32 weights in their low nibbles and the next 32 in their high ones.
+// The nibble of weight i, if 32 bytes hold 32 weights in their low nibbles and the next 32 in their high nibbles.
 inline int nibble_of_pairs(const uint8_t* in, int i) { return in[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15; }
 
-// f16 scale of the scales, f16 scale of the offsets, 12 bytes of them, 128 bytes of nibbles.
+// f16 scale of the scales, f16 scale of the offsets, 12 bytes of scales and offsets, 128 bytes of nibbles.
 inline void decode_q4_k(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 144, out += 256)
     for (int i = 0; i < 256; i++) {
@@ -174,7 +174,7 @@ inline void decode_q4_k(const uint8_t* in, int64_t blocks, float* out) {
     }
 }
 
-// The same with 32 bytes before the nibbles: bit b of byte j is the fifth of weight 32 b + j.
+// As Q4_K, with 32 bytes before the nibbles: bit b of byte j is the fifth bit of weight 32 b + j.
 inline void decode_q5_k(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 176, out += 256)
     for (int i = 0; i < 256; i++) {
@@ -185,8 +185,8 @@ inline void decode_q5_k(const uint8_t* in, int64_t blocks, float* out) {
     }
 }
 
-// 128 bytes of nibbles: 64 bytes hold 64 weights in their low nibbles, the next 64 in their high ones; 64 bytes with
-// the 2 bits above them; 16 int8 scales; f16 scale of the scales. 32 stands for 0.
+// 128 bytes of nibbles: 64 bytes hold 64 weights in their low nibbles and the next 64 in their high nibbles; 64 bytes
+// with the upper 2 bits; 16 int8 scales; f16 scale of the scales. 32 represents 0.
 inline void decode_q6_k(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 210, out += 256) {
     const float scale = load_f16(in + 208);
@@ -198,8 +198,8 @@ inline void decode_q6_k(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
-// f16 scale of the scales; uint16 with the upper 2 bits of 8 scales; 4 bytes with their lower nibbles, 32 standing for
-// 0; 8 times 16 bytes of nibbles as in IQ4_NL.
+// f16 scale of the scales; uint16 with the upper 2 bits of 8 scales; 4 bytes with their lower nibbles, 32 represents 0;
+// 8 times 16 bytes of nibbles as in IQ4_NL.
 inline void decode_iq4_xs(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; blocks--, in += 136)
     for (int j = 0; j < 8; j++, out += 32) {
@@ -209,16 +209,18 @@ inline void decode_iq4_xs(const uint8_t* in, int64_t blocks, float* out) {
 }
 
 // ====================================================================================================================
-// All of them
+// The table of formats
 // ====================================================================================================================
 
+/// A number format.
 struct DTypeInfo {
   const char* name;
-  int block;        // weights of a row that are stored together
+  int block;        // weights per block
   int block_bytes;  //
   void (*decode)(const uint8_t* in, int64_t blocks, float* out);
 };
 
+/// The format of a type.
 inline const DTypeInfo& dtype_info(DType type) {
   static constexpr DTypeInfo kTable[] = {
       {"F32", 1, 4, decode_f32},       {"F16", 1, 2, decode_f16},         {"BF16", 1, 2, decode_bf16},

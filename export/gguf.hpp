@@ -1,11 +1,10 @@
 // gguf.hpp: llama.cpp's model files (github.com/ggml-org/ggml, docs/gguf.md), versions 2 and 3.
 //
 //     "GGUF", uint32 version, uint64 number of tensors, uint64 number of metadata pairs
-//     metadata: key, uint32 type, value                      a string is a uint64 length and so many bytes
+//     metadata: key, uint32 type, value                      a string is a uint64 length and its bytes
 //     tensors:  name, uint32 dimensions, uint64 sizes (fastest first), uint32 type, uint64 offset
-//     padding to general.alignment, then the bytes that the offsets count from
-//
-// Metadata are checked and passed over first; what is wanted of them is read at its place later.
+//     padding to general.alignment, then the tensor data; offsets are relative to its start
+// The metadata are checked and skipped at open; values are read later by key.
 #pragma once
 
 #include <algorithm>
@@ -29,12 +28,12 @@ namespace pocket {
 enum class GgufKind : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64 };
 
 inline constexpr uint32_t kGgufKinds = 13;
-inline constexpr int kGgufKindBytes[kGgufKinds] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};  // 0: it depends
-inline constexpr int kGgufArrayDepth = 4;                                                   // arrays inside each other
+inline constexpr int kGgufKindBytes[kGgufKinds] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};  // 0: variable
+inline constexpr int kGgufArrayDepth = 4;                                                   // nesting of arrays
 inline constexpr uint64_t kLargestString = 16 << 20;                                        // bytes
 inline constexpr int kGgufDimensions = 4;
 
-// ggml's numbers of types, for what can be read and for messages about what cannot.
+/// The name of a ggml type number, supported or not.
 inline const char* ggml_type_name(uint32_t type) {
   constexpr const char* kNames[] = {"F32",     "F16",    "Q4_0",    "Q4_1",  nullptr,  nullptr, "Q5_0",  "Q5_1",
                                     "Q8_0",    "Q8_1",   "Q2_K",    "Q3_K",  "Q4_K",   "Q5_K",  "Q6_K",  "Q8_K",
@@ -44,7 +43,7 @@ inline const char* ggml_type_name(uint32_t type) {
   return type < sizeof kNames / sizeof *kNames && kNames[type] ? kNames[type] : "unknown";
 }
 
-// Reads the header of a file once, and checks all of it. Metadata stay in the file until they are asked for by key.
+/// Reads and checks the header of a file. Metadata values stay in the file until get() reads them.
 class GgufHeader {
  public:
   explicit GgufHeader(const InputFile& file) : file_(file), in_(file) {}
@@ -54,21 +53,19 @@ class GgufHeader {
   FoundTensors tensors;  // of file 0
 
   bool read() {
-    if (in_.get<uint32_t>() != 0x46554747) return refuse("magic: expected \"GGUF\"");
+    if (in_.get<uint32_t>() != 0x46554747) return refuse({"magic: expected \"GGUF\""});
     version = in_.get<uint32_t>();
     if (version == 0x02000000 || version == 0x03000000)
-      return refuse("a big-endian GGUF file, which this version does not read");
+      return refuse({"a big-endian GGUF file, which is not supported"});
     if (in_.ok() && version == 1)
-      return refuse("a GGUF file of version 1, of which there were few; expected version 2 or 3: find the model again");
-    if (in_.ok() && version != 2 && version != 3)
-      return refuse("version: expected 2 or 3, found " + std::to_string(version));
+      return refuse({"a GGUF file of version 1; expected version 2 or 3: download the model again"});
+    if (in_.ok() && version != 2 && version != 3) return refuse({"version: expected 2 or 3, found ", version});
     const uint64_t tensor_count = in_.get<uint64_t>(), pairs = in_.get<uint64_t>();
     for (uint64_t i = 0; i < pairs; i++)
       if (!read_pair(i)) return false;
     int alignment = 32;
     if (!get("general.alignment", 1, 1 << 20, alignment)) return false;
-    if (alignment & (alignment - 1))
-      return refuse("general.alignment: expected a power of 2, found " + std::to_string(alignment));
+    if (alignment & (alignment - 1)) return refuse({"general.alignment: expected a power of 2, found ", alignment});
     for (uint64_t i = 0; i < tensor_count; i++)
       if (!read_tensor(i, uint64_t(alignment))) return false;
     if (!in_.ok()) return fail(error, in_.error());
@@ -77,8 +74,8 @@ class GgufHeader {
 
   bool has(const std::string& key) const { return values_.count(key) > 0; }
 
-  // The value of a key to `out`. False with `error` set if it is of another kind or out of range; a key that is not
-  // there leaves `out` as it was, and is no error.
+  // Stores the value of a key in `out`. False with `error` set if it is of another kind or out of range; a missing key
+  // leaves `out` unchanged and is not an error.
   bool get(const std::string& key, std::string& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       if (v.kind != GgufKind::string) return mismatch(key, "a string");
@@ -103,7 +100,7 @@ class GgufHeader {
   }
   bool get(const std::string& key, int64_t low, int64_t high, int& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
-      double value = 0;  // exact up to 2^53, far above any limit
+      double value = 0;  // exact up to 2^53, above every limit
       if (!number(in, v.kind, value) || value != std::floor(value) || value < double(low) || value > double(high))
         return mismatch(key, "an integer from " + std::to_string(low) + " to " + std::to_string(high));
       out = int(value);
@@ -128,13 +125,16 @@ class GgufHeader {
     });
   }
 
-  bool need(const std::string& key) { return has(key) || refuse("metadata " + key + ": expected a value, found none"); }
-  bool refuse(const std::string& what) { return fail(error, in_.ok() ? file_.path() + ": " + what : in_.error()); }
+  // Reports a missing key.
+  bool need(const std::string& key) { return has(key) || refuse({"metadata ", key, ": expected a value, found none"}); }
+  bool refuse(Message why) {
+    return in_.ok() ? fail(error, {file_.path(), ": ", text_of(why)}) : fail(error, in_.error());
+  }
 
  private:
   struct Value {
     GgufKind kind = GgufKind::array;
-    uint64_t at = 0;                     // where in the file the value, or an array's first element, begins
+    uint64_t at = 0;                     // offset of the value or of the first element
     GgufKind element = GgufKind::array;  // of an array
     uint64_t count = 0;                  // of an array
   };
@@ -142,8 +142,7 @@ class GgufHeader {
   bool read_pair(uint64_t i) {
     const uint64_t length = in_.get<uint64_t>();
     if (length > 65535)
-      return refuse("metadata pair " + std::to_string(i) + ": length of the key: expected at most 65535, found " +
-                    std::to_string(length));
+      return refuse({"metadata pair ", i, ": length of the key: expected at most 65535, found ", length});
     const std::string key = in_.get_string(length);
     Value v;
     v.kind = GgufKind(in_.get<uint32_t>());
@@ -157,34 +156,32 @@ class GgufHeader {
       return false;
     }
     if (!in_.ok()) return fail(error, in_.error());
-    return values_.emplace(key, v).second || refuse("metadata " + key + ": expected once, found twice");
+    return values_.emplace(key, v).second || refuse({"metadata ", key, ": expected once, found twice"});
   }
 
   bool skip_value(const std::string& key, GgufKind kind, int depth) {
     if (!in_.ok()) return fail(error, in_.error());
     if (uint32_t(kind) >= kGgufKinds)
-      return refuse("metadata " + key + ": kind: expected 0 to 12, found " + std::to_string(uint32_t(kind)));
+      return refuse({"metadata ", key, ": kind: expected 0 to 12, found ", uint32_t(kind)});
     if (kind == GgufKind::array) {
       const GgufKind element = GgufKind(in_.get<uint32_t>());
       return skip_array(key, element, in_.get<uint64_t>(), depth + 1);
     }
     const uint64_t bytes = kind == GgufKind::string ? in_.get<uint64_t>() : uint64_t(kGgufKindBytes[int(kind)]);
     if (kind == GgufKind::string && bytes > kLargestString)
-      return refuse("metadata " + key + ": length of a string: expected at most " + std::to_string(kLargestString) +
-                    ", found " + std::to_string(bytes));
+      return refuse({"metadata ", key, ": length of a string: expected at most ", kLargestString, ", found ", bytes});
     return in_.skip(bytes) || fail(error, in_.error());
   }
 
   bool skip_array(const std::string& key, GgufKind element, uint64_t count, int depth) {
     if (!in_.ok()) return fail(error, in_.error());
-    if (depth > kGgufArrayDepth) return refuse("metadata " + key + ": expected at most 4 arrays inside each other");
+    if (depth > kGgufArrayDepth) return refuse({"metadata ", key, ": expected at most 4 nested arrays"});
     if (uint32_t(element) >= kGgufKinds)
-      return refuse("metadata " + key + ": kind of its elements: expected 0 to 12, found " +
-                    std::to_string(uint32_t(element)));
+      return refuse({"metadata ", key, ": kind of its elements: expected 0 to 12, found ", uint32_t(element)});
     const uint64_t bytes = uint64_t(kGgufKindBytes[int(element)]), least = bytes ? bytes : 8;
     if (count > in_.left() / least)
-      return refuse("metadata " + key + ": length: expected an array within the file's " +
-                    std::to_string(file_.size()) + " bytes, found " + std::to_string(count) + " elements");
+      return refuse({"metadata ", key, ": length: expected an array within the file's ", file_.size(), " bytes, found ",
+                     count, " elements"});
     if (bytes > 0) return in_.skip(count * bytes);
     for (uint64_t i = 0; i < count; i++)
       if (!skip_value(key, element, depth)) return false;
@@ -193,38 +190,37 @@ class GgufHeader {
 
   bool read_tensor(uint64_t i, uint64_t alignment) {
     const uint64_t length = in_.get<uint64_t>();
-    if (length > 1024)
-      return refuse("tensor " + std::to_string(i) + ": length of the name: expected at most 1024, found " +
-                    std::to_string(length));
+    if (length > 1024) return refuse({"tensor ", i, ": length of the name: expected at most 1024, found ", length});
     const std::string name = in_.get_string(length), where = "tensor " + name + ": ";
     const uint32_t dimensions = in_.get<uint32_t>();
     if (in_.ok() && (dimensions < 1 || dimensions > kGgufDimensions))
-      return refuse(where + "dimensions: expected 1 to 4, found " + std::to_string(dimensions));
+      return refuse({where, "dimensions: expected 1 to 4, found ", dimensions});
     FoundTensor t{0, 0, 0, DType::f32, {}};
     for (uint32_t d = 0; d < dimensions; d++) {
       const uint64_t size = in_.get<uint64_t>();
-      if (size > uint64_t(INT64_MAX))
-        return refuse(where + "size: expected less than 2^63, found " + std::to_string(size));
+      if (size > uint64_t(INT64_MAX)) return refuse({where, "size: expected less than 2^63, found ", size});
       t.shape.insert(t.shape.begin(), int64_t(size));
     }
     const uint32_t type = in_.get<uint32_t>();
     t.offset = in_.get<uint64_t>();
     if (!in_.ok()) return fail(error, in_.error());
     if (!dtype_of(type, t.dtype))
-      return refuse(where + "type: expected one of " + known_types() + ", found " + ggml_type_name(type) + " (" +
-                    std::to_string(type) + "), which this version does not read");
+      return refuse({where, "type: expected one of ", known_types(), ", found ", ggml_type_name(type), " (", type,
+                     "), which is not supported"});
     const int64_t bytes = stored_bytes(t.dtype, t.shape);
-    if (bytes < 0) return refuse(where + "expected a size that its type allows, found " + shape_text(t.shape));
+    if (bytes < 0)
+      return refuse({where, "expected rows of whole blocks, at most 2^62 bytes, found ", shape_text(t.shape)});
     if (t.offset % alignment)
-      return refuse(where + "offset: expected a multiple of " + std::to_string(alignment) + ", found " +
-                    std::to_string(t.offset));
+      return refuse({where, "offset: expected a multiple of ", alignment, ", found ", t.offset});
     t.bytes = uint64_t(bytes);
-    return tensors.emplace(name, std::move(t)).second || refuse(where + "expected once, found twice");
+    return tensors.emplace(name, std::move(t)).second || refuse({where, "expected once, found twice"});
   }
 
   static bool dtype_of(uint32_t type, DType& out) {
-    for (int known = 0; known < kGgmlTypes; known++)
-      if (std::string(dtype_info(DType(known)).name) == ggml_type_name(type)) return out = DType(known), true;
+    for (int known = 0; known < kGgmlTypes; known++) {
+      out = DType(known);
+      if (std::string(dtype_info(out).name) == ggml_type_name(type)) return true;
+    }
     return false;
   }
 
@@ -235,14 +231,13 @@ class GgufHeader {
     return names;
   }
 
-  // data: where the offsets count from.
+  // data: start of the tensor data.
   bool place_tensors(uint64_t data) {
     const uint64_t room = file_.size() - std::min(file_.size(), data);
     for (auto& [name, t] : tensors) {
       if (t.offset > room || t.bytes > room - t.offset)
-        return refuse("tensor " + name + ": expected " + std::to_string(t.bytes) + " bytes at offset " +
-                      std::to_string(t.offset) + ", found " + std::to_string(room - std::min(room, t.offset)) +
-                      " (cut short?)");
+        return refuse({"tensor ", name, ": expected ", t.bytes, " bytes at offset ", t.offset, ", found ",
+                       room - std::min(room, t.offset), " (truncated?)"});
       t.offset += data;
     }
     return check_layout(file_.path(), tensors, 0, data, file_.size(), false, error);
@@ -256,31 +251,35 @@ class GgufHeader {
   }
 
   bool mismatch(const std::string& key, const std::string& expected) {
-    return refuse("metadata " + key + ": expected " + expected + ", found something else");
+    return refuse({"metadata ", key, ": expected ", expected, ", found something else"});
   }
 
   static bool number(FileCursor& in, GgufKind kind, double& out) {
+    const auto read = [&](auto type) {
+      out = double(in.get<decltype(type)>());
+      return true;
+    };
     switch (kind) {
       case GgufKind::u8:
-        return out = in.get<uint8_t>(), true;
+        return read(uint8_t());
       case GgufKind::i8:
-        return out = in.get<int8_t>(), true;
+        return read(int8_t());
       case GgufKind::u16:
-        return out = in.get<uint16_t>(), true;
+        return read(uint16_t());
       case GgufKind::i16:
-        return out = in.get<int16_t>(), true;
+        return read(int16_t());
       case GgufKind::u32:
-        return out = in.get<uint32_t>(), true;
+        return read(uint32_t());
       case GgufKind::i32:
-        return out = in.get<int32_t>(), true;
+        return read(int32_t());
       case GgufKind::u64:
-        return out = double(in.get<uint64_t>()), true;
+        return read(uint64_t());
       case GgufKind::i64:
-        return out = double(in.get<int64_t>()), true;
+        return read(int64_t());
       case GgufKind::f32:
-        return out = double(in.get<float>()), true;
+        return read(float());
       case GgufKind::f64:
-        return out = in.get<double>(), true;
+        return read(double());
       default:
         return false;
     }
@@ -303,11 +302,11 @@ inline constexpr TensorNames kGgufNames = {
     "output_norm.weight",
     "output.weight"};
 
-// Keys that would make it another function than ours unless they have this value.
+/// Rejects models that compute another function: these keys must be absent or have the neutral value.
 inline bool check_gguf_variant(GgufHeader& h) {
   std::string architecture;
   if (!h.need("general.architecture") || !h.get("general.architecture", architecture)) return false;
-  if (architecture != "llama") return h.refuse("general.architecture: expected llama, found " + architecture);
+  if (architecture != "llama") return h.refuse({"general.architecture: expected llama, found ", architecture});
   const struct {
     const char* key;
     float neutral;
@@ -324,16 +323,15 @@ inline bool check_gguf_variant(GgufHeader& h) {
   for (const auto& [key, neutral] : numbers) {
     float value = neutral;
     if (!h.get(key, value)) return false;
-    if (value != neutral && value != 0)
-      return h.refuse(std::string(key) + ": expected " + std::to_string(neutral) + ", found " + std::to_string(value));
+    if (value != neutral && value != 0) return h.refuse({key, ": expected ", neutral, ", found ", value});
   }
   bool causal = true, parallel = false;
   if (!h.get("llama.attention.causal", causal) || !h.get("llama.use_parallel_residual", parallel)) return false;
-  if (!causal) return h.refuse("llama.attention.causal: expected true, found false");
-  return !parallel || h.refuse("llama.use_parallel_residual: expected false, found true");
+  if (!causal) return h.refuse({"llama.attention.causal: expected true, found false"});
+  return !parallel || h.refuse({"llama.use_parallel_residual: expected false, found true"});
 }
 
-// llama.cpp takes scaling without a type to be linear.
+/// Reads the RoPE settings. As in llama.cpp, scaling without a type is linear.
 inline bool read_gguf_rope(GgufHeader& h, Config& c) {
   std::string type = "linear";
   float factor = 0;
@@ -341,7 +339,7 @@ inline bool read_gguf_rope(GgufHeader& h, Config& c) {
       !h.get("llama.rope.scale_linear", factor) || !h.get("llama.rope.scaling.factor", factor))
     return false;
   if (type == "none" || (type == "linear" && (factor == 0 || factor == 1))) return true;
-  if (type != "linear") return h.refuse("llama.rope.scaling.type: expected none or linear, found " + type);
+  if (type != "linear") return h.refuse({"llama.rope.scaling.type: expected none or linear, found ", type});
   c.rope_scaling = RopeScaling::linear;
   c.rope_factor = factor;
   return true;
@@ -359,8 +357,9 @@ inline const FieldNames kGgufFields = {{"dim", "llama.embedding_length"},
                                        {"rope_theta", "llama.rope.freq_base"},
                                        {"rope_factor", "llama.rope.scaling.factor"}};
 
+/// Reads the configuration.
 inline bool read_gguf_config(GgufHeader& h, Config& c) {
-  constexpr int kAny = INT32_MAX;  // check_config knows the limits
+  constexpr int kAny = INT32_MAX;  // check_config() has the limits
   for (const char* key : {"context_length", "embedding_length", "block_count", "feed_forward_length",
                           "attention.head_count", "attention.layer_norm_rms_epsilon"})
     if (!h.need(std::string("llama.") + key)) return false;
@@ -377,9 +376,7 @@ inline bool read_gguf_config(GgufHeader& h, Config& c) {
   for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"}) {
     int width = c.head_dim;
     if (!h.get(key, 0, kAny, width)) return false;
-    if (width != c.head_dim)
-      return h.refuse(std::string(key) + ": expected the width of a head, " + std::to_string(c.head_dim) + ", found " +
-                      std::to_string(width));
+    if (width != c.head_dim) return h.refuse({key, ": expected head_dim, ", c.head_dim, ", found ", width});
   }
   const auto embedding = h.tensors.find(kGgufNames.token_embedding);
   if (embedding != h.tensors.end()) c.vocab_size = int(std::min<int64_t>(embedding->second.shape[0], kAny));
@@ -387,15 +384,15 @@ inline bool read_gguf_config(GgufHeader& h, Config& c) {
   return h.get("llama.vocab_size", 0, kAny, c.vocab_size) && read_gguf_rope(h, c);
 }
 
-// Llama 3's scaling comes as a tensor of factors (head_dim / 2) that divide the frequencies. Finds the settings they
-// were made from: the factor is the last of them; low_freq_factor and high_freq_factor are 1 and 4 in all models that
-// there are, and only their ratio matters; the original length follows from any factor between the extremes, or may be
-// anything in a certain range if there is none. False if these settings do not give the same factors again.
+/// Llama 3's RoPE scaling is stored as a tensor of factors (head_dim / 2) that divide the frequencies. Determines the
+/// settings they were computed from: rope_factor is the last factor; low_freq_factor and high_freq_factor are 1 and 4
+/// in all published models, and only their ratio matters; the original length follows from any factor between the
+/// extremes, or is arbitrary within a range if there is none. False if these settings do not reproduce the factors.
 inline bool express_rope_factors(const std::vector<float>& factors, Config& c) {
   constexpr double kTurn = 6.2831853071795865, kRounding = 3e-5;  // the factors were computed in float32
   const Config plain = c;
   const double last = c.rope_factor = factors.back();
-  double length = 0, least = 1, most = 1 << 24;  // of the original context
+  double length = 0, least = 1, most = 1 << 24;  // range of the original context length
   for (size_t i = 0; i < factors.size(); i++) {
     const double f = factors[i], wavelength = kTurn / rope_frequency(plain, int(i));
     if (!(f >= 1 && f <= last)) return false;
@@ -407,11 +404,12 @@ inline bool express_rope_factors(const std::vector<float>& factors, Config& c) {
       length = wavelength * (1 + 3 * (1 / f - 1 / last) / (1 - 1 / last));
   }
   if (last == 1) return true;
-  if (factors[0] == last) return c.rope_scaling = RopeScaling::linear, true;
+  c.rope_scaling = factors[0] == last ? RopeScaling::linear : RopeScaling::llama3;
+  if (c.rope_scaling == RopeScaling::linear) return true;
   if (length == 0) length = std::sqrt(least * most);
   if (!(length < 1 << 24)) return false;
-  c.rope_scaling = RopeScaling::llama3;
-  c.rope_low_freq = 1, c.rope_high_freq = 4;
+  c.rope_low_freq = 1;
+  c.rope_high_freq = 4;
   c.rope_original_len = int(std::lround(length));
   for (size_t i = 0; i < factors.size(); i++) {
     const double expected = rope_frequency(plain, int(i)) / factors[i];
@@ -420,7 +418,7 @@ inline bool express_rope_factors(const std::vector<float>& factors, Config& c) {
   return true;
 }
 
-// Takes the tensor of factors, if there is one, out of the list.
+/// Reads the tensor of factors, if there is one, and removes it from the list.
 inline bool read_rope_factors(GgufHeader& h, const InputFile& file, Config& c, std::string& error) {
   const auto it = h.tensors.find("rope_freqs.weight");
   if (it == h.tensors.end()) return true;
@@ -428,22 +426,22 @@ inline bool read_rope_factors(GgufHeader& h, const InputFile& file, Config& c, s
   const FoundTensor t = it->second;
   const std::vector<int64_t> shape = {c.head_dim / 2};
   if (t.dtype != DType::f32 || t.shape != shape)
-    return fail(error, where + "expected F32 of shape " + shape_text(shape) + ", found " + dtype_info(t.dtype).name +
-                           " " + shape_text(t.shape));
+    return fail(error, {where, "expected F32 of shape ", shape_text(shape), ", found ", dtype_info(t.dtype).name, " ",
+                        shape_text(t.shape)});
   std::vector<float> factors(size_t(c.head_dim) / 2);
   if (!file.read(t.offset, factors.data(), t.bytes, error)) return false;
   h.tensors.erase(it);
   if (c.rope_scaling != RopeScaling::none)
-    return fail(error, where + "expected it alone, found linear scaling (llama.rope.scaling.factor) too");
+    return fail(error, {where, "expected no other scaling, found linear scaling (llama.rope.scaling.factor)"});
   return express_rope_factors(factors, c) ||
-         fail(error,
-              where + "expected the factors of Llama 3's scaling, found others, which this version cannot express");
+         fail(error, where + "expected the factors of Llama 3's scaling, found other factors, which are not supported");
 }
 
 // ====================================================================================================================
 // The tokenizer
 // ====================================================================================================================
 
+/// Reads the tokenizer from the metadata.
 class GgufTokenizer {
  public:
   GgufTokenizer(GgufHeader& header, std::string path, Tokenizer::Vocabulary& out)
@@ -454,8 +452,8 @@ class GgufTokenizer {
     std::string model;
     if (!h_.get("tokenizer.ggml.model", model)) return false;
     if (model != "llama" && model != "gpt2")
-      return h_.refuse("tokenizer.ggml.model: expected llama or gpt2, found " + model +
-                       "; another tokenizer can be named with -z");
+      return h_.refuse(
+          {"tokenizer.ggml.model: expected llama or gpt2, found ", model, "; use another tokenizer with -z"});
     const bool sentencepiece = model == "llama";
     if (!pieces(!sentencepiece) || !(sentencepiece ? sentencepiece_flags() : byte_level())) return false;
     const int last = int(v_.pieces.size()) - 1;
@@ -476,37 +474,37 @@ class GgufTokenizer {
       return false;
     const auto fits = [&](const char* key, size_t size) {
       return size == tokens.size() ||
-             h_.refuse(std::string(key) + ": expected one for each of " + std::to_string(tokens.size()) +
-                       " tokens, found " + std::to_string(size));
+             h_.refuse({key, ": expected one for each of ", tokens.size(), " tokens, found ", size});
     };
-    if (printable) scores.resize(tokens.size());  // byte-level BPE has ranks, not scores
+    if (printable) scores.resize(tokens.size());  // byte-level BPE has merge ranks instead of scores
     if (!fits("tokenizer.ggml.scores", scores.size()) || !fits("tokenizer.ggml.token_type", types.size())) return false;
     for (size_t id = 0; id < tokens.size(); id++) {
       const std::string where = "tokenizer.ggml.tokens: token " + std::to_string(id) + ": ";
-      if (!(types[id] >= 1 && types[id] <= 6))
-        return h_.refuse(where + "type: expected 1 to 6, found " + std::to_string(types[id]));
+      if (!(types[id] >= 1 && types[id] <= 6)) return h_.refuse({where, "type: expected 1 to 6, found ", types[id]});
       const PieceType type = PieceType(int(types[id]));
       std::string text = tokens[id];
       if (printable && type == PieceType::normal && !undo_printable(tokens[id], text))
-        return h_.refuse(where + "expected GPT-2's printable characters, found \"" + tokens[id] + "\"");
+        return h_.refuse({where, "expected GPT-2's printable characters, found \"", tokens[id], "\""});
       v_.pieces.push_back({std::move(text), scores[id], type});
       tokens[id] = std::string();
     }
-    return !v_.pieces.empty() || h_.refuse("tokenizer.ggml.tokens: expected tokens, found none");
+    return !v_.pieces.empty() || h_.refuse({"tokenizer.ggml.tokens: expected tokens, found none"});
   }
 
-  // Ids and flags that are not there have llama.cpp's values.
+  // Missing ids and flags have llama.cpp's defaults.
   bool sentencepiece_flags() {
     v_.kind = Tokenizer::Kind::sentencepiece;
     v_.split = Tokenizer::Split::none;
     v_.ignore_merges = v_.remove_extra_whitespaces = false;
     v_.add_bos = v_.add_dummy_prefix = v_.escape_whitespaces = true;
-    v_.unk = 0, v_.bos = 1, v_.eos = 2;
+    v_.unk = 0;
+    v_.bos = 1;
+    v_.eos = 2;
     v_.unk_surface = kUnknownSurface;
     v_.byte_fallback =
         std::any_of(v_.pieces.begin(), v_.pieces.end(), [](const auto& p) { return p.type == PieceType::byte; });
     if (h_.has("tokenizer.ggml.precompiled_charsmap"))
-      return h_.refuse("tokenizer.ggml.precompiled_charsmap: expected none; texts would have to be normalized");
+      return h_.refuse({"tokenizer.ggml.precompiled_charsmap: expected none: normalization is not supported"});
     return h_.get("tokenizer.ggml.unknown_token_id", 0, int(v_.pieces.size()) - 1, v_.unk) &&
            h_.get("tokenizer.ggml.add_space_prefix", v_.add_dummy_prefix) &&
            h_.get("tokenizer.ggml.remove_extra_whitespaces", v_.remove_extra_whitespaces);
@@ -520,14 +518,14 @@ class GgufTokenizer {
       return false;
     const bool llama3 = pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3";
     if (!llama3 && pre != "smollm" && pre != "gpt-2")
-      return h_.refuse("tokenizer.ggml.pre: expected gpt-2, smollm or llama-bpe, found " +
-                       (pre.empty() ? "none" : pre) + "; the model's tokenizer.json can be named with -z");
+      return h_.refuse({"tokenizer.ggml.pre: expected gpt-2, smollm or llama-bpe, found ", (pre.empty() ? "none" : pre),
+                        "; use the model's tokenizer.json with -z"});
     set_byte_level(v_,
                    llama3            ? Tokenizer::Split::llama3
                    : pre == "smollm" ? Tokenizer::Split::smollm
                                      : Tokenizer::Split::gpt2,
                    llama3);
-    v_.add_bos = llama3;  // as llama.cpp has it where the file does not say
+    v_.add_bos = llama3;  // llama.cpp's default
     MergeBuilder builder(v_);
     for (const std::string& merge : merges)
       if (!builder.add(merge, path_, h_.error)) return false;
@@ -539,6 +537,7 @@ class GgufTokenizer {
   Tokenizer::Vocabulary& v_;
 };
 
+/// Reads name, source, licence and chat template.
 inline bool read_gguf_texts(GgufHeader& h, Checkpoint& out) {
   for (const char* key : {"general.url", "general.repo_url", "general.source.url"})
     if (!h.get(key, out.source)) return false;
@@ -546,6 +545,7 @@ inline bool read_gguf_texts(GgufHeader& h, Checkpoint& out) {
          h.get("tokenizer.chat_template", out.chat_template);
 }
 
+/// Reads the end-of-text ids.
 inline bool read_gguf_stop_ids(GgufHeader& h, Checkpoint& out, std::string& error) {
   for (const char* key :
        {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
@@ -556,6 +556,7 @@ inline bool read_gguf_stop_ids(GgufHeader& h, Checkpoint& out, std::string& erro
   return true;
 }
 
+/// Opens a GGUF file.
 inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Checkpoint& out, std::string& error) {
   out.files.push_back(std::move(file));
   const InputFile& in = *out.files[0];

@@ -1,14 +1,12 @@
-// gptq.hpp: quantizes a matrix so that its outputs change least on the inputs that it really gets.
-//
-// With e a row's error (its weights minus what they become) and H the second moments of the inputs, the output's mean
-// squared error is e^T H e. With the Cholesky factor of H = l l^T this is the sum over columns j of
+// gptq.hpp: quantizes a matrix so that its outputs on given inputs change least.
+// With the error e of a row (weights minus quantized weights) and the second moments H of the inputs, the mean squared
+// error of the output is e^T H e. With the Cholesky factorization H = l l^T it is the sum over columns j of
 //
 //     (l[j][j] * e[j] + the sum over i > j of l[i][j] * e[i])^2.
-//
-// So the columns are quantized from the last to the first: what the ones before did wrong is known then, and moves the
-// target of the next (GPTQ: Frantar et al. 2022; in this form it is successive cancellation, as in QuIP). A group's
-// 4-bit scales are tried side by side, one in each SIMD lane, with the feedback inside the group; a row's float scales
-// are tried over the whole row.
+// So the columns are quantized from the last to the first: the errors of the columns already quantized adjust the
+// target of the next one (GPTQ: Frantar et al. 2022; this form is the successive cancellation of QuIP). The 16 scales
+// of a group are tried in parallel, one per SIMD lane, with the feedback inside the group; the float scales of a row
+// are each tried on the whole row.
 #pragma once
 
 #include <algorithm>
@@ -21,38 +19,40 @@
 
 namespace pocket {
 
-// The second moments of a matrix's inputs, factored.
+/// The second moments of a matrix's inputs, factored.
 class Hessian {
  public:
   // h (n, n), n = cols padded to 64: sums or means of the products of inputs; the lower half is read. shrink: the share
-  // of the off-diagonal elements that is not believed. damping: what is added to the diagonal, relative to its mean.
-  // A column that is always zero does not matter and does no harm; where the columns depend on each other, damping is
-  // raised until that is over. False if the moments are no finite numbers.
+  // of the off-diagonal elements that is discarded. damping: added to the diagonal, relative to its mean. Columns that
+  // are always zero are allowed; if columns are linearly dependent, damping is increased until the factorization
+  // exists. False if the moments are not finite.
   bool factor(Pool& pool, const float* h, int cols, double shrink, double damping) {
     cols_ = cols;
     const int n = padded(cols);
     double mean = 0;
     for (int j = 0; j < cols; j++) mean += double(h[size_t(j) * n + j]) / cols;
-    if (!(mean > 0)) mean = 1;  // nothing is known
+    if (!(mean > 0)) mean = 1;  // all moments are zero
     for (; damping < 1e3; damping = std::max(damping * 10, 1e-6)) {
       copy(pool, h, float(1 - shrink), float(damping * mean));
-      if (cholesky(pool, l_.data(), n)) return make_panels(pool), true;
+      if (!cholesky(pool, l_.data(), n)) continue;
+      make_panels(pool);
+      return true;
     }
     return false;
   }
 
   int cols() const { return cols_; }
-  const std::vector<float>& weights() const { return weights_; }  // (n): what a column's squared error costs
+  const std::vector<float>& weights() const { return weights_; }  // (n): weight of each column's squared error
   // (n - 32 g, 32), for the columns i from 32 g on: element (i, j) is l[i][32 g + j] / l[32 g + j][32 g + j].
   const float* panel(int g) const { return panels_.data() + panel_at_[g]; }
   const float* triangle() const { return l_.data(); }
 
  private:
-  void copy(Pool& pool, const float* h, float believed, float damping) {
+  void copy(Pool& pool, const float* h, float kept, float damping) {
     const int n = padded(cols_);
     l_.resize(size_t(n) * n);
     pool.parallel_for(n, [&](int i, int) {
-      for (int j = 0; j < i; j++) l_[size_t(i) * n + j] = believed * h[size_t(i) * n + j];
+      for (int j = 0; j < i; j++) l_[size_t(i) * n + j] = kept * h[size_t(i) * n + j];
       l_[size_t(i) * n + i] = h[size_t(i) * n + i] + damping;
     });
   }
@@ -77,14 +77,14 @@ class Hessian {
   std::vector<size_t> panel_at_;
 };
 
-inline constexpr int kTogether = 2;  // row scales in one search: while one waits for a result, the other computes
+inline constexpr int kTogether = 2;  // row scales in one search, to hide the latency of instructions
 
-// A group's problem under some row scales, and its solutions; arrays by column within the group.
+/// The search of a group under some row scales: inputs, then results. Arrays are indexed by column within the group.
 struct GroupSearch {
-  const float* original;           // (32) the weights
-  const float* weights;            // (32) of squared errors
-  const float* feedback;           // (32, 32) within the group: of element i's error on target j
-  const float* target[kTogether];  // (32) the weights, moved by the feedback of the groups before
+  const float* original;  // (32) the weights
+  const float* weights;   // (32) of squared errors
+  const float* feedback;  // (32, 32) within the group: factor of the error of column i in the target of column j
+  const float* target[kTogether];  // (32) the weights plus the feedback of the groups already quantized
   float row_scale[kTogether];
 
   float values[kTogether][kGroup];  // of the codebook
@@ -93,6 +93,7 @@ struct GroupSearch {
   float cost[kTogether];
 };
 
+/// Finds the scale with the least weighted error for each row scale, with codes and errors.
 template <int W> POCKET_BODY void search_group_body(const Codebook* cb, GroupSearch* group) {
   constexpr int kEach = kScaleLanes / W, kParts = kTogether * kEach;
   typedef typename Vector<W>::Floats Floats;
@@ -114,7 +115,7 @@ template <int W> POCKET_BODY void search_group_body(const Codebook* cb, GroupSea
       const Floats x = target[p][i].v * inverse[p], none = {};
       Floats sum[3] = {Floats{} + cb->value[0]};
       POCKET_FOR (b, 15) sum[b % 3] += x > cb->border[b] ? Floats{} + (cb->value[b + 1] - cb->value[b]) : none;
-      value[i][p].v = sum[0] + (sum[1] + sum[2]);  // integers: exact in any order
+      value[i][p].v = sum[0] + (sum[1] + sum[2]);  // integers: the sum is exact in any order
       const Floats weight = value[i][p].v * scale[p].v, rest = target[p][i].v - weight;
       error[p].v = s.original[i] - weight;
       Lanes<W> square;
@@ -144,23 +145,26 @@ template <int W> POCKET_BODY void search_group_body(const Codebook* cb, GroupSea
   }
 }
 
-// Quantizes rows with one Hessian and codebook. One thread's: it has scratch memory.
+/// Quantizes rows with one Hessian and codebook. Has scratch memory: one object per thread.
 class RowQuantizer {
  public:
   RowQuantizer(const Hessian& hessian, const Codebook& codebook)
       : hessian_(hessian), codebook_(codebook), cols_(padded(hessian.cols())) {
     const size_t n = size_t(cols_);
     search_.resize(search_scratch(cols_));
-    errors_.resize(n * kTileRows), values_.resize(n * kTileRows), scales_.resize(n / kGroup * kTileRows);
-    codes_.resize(n), row_scales_.resize(n / kGroup);
+    errors_.resize(n * kTileRows);
+    values_.resize(n * kTileRows);
+    scales_.resize(n / kGroup * kTileRows);
+    codes_.resize(n);
+    row_scales_.resize(n / kGroup);
   }
 
-  // row (cols padded to 64): the target weights. Writes row r of a q4 panel (zeroed before); returns the weighted
+  // row (cols padded to 64): the target weights. Writes row r of a zero-initialized q4 panel; returns the weighted
   // error.
   double quantize(const float* row, int r, uint8_t* panel) {
     float first;
     search_scales(codebook_, row, hessian_.weights().data(), cols_, row_scales_.data(), &first, search_.data());
-    if (first == 0) return 0;  // a row of zeros: its scale is 0, whatever its codes
+    if (first == 0) return 0;  // a row of zeros: the scale is 0, the codes have no effect
     float scale[kTileRows];
     for (int t = 0; t < kTileRows; t++) scale[t] = first * (0.88f + 0.04f * float(t));
     double cost[kTileRows] = {};
@@ -173,7 +177,7 @@ class RowQuantizer {
   }
 
  private:
-  // One group under all row scales.
+  // Quantizes one group under all row scales.
   void quantize_group(const float* row, int g, const float* scale, double* cost) {
     alignas(64) float feedback[kTileRows * kTileCols];
     static_assert(kTileCols == kGroup);
@@ -204,7 +208,7 @@ class RowQuantizer {
   const Codebook codebook_;
   int cols_;
   std::vector<float> search_;
-  std::vector<float> errors_, values_;  // (cols, 8), of each row scale tried
+  std::vector<float> errors_, values_;  // (cols, 8), for each row scale
   std::vector<uint8_t> scales_, codes_, row_scales_;
 };
 

@@ -1,4 +1,4 @@
-// input_file.hpp: files read at positions, every read checked against the file's size; and what readers need of paths.
+// input_file.hpp: files that are read at offsets, with every read checked against the file size, and path helpers.
 #pragma once
 
 #include <fcntl.h>
@@ -14,15 +14,11 @@
 #include <utility>
 #include <vector>
 
+#include "message.hpp"
+
 namespace pocket {
 
-// For `return fail(error, "what: why")`.
-inline bool fail(std::string& error, std::string why) {
-  error = std::move(why);
-  return false;
-}
-
-// A text from a file, for a message: its beginning, with '?' for what is not printable ASCII.
+/// The beginning of a text from a file, for a message, with '?' for characters other than printable ASCII.
 inline std::string printable(const std::string& text) {
   std::string shown = text.substr(0, 100);
   for (char& c : shown)
@@ -30,12 +26,12 @@ inline std::string printable(const std::string& text) {
   return shown.size() < text.size() ? shown + "..." : shown;
 }
 
-// A regular file open for reading. Any number of threads may read at once.
+/// A regular file that is open for reading. Threads may share it.
 class InputFile {
  public:
-  // Null with `error` set if there is no such file, or it is something else: a folder, a pipe, a device.
+  // Null with `error` set if the file does not exist or is a folder, a pipe or a device.
   static std::unique_ptr<InputFile> open(const std::string& path, std::string& error) {
-    // O_NONBLOCK: opening a pipe must not wait for its writer. It changes nothing for regular files.
+    // O_NONBLOCK: opening a pipe must not wait for a writer. It has no effect on regular files.
     const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat info = {};
     if (descriptor < 0 || fstat(descriptor, &info) != 0) {
@@ -54,9 +50,9 @@ class InputFile {
   InputFile& operator=(const InputFile&) = delete;
 
   const std::string& path() const { return path_; }
-  uint64_t size() const { return size_; }  // bytes, when it was opened
+  uint64_t size() const { return size_; }  // bytes, at open
 
-  // Copies bytes offset ... offset + n - 1. False with `error` set if they are not all there.
+  // Reads bytes offset ... offset + n - 1. False with `error` set if the file ends before.
   bool read(uint64_t offset, void* out, uint64_t n, std::string& error) const {
     if (offset > size_ || n > size_ - offset) return truncated(offset, n, size_, error);
     char* to = static_cast<char*>(out);
@@ -64,8 +60,8 @@ class InputFile {
       const ssize_t got =
           pread(descriptor_, to + done, size_t(std::min<uint64_t>(n - done, 1 << 30)), off_t(offset + done));
       if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return fail(error, path_ + ": offset " + std::to_string(offset) + ": " + std::strerror(errno));
-      if (got == 0) return truncated(offset, n, offset + done, error);  // it has shrunk since it was opened
+      if (got < 0) return fail(error, {path_, ": offset ", offset, ": ", std::strerror(errno)});
+      if (got == 0) return truncated(offset, n, offset + done, error);  // the file has shrunk since open
       done += uint64_t(got);
     }
     return true;
@@ -76,8 +72,8 @@ class InputFile {
       : path_(std::move(path)), descriptor_(descriptor), size_(size) {}
 
   bool truncated(uint64_t offset, uint64_t n, uint64_t size, std::string& error) const {
-    return fail(error, path_ + ": offset " + std::to_string(offset) + ": truncated: expected " + std::to_string(n) +
-                           " bytes, found " + std::to_string(size - std::min(size, offset)));
+    return fail(error, {path_, ": offset ", offset, ": truncated: expected ", n, " bytes, found ",
+                        size - std::min(size, offset)});
   }
 
   std::string path_;
@@ -85,8 +81,8 @@ class InputFile {
   uint64_t size_;
 };
 
-// Reads a file from front to back through a small buffer. After the first failure ok() is false, error() says why, and
-// whatever is read is 0.
+/// Reads a file sequentially through a small buffer. After the first failure ok() is false, error() has the reason, and
+/// all values read are 0.
 class FileCursor {
  public:
   explicit FileCursor(const InputFile& file, uint64_t at = 0) : file_(&file), at_(at) {}
@@ -115,7 +111,7 @@ class FileCursor {
     return value;
   }
 
-  // n bytes; no memory is taken for more than the file has.
+  // A string of n bytes. Allocates no more memory than the file has bytes.
   std::string get_string(uint64_t n) {
     std::string s(size_t(ok() && n <= left() ? n : 0), '\0');
     if (s.size() == n)
@@ -127,7 +123,7 @@ class FileCursor {
 
   bool skip(uint64_t n) {
     if (!ok()) return false;
-    if (n > left()) return file_->read(at_, nullptr, n, error_);  // never succeeds: it says what is wrong
+    if (n > left()) return file_->read(at_, nullptr, n, error_);  // fails, and sets error_
     return advance(true, n);
   }
 
@@ -140,24 +136,24 @@ class FileCursor {
   }
 
   const InputFile* file_;
-  uint64_t at_, start_ = 0;  // where in the file: the next byte, and the first one in the buffer
+  uint64_t at_, start_ = 0;  // file offsets: of the next byte, and of the buffer
   std::vector<char> buffer_;
   std::string error_;
 };
 
-// Both may be empty; a folder may end in a slash.
+/// Joins a folder and a name. Both may be empty; the folder may end in a slash.
 inline std::string join_path(const std::string& folder, const std::string& name) {
   if (folder.empty() || folder.back() == '/') return folder + name;
   return folder + "/" + name;
 }
 
-// "a/b" gives "a", "b" gives ".", "/b" gives "/".
+/// The folder of a path: "a" for "a/b", "." for "b", "/" for "/b".
 inline std::string folder_of(const std::string& path) {
   const size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
 
-// The last part of a path: "b" of "a/b" and of "a/b/".
+/// The last component of a path: "b" for "a/b" and for "a/b/".
 inline std::string base_name(const std::string& path) {
   const size_t end = path.find_last_not_of('/');
   if (end == std::string::npos) return path;
@@ -176,7 +172,7 @@ inline bool is_file(const std::string& path) {
   return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);
 }
 
-// The whole of a file of at most `most` bytes.
+/// Reads a whole file of at most `most` bytes.
 inline bool read_small_file(const std::string& path, uint64_t most, std::string& out, std::string& error) {
   const auto file = InputFile::open(path, error);
   if (!file) return false;

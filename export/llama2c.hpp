@@ -1,15 +1,15 @@
-// llama2c.hpp: llama2.c's checkpoints (github.com/karpathy/llama2.c, export.py, versions 0, 1 and 2) and its
-// tokenizer.bin.
+// llama2c.hpp: checkpoints of llama2.c (github.com/karpathy/llama2.c, export.py, versions 0, 1 and 2) and its
+// tokenizer.bin. All have 7 int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len); each kind of
+// tensor is stored for all layers consecutively.
 //
-// All have 7 int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len) and each kind of tensor for
-// all layers in a row.
-//
-//     version 0   the 7 numbers, then float32. vocab_size is negative where the output has a matrix of its own. There
-//                 is no magic number: that the sizes fit the length of the file exactly is what tells such a file
-//     version 1   "24ka", int32 1, the 7 numbers, uint8 1 if the output is the embedding, zeros up to byte 256; then
-//                 float32, all norms first
-//     version 2   "24ka", int32 2, the 7 numbers, that uint8, int32 group size, zeros up to byte 256; then the norms as
-//                 float32, the matrices as int8, and for each matrix in the same order a float32 scale a group
+//     version 0   the 7 numbers, then float32. vocab_size is negative if the output matrix is separate. There is no
+//     magic
+//                 number: such a file is recognised if the sizes match the length of the file exactly
+//     version 1   "24ka", int32 1, the 7 numbers, uint8 1 if the output matrix is the embedding, zeros up to byte 256;
+//                 then float32, all norms first
+//     version 2   "24ka", int32 2, the 7 numbers, the same uint8, int32 group size, zeros up to byte 256; then the
+//     norms
+//                 as float32, the matrices as int8, and for each matrix in the same order one float32 scale per group
 #pragma once
 
 #include <cstdint>
@@ -25,19 +25,19 @@
 
 namespace pocket {
 
-// What a file says of itself. Version 0 has its tied flag in the sign of vocab_size.
+/// The header. In version 0 the sign of vocab_size is the tied flag.
 struct Llama2cHeader {
   int32_t version = 0;
-  int32_t group = 0;  // of version 2: numbers that share a scale
+  int32_t group = 0;  // version 2: weights per scale
   uint64_t bytes = 7 * sizeof(int32_t);
 };
 
-// Gives the tensors their places, one after the other.
+/// Computes the offsets of the tensors, which are stored consecutively.
 class Llama2cLayout {
  public:
   Llama2cLayout(Checkpoint& c, const Llama2cHeader& header) : c_(c), header_(header) {}
 
-  // Returns where the file must end.
+  // Returns the expected size of the file.
   uint64_t place() {
     const Config& k = c_.config;
     at_ = header_.bytes;
@@ -51,7 +51,7 @@ class Llama2cLayout {
     return at_;
   }
 
-  // Version 2: "" or the matrix that its groups do not fill exactly.
+  // Version 2: a matrix whose size is not a multiple of the group size; "" if none.
   const std::string& not_in_groups() const { return not_in_groups_; }
 
  private:
@@ -63,7 +63,7 @@ class Llama2cLayout {
     per_layer("ffn_norm", 1, k.dim);
     feed_forward();
     put("final_norm", 1, k.dim);
-    at_ += uint64_t(k.max_seq_len) * uint64_t(k.head_dim) * 4;  // cosines and sines of all positions, half each
+    at_ += uint64_t(k.max_seq_len) * uint64_t(k.head_dim) * 4;  // RoPE cosines, then sines, of all positions
   }
 
   void place_norms_first() {
@@ -120,12 +120,14 @@ class Llama2cLayout {
   uint64_t at_ = 0;
 };
 
+/// Whether a file is of version 1 or later.
 inline bool has_llama2c_magic(const InputFile& file) {
   uint32_t magic = 0;
   std::string error;
   return file.read(0, &magic, sizeof magic, error) && magic == 0x616b3432;
 }
 
+/// Reads the header and the configuration.
 inline bool read_llama2c_header(const InputFile& file, Llama2cHeader& header, Config& c, std::string& error) {
   const std::string where = file.path() + ": llama2.c header";
   FileCursor in(file);
@@ -134,28 +136,32 @@ inline bool read_llama2c_header(const InputFile& file, Llama2cHeader& header, Co
     header.version = in.get<int32_t>();
     header.bytes = 256;
     if (in.ok() && header.version != 1 && header.version != 2)
-      return fail(error, where + ": version: expected 0, 1 or 2, found " + std::to_string(header.version));
+      return fail(error, {where, ": version: expected 0, 1 or 2, found ", header.version});
   }
   int32_t h[7] = {};
   if (!in.read(h, sizeof h)) return fail(error, in.error());
-  c.dim = h[0], c.hidden_dim = h[1], c.n_layers = h[2], c.n_heads = h[3], c.n_kv_heads = h[4];
+  c.dim = h[0];
+  c.hidden_dim = h[1];
+  c.n_layers = h[2];
+  c.n_heads = h[3];
+  c.n_kv_heads = h[4];
   c.tied = h[5] > 0;
   c.vocab_size = header.version > 0 ? h[5] : h[5] == INT32_MIN ? 0 : std::abs(h[5]);
   c.max_seq_len = h[6];
-  if (c.n_heads > 0 && c.dim % c.n_heads == 0) c.head_dim = c.dim / c.n_heads;  // else 0, which is refused
+  if (c.n_heads > 0 && c.dim % c.n_heads == 0) c.head_dim = c.dim / c.n_heads;  // else 0, which check_config() rejects
   if (header.version > 0) {
     const uint8_t tied = in.get<uint8_t>();
     header.group = header.version == 2 ? in.get<int32_t>() : 0;
     if (!in.ok()) return fail(error, in.error());
-    if (tied > 1) return fail(error, where + ": shared classifier: expected 0 or 1, found " + std::to_string(tied));
+    if (tied > 1) return fail(error, {where, ": shared classifier: expected 0 or 1, found ", tied});
     c.tied = tied == 1;
     if (header.version == 2 && (header.group < 1 || header.group > 1 << 16))
-      return fail(error, where + ": group size: expected 1 to 65536, found " + std::to_string(header.group));
+      return fail(error, {where, ": group size: expected 1 to 65536, found ", header.group});
   }
   return check_config(c, where, {{"max_seq_len", "seq_len"}}, error);
 }
 
-// Whatever no other reader knows comes here, so that this is also where unknown files are refused.
+/// Opens a checkpoint. Unrecognised files are passed to this reader, so the message describes what they are.
 inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::string& error) {
   const std::string path = file->path();
   Llama2cHeader header;
@@ -166,23 +172,24 @@ inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::
   Llama2cLayout layout(out, header);
   const uint64_t expected = layout.place();
   if (!layout.not_in_groups().empty())
-    return fail(error, path + ": llama2.c header: group size: expected a divisor of the size of " +
-                           layout.not_in_groups() + ", found " + std::to_string(header.group));
+    return fail(error, {path, ": llama2.c header: group size: expected a divisor of the size of ",
+                        layout.not_in_groups(), ", found ", header.group});
   if (file->size() != expected)
-    return fail(error, path + ": file size: expected " + std::to_string(expected) +
-                           " bytes by the sizes in its llama2.c header, found " + std::to_string(file->size()));
+    return fail(error, {path, ": file size: expected ", expected,
+                        " bytes from the sizes in the llama2.c header, found ", file->size()});
   out.format = header.version == 0 ? "llama2.c" : "llama2.c version " + std::to_string(header.version);
   out.files.push_back(std::move(file));
   return add_stop_id(out, path, 1, error) &&
-         add_stop_id(out, path, 2, error);  // llama2.c's run.c ends at BOS; 2 is EOS
+         add_stop_id(out, path, 2, error);  // BOS, where llama2.c's run.c stops, and EOS
 }
 
-// A score, a length and so many bytes.
+/// A piece of tokenizer.bin: score, length, bytes.
 struct Llama2cPiece {
   float score;
   std::string_view text;
 };
 
+/// Reads one piece.
 inline bool read_llama2c_piece(ByteReader& in, int32_t longest, const std::string& where, Llama2cPiece& out,
                                std::string& error) {
   out.score = in.get<float>();
@@ -191,15 +198,15 @@ inline bool read_llama2c_piece(ByteReader& in, int32_t longest, const std::strin
     return fail(error,
                 where + ": length: expected 1 to " + std::to_string(longest) + ", found " + std::to_string(length));
   out.text = in.take(uint64_t(length));
-  return in.ok || fail(error, where + ": truncated: expected a piece for each of the model's tokens");
+  return in.ok || fail(error, {where, ": truncated: expected a piece for each of the model's tokens"});
 }
 
-// What SentencePiece had: types by id, as llama2.c's run.c knows them, and U+2581 for a space.
+/// Restores SentencePiece's form: types by id, as in llama2.c's run.c, and U+2581 for a space.
 inline Tokenizer::Piece restore_piece(int id, const Llama2cPiece& stored) {
   using PieceType = Tokenizer::PieceType;
   std::string text(stored.text);
   if (id == 0) return {text, stored.score, PieceType::unknown};
-  if (id < 3) {  // BOS and EOS are written between line feeds
+  if (id < 3) {  // BOS and EOS are enclosed in line feeds
     if (text.size() > 2 && text.front() == '\n' && text.back() == '\n') text = text.substr(1, text.size() - 2);
     return {text, stored.score, PieceType::control};
   }
@@ -211,8 +218,9 @@ inline Tokenizer::Piece restore_piece(int id, const Llama2cPiece& stored) {
   return {text, stored.score, PieceType::normal};
 }
 
-// tokenizer.bin: int32 length of the longest piece, then for each piece float32 score, int32 length, bytes. It has the
-// pieces of a SentencePiece model but neither their types nor the flags; the flags are taken to be those of Llama 2.
+/// Reads tokenizer.bin: int32 length of the longest piece, then for each piece float32 score, int32 length, bytes. It
+/// has the pieces of a SentencePiece model without their types and without the flags, which are assumed to be those of
+/// Llama 2.
 inline bool read_llama2c_tokenizer(const std::string& path, std::string_view bytes, int vocab_size,
                                    Tokenizer::Vocabulary& out, std::string& error) {
   ByteReader in{bytes};
@@ -225,10 +233,12 @@ inline bool read_llama2c_tokenizer(const std::string& path, std::string_view byt
     byte_pieces += out.pieces.back().type == Tokenizer::PieceType::byte;
   }
   if (!in.bytes.empty() || vocab_size < 3)
-    return fail(error, path + ": expected the model's " + std::to_string(vocab_size) + " pieces, found " +
-                           std::to_string(in.bytes.size()) + " bytes more; this is another model's tokenizer");
+    return fail(error, {path, ": expected the model's ", vocab_size, " pieces, found ", in.bytes.size(),
+                        " more bytes; this is the tokenizer of another model"});
   out.kind = Tokenizer::Kind::sentencepiece;
-  out.unk = 0, out.bos = 1, out.eos = 2;
+  out.unk = 0;
+  out.bos = 1;
+  out.eos = 2;
   out.add_bos = out.add_dummy_prefix = out.escape_whitespaces = true;
   out.remove_extra_whitespaces = false;
   out.byte_fallback = byte_pieces == 256;

@@ -1,6 +1,5 @@
-// llama_names.hpp: what Llamas call their tensors where they are saved as named tensors (safetensors, PyTorch):
-// Hugging Face's transformers, lit-gpt (which TinyLlama was trained with), Meta's own code and llama2.c's, which
-// follows it.
+// llama_names.hpp: the tensor names of Llamas in safetensors and PyTorch files: Hugging Face's transformers, lit-gpt
+// (which TinyLlama was trained with), and Meta's code, whose names llama2.c uses.
 #pragma once
 
 #include <iterator>
@@ -12,6 +11,7 @@
 
 namespace pocket {
 
+/// A naming scheme.
 struct LlamaNames {
   TensorNames names;
   bool interleaved;  // the order of wq's and wk's rows, as in StoredTensor::interleaved_heads
@@ -27,8 +27,8 @@ inline constexpr LlamaNames kHuggingFaceNames = {
      "lm_head.weight"},
     false};
 
-// lit-gpt (github.com/Lightning-AI/litgpt, lit_gpt/model.py) rotates the halves of a head, as Hugging Face does. It has
-// wq, wk and wv in one tensor, of which split_fused() makes three with these names.
+// lit-gpt (github.com/Lightning-AI/litgpt, lit_gpt/model.py) rotates the halves of a head, as Hugging Face does. wq, wk
+// and wv are one tensor, which split_fused() splits into three with these names.
 inline constexpr LlamaNames kLitGptNames = {
     {"transformer.wte.weight",
      "transformer.h.",
@@ -38,8 +38,8 @@ inline constexpr LlamaNames kLitGptNames = {
      "lm_head.weight"},
     false};
 
-// The same as TinyLlama has it (github.com/jzhang38/TinyLlama, lit_gpt/model.py): its feed-forward part is xformers'
-// SwiGLU, whose w2 is the up and w3 the down projection, not the other way round as in Meta's names.
+// The version of TinyLlama (github.com/jzhang38/TinyLlama, lit_gpt/model.py): its feed-forward block is xformers'
+// SwiGLU, where w2 is the up and w3 the down projection, the reverse of Meta's names.
 inline constexpr LlamaNames kTinyLlamaNames = {
     {"transformer.wte.weight",
      "transformer.h.",
@@ -59,7 +59,7 @@ inline constexpr LlamaNames kMetaNames = {
      "output.weight"},
     true};
 
-// The names that these tensors have; Hugging Face's if they have none of them, so that those are missed.
+/// The naming scheme of these tensors; Hugging Face's if it is unknown, so that messages use its names.
 inline const LlamaNames& names_of(const FoundTensors& found) {
   const LlamaNames* best = &kHuggingFaceNames;
   for (const LlamaNames* n : {&kHuggingFaceNames, &kLitGptNames, &kTinyLlamaNames, &kMetaNames}) {
@@ -70,8 +70,8 @@ inline const LlamaNames& names_of(const FoundTensors& found) {
   return *best;
 }
 
-// lit-gpt's fused tensor of a layer: for each key/value head its query heads, its key, its value (attn.attn), or, since
-// 2024, all queries, all keys, all values (attn.qkv). Puts three tensors in its place.
+/// Splits lit-gpt's fused attention tensors. Each holds for every KV head its query heads, its key and its value
+/// (attn.attn) or, since 2024, all queries, all keys, all values (attn.qkv).
 inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& error) {
   const Config& k = c.config;
   const int64_t head = k.head_dim, group = int64_t(k.n_heads / k.n_kv_heads) * head, dim = k.dim;
@@ -79,12 +79,12 @@ inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& e
     const std::string layer = kLitGptNames.names.layers + std::to_string(l);
     const bool by_group = found.count(layer + ".attn.attn.weight") > 0;
     const auto it = found.find(layer + (by_group ? ".attn.attn.weight" : ".attn.qkv.weight"));
-    if (it == found.end()) continue;  // its parts will be missed
+    if (it == found.end()) continue;  // bind_tensors() reports the missing parts
     const std::vector<int64_t> shape = {k.q_dim() + 2 * k.kv_dim(), dim};
     FoundTensor t = it->second;
     if (t.shape != shape)
-      return fail(error, c.files[size_t(t.file)]->path() + ": tensor " + it->first + ": expected shape " +
-                             shape_text(shape) + ", found " + shape_text(t.shape));
+      return fail(error, {c.files[size_t(t.file)]->path(), ": tensor ", it->first, ": expected shape ",
+                          shape_text(shape), ", found ", shape_text(t.shape)});
     found.erase(it);
     const uint64_t row = uint64_t(dim) * uint64_t(dtype_info(t.dtype).block_bytes), start = t.offset;
     const struct {
@@ -97,15 +97,18 @@ inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& e
       t.shape = {part.rows, dim};
       t.offset = start + uint64_t(by_group ? part.first_of_group : part.first) * row;
       t.bytes = uint64_t(part.rows) * row;
-      if (by_group) t.block_rows = part.in_group, t.block_stride = group + 2 * head;
+      if (by_group) {
+        t.block_rows = part.in_group;
+        t.block_stride = group + 2 * head;
+      }
       found[layer + part.name] = t;
     }
   }
   return true;
 }
 
-// Gives every tensor of the model its place. Frequencies of the rotation, which some files have, are passed over: they
-// follow from the configuration.
+/// Finds every tensor of the model. RoPE frequencies, which some files contain, are ignored: they follow from the
+/// configuration.
 inline bool bind_llama(Checkpoint& c, FoundTensors& found, const std::string& where, std::string& error) {
   for (auto it = found.begin(); it != found.end();)
     it = it->first.find("rotary_emb.inv_freq") != std::string::npos || it->first == "rope.freqs" ? found.erase(it)

@@ -1,12 +1,11 @@
-// lora.hpp: LoRA adapters (Hu et al. 2021, arxiv.org/abs/2106.09685) as the PEFT library saves them: a folder with
-// adapter_config.json and adapter_model.safetensors (or .bin). They are merged into the model's matrices as those are
-// read:
+// lora.hpp: LoRA adapters (Hu et al. 2021, arxiv.org/abs/2106.09685) in the format of the PEFT library: a folder with
+// adapter_config.json and adapter_model.safetensors (or .bin). Adapters are merged into the model's matrices when those
+// are read:
 //
 //     W (rows, cols)  becomes  W + scale * lora_alpha / r * B (rows, r) * A (r, cols)
-//
-// summed in double and rounded once, whatever the number of adapters. A and B have the order of rows and columns of
-// Hugging Face's transformers, which is the engine's too; Checkpoint::read_rows() has already put the rows of any other
-// format into that order when they come here. What PEFT would compute otherwise is refused by its name.
+// summed in double and rounded once, for any number of adapters. The rows and columns of A and B are in the order of
+// Hugging Face's transformers, which is also the engine's; Checkpoint::read_rows() returns the rows of any format in
+// that order. Settings for which PEFT would compute something else are rejected by name.
 #pragma once
 
 #include <algorithm>
@@ -27,38 +26,41 @@
 namespace pocket {
 
 // ====================================================================================================================
-// What is asked for, and what adapter_config.json says
+// The command line option and adapter_config.json
 // ====================================================================================================================
 
+/// An adapter on the command line.
 struct LoraSource {
   std::string folder;
   double scale = 1;
 };
 
-// "FOLDER" or "FOLDER:SCALE". A folder of that very name goes first.
+/// Parses "FOLDER" or "FOLDER:SCALE". An existing folder with the whole name takes precedence.
 inline bool parse_lora(const std::string& text, LoraSource& out, std::string& error) {
   out.folder = text;
   const size_t colon = text.rfind(':');
   if (colon == std::string::npos || is_directory(text) || !is_directory(text.substr(0, colon))) return true;
   std::istringstream in(text.substr(colon + 1));
-  in.imbue(std::locale::classic());  // a decimal point, whatever the program's locale
+  in.imbue(std::locale::classic());  // a decimal point in any locale
   out.folder = text.substr(0, colon);
   if ((in >> std::noskipws >> out.scale) && in.peek() == EOF && std::isfinite(out.scale)) return true;
-  return fail(error, text + ": expected a number behind the colon, found '" + text.substr(colon + 1) + "'");
+  return fail(error, {text, ": expected a number after the colon, found '", text.substr(colon + 1), "'"});
 }
 
-// Numbers for some modules instead of those for all; the first that names a module counts.
+/// Values for some modules that override the value for all; the first match counts.
 using LoraPattern = std::vector<std::pair<std::string, double>>;
 
+/// adapter_config.json.
 struct LoraConfig {
   int rank = 0;
   double alpha = 0;
   bool rank_stabilized = false;  // alpha / sqrt(r) instead of alpha / r: "rslora"
   LoraPattern ranks, alphas;
-  std::vector<std::string> targets;  // of a list; PEFT's expressions are not read: the tensors tell as well
+  std::vector<std::string>
+      targets;  // of a list; a regular expression is ignored, since the tensors determine the targets
 };
 
-// PEFT takes "q_proj" and "self_attn.q_proj" for whatever ends in that.
+/// Whether a name selects a module. In PEFT "q_proj" and "self_attn.q_proj" select every module whose name ends so.
 inline bool names_module(std::string_view name, std::string_view module) {
   if (name.size() > module.size() || module.substr(module.size() - name.size()) != name) return false;
   return name.size() == module.size() || module[module.size() - name.size() - 1] == '.';
@@ -66,7 +68,7 @@ inline bool names_module(std::string_view name, std::string_view module) {
 
 inline constexpr int kMostRank = 1 << 16;
 
-// rank_pattern and alpha_pattern. PEFT reads their keys as regular expressions; plain names are all that is seen.
+/// Reads rank_pattern or alpha_pattern. PEFT allows regular expressions as keys; only plain names are supported.
 inline bool read_lora_pattern(const JsonValue& root, const char* key, bool ranks, LoraPattern& out,
                               std::string& error) {
   const JsonValue pattern = root.find(key);
@@ -74,8 +76,8 @@ inline bool read_lora_pattern(const JsonValue& root, const char* key, bool ranks
   for (const auto& [name, value] : pattern.members()) {
     const bool plain = name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_.") == std::string::npos;
     if (name.empty() || !plain)
-      return root.refuse(key, "names of modules as keys (this one is no plain name: \"" + name + "\")", error);
-    const double n = value.number();  // 0 if it is none
+      return root.refuse(key, "module names as keys (this one is not a plain name: \"" + name + "\")", error);
+    const double n = value.number();  // 0 if it is not a number
     if (!std::isfinite(n) || n <= 0) return pattern.refuse(name, "a number above 0", error);
     if (ranks && (n != std::floor(n) || n > kMostRank))
       return pattern.refuse(name, "an integer from 1 to " + std::to_string(kMostRank), error);
@@ -84,7 +86,7 @@ inline bool read_lora_pattern(const JsonValue& root, const char* key, bool ranks
   return true;
 }
 
-// Settings that would make it another function than a sum of matrices, or one of another base, unless they are off.
+/// Rejects settings for which the result is not the base plus a product of matrices.
 inline bool check_lora_variant(const JsonValue& root, std::string& error) {
   std::string type, bias = "none";
   if (!root.need("peft_type", JsonKind::string, error) || !root.get("peft_type", type, error) ||
@@ -97,17 +99,17 @@ inline bool check_lora_variant(const JsonValue& root, std::string& error) {
     const JsonValue v = root.find(key);
     const bool off =
         v.missing() || (v.is(JsonKind::boolean) && !v.boolean()) || (v.kind() >= JsonKind::array && v.size() == 0);
-    if (!off) return root.refuse(key, "none; this version merges plain LoRA only", error);
+    if (!off) return root.refuse(key, "none; only plain LoRA is supported", error);
   }
   const std::string start = root.find("init_lora_weights").string();
   for (const char* changed : {"pissa", "olora", "loftq", "corda"})
     if (start.rfind(changed, 0) == 0)
-      return root.refuse("init_lora_weights", "an adapter of the model as it is, not of one that was changed for it",
-                         error);
+      return root.refuse("init_lora_weights", "an adapter of the unchanged model; this one modifies its base", error);
   return true;
 }
 
-// fan_in_fan_out is for layers of another kind than a Llama's; PEFT takes no notice of it here, either.
+/// Reads adapter_config.json. fan_in_fan_out concerns layer types that a Llama does not have; PEFT ignores it here,
+/// too.
 inline bool read_lora_config(const JsonValue& root, LoraConfig& out, std::string& error) {
   if (!check_lora_variant(root, error) || !root.need("r", JsonKind::number, error) ||
       !root.need("lora_alpha", JsonKind::number, error) || !root.get("r", 1, kMostRank, out.rank, error) ||
@@ -129,12 +131,12 @@ inline bool read_lora_config(const JsonValue& root, LoraConfig& out, std::string
 // Adapters
 // ====================================================================================================================
 
-// One adapter, open. Its matrices are read when they are needed.
+/// An open adapter. Its matrices are read on demand.
 class LoraAdapter {
  public:
   std::string error;
 
-  // For a model of this shape. False with `error` set if it is not as it must be, or another model's.
+  // Opens an adapter for a model of this shape. False with `error` set if it is invalid or of another model.
   bool open(const LoraSource& source, const Config& model) try {
     source_ = source;
     const std::string& folder = source.folder;
@@ -148,11 +150,11 @@ class LoraAdapter {
     list_modules(model);
     return check_targets(document.root(), config) && open_weight_file(folder, weights_, storage_, found, error) &&
            bind(config, found) && check_finite();
-  } catch (const std::exception& e) {  // memory that cannot be had
-    return fail(error, source.folder + ": " + e.what());
+  } catch (const std::exception& e) {  // out of memory
+    return fail(error, {source.folder, ": ", e.what()});
   }
 
-  // What it is called in a model's provenance.
+  // The adapter's entry in the provenance of a model.
   std::string description() const {
     std::ostringstream text;
     text.imbue(std::locale::classic());
@@ -161,14 +163,14 @@ class LoraAdapter {
     return text.str();
   }
 
-  // The factors of one of the engine's tensors.
+  // The factors of one tensor.
   struct Factors {
     double scale = 0;
     int64_t rank = 0;
-    std::vector<float> a, b;  // (rank, cols) and (rows asked for, rank)
+    std::vector<float> a, b;  // (rank, cols) and (requested rows, rank)
   };
 
-  // Reads A, and rows first ... first + count - 1 of B. A tensor that has none leaves rank 0, and is no error.
+  // Reads A, and rows first ... first + count - 1 of B. For a tensor without factors, rank stays 0.
   bool read(const TensorSpec& spec, int64_t first, int64_t count, Factors& out, std::string& why) const {
     const auto found = pairs_.find(spec.name);
     if (found == pairs_.end()) return true;
@@ -187,14 +189,14 @@ class LoraAdapter {
   bool has_files(const std::string& folder, const std::string& config) {
     const auto has = [&](const char* name) { return is_file(join_path(folder, name)); };
     if (!is_directory(folder))
-      return fail(error, folder + ": expected the folder of a LoRA adapter (adapter_config.json, " + weights_ +
-                             "), found " + (is_file(folder) ? "a file" : "no such folder"));
+      return fail(error, {folder, ": expected the folder of a LoRA adapter (adapter_config.json, ", weights_,
+                          "), found ", (is_file(folder) ? "a file" : "no such folder")});
     if (!is_file(config))
-      return fail(error, folder + ": expected adapter_config.json, found " +
-                             (has("config.json") ? "a whole model; convert that by itself" : "none"));
+      return fail(error, {folder, ": expected adapter_config.json, found ",
+                          (has("config.json") ? "a complete model; convert it without --lora" : "none")});
     if (has(weights_.c_str())) return true;
     const std::string first = std::exchange(weights_, "adapter_model.bin");
-    return has(weights_.c_str()) || fail(error, folder + ": expected " + first + " or " + weights_ + ", found neither");
+    return has(weights_.c_str()) || fail(error, {folder, ": expected ", first, " or ", weights_, ", found neither"});
   }
 
   void list_modules(const Config& model) {
@@ -206,7 +208,7 @@ class LoraAdapter {
     }
   }
 
-  // Every name in target_modules means matrices of the model.
+  // Checks that every name in target_modules selects matrices of the model.
   bool check_targets(const JsonValue& root, const LoraConfig& config) {
     for (const std::string& target : config.targets) {
       bool known = false;
@@ -221,9 +223,9 @@ class LoraAdapter {
     return true;
   }
 
-  bool refuse(const std::string& what) { return fail(error, join_path(source_.folder, weights_) + ": " + what); }
+  bool refuse(Message why) { return fail(error, {join_path(source_.folder, weights_), ": ", text_of(why)}); }
 
-  // Takes A and B of each module out of the list; nothing may be left over.
+  // Moves A and B of each module from `found` to storage_; remaining tensors are an error.
   bool bind(const LoraConfig& config, FoundTensors& found) {
     std::map<std::string, bool> used;  // by target
     for (const auto& [module, spec] : modules_) {
@@ -232,7 +234,7 @@ class LoraAdapter {
       bool wanted = config.targets.empty();
       for (const std::string& target : config.targets)
         if (names_module(target, module)) wanted = used[target] = true;
-      if (!wanted) return refuse("tensor " + name + kA + ": expected modules of target_modules, found another");
+      if (!wanted) return refuse({"tensor ", name, kA, ": expected a module of target_modules, found another module"});
       const int64_t rank = int64_t(value_for(module, config.ranks, config.rank));
       if (!bind_factor(name + kA, {rank, spec.cols}, found) || !bind_factor(name + kB, {spec.rows, rank}, found))
         return false;
@@ -240,18 +242,18 @@ class LoraAdapter {
       pairs_[spec.name] = {name, source_.scale * value_for(module, config.alphas, config.alpha) / divisor};
     }
     if (!found.empty())
-      return refuse("tensor " + found.begin()->first + ": expected lora_A.weight and lora_B.weight of the model's " +
-                    "matrices, found another; is this another model's adapter?");
+      return refuse({"tensor ", found.begin()->first, ": expected lora_A.weight and lora_B.weight of the model's ",
+                     "matrices, found another; is this another model's adapter?"});
     for (const std::string& target : config.targets)
-      if (!used[target]) return refuse("expected tensors for \"" + target + "\" of target_modules, found none");
-    return !pairs_.empty() || refuse("expected tensors lora_A.weight and lora_B.weight, found none");
+      if (!used[target]) return refuse({"expected tensors for \"", target, "\" of target_modules, found none"});
+    return !pairs_.empty() || refuse({"expected tensors lora_A.weight and lora_B.weight, found none"});
   }
 
   bool bind_factor(const std::string& name, const std::vector<int64_t>& shape, FoundTensors& found) {
     const auto it = found.find(name);
     if (it == found.end() || it->second.shape != shape)
-      return refuse("tensor " + name + ": expected shape " + shape_text(shape) + ", found " +
-                    (it == found.end() ? "no such tensor" : shape_text(it->second.shape)));
+      return refuse({"tensor ", name, ": expected shape ", shape_text(shape), ", found ",
+                     (it == found.end() ? "no such tensor" : shape_text(it->second.shape))});
     const FoundTensor& t = it->second;
     storage_.tensors[name] = {t.file, t.offset, t.dtype, shape[0], shape[1]};
     found.erase(it);
@@ -264,31 +266,29 @@ class LoraAdapter {
     return otherwise;
   }
 
-  // All that would spoil the model, before hours are spent on it.
+  // Finds infinity and NaN before the conversion starts.
   bool check_finite() {
     for (const auto& [name, t] : storage_.tensors) {
       std::vector<float> row(size_t(t.cols));
       for (int64_t r = 0; r < t.rows; r++) {
         if (!storage_.read_rows(name, r, 1, row.data(), error)) return false;
         for (float w : row)
-          if (!std::isfinite(w))
-            return refuse("tensor " + name + ": row " + std::to_string(r) + ": expected finite numbers, found " +
-                          std::to_string(w));
+          if (!std::isfinite(w)) return refuse({"tensor ", name, ": row ", r, ": expected finite numbers, found ", w});
       }
     }
     return true;
   }
 
   LoraSource source_;
-  std::string weights_ = "adapter_model.safetensors";  // or PyTorch's own, adapter_model.bin
-  std::map<std::string, TensorSpec> modules_;          // by the names that transformers give them
-  // The engine's name of a tensor -> the name of its A and B up to kA and kB, and what B A is multiplied by.
+  std::string weights_ = "adapter_model.safetensors";  // or adapter_model.bin, of PyTorch
+  std::map<std::string, TensorSpec> modules_;          // by their names in transformers
+  // The engine's name of a tensor -> the name of its A and B without kA and kB, and the factor of B A.
   std::map<std::string, std::pair<std::string, double>> pairs_;
   Checkpoint storage_;  // A and B
 };
 
-// Adds what the adapters say to rows first ... first + count - 1 of a tensor, (count, cols) in the engine's order. Any
-// number of threads may do so at once.
+/// Adds the adapters to rows first ... first + count - 1 of a tensor, (count, cols) in the engine's order. Threads may
+/// call it concurrently.
 inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpec& spec, int64_t first, int64_t count,
                        float* rows, std::string& error) try {
   std::vector<LoraAdapter::Factors> factors(adapters.size());
@@ -308,8 +308,8 @@ inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpe
     for (size_t c = 0; c < cols; c++) row[c] = float(sum[c]);
   }
   return true;
-} catch (const std::exception& e) {  // memory that cannot be had
-  return fail(error, "merging a LoRA adapter: " + std::string(e.what()));
+} catch (const std::exception& e) {  // out of memory
+  return fail(error, {"merging a LoRA adapter: ", e.what()});
 }
 
 }  // namespace pocket

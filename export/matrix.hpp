@@ -1,8 +1,6 @@
-// matrix.hpp: the linear algebra that calibration needs, in float32: one matrix product, blocked for the caches, and
-// the Cholesky factorization and triangular solution that are made of it.
-//
-// Every element of a product is one sum in the order of k, cut into blocks of 256, whatever the threads and the
-// instruction set: the same bits everywhere.
+// matrix.hpp: the linear algebra of calibration in float32: a cache-blocked matrix product, and Cholesky factorization
+// and triangular solution built on it. Every element of a product is summed in the order of k, in blocks of 256, for
+// any number of threads and any instruction set: the same bits everywhere.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +14,10 @@
 
 namespace pocket {
 
-// What a float block (section 5 of run.cpp) is compiled for, at best, on this CPU.
+/// The instruction sets that float kernels are compiled for.
 enum class FloatSet { scalar, avx2, avx512 };
 
+/// The best of them on this CPU.
 inline FloatSet best_float_set() {
 #if defined(__x86_64__)
   static const X86Features cpu;
@@ -28,7 +27,7 @@ inline FloatSet best_float_set() {
   return FloatSet::scalar;
 }
 
-// Runs a float block compiled for that: 16 or 8 lanes wide.
+/// Calls a float kernel compiled for the best instruction set: Wide has 16 lanes, Narrow 8.
 template <auto Wide, auto Narrow, class... A> void run_best(A... args) {
 #if defined(__x86_64__)
   if (best_float_set() == FloatSet::avx512) return FloatAvx512::call<Wide>(args...);
@@ -37,23 +36,32 @@ template <auto Wide, auto Narrow, class... A> void run_best(A... args) {
   FloatScalar::call<Narrow>(args...);
 }
 
-// A factor of a product: element (i, k) lies at data[i * step + k * k_step]; k is summed over.
+/// A factor of a product, with `size` vectors: element (i, k) is data[i * step + k * k_step]; the product sums over k.
 struct Factor {
   const float* data;
+  int size;
   size_t step, k_step;
 
-  Factor at(int i, int k) const { return {data + size_t(i) * step + size_t(k) * k_step, step, k_step}; }
+  const float* at(int i, int k) const { return data + size_t(i) * step + size_t(k) * k_step; }
 };
-inline Factor rows_of(const float* m, size_t cols) { return {m, cols, 1}; }     // i: rows of a row-major matrix
-inline Factor columns_of(const float* m, size_t cols) { return {m, 1, cols}; }  // i: columns of it
+/// The rows of a row-major matrix, `stride` apart.
+inline Factor rows_of(const float* m, int rows, size_t stride) { return {m, rows, stride, 1}; }
+/// The columns of a row-major matrix whose rows are `stride` apart.
+inline Factor columns_of(const float* m, int cols, size_t stride) { return {m, cols, 1, stride}; }
 
-inline constexpr int kTileRows = 8, kTileCols = 32;  // of the result, in registers
-inline constexpr int kDepth = 256;                   // k that is summed before the result's memory is touched
+/// The result of a product: a row-major matrix whose rows are `stride` apart.
+struct Output {
+  float* data;
+  size_t stride;
+};
+
+inline constexpr int kTileRows = 8, kTileCols = 32;  // of the result, held in registers
+inline constexpr int kDepth = 256;                   // length of a sum before it is added to the result in memory
 inline constexpr int kTaskRows = 256, kTaskCols = 384;
 
-// out (8, 32) = the sum over k < depth of a (depth, 8) times b (depth, 32).
+/// out (8, 32) = sum over k < depth of a (depth, 8) times b (depth, 32).
 template <int W> POCKET_BODY void multiply_tile_body(const float* a, const float* b, int depth, float* out) {
-  constexpr int kRows = W == 16 ? 8 : 4, kVectors = 2;  // as many sums as there are registers for
+  constexpr int kRows = W == 16 ? 8 : 4, kVectors = 2;  // as many sums as fit the registers
   for (int r = 0; r < kTileRows; r += kRows)
     for (int j = 0; j < kTileCols; j += kVectors * W) {
       Lanes<W> sum[kRows][kVectors] = {};
@@ -68,18 +76,20 @@ template <int W> POCKET_BODY void multiply_tile_body(const float* a, const float
     }
 }
 
+/// The same, compiled for this CPU.
 inline void multiply_tile(const float* a, const float* b, int depth, float* out) {
   run_best<multiply_tile_body<16>, multiply_tile_body<8>>(a, b, depth, out);
 }
 
-// c (rows, cols; rows ldc apart) += factor * a tile.
+/// c (rows, cols; row stride ldc) += factor * tile.
 template <int W>
 POCKET_BODY void add_tile_body(const float* tile, int rows, int cols, float factor, float* c, size_t ldc) {
   for (int r = 0; r < rows; r++, tile += kTileCols, c += ldc) {
     int j = 0;
     for (; j + W <= cols; j += W) {
       Lanes<W> sum, product;
-      sum.load(c + j), product.load(tile + j);
+      sum.load(c + j);
+      product.load(tile + j);
       sum.add_product(factor, product);
       sum.store(c + j);
     }
@@ -87,80 +97,80 @@ POCKET_BODY void add_tile_body(const float* tile, int rows, int cols, float fact
   }
 }
 
-// Elements (i < count, k < depth) of a factor in tiles of Width: (count / Width, depth, Width), zeros where there are
-// none.
-template <int Width> void pack(const Factor& f, int count, int depth, float* out) {
+/// Packs vectors first ... first + count - 1 of a factor, at k ... k + depth - 1, into tiles: (count / Width, depth,
+/// Width), padded with zeros.
+template <int Width> void pack(const Factor& f, int first, int count, int k0, int depth, float* out) {
   for (int i = 0; i < count; i += Width, out += size_t(depth) * Width) {
     const int width = std::min(Width, count - i);
-    const Factor from = f.at(i, 0);
+    const float* from = f.at(first + i, k0);
     if (width < Width) std::fill(out, out + size_t(depth) * Width, 0.f);
-    if (from.step == 1 && width == Width) {  // a size that the compiler knows
-      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from.data + k * from.k_step, sizeof(float[Width]));
-    } else if (from.step == 1) {
-      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from.data + k * from.k_step, width * sizeof(float));
+    if (f.step == 1 && width == Width) {  // a size known at compile time
+      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from + k * f.k_step, sizeof(float[Width]));
+    } else if (f.step == 1) {
+      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from + k * f.k_step, width * sizeof(float));
     } else {
-      // Four at a time: lines of many rows, often a power of two apart, would drive each other out of the cache.
-      for (int first = 0; first < width; first += 4)
+      // Four vectors at a time: the lines of many rows, often a power of two apart, would evict each other from the
+      // cache.
+      for (int four = 0; four < width; four += 4)
         for (int k = 0; k < depth; k++)
-          for (int w = first; w < std::min(first + 4, width); w++)
-            out[k * Width + w] = from.data[w * from.step + k * from.k_step];
+          for (int w = four; w < std::min(four + 4, width); w++) out[k * Width + w] = from[w * f.step + k * f.k_step];
     }
   }
 }
 
-enum class Part { all, lower };  // lower: only what lies on and below the diagonal is wanted; the rest is undefined
+enum class Part { all, lower };  // lower: on and below the diagonal; the rest of the result is unspecified
 
-// One task of multiply(): rows and cols of the result, both at most those of a task.
-inline void multiply_task(int row, int rows, int col, int cols, int depth, float factor, const Factor& a,
-                          const Factor& b, float* c, size_t ldc, Part part) {
+/// A block of a result: at most kTaskRows rows and kTaskCols columns.
+struct Block {
+  int row, rows, col, cols;
+};
+
+/// Computes one block of multiply().
+inline void multiply_block(const Factor& a, const Factor& b, int depth, float factor, const Output& c, Part part,
+                           const Block& block) {
   thread_local std::vector<float> packed_a, packed_b;
   packed_a.resize(size_t(kTaskRows) * kDepth);
   packed_b.resize(size_t(kTaskCols) * kDepth);
   alignas(64) float sum[kTileRows * kTileCols];
   for (int k = 0; k < depth; k += kDepth) {
     const int d = std::min(kDepth, depth - k);
-    pack<kTileRows>(a.at(row, k), rows, d, packed_a.data());
-    pack<kTileCols>(b.at(col, k), cols, d, packed_b.data());
-    for (int j = 0; j < cols; j += kTileCols)
-      for (int i = 0; i < rows; i += kTileRows) {
-        if (part == Part::lower && col + j > row + i + kTileRows - 1) continue;
+    pack<kTileRows>(a, block.row, block.rows, k, d, packed_a.data());
+    pack<kTileCols>(b, block.col, block.cols, k, d, packed_b.data());
+    for (int j = 0; j < block.cols; j += kTileCols)
+      for (int i = 0; i < block.rows; i += kTileRows) {
+        const int row = block.row + i, col = block.col + j;
+        if (part == Part::lower && col > row + kTileRows - 1) continue;
         multiply_tile(packed_a.data() + size_t(i) * d, packed_b.data() + size_t(j) * d, d, sum);
-        run_best<add_tile_body<16>, add_tile_body<8>>(static_cast<const float*>(sum), std::min(kTileRows, rows - i),
-                                                      std::min(kTileCols, cols - j), factor,
-                                                      c + size_t(row + i) * ldc + col + j, ldc);
+        run_best<add_tile_body<16>, add_tile_body<8>>(
+            static_cast<const float*>(sum), std::min(kTileRows, block.rows - i), std::min(kTileCols, block.cols - j),
+            factor, c.data + size_t(row) * c.stride + col, c.stride);
       }
   }
 }
 
-// c (m, n; rows ldc apart) += factor * the sum over k < depth of a(i, k) * b(j, k).
-inline void multiply(Pool& pool, int m, int n, int depth, float factor, const Factor& a, const Factor& b, float* c,
-                     size_t ldc, Part part = Part::all) {
-  if (m <= 0 || n <= 0) return;
-  // Few rows or columns are cut smaller, so that all threads have something to do.
-  const auto cut = [](int size, int most) { return std::min(most, round_up((size + 1) / 2, kTileCols)); };
-  const int rows = cut(m, kTaskRows), cols = cut(n, kTaskCols), across = (n + cols - 1) / cols;
-  pool.parallel_for((m + rows - 1) / rows * across, [&](int task, int) {
+/// c (a.size, b.size) += factor * sum over k < depth of a(i, k) * b(j, k).
+inline void multiply(Pool& pool, const Factor& a, const Factor& b, int depth, float factor, const Output& c,
+                     Part part = Part::all) {
+  if (a.size <= 0 || b.size <= 0) return;
+  // Few rows or columns are split into smaller blocks, so that all threads have work.
+  const auto block_size = [](int size, int most) { return std::min(most, round_up((size + 1) / 2, kTileCols)); };
+  const int rows = block_size(a.size, kTaskRows), cols = block_size(b.size, kTaskCols);
+  const int across = (b.size + cols - 1) / cols;
+  pool.parallel_for((a.size + rows - 1) / rows * across, [&](int task, int) {
     const int row = task / across * rows, col = task % across * cols;
     if (part == Part::lower && col > row + rows - 1) return;
-    multiply_task(row, std::min(rows, m - row), col, std::min(cols, n - col), depth, factor, a, b, c, ldc, part);
+    multiply_block(a, b, depth, factor, c, part,
+                   {row, std::min(rows, a.size - row), col, std::min(cols, b.size - col)});
   });
 }
 
-// Copies what lies below the diagonal of a square matrix to what lies above.
-inline void mirror(Pool& pool, float* m, int n) {
-  pool.parallel_for((n + 63) / 64, [&](int block, int) {
-    for (int j0 = block * 64; j0 < n; j0 += 64)
-      for (int i = block * 64; i < std::min(n, block * 64 + 64); i++)
-        for (int j = std::max(j0, i + 1); j < std::min(n, j0 + 64); j++) m[size_t(i) * n + j] = m[size_t(j) * n + i];
-  });
-}
+inline constexpr int kFactorBlock = 64;  // columns of a triangular matrix that are eliminated together
 
-inline constexpr int kFactorBlock = 64;  // columns of a triangle that are eliminated together
-
-// A block of a triangle's diagonal, to be eliminated row by row: column j of the block, behind its diagonal, in row j.
+/// A diagonal block of a triangular matrix, for elimination row by row. Row j holds column j of the block, from the
+/// diagonal on.
 class DiagonalBlock {
  public:
-  // l: the lower triangle (n, n); the block covers rows and columns first ... end - 1. transposed: of l^T.
+  // l (n, n): lower triangular; the block covers rows and columns first ... end - 1. transposed: a block of l^T.
   DiagonalBlock(const float* l, int n, int first, int end, bool transposed) : size_(end - first) {
     for (int j = 0; j < size_; j++)
       for (int i = 0; i < size_; i++)
@@ -168,14 +178,14 @@ class DiagonalBlock {
                                    : (i >= j ? l[size_t(first + i) * n + first + j] : 0);
   }
 
-  // y (size) becomes the solution of y l^T = y.
+  // Replaces y (size) by the solution x of x l^T = y.
   void solve(float* y) const {
     for (int j = 0; j < size_; j++) {
       y[j] /= column_[j][j];
       for (int i = j + 1; i < size_; i++) y[i] -= y[j] * column_[j][i];
     }
   }
-  // The same of y l = y, from a transposed block.
+  // Replaces y by the solution x of x l = y; the block is transposed.
   void solve_transposed(float* y) const {
     for (int j = size_ - 1; j >= 0; j--) {
       y[j] /= column_[j][j];
@@ -188,8 +198,8 @@ class DiagonalBlock {
   float column_[kFactorBlock][kFactorBlock];
 };
 
-// The Cholesky factor of a symmetric positive definite matrix (n, n), of which the lower half is given, in its place:
-// a = l l^T, l lower triangular. False if a is not positive definite, as far as float32 can tell.
+/// Replaces the lower half of a symmetric positive definite matrix a (n, n) by its Cholesky factor l: a = l l^T. False
+/// if a is not positive definite in float32 precision.
 inline bool cholesky(Pool& pool, float* a, int n) {
   for (int k = 0; k < n; k += kFactorBlock) {
     const int end = std::min(n, k + kFactorBlock);
@@ -202,27 +212,27 @@ inline bool cholesky(Pool& pool, float* a, int n) {
       }
     const DiagonalBlock block(a, n, k, end, false);
     pool.parallel_for(n - end, [&](int task, int) { block.solve(a + size_t(end + task) * n + k); });
-    const Factor below = rows_of(a + size_t(end) * n + k, size_t(n));
-    multiply(pool, n - end, n - end, end - k, -1, below, below, a + size_t(end) * n + end, size_t(n), Part::lower);
+    const Factor below = rows_of(a + size_t(end) * n + k, n - end, size_t(n));
+    multiply(pool, below, below, end - k, -1, {a + size_t(end) * n + end, size_t(n)}, Part::lower);
   }
   return true;
 }
 
-// x (rows, n) becomes y, the solution of y l l^T = x. l (n, n) is a Cholesky factor.
+/// Replaces x (rows, n) by the solution y of y l l^T = x, where l (n, n) is a Cholesky factor.
 inline void solve(Pool& pool, const float* l, int n, float* x, int rows) {
   const size_t width = size_t(n);
-  for (int k = 0; k < n; k += kFactorBlock) {  // z l^T = x, from the first column on
+  for (int k = 0; k < n; k += kFactorBlock) {  // z l^T = x, from the first column
     const int end = std::min(n, k + kFactorBlock);
     const DiagonalBlock block(l, n, k, end, false);
     pool.parallel_for(rows, [&](int r, int) { block.solve(x + r * width + k); });
-    multiply(pool, rows, n - end, end - k, -1, rows_of(x + k, width), rows_of(l + end * width + k, width), x + end,
-             width);
+    multiply(pool, rows_of(x + k, rows, width), rows_of(l + end * width + k, n - end, width), end - k, -1,
+             {x + end, width});
   }
-  for (int k = (n - 1) / kFactorBlock * kFactorBlock; k >= 0; k -= kFactorBlock) {  // y l = z, from the last column on
+  for (int k = (n - 1) / kFactorBlock * kFactorBlock; k >= 0; k -= kFactorBlock) {  // y l = z, from the last column
     const DiagonalBlock block(l, n, k, std::min(n, k + kFactorBlock), true);
     pool.parallel_for(rows, [&](int r, int) { block.solve_transposed(x + r * width + k); });
-    multiply(pool, rows, k, std::min(n, k + kFactorBlock) - k, -1, rows_of(x + k, width),
-             columns_of(l + k * width, width), x, width);
+    multiply(pool, rows_of(x + k, rows, width), columns_of(l + k * width, k, width), std::min(n, k + kFactorBlock) - k,
+             -1, {x, width});
   }
 }
 

@@ -1,5 +1,5 @@
-// model_rows.hpp: the weights of a model file of type f32, row by row, as they were before model_writer.hpp made panels
-// of them.
+// model_rows.hpp: reads the weights of a model file of type f32 row by row, the inverse of the panel layout that
+// model_writer.hpp writes.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 
 namespace pocket {
 
-// The model stays open meanwhile, and is of type f32 (Model::all_f32).
+/// Reads rows of a model of type f32 (Model::all_f32), which must stay open.
 inline ReadRows rows_of_file(const Model& model) {
   std::vector<const Tensor*> tensors = {&model.token_embedding};
   for (const Layer& l : model.layers)

@@ -1,40 +1,40 @@
-// model_writer.hpp: the one writer of model.bin; its one reader is section 4 of run.cpp, which draws the file.
-//
-// Tensors are read, encoded and written a few panels at a time, so that memory stays small whatever the model's size.
-// The file grows under a temporary name beside its own and gets that only when all of it is there and has been run.
+// model_writer.hpp: writes model files. run.cpp reads them, and describes the format.
+// Tensors are read, encoded and written a few panels at a time, so that memory does not depend on the model's size. The
+// file is written under a temporary name in the same folder and renamed once it is complete and the self-test has run.
 #pragma once
 
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine.hpp"
+#include "message.hpp"
 #include "quantize.hpp"
 
 namespace pocket {
 
-// Rows first ... first + count - 1 of a tensor as float32 (count, cols). False with `error` set if they cannot be had.
+/// Reads rows first ... first + count - 1 of a tensor as float32 (count, cols). False with `error` set if that fails.
 using ReadRows =
     std::function<bool(const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& error)>;
 
-// A weight that is not a finite number would spoil every answer; such a checkpoint is damaged.
+/// Reads rows, and rejects infinity and NaN: such a checkpoint is damaged.
 inline bool read_finite(const TensorSpec& spec, int64_t first, int64_t count, float* out, const ReadRows& read,
                         std::string& why) {
   if (!read(spec, first, count, out, why)) return false;
   for (int64_t i = 0; i < count * spec.cols; i++)
     if (!std::isfinite(out[i]))
-      return why = spec.name + ": row " + std::to_string(first + i / spec.cols) + ", column " +
-                   std::to_string(i % spec.cols) + ": expected a finite number, found " + std::to_string(out[i]),
-             false;
+      return fail(why, {spec.name, ": row ", first + i / spec.cols, ", column ", i % spec.cols,
+                        ": expected a finite number, found ", out[i]});
   return true;
 }
 
-// Called now and then while a tensor is written; returns false to give up (then nothing is left behind).
+/// Called regularly while tensors are written; returns false to stop, and then no file is left behind.
 using Progress = std::function<bool(const TensorSpec& spec, uint64_t bytes_done, uint64_t bytes_total)>;
 
-// A matrix whose panels exist already.
+/// A matrix that is already encoded as panels.
 struct ReadyTensor {
   Type type;
   int8_t codebook[16];  // q4, else 0
@@ -43,28 +43,29 @@ struct ReadyTensor {
 
 struct ModelParts;
 
-// What the writer has to know of an architecture.
+/// An architecture, for the writer.
 struct Architecture {
-  Header header = {};             // the fields of the shape; the writer fills in the others
-  std::vector<TensorSpec> specs;  // every tensor, in the order of the file
-  // Opens the new file at `path` and runs parts.self_test_ids; gives the hash of the logits of the last one.
+  Header header = {};             // the fields of the shape; the writer sets the others
+  std::vector<TensorSpec> specs;  // all tensors, in the order of the file
+  // Opens the new file at `path` and runs parts.self_test_ids; hash: of the logits of the last id.
   std::function<bool(const std::string& path, const ModelParts& parts, uint64_t& hash, std::string& error)> self_test;
 };
 
+/// The contents of a model file, without the weights.
 struct ModelParts {
-  Config config;                            // of a Llama; of another architecture the heads only
-  std::optional<Architecture> architecture;  // other than a Llama of that config
-  Type type = Type::q4;                    // of the matrices; the embedding table is f32 in an f32 model, else q8
-  bool head_q8 = false;                    // the output matrix at q8, whatever the others are
-  std::string tokenizer;                   // blob
+  Config config;                             // of a Llama; for another architecture only the heads
+  std::optional<Architecture> architecture;  // none: a Llama with that config
+  Type type = Type::q4;                      // of the matrices; the embedding table is f32 in an f32 model, else q8
+  bool head_q8 = false;                      // store the output matrix at q8
+  std::string tokenizer;                     // blob
   ChatTemplate chat;
   std::string provenance;
   std::vector<int> self_test_ids;
   int threads = 2;
-  std::map<std::string, ReadyTensor> ready;  // by name: matrices that are copied, not encoded
+  std::map<std::string, ReadyTensor> ready;  // by name: matrices to copy
 };
 
-// The ids that the self-test runs: spread over the vocabulary, the same for every model.
+/// The ids of the self-test: spread over the vocabulary, the same for every model.
 inline std::vector<int> self_test_prompt(int vocab_size, int bos, size_t count = 8) {
   std::vector<int> ids;
   if (bos >= 0) ids.push_back(bos);
@@ -72,6 +73,7 @@ inline std::vector<int> self_test_prompt(int vocab_size, int bos, size_t count =
   return ids;
 }
 
+/// Appends values to a string, as ByteReader of run.cpp reads them.
 class ByteWriter {
  public:
   template <class T> void put(T value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); }
@@ -86,6 +88,7 @@ class ByteWriter {
   std::string bytes;
 };
 
+/// The chat section of a model file.
 inline std::string chat_bytes(const ChatTemplate& chat) {
   ByteWriter out;
   out.put_ids(chat.stop_ids);
@@ -101,29 +104,30 @@ inline std::string chat_bytes(const ChatTemplate& chat) {
   return out.bytes;
 }
 
-// Runs the ids and takes the hash of the last one's logits. The caller opens model and session. False with `error` set.
+/// Runs the ids, and hashes the logits of the last one. False with `error` set.
 template <class AnySession>
 bool hash_self_test(AnySession& session, const std::vector<int>& ids, uint64_t& hash, std::string& error) {
   const float* logits = session.error.empty() ? session.forward(ids.data(), ids.size()) : nullptr;
-  if (!logits) return error = "self-test: " + session.error, false;
+  if (!logits) return fail(error, {"self-test: ", session.error});
   for (int i = 0; i < session.vocab_size(); i++)
     if (!std::isfinite(logits[i]))
-      return error = "self-test: the model's logits are not finite; is the checkpoint whole?", false;
+      return fail(error, {"self-test: the logits are not finite; is the checkpoint damaged?"});
   hash = hash_logits(logits, session.vocab_size());
   return true;
 }
 
-// Takes a layer's weights out of this process's memory once they have been used, which is once, so that converting
-// needs much less memory than the model.
+/// Releases the memory of a layer's mapped weights. The self-test uses them once, so that converting needs much less
+/// memory than the model.
 inline void release(const Layer& layer) {
   const uintptr_t begin = round_up(uintptr_t(layer.attention_norm.data), kPage),
                   end = uintptr_t(layer.w2.data + layer.w2.bytes) / kPage * kPage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
+/// The self-test of a Llama.
 inline bool self_test_llama(const std::string& path, const ModelParts& parts, uint64_t& hash, std::string& error) {
   Model model;
-  if (!model.open(path.c_str())) return error = "the file just written is refused: " + model.error, false;
+  if (!model.open(path.c_str())) return fail(error, {"the new file cannot be opened: ", model.error});
   if (parts.self_test_ids.empty()) return true;
   Session session(model, {int(parts.self_test_ids.size()), parts.threads, KvType::automatic, nullptr});
   session.observe([&](const Observation& o) {
@@ -132,66 +136,85 @@ inline bool self_test_llama(const std::string& path, const ModelParts& parts, ui
   return hash_self_test(session, parts.self_test_ids, hash, error);
 }
 
+/// The architecture of a Llama.
 inline Architecture llama_architecture(const Config& c) {
   Architecture a;
   Header& h = a.header;
   h.architecture = kLlama;
-  h.dim = uint32_t(c.dim), h.hidden_dim = uint32_t(c.hidden_dim);
-  h.n_layers = uint32_t(c.n_layers), h.n_heads = uint32_t(c.n_heads);
-  h.n_kv_heads = uint32_t(c.n_kv_heads), h.head_dim = uint32_t(c.head_dim);
-  h.vocab_size = uint32_t(c.vocab_size), h.max_seq_len = uint32_t(c.max_seq_len);
-  h.tied = c.tied, h.norm_eps = c.norm_eps;
-  h.rope_theta = c.rope_theta, h.rope_scaling = uint32_t(c.rope_scaling);
-  h.rope_factor = c.rope_factor, h.rope_low_freq = c.rope_low_freq;
-  h.rope_high_freq = c.rope_high_freq, h.rope_original_len = uint32_t(c.rope_original_len);
+  h.dim = uint32_t(c.dim);
+  h.hidden_dim = uint32_t(c.hidden_dim);
+  h.n_layers = uint32_t(c.n_layers);
+  h.n_heads = uint32_t(c.n_heads);
+  h.n_kv_heads = uint32_t(c.n_kv_heads);
+  h.head_dim = uint32_t(c.head_dim);
+  h.vocab_size = uint32_t(c.vocab_size);
+  h.max_seq_len = uint32_t(c.max_seq_len);
+  h.tied = c.tied;
+  h.norm_eps = c.norm_eps;
+  h.rope_theta = c.rope_theta;
+  h.rope_scaling = uint32_t(c.rope_scaling);
+  h.rope_factor = c.rope_factor;
+  h.rope_low_freq = c.rope_low_freq;
+  h.rope_high_freq = c.rope_high_freq;
+  h.rope_original_len = uint32_t(c.rope_original_len);
   a.specs = tensor_specs(c);
   a.self_test = self_test_llama;
   return a;
 }
 
+/// Writes one model file.
 class ModelWriter {
  public:
   std::string error;
 
   ~ModelWriter() { discard(); }
 
-  // Writes the whole model to `path`. On failure returns false with `error` set, and leaves no file of its own.
+  // Writes the model to `path`. On failure returns false with `error` set, and leaves no file behind.
   bool write(const std::string& path, const ModelParts& parts, const ReadRows& read, const Progress& progress) {
     path_ = path;
-    temporary_ = path + ".tmp." + std::to_string(getpid());
     lay_out(parts);
-    file_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (file_ < 0) return temporary_.clear(), fail(std::strerror(errno));  // what is there is somebody else's
-    if (ftruncate(file_, off_t(header_.file_bytes)) != 0) return fail(std::strerror(errno));
-    at_ = header_.tensors.offset;
-    for (size_t i = 0; i < specs_.size(); i++)
-      if (!write_tensor(specs_[i], entries_[i], parts, read, progress)) return discard(), false;
-    header_.tensors_checksum = tensors_hash_.digest();
-    if (!write_front(parts, 0)) return discard(), false;
-    uint64_t hash = 0;
-    std::string why;
-    if (!architecture_.self_test(temporary_, parts, hash, why)) return fail(why);
-    if (!write_front(parts, hash)) return discard(), false;
-    if (fsync(file_) != 0 && errno != EINVAL) return fail(std::strerror(errno));  // EINVAL: no disk, nothing to sync
-    read_back();
-    if (::close(file_) != 0) return file_ = -1, fail(std::strerror(errno));
-    file_ = -1;
-    if (std::rename(temporary_.c_str(), path.c_str()) != 0) return fail(std::strerror(errno));
-    temporary_.clear();
-    return true;
+    if (create() && write_contents(parts, read, progress) && publish()) return true;
+    discard();
+    return false;
   }
 
   uint64_t file_bytes() const { return header_.file_bytes; }
 
  private:
-  bool fail(const std::string& why) {
-    error = path_ + ": " + why;
-    discard();
-    return false;
+  bool fail(const std::string& why) { return pocket::fail(error, {path_, ": ", why}); }
+  bool fail_with_errno() { return fail(std::strerror(errno)); }
+
+  bool create() {
+    const std::string temporary = path_ + ".tmp." + std::to_string(getpid());
+    file_ = ::open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (file_ < 0) return fail_with_errno();  // an existing file is not ours: temporary_ stays ""
+    temporary_ = temporary;
+    return ftruncate(file_, off_t(header_.file_bytes)) == 0 || fail_with_errno();
   }
 
-  // What writing leaves in the system's cache lies there in small pages. Dropped and read back it lies there in pages
-  // of 2 MiB, where the system has such for files, and a model is then read a tenth faster by whoever maps it.
+  bool write_contents(const ModelParts& parts, const ReadRows& read, const Progress& progress) {
+    at_ = header_.tensors.offset;
+    for (size_t i = 0; i < specs_.size(); i++)
+      if (!write_tensor(specs_[i], entries_[i], parts, read, progress)) return false;
+    header_.tensors_checksum = tensors_hash_.digest();
+    if (!write_front(parts, 0)) return false;
+    uint64_t hash = 0;
+    std::string why;
+    if (!architecture_.self_test(temporary_, parts, hash, why)) return fail(why);
+    return write_front(parts, hash);
+  }
+
+  bool publish() {
+    if (fsync(file_) != 0 && errno != EINVAL) return fail_with_errno();  // EINVAL: not supported by this file
+    read_back();
+    if (::close(std::exchange(file_, -1)) != 0) return fail_with_errno();
+    if (std::rename(temporary_.c_str(), path_.c_str()) != 0) return fail_with_errno();
+    temporary_.clear();
+    return true;
+  }
+
+  // Written data is in small pages of the page cache. Dropped and read back, it is in pages of 2 MiB if the system
+  // supports them for files, and a mapped model is then read 10% faster.
   void read_back() {
 #ifdef POSIX_FADV_DONTNEED
     if (posix_fadvise(file_, 0, 0, POSIX_FADV_DONTNEED) != 0) return;
@@ -214,6 +237,12 @@ class ModelWriter {
     return s;
   }
 
+  static Type type_of(const TensorSpec& spec, const ModelParts& parts) {
+    if (spec.layout == Layout::vector) return Type::f32;
+    if (spec.name == "output" && parts.head_q8) return Type::q8;
+    return spec.layout == Layout::rows && parts.type == Type::q4 ? Type::q8 : parts.type;
+  }
+
   void lay_out(const ModelParts& parts) {
     architecture_ = parts.architecture ? *parts.architecture : llama_architecture(parts.config);
     specs_ = architecture_.specs;
@@ -233,14 +262,13 @@ class ModelWriter {
     header_.tensors.offset = at;
     for (const TensorSpec& spec : specs_) {
       const auto ready = parts.ready.find(spec.name);
-      const Type type = ready != parts.ready.end()                              ? ready->second.type
-                        : spec.name == "output" && parts.head_q8                ? Type::q8
-                        : spec.layout == Layout::vector                         ? Type::f32
-                        : spec.layout == Layout::rows && parts.type == Type::q4 ? Type::q8
-                                                                                : parts.type;
+      const Type type = ready == parts.ready.end() ? type_of(spec, parts) : ready->second.type;
       TensorEntry e = {};
-      e.type = uint32_t(type), e.rows = uint32_t(spec.rows), e.cols = uint32_t(spec.cols);
-      e.offset = at, e.bytes = tensor_bytes(spec, type);
+      e.type = uint32_t(type);
+      e.rows = uint32_t(spec.rows);
+      e.cols = uint32_t(spec.cols);
+      e.offset = at;
+      e.bytes = tensor_bytes(spec, type);
       if (type == Type::q4)
         std::memcpy(e.codebook, ready == parts.ready.end() ? kCodebook : ready->second.codebook, sizeof e.codebook);
       entries_.push_back(e);
@@ -250,7 +278,7 @@ class ModelWriter {
     header_.file_bytes = at;
   }
 
-  // The header and the sections before the tensors, with the checksum over both.
+  // Writes the header and the sections before the tensors, with their checksum.
   bool write_front(const ModelParts& parts, uint64_t self_test_hash) {
     ByteWriter test;
     test.put_ids(parts.self_test_ids);
@@ -274,7 +302,9 @@ class ModelWriter {
       const ssize_t wrote = pwrite(file_, p, n, off_t(at));
       if (wrote < 0 && errno == EINTR) continue;
       if (wrote <= 0) return fail(std::string("cannot write: ") + std::strerror(errno));
-      p += wrote, at += uint64_t(wrote), n -= size_t(wrote);
+      p += wrote;
+      at += uint64_t(wrote);
+      n -= size_t(wrote);
     }
     return true;
   }
@@ -286,26 +316,33 @@ class ModelWriter {
     return write_at(at, bytes.data(), bytes.size());
   }
 
-  // A batch of rows is read and encoded by all threads, panel by panel, and written in one piece.
   bool write_tensor(const TensorSpec& spec, const TensorEntry& entry, const ModelParts& parts, const ReadRows& read,
                     const Progress& progress) {
-    const Type type = Type(entry.type);
-    if (spec.layout == Layout::vector) {
-      std::vector<float> values(entry.bytes / sizeof(float));
-      if (!read_finite(spec, 0, 1, values.data(), read, error)) return false;
-      if (last_name(spec) != "bias") {
-        norm_squared_.assign(size_t(padded(spec.cols)), 0.f);
-        for (int k = 0; k < spec.cols; k++) norm_squared_[k] = values[k] * values[k];
-      }
-      return append(std::string(reinterpret_cast<const char*>(values.data()), entry.bytes)) && report(spec, progress);
-    }
+    if (spec.layout == Layout::vector) return write_vector(spec, entry, read) && report(spec, progress);
     const auto ready = parts.ready.find(spec.name);
     if (ready != parts.ready.end()) return copy_tensor(spec, entry, ready->second, progress);
-    const bool panels = spec.layout == Layout::panels;
-    if (panels) guess_inputs(spec, parts);
-    const size_t unit = panels ? panel_bytes(type, spec.cols) : kPanelRows * embedding_row_bytes(type, spec.cols);
-    const int units = panels_of(spec.rows), batch = std::max(parts.threads, int((4u << 20) / (unit * 2 + 1)));
-    Pool pool(parts.threads);
+    if (spec.layout == Layout::panels) estimate_inputs(spec, parts);
+    return encode_tensor(spec, entry, parts.threads, read, progress);
+  }
+
+  bool write_vector(const TensorSpec& spec, const TensorEntry& entry, const ReadRows& read) {
+    std::vector<float> values(entry.bytes / sizeof(float));
+    if (!read_finite(spec, 0, 1, values.data(), read, error)) return false;
+    if (last_name(spec) != "bias") {
+      norm_squared_.assign(size_t(padded(spec.cols)), 0.f);
+      for (int k = 0; k < spec.cols; k++) norm_squared_[k] = values[k] * values[k];
+    }
+    return append(std::string(reinterpret_cast<const char*>(values.data()), entry.bytes));
+  }
+
+  // Batches of rows are read and encoded by all threads, panel by panel, and written at once.
+  bool encode_tensor(const TensorSpec& spec, const TensorEntry& entry, int threads, const ReadRows& read,
+                     const Progress& progress) {
+    const Type type = Type(entry.type);
+    const size_t unit = spec.layout == Layout::panels ? panel_bytes(type, spec.cols)
+                                                      : kPanelRows * embedding_row_bytes(type, spec.cols);
+    const int units = panels_of(spec.rows), batch = std::max(threads, int((4u << 20) / (unit * 2 + 1)));
+    Pool pool(threads);
     std::vector<std::string> errors(size_t(pool.threads()));
     for (int first = 0; first < units; first += batch) {
       const int count = std::min(batch, units - first);
@@ -315,8 +352,8 @@ class ModelWriter {
         encode_unit(spec, type, first + task, reinterpret_cast<uint8_t*>(&bytes[task * unit]), read, errors[thread]);
       });
       for (const std::string& e : errors)
-        if (!e.empty()) return error = e, false;
-      const uint64_t left = entry.offset + entry.bytes - at_;  // of the last 16 embedding rows some are not there
+        if (!e.empty()) return pocket::fail(error, e);
+      const uint64_t left = entry.offset + entry.bytes - at_;  // the last unit of an embedding may have fewer rows
       if (bytes.size() > left) bytes.resize(left);
       if (!append(bytes) || !report(spec, progress)) return false;
     }
@@ -325,10 +362,10 @@ class ModelWriter {
 
   static std::string last_name(const TensorSpec& spec) { return spec.name.substr(spec.name.rfind('.') + 1); }
 
-  // How large the inputs of a matrix are, column by column, without any text: a norm's weights say it of its outputs;
-  // as if those were independent, the rows of wv say it of what attention averages, and those of w1, and w3 if there
-  // is one, of their product. To be called in the order of the file.
-  void guess_inputs(const TensorSpec& spec, const ModelParts& parts) {
+  // Estimates the mean square of each input of a matrix from the weights alone: the outputs of a norm from its weights;
+  // from those, as if they were independent, the output of attention from the rows of wv, and the input of w2 from the
+  // rows of w1 and, if present, w3. Called in the order of the file.
+  void estimate_inputs(const TensorSpec& spec, const ModelParts& parts) {
     const Config& c = parts.config;
     const std::string last = last_name(spec);
     std::vector<float> inputs(size_t(padded(spec.cols)), 0.f);
@@ -382,8 +419,8 @@ class ModelWriter {
   std::vector<TensorSpec> specs_;
   std::vector<TensorEntry> entries_;
   Hash64 tensors_hash_;
-  // Mean squares, up to a common factor, as guessed from the weights: what the last norm gives, and the inputs and
-  // outputs of a matrix; columns and rows padded to 64.
+  // Estimated mean squares, up to a common factor: of the outputs of the last norm, and of the inputs and outputs of a
+  // matrix; columns and rows padded to 64.
   std::vector<float> norm_squared_, input_squared_, output_squared_, gate_squared_;
 };
 

@@ -1,4 +1,4 @@
-// open_checkpoint.hpp: opens any checkpoint that the converter reads, its format told by its content.
+// open_checkpoint.hpp: opens a checkpoint of any supported format, which is detected from the content.
 #pragma once
 
 #include <cstring>
@@ -16,7 +16,7 @@
 
 namespace pocket {
 
-// A tokenizer by itself, its kind told by its content.
+/// Reads a separate tokenizer file, whose format is detected from its content.
 inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::string& error) {
   std::string bytes;
   if (!read_small_file(path, kLargestTokenizer, bytes, error)) return false;
@@ -33,7 +33,7 @@ inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::str
   return fit_vocabulary(c, path, error);
 }
 
-// A folder, or a file of tensors in one, which the other files tell about.
+/// Opens a folder; weights: the name of a file of tensors in it, "" for the default.
 inline bool open_folder(const std::string& folder, const std::string& weights, bool own_tokenizer, Checkpoint& out,
                         std::string& error) {
   const bool own_config = !is_file(join_path(folder, "config.json")) && has_own_config(folder, weights);
@@ -59,8 +59,8 @@ inline bool open_checkpoint(const std::string& path, const std::string& tokenize
     if (!opened) return false;
   }
   return own_tokenizer || read_tokenizer_file(tokenizer_path, out, error);
-} catch (const std::exception& e) {  // memory that cannot be had
-  return fail(error, path + ": " + e.what());
+} catch (const std::exception& e) {  // out of memory
+  return fail(error, {path, ": ", e.what()});
 }
 
 }  // namespace pocket

@@ -1,8 +1,7 @@
-// pytorch.hpp: the files of torch.save() (PyTorch 1.6 and later; .bin, .pth, .pt), as named tensors.
-//
-// Such a file is a zip archive (zip.hpp) with one folder in it: NAME/data.pkl, a pickle (pickle.hpp) of dictionaries
-// and tensors, and NAME/data/KEY, the elements of each storage. A tensor is a view of a storage: its first element, its
-// shape, its strides. Two tensors may be views of one storage.
+// pytorch.hpp: reads the files of torch.save() (PyTorch 1.6 and later; .bin, .pth, .pt) as named tensors.
+// Such a file is a zip archive (zip.hpp) with one folder: NAME/data.pkl, a pickle (pickle.hpp) of dictionaries and
+// tensors, and NAME/data/KEY, the elements of each storage. A tensor is a view of a storage: first element, shape,
+// strides. Two tensors may be views of the same storage.
 #pragma once
 
 #include <cstdint>
@@ -17,18 +16,17 @@
 
 namespace pocket {
 
-inline constexpr uint64_t kLargestPickle = 16 << 20;  // bytes; a tensor takes about 150
+inline constexpr uint64_t kLargestPickle = 16 << 20;  // bytes; about 150 per tensor
 
-/// Reads one file into a list of its tensors; their elements stay where they are.
+/// Reads the list of tensors of one file; the elements stay in the file.
 class PyTorchFile {
  public:
   explicit PyTorchFile(const InputFile& file) : file_(file) {}
 
   std::string error;
 
-  /// Adds the tensors to `found`, by their names in the dictionary of the file, or in the one that it has under
-  /// "model" or "state_dict". `index` is what their FoundTensor::file becomes. False with `error` set if anything in
-  /// the file is not as it must be.
+  /// Adds the tensors to `found`, by their names in the dictionary of the file or in the nested dictionary "model" or
+  /// "state_dict". index: their FoundTensor::file. False with `error` set if the file is invalid.
   bool read(int index, FoundTensors& found) {
     ZipDirectory zip(file_);
     if (!zip.read()) return fail(error, zip.error);
@@ -40,8 +38,8 @@ class PyTorchFile {
     return dict && read_tensors(*dict, index, found);
   }
 
-  /// What the file tells of the model beside its tensors, as llama2.c's training does: the numbers of the
-  /// dictionary that it has under `key`, as a JSON object; "" if there is none.
+  /// The numbers in the dictionary under `key`, as a JSON object; "" if there is none. llama2.c's training stores the
+  /// model's configuration there.
   std::string settings(const std::string& key) const {
     const PickleValue* dict = pickle_.find(pickle_.root(), key);
     std::string json;
@@ -61,25 +59,23 @@ class PyTorchFile {
   }
 
  private:
-  bool refuse(const std::string& why) { return fail(error, file_.path() + ": " + why); }
+  bool refuse(Message why) { return fail(error, {file_.path(), ": ", text_of(why)}); }
 
-  // The folder in the archive: the one with data.pkl.
+  // Finds the folder in the archive: the one with data.pkl.
   bool find_pickle() {
     for (const auto& [name, member] : members_) {
       const size_t slash = name.find('/');
       if (slash == std::string::npos || name.find('/', slash + 1) != std::string::npos) continue;
       if (name.substr(slash) == "/constants.pkl")
-        return refuse("a TorchScript archive; load it in Python and torch.save() its state_dict()");
+        return refuse({"a TorchScript archive; load it in Python and torch.save() its state_dict()"});
       if (name.substr(slash) == "/data.pkl") folder_ = name.substr(0, slash + 1);
     }
-    return !folder_.empty() || refuse("expected a file of torch.save(), found a zip archive without data.pkl");
+    return !folder_.empty() || refuse({"expected a file of torch.save(), found a zip archive without data.pkl"});
   }
 
   bool read_member(const std::string& name, uint64_t most, std::string& out) {
     const ZipMember& member = members_.at(folder_ + name);
-    if (member.bytes > most)
-      return refuse(name + ": expected at most " + std::to_string(most) + " bytes, found " +
-                    std::to_string(member.bytes));
+    if (member.bytes > most) return refuse({name, ": expected at most ", most, " bytes, found ", member.bytes});
     out.resize(size_t(member.bytes));
     return file_.read(member.offset, out.data(), member.bytes, error);
   }
@@ -87,10 +83,10 @@ class PyTorchFile {
   bool check_byte_order() {
     std::string order = "little";
     if (members_.count(folder_ + "byteorder") && !read_member("byteorder", 16, order)) return false;
-    return order == "little" || refuse("byteorder: expected little, found " + printable(order));
+    return order == "little" || refuse({"byteorder: expected little, found ", printable(order)});
   }
 
-  // The dictionary of tensors: the file's own, or one that is wrapped in it.
+  // The dictionary of tensors: the root, or a nested one.
   const PickleValue* unwrap() {
     const PickleValue* dict = &pickle_.root();
     for (int depth = 0; depth < 4; depth++) {
@@ -101,7 +97,7 @@ class PyTorchFile {
       dict = inner;
     }
     if (dict->kind == PickleKind::dict) return dict;
-    refuse(std::string("expected a dictionary of tensors (a state_dict), found ") + pickle_kind_name(dict->kind));
+    refuse({"expected a dictionary of tensors (a state_dict), found ", pickle_kind_name(dict->kind)});
     return nullptr;
   }
 
@@ -113,23 +109,22 @@ class PyTorchFile {
       if (value.kind == PickleKind::tensor && key.kind == PickleKind::text)
         tensors.emplace_back(key.text, &value);
       else if (value.kind > PickleKind::text)
-        return refuse("expected a dictionary of tensors (a state_dict), found " +
-                      (std::string(pickle_kind_name(value.kind)) + " under ") +
-                      (key.kind == PickleKind::text ? printable(key.text) : pickle_kind_name(key.kind)));
+        return refuse({"expected a dictionary of tensors (a state_dict), found ", pickle_kind_name(value.kind),
+                       " under ", (key.kind == PickleKind::text ? printable(key.text) : pickle_kind_name(key.kind))});
     }
-    if (tensors.empty()) return refuse("expected a dictionary of tensors (a state_dict), found one without any");
+    if (tensors.empty()) return refuse({"expected a dictionary of tensors (a state_dict), found no tensors"});
     const size_t prefix = common_prefix(tensors);
     for (const auto& [key, value] : tensors) {
       const std::string name = key.substr(prefix);
       FoundTensor t{index, 0, 0, DType::f32, {}};
       if (!place(*value, "tensor " + printable(name) + ": ", t)) return false;
       if (!found.emplace(name, std::move(t)).second)
-        return refuse("tensor " + printable(name) + ": expected once, found twice");
+        return refuse({"tensor ", printable(name), ": expected once, found twice"});
     }
     return true;
   }
 
-  // Length of what torch.compile() and DistributedDataParallel put before every name.
+  // The length of the prefix that torch.compile() and DistributedDataParallel add to every name.
   static size_t common_prefix(const std::vector<std::pair<std::string, const PickleValue*>>& tensors) {
     for (const std::string prefix : {"_orig_mod.", "module."}) {
       size_t with = 0;
@@ -141,37 +136,35 @@ class PyTorchFile {
 
   bool dtype(const PickleValue& storage, DType& out) const {
     const std::string& type = pickle_[storage.items[0]].text;
-    if (type == "torch.FloatStorage") return out = DType::f32, true;
-    if (type == "torch.HalfStorage") return out = DType::f16, true;
-    return out = DType::bf16, type == "torch.BFloat16Storage";
+    out = type == "torch.FloatStorage" ? DType::f32 : type == "torch.HalfStorage" ? DType::f16 : DType::bf16;
+    return out != DType::bf16 || type == "torch.BFloat16Storage";
   }
 
-  // Where the elements of a tensor lie. They have to follow each other, the last index fastest.
+  // Finds the elements of a tensor, which must be contiguous and row-major.
   bool place(const PickleValue& tensor, const std::string& where, FoundTensor& t) {
     const PickleValue &storage = pickle_[tensor.items[0]], &shape = pickle_[tensor.items[1]];
     std::vector<int64_t> strides;
     if (!dtype(storage, t.dtype))
-      return refuse(where + "type: expected float32, float16 or bfloat16, found " + pickle_[storage.items[0]].text);
+      return refuse({where, "type: expected float32, float16 or bfloat16, found ", pickle_[storage.items[0]].text});
     if (!integers(shape, t.shape) || !integers(pickle_[tensor.items[2]], strides) || strides.size() != t.shape.size())
-      return refuse(where + "shape and strides: expected whole numbers, one stride for each size");
+      return refuse({where, "shape and strides: expected whole numbers, one stride for each size"});
     const int64_t bytes = stored_bytes(t.dtype, t.shape), element = dtype_info(t.dtype).block_bytes;
-    if (bytes < 0) return refuse(where + "shape: expected less than 2^62 bytes, found " + shape_text(t.shape));
+    if (bytes < 0) return refuse({where, "shape: expected less than 2^62 bytes, found ", shape_text(t.shape)});
     const auto member = members_.find(folder_ + "data/" + storage.text);
     if (member == members_.end())
-      return refuse(where + "data/" + printable(storage.text) + ": expected it, found none");
+      return refuse({where, "data/", printable(storage.text), ": expected this member, found none"});
     const uint64_t room = member->second.bytes;
     if (storage.integer < 0 || room % uint64_t(element) || uint64_t(storage.integer) != room / uint64_t(element))
-      return refuse(where + "data/" + printable(storage.text) + ": expected " + std::to_string(storage.integer) +
-                    " elements, found " + std::to_string(room) + " bytes");
+      return refuse({where, "data/", printable(storage.text), ": expected ", storage.integer, " elements, found ", room,
+                     " bytes"});
     if (bytes > 0 && !contiguous(t.shape, strides))
-      return refuse(where + "expected its elements one after the other, found strides " + shape_text(strides) +
-                    " for shape " + shape_text(t.shape) +
-                    " (a transposed or cut view); in Python make it .contiguous() and save it again");
+      return refuse({where, "expected contiguous elements, found strides ", shape_text(strides), " for shape ",
+                     shape_text(t.shape),
+                     " (a transposed or sliced view); in Python call .contiguous() on it and save it again"});
     if (tensor.integer < 0 || tensor.integer > storage.integer ||
         uint64_t(bytes) > room - uint64_t(tensor.integer) * uint64_t(element))
-      return refuse(where + "expected to stay within the " + std::to_string(storage.integer) +
-                    " elements of its storage, found shape " + shape_text(t.shape) + " from element " +
-                    std::to_string(tensor.integer));
+      return refuse({where, "expected to stay within the ", storage.integer, " elements of its storage, found shape ",
+                     shape_text(t.shape), " from element ", tensor.integer});
     t.offset = member->second.offset + uint64_t(tensor.integer) * uint64_t(element);
     t.bytes = uint64_t(bytes);
     return true;

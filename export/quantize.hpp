@@ -1,7 +1,6 @@
-// quantize.hpp: float32 rows to the bytes of a model file. The formats are drawn at the top of run.cpp.
-//
-// q4 without any text to calibrate on: for every row the row scale, for every group of 32 the 4-bit scale, and for
-// every weight the code that together leave the least squared error.
+// quantize.hpp: encodes float32 rows in the formats of a model file, which run.cpp describes.
+// q4 without calibration: the scale of each row, the 4-bit scale of each group of 32 and the code of each weight are
+// chosen for the least squared error.
 #pragma once
 
 #include <algorithm>
@@ -14,13 +13,13 @@
 
 namespace pocket {
 
-// The upper half of a float32 that is at least f, for f >= 0: a scale rounded up never makes a weight overflow.
+/// f >= 0 rounded up to bfloat16: with a scale rounded up no weight overflows.
 inline uint16_t to_bf16_up(float f) {
   const uint32_t bits = float_bits(f);
   return uint16_t((bits + 0xffff) >> 16);
 }
 
-// 32 weights to int8 (null: zeros); returns their scale as a bfloat16.
+/// Quantizes 32 weights to int8; returns their scale as a bfloat16.
 inline uint16_t quantize_group_q8(const float* w, int8_t* q) {
   float largest = 0;
   for (int i = 0; i < kGroup; i++) largest = std::max(largest, std::fabs(w[i]));
@@ -30,11 +29,11 @@ inline uint16_t quantize_group_q8(const float* w, int8_t* q) {
   return scale < 1e-30f ? 0 : half;
 }
 
-// A sorted codebook, and the borders between its values.
+/// A sorted codebook, and the borders between its values.
 struct Codebook {
-  float value[16], border[15];  // border[i] lies midway between value[i] and value[i + 1]
+  float value[16], border[15];  // border[i] is the midpoint of value[i] and value[i + 1]
 
-  // The code of the value next to x.
+  // The code of the value nearest to x.
   uint8_t code(float x) const { return uint8_t(std::upper_bound(border, border + 15, x) - border); }
 
   explicit Codebook(const int8_t values[16] = kCodebook) {
@@ -43,9 +42,9 @@ struct Codebook {
   }
 };
 
-inline constexpr int kScaleLanes = 16;  // scales that are tried side by side, one per SIMD lane
+inline constexpr int kScaleLanes = 16;  // scales that are tried in parallel, one per SIMD lane
 
-// Squared error of a group, each column's times its weight, under each of 16 scales.
+/// The weighted squared error of a group under each of 16 scales.
 POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const float* weight, const float* scale,
                                    float* error) {
   typedef Vector<8>::Floats Floats;
@@ -68,18 +67,18 @@ POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const flo
   std::memcpy(error, sum, sizeof sum);
 }
 
-// The row scales tried are the largest that any group could want times 1.06 ... 0.72.
+// The row scales tried are the largest that any group needs, times 1.06 ... 0.72.
 inline constexpr int kRowScales = 8, kGridScales = 32;
 
-// The scale search of one row (cols a multiple of 32, zeros where the row is shorter). weights (cols): how much a
-// column's error counts. Writes the row scale and the 4-bit scale of every group; grid_errors is scratch memory,
-// search_scratch(cols).
+/// The scale search of one row (cols, a multiple of 32, padded with zeros). weights (cols): the weight of each column's
+/// error. Writes the row scale and the 4-bit scale of every group; grid_errors is scratch memory, search_scratch(cols)
+/// floats.
 POCKET_BODY void search_scales_body(const Codebook* codebook, const float* row, const float* weights, int cols,
                                     uint8_t* scales, float* row_scale, float* grid_errors) {
   const Codebook& cb = *codebook;
   const int groups = cols / kGroup;
-  // Errors of every group on one grid of scales, geometric, both signs; the top of the grid lets the largest weight of
-  // the row just reach the end of the codebook. Each row scale is then judged by looking up, not by trying.
+  // The errors of every group on a geometric grid of scales of both signs; with the largest scale of the grid, the
+  // largest weight of the row reaches the end of the codebook. The error of a row scale is then looked up in the grid.
   float largest = 0;
   for (int k = 0; k < cols; k++) largest = std::max(largest, std::fabs(row[k]));
   *row_scale = 0;
@@ -87,7 +86,10 @@ POCKET_BODY void search_scales_body(const Codebook* codebook, const float* row, 
   const float top = 1.15f * largest / std::max(std::fabs(cb.value[0]), std::fabs(cb.value[15]));
   constexpr float kStep = 0.93f;
   alignas(64) float grid[2 * kGridScales];
-  for (int i = 0; i < kGridScales; i++) grid[i] = i == 0 ? top : grid[i - 1] * kStep, grid[kGridScales + i] = -grid[i];
+  for (int i = 0; i < kGridScales; i++) {
+    grid[i] = i == 0 ? top : grid[i - 1] * kStep;
+    grid[kGridScales + i] = -grid[i];
+  }
   float wanted = 0;
   for (int g = 0; g < groups; g++) {
     float* e = grid_errors + size_t(g) * 2 * kGridScales;
@@ -99,7 +101,7 @@ POCKET_BODY void search_scales_body(const Codebook* codebook, const float* row, 
   float rs = 0, least = 0;
   for (int j = 0; j < kRowScales; j++) {
     const float candidate = wanted / 12.f * (1.06f - 0.34f * float(j) / (kRowScales - 1));
-    int at[8];  // where on the grid the sizes 5 ... 12 fall
+    int at[8];  // positions of the scales 5 ... 12 in the grid
     for (int m = 0; m < 8; m++) {
       const float position = std::log(candidate * float(5 + m) / top) / std::log(kStep);
       at[m] = std::min(kGridScales - 1, std::max(0, int(position + 0.5f)));
@@ -111,7 +113,9 @@ POCKET_BODY void search_scales_body(const Codebook* codebook, const float* row, 
       for (int m = 0; m < 8; m++) group = std::min(group, std::min(e[at[m]], e[kGridScales + at[m]]));
       total += group;
     }
-    if (j == 0 || total < least) rs = candidate, least = total;
+    if (j > 0 && total >= least) continue;
+    rs = candidate;
+    least = total;
   }
   alignas(64) float exact[kScaleLanes], error[kScaleLanes];
   for (int s = 0; s < kScaleLanes; s++) exact[s] = rs * q4_scale(s);
@@ -122,15 +126,16 @@ POCKET_BODY void search_scales_body(const Codebook* codebook, const float* row, 
   *row_scale = rs;
 }
 
+/// Floats of scratch memory of a scale search.
 constexpr size_t search_scratch(int cols) { return size_t(cols) / kGroup * 2 * kGridScales; }
 
-// The search compiled for this CPU: the same choices on every one.
+/// The scale search compiled for this CPU; the result is the same on every CPU.
 inline void search_scales(const Codebook& cb, const float* row, const float* weights, int cols, uint8_t* scales,
                           float* row_scale, float* scratch) {
   run_best<search_scales_body, search_scales_body>(&cb, row, weights, cols, scales, row_scale, scratch);
 }
 
-// Row r of a q4 panel, from its codes (cols padded to 64) and the 4-bit scales of its groups. The panel was zeroed.
+/// Writes row r of a zero-initialized q4 panel from its codes (cols padded to 64) and the 4-bit scales of its groups.
 inline void put_q4_row(const uint8_t* codes, const uint8_t* scales, float row_scale, int cols, int r, uint8_t* panel) {
   uint8_t* panel_scales = panel + code_bytes(Type::q4, cols);
   for (int k = 0; k < padded(cols); k++)
@@ -139,10 +144,10 @@ inline void put_q4_row(const uint8_t* codes, const uint8_t* scales, float row_sc
   std::memcpy(panel + panel_bytes(Type::q4, cols) - 64 + 4 * r, &row_scale, 4);
 }
 
-// 16 rows (row-major, cols padded to 64 with zeros) to one panel.
+/// Encodes 16 rows (row-major, cols padded to 64 with zeros) as one panel.
 class PanelEncoder {
  public:
-  // weights (cols padded to 64): how much an error in a column counts; null: all the same.
+  // weights (cols padded to 64): the weight of each column's error; null: all equal.
   PanelEncoder(Type type, int cols, const float* weights = nullptr)
       : type_(type),
         cols_(padded(cols)),
@@ -206,7 +211,7 @@ class PanelEncoder {
   std::vector<float> work_;
 };
 
-// One row of the embedding table (cols padded to 64 with zeros): embedding_row_bytes(type, cols).
+/// Encodes one row of the embedding table (cols padded to 64 with zeros) in embedding_row_bytes(type, cols) bytes.
 inline void encode_embedding_row(Type type, const float* row, int cols, uint8_t* out) {
   for (int g = 0; g < padded(cols) / kGroup; g++, row += kGroup, out += embedding_group_bytes(type)) {
     if (type == Type::f32) {

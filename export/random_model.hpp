@@ -1,5 +1,5 @@
-// random_model.hpp: weights of the exact shape of a known model, for measuring speed and memory where the trained ones
-// cannot be had. The same on every machine.
+// random_model.hpp: random weights in the shape of a known model, to measure speed and memory without a checkpoint. The
+// same on every machine.
 #pragma once
 
 #include <cstdint>
@@ -10,40 +10,58 @@
 
 namespace pocket {
 
+/// A known shape.
 struct Preset {
   const char* name;
   Config config;
 };
 
-// Shapes as their authors publish them.
+/// The shapes as published.
 inline const std::vector<Preset>& presets() {
-  const auto shape = [](int dim, int hidden, int layers, int heads, int kv_heads, int vocab, int context, float theta,
-                        bool tied) {
-    Config c;
-    c.dim = dim, c.hidden_dim = hidden, c.n_layers = layers, c.n_heads = heads, c.n_kv_heads = kv_heads;
-    c.head_dim = dim / heads, c.vocab_size = vocab, c.max_seq_len = context, c.rope_theta = theta, c.tied = tied;
-    return c;
+  static const struct {
+    const char* name;
+    int dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len;
+    float rope_theta;
+    bool tied;
+  } kShapes[] = {
+      {"tinyllama-1.1b", 2048, 5632, 22, 32, 4, 32000, 2048, 10000, false},
+      {"smollm2-135m", 576, 1536, 30, 9, 3, 49152, 8192, 100000, true},
+      {"smollm2-360m", 960, 2560, 32, 15, 5, 49152, 8192, 100000, true},
+      {"stories15m", 288, 768, 6, 6, 6, 32000, 256, 10000, true},
+      {"stories110m", 768, 2048, 12, 12, 12, 32000, 1024, 10000, true},
+      {"tiny", 64, 172, 2, 8, 4, 512, 256, 10000, true},
   };
-  static const std::vector<Preset> all = {
-      {"tinyllama-1.1b", shape(2048, 5632, 22, 32, 4, 32000, 2048, 10000, false)},
-      {"smollm2-135m", shape(576, 1536, 30, 9, 3, 49152, 8192, 100000, true)},
-      {"smollm2-360m", shape(960, 2560, 32, 15, 5, 49152, 8192, 100000, true)},
-      {"stories15m", shape(288, 768, 6, 6, 6, 32000, 256, 10000, true)},
-      {"stories110m", shape(768, 2048, 12, 12, 12, 32000, 1024, 10000, true)},
-      {"tiny", shape(64, 172, 2, 8, 4, 512, 256, 10000, true)},
-  };
+  static const std::vector<Preset> all = [] {
+    std::vector<Preset> presets;
+    for (const auto& shape : kShapes) {
+      Config c;
+      c.dim = shape.dim;
+      c.hidden_dim = shape.hidden_dim;
+      c.n_layers = shape.n_layers;
+      c.n_heads = shape.n_heads;
+      c.n_kv_heads = shape.n_kv_heads;
+      c.head_dim = shape.dim / shape.n_heads;
+      c.vocab_size = shape.vocab_size;
+      c.max_seq_len = shape.max_seq_len;
+      c.rope_theta = shape.rope_theta;
+      c.tied = shape.tied;
+      presets.push_back({shape.name, c});
+    }
+    return presets;
+  }();
   return all;
 }
 
-// Rows of a tensor, drawn from its name: nearly normal, the spread of a fresh checkpoint; norms are 1.
+/// Rows of a tensor, seeded by its name: nearly normal, with the deviation of an untrained model; norms are 1.
 inline void random_rows(const TensorSpec& spec, int64_t first, int64_t count, float* out) {
   const bool norm = spec.layout == Layout::vector && spec.name.substr(spec.name.size() - 4) == "norm";
-  const std::string name = spec.name == "output" ? "token_embedding" : spec.name;  // tied or not, the same numbers
+  const std::string name =
+      spec.name == "output" ? "token_embedding" : spec.name;  // the same numbers whether tied or not
   for (int64_t r = first; r < first + count; r++) {
     uint64_t state = hash_bytes(name.data(), name.size()) + uint64_t(r) * 0x9E3779B97F4A7C15;
     for (int c = 0; c < spec.cols; c += 2) {
       state = (state ^ state >> 31) * 0xD6E8FEB86659FD93 + 0x2545F4914F6CDD1D;
-      // Four 8-bit numbers each, added: their distribution is close to the normal one, deviation 148.
+      // Sums of four 8-bit numbers: close to a normal distribution with deviation 148.
       for (int i = 0; i < 2 && c + i < spec.cols; i++) {
         const uint32_t bits = uint32_t(state >> (32 * i));
         const int sum = int(bits & 255) + int(bits >> 8 & 255) + int(bits >> 16 & 255) + int(bits >> 24);
@@ -53,11 +71,14 @@ inline void random_rows(const TensorSpec& spec, int64_t first, int64_t count, fl
   }
 }
 
-// A tokenizer to go with random weights: single bytes, and made-up syllables so that the output can be read aloud.
+/// A vocabulary for random weights: single bytes and pronounceable syllables.
 inline Tokenizer::Vocabulary random_vocabulary(int size) {
   Tokenizer::Vocabulary v;
   v.kind = Tokenizer::Kind::sentencepiece;
-  v.unk = 0, v.bos = 1, v.eos = 2, v.add_bos = true;
+  v.unk = 0;
+  v.bos = 1;
+  v.eos = 2;
+  v.add_bos = true;
   v.add_dummy_prefix = v.escape_whitespaces = v.byte_fallback = true;
   v.remove_extra_whitespaces = false;
   v.unk_surface = " \xE2\x81\x87 ";
@@ -67,7 +88,7 @@ inline Tokenizer::Vocabulary random_vocabulary(int size) {
   const char* hex = "0123456789ABCDEF";
   for (int b = 0; b < 256; b++)
     v.pieces.push_back({std::string("<0x") + hex[b / 16] + hex[b % 16] + ">", 0, Tokenizer::PieceType::byte});
-  v.pieces.push_back({"\xE2\x96\x81", -1e9f, Tokenizer::PieceType::normal});  // a space by itself
+  v.pieces.push_back({"\xE2\x96\x81", -1e9f, Tokenizer::PieceType::normal});  // a single space
   const char *consonants = "bdfghjklmnprstvz", *vowels = "aeiou";
   for (int i = 0; int(v.pieces.size()) < size; i++) {
     std::string text = i % 3 == 0 ? "\xE2\x96\x81" : "";

@@ -1,4 +1,4 @@
-// report.hpp: what quantizing did to each matrix, as a table for a spreadsheet or a page for a person.
+// report.hpp: the quantization error of each matrix, as a CSV table or an HTML page.
 #pragma once
 
 #include <algorithm>
@@ -11,15 +11,17 @@
 
 namespace pocket {
 
+/// A matrix in the report.
 struct ReportRow {
   std::string tensor;
   Type type;
   int rows, cols;
   uint64_t bytes;
-  double error;  // of the outputs, root mean square relative to theirs: by this matrix's weights alone
-  double drift;  // by everything up to and with it: weights, int8 activations, keys and values
+  double error;  // relative RMS error of the outputs: from this matrix's weights alone
+  double drift;  // from everything up to this matrix: weights, int8 activations, keys and values
 };
 
+/// The table as CSV.
 inline std::string csv_report(const std::vector<ReportRow>& rows) {
   std::string text = "tensor,type,rows,cols,bytes,error,drift\n";
   for (const ReportRow& r : rows) {
@@ -31,19 +33,19 @@ inline std::string csv_report(const std::vector<ReportRow>& rows) {
   return text;
 }
 
-// Bars as wide as the error, so that a glance shows where it hurts.
+/// The table as an HTML page, with a bar for each error.
 inline std::string html_report(const std::vector<ReportRow>& rows, const std::string& title) {
   double largest = 1e-9;
   for (const ReportRow& r : rows) largest = std::max(largest, std::max(r.error, r.drift));
   std::string name;
   for (char c : title) name += c == '<' ? "&lt;" : c == '&' ? "&amp;" : std::string(1, c);
-  std::string text =
-      "<!DOCTYPE html><meta charset=\"utf-8\"><title>" + name +
-      "</title>\n<style>body{font:14px sans-serif}td{padding:0 1em 0 0}td.n{text-align:right}"
-      "div{height:6px;background:#c33}div.d{background:#bbb}</style>\n<h1>" +
-      name +
-      "</h1>\n<p>Relative error of each matrix's outputs on the calibration text. Red: by its own quantized weights. "
-      "Grey: by everything up to and with it.</p>\n<table><tr><th>matrix<th>type<th>shape<th>error<th>drift<th></tr>\n";
+  std::string text = "<!DOCTYPE html><meta charset=\"utf-8\"><title>" + name +
+                     "</title>\n<style>body{font:14px sans-serif}td{padding:0 1em 0 0}td.n{text-align:right}"
+                     "div{height:6px;background:#c33}div.d{background:#bbb}</style>\n<h1>" +
+                     name +
+                     "</h1>\n<p>Relative error of each matrix's outputs on the calibration text. Red: from its own "
+                     "quantized weights. Grey: from everything up to this "
+                     "matrix.</p>\n<table><tr><th>matrix<th>type<th>shape<th>error<th>drift<th></tr>\n";
   for (const ReportRow& r : rows) {
     char cells[400];
     std::snprintf(cells, sizeof cells,
@@ -56,7 +58,7 @@ inline std::string html_report(const std::vector<ReportRow>& rows, const std::st
   return text + "</table>\n";
 }
 
-// path ends in .csv or .html. The file appears when it is whole.
+/// Writes the report; path ends in .csv or .html.
 inline bool write_report(const std::string& path, const std::string& title, const std::vector<ReportRow>& rows,
                          std::string& error) {
   const bool csv = path.size() > 4 && path.compare(path.size() - 4, 4, ".csv") == 0;

@@ -1,9 +1,8 @@
-// safetensors.hpp: a model as Hugging Face's transformers saves it: a folder with config.json, the weights in one or
-// more .safetensors files or PyTorch files (pytorch.hpp), and the tokenizer.
-//
-// A .safetensors file (github.com/huggingface/safetensors) is a uint64 with the length of a JSON header, that header,
-// and the tensors: {"name": {"dtype": "BF16", "shape": [512, 64], "data_offsets": [0, 65536]}, ...}, offsets counted
-// from the end of the header. Together the tensors fill the rest of the file, without gaps.
+// safetensors.hpp: reads models in the format of Hugging Face's transformers: a folder with config.json, the weights in
+// one or more .safetensors or PyTorch files (pytorch.hpp), and the tokenizer. A .safetensors file
+// (github.com/huggingface/safetensors) is a uint64 with the length of a JSON header, the header, and the tensor data:
+// {"name": {"dtype": "BF16", "shape": [512, 64], "data_offsets": [0, 65536]}, ...}, with offsets relative to the end of
+// the header. The tensors fill the rest of the file without gaps.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +15,7 @@
 #include <vector>
 
 #include "checkpoint.hpp"
-#include "json.hpp"
+#include "json_reader.hpp"
 #include "llama_names.hpp"
 #include "pytorch.hpp"
 #include "tokenizer_json.hpp"
@@ -24,14 +23,14 @@
 namespace pocket {
 
 inline constexpr uint64_t kLargestHeader = 100000000;  // bytes; the format's own limit
-inline constexpr uint64_t kLargestConfig = 16 << 20;   // bytes of config.json and its like
+inline constexpr uint64_t kLargestConfig = 16 << 20;   // bytes of config.json and similar files
 
 // ====================================================================================================================
 // .safetensors files
 // ====================================================================================================================
 
-// The ninth and tenth byte begin a JSON object, which no llama2.c header has there (it would mean 2,600 layers or
-// more).
+/// Whether a file begins like a safetensors file: bytes 9 and 10 start a JSON object. In a llama2.c header these bytes
+/// would mean 2,600 layers or more.
 inline bool looks_like_safetensors(const InputFile& file) {
   char head[10];
   std::string error;
@@ -39,67 +38,63 @@ inline bool looks_like_safetensors(const InputFile& file) {
          std::string_view("\"} \n\r\t").find(head[9]) != std::string_view::npos;
 }
 
-// One entry of a header. data: where in the file the offsets count from.
+/// Reads one entry of a header. data: file offset of the tensor data.
 inline bool read_safetensors_entry(const JsonValue& entry, const std::string& name, const InputFile& file,
                                    uint64_t data, FoundTensor& out, std::string& error) {
-  const auto refuse = [&](const std::string& why) {
-    return fail(error, file.path() + ": tensor " + name + ": " + why);
-  };
+  const auto refuse = [&](Message why) { return fail(error, {file.path(), ": tensor ", name, ": ", text_of(why)}); };
   const std::string dtype = entry.find("dtype").string();
   if (dtype != "F32" && dtype != "F16" && dtype != "BF16")
-    return refuse("dtype: expected F32, F16 or BF16, found " + entry.find("dtype").describe());
+    return refuse({"dtype: expected F32, F16 or BF16, found ", entry.find("dtype").describe()});
   out.dtype = dtype == "F32" ? DType::f32 : dtype == "F16" ? DType::f16 : DType::bf16;
   const auto numbers = [&](const char* key, std::vector<int64_t>& to) {
     for (const JsonValue& element : entry.find(key).elements()) {
       int64_t n = -1;
-      if (!element.integer(n) || n < 0)
-        return refuse(std::string(key) + ": expected whole numbers, found " + element.describe());
+      if (!element.integer(n) || n < 0) return refuse({key, ": expected whole numbers, found ", element.describe()});
       to.push_back(n);
     }
     return entry.find(key).is(JsonKind::array) ||
-           refuse(std::string(key) + ": expected an array, found " + entry.find(key).describe());
+           refuse({key, ": expected an array, found ", entry.find(key).describe()});
   };
   std::vector<int64_t> offsets;
   if (!numbers("shape", out.shape) || !numbers("data_offsets", offsets)) return false;
-  if (offsets.size() != 2) return refuse("data_offsets: expected 2 numbers, found " + std::to_string(offsets.size()));
+  if (offsets.size() != 2) return refuse({"data_offsets: expected 2 numbers, found ", offsets.size()});
   const uint64_t begin = uint64_t(offsets[0]), end = uint64_t(offsets[1]);
   if (begin > end || end > file.size() - data)
-    return refuse("data_offsets: expected to stay within " + std::to_string(file.size() - data) + " bytes, found " +
-                  std::to_string(begin) + " to " + std::to_string(end));
+    return refuse({"data_offsets: expected a range within ", file.size() - data, " bytes, found ", begin, " to ", end});
   const int64_t bytes = stored_bytes(out.dtype, out.shape);
   if (bytes < 0 || uint64_t(bytes) != end - begin)
-    return refuse("expected " + (bytes < 0 ? "fewer" : std::to_string(bytes)) + " bytes for " + dtype + " of shape " +
-                  shape_text(out.shape) + ", found " + std::to_string(end - begin));
+    return refuse({"expected ", (bytes < 0 ? "fewer" : std::to_string(bytes)), " bytes for ", dtype, " of shape ",
+                   shape_text(out.shape), ", found ", end - begin});
   out.offset = data + begin;
   out.bytes = end - begin;
   return true;
 }
 
+/// Adds a tensor; an error if the name exists.
 inline bool add_tensor(const Checkpoint& c, const std::string& name, FoundTensor tensor, FoundTensors& found,
                        std::string& error) {
   const std::string& path = c.files[size_t(tensor.file)]->path();
   const auto [before, is_new] = found.emplace(name, std::move(tensor));
-  return is_new || fail(error, path + ": tensor " + name + ": expected once, found also in " +
-                                   c.files[size_t(before->second.file)]->path());
+  return is_new || fail(error, {path, ": tensor ", name, ": expected once, found also in ",
+                                c.files[size_t(before->second.file)]->path()});
 }
 
-// Adds the tensors of c.files[file] to `found`.
+/// Adds the tensors of c.files[file] to `found`.
 inline bool list_safetensors(const Checkpoint& c, int file, FoundTensors& found, std::string& error) {
   const InputFile& in = *c.files[size_t(file)];
   uint64_t length = 0;
   if (in.size() < sizeof length || !looks_like_safetensors(in))
-    return fail(error, in.path() + ": expected a safetensors or PyTorch file, found " + describe_unreadable(in));
+    return fail(error, {in.path(), ": expected a safetensors or PyTorch file, found ", describe_unreadable(in)});
   if (!in.read(0, &length, sizeof length, error)) return false;
   const uint64_t rest = in.size() - sizeof length;
   if (length > rest || length > kLargestHeader)
-    return fail(error, in.path() + ": header length: expected at most " +
-                           std::to_string(std::min(rest, kLargestHeader)) + ", found " + std::to_string(length) +
-                           (length > rest ? " (cut short?)" : ""));
+    return fail(error, {in.path(), ": header length: expected at most ", std::min(rest, kLargestHeader), ", found ",
+                        length, (length > rest ? " (truncated?)" : "")});
   std::string text(size_t(length), '\0');
   if (!in.read(sizeof length, text.data(), length, error)) return false;
   JsonDocument header;
   if (!header.parse(in.path() + ": header", std::move(text))) return fail(error, header.error);
-  if (!header.root().is(JsonKind::object)) return fail(error, in.path() + ": header: expected an object");
+  if (!header.root().is(JsonKind::object)) return fail(error, {in.path(), ": header: expected an object"});
   const uint64_t data = sizeof length + length;
   for (const auto& [name, entry] : header.root().members()) {
     if (name == "__metadata__") continue;
@@ -114,7 +109,8 @@ inline bool list_safetensors(const Checkpoint& c, int file, FoundTensors& found,
 // config.json
 // ====================================================================================================================
 
-// rope_scaling, which newer files call rope_parameters (and have rope_theta in it), older ones write "type".
+/// Reads the RoPE settings. Newer files have rope_parameters instead of rope_scaling, with rope_theta in it; older ones
+/// "type" instead of "rope_type".
 inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
   const char* settings = root.find("rope_parameters").missing() ? "rope_scaling" : "rope_parameters";
   const JsonValue rope = root.find(settings);
@@ -125,8 +121,7 @@ inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
     return v.get("rope_theta", theta, error) && v.get("partial_rotary_factor", rotated, error);
   };
   if (!numbers(root) || !numbers(rope)) return false;
-  if (rotated != 1)
-    return fail(error, root.where() + ": \"partial_rotary_factor\": expected 1, found " + std::to_string(rotated));
+  if (rotated != 1) return fail(error, {root.where(), ": \"partial_rotary_factor\": expected 1, found ", rotated});
   c.rope_theta = float(theta);
   if (rope.missing()) return true;
   const char* key = rope.find("rope_type").missing() ? "type" : "rope_type";
@@ -140,17 +135,19 @@ inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
   for (const char* needed : {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
     if (!rope.need(needed, JsonKind::number, error)) return false;
   if (!rope.get("low_freq_factor", low, error) || !rope.get("high_freq_factor", high, error)) return false;
-  c.rope_low_freq = float(low), c.rope_high_freq = float(high);
+  c.rope_low_freq = float(low);
+  c.rope_high_freq = float(high);
   return rope.get("original_max_position_embeddings", 0, INT32_MAX, c.rope_original_len, error);
 }
 
+/// Reads a file that contains a JSON object.
 inline bool read_settings(const std::string& path, JsonDocument& document, std::string& error) {
   if (!document.parse_file(path, kLargestConfig)) return fail(error, document.error);
   return document.root().is(JsonKind::object) ||
-         fail(error, path + ": expected an object, found " + document.root().describe());
+         fail(error, {path, ": expected an object, found ", document.root().describe()});
 }
 
-// Settings that would make it another function than ours. What is absent has the value that transformers gives it.
+/// Rejects settings for which the model computes another function. Absent settings have the defaults of transformers.
 inline bool check_hf_variant(const JsonValue& root, std::string& error) {
   std::string type, activation = "silu";
   if (!root.need("model_type", JsonKind::string, error) || !root.get("model_type", type, error) ||
@@ -165,12 +162,13 @@ inline bool check_hf_variant(const JsonValue& root, std::string& error) {
   }
   if (!root.find("quantization_config").missing()) {
     const JsonValue method = root.find("quantization_config").find("quant_method");
-    return root.refuse("quantization_config", "none; these weights are quantized (" + method.describe() + ")", error);
+    return root.refuse("quantization_config", "none: quantized weights are not supported (" + method.describe() + ")",
+                       error);
   }
   return true;
 }
 
-// Mistral is a Llama as long as no token is further away than its window. Here absent and null are not the same.
+/// Mistral is a Llama if the context fits its sliding window. An absent window differs from null: it has a default.
 inline bool check_mistral_window(const JsonValue& root, int max_seq_len, std::string& error) {
   int window = 4096;
   if (root.find("sliding_window").is(JsonKind::null)) return true;
@@ -190,7 +188,7 @@ inline const FieldNames kHuggingFaceFields = {{"dim", "hidden_size"},
                                               {"rope_high_freq", "high_freq_factor"},
                                               {"rope_original_len", "original_max_position_embeddings"}};
 
-// Absent keys have the values of transformers' LlamaConfig or MistralConfig.
+/// Reads config.json. Absent keys have the defaults of transformers' LlamaConfig or MistralConfig.
 inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error) {
   if (!check_hf_variant(root, error)) return false;
   const bool mistral = root.find("model_type").string() == "mistral";
@@ -198,7 +196,7 @@ inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error)
     if (!root.need(key, JsonKind::number, error)) return false;
   double eps = 1e-6;
   c.max_seq_len = mistral ? 4096 * 32 : 2048;
-  constexpr int kAny = INT32_MAX;  // check_config knows the limits
+  constexpr int kAny = INT32_MAX;  // check_config() has the limits
   if (!root.get("hidden_size", 0, kAny, c.dim, error) || !root.get("intermediate_size", 0, kAny, c.hidden_dim, error) ||
       !root.get("num_hidden_layers", 0, kAny, c.n_layers, error) ||
       !root.get("num_attention_heads", 0, kAny, c.n_heads, error) ||
@@ -216,7 +214,7 @@ inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error)
          (!mistral || check_mistral_window(root, c.max_seq_len, error));
 }
 
-// eos_token_id is a number or a list of them.
+/// Reads eos_token_id, a number or a list of numbers.
 inline bool read_hf_stop_ids(const JsonValue& root, Checkpoint& c, std::string& error) {
   const JsonValue eos = root.find("eos_token_id");
   int64_t id = -1;
@@ -235,20 +233,20 @@ inline bool read_hf_stop_ids(const JsonValue& root, Checkpoint& c, std::string& 
 // The tokenizer
 // ====================================================================================================================
 
-// A token in tokenizer_config.json is its text, or an object with the text as "content".
+/// The text of a token in tokenizer_config.json: a string, or an object with the text as "content".
 inline std::string token_text(const JsonValue& token) {
   return token.is(JsonKind::object) ? token.find("content").string() : token.string();
 }
 
-// The digits of an id as a key of an object; -1 if it is something else.
+/// Parses an id that is a key of an object; -1 if it is not a number.
 inline int64_t id_of_key(const std::string& key) {
   int64_t id = key.empty() ? -1 : 0;
   for (char c : key) id = c < '0' || c > '9' || id < 0 || id > INT32_MAX ? -1 : id * 10 + (c - '0');
   return id;
 }
 
-// Tokens that were added to a SentencePiece model after its training, {"32000": {"content": ..., "special": ...}}.
-// Those that the model has no row for can never come up.
+/// Adds the tokens that were added to a SentencePiece model after its training, {"32000": {"content": ..., "special":
+/// ...}}. Tokens without a row in the model cannot occur and are skipped.
 inline bool add_sentencepiece_tokens(const JsonValue& config, Checkpoint& c, std::string& error) {
   using PieceType = Tokenizer::PieceType;
   auto& pieces = c.vocabulary.pieces;
@@ -275,8 +273,7 @@ inline bool add_sentencepiece_tokens(const JsonValue& config, Checkpoint& c, std
   return true;
 }
 
-// A special token of tokenizer_config.json to the id of its piece: absent leaves it as it is, null means that there is
-// none.
+/// Sets the id of a special token from tokenizer_config.json: absent leaves it unchanged, null means none.
 inline bool set_special_token(const JsonValue& config, const char* key, const Tokenizer::Vocabulary& v, int& id,
                               std::string& error) {
   const JsonValue token = config.find(key);
@@ -285,7 +282,7 @@ inline bool set_special_token(const JsonValue& config, const char* key, const To
   return id >= 0 || token.is(JsonKind::null) || config.refuse(key, "a token of the vocabulary", error);
 }
 
-// chat_template is a text, or a list of them: [{"name": "default", "template": ...}, ...].
+/// The default chat template. chat_template is a string or a list: [{"name": "default", "template": ...}, ...].
 inline std::string default_template(const JsonValue& config) {
   const JsonValue found = config.find("chat_template");
   for (const JsonValue& choice : found.elements())
@@ -293,7 +290,7 @@ inline std::string default_template(const JsonValue& config) {
   return found.string();
 }
 
-// tokenizer.model where there is one, else tokenizer.json, to c.vocabulary.
+/// Reads tokenizer.model or tokenizer.json to c.vocabulary.
 inline bool read_hf_pieces(const std::string& path, bool sentencepiece, const JsonValue& config, Checkpoint& c,
                            std::string& error) {
   Tokenizer::Vocabulary& v = c.vocabulary;
@@ -308,11 +305,11 @@ inline bool read_hf_pieces(const std::string& path, bool sentencepiece, const Js
   }
   if (!read_tokenizer_json(path, std::move(bytes), c.config.vocab_size, v, error)) return false;
   if (!llama_class) return true;
-  v.add_bos = true;  // this class overrules the file's post_processor
+  v.add_bos = true;  // this class overrides the file's post_processor
   return config.get("add_bos_token", v.add_bos, error);
 }
 
-// model: config.json, which names the special ids where tokenizer_config.json does not.
+/// Reads the tokenizer. model: config.json, which has the special ids that tokenizer_config.json lacks.
 inline bool read_hf_tokenizer(const std::string& folder, const JsonValue& model, bool own_tokenizer, Checkpoint& c,
                               std::string& error) {
   JsonDocument document;
@@ -343,12 +340,12 @@ inline bool read_hf_tokenizer(const std::string& folder, const JsonValue& model,
 // The folder
 // ====================================================================================================================
 
-// A shard's name must not lead out of the folder.
+/// Whether a name is of a file in the same folder, so that a shard cannot be elsewhere.
 inline bool is_plain_name(const std::string& name) {
   return !name.empty() && name[0] != '.' && name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
 }
 
-// A file of tensors, its format told by its content.
+/// Opens a file of tensors, whose format is detected from its content.
 inline bool open_weight_file(const std::string& folder, const std::string& name, Checkpoint& c, FoundTensors& found,
                              std::string& error) {
   auto file = InputFile::open(join_path(folder, name), error);
@@ -364,7 +361,7 @@ inline bool open_weight_file(const std::string& folder, const std::string& name,
   return true;
 }
 
-// The index says which tensor is in which shard; the shards have to agree.
+/// Opens the shards of an index, which must agree with it.
 inline bool open_shards(const std::string& folder, const JsonDocument& index, Checkpoint& c, FoundTensors& found,
                         std::string& error) {
   const JsonValue root = index.root(), map = root.find("weight_map");
@@ -391,7 +388,7 @@ inline bool open_shards(const std::string& folder, const JsonDocument& index, Ch
   return true;
 }
 
-// Names of the weights in a folder, and of the index where they may be in shards; the first that is there is read.
+/// The names of the weights in a folder, single file and index of shards; the first existing one is read.
 struct WeightsName {
   const char *single, *index;
 };
@@ -400,7 +397,7 @@ inline constexpr WeightsName kWeightsNames[] = {{"model.safetensors", "model.saf
                                                 {"lit_model.pth", ""},
                                                 {"consolidated.00.pth", ""}};
 
-// weights: the name of one file, or "" for what the folder has.
+/// Opens the weights. weights: the name of a file, "" for the default of the folder.
 inline bool open_weights(const std::string& folder, const std::string& weights, Checkpoint& c, FoundTensors& found,
                          std::string& error) {
   for (const WeightsName& name : kWeightsNames) {
@@ -415,16 +412,17 @@ inline bool open_weights(const std::string& folder, const std::string& weights, 
     if (weights.empty() && has_single) return open_weight_file(folder, name.single, c, found, error);
   }
   if (!weights.empty()) return open_weight_file(folder, weights, c, found, error);
-  return fail(error, folder +
-                         ": expected weights (model.safetensors, pytorch_model.bin, or the index of shards), "
-                         "found none; a file of another name can be named itself");
+  return fail(error, {folder,
+                      ": expected weights (model.safetensors, pytorch_model.bin, or the index of shards), "
+                      "found none; to read a file with another name, name the file"});
 }
 
+/// The format of the weights, for the provenance.
 inline const char* weights_format(const Checkpoint& c) {
   return looks_like_zip(*c.files[0]) ? "PyTorch" : "safetensors";
 }
 
-// `license: mit` among the lines that a model card (README.md) begins with.
+/// The licence from the header of the model card (README.md), `license: mit`; "" if there is none.
 inline std::string licence_of_card(const std::string& folder) {
   std::string text, ignored;
   const std::string path = join_path(folder, "README.md"), key = "\nlicense:";
@@ -435,13 +433,15 @@ inline std::string licence_of_card(const std::string& folder) {
   return start == std::string::npos ? "" : text.substr(start, text.find_first_of("\r\n", start) - start);
 }
 
+/// Sets the error for a folder without config.json.
 inline bool no_config(const std::string& folder, std::string& error) {
   const bool adapter = is_file(join_path(folder, "adapter_config.json"));
-  return fail(error, folder + ": expected config.json, found " +
-                         (adapter ? "a LoRA adapter; name its model here, and the adapter with --lora"
-                                  : "none; name a file, or the folder of a model of Hugging Face's transformers"));
+  return fail(error, {folder, ": expected config.json, found ",
+                      (adapter ? "a LoRA adapter; name its base model, and the adapter with --lora"
+                               : "none; name a file, or a folder in the format of Hugging Face's transformers")});
 }
 
+/// Opens a folder.
 inline bool open_hugging_face(const std::string& folder, const std::string& weights, bool own_tokenizer,
                               Checkpoint& out, std::string& error) {
   const std::string path = join_path(folder, "config.json");

@@ -1,7 +1,6 @@
-// tokenizer_json.hpp: tokenizer.json as the Hugging Face tokenizers library writes it, of two kinds: byte-level BPE,
-// which GPT-2, SmolLM and Llama 3 use, and what that library makes of a SentencePiece model, which Llama 2 and
-// TinyLlama come with. The first is done exactly as that library does it, the second exactly as SentencePiece does,
-// which the file was made from; what cannot be is refused by its name.
+// tokenizer_json.hpp: reads tokenizer.json of the Hugging Face tokenizers library, of two kinds: byte-level BPE (GPT-2,
+// SmolLM, Llama 3), and converted SentencePiece models (Llama 2, TinyLlama). The first encodes exactly as that library,
+// the second exactly as the original SentencePiece model. Unsupported settings are rejected by name.
 #pragma once
 
 #include <algorithm>
@@ -15,34 +14,35 @@
 #include <vector>
 
 #include "checkpoint.hpp"
-#include "json.hpp"
+#include "json_reader.hpp"
 
 namespace pocket {
 
 inline constexpr uint64_t kLargestTokenizer = uint64_t(256) << 20;  // bytes of a file
-inline constexpr size_t kLongestPiece = 256;  // bytes; SentencePiece's longest have 16 characters, of 4 bytes at most
+inline constexpr size_t kLongestPiece = 256;  // bytes; SentencePiece's pieces have at most 16 characters of 4 bytes
 
 // ====================================================================================================================
-// What tokenizer.json and GGUF have in common
+// Shared by tokenizer.json and GGUF
 // ====================================================================================================================
 
-// GPT-2 writes the 256 bytes as 256 printable characters: itself where a byte is printable in Latin-1, else the next
-// character from U+0100 on. (github.com/openai/gpt-2, encoder.py, bytes_to_unicode.)
-inline bool stands_for_itself(int byte) {
+/// GPT-2 writes the 256 bytes as printable characters: a byte that is printable in Latin-1 as itself, the others as
+/// U+0100, U+0101, ... (github.com/openai/gpt-2, encoder.py, bytes_to_unicode.)
+inline bool is_printable_byte(int byte) {
   return (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
 }
-inline const std::array<int16_t, 256 + 68>& printable_to_byte() {  // -1: no such character
+/// The byte of each character; -1 if there is none.
+inline const std::array<int16_t, 256 + 68>& printable_to_byte() {
   static const auto table = [] {
     std::array<int16_t, 256 + 68> t;
     t.fill(-1);
     int next = 256;
-    for (int byte = 0; byte < 256; byte++) t[size_t(stands_for_itself(byte) ? byte : next++)] = int16_t(byte);
+    for (int byte = 0; byte < 256; byte++) t[size_t(is_printable_byte(byte) ? byte : next++)] = int16_t(byte);
     return t;
   }();
   return table;
 }
 
-// The bytes that a printable text stands for. False if one of its characters stands for none.
+/// Converts printable characters to bytes. False if a character represents no byte.
 inline bool undo_printable(std::string_view printable, std::string& bytes) {
   const auto& table = printable_to_byte();
   bytes.clear();
@@ -54,7 +54,7 @@ inline bool undo_printable(std::string_view printable, std::string& bytes) {
   return true;
 }
 
-// Adds merges, in order of rank, to a vocabulary whose pieces are all there.
+/// Adds merges, in order of rank, to a vocabulary with all its pieces.
 class MergeBuilder {
  public:
   explicit MergeBuilder(Tokenizer::Vocabulary& v) : v_(v) {
@@ -62,16 +62,16 @@ class MergeBuilder {
       if (v.pieces[id].type == Tokenizer::PieceType::normal) ids_.emplace(v.pieces[id].text, int(id));
   }
 
-  // Left and right as the file has them: byte-level ones in printable form.
+  // left, right: as in the file; byte-level pieces in printable form.
   bool add(std::string_view left, std::string_view right, const std::string& path, std::string& error) {
     std::string raw[2] = {std::string(left), std::string(right)};
     const std::string where =
         path + ": merge " + std::to_string(v_.merges.size()) + " \"" + raw[0] + " " + raw[1] + "\": ";
     if (v_.kind == Tokenizer::Kind::byte_level && (!undo_printable(left, raw[0]) || !undo_printable(right, raw[1])))
-      return fail(error, where + "expected GPT-2's printable characters");
+      return fail(error, {where, "expected GPT-2's printable characters"});
     const auto first = ids_.find(raw[0]), second = ids_.find(raw[1]);
     if (first == ids_.end() || second == ids_.end() || ids_.count(raw[0] + raw[1]) == 0)
-      return fail(error, where + "expected two tokens of the vocabulary that make a third");
+      return fail(error, {where, "expected two tokens of the vocabulary that form a third"});
     v_.merges.push_back({first->second, second->second});
     return true;
   }
@@ -80,18 +80,18 @@ class MergeBuilder {
   bool add(std::string_view both, const std::string& path, std::string& error) {
     const size_t space = both.find(' ');
     if (space == std::string_view::npos || both.find(' ', space + 1) != std::string_view::npos)
-      return fail(error, path + ": merge " + std::to_string(v_.merges.size()) +
-                             ": expected two tokens with a space between, found \"" + std::string(both) + "\"");
+      return fail(error, {path, ": merge ", v_.merges.size(), ": expected two tokens with a space between, found \"",
+                          both, "\""});
     return add(both.substr(0, space), both.substr(space + 1), path, error);
   }
 
-  // SentencePiece joins two pieces if they make a third, whatever they are, the one with the highest score first. So
-  // there has to be a merge for each way to cut a piece in two; then the ranks of its merges become its score. Where
-  // scores are equal the ranks of several pieces are mixed: the merges were sorted by the score, then by the lengths of
-  // the two parts.
+  // Converts the ranks of merges to SentencePiece's scores. SentencePiece joins any two pieces that form a third,
+  // highest score first. So there must be a merge for each way to split a piece; the ranks of its merges become its
+  // score. Pieces with equal scores have interleaved ranks: merges are sorted by score, then by the lengths of the two
+  // parts.
   bool turn_into_scores(const std::string& path, std::string& error) {
-    std::vector<int> made;                       // by rank: the piece that the two make
-    std::vector<size_t> last(v_.pieces.size());  // by id: the last rank that makes it
+    std::vector<int> made;                       // by rank: the resulting piece
+    std::vector<size_t> last(v_.pieces.size());  // by id: the last rank that results in it
     for (const auto& [left, right] : v_.merges) {
       const int id = ids_.at(v_.pieces[size_t(left)].text + v_.pieces[size_t(right)].text);
       last[size_t(id)] = made.size();
@@ -109,7 +109,7 @@ class MergeBuilder {
     return complete;
   }
 
-  // Whether each of the 256 bytes is a token by itself.
+  // Whether each of the 256 bytes is a token.
   bool has_all_bytes() const {
     for (int byte = 0; byte < 256; byte++)
       if (ids_.count(std::string(1, char(byte))) == 0) return false;
@@ -121,14 +121,14 @@ class MergeBuilder {
     const std::set<std::pair<int, int>> merges(v_.merges.begin(), v_.merges.end());
     for (const auto& [text, id] : ids_) {
       if (text.size() > kLongestPiece)
-        return fail(error, path + ": token " + std::to_string(id) + ": expected at most " +
-                               std::to_string(kLongestPiece) + " bytes, found " + std::to_string(text.size()));
+        return fail(error, {path, ": token ", id, ": expected at most ", kLongestPiece, " bytes, found ", text.size()});
       for (size_t cut = 1; cut < text.size(); cut++) {
         const auto left = ids_.find(text.substr(0, cut)), right = ids_.find(text.substr(cut));
         if (left != ids_.end() && right != ids_.end() && merges.count({left->second, right->second}) == 0)
-          return fail(error, path + ": merges: expected one of \"" + left->first + "\" and \"" + right->first +
-                                 "\", which make a token together, found none; this is no SentencePiece tokenizer, and "
-                                 "this version reads no other with byte_fallback or Metaspace");
+          return fail(error,
+                      {path, ": merges: expected one of \"", left->first, "\" and \"", right->first,
+                       "\", which form a token, found none; this is not a SentencePiece tokenizer, and others with "
+                       "byte_fallback or Metaspace are not supported"});
       }
     }
     return true;
@@ -138,6 +138,7 @@ class MergeBuilder {
   std::unordered_map<std::string, int> ids_;  // of normal pieces
 };
 
+/// Sets the flags of a SentencePiece vocabulary.
 inline void set_sentencepiece(Tokenizer::Vocabulary& v, bool dummy_prefix, bool byte_fallback) {
   v.kind = Tokenizer::Kind::sentencepiece;
   v.split = Tokenizer::Split::none;
@@ -148,6 +149,7 @@ inline void set_sentencepiece(Tokenizer::Vocabulary& v, bool dummy_prefix, bool 
   v.unk_surface = kUnknownSurface;
 }
 
+/// Sets the flags of a byte-level vocabulary.
 inline void set_byte_level(Tokenizer::Vocabulary& v, Tokenizer::Split split, bool ignore_merges) {
   v.kind = Tokenizer::Kind::byte_level;
   v.split = split;
@@ -160,15 +162,16 @@ inline void set_byte_level(Tokenizer::Vocabulary& v, Tokenizer::Split split, boo
 // tokenizer.json
 // ====================================================================================================================
 
-// Reads one tokenizer.json into a Vocabulary; false with `error` set where it differs from what the engine can do.
+/// Reads one tokenizer.json; unsupported settings are an error.
 class TokenizerJson {
  public:
-  // vocab_size: tokens that the model has.
+  // vocab_size: of the model.
   TokenizerJson(JsonValue root, std::string path, int vocab_size, Tokenizer::Vocabulary& out)
       : root_(root), model_(root.find("model")), path_(std::move(path)), vocab_size_(vocab_size), out_(out) {}
 
   std::string error;
 
+  // False with `error` set.
   bool read() {
     return kind() && flags() && (sentencepiece_ ? spaces() : pre_tokenizer()) && decoder() && added_tokens() &&
            vocabulary() && unknown() && merges() && post_processor();
@@ -178,9 +181,9 @@ class TokenizerJson {
   using PieceType = Tokenizer::PieceType;
 
   static std::string type_of(const JsonValue& v) { return v.find("type").string(); }
-  bool refuse(const std::string& what) { return fail(error, path_ + ": " + what); }
+  bool refuse(Message why) { return fail(error, {path_, ": ", text_of(why)}); }
 
-  // The steps of a normalizer, pre-tokenizer or decoder, which may be a sequence of some.
+  // The steps of a normalizer, pre-tokenizer or decoder, which may be a sequence.
   static std::vector<JsonValue> steps_of(const JsonValue& v, const char* list) {
     std::vector<JsonValue> steps;
     if (type_of(v) != "Sequence") return v.missing() ? steps : std::vector<JsonValue>{v};
@@ -200,7 +203,7 @@ class TokenizerJson {
     return sentencepiece_ || normalizer.missing() || normalizer.refuse("type", "no normalizer", error);
   }
 
-  // Settings that change how a text is cut.
+  // Settings that change the encoding.
   bool flags() {
     double dropout = 0;
     std::string prefix, suffix;
@@ -211,14 +214,17 @@ class TokenizerJson {
     if (dropout != 0) return model_.refuse("dropout", "none", error);
     if (!prefix.empty()) return model_.refuse("continuing_subword_prefix", "none", error);
     if (!suffix.empty()) return model_.refuse("end_of_word_suffix", "none", error);
-    if (!sentencepiece_) return set_byte_level(out_, Tokenizer::Split::none, ignore_merges), true;
+    if (!sentencepiece_) {
+      set_byte_level(out_, Tokenizer::Split::none, ignore_merges);
+      return true;
+    }
     bool byte_fallback = false;
     if (!model_.get("byte_fallback", byte_fallback, error)) return false;
     set_sentencepiece(out_, false, byte_fallback);
     return !ignore_merges || model_.refuse("ignore_merges", "false", error);
   }
 
-  // One step with all that matters of it.
+  // A step with its relevant settings.
   static std::string step_text(const JsonValue& step) {
     const auto flag = [&](const char* name, bool otherwise) {
       const JsonValue v = step.find(name);
@@ -247,8 +253,8 @@ class TokenizerJson {
     return text.empty() ? "null" : text;
   }
 
-  // SentencePiece's way with spaces: one before every text, and each written U+2581. The library has two spellings of
-  // it. (The second puts none before a text that begins with one; SentencePiece does.)
+  // SentencePiece's treatment of spaces: one is added before every text, and each becomes U+2581. The library expresses
+  // it in two ways. (The second adds none to a text that begins with a space; SentencePiece does.)
   bool spaces() {
     std::vector<JsonValue> steps = steps_of(root_.find("normalizer"), "normalizers");
     for (const JsonValue& step : steps_of(root_.find("pre_tokenizer"), "pretokenizers")) steps.push_back(step);
@@ -260,10 +266,12 @@ class TokenizerJson {
                  {"Replace( , \u2581) Prepend(\u2581)", true},    {"Replace( , \u2581)", false},
                  {"Metaspace(\u2581, first, split=false)", true}, {"Metaspace(\u2581, always, split=false)", true},
                  {"Metaspace(\u2581, never, split=false)", false}};
-    for (const auto& [text, dummy_prefix] : known)
-      if (found == text) return out_.add_dummy_prefix = dummy_prefix, true;
-    return refuse("normalizer and pre_tokenizer: expected SentencePiece's Prepend(\u2581) Replace( , \u2581), found " +
-                  found + "; the model's tokenizer.model can be named with -z");
+    for (const auto& [text, dummy_prefix] : known) {
+      out_.add_dummy_prefix = dummy_prefix;
+      if (found == text) return true;
+    }
+    return refuse({"normalizer and pre_tokenizer: expected SentencePiece's Prepend(\u2581) Replace( , \u2581), found ",
+                   found, "; use the model's tokenizer.model with -z"});
   }
 
   bool pre_tokenizer() {
@@ -279,9 +287,11 @@ class TokenizerJson {
          Tokenizer::Split::llama3},
         {"ByteLevel(add_prefix_space=false, use_regex=false)", Tokenizer::Split::none},
     };
-    for (const auto& [text, split] : known)
-      if (found == text) return out_.split = split, true;
-    return refuse("pre_tokenizer: expected GPT-2's, SmolLM's or Llama 3's, found " + found);
+    for (const auto& [text, split] : known) {
+      out_.split = split;
+      if (found == text) return true;
+    }
+    return refuse({"pre_tokenizer: expected GPT-2's, SmolLM's or Llama 3's, found ", found});
   }
 
   bool decoder() {
@@ -292,25 +302,23 @@ class TokenizerJson {
       const std::string text = step_text(step);
       if (text != "Replace(\u2581,  )" && text != "ByteFallback" && text != "Fuse" && text != "Strip( )" &&
           type_of(step) != "Metaspace")
-        return refuse("decoder: expected SentencePiece's, found " + text);
+        return refuse({"decoder: expected SentencePiece's, found ", text});
     }
     return true;
   }
 
-  // Ids that nothing was put at so far are unused pieces with no text.
+  // Sets a piece. Ids that are not set yet are unused pieces.
   bool put(int id, std::string text, PieceType type) {
-    if (text.empty()) return refuse("token " + std::to_string(id) + ": expected some text, found none");
+    if (text.empty()) return refuse({"token ", id, ": expected a text, found none"});
     fill_vocabulary(out_, size_t(id) + 1);
     Tokenizer::Piece& piece = out_.pieces[size_t(id)];
     if (piece.type != PieceType::unused)
-      return refuse("token " + std::to_string(id) + ": expected one text, found \"" + piece.text + "\" and \"" + text +
-                    "\"");
+      return refuse({"token ", id, ": expected one text, found \"", piece.text, "\" and \"", text, "\""});
     piece = {std::move(text), 0, type};
     return true;
   }
 
-  // They are written as they are, also where the vocabulary is in printable form. Those that the model has no row for
-  // can never come up.
+  // Added tokens are not in printable form. Tokens without a row in the model cannot occur and are skipped.
   bool added_tokens() {
     for (const JsonValue& token : root_.find("added_tokens").elements()) {
       int id = -1;
@@ -321,7 +329,7 @@ class TokenizerJson {
           !token.get("special", special, error) || !token.get("single_word", single_word, error) ||
           !token.get("lstrip", lstrip, error) || !token.get("rstrip", rstrip, error))
         return false;
-      // Typed text never becomes a control token, so that how one is looked for in a text matters to the others only.
+      // Text never becomes a control token, so these settings only matter for other tokens.
       if (!special && (single_word || lstrip || rstrip))
         return token.refuse(single_word ? "single_word" : lstrip ? "lstrip" : "rstrip", "false", error);
       if (id < vocab_size_ && !put(id, text, special ? PieceType::control : PieceType::user_defined)) return false;
@@ -334,28 +342,32 @@ class TokenizerJson {
     for (const auto& [printable, value] : model_.find("vocab").members()) {
       int64_t id = -1;
       if (!value.integer(id) || id < 0 || id >= vocab_size_)
-        return fail(error, value.where() + ": token \"" + printable + "\": expected an id below the model's " +
-                               std::to_string(vocab_size_) + ", found " + value.describe());
+        return fail(error, {value.where(), ": token \"", printable, "\": expected an id below the model's ",
+                            vocab_size_, ", found ", value.describe()});
       const bool added = size_t(id) < out_.pieces.size() && out_.pieces[size_t(id)].type != PieceType::unused;
       if (added && out_.pieces[size_t(id)].text == printable) continue;
       std::string raw = printable;
       if (!sentencepiece_ && !undo_printable(printable, raw))
-        return fail(error, value.where() + ": token \"" + printable + "\": expected GPT-2's printable characters");
+        return fail(error, {value.where(), ": token \"", printable, "\": expected GPT-2's printable characters"});
       const bool byte = out_.byte_fallback && tokenizer_detail::byte_value(raw) >= 0;
       if (!put(int(id), std::move(raw), byte ? PieceType::byte : PieceType::normal)) return false;
     }
     return true;
   }
 
-  // What becomes of a character without a token. In SentencePiece several in a row are one unknown token.
+  // Characters without a token. In SentencePiece consecutive ones are one unknown token.
   bool unknown() {
     std::string text;
     bool fuse = false;
-    if (!sentencepiece_) return true;  // bytes always have tokens: see merges()
+    if (!sentencepiece_) return true;  // every byte has a token: see merges()
     if (!model_.get("unk_token", text, error) || !model_.get("fuse_unk", fuse, error)) return false;
     for (size_t id = 0; id < out_.pieces.size(); id++)
-      if (out_.pieces[id].text == text) out_.unk = int(id), out_.pieces[id].type = PieceType::unknown;
-    out_.bos = find_piece(out_, "<s>"), out_.eos = find_piece(out_, "</s>");  // SentencePiece's names of them
+      if (out_.pieces[id].text == text) {
+        out_.unk = int(id);
+        out_.pieces[id].type = PieceType::unknown;
+      }
+    out_.bos = find_piece(out_, "<s>");
+    out_.eos = find_piece(out_, "</s>");  // SentencePiece's names
     if (out_.byte_fallback) return has_byte_tokens();
     if (out_.unk < 0) return model_.refuse("unk_token", "a token of the vocabulary, or byte_fallback", error);
     return fuse || model_.refuse("fuse_unk", "true, as SentencePiece has it", error);
@@ -377,7 +389,7 @@ class TokenizerJson {
     for (const JsonValue& merge : model_.find("merges").elements()) {
       const bool pair = merge.size() == 2 && merge.at(0).is(JsonKind::string) && merge.at(1).is(JsonKind::string);
       if (!pair && !merge.is(JsonKind::string))
-        return fail(error, merge.where() + ": expected a merge of two tokens, found " + merge.describe());
+        return fail(error, {merge.where(), ": expected a merge of two tokens, found ", merge.describe()});
       if (pair ? !builder.add(merge.at(0).string(), merge.at(1).string(), path_, error)
                : !builder.add(merge.string(), path_, error))
         return false;
@@ -389,7 +401,7 @@ class TokenizerJson {
            model_.refuse("unk_token", "none, or a token for each of the 256 bytes", error);
   }
 
-  // What is put in front of a text is BOS. What is put behind one would end a prompt before its time, and is left out.
+  // A token before the text is BOS. A token after it would end a prompt, and is ignored.
   bool post_processor() {
     JsonValue processor = root_.find("post_processor");
     for (const JsonValue& step : processor.find("processors").elements())
@@ -413,6 +425,7 @@ class TokenizerJson {
   Tokenizer::Vocabulary& out_;
 };
 
+/// Reads a tokenizer.json. vocab_size: of the model.
 inline bool read_tokenizer_json(const std::string& path, std::string text, int vocab_size, Tokenizer::Vocabulary& out,
                                 std::string& error) {
   JsonDocument document;

@@ -1,25 +1,27 @@
-// distill.hpp: a larger model that a smaller one learns from. It runs as any model does, by the engine; how the loss is
-// made of what it says stands in train_kernels.hpp (distill_body).
+// distill.hpp: knowledge distillation: a larger model as the teacher of a smaller one. The engine runs the teacher;
+// distill_body in train_kernels.hpp defines the loss.
 #pragma once
 
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "../export/input_file.hpp"
 #include "llama_train.hpp"
 
 namespace pocket {
 
-// How much of the loss is the teacher's, and which one it is.
+// The settings of distillation that decide the result.
 struct DistillPlan {
-  float share = 0;        // 0 to 1
-  float temperature = 1;  // that softens what both say
-  uint64_t teacher = 0;   // checksum of its file; 0: there is none
+  float share = 0;        // weight of the teacher in the loss, 0 to 1
+  float temperature = 1;  // of both distributions
+  uint64_t teacher = 0;   // checksum of the teacher's file; 0: no teacher
 };
 
+// A model file as a teacher.
 class ModelTeacher : public Teacher {
  public:
-  std::string error;
+  std::string error;  // why open() or start() failed
 
   bool open(const std::string& path) {
     if (model_.open(path.c_str())) return true;
@@ -27,26 +29,27 @@ class ModelTeacher : public Teacher {
     return false;
   }
 
-  // After open(): a session for each thread, for windows of at most `tokens` tokens.
+  // After open(): creates a session for each thread, for windows of at most `tokens` tokens.
   bool start(const DistillPlan& plan, int threads, int tokens) {
-    share = plan.share, temperature = plan.temperature;
+    share = plan.share;
+    temperature = plan.temperature;
     for (int i = 0; i < threads; i++) {
       sessions_.push_back(std::make_unique<Session>(model_, options(tokens)));
-      if (!sessions_.back()->error.empty()) return error = sessions_.back()->error, false;
+      if (!sessions_.back()->error.empty()) return fail(error, sessions_.back()->error);
     }
     return true;
   }
 
   const Model& model() const { return model_; }
 
-  // Bytes that it takes, its weights among them.
+  // Bytes of memory that the teacher takes, including its weights.
   size_t memory_bytes(int threads, int tokens) const {
     size_t sum = 0, once = model_.bytes_per_token;
     for (const MemoryItem& item : memory_of(model_, options(tokens), tokens)) sum += item.bytes;
     return once + size_t(threads) * (sum - once);
   }
 
-  // Each text of a window is heard by itself: the teacher no more looks back beyond its beginning than the student.
+  // Each text of a window is processed by itself, as the student does.
   void logits(int thread, const Window& w, int first, int count, const Rows& out) override {
     Session& session = *sessions_[size_t(thread)];
     for (int i = 0, n; i < count; i += n) {
@@ -60,7 +63,7 @@ class ModelTeacher : public Teacher {
     }
   }
 
-  // Why one of the sessions failed, "" if none did: the model's file can no longer be read.
+  // The error of a session that failed because the model file could not be read, or "".
   std::string failure() const {
     for (const auto& session : sessions_)
       if (!session->error.empty()) return session->error;

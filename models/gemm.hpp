@@ -1,9 +1,9 @@
 // gemm.hpp: the float matrix product of the trainer.
 //
-// Every element of the result is one chain of fused multiply-adds, k = 0 upward, from 0 or from what was there: the
-// same bits for every instruction set, tile, block and thread. multiply_scalar() says this; the leaves hold a tile of
-// the result in registers (12 x 32 with 512 bits, 6 x 16 with 256) and read both factors where they lie, which strides
-// of an odd number of cache lines make cheap.
+// Every element of the result is one chain of fused multiply-adds, k = 0 upward, starting from 0 or from the previous
+// value: the same bits for every instruction set, tile, block and thread. multiply_scalar() is the definition. The tile
+// functions hold a tile of the result in registers (12 x 32 with 512 bits, 6 x 16 with 256) and read both factors in
+// place; row strides of an odd number of cache lines make this cheap.
 #pragma once
 
 #include <algorithm>
@@ -16,16 +16,16 @@
 namespace pocket {
 
 inline constexpr int kPanelCols = 32;   // columns of a panel of the right factor
-inline constexpr int kGemmDepth = 512;  // k that a tile sums before the next tile: what the caches hold
+inline constexpr int kGemmDepth = 512;  // k that a tile sums before the next tile; fits the caches
 
-// Columns padded to whole vectors of 16 floats. Whatever lies in the padding of a matrix here is zero.
+// Columns padded to whole vectors of 16 floats. The padding of every matrix of the trainer is zero.
 constexpr size_t padded16(int cols) { return round_up<size_t>(size_t(cols), 16); }
 
-// Floats from row to row of a matrix of activations: an odd number of cache lines, so that the rows of a tile never
-// fall into the same sets of a cache.
+// Floats from row to row of a matrix of activations: an odd number of cache lines, so that the rows of a tile do not
+// share the same cache sets.
 constexpr size_t row_stride(int cols) { return (padded16(cols) / 16 | 1) * 16; }
 
-// The right factor: element (k, j) lies at data[j / 32 * panel + k * k_step + j % 32].
+// The right factor: element (k, j) is data[j / 32 * panel + k * k_step + j % 32].
 struct RightFactor {
   const float* data;
   size_t k_step, panel;
@@ -35,40 +35,40 @@ struct RightFactor {
 inline RightFactor row_major(const float* m, size_t stride) { return {m, stride, kPanelCols}; }
 inline RightFactor packed(const float* m, int depth) { return {m, kPanelCols, size_t(depth) * kPanelCols}; }
 
-// Floats of a packed matrix (depth, cols).
+// Size of a packed matrix (depth, cols), in floats.
 inline size_t packed_size(int depth, int cols) { return size_t(depth) * round_up(cols, kPanelCols); }
 
-// Panel p of a matrix whose element (k, j) is f.at(j, k), for packed(); zeros behind its last column.
-inline void pack_panel(const Factor& f, int depth, int cols, int p, float* out) {
+// Packs panel p of a matrix whose element (k, j) is *f.at(j, k), for packed(). Zeros follow its last column.
+inline void pack_panel(const Factor& f, int depth, int p, float* out) {
   const int first = p * kPanelCols;
-  pack<kPanelCols>(f.at(first, 0), std::min(kPanelCols, cols - first), depth, out + packed_size(depth, first));
+  pack<kPanelCols>(f, first, std::min(kPanelCols, f.size - first), 0, depth, out + packed_size(depth, first));
 }
 
-// One product: c (m, n; rows ldc apart) = or += the sum over k < depth of a(i, k) * b(k, j). n is a multiple of 16.
+// One product: c(i, j) = or += sum over k < depth of a(i, k) * b(k, j), for i < a.size and j < n.
 struct FloatProduct {
-  int m, n, depth;
-  Factor a;
-  RightFactor b;
-  float* c;
+  Factor a;       // (a.size, depth)
+  RightFactor b;  // (depth, n)
+  int n, depth;   // n is a multiple of 16
+  float* c;       // (a.size, n), rows ldc apart
   size_t ldc;
   bool add;
 };
 
 // The definition.
 inline void multiply_scalar(const FloatProduct& p) {
-  for (int i = 0; i < p.m; i++)
+  for (int i = 0; i < p.a.size; i++)
     for (int j = 0; j < p.n; j++) {
       float sum = p.add ? p.c[i * p.ldc + j] : 0;
-      for (int k = 0; k < p.depth; k++) sum = std::fma(*p.a.at(i, k).data, p.b.from(k, j).data[j % kPanelCols], sum);
+      for (int k = 0; k < p.depth; k++) sum = std::fma(*p.a.at(i, k), p.b.from(k, j).data[j % kPanelCols], sum);
       p.c[i * p.ldc + j] = sum;
     }
 }
 
-// A tile of the result: some rows of a, 16 or 32 columns of b.
+// Computes a tile of the result: some rows of a, 16 or 32 columns of b.
 using TileFunction = void (*)(const Factor& a, const float* b, size_t b_step, int depth, float* c, size_t ldc,
                               bool add);
 
-// The leaves: R rows and V vectors of sums in registers. Most rows: as many as there are registers for.
+// The tile functions: R rows of V vectors in registers. kMostRows is limited by the number of registers.
 #if defined(__x86_64__)
 struct Avx512Tiles {
   static constexpr int kMostRows = 12, kCols = 32, kVector = 16;
@@ -134,25 +134,25 @@ struct PortableTiles {
   }
 };
 
-// The tiles of 1, 2, ... rows and Cols columns.
+// The tile functions for 1, 2, ... rows and Cols columns.
 template <class Tiles, int Cols, size_t... R>
 constexpr std::array<TileFunction, sizeof...(R)> tiles_of(std::index_sequence<R...>) {
   return {&Tiles::template tile<int(R) + 1, Cols / Tiles::kVector>...};
 }
 
-// One column of tiles of nearly equal height.
+// One column of tiles, of nearly equal height.
 template <class Tiles, int Cols> void multiply_columns(const FloatProduct& p, int k0, int j, int at) {
   static constexpr auto kTiles = tiles_of<Tiles, Cols>(std::make_index_sequence<Tiles::kMostRows>());
-  const int depth = std::min(kGemmDepth, p.depth - k0), tiles = (p.m + Tiles::kMostRows - 1) / Tiles::kMostRows;
+  const int depth = std::min(kGemmDepth, p.depth - k0), tiles = (p.a.size + Tiles::kMostRows - 1) / Tiles::kMostRows;
   const RightFactor b = p.b.from(k0, j);
   for (int t = 0; t < tiles; t++) {
-    const int first = int(int64_t(p.m) * t / tiles), rows = int(int64_t(p.m) * (t + 1) / tiles) - first;
-    kTiles[size_t(rows) - 1](p.a.at(first, k0), b.data + at, b.k_step, depth, p.c + first * p.ldc + j + at, p.ldc,
-                             p.add || k0 > 0);
+    const int first = int(int64_t(p.a.size) * t / tiles), rows = int(int64_t(p.a.size) * (t + 1) / tiles) - first;
+    kTiles[size_t(rows) - 1]({p.a.at(first, k0), rows, p.a.step, p.a.k_step}, b.data + at, b.k_step, depth,
+                             p.c + first * p.ldc + j + at, p.ldc, p.add || k0 > 0);
   }
 }
 
-// The loops around the leaves of an instruction set.
+// The product with the tile functions of one instruction set.
 template <class Tiles> void multiply_by_tiles(const FloatProduct& p) {
   for (int k0 = 0; k0 == 0 || k0 < p.depth; k0 += kGemmDepth)
     for (int j = 0; j < p.n; j += kPanelCols) {

@@ -1,6 +1,6 @@
-// instruct.hpp: makes instructions for plain stories, so that a model learns to write on command. What a story is asked
-// for is what it has: some of its words, the rarer the likelier; a dialogue, a moral or a sad ending where it shows
-// one; and, as a summary, the sentence with the most rare words. The form is that of ../instruction.hpp.
+// instruct.hpp: generates instructions for plain stories, to train a model to follow them. An instruction describes its
+// story: some of the words, rare ones with higher probability; features (dialogue, moral, sad ending) that simple rules
+// detect; and, as a summary, the sentence with the most rare words. instruction.hpp has the format.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ namespace instruct_detail {
 inline bool is_lower(char c) { return c >= 'a' && c <= 'z'; }
 inline bool is_letter(char c) { return is_lower(c) || (c >= 'A' && c <= 'Z') || uint8_t(c) >= 0x80; }
 
-// The words of a text that stand in small letters from a to z, each once. Names are not among them.
+// The words of a text that consist of lower-case letters a to z, each once. This excludes names.
 inline std::set<std::string> small_words(std::string_view text) {
   std::set<std::string> words;
   for (size_t i = 0; i < text.size();) {
@@ -37,7 +37,7 @@ inline std::set<std::string> small_words(std::string_view text) {
   return words;
 }
 
-// Words of grammar, and what people do in every story: none of them says what a story is about.
+// Function words, and verbs of every story. They do not describe a particular story.
 inline bool is_function_word(const std::string& word) {
   static const std::set<std::string> kWords = {
       "about",   "after", "all",      "also",   "always",  "and",    "any",    "anymore", "are",        "around",
@@ -57,7 +57,7 @@ inline bool is_function_word(const std::string& word) {
   return kWords.count(word) > 0;
 }
 
-// Sentences of a story that hold no quotation mark and no line break, with their full stop.
+// The sentences of a story without quotation marks and line breaks, with their full stop.
 inline std::vector<std::string> sentences(std::string_view story) {
   std::vector<std::string> out;
   for (size_t begin = 0; begin < story.size();) {
@@ -76,7 +76,7 @@ inline bool has_any(const std::set<std::string>& words, std::initializer_list<co
   return std::any_of(wanted.begin(), wanted.end(), [&](const char* w) { return words.count(w) > 0; });
 }
 
-// What a story shows plainly, of kFeatures. A feature that it does not show may still be there.
+// The features of a story that the rules detect. A story may have others.
 inline std::vector<std::string> features_of(std::string_view story) {
   std::vector<std::string> found;
   if (std::count(story.begin(), story.end(), '"') >= 4) found.push_back(kFeatures[0]);
@@ -94,7 +94,7 @@ inline std::vector<std::string> features_of(std::string_view story) {
 
 }  // namespace instruct_detail
 
-// Knows how rare the words of some stories are.
+// Generates instructions, with the word frequencies of a set of stories.
 class Instructor {
  public:
   explicit Instructor(const std::vector<std::string_view>& stories) : stories_(double(stories.size())) {
@@ -102,7 +102,7 @@ class Instructor {
       for (const std::string& word : instruct_detail::small_words(story)) stories_with_[word]++;
   }
 
-  // An instruction for a story; each part is there in most cases, and none in some. The same generator gives the same.
+  // An instruction for a story. Each field is chosen at random; all may be empty. Deterministic for a generator state.
   Instruction instruction(std::string_view story, std::mt19937_64& random) const {
     Instruction i;
     if (share(random) < 0.75) i.words = choose_words(story, 1 + int(4 * share(random)), random);
@@ -112,13 +112,13 @@ class Instructor {
   }
 
  private:
-  static constexpr double kCommon = 0.5;  // what is in more of the stories says nothing about one
+  static constexpr double kCommon = 0.5;  // words in more than this share of the stories are not used
   static constexpr size_t kLongestSummary = 120;
 
-  // From 0 to below 1, the same with every library.
+  // Uniform in [0, 1), the same with every standard library.
   static double share(std::mt19937_64& random) { return double(random() >> 11) / 9007199254740992.0; }
 
-  // 0 for words that say nothing or, being in one story only, cannot be learnt.
+  // 0 for common words, and for words of a single story, which cannot be learned.
   double rarity(const std::string& word) const {
     const auto known = stories_with_.find(word);
     if (known == stories_with_.end() || known->second < 2 || known->second > kCommon * stories_ ||
@@ -127,7 +127,7 @@ class Instructor {
     return std::log(stories_ / known->second);
   }
 
-  // Up to n different words, each drawn with a chance in proportion to its rarity.
+  // Up to n different words, drawn with probabilities proportional to their rarity.
   std::vector<std::string> choose_words(std::string_view story, int n, std::mt19937_64& random) const {
     const std::set<std::string> all = instruct_detail::small_words(story);
     std::vector<std::string> left(all.begin(), all.end()), chosen;
@@ -150,7 +150,10 @@ class Instructor {
     for (const std::string& sentence : instruct_detail::sentences(story)) {
       double sum = 0;
       for (const std::string& word : instruct_detail::small_words(sentence)) sum += rarity(word);
-      if (sum > most && sentence.size() <= kLongestSummary) most = sum, best = sentence;
+      if (sum > most && sentence.size() <= kLongestSummary) {
+        most = sum;
+        best = sentence;
+      }
     }
     return best;
   }
@@ -159,9 +162,8 @@ class Instructor {
   std::unordered_map<std::string, int> stories_with_;
 };
 
-// Some stories in their order as a text (see split_stories); a share of them, drawn at random, behind an instruction,
-// most of which ask for something. The same seed makes the same text on every machine; other seeds ask for other things
-// in the same stories.
+// Stories in order as one text (see split_stories). A share of them, drawn at random, follows an instruction, which may
+// be empty. The same seed gives the same text on every machine; other seeds give other instructions.
 inline std::string instruct_stories(const std::vector<std::string_view>& stories, uint64_t seed, double share = 1) {
   const Instructor instructor(stories);
   std::mt19937_64 random(seed);

@@ -1,12 +1,12 @@
-// instruction.hpp: how a story is ordered. What a model is trained on (models/instruct.hpp) and what `run --words` asks
-// it for are written here, so that they are the same to the letter:
+// instruction.hpp: the prompt format of instructions for stories. Training (models/instruct.hpp) and `run --words` both
+// use this code, so that their prompts are identical:
 //
 //   Words: dog, cake, sad
 //   Features: Dialogue, Moral
 //   Summary: Tim's dog ate the cake.
 //   Story: Once upon a time ...
 //
-// Each of the first three lines may be missing; without any of them there is no "Story:" either.
+// Each of the first three lines is optional. Without all of them "Story:" is omitted too.
 #pragma once
 
 #include <string>
@@ -16,22 +16,26 @@ namespace pocket {
 
 inline constexpr const char* kFeatures[] = {"Dialogue", "Moral", "Sad ending"};
 
+// The features as a list for messages.
 inline std::string feature_names() {
   std::string names;
   for (const char* f : kFeatures) names += (names.empty() ? "" : ", ") + std::string(f);
   return names;
 }
 
-// What a trainer puts into the provenance of a model that knows this, and `run` looks for.
+// This line in the provenance of a model file marks a model that was trained on instructions. Existing files contain
+// it.
 inline constexpr char kTakesInstructions[] = "writes on command: --words, --features, --summary\n";
 
+// The fields of an instruction.
 struct Instruction {
-  std::vector<std::string> words, features;  // features: some of kFeatures
+  std::vector<std::string> words;
+  std::vector<std::string> features;  // from kFeatures
   std::string summary;
   bool empty() const { return words.empty() && features.empty() && summary.empty(); }
 };
 
-// The text to go on with, up to "Story:"; the story follows behind a space. Of an empty instruction: "".
+// The prompt, up to "Story:"; the story follows after a space. Empty for an empty instruction.
 inline std::string instruction_prompt(const Instruction& i) {
   const auto list = [](const char* name, const std::vector<std::string>& entries) {
     std::string line;

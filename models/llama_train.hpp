@@ -1,12 +1,12 @@
-// llama_train.hpp: a Llama whose weights can be learned: parameters, forward with saved activations, and the backward
-// pass, written by hand. Names as in run.cpp and the papers; T is the number of tokens of a sequence.
+// llama_train.hpp: a trainable Llama: parameters, the forward pass with saved activations, and a hand-written backward
+// pass. Names as in run.cpp and the papers; T is the number of tokens of a sequence.
 #pragma once
 
 #include "train_blocks.hpp"
 
 namespace pocket {
 
-// All tensors of a model that are learned, in the order of the file. A tied model has no output matrix of its own.
+// All trained tensors of a model, in the order of the file. A tied model has no output matrix.
 inline std::vector<Parameter> parameters_of(const Config& c) {
   std::vector<TensorSpec> specs = tensor_specs(c);
   if (c.tied) specs.pop_back();
@@ -14,6 +14,7 @@ inline std::vector<Parameter> parameters_of(const Config& c) {
 }
 inline size_t count_parameters(const Config& c) { return count_parameters(parameters_of(c)); }
 
+// The weights of one layer.
 struct LearnedLayer {
   size_t attention_norm, ffn_norm;  // (dim)
   LearnedMatrix qkv;                // (q_dim + 2 kv_dim, dim)
@@ -22,6 +23,7 @@ struct LearnedLayer {
   LearnedMatrix w2;                 // (dim, hidden_dim)
 };
 
+// The weights of a Llama in training.
 class TrainModel : public LearnedWeights {
  public:
   explicit TrainModel(const Config& c) : LearnedWeights(parameters_of(c)), config(c) {
@@ -44,12 +46,12 @@ class TrainModel : public LearnedWeights {
   std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, const PassOptions& options) const override;
 };
 
-// Activations of one sequence: what backward() wants of each layer, and scratch.
+// Activations of one sequence: the ones that backward() needs of each layer, and scratch memory.
 class Activated {
  public:
   struct OfLayer {
     Rows x, xn;                  // (T, dim): input, and normalized
-    Rows qkv;                    // (T, q_dim + 2 kv_dim), queries and keys turned to their positions
+    Rows qkv;                    // (T, q_dim + 2 kv_dim), with rotated queries and keys
     Attention::Saved attention;  //
     Rows middle, mn;             // (T, dim): after attention, and normalized
     Rows gate_up;                // (T, 2 hidden_dim)
@@ -79,19 +81,24 @@ class Activated {
     attention.lay_out(place, t);
     for (OfLayer& l : layers) {
       for (Rows* m : {&l.x, &l.xn, &l.middle, &l.mn}) place(*m, t, c.dim);
-      place(l.qkv, t, qkv), attention.lay_out_saved(place, l.attention);
+      place(l.qkv, t, qkv);
+      attention.lay_out_saved(place, l.attention);
       place(l.gate_up, t, 2 * c.hidden_dim);
     }
     for (Rows* m : {&x, &xn, &dx, &dnorm}) place(*m, t, c.dim);
-    place(hidden, t, c.hidden_dim), place(dhidden, t, c.hidden_dim);
+    place(hidden, t, c.hidden_dim);
+    place(dhidden, t, c.hidden_dim);
     place(logits, kLossRows, c.vocab_size);
-    place(dqkv, t, qkv), place(dattention, t, c.q_dim()), place(dgate_up, t, 2 * c.hidden_dim);
-    return place.floats() + row_stride(c.head_dim);  // a head is read in whole vectors, also the last one
+    place(dqkv, t, qkv);
+    place(dattention, t, c.q_dim());
+    place(dgate_up, t, 2 * c.hidden_dim);
+    return place.floats() + row_stride(c.head_dim);  // even the last head is read in whole vectors
   }
 
   Floats memory_;
 };
 
+// Runs sequences through a TrainModel.
 class LlamaPass : public SequencePass {
  public:
   LlamaPass(const TrainModel& model, const TrainKernels& kernels, const PassOptions& options)
@@ -101,8 +108,8 @@ class LlamaPass : public SequencePass {
         a_(model.config, options.tokens),
         rotation_(model.config, options.tokens) {}
 
-  static size_t bytes(const Config& c, int tokens, int rank, bool taught) {
-    return SequencePass::bytes(c.vocab_size, c.dim, tokens, rank, taught) + Activated::bytes(c, tokens);
+  static size_t bytes(const Config& c, int tokens, int rank, bool has_teacher) {
+    return SequencePass::bytes(c.vocab_size, c.dim, tokens, rank, has_teacher) + Activated::bytes(c, tokens);
   }
 
   void forward(const Window& w) override {
@@ -139,17 +146,17 @@ class LlamaPass : public SequencePass {
     for (int t = 0; t < n_; t++) k_.rmsnorm(x.row(t), m_.values.data() + weight, y.row(t), c_.dim, c_.norm_eps);
   }
 
-  // dx += the gradient of a norm's input x, from that of its output in dnorm.
+  // dx += the gradient of a norm's input x, from the gradient of its output in dnorm.
   void norm_backward(const Rows& x, size_t weight) {
     float* dweight = vector_gradient(weight);
     for (int t = 0; t < n_; t++)
-      k_.rmsnorm_backward(a_.dnorm.row(t), x.row(t), m_.values.data() + weight, a_.dx.row(t), dweight, c_.dim,
+      k_.rmsnorm_backward({a_.dnorm.row(t), x.row(t), m_.values.data() + weight, a_.dx.row(t), dweight, c_.dim},
                           c_.norm_eps);
   }
 
   void rope(const Rows& qkv, const std::vector<float>& sin) {
     const int half = c_.head_dim / 2;
-    for (int t = 0; t < n_; t++)  // the keys lie behind the queries
+    for (int t = 0; t < n_; t++)  // the keys follow the queries
       k_.rope(qkv.row(t), c_.n_heads + c_.n_kv_heads, c_.head_dim, rotation_.cos.data() + t * half,
               sin.data() + t * half);
   }
@@ -161,7 +168,7 @@ class LlamaPass : public SequencePass {
     norm(a.x, m.attention_norm, a.xn);
     by_weight(a.xn, n_, m.qkv, a.qkv);
     rope(a.qkv, rotation_.sin);
-    a_.attention.forward(k_, a.qkv, w.first, n_, a.attention);
+    a_.attention.forward({k_, a.qkv, w.first, n_}, a.attention);
     copy(a.x, a.middle, n_, c_.dim);
     by_weight(a.attention.out, n_, m.wo, a.middle, true);
     norm(a.middle, m.ffn_norm, a.mn);
@@ -172,7 +179,7 @@ class LlamaPass : public SequencePass {
     by_weight(a_.hidden, n_, m.w2, out, true);
   }
 
-  // dx: from the gradient of the layer's output to that of its input.
+  // dx: on entry the gradient of the layer's output, on return the gradient of its input.
   void layer_backward(int l, const Window& w) {
     const LearnedLayer& m = m_.layers[size_t(l)];
     Activated::OfLayer& a = a_.layers[size_t(l)];
@@ -187,7 +194,7 @@ class LlamaPass : public SequencePass {
     weight_backward(m.gate_up, a.mn, a_.dgate_up, n_, a_.dnorm);
     norm_backward(a.middle, m.ffn_norm);
     weight_backward(m.wo, a.attention.out, a_.dx, n_, a_.dattention);
-    a_.attention.backward(k_, a.qkv, w.first, n_, a.attention, a_.dattention, a_.dqkv);
+    a_.attention.backward({k_, a.qkv, w.first, n_}, a.attention, a_.dattention, a_.dqkv);
     rope(a_.dqkv, rotation_.minus_sin);
     weight_backward(m.qkv, a.xn, a_.dqkv, n_, a_.dnorm);
     norm_backward(a.x, m.attention_norm);
@@ -203,6 +210,20 @@ class LlamaPass : public SequencePass {
 inline std::unique_ptr<SequencePass> TrainModel::new_pass(const TrainKernels& kernels,
                                                           const PassOptions& options) const {
   return std::make_unique<LlamaPass>(*this, kernels, options);
+}
+
+// Initial weights: matrices are normal with standard deviation 0.5 / sqrt(cols), divided by sqrt(2 n_layers) for the
+// matrices that add to the residual stream; norms are 1.
+inline void initialize(TrainModel& m, uint64_t seed) {
+  for (const Parameter& p : m.parameters) {
+    if (!p.decays()) {
+      std::fill(m.values.data() + p.offset, m.values.data() + p.offset + p.spec.cols, 1.f);
+      continue;
+    }
+    const std::string last = p.spec.name.substr(p.spec.name.rfind('.') + 1);
+    const double added = last == "wo" || last == "w2" ? 1 / std::sqrt(2.0 * m.config.n_layers) : 1;
+    fill_normal(p, 0.5 / std::sqrt(double(p.spec.cols)) * added, seed, m.values);
+  }
 }
 
 }  // namespace pocket

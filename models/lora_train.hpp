@@ -1,5 +1,5 @@
-// lora_train.hpp: which tensors get LoRA's adapters, how those begin, and the folder they are saved in: that of the
-// PEFT library, which export/lora.hpp merges into a model.
+// lora_train.hpp: LoRA adapters in training: which tensors get them, their initial values, and the folder they are
+// saved in, which has the format of the PEFT library and is read by export/lora.hpp.
 #pragma once
 
 #include <sys/stat.h>
@@ -14,17 +14,18 @@
 
 namespace pocket {
 
-// What can be adapted, by PEFT's names. An output that is the embedding table cannot.
+// The modules that can have adapters, by PEFT's names. lm_head cannot where it is tied to the embedding.
 inline constexpr const char* kLoraTargets[] = {"q_proj",    "k_proj",  "v_proj",    "o_proj",
                                                "gate_proj", "up_proj", "down_proj", "lm_head"};
 
+// The settings of adapters.
 struct LoraPlan {
   int32_t rank = 0;      // 0: no adapters
-  float alpha = 0;       // B A counts alpha / rank times
+  float alpha = 0;       // B A is scaled by alpha / rank
   uint32_t targets = 0;  // bit i: kLoraTargets[i]
 };
 
-// "q_proj,v_proj" to bits; "" is every matrix of the blocks. False with `error` set if one is unknown.
+// Parses "q_proj,v_proj" to bits; "" means every matrix of the blocks. False with `error` set on an unknown name.
 inline bool parse_lora_targets(const std::string& text, uint32_t& targets, std::string& error) {
   targets = text.empty() ? 0x7f : 0;
   std::string names;
@@ -41,7 +42,7 @@ inline bool parse_lora_targets(const std::string& text, uint32_t& targets, std::
   return true;
 }
 
-// The tensors of a model that are adapted: PEFT's name of the module, and the tensor.
+// The tensors of a model that get adapters, with PEFT's name of the module.
 inline std::vector<std::pair<std::string, Parameter>> adapted_modules(const Config& c, uint32_t targets) {
   std::vector<std::pair<std::string, Parameter>> all;
   const std::vector<Parameter> parameters = parameters_of(c);
@@ -54,7 +55,7 @@ inline std::vector<std::pair<std::string, Parameter>> adapted_modules(const Conf
   return all;
 }
 
-// Whether a model can have these adapters.
+// Checks that a model can have these adapters.
 inline bool check_lora(const Config& c, const LoraPlan& plan, std::string& error) {
   if (plan.targets >> 7 & 1 && c.tied)
     return fail(error, "--lora-targets: lm_head: this model's output is its embedding, which LoRA leaves alone");
@@ -66,7 +67,7 @@ inline bool check_lora(const Config& c, const LoraPlan& plan, std::string& error
   return true;
 }
 
-// Their shapes and places; no values yet.
+// The shapes and places of a model's adapters, without values.
 inline Adapters adapters_for(const Config& c, const LoraPlan& plan) {
   Adapters out;
   out.rank = plan.rank;
@@ -84,8 +85,8 @@ inline Adapters adapters_for(const Config& c, const LoraPlan& plan) {
   return out;
 }
 
-// As PEFT begins: b is zero, so that nothing is changed yet; a is uniform in +-1 / sqrt(cols), Kaiming's with the slope
-// sqrt(5) that torch.nn.Linear has. In PEFT's order, a row of A after the other.
+// Initial values as in PEFT: B is zero, so that the model is unchanged at first; A is uniform in +-1 / sqrt(cols), the
+// Kaiming initialization with slope sqrt(5) of torch.nn.Linear. In PEFT's order, row by row of A.
 inline void initialize(Adapters& adapters, uint64_t seed) {
   for (const LowRank& l : adapters.all) {
     const double bound = 1 / std::sqrt(double(l.cols));
@@ -99,6 +100,7 @@ inline void initialize(Adapters& adapters, uint64_t seed) {
 
 // ---- The folder ----
 
+// The text of adapter_config.json.
 inline std::string lora_config_json(const LoraPlan& plan) {
   char alpha[32];
   std::snprintf(alpha, sizeof alpha, "%.9g", double(plan.alpha));
@@ -130,21 +132,22 @@ inline std::string lora_tensors(const Adapters& adapters) {
               std::to_string(data.size()) + "]}";
   }
   header += "}";
-  header.resize(round_up<size_t>(header.size(), 8), ' ');  // the numbers lie on multiples of 8 bytes
+  header.resize(round_up<size_t>(header.size(), 8), ' ');  // data begins at a multiple of 8 bytes
   const uint64_t size = header.size();
   return std::string(reinterpret_cast<const char*>(&size), sizeof size) + header + data;
 }
 
-// What would not be replaced: write_adapter() makes a folder, it does not touch one that is there.
+// write_adapter() does not replace an existing folder. Fails if `folder` exists.
 inline bool check_adapter_folder(const std::string& folder, std::string& error) {
   struct stat info = {};
   if (lstat(folder.c_str(), &info) != 0) return true;
-  return fail(error, folder + ": expected a folder that is not there yet, found " +
-                         (is_directory(folder) ? "one; delete it, or name another" : "a file; name another"));
+  return fail(error,
+              folder + ": already exists; " +
+                  (is_directory(folder) ? "delete the folder or choose another" : "choose the name of a new folder"));
 }
 
-// Writes the folder under another name beside its own, which it gets when it is whole. On failure returns false with
-// `error` set and leaves nothing behind.
+// Writes the folder under a temporary name and renames it when it is complete. On failure returns false with `error`
+// set and leaves no files.
 inline bool write_adapter(const std::string& folder, const LoraPlan& plan, const Adapters& adapters,
                           std::string& error) {
   if (!check_adapter_folder(folder, error)) return false;

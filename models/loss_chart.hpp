@@ -1,5 +1,4 @@
-// loss_chart.hpp: how a training goes, as a table (loss.csv) that grows while it runs, and as a chart (loss.svg) for a
-// person to look at.
+// loss_chart.hpp: the losses of a training: a table (loss.csv) that grows while it runs, and a chart (loss.svg).
 #pragma once
 
 #include <fcntl.h>
@@ -17,19 +16,20 @@
 #include <string_view>
 #include <vector>
 
-#include "../export/output_file.hpp"
 #include "../export/engine.hpp"
+#include "../export/output_file.hpp"
 
 namespace pocket {
 
-// A line of loss.csv. NaN is what was not measured at this step: an empty field of the table, no point of the chart.
+// A row of loss.csv. NaN marks a value that was not measured at this step: an empty field of the table, no point of the
+// chart.
 struct LossRow {
   static constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
   int64_t step = 0;                          // optimizer steps done
-  int64_t tokens = 0;                        // trained on so far
-  double seconds = 0;                        // since the training began
-  double train = kNone, validation = kNone;  // mean loss in nats a token
+  int64_t tokens = 0;                        // tokens trained on so far
+  double seconds = 0;                        // time of training so far
+  double train = kNone, validation = kNone;  // mean loss in nats per token
   double bits_per_character = kNone;         // of the validation text
   double learning_rate = kNone;
 };
@@ -65,13 +65,14 @@ inline bool parse_csv_line(std::string_view line, LossRow& r) {
     if (comma == line.npos || (end && *end)) return false;
     line.remove_prefix(comma + 1);
   }
-  constexpr double kMost = 9e15;  // what a double counts exactly
+  constexpr double kMost = 9e15;  // integers up to here are exact in a double
   if (!line.empty() || !(step >= 0 && step < kMost) || !(tokens >= 0 && tokens < kMost)) return false;
-  r.step = int64_t(step), r.tokens = int64_t(tokens);
+  r.step = int64_t(step);
+  r.tokens = int64_t(tokens);
   return true;
 }
 
-// A number of tokens as one says it: 500, 20k, 1.5M, 3B.
+// A number of tokens in short: 500, 20k, 1.5M, 3B.
 inline std::string short_count(double n) {
   return n >= 1e9   ? format("%gB", n / 1e9)
          : n >= 1e6 ? format("%gM", n / 1e6)
@@ -86,15 +87,15 @@ inline std::string escape_xml(std::string_view text) {
     tokenizer_detail::take_character(text, false, c);
     if (c == "<") c = "&lt;";
     if (c == "&") c = "&amp;";
-    out += c.size() == 1 && uint8_t(c[0]) < 32 ? " " : c;  // XML knows no control characters
+    out += c.size() == 1 && uint8_t(c[0]) < 32 ? " " : c;  // XML has no control characters
   }
   return out;
 }
 
-// Where values lie along an axis of the drawing, and the values that are marked on it.
+// An axis of the drawing: the positions of values along it, and its tick marks.
 struct Axis {
-  double low, high;  // values
-  double from, to;   // where they are drawn
+  double low, high;  // range of values
+  double from, to;   // their positions in the drawing
   bool logarithmic = false;
   std::vector<double> ticks = {};
 
@@ -104,7 +105,7 @@ struct Axis {
   }
 };
 
-// Marks of 1, 2 or 5 times a power of ten, at most `most` steps, from below `low` to above `high`.
+// Ticks at multiples of 1, 2 or 5 times a power of ten, at most `most` steps, from below `low` to above `high`.
 inline Axis linear_axis(double low, double high, double from, double to, int most) {
   const double width = high > low ? high - low : std::max(1e-3, std::fabs(high));
   double step = std::pow(10, std::floor(std::log10(width / most)));
@@ -116,7 +117,7 @@ inline Axis linear_axis(double low, double high, double from, double to, int mos
   return a;
 }
 
-// Logarithmic where the tokens grow by ten times or more, since loss falls with the logarithm of what was seen.
+// Logarithmic if the number of tokens grows tenfold or more, since the loss falls with the logarithm of it.
 inline Axis token_axis(double first, double last, double from, double to) {
   if (!(first > 0 && last >= 10 * first)) return linear_axis(0, std::max(last, 1.0), from, to, 10);
   Axis a = {first, last, from, to, true};
@@ -127,7 +128,7 @@ inline Axis token_axis(double first, double last, double from, double to) {
   return a;
 }
 
-// The drawing is 960 x 520; the plot within it:
+// The drawing is 960 x 520. The area of the plot:
 inline constexpr double kLeft = 80, kRight = 930, kTop = 60, kBottom = 450;
 
 inline constexpr char kStyle[] =
@@ -168,11 +169,11 @@ inline std::string draw_axes(const Axis& x, const Axis& y) {
   return out + "</g>\n" + frame +
          text_at((kLeft + kRight) / 2, kBottom + 45, "middle",
                  x.logarithmic ? "tokens trained on (logarithmic)" : "tokens trained on") +
-         "<g transform=\"rotate(-90)\">" + text_at(-(kTop + kBottom) / 2, 24, "middle", "loss, nats a token") +
+         "<g transform=\"rotate(-90)\">" + text_at(-(kTop + kBottom) / 2, 24, "middle", "loss, nats per token") +
          "</g>\n";
 }
 
-// The rows that have this value and a place on the axis, without those that lie within half a unit of the one before.
+// The rows that have this value and a position on the axis, without rows within half a unit of the previous one.
 inline std::vector<LossRow> visible(const std::vector<LossRow>& rows, double LossRow::*value, const Axis& x) {
   std::vector<LossRow> out;
   for (size_t i = 0; i < rows.size(); i++) {
@@ -193,18 +194,18 @@ inline std::string draw_curve(const std::vector<LossRow>& rows, double LossRow::
   return std::string("<polyline class=\"") + style + "\" points=\"" + points + "\"/>\n";
 }
 
-// A dot for each validation, which says its figures when one points at it.
+// A dot for each validation, with its figures as a tooltip.
 inline std::string draw_dots(const std::vector<LossRow>& rows, const Axis& x, const Axis& y) {
   std::string out;
   for (const LossRow& r : visible(rows, &LossRow::validation, x))
     out += "<circle cx=\"" + format("%.2f", x.at(double(r.tokens))) + "\" cy=\"" + format("%.2f", y.at(r.validation)) +
            "\" r=\"3\"><title>step " + std::to_string(r.step) + ", " + std::to_string(r.tokens) + " tokens, " +
-           format("%.0f s: ", r.seconds) + format("%.4f nats a token", r.validation) +
-           format(", %.4f bits a character", r.bits_per_character) + "</title></circle>\n";
+           format("%.0f s: ", r.seconds) + format("%.4f nats per token", r.validation) +
+           format(", %.4f bits per character", r.bits_per_character) + "</title></circle>\n";
   return out;
 }
 
-// The last value of each curve, in words.
+// The legend, with the last value of each curve.
 inline std::string draw_legend(const std::vector<LossRow>& rows) {
   LossRow last;
   for (const LossRow& r : rows) {
@@ -213,9 +214,10 @@ inline std::string draw_legend(const std::vector<LossRow>& rows) {
     if (std::isfinite(r.bits_per_character)) last.bits_per_character = r.bits_per_character;
   }
   std::string train = "training", validation = "validation";
-  if (std::isfinite(last.train)) train += format(" %.3f nats a token", last.train);
-  if (std::isfinite(last.validation)) validation += format(" %.3f nats a token", last.validation);
-  if (std::isfinite(last.bits_per_character)) validation += format(", %.3f bits a character", last.bits_per_character);
+  if (std::isfinite(last.train)) train += format(" %.3f nats per token", last.train);
+  if (std::isfinite(last.validation)) validation += format(" %.3f nats per token", last.validation);
+  if (std::isfinite(last.bits_per_character))
+    validation += format(", %.3f bits per character", last.bits_per_character);
   const double x = kRight - 430, y = kTop + 25;
   return "<g id=\"legend\">\n" + line_of("train", x, y - 5, x + 30, y - 5) + text_at(x + 38, y, "start", train) +
          line_of("validation", x, y + 17, x + 30, y + 17) + text_at(x + 38, y + 22, "start", validation) + "</g>\n";
@@ -223,14 +225,14 @@ inline std::string draw_legend(const std::vector<LossRow>& rows) {
 
 }  // namespace chart_detail
 
-// The rows as a table, with a line of names above.
+// The rows as CSV, with a header line.
 inline std::string loss_csv(const std::vector<LossRow>& rows) {
   std::string text = chart_detail::kHeader;
   for (const LossRow& r : rows) text += chart_detail::csv_line(r);
   return text;
 }
 
-// Reads what loss_csv() wrote. A last line without its end, of a program that was killed, is left out.
+// Parses the output of loss_csv(). An incomplete last line, left by a program that was killed, is ignored.
 inline bool parse_loss_csv(std::string_view text, std::vector<LossRow>& rows, std::string& error) {
   rows.clear();
   size_t number = 1;
@@ -238,17 +240,17 @@ inline bool parse_loss_csv(std::string_view text, std::vector<LossRow>& rows, st
     const std::string_view line = text.substr(0, end + 1);
     text.remove_prefix(end + 1);
     if (number == 1 && line != chart_detail::kHeader)
-      return fail(error, "line 1: expected the names of a loss table, found '" +
+      return fail(error, "line 1: expected the header of a loss table, found '" +
                              std::string(line.substr(0, line.size() - 1)) + "'");
     if (number > 1 && !chart_detail::parse_csv_line(line, rows.emplace_back()))
       return fail(error, "line " + std::to_string(number) + ": expected 7 numbers, found '" +
                              std::string(line.substr(0, line.size() - 1)) + "'");
   }
-  return number > 1 || fail(error, "expected a loss table, found none");
+  return number > 1 || fail(error, "expected a loss table, found no complete line");
 }
 
-// A drawing of both losses over tokens, in SVG; it needs nothing else and follows the viewer's light or dark scheme.
-// title: UTF-8, said above it.
+// A chart of both losses over tokens, as a self-contained SVG that follows the viewer's light or dark scheme. title:
+// UTF-8, drawn above the chart.
 inline std::string loss_svg(const std::vector<LossRow>& rows, const std::string& title) {
   using namespace chart_detail;
   double first = 0, last = 0, low = INFINITY, high = -INFINITY;
@@ -259,8 +261,10 @@ inline std::string loss_svg(const std::vector<LossRow>& rows, const std::string&
   const Axis x = token_axis(first, last, kLeft, kRight);
   for (const LossRow& r : rows)
     for (double loss : {r.train, r.validation})
-      if (std::isfinite(loss) && !(x.logarithmic && r.tokens <= 0))
-        low = std::min(low, loss), high = std::max(high, loss);
+      if (std::isfinite(loss) && !(x.logarithmic && r.tokens <= 0)) {
+        low = std::min(low, loss);
+        high = std::max(high, loss);
+      }
   const Axis y = linear_axis(high < low ? 0 : low, high < low ? 1 : high, kBottom, kTop, 8);
   return "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 960 520\" width=\"960\" height=\"520\" "
          "role=\"img\">\n<title>" +
@@ -270,7 +274,7 @@ inline std::string loss_svg(const std::vector<LossRow>& rows, const std::string&
          draw_dots(rows, x, y) + draw_legend(rows) + "</svg>\n";
 }
 
-// A table and a chart that grow with a training.
+// The files of the table and the chart of a running training.
 class LossLog {
  public:
   LossLog() = default;
@@ -278,19 +282,21 @@ class LossLog {
   LossLog& operator=(const LossLog&) = delete;
   ~LossLog() { close(); }
 
-  // Begins the table anew; or, with resume_step >= 0, goes on with the one that is there from that step: later rows are
-  // taken out, since their steps come again. On failure returns false with `error` set, which names the file: it is no
-  // loss table, or cannot be written.
+  // Starts a new table; or, with resume_step >= 0, continues the existing one from that step: later rows are removed,
+  // since their steps are repeated. On failure returns false with `error` set: the file is not a loss table, or cannot
+  // be written.
   bool open(const std::string& csv, const std::string& svg, const std::string& title, int64_t resume_step,
             std::string& error) {
     close();
-    csv_ = csv, svg_ = svg, title_ = title;
+    csv_ = csv;
+    svg_ = svg;
+    title_ = title;
     rows_.clear();
     std::string text;
     if (resume_step >= 0 && access(csv.c_str(), F_OK) == 0) {
       if (!read_small_file(csv, kMostBytes, text, error)) return false;
       if (!parse_loss_csv(text, rows_, error))
-        return fail(error, csv + ": " + error + "; move it away, and a new one is begun");
+        return fail(error, csv + ": " + error + "; move the file to start a new table");
       while (!rows_.empty() && rows_.back().step > resume_step) rows_.pop_back();
     }
     if (!write_whole_file(csv, loss_csv(rows_), error)) return false;
@@ -298,7 +304,7 @@ class LossLog {
     return file_ >= 0 || fail(error, csv + ": " + std::strerror(errno));
   }
 
-  // Adds a row to the table, at once: who follows the file sees it. Where the disk is full the table keeps whole rows.
+  // Appends a row to the table immediately. If the disk is full, the table keeps only complete rows.
   bool add(const LossRow& row, std::string& error) {
     const std::string line = chart_detail::csv_line(row);
     const off_t before = lseek(file_, 0, SEEK_END);
@@ -308,10 +314,10 @@ class LossLog {
       return true;
     }
     fail(error, csv_ + ": " + std::strerror(written < 0 ? errno : ENOSPC));
-    return written > 0 && ftruncate(file_, before) != 0 ? fail(error, error + "; its last line is not whole") : false;
+    return written > 0 && ftruncate(file_, before) != 0 ? fail(error, error + "; the last line is incomplete") : false;
   }
 
-  // Draws the chart of all rows anew.
+  // Writes the chart of all rows.
   bool draw(std::string& error) const { return write_whole_file(svg_, loss_svg(rows_, title_), error); }
 
   const std::vector<LossRow>& rows() const { return rows_; }

@@ -1,4 +1,5 @@
-// optimizer.hpp: gradients of a batch, summed in a fixed order, and AdamW with warm-up, a cosine and a clipped norm.
+// optimizer.hpp: the gradient of a batch, summed in a fixed order, and AdamW with warm-up, cosine decay of the learning
+// rate and a clipped gradient norm.
 #pragma once
 
 #include <cmath>
@@ -6,11 +7,11 @@
 #include <memory>
 #include <vector>
 
-#include "llama_train.hpp"
+#include "train_blocks.hpp"
 
 namespace pocket {
 
-// The learning rate of step 0 ... steps - 1: up in a straight line over `warmup` steps, then down half a cosine to 0.
+// The learning rate of step 0 ... steps - 1: a linear rise over `warmup` steps, then half a cosine down to 0.
 inline double learning_rate(double highest, int64_t step, int64_t warmup, int64_t steps) {
   if (step < warmup) return highest * double(step + 1) / double(warmup + 1);
   const double share = double(step - warmup) / double(std::max<int64_t>(1, steps - warmup));
@@ -19,20 +20,22 @@ inline double learning_rate(double highest, int64_t step, int64_t warmup, int64_
   return highest * 0.5 * (1 + cosine);
 }
 
+// Settings of AdamW.
 struct AdamOptions {
   double beta1 = 0.9, beta2 = 0.99, eps = 1e-8;
-  double decay = 0.1;  // of matrices, decoupled: a step takes rate * decay of each weight away
-  double clip = 1;     // the longest gradient that is believed
+  double decay = 0.1;  // weight decay of matrices, decoupled: a step subtracts rate * decay of each weight
+  double clip = 1;     // largest norm of the gradient; longer ones are scaled down
 };
 
-// A model, its optimizer, and the threads that they run on.
+// A model, its optimizer, and the threads they run on.
 class Trainer {
  public:
-  // Sequences of at most `tokens` tokens. kernels: see find_train_kernels(). teacher: null if there is none.
+  // For sequences of at most `tokens` tokens. kernels: see find_train_kernels(). teacher: null if there is none.
   Trainer(LearnedWeights& model, int threads, int tokens, const TrainKernels& kernels, Teacher* teacher = nullptr)
       : m_(model), k_(kernels), pool_(threads) {
     const size_t n = model.learned().size();
-    mean = Floats(n), square = Floats(n);
+    mean = Floats(n);
+    square = Floats(n);
     for (int i = 0; i < pool_.threads(); i++) passes_.push_back(model.new_pass(kernels, {tokens, teacher, i}));
     for (const Parameter& p : model.learned_parameters())
       for (size_t at = 0; at < p.size(); at += kPiece)
@@ -41,8 +44,8 @@ class Trainer {
     m_.pack_weights(pool_, k_);
   }
 
-  // Bytes that training takes: weights and packed weights; what is learned, optimizer, gradients; a pass (see
-  // LearnedWeights::new_pass) for each thread.
+  // Bytes of memory that training takes: weights and packed weights; trained values, optimizer state and gradients; a
+  // SequencePass for each thread.
   static size_t memory_bytes(const std::vector<Parameter>& all, const Adapters& adapters, size_t pass_bytes,
                              int threads, int batch) {
     const size_t n = floats_of(all), added = floats_of(adapters.parameters), learned = adapters.rank > 0 ? added : n;
@@ -50,16 +53,16 @@ class Trainer {
            size_t(threads) * pass_bytes;
   }
 
-  // The mean over the batch's targets of -ln p(target), in nats, or of what a teacher makes of it, and its gradient in
-  // gradient().
+  // Returns the mean loss over the batch's targets: -ln p(target), in nats, or with a teacher the loss of distill_body.
+  // Its gradient is in gradient().
   double learn(const std::vector<Window>& batch) {
     const size_t lanes = std::min<size_t>(batch.size(), kLanes);
     while (lanes_.size() < lanes) lanes_.emplace_back(m_.learned().size());
-    size_t asked = 0;
+    size_t counted = 0;
     for (const Window& w : batch)
-      for (int target : w.targets) asked += target >= 0;
+      for (int target : w.targets) counted += target >= 0;
     std::vector<double> losses(batch.size());
-    const float weight = 1.f / float(std::max<size_t>(asked, 1));
+    const float weight = 1.f / float(std::max<size_t>(counted, 1));
     pool_.parallel_for(int(lanes), [&](int lane, int thread) {
       float* gradient = lanes_[size_t(lane)].data();
       std::memset(gradient, 0, m_.learned().size() * sizeof(float));
@@ -72,13 +75,13 @@ class Trainer {
     double sum = 0;
     for (double loss : losses) sum += loss;
     add_lanes(lanes);
-    return sum / double(std::max<size_t>(asked, 1));
+    return sum / double(std::max<size_t>(counted, 1));
   }
 
   const float* gradient() const { return lanes_[0].data(); }
   double gradient_norm() const { return norm_; }
 
-  // One step of AdamW along gradient(). step counts from 1.
+  // One step of AdamW with gradient(). `step` counts from 1.
   void update(const AdamOptions& o, double rate, int64_t step) {
     const double clip = norm_ > o.clip ? o.clip / norm_ : 1;
     const auto correction = [&](double beta) { return float(1 / (1 - exact::exp(double(step) * exact::log(beta)))); };
@@ -94,7 +97,7 @@ class Trainer {
     m_.pack_weights(pool_, k_);
   }
 
-  // The sum over all targets of -ln p(target), in nats.
+  // The sum of -ln p(target) over all targets, in nats.
   double evaluate(const std::vector<Window>& windows) {
     std::vector<double> losses(windows.size());
     pool_.parallel_for(int(windows.size()), [&](int i, int thread) {
@@ -108,7 +111,7 @@ class Trainer {
     return sum;
   }
 
-  // The logits (vocab_size) that follow some tokens.
+  // The logits (vocab_size) of the token after `ids`.
   const float* next_logits(const std::vector<int>& ids) {
     Window w;
     w.ids = ids;
@@ -118,16 +121,15 @@ class Trainer {
     return pass.logits(int(ids.size()) - 1, 1).data;
   }
 
-  // To be called when values of the model were changed from outside.
+  // Call when values of the model were changed from outside.
   void repack() { m_.pack_weights(pool_, k_); }
 
   Floats mean, square;  // AdamW's: of the gradients, and of their squares
-  // Asked between sequences; once it says yes learn() and evaluate() end early, and what they return and leave means
-  // nothing.
+  // Called between sequences. Once it returns true, learn() and evaluate() end early, and their results are invalid.
   std::function<bool()> cancelled;
 
  private:
-  static constexpr size_t kPiece = 16384;  // floats that a task updates
+  static constexpr size_t kPiece = 16384;  // floats that one task updates
   struct Piece {
     size_t offset;
     int size;
@@ -136,7 +138,7 @@ class Trainer {
 
   bool stopped() const { return cancelled && cancelled(); }
 
-  // Sums the lanes into the first, in order, and the length of the result.
+  // Sums the lanes into the first, in order, and computes the norm of the result.
   void add_lanes(size_t lanes) {
     pool_.parallel_for(int(pieces_.size()), [&](int i, int) {
       const Piece& p = pieces_[size_t(i)];
@@ -152,25 +154,11 @@ class Trainer {
   LearnedWeights& m_;
   const TrainKernels& k_;
   Pool pool_;
-  std::vector<std::unique_ptr<SequencePass>> passes_;  // one for each thread
+  std::vector<std::unique_ptr<SequencePass>> passes_;  // one per thread
   std::vector<Floats> lanes_;                          // gradients
   std::vector<Piece> pieces_;
   std::vector<float> square_sums_;
   double norm_ = 0;
 };
-
-// Matrices get normal numbers of deviation 0.5 / sqrt(cols), those that write to the residual stream smaller ones, the
-// more layers add to it; norms are 1.
-inline void initialize(TrainModel& m, uint64_t seed) {
-  for (const Parameter& p : m.parameters) {
-    if (!p.decays()) {
-      std::fill(m.values.data() + p.offset, m.values.data() + p.offset + p.spec.cols, 1.f);
-      continue;
-    }
-    const std::string last = p.spec.name.substr(p.spec.name.rfind('.') + 1);
-    const double added = last == "wo" || last == "w2" ? 1 / std::sqrt(2.0 * m.config.n_layers) : 1;
-    fill_normal(p, 0.5 / std::sqrt(double(p.spec.cols)) * added, seed, m.values);
-  }
-}
 
 }  // namespace pocket

@@ -1,4 +1,5 @@
-// stories.hpp: a text of stories, as TinyStories has it: one after the other, with a line <|endoftext|> between them.
+// stories.hpp: splits a text into stories, in the format of TinyStories: stories with a line <|endoftext|> between
+// them.
 #pragma once
 
 #include <string_view>
@@ -8,8 +9,8 @@ namespace pocket {
 
 inline constexpr char kStoryEnd[] = "<|endoftext|>";
 
-// The stories of a text in their order, without the white space around them; empty ones are left out. A text without
-// a kStoryEnd is one story. They are views of the text.
+// The stories of a text in order, without surrounding white space and without empty ones. A text without kStoryEnd is
+// one story. The results are views of the text.
 inline std::vector<std::string_view> split_stories(std::string_view text) {
   constexpr char kSpaces[] = " \t\r\n";
   std::vector<std::string_view> stories;

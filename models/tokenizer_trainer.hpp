@@ -1,20 +1,20 @@
-// tokenizer_trainer.hpp: learns a vocabulary for a text by byte-pair encoding (BPE), Sennrich et al. 2016,
-// arxiv.org/abs/1508.07909, and writes it as the .model file that SentencePiece and tokenizer.hpp read.
+// tokenizer_trainer.hpp: trains a vocabulary on a text by byte-pair encoding (BPE), Sennrich et al. 2016,
+// arxiv.org/abs/1508.07909, and writes it as a .model file for SentencePiece and tokenizer.hpp.
 //
 //   Tokenizer::Vocabulary vocabulary;
 //   if (!train_vocabulary(text, 1024, vocabulary, error)) ...
 //   std::string file = sentencepiece_model(vocabulary);     // or, for a model file, Tokenizer::to_blob(vocabulary)
 //
-// The text becomes characters; then, again and again, the two neighbours that stand together most often become one
-// piece, until the vocabulary is full. A piece lies within one word, where a word is letters alone or punctuation
-// alone, with the space before it; digits stay single. With _ for U+2581, which stands for a space:
+// The text is split into characters; then the most frequent pair of neighbours is merged into a piece, repeatedly,
+// until the vocabulary is full. A piece does not cross word boundaries. A word is a run of letters or a run of
+// punctuation, with the space before it; digits stay single. With _ for U+2581, the space:
 //
 //   Tom said, "Go!"  ->  _Tom  _said  ,  _"  Go  !"
 //
-// The pieces, in the order of Llama 2's:   <unk> <s> </s>   <0x00> ... <0xFF>   what was joined     characters
-// their ids and scores:                    0     1   2      3          258      259: 0, -1, -2 ...  and so on
+// The pieces, in the order of Llama 2:   <unk> <s> </s>   <0x00> ... <0xFF>   merged pieces       characters
+// their ids and scores:                  0     1   2      3          258      259: 0, -1, -2 ...  and so on
 //
-// A character that is rare, or a control character such as a newline, has no piece: it is its UTF-8 bytes.
+// Rare characters and control characters such as newline have no piece: they are encoded as their UTF-8 bytes.
 #pragma once
 
 #include <algorithm>
@@ -27,27 +27,26 @@
 #include <utility>
 #include <vector>
 
-#include "../export/input_file.hpp"
 #include "../export/engine.hpp"
+#include "../export/input_file.hpp"
 #include "stories.hpp"
 
 namespace pocket {
 
 namespace trainer_detail {
 
-// The most frequent characters that together are this much of the text have a piece: SentencePiece's
-// character_coverage.
+// The most frequent characters that make up this share of the text get a piece: SentencePiece's character_coverage.
 inline constexpr double kCoverage = 0.9995;
 inline constexpr int kMaxPieceCharacters = 16;  // SentencePiece's max_sentencepiece_length
-inline constexpr int kMaxWordCharacters = 256;  // a longer one, where a language has no spaces, is cut
-inline constexpr int kFirstPiece = 3 + 256;     // ids before it: <unk> <s> </s> and the bytes
+inline constexpr int kMaxWordCharacters = 256;  // longer words, as in languages without spaces, are cut
+inline constexpr int kFirstPiece = 3 + 256;     // after <unk> <s> </s> and the bytes
 inline constexpr char32_t kSpace = 0x2581;
 
-// What a piece does not mix.
+// Kinds of characters. A piece has characters of one group.
 enum class Group : uint8_t { letters, punctuation, single };
 
-// Marks, which modify a letter, count as letters: they are what is left above U+0300 without the blocks of
-// punctuation, symbols and emoji.
+// Combining marks count as letters: they are the characters above U+0300 outside of the blocks of punctuation, symbols
+// and emoji.
 inline Group group_of(char32_t code) {
   using tokenizer_detail::Class;
   const Class c = tokenizer_detail::class_of(code);
@@ -60,7 +59,8 @@ inline Group group_of(char32_t code) {
 
 inline bool is_control(char32_t code) { return code < 0x20 || (code >= 0x7F && code < 0xA0); }
 
-// Calls each(code, bytes) for the characters of a text as a tokenizer sees it: a space before it, spaces as U+2581.
+// Calls each(code, bytes) for the characters of a text as the tokenizer processes it: with a space in front, and with
+// spaces as U+2581.
 template <class Each> void for_each_character(std::string_view text, const Each& each) {
   each(kSpace, std::string_view(tokenizer_detail::kSpaceMark));
   while (!text.empty()) {
@@ -73,10 +73,10 @@ template <class Each> void for_each_character(std::string_view text, const Each&
   }
 }
 
-// Of each character its place among those that have a piece, the most frequent first.
+// The rank of each character that has a piece; 0 is the most frequent.
 using Alphabet = std::unordered_map<char32_t, int>;
 
-// Fills `pieces` with the alphabet's characters by their places.
+// Fills `pieces` with the characters of the alphabet by rank.
 inline Alphabet choose_alphabet(const std::vector<std::string_view>& texts, std::vector<std::string>& pieces) {
   struct Count {
     char32_t code;
@@ -98,7 +98,7 @@ inline Alphabet choose_alphabet(const std::vector<std::string_view>& texts, std:
   Alphabet alphabet;
   uint64_t covered = 0;
   for (const Count& c : sorted) {
-    if (double(covered) >= kCoverage * double(total) && c.code != kSpace) continue;  // a space comes before every text
+    if (double(covered) >= kCoverage * double(total) && c.code != kSpace) continue;  // every text begins with a space
     covered += c.count;
     alphabet[c.code] = int(pieces.size());
     pieces.emplace_back(c.bytes);
@@ -106,13 +106,13 @@ inline Alphabet choose_alphabet(const std::vector<std::string_view>& texts, std:
   return alphabet;
 }
 
-// A word as places in the alphabet, and how often it occurs.
+// The frequency of each word. Words are sequences of ranks in the alphabet.
 using WordCounts = std::unordered_map<std::u32string, int64_t>;
 
 inline WordCounts count_words(const std::vector<std::string_view>& texts, const Alphabet& alphabet) {
   WordCounts counts;
   std::u32string word;
-  Group group = Group::single;  // of the word's last character; single: it may go on with either
+  Group group = Group::single;  // of the word's last character; single: any group may follow
   const auto end_word = [&] {
     if (word.size() > 1) counts[word]++;
     word.clear();
@@ -136,8 +136,8 @@ inline WordCounts count_words(const std::vector<std::string_view>& texts, const 
   return counts;
 }
 
-// Joins the symbols of counted words, the most frequent pair first. Pairs that spell the same are one: what counts is
-// how the tokenizer will join, which knows pieces by their spelling.
+// Merges the symbols of counted words, the most frequent pair first. Pairs with the same spelling count as one, since
+// the tokenizer identifies pieces by their spelling.
 class PieceLearner {
  public:
   PieceLearner(const std::vector<std::string>& characters, const WordCounts& words) {
@@ -150,7 +150,7 @@ class PieceLearner {
     for (int id = int(characters.size()); id < int(spellings_.size()); id++) queue(id);
   }
 
-  // The spellings of up to n pieces, in the order in which they are learnt. What occurs once is not learnt.
+  // The spellings of up to n pieces, in the order of merging. Pairs that occur once are not merged.
   std::vector<std::string> learn(int n) {
     std::vector<std::string> pieces;
     while (int(pieces.size()) < n && !queue_.empty()) {
@@ -158,25 +158,25 @@ class PieceLearner {
       queue_.pop();
       Spelling& s = spellings_[size_t(best.id)];
       if (s.rank >= 0) continue;
-      if (s.count != best.count) {  // it was queued before joining others took some of it away
+      if (s.count != best.count) {  // queued before other merges reduced its count
         queue(best.id);
         continue;
       }
       s.rank = int(pieces.size()) + 1;
       pieces.push_back(s.text);
-      join_in_words(best.id);
+      merge_in_words(best.id);
     }
     return pieces;
   }
 
  private:
-  // What a symbol is, or two neighbours would be.
+  // The spelling of a symbol, or of two neighbours if merged.
   struct Spelling {
     std::string text;
     int characters;
-    int rank;                // 0: a character; else the how manieth piece was learnt; -1: none
-    int64_t count;           // of neighbours that spell it
-    std::vector<int> words;  // where such neighbours are, or have been
+    int rank;                // order of merging, from 1; 0: a character; -1: not merged
+    int64_t count;           // of neighbours with this spelling
+    std::vector<int> words;  // that have, or had, such neighbours
   };
   struct Word {
     int64_t count;
@@ -186,7 +186,7 @@ class PieceLearner {
     int64_t count;
     int id;
   };
-  // SentencePiece's order: the most frequent, then the shortest, then the first by its bytes.
+  // SentencePiece's order: most frequent first, then shortest, then smallest by bytes.
   struct Worse {
     const std::vector<Spelling>* spellings;
     bool operator()(const Candidate& a, const Candidate& b) const {
@@ -201,7 +201,7 @@ class PieceLearner {
     if (s.rank < 0 && s.count > 1) queue_.push({s.count, id});
   }
 
-  // The spelling of two neighbours; -1 if it is too long for a piece.
+  // The id of the spelling of two neighbours; -1 if it is too long for a piece.
   int spelling_of(int left, int right) {
     const auto [known, is_new] = by_pair_.try_emplace(uint64_t(left) << 32 | uint32_t(right), -1);
     const Spelling &l = spellings_[size_t(left)], &r = spellings_[size_t(right)];
@@ -212,8 +212,8 @@ class PieceLearner {
     return known->second = same->second;
   }
 
-  // Adds a word's pairs to the counts (sign 1), or takes them away (-1). Returns them in `pairs`; a word that is new to
-  // one, which is not in `before`, is noted there.
+  // Adds a word's pairs to the counts (sign 1) or subtracts them (-1), and appends their ids to `pairs`. If a pair is
+  // not in `before`, the word is added to its list of words.
   void count_pairs(int w, int sign, std::vector<int>& pairs, const std::vector<int>& before) {
     const Word& word = words_[size_t(w)];
     for (size_t i = 0; i + 1 < word.symbols.size(); i++) {
@@ -228,13 +228,13 @@ class PieceLearner {
     }
   }
 
-  // Joins what spells `id` wherever it is, just as the tokenizer will.
-  void join_in_words(int id) {
+  // Merges every occurrence of the spelling `id`, in the same way as the tokenizer.
+  void merge_in_words(int id) {
     std::vector<int> changed;
     for (int w : std::exchange(spellings_[size_t(id)].words, {})) {
       std::vector<int> before, after;
       count_pairs(w, -1, before, {});
-      join_word(words_[size_t(w)].symbols);
+      merge_word(words_[size_t(w)].symbols);
       count_pairs(w, 1, after, before);
       changed.insert(changed.end(), after.begin(), after.end());
     }
@@ -243,7 +243,7 @@ class PieceLearner {
     for (int c : changed) queue(c);
   }
 
-  void join_word(std::vector<int>& ids) {
+  void merge_word(std::vector<int>& ids) {
     using namespace tokenizer_detail;
     std::vector<Symbol> symbols;
     for (size_t i = 0, at = 0; i < ids.size(); i++, at += symbols.back().size)
@@ -278,12 +278,12 @@ inline std::vector<Tokenizer::Piece> first_pieces() {
 }
 
 inline bool check_text(std::string_view text, std::string& error) {
-  if (split_stories(text).empty()) return fail(error, "text: expected stories to learn a vocabulary from, found none");
+  if (split_stories(text).empty()) return fail(error, "text: expected stories, found none");
   for (size_t i = 0; i < text.size();) {
     const tokenizer_detail::Utf8 c = tokenizer_detail::read_utf8(text.substr(i));
     if (c.state != c.whole)
-      return fail(error, "text: expected UTF-8, found other bytes at offset " + std::to_string(i) +
-                             "; convert it first, for instance with iconv -t UTF-8");
+      return fail(error, "text: expected UTF-8, found an invalid byte at offset " + std::to_string(i) +
+                             "; convert the text first, for example with iconv -t UTF-8");
     i += c.length;
   }
   return true;
@@ -291,10 +291,10 @@ inline bool check_text(std::string_view text, std::string& error) {
 
 }  // namespace trainer_detail
 
-// Learns a vocabulary of exactly `size` pieces, all told, from the stories of a text in UTF-8 (see split_stories), each
-// of which is a text of its own to the tokenizer. The same text gives the same vocabulary; 5 MB take a third of a
-// second. On failure returns false with `error` set: a text without stories or not in UTF-8, a size too small for the
-// bytes and the characters of the text, or larger than the number of pieces that the text gives.
+// Trains a vocabulary of exactly `size` pieces in total on the stories of a text in UTF-8 (see split_stories); the
+// tokenizer encodes each story as a separate text. The same text gives the same vocabulary; 5 MB take a third of a
+// second. On failure returns false with `error` set: the text has no stories or is not UTF-8, or `size` is too small
+// for the bytes and the characters of the text, or larger than the number of pieces in the text.
 inline bool train_vocabulary(std::string_view text, int size, Tokenizer::Vocabulary& out, std::string& error) {
   using namespace trainer_detail;
   if (!check_text(text, error)) return false;
@@ -306,17 +306,19 @@ inline bool train_vocabulary(std::string_view text, int size, Tokenizer::Vocabul
     return fail(error, "vocabulary: expected at least " + std::to_string(smallest) +
                            " pieces (3 control pieces, 256 bytes, and the text's " + std::to_string(characters.size()) +
                            " characters), found " + std::to_string(size));
-  std::vector<std::string> learnt = PieceLearner(characters, count_words(stories, alphabet)).learn(merges);
-  if (int(learnt.size()) < merges)
-    return fail(error, "vocabulary: expected at most " + std::to_string(smallest + int(learnt.size())) +
-                           " pieces, which is all that this text gives, found " + std::to_string(size) +
-                           "; ask for fewer or give a longer text");
+  std::vector<std::string> merged = PieceLearner(characters, count_words(stories, alphabet)).learn(merges);
+  if (int(merged.size()) < merges)
+    return fail(error, "vocabulary: expected at most " + std::to_string(smallest + int(merged.size())) +
+                           " pieces, the number of pieces in this text, found " + std::to_string(size) +
+                           "; choose fewer or use a longer text");
   out = Tokenizer::Vocabulary();
   out.pieces = first_pieces();
-  learnt.insert(learnt.end(), characters.begin(), characters.end());
-  for (const std::string& piece : learnt)
+  merged.insert(merged.end(), characters.begin(), characters.end());
+  for (const std::string& piece : merged)
     out.pieces.push_back({piece, -float(int(out.pieces.size()) - kFirstPiece), Tokenizer::PieceType::normal});
-  out.unk = 0, out.bos = 1, out.eos = 2;
+  out.unk = 0;
+  out.bos = 1;
+  out.eos = 2;
   out.add_bos = out.add_dummy_prefix = out.escape_whitespaces = out.byte_fallback = true;
   out.unk_surface = " \xE2\x81\x87 ";
   return true;
@@ -324,7 +326,7 @@ inline bool train_vocabulary(std::string_view text, int size, Tokenizer::Vocabul
 
 namespace trainer_detail {
 
-// Fields of a protobuf message; see section 8 of tokenizer.hpp.
+// Fields of a protobuf message.
 inline void put_varint(std::string& out, uint64_t value) {
   for (; value >= 128; value >>= 7) out += char(128 | (value & 127));
   out += char(value);
@@ -345,8 +347,8 @@ inline void put_float(std::string& out, int field, float value) {
 
 }  // namespace trainer_detail
 
-// The bytes of a SentencePiece .model (a ModelProto of sentencepiece_model.proto) for a vocabulary of SentencePiece's
-// kind. Tokenizer::parse_sentencepiece gives the vocabulary back, if it adds BOS where it has one.
+// The bytes of a SentencePiece .model (a ModelProto of sentencepiece_model.proto) of a SentencePiece vocabulary.
+// Tokenizer::parse_sentencepiece restores the vocabulary, if add_bos is set whenever it has a BOS.
 inline std::string sentencepiece_model(const Tokenizer::Vocabulary& v) {
   using namespace trainer_detail;
   std::string model, trainer, normalizer;
@@ -363,7 +365,9 @@ inline std::string sentencepiece_model(const Tokenizer::Vocabulary& v) {
   put_float(trainer, 10, float(kCoverage));
   put_number(trainer, 25, true);  // split_digits
   put_number(trainer, 35, v.byte_fallback);
-  put_number(trainer, 40, v.unk), put_number(trainer, 41, v.bos), put_number(trainer, 42, v.eos);
+  put_number(trainer, 40, v.unk);
+  put_number(trainer, 41, v.bos);
+  put_number(trainer, 42, v.eos);
   put_number(trainer, 43, -1);  // pad_id: none
   put_bytes(trainer, 44, v.unk_surface);
   if (v.unk >= 0) put_bytes(trainer, 45, text(v.unk));

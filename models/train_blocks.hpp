@@ -1,9 +1,9 @@
-// train_blocks.hpp: what all models that can be learned are made of: their weights, memory for activations, products
-// with a learned matrix, causal attention and the loss, forward and backward.
+// train_blocks.hpp: the building blocks of trainable models: weights, memory for activations, products with a trained
+// matrix, causal attention and the loss, forward and backward.
 //
-// A sequence goes through the whole network on one thread, forward and back, while its activations are in that core's
-// cache. Threads share the weights; gradients are summed by kLanes lanes, sequence i in lane i mod kLanes and in
-// order, and then lane by lane, so that the number of threads changes no bit.
+// A sequence runs forward and backward through the whole network on one thread, while its activations are in that
+// core's cache. Threads share the weights. Gradients are summed in kLanes lanes, sequence i in lane i mod kLanes and in
+// order, and then lane by lane: the result does not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -18,9 +18,9 @@
 
 namespace pocket {
 
-inline constexpr int kLanes = 8;        // sums of gradients that are kept apart
-inline constexpr int kQueryBlock = 32;  // rows of the score matrix that exist at a time
-inline constexpr int kLossRows = 64;    // rows of logits that exist at a time
+inline constexpr int kLanes = 8;        // separate sums of gradients
+inline constexpr int kQueryBlock = 32;  // rows of the score matrix in memory at a time
+inline constexpr int kLossRows = 64;    // rows of logits in memory at a time
 
 // SplitMix64 (Steele, Lea and Flood 2014).
 inline uint64_t next_random(uint64_t& state) {
@@ -30,14 +30,15 @@ inline uint64_t next_random(uint64_t& state) {
   return z ^ z >> 31;
 }
 
-// Floats on a 64-byte boundary, zero to begin with. Throws std::bad_alloc.
+// Floats on a 64-byte boundary, initially zero. Throws std::bad_alloc.
 class Floats {
  public:
   Floats() = default;
   explicit Floats(size_t n) : size_(n), data_(new (std::align_val_t(kAlign)) float[n + 1]()) {}
   Floats(Floats&& o) noexcept : size_(std::exchange(o.size_, 0)), data_(std::exchange(o.data_, nullptr)) {}
   Floats& operator=(Floats&& o) noexcept {
-    std::swap(size_, o.size_), std::swap(data_, o.data_);
+    std::swap(size_, o.size_);
+    std::swap(data_, o.data_);
     return *this;
   }
   ~Floats() { operator delete[](data_, std::align_val_t(kAlign)); }
@@ -55,16 +56,16 @@ class Floats {
 
 // ---- Weights ----
 
-// Where a tensor lies in the array of all parameters: rows of padded16(cols) floats.
+// The place of a tensor in the array of all parameters: rows of padded16(cols) floats.
 struct Parameter {
   TensorSpec spec;
   size_t offset, stride;
 
   size_t size() const { return size_t(spec.rows) * stride; }
-  bool decays() const { return spec.layout != Layout::vector; }  // norms are left alone by weight decay
+  bool decays() const { return spec.layout != Layout::vector; }  // no weight decay on norms and biases
 };
 
-// Tensors one behind the other.
+// Places tensors one after the other.
 inline std::vector<Parameter> placed(const std::vector<TensorSpec>& specs) {
   std::vector<Parameter> all;
   size_t offset = 0;
@@ -75,36 +76,37 @@ inline std::vector<Parameter> placed(const std::vector<TensorSpec>& specs) {
   return all;
 }
 
-// Floats of the array of all parameters, with padding.
+// Size of the array of all parameters, in floats, with padding.
 inline size_t floats_of(const std::vector<Parameter>& all) {
   return all.empty() ? 0 : all.back().offset + all.back().size();
 }
 
-// Numbers that are learned, without padding.
+// Number of trained parameters, without padding.
 inline size_t count_parameters(const std::vector<Parameter>& all) {
   size_t n = 0;
   for (const Parameter& p : all) n += size_t(p.spec.rows) * p.spec.cols;
   return n;
 }
 
-// A matrix (rows, cols) that a layer multiplies with: one tensor, or some that lie behind each other and share their
-// input, as wq, wk and wv do. Places are in the array of parameters and in that of packed weights.
+// A matrix (rows, cols) that a layer multiplies by: one tensor, or consecutive tensors with the same input, such as wq,
+// wk and wv.
 struct LearnedMatrix {
   int rows = 0, cols = 0;
-  size_t offset = 0, stride = 0;
-  size_t forward = 0, backward = 0;  // packed for x w^T: depth cols; for dy w: depth rows
+  size_t offset = 0, stride = 0;     // in the array of parameters
+  size_t forward = 0, backward = 0;  // in the array of packed weights: for x w^T (depth cols), for dy w (depth rows)
 };
 
-// LoRA (Hu et al. 2021, arxiv.org/abs/2106.09685): a tensor W (rows, cols) stays what it is, and what is multiplied
-// with is W + scale * b a^T, of which b (rows, rank) and a (cols, rank) are learned.
+// LoRA (Hu et al. 2021, arxiv.org/abs/2106.09685): a tensor W (rows, cols) is frozen, and the layer multiplies by
+// W + scale * b a^T. b (rows, rank) and a (cols, rank) are trained.
 struct LowRank {
-  size_t weight;  // W's place in the array of parameters
+  size_t weight;  // offset of W in the array of parameters
   int rows, cols;
-  size_t a, b;  // places in the array of adapters, in rows of padded16(rank) floats
+  size_t a, b;  // offsets in the array of adapter values, in rows of padded16(rank) floats
 };
 
+// All adapters of a model.
 struct Adapters {
-  int rank = 0;  // 0: there are none, and the weights themselves are learned
+  int rank = 0;  // 0: no adapters; the weights themselves are trained
   float scale = 1;
   std::vector<LowRank> all;           // in the order of the weights
   std::vector<Parameter> parameters;  // a and b of each
@@ -114,15 +116,14 @@ struct Adapters {
 class SequencePass;
 class Teacher;
 
-// How a pass is used: for sequences of at most so many tokens, by the thread of this number; a teacher, if there is
-// one, has his say in backward().
+// How a SequencePass is used.
 struct PassOptions {
-  int tokens;
-  Teacher* teacher;
-  int thread;
+  int tokens;        // longest sequence
+  Teacher* teacher;  // contributes to the loss of backward(); null: none
+  int thread;        // index of the thread that uses the pass
 };
 
-// The weights, and packed copies of the matrices that every product of a step reads.
+// The weights of a model, and packed copies of its matrices, which the products of a step read.
 class LearnedWeights {
  public:
   explicit LearnedWeights(std::vector<Parameter> all) : parameters(std::move(all)), values(floats_of(parameters)) {}
@@ -130,14 +131,14 @@ class LearnedWeights {
 
   std::vector<Parameter> parameters;
   Floats values;
-  Adapters adapters;  // once there are some, nothing else is learned
+  Adapters adapters;  // if there are any, nothing else is trained
 
-  // What takes a sequence through the model.
+  // Creates the object that runs sequences through the model.
   virtual std::unique_ptr<SequencePass> new_pass(const TrainKernels& kernels, const PassOptions& options) const = 0;
 
-  // Before anything is learned.
-  void adapt(Adapters with) {
-    adapters = std::move(with);
+  // Adds adapters; before the first step. Their values are zero.
+  void adapt(Adapters added) {
+    adapters = std::move(added);
     adapters.values = Floats(floats_of(adapters.parameters));
   }
   bool adapted() const { return adapters.rank > 0; }
@@ -145,7 +146,7 @@ class LearnedWeights {
   Floats& learned() { return adapted() ? adapters.values : values; }
   const Floats& learned() const { return adapted() ? adapters.values : values; }
 
-  // Calls each(adapter, the matrix's row that its first one is) for those of a matrix.
+  // Calls each(adapter, row of the matrix where the adapted tensor begins) for the adapters of a matrix.
   template <class Each> void for_adapters(const LearnedMatrix& m, const Each& each) const {
     const auto before = [](const LowRank& l, size_t weight) { return l.weight < weight; };
     auto l = std::lower_bound(adapters.all.begin(), adapters.all.end(), m.offset, before);
@@ -156,7 +157,8 @@ class LearnedWeights {
   RightFactor forward(const LearnedMatrix& m) const { return packed(packed_.data() + m.forward, m.cols); }
   RightFactor backward(const LearnedMatrix& m) const { return packed(packed_.data() + m.backward, m.rows); }
 
-  // To be called whenever `values` have changed, or the adapters', which are added here: beyond this they cost nothing.
+  // Call whenever `values` or adapters.values have changed. Adapters are merged into the packed weights here and cost
+  // nothing else in the forward pass.
   void pack_weights(Pool& pool, const TrainKernels& kernels) {
     if (packed_.size() < packed_size_) packed_ = Floats(packed_size_);
     std::vector<Floats> factors(size_t(adapted() ? pool.threads() : 0));
@@ -165,17 +167,17 @@ class LearnedWeights {
       const Panel& p = panels_[size_t(task)];
       const float* w = values.data() + p.matrix.offset;
       if (p.backward)
-        pack_panel(columns_of(w, p.matrix.stride), p.matrix.rows, p.matrix.cols, p.index,
+        pack_panel(columns_of(w, p.matrix.cols, p.matrix.stride), p.matrix.rows, p.index,
                    packed_.data() + p.matrix.backward);
       else
-        pack_panel(rows_of(w, p.matrix.stride), p.matrix.cols, p.matrix.rows, p.index,
+        pack_panel(rows_of(w, p.matrix.rows, p.matrix.stride), p.matrix.cols, p.index,
                    packed_.data() + p.matrix.forward);
       if (adapted()) add_adapters(p, kernels, factors[size_t(thread)].data());
     });
   }
 
  protected:
-  // `rows` rows from the first one of a tensor on: its own, and those of tensors behind it.
+  // A matrix of `rows` rows that begins with the tensor `first` and continues with the tensors after it.
   LearnedMatrix matrix(const Parameter& first, int rows) {
     LearnedMatrix m = {rows, first.spec.cols, first.offset, first.stride, packed_size_, 0};
     m.backward = m.forward + packed_size(m.cols, m.rows);
@@ -192,8 +194,8 @@ class LearnedWeights {
     int index;
   };
 
-  // Adds to a panel, 32 rows of the matrix (forward) or 32 columns: one factor times the part of the other that belongs
-  // to the panel, scaled, in `right` (rank, 32).
+  // Adds the adapters to a panel, which is 32 rows of the matrix (forward) or 32 columns (backward): one factor times
+  // the panel's part of the other, scaled, in `right` (rank, 32).
   void add_adapters(const Panel& p, const TrainKernels& kernels, float* right) {
     const int first = p.index * kPanelCols, rank = adapters.rank;
     const size_t stride = padded16(rank);
@@ -210,7 +212,7 @@ class LearnedWeights {
       const LearnedMatrix& m = p.matrix;
       float* out = packed_.data() + (p.backward ? m.backward + packed_size(m.rows, first) + size_t(row) * kPanelCols
                                                 : m.forward + packed_size(m.cols, first));
-      kernels.gemm({p.backward ? l.rows : l.cols, kPanelCols, rank, rows_of(left, stride), row_major(right, kPanelCols),
+      kernels.gemm({rows_of(left, p.backward ? l.rows : l.cols, stride), row_major(right, kPanelCols), kPanelCols, rank,
                     out, kPanelCols, true});
     });
   }
@@ -220,7 +222,7 @@ class LearnedWeights {
   Floats packed_;
 };
 
-// Fills a tensor with normal numbers of this deviation: the sum of 12 uniform ones, less 6, is near enough.
+// Fills a tensor with numbers of this standard deviation, approximately normal: sums of 12 uniform numbers, minus 6.
 inline void fill_normal(const Parameter& p, double deviation, uint64_t& seed, Floats& values) {
   for (int r = 0; r < p.spec.rows; r++)
     for (int k = 0; k < p.spec.cols; k++) {
@@ -232,14 +234,14 @@ inline void fill_normal(const Parameter& p, double deviation, uint64_t& seed, Fl
 
 // ---- A sequence and its activations ----
 
-// A sequence to learn from, or to be judged by.
+// A sequence for training or validation.
 struct Window {
   std::vector<int> ids;      // (T)
-  std::vector<int> targets;  // (T): the token that follows each; -1: not asked
-  std::vector<int> first;    // (T): the first position that each may look back to, which is where its text begins
+  std::vector<int> targets;  // (T): the next token of each; -1: not counted in the loss
+  std::vector<int> first;    // (T): the first position that each attends to: the beginning of its text
 };
 
-// A matrix of activations (T, cols), in rows of row_stride(cols) floats, zeros behind the last column.
+// A matrix of activations (T, cols), in rows of row_stride(cols) floats, with zeros after the last column.
 struct Rows {
   float* data = nullptr;
   size_t stride = 0;
@@ -248,7 +250,7 @@ struct Rows {
   Rows from(int t) const { return {row(t), stride}; }
 };
 
-// Lays matrices one behind the other into memory; without memory it only counts the floats.
+// Places matrices one after the other in memory; without memory it only counts the floats.
 class Places {
  public:
   explicit Places(float* memory) : memory_(memory) {}
@@ -264,8 +266,8 @@ class Places {
   size_t floats_ = 0;
 };
 
-// Cosines and sines of the rotary angles, (positions, head_dim / 2), as the engine has them. Turning back is turning by
-// the negative angle.
+// Cosines and sines of the rotary angles, (positions, head_dim / 2), the same as the engine's. The inverse rotation is
+// the rotation by the negative angle.
 struct Rotation {
   std::vector<float> cos, sin, minus_sin;
 
@@ -274,7 +276,9 @@ struct Rotation {
       for (int i = 0; i < c.head_dim / 2; i++) {
         double s, co;
         exact::sincos(t * rope_frequency(c, i), s, co);
-        cos.push_back(float(co)), sin.push_back(float(s)), minus_sin.push_back(-float(s));
+        cos.push_back(float(co));
+        sin.push_back(float(s));
+        minus_sin.push_back(-float(s));
       }
   }
 };
@@ -282,7 +286,7 @@ struct Rotation {
 // Causal attention of grouped heads over one sequence, block by block of queries.
 class Attention {
  public:
-  // Rows of queries, keys and values (T, q_dim + 2 kv_dim), in this order.
+  // A row of the input (T, q_dim + 2 kv_dim) holds queries, keys and values, in this order.
   struct Shape {
     int n_heads, n_kv_heads, head_dim;
     int q_dim() const { return n_heads * head_dim; }
@@ -290,10 +294,20 @@ class Attention {
     int width() const { return q_dim() + 2 * kv_dim(); }
   };
 
-  // What the backward pass wants of a layer, (T, q_dim) and (n_heads, 2 T): the result, and the largest score of each
-  // token, then 1 / the sum of e^(score - largest).
+  // The part of a layer's forward pass that the backward pass needs.
   struct Saved {
-    Rows out, softmax;
+    Rows out;      // (T, q_dim): output
+    Rows softmax;  // (n_heads, 2 T): SoftmaxSums of each token
+
+    SoftmaxSums* sums(int head) const { return reinterpret_cast<SoftmaxSums*>(softmax.row(head)); }
+  };
+
+  // One layer's input to attention.
+  struct Input {
+    const TrainKernels& k;
+    const Rows& qkv;                // (n, width)
+    const std::vector<int>& first;  // (n): the first position that each token attends to; never decreases
+    int n;                          // tokens
   };
 
   explicit Attention(const Shape& shape) : c_(shape) {}
@@ -301,49 +315,49 @@ class Attention {
   // Scratch for sequences of at most `tokens` tokens.
   void lay_out(Places& place, int tokens) {
     tokens_ = tokens;
-    place(scores_, kQueryBlock, tokens), place(dscores_, kQueryBlock, tokens);
+    place(scores_, kQueryBlock, tokens);
+    place(dscores_, kQueryBlock, tokens);
     place(head_, kQueryBlock, c_.head_dim);
     for (Rows* m : {&keys_, &values_}) place(*m, 1, int(packed_size(c_.head_dim, tokens)));
     for (Rows* m : {&dkeys_, &dvalues_}) place(*m, tokens, c_.head_dim);
   }
   void lay_out_saved(Places& place, Saved& s) const {
-    place(s.out, tokens_, c_.q_dim()), place(s.softmax, c_.n_heads, 2 * tokens_);
+    place(s.out, tokens_, c_.q_dim());
+    place(s.softmax, c_.n_heads, 2 * tokens_);
   }
 
-  // first (n): the first position that each token looks at; it never falls.
-  void forward(const TrainKernels& k, const Rows& qkv, const std::vector<int>& first, int n, const Saved& s) {
-    begin(k, first, n);
+  void forward(const Input& in, const Saved& s) {
+    begin(in);
+    const Rows& qkv = in.qkv;
     const int group = c_.n_heads / c_.n_kv_heads;
     for (int h = 0; h < c_.n_heads; h++) {
-      const float* q = qkv.data + h * c_.head_dim;
-      const float* key = qkv.data + c_.q_dim() + h / group * c_.head_dim;
-      const float* value = key + c_.kv_dim();
-      float *top = s.softmax.row(h), *inverse = top + tokens_;
-      if (h % group == 0) pack_head(key, qkv.stride, keys_.data);
+      const Rows q = columns(qkv, h * c_.head_dim);
+      const Rows key = columns(qkv, c_.q_dim() + h / group * c_.head_dim);
+      const Rows value = columns(key, c_.kv_dim());
+      SoftmaxSums* sums = s.sums(h);
+      if (h % group == 0) pack_head(key, keys_.data);
       for_blocks([&](const Block& b) {
-        by_keys(b, q + b.first * qkv.stride, qkv.stride, keys_.data, scores_);
-        for (int i = 0, t = b.first; i < b.count; i++, t++)
-          k.softmax(scores_.row(i), first[size_t(t)] - b.begin, t + 1 - b.begin, b.cols(), score_scale(), top + t,
-                    inverse + t);
-        of_keys(b, scores_, value, qkv.stride, s.out.data + h * c_.head_dim, s.out.stride);
+        by_keys(b, q, keys_.data, scores_);
+        for (int i = 0; i < b.count; i++) k_->softmax(score_row(b, i), sums + b.first + i);
+        of_keys(b, scores_, value, columns(s.out, h * c_.head_dim));
       });
     }
   }
 
-  // dqkv from dout. The scores are computed once more: that is cheaper than to have kept them.
-  void backward(const TrainKernels& k, const Rows& qkv, const std::vector<int>& first, int n, const Saved& s,
-                const Rows& dout, const Rows& dqkv) {
-    begin(k, first, n);
+  // dqkv from dout. The scores are recomputed, which is cheaper than storing them.
+  void backward(const Input& in, const Saved& s, const Rows& dout, const Rows& dqkv) {
+    begin(in);
+    const Rows& qkv = in.qkv;
     const int group = c_.n_heads / c_.n_kv_heads;
     for (int h = 0; h < c_.n_heads; h++) {
       const int k_at = c_.q_dim() + h / group * c_.head_dim, v_at = k_at + c_.kv_dim();
       if (h % group == 0) {
-        pack_head(qkv.data + k_at, qkv.stride, keys_.data);
-        pack_head(qkv.data + v_at, qkv.stride, values_.data);
+        pack_head(columns(qkv, k_at), keys_.data);
+        pack_head(columns(qkv, v_at), values_.data);
         std::memset(dkeys_.data, 0, size_t(n_) * dkeys_.stride * sizeof(float));
         std::memset(dvalues_.data, 0, size_t(n_) * dvalues_.stride * sizeof(float));
       }
-      for_blocks([&](const Block& b) { head_backward(b, h, qkv, qkv.data + k_at, s, dout, dqkv); });
+      for_blocks([&](const Block& b) { head_backward(b, h, qkv, s, dout, dqkv); });
       if (h % group != group - 1) continue;
       for (int t = 0; t < n_; t++) {
         std::memcpy(dqkv.row(t) + k_at, dkeys_.row(t), size_t(c_.head_dim) * sizeof(float));
@@ -353,17 +367,30 @@ class Attention {
   }
 
  private:
-  // The queries first ... first + count - 1, and the keys that at least one of them sees.
+  // The queries first ... first + count - 1, and the keys begin ... end - 1 that at least one of them attends to.
   struct Block {
     int first, count, begin, end;
     int cols() const { return round_up(end - begin, 16); }
   };
 
-  void begin(const TrainKernels& k, const std::vector<int>& first, int n) { k_ = &k, first_ = &first, n_ = n; }
+  // The columns of a matrix from `col` on.
+  static Rows columns(const Rows& m, int col) { return {m.data + col, m.stride}; }
+
+  void begin(const Input& in) {
+    k_ = &in.k;
+    first_ = &in.first;
+    n_ = in.n;
+  }
 
   float score_scale() const { return 1.f / std::sqrt(float(c_.head_dim)); }
 
-  // Calls each(block) for all queries, from the first on. Keys begin where a packed panel does.
+  // The scores of query `i` of a block.
+  ScoreRow score_row(const Block& b, int i) const {
+    const int t = b.first + i;
+    return {scores_.row(i), (*first_)[size_t(t)] - b.begin, t + 1 - b.begin, b.cols(), score_scale()};
+  }
+
+  // Calls each(block) for all queries, in order. The keys of a block begin at the beginning of a packed panel.
   template <class Each> void for_blocks(const Each& each) {
     for (int t = 0; t < n_; t += kQueryBlock) {
       const int count = std::min(kQueryBlock, n_ - t);
@@ -371,45 +398,46 @@ class Attention {
     }
   }
 
-  void pack_head(const float* x, size_t stride, float* out) {
-    for (int p = 0; p * kPanelCols < n_; p++) pack_panel(rows_of(x, stride), c_.head_dim, n_, p, out);
+  // Packs the keys or values (T, head_dim) of a head.
+  void pack_head(const Rows& x, float* out) {
+    for (int p = 0; p * kPanelCols < n_; p++) pack_panel(rows_of(x.data, n_, x.stride), c_.head_dim, p, out);
   }
 
-  // out (count, end - begin) = x (count, head_dim) times the packed keys or values.
-  void by_keys(const Block& b, const float* x, size_t stride, const float* packed_head, const Rows& out) {
-    k_->gemm({b.count, b.cols(), c_.head_dim, rows_of(x, stride), packed(packed_head, c_.head_dim).from(0, b.begin),
-              out.data, out.stride, false});
+  // out (count, end - begin) = the block's rows of x (T, head_dim) times the packed keys or values.
+  void by_keys(const Block& b, const Rows& x, const float* packed_head, const Rows& out) {
+    k_->gemm({rows_of(x.row(b.first), b.count, x.stride), packed(packed_head, c_.head_dim).from(0, b.begin), b.cols(),
+              c_.head_dim, out.data, out.stride, false});
   }
 
-  // out (count, head_dim) = s (count, end - begin) times rows begin ... end - 1 of keys or values.
-  void of_keys(const Block& b, const Rows& s, const float* x, size_t stride, float* out, size_t out_stride) {
+  // The block's rows of out (T, head_dim) = s (count, end - begin) times rows begin ... end - 1 of keys or values.
+  void of_keys(const Block& b, const Rows& s, const Rows& x, const Rows& out) {
     const int width = int(padded16(c_.head_dim));
-    k_->gemm({b.count, width, b.end - b.begin, rows_of(s.data, s.stride), row_major(x + b.begin * stride, stride),
+    k_->gemm({rows_of(s.data, b.count, s.stride), row_major(x.row(b.begin), x.stride), width, b.end - b.begin,
               head_.data, head_.stride, false});
     for (int i = 0; i < b.count; i++)
-      std::memcpy(out + size_t(b.first + i) * out_stride, head_.row(i), size_t(c_.head_dim) * sizeof(float));
+      std::memcpy(out.row(b.first + i), head_.row(i), size_t(c_.head_dim) * sizeof(float));
   }
 
-  // sum (T, head_dim) += s^T (end - begin, count) times rows of queries, or of gradients of outputs.
-  void to_keys(const Block& b, const Rows& s, const float* x, size_t stride, const Rows& sum) {
+  // sum (T, head_dim) += s^T (end - begin, count) times the block's rows of queries, or of gradients of outputs.
+  void to_keys(const Block& b, const Rows& s, const Rows& x, const Rows& sum) {
     const int width = int(padded16(c_.head_dim));
-    k_->gemm({b.end - b.begin, width, b.count, columns_of(s.data, s.stride), row_major(x + b.first * stride, stride),
+    k_->gemm({columns_of(s.data, b.end - b.begin, s.stride), row_major(x.row(b.first), x.stride), width, b.count,
               sum.row(b.begin), sum.stride, true});
   }
 
-  void head_backward(const Block& b, int h, const Rows& qkv, const float* key, const Saved& s, const Rows& dout_rows,
-                     const Rows& dqkv) {
-    const int at = h * c_.head_dim;
-    const float *q = qkv.data + at, *top = s.softmax.row(h), *inverse = top + tokens_;
-    const float* dout = dout_rows.data + at;
-    by_keys(b, q + b.first * qkv.stride, qkv.stride, keys_.data, scores_);
-    by_keys(b, dout + b.first * dout_rows.stride, dout_rows.stride, values_.data, dscores_);
-    for (int i = 0, t = b.first; i < b.count; i++, t++)
-      k_->softmax_backward(scores_.row(i), dscores_.row(i), (*first_)[size_t(t)] - b.begin, t + 1 - b.begin, b.cols(),
-                           score_scale(), top[t], inverse[t], s.out.row(t) + at, dout_rows.row(t) + at, c_.head_dim);
-    to_keys(b, scores_, dout, dout_rows.stride, dvalues_);
-    to_keys(b, dscores_, q, qkv.stride, dkeys_);
-    of_keys(b, dscores_, key, qkv.stride, dqkv.data + at, dqkv.stride);
+  void head_backward(const Block& b, int h, const Rows& qkv, const Saved& s, const Rows& all_dout, const Rows& dqkv) {
+    const int at = h * c_.head_dim, group = c_.n_heads / c_.n_kv_heads;
+    const Rows q = columns(qkv, at), key = columns(qkv, c_.q_dim() + h / group * c_.head_dim);
+    const Rows out = columns(s.out, at), dout = columns(all_dout, at);
+    by_keys(b, q, keys_.data, scores_);
+    by_keys(b, dout, values_.data, dscores_);
+    for (int i = 0; i < b.count; i++) {
+      const int t = b.first + i;
+      k_->softmax_backward(score_row(b, i), {s.sums(h)[t], out.row(t), dout.row(t), c_.head_dim, dscores_.row(i)});
+    }
+    to_keys(b, scores_, dout, dvalues_);
+    to_keys(b, dscores_, q, dkeys_);
+    of_keys(b, dscores_, key, columns(dqkv, at));
   }
 
   Shape c_;
@@ -423,36 +451,36 @@ class Attention {
   int n_ = 0;
 };
 
-// Whom a model learns from besides the text: someone who knows better what may follow each token (distill.hpp).
+// A model that another one learns from (distill.hpp).
 class Teacher {
  public:
   virtual ~Teacher() = default;
-  // Logits (count, vocab_size) of a window's tokens first ... first + count - 1. Those of a window are asked for in
-  // order, by one thread.
+  // Logits (count, vocab_size) of a window's tokens first ... first + count - 1. The calls for one window come in order
+  // and from one thread.
   virtual void logits(int thread, const Window& w, int first, int count, const Rows& out) = 0;
 
-  float share = 0, temperature = 1;  // as distill_body has them
+  float share = 0, temperature = 1;  // see TeacherRow
 };
 
-// Forward and backward of one sequence, with the memory that it takes. One for each thread.
+// Runs one sequence forward and backward; owns the memory for it. One per thread.
 class SequencePass {
  public:
   virtual ~SequencePass() = default;
 
-  // Bytes of what all passes have. rank: of the adapters, 0 if there are none. taught: there is a teacher.
-  static size_t bytes(int vocab_size, int widest, int tokens, int rank, bool taught) {
-    return Scratch().lay_out(vocab_size, widest, tokens, rank, taught, nullptr) * sizeof(float);
+  // Bytes of the memory that every kind of pass has. rank: of the adapters, 0 if there are none.
+  static size_t bytes(int vocab_size, int widest, int tokens, int rank, bool has_teacher) {
+    return Scratch().lay_out({vocab_size, widest, tokens, rank, has_teacher}, nullptr) * sizeof(float);
   }
 
-  // The model's weights are packed.
+  // Requires packed weights.
   virtual void forward(const Window& w) = 0;
   // After forward(): the logits of `count` tokens from `first` on, at most kLossRows: (count, vocab_size).
   virtual const Rows& logits(int first, int count) = 0;
-  // After forward(): what loss() returns, or what a teacher makes of it, and the gradient of weight * loss is added to
-  // `gradient`, an array like learned().
+  // After forward(): returns loss(), or the loss with a teacher, and adds the gradient of weight * loss to `gradient`,
+  // an array like learned().
   virtual double backward(const Window& w, float weight, float* gradient) = 0;
 
-  // After forward(): the sum over the tokens that have a target of -ln p(target).
+  // After forward(): the sum of -ln p(target) over the tokens that have a target.
   double loss(const Window& w) {
     double sum = 0;
     const int n = int(w.ids.size());
@@ -461,12 +489,13 @@ class SequencePass {
   }
 
  protected:
-  // widest: columns of the longest vector that is learned.
+  // widest: columns of the longest trained vector.
   SequencePass(const LearnedWeights& weights, const TrainKernels& kernels, int vocab_size, int widest,
                const PassOptions& options)
       : k_(kernels), weights_(weights), options_(options), vocab_size_(vocab_size) {
     const auto lay_out = [&](float* memory) {
-      return scratch_.lay_out(vocab_size, widest, options.tokens, weights.adapters.rank, options.teacher, memory);
+      return scratch_.lay_out({vocab_size, widest, options.tokens, weights.adapters.rank, options.teacher != nullptr},
+                              memory);
     };
     memory_ = Floats(lay_out(nullptr));
     lay_out(memory_.data());
@@ -475,18 +504,18 @@ class SequencePass {
   // y (count, rows of w) = or += x (count, cols of w) w^T.
   void by_weight(const Rows& x, int count, const LearnedMatrix& w, const Rows& y, bool add = false) {
     k_.gemm(
-        {count, int(padded16(w.rows)), w.cols, rows_of(x.data, x.stride), weights_.forward(w), y.data, y.stride, add});
+        {rows_of(x.data, count, x.stride), weights_.forward(w), int(padded16(w.rows)), w.cols, y.data, y.stride, add});
   }
 
-  // The gradients of that product's two factors: dx = dy w ...
+  // The gradients of the two factors of by_weight(): dx = dy w ...
   void input_backward(const LearnedMatrix& w, const Rows& dy, int count, const Rows& dx) {
-    k_.gemm({count, int(padded16(w.cols)), w.rows, rows_of(dy.data, dy.stride), weights_.backward(w), dx.data,
+    k_.gemm({rows_of(dy.data, count, dy.stride), weights_.backward(w), int(padded16(w.cols)), w.rows, dx.data,
              dx.stride, false});
   }
-  // ... and dw += dy^T x, or what of it the adapters' factors get.
+  // ... and dw += dy^T x, or the gradients of the adapters' factors.
   void matrix_backward(const LearnedMatrix& w, const Rows& x, const Rows& dy, int count) {
     if (!weights_.adapted())
-      return k_.gemm({w.rows, int(padded16(w.cols)), count, columns_of(dy.data, dy.stride), row_major(x.data, x.stride),
+      return k_.gemm({columns_of(dy.data, w.rows, dy.stride), row_major(x.data, x.stride), int(padded16(w.cols)), count,
                       g_ + w.offset, w.stride, true});
     weights_.for_adapters(w, [&](const LowRank& l, int row) {
       const Rows dy_of = {dy.data + row, dy.stride};
@@ -506,26 +535,25 @@ class SequencePass {
     for (int t = 0; t < count; t++) std::memset(rows.row(t), 0, padded16(cols) * sizeof(float));
   }
 
-  // Where the gradient of a vector is summed; with adapters nobody asks for it.
+  // Where the gradient of a vector is summed. With adapters it is not used.
   float* vector_gradient(size_t offset) { return weights_.adapted() ? scratch_.unused.data : g_ + offset; }
 
-  // The losses of some tokens; with a weight, their logits become the gradient of them.
+  // The sum of the losses of some tokens. Their logits are replaced by the gradient of weight * loss.
   double loss_rows(const Window& w, int first, int count, float weight) {
     const Rows& rows = logits(first, count);
     Teacher* teacher = weight > 0 && options_.teacher && options_.teacher->share > 0 ? options_.teacher : nullptr;
-    if (teacher) teacher->logits(options_.thread, w, first, count, scratch_.told);
+    if (teacher) teacher->logits(options_.thread, w, first, count, scratch_.teacher_logits);
     double sum = 0;
     for (int i = 0; i < count; i++) {
-      float* row = rows.row(i);
+      const LogitRow row = {rows.row(i), vocab_size_, int(padded16(vocab_size_)), w.targets[size_t(first + i)], weight};
       double loss = 0;
-      const int target = w.targets[size_t(first + i)];
-      if (target >= 0 && teacher)
-        k_.distill(row, scratch_.told.row(i), scratch_.soft.data, vocab_size_, int(padded16(vocab_size_)), target,
-                   weight, teacher->share, teacher->temperature, &loss);
-      else if (target >= 0)
-        k_.cross_entropy(row, vocab_size_, int(padded16(vocab_size_)), target, weight, &loss);
+      if (row.target >= 0 && teacher)
+        k_.distill(row, {scratch_.teacher_logits.row(i), scratch_.soft.data, teacher->share, teacher->temperature},
+                   &loss);
+      else if (row.target >= 0)
+        k_.cross_entropy(row, &loss);
       else
-        std::memset(row, 0, padded16(vocab_size_) * sizeof(float));
+        std::memset(row.logits, 0, padded16(vocab_size_) * sizeof(float));
       sum += loss;
     }
     return sum;
@@ -535,29 +563,40 @@ class SequencePass {
   float* g_ = nullptr;  // the gradient
 
  private:
+  struct ScratchSizes {
+    int vocab_size, widest, tokens, rank;
+    bool has_teacher;
+  };
   struct Scratch {
-    Rows low, unused;  // with adapters: (T, rank), and (widest) for the gradient of a vector
-    Rows told, soft;   // with a teacher: its logits (kLossRows, vocab_size), and two rows for distill_body
+    Rows low, unused;           // with adapters: (T, rank), and (widest) for the unused gradient of a vector
+    Rows teacher_logits, soft;  // with a teacher: (kLossRows, vocab_size), and two rows for distill_body
 
-    size_t lay_out(int vocab_size, int widest, int tokens, int rank, bool taught, float* memory) {
+    size_t lay_out(const ScratchSizes& n, float* memory) {
       Places place(memory);
-      if (taught) place(told, kLossRows, vocab_size), place(soft, 2, vocab_size);
-      if (rank > 0) place(low, tokens, rank), place(unused, 1, widest);
+      if (n.has_teacher) {
+        place(teacher_logits, kLossRows, n.vocab_size);
+        place(soft, 2, n.vocab_size);
+      }
+      if (n.rank > 0) {
+        place(low, n.tokens, n.rank);
+        place(unused, 1, n.widest);
+      }
       return place.floats();
     }
   };
 
-  // Of the factor `to` (m, rank) += scale * y^T (x from), `from` (depth, rank) being the other one.
+  // The gradient of one factor of an adapter: `to` (m, rank) += scale * y^T (x from); `from` (depth, rank) is the other
+  // factor.
   void factor_backward(const Rows& x, int depth, size_t from, const Rows& y, int m, size_t to, int count) {
     const Adapters& adapters = weights_.adapters;
     const int rank = int(padded16(adapters.rank));
     const Rows& low = scratch_.low;
-    k_.gemm({count, rank, depth, rows_of(x.data, x.stride), row_major(adapters.values.data() + from, size_t(rank)),
+    k_.gemm({rows_of(x.data, count, x.stride), row_major(adapters.values.data() + from, size_t(rank)), rank, depth,
              low.data, low.stride, false});
     for (int t = 0; t < count; t++)
       for (int k = 0; k < rank; k++) low.row(t)[k] *= adapters.scale;
     k_.gemm(
-        {m, rank, count, columns_of(y.data, y.stride), row_major(low.data, low.stride), g_ + to, size_t(rank), true});
+        {columns_of(y.data, m, y.stride), row_major(low.data, low.stride), rank, count, g_ + to, size_t(rank), true});
   }
 
   const LearnedWeights& weights_;

@@ -1,17 +1,16 @@
-// train_kernels.hpp: what takes the time in training, once for each instruction set: the matrix product of gemm.hpp,
-// and forward and backward of what lies between two products. As in run.cpp the code is plain C++ in which the order
-// of every sum and every fused multiply-add is written down, so that all sets give the same bits.
+// train_kernels.hpp: the kernels of training, once for each instruction set: the matrix product of gemm.hpp, and the
+// forward and backward functions that run between two products. As in run.cpp, each is plain C++ with a written-down
+// order of sums and explicit fused multiply-adds, so that every instruction set gives the same bits.
 #pragma once
 
 #include <cstring>
 #include <string>
 
-#include "megabyte/megabyte.hpp"
 #include "gemm.hpp"
 
 namespace pocket {
 
-// The sum of a[i] * b[i], in 16 partial sums.
+// The dot product of a and b, in 16 partial sums.
 POCKET_BODY float dot_body(const float* a, const float* b, int n) {
   float s[16] = {};
   int i = 0;
@@ -21,11 +20,21 @@ POCKET_BODY float dot_body(const float* a, const float* b, int n) {
   return sum16(s);
 }
 
-// Of y = x r w with r = 1 / sqrt(mean of x^2 + eps), but r = 1 / least where the root is smaller than that:
-// dx += w r dy - x r^3 / n * the sum of dy w x (where r depends on x), and dw += dy x r. n elements, zeros behind them
-// up to a multiple of 16.
-POCKET_BODY void normalized_backward_body(const float* dy, const float* x, const float* weight, float* dx,
-                                          float* dweight, int n, float eps, float least) {
+// Input, weight and gradients of one row of a normalization. n elements, then zeros up to a multiple of 16.
+struct NormBackward {
+  const float* dy;      // gradient of the output
+  const float* x;       // input
+  const float* weight;  //
+  float* dx;            // gradient of the input
+  float* dweight;       // gradient of the weight; added to
+  int n;
+};
+
+// Backward of y = x r w with r = 1 / max(sqrt(mean of x^2 + eps), least):
+// dx += w r dy - x r^3 / n * (sum of dy w x), without the second term where r is the constant 1 / least;
+// dweight += dy x r.
+POCKET_BODY void normalized_backward_body(const NormBackward& row, float eps, float least) {
+  const auto [dy, x, weight, dx, dweight, n] = row;
   float square[16] = {}, along[16] = {};
   for (int i = 0; i < n; i += 16)
     for (int j = 0; j < 16; j++) {
@@ -41,65 +50,15 @@ POCKET_BODY void normalized_backward_body(const float* dy, const float* x, const
   }
 }
 
-POCKET_BODY void rmsnorm_backward_body(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
-                                       int n, float eps) {
-  normalized_backward_body(dy, x, weight, dx, dweight, n, eps, 0.f);
-}
-
-// Of MEGABYTE's RMSNorm: see shift_norm_body.
-POCKET_BODY void floor_norm_backward_body(const float* dy, const float* x, const float* weight, float* dx,
-                                          float* dweight, int n) {
-  normalized_backward_body(dy, x, weight, dx, dweight, n, 0.f, 1e-8f);
-}
-
-// The mean of n numbers, and 1 / sqrt(their variance + 1e-5).
-POCKET_BODY void moments_body(const float* x, int n, float& mean, float& scale) {
-  float sum[16] = {}, square[16] = {};
-  for (int i = 0; i < n; i++) sum[i % 16] += x[i];
-  mean = sum16(sum) / float(n);
-  for (int i = 0; i < n; i++) square[i % 16] = std::fma(x[i] - mean, x[i] - mean, square[i % 16]);
-  scale = 1.f / std::sqrt(sum16(square) / float(n) + 1e-5f);
-}
-
-// Of LayerNorm (layer_norm_body): dx = r (g - mean of g - x' * the mean of g x') with g = dy w, x' = (x - mean) r; dw
-// += dy x', db += dy.
-POCKET_BODY void layernorm_backward_body(const float* dy, const float* x, const float* weight, float* dx,
-                                         float* dweight, float* dbias, int n) {
-  float mean, scale, sum[16] = {}, along[16] = {};
-  moments_body(x, n, mean, scale);
-  for (int i = 0; i < n; i++) {
-    const float g = dy[i] * weight[i];
-    sum[i % 16] += g;
-    along[i % 16] = std::fma(g, (x[i] - mean) * scale, along[i % 16]);
-  }
-  const float mean_g = sum16(sum) / float(n), mean_along = sum16(along) / float(n);
-  for (int i = 0; i < n; i++) {
-    const float normal = (x[i] - mean) * scale;
-    dweight[i] = std::fma(dy[i], normal, dweight[i]);
-    dbias[i] += dy[i];
-    dx[i] = scale * std::fma(-normal, mean_along, std::fma(dy[i], weight[i], -mean_g));
-  }
-}
-
-POCKET_BODY void gelu_row_body(const float* x, float* hidden, int n) {
-  for (int i = 0; i < n; i++) hidden[i] = gelu_body(x[i]);
-}
-
-// The same, and dx = dhidden * (normal_share(x) + x e^(-x^2 / 2) / sqrt(2 pi)).
-POCKET_BODY void gelu_backward_body(const float* x, const float* dhidden, float* hidden, float* dx, int n) {
-  for (int i = 0; i < n; i++) {
-    const float share = normal_share_body(x[i]);
-    hidden[i] = x[i] * share;
-    dx[i] = dhidden[i] * std::fma(x[i] * 0.39894228f, exp_body(-0.5f * x[i] * x[i]), share);
-  }
-}
+POCKET_BODY void rmsnorm_backward_body(const NormBackward& row, float eps) { normalized_backward_body(row, eps, 0.f); }
 
 // hidden = silu(gate) * up.
 POCKET_BODY void gated_body(const float* gate, const float* up, float* hidden, int n) {
   for (int i = 0; i < n; i++) hidden[i] = gate[i] / (1.f + exp_body(-gate[i])) * up[i];
 }
 
-// The same, and the gradients of gate and up from that of hidden; silu'(x) = s (1 + x (1 - s)), s = 1 / (1 + e^-x).
+// hidden = silu(gate) * up, and the gradients of gate and up from the gradient of hidden.
+// silu'(x) = s (1 + x (1 - s)) with s = 1 / (1 + e^-x).
 POCKET_BODY void gated_backward_body(const float* gate, const float* up, const float* dhidden, float* hidden,
                                      float* dgate, float* dup, int n) {
   for (int i = 0; i < n; i++) {
@@ -110,24 +69,47 @@ POCKET_BODY void gated_backward_body(const float* gate, const float* up, const f
   }
 }
 
-// A row of scores, of which first ... end - 1 count and the others up to n (a multiple of 16) become 0, to e^(scale *
-// score - top). known: top is given; else it is the largest scale * score. Returns the sum.
-POCKET_BODY float exp_row_body(float* s, int first, int end, int n, float scale, bool known, float& top) {
+// One row of attention scores. Elements first ... end - 1 take part in the softmax; the others, up to n (a multiple of
+// 16), are masked and become 0.
+struct ScoreRow {
+  float* s;
+  int first, end, n;
+  float scale;  // factor of the scores before the softmax
+};
+
+// The largest scaled score of a row, and 1 / (sum of e^(scaled score - top)).
+struct SoftmaxSums {
+  float top, inverse;
+};
+
+// Scales and masks a row of scores.
+POCKET_BODY void mask_row_body(const ScoreRow& row) {
+  const auto [s, first, end, n, scale] = row;
   const int from = first / 16 * 16, to = std::min(n, round_up(end, 16));
   for (int i = from; i < to; i++) s[i] *= scale;
   constexpr float kLowest = -std::numeric_limits<float>::max();
   for (int i = from; i < first; i++) s[i] = kLowest;
   for (int i = end; i < to; i++) s[i] = kLowest;
-  if (!known) {
-    float tops[16];
-    for (int j = 0; j < 16; j++) tops[j] = kLowest;
-    for (int i = from; i < to; i += 16)
-      for (int j = 0; j < 16; j++) tops[j] = s[i + j] > tops[j] ? s[i + j] : tops[j];
-    top = tops[0];
-    for (int j = 1; j < 16; j++) top = tops[j] > top ? tops[j] : top;
-  }
-  const float highest = top;
-  for (int i = from; i < to; i++) s[i] = exp_body(s[i] - highest);
+}
+
+// The largest score of a row, after mask_row_body().
+POCKET_BODY float row_top_body(const ScoreRow& row) {
+  const float* s = row.s;
+  float tops[16];
+  for (int j = 0; j < 16; j++) tops[j] = -std::numeric_limits<float>::max();
+  for (int i = row.first / 16 * 16, to = std::min(row.n, round_up(row.end, 16)); i < to; i += 16)
+    for (int j = 0; j < 16; j++) tops[j] = s[i + j] > tops[j] ? s[i + j] : tops[j];
+  float top = tops[0];
+  for (int j = 1; j < 16; j++) top = tops[j] > top ? tops[j] : top;
+  return top;
+}
+
+// After mask_row_body(): replaces each score by e^(score - top), masked ones by 0. Returns the sum.
+POCKET_BODY float exp_row_body(const ScoreRow& row, float top) {
+  const auto [s, first, end, n, scale] = row;
+  (void)scale;
+  const int from = first / 16 * 16, to = std::min(n, round_up(end, 16));
+  for (int i = from; i < to; i++) s[i] = exp_body(s[i] - top);
   std::memset(s, 0, size_t(first) * sizeof(float));
   std::memset(s + end, 0, size_t(n - end) * sizeof(float));
   float sums[16] = {};
@@ -136,62 +118,99 @@ POCKET_BODY float exp_row_body(float* s, int first, int end, int n, float scale,
   return sum16(sums);
 }
 
-// The softmax of a row of attention scores; top and inverse (of the sum) are what softmax_again_body wants.
-POCKET_BODY void softmax_row_body(float* s, int first, int end, int n, float scale, float* top, float* inverse) {
-  *inverse = 1.f / exp_row_body(s, first, end, n, scale, false, *top);
-  for (int i = first; i < end; i++) s[i] *= *inverse;
+// The three above: a row of scores to e^(scaled score - top). Returns the sum.
+POCKET_BODY float exp_scores_body(const ScoreRow& row, float& top) {
+  mask_row_body(row);
+  top = row_top_body(row);
+  return exp_row_body(row, top);
 }
 
-// The same softmax p once more, and ds = scale * p * (dp - the sum of p dp), which is that of out * dout.
-POCKET_BODY void softmax_backward_body(float* s, float* dp, int first, int end, int n, float scale, float top,
-                                       float inverse, const float* out, const float* dout, int head_dim) {
-  exp_row_body(s, first, end, n, scale, true, top);
-  const float mean = dot_body(out, dout, head_dim);
-  for (int i = 0; i < n; i++) {
-    s[i] *= inverse;
+// The softmax of a row of attention scores.
+POCKET_BODY void softmax_row_body(const ScoreRow& row, SoftmaxSums* sums) {
+  sums->inverse = 1.f / exp_scores_body(row, sums->top);
+  float* s = row.s;
+  const float inverse = sums->inverse;
+  for (int i = row.first, end = row.end; i < end; i++) s[i] *= inverse;
+}
+
+// Output and gradients of one attention row of one head.
+struct SoftmaxBackward {
+  SoftmaxSums sums;   // of the forward pass
+  const float* out;   // (head_dim): output of the head
+  const float* dout;  // (head_dim): gradient of it
+  int head_dim;
+  float* dp;  // (n): gradient of the probabilities; becomes the gradient of the scores
+};
+
+// Recomputes the softmax p of a row of scores, and ds = scale * p * (dp - sum of p dp). The sum equals out . dout.
+POCKET_BODY void softmax_backward_body(const ScoreRow& row, const SoftmaxBackward& b) {
+  const SoftmaxSums sums = b.sums;
+  mask_row_body(row);
+  exp_row_body(row, sums.top);
+  float *s = row.s, *dp = b.dp;
+  const float mean = dot_body(b.out, b.dout, b.head_dim), scale = row.scale;
+  for (int i = 0, n = row.n; i < n; i++) {
+    s[i] *= sums.inverse;
     dp[i] = s[i] * (dp[i] - mean) * scale;
   }
 }
 
-// A row of logits to the gradient of weight * (-ln p[target]); loss gets -ln p[target], without the weight.
-POCKET_BODY void cross_entropy_body(float* logits, int n, int padded_n, int target, float weight, double* loss) {
+// A row of logits and the token that it predicts. n logits, then zeros up to padded_n, a multiple of 16.
+struct LogitRow {
+  float* logits;
+  int n, padded_n, target;
+  float weight;  // factor of the gradient
+
+  ScoreRow scores(float* row, float scale) const { return {row, 0, n, padded_n, scale}; }
+};
+
+// Replaces a row of logits by the gradient of weight * -ln p[target]. loss: -ln p[target], without the weight.
+POCKET_BODY void cross_entropy_body(const LogitRow& row, double* loss) {
+  float* const logits = row.logits;
   float top = 0;
-  const double aim = logits[target];
-  const float sum = exp_row_body(logits, 0, n, padded_n, 1.f, false, top), factor = weight / sum;
+  const double aim = logits[row.target];
+  const float sum = exp_scores_body(row.scores(logits, 1.f), top), factor = row.weight / sum;
   *loss = exact::log(double(sum)) + double(top) - aim;
-  for (int i = 0; i < n; i++) logits[i] *= factor;
-  logits[target] -= weight;
+  for (int i = 0, n = row.n; i < n; i++) logits[i] *= factor;
+  logits[row.target] -= row.weight;
 }
 
-// A row of logits to the gradient of weight times what is learned from a text and a teacher (Hinton, Vinyals and Dean
-// 2015, arxiv.org/abs/1503.02531): (1 - share) * -ln p[target] + share * T^2 * KL(q || p), where q is the teacher's
-// softmax and both in the divergence are of logits / T. loss gets that sum, without the weight. soft: scratch of two
-// rows.
-POCKET_BODY void distill_body(float* logits, const float* teacher, float* soft, int n, int padded_n, int target,
-                              float weight, float share, float temperature, double* loss) {
-  float *p = soft, *q = soft + padded_n, top_p = 0, top_q = 0;
+// What a row learns from a teacher (Hinton, Vinyals and Dean 2015, arxiv.org/abs/1503.02531).
+struct TeacherRow {
+  const float* logits;  // (padded_n): the teacher's
+  float* scratch;       // (2, padded_n)
+  float share;          // weight of the teacher in the loss, 0 to 1
+  float temperature;    // T
+};
+
+// Replaces a row of logits by the gradient of weight * loss, loss = (1 - share) * -ln p[target] + share * T^2 *
+// KL(q || p), where q is the teacher's softmax and both distributions of the divergence are of logits / T.
+POCKET_BODY void distill_body(const LogitRow& row, const TeacherRow& teacher_row, double* loss) {
+  const auto [logits, n, padded_n, target, weight] = row;
+  const auto [teacher, scratch, share, temperature] = teacher_row;
+  float *p = scratch, *q = scratch + padded_n, top_p = 0, top_q = 0;
   std::memcpy(p, logits, size_t(padded_n) * sizeof(float));
   std::memcpy(q, teacher, size_t(padded_n) * sizeof(float));
-  const float cool = 1.f / temperature, sum_p = exp_row_body(p, 0, n, padded_n, cool, false, top_p),
-              sum_q = exp_row_body(q, 0, n, padded_n, cool, false, top_q);
-  float apart[16] = {};  // of the teacher's logits and these, by q
+  const float cool = 1.f / temperature, sum_p = exp_scores_body(row.scores(p, cool), top_p),
+              sum_q = exp_scores_body(row.scores(q, cool), top_q);
+  float apart[16] = {};  // sum of q * (teacher - student)
   for (int i = 0; i < padded_n; i += 16)
     for (int j = 0; j < 16; j++) apart[j] = std::fma(q[i + j], teacher[i + j] - logits[i + j], apart[j]);
   const double divergence = double(sum16(apart)) * double(cool) / double(sum_q) -
                             (exact::log(double(sum_q)) + double(top_q)) + exact::log(double(sum_p)) + double(top_p);
   double own = 0;
-  cross_entropy_body(logits, n, padded_n, target, weight * (1.f - share), &own);
+  cross_entropy_body({logits, n, padded_n, target, weight * (1.f - share)}, &own);
   *loss = (1 - double(share)) * own + double(share) * double(temperature) * double(temperature) * divergence;
   const float factor = weight * share * temperature, down_p = 1.f / sum_p, down_q = 1.f / sum_q;
   for (int i = 0; i < n; i++) logits[i] = std::fma(factor, p[i] * down_p - q[i] * down_q, logits[i]);
 }
 
-// AdamW (Loshchilov and Hutter 2019) on n parameters: `gradient` is scaled by `clip` first.
+// The constants of one step of AdamW (Loshchilov and Hutter 2019).
 struct AdamStep {
   float beta1, beta2, eps;
-  float rate;                      // the learning rate
+  float rate;                      // learning rate
   float keep;                      // 1 - rate * weight decay
-  float clip;                      //
+  float clip;                      // factor of the gradient
   float correction1, correction2;  // 1 / (1 - beta^step)
 };
 
@@ -214,57 +233,72 @@ POCKET_BODY void add_body(float* into, const float* from, int n) {
 
 POCKET_BODY void square_sum_body(const float* x, int n, float* out) { *out = dot_body(x, x, n); }
 
-// One instruction set's version of all of these.
+// The kernels of one instruction set.
 struct TrainKernels {
   const char* name;
-  bool (*supported)();
+  bool (*supported)();  // by this CPU
   void (*gemm)(const FloatProduct& p);
   void (*rmsnorm)(const float* x, const float* weight, float* y, int n, float eps);
-  void (*rmsnorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n,
-                           float eps);
-  void (*shift_norm)(const float* x, const float* before, const float* weight, float* y, int n);
-  void (*floor_norm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight, int n);
-  void (*layernorm)(const float* x, const float* offset, const float* weight, const float* bias, float* y, int n);
-  void (*layernorm_backward)(const float* dy, const float* x, const float* weight, float* dx, float* dweight,
-                             float* dbias, int n);
+  void (*rmsnorm_backward)(const NormBackward& row, float eps);
   void (*rope)(float* x, int heads, int head_dim, const float* cos, const float* sin);
   void (*gated)(const float* gate, const float* up, float* hidden, int n);
   void (*gated_backward)(const float* gate, const float* up, const float* dhidden, float* hidden, float* dgate,
                          float* dup, int n);
-  void (*gelu)(const float* x, float* hidden, int n);
-  void (*gelu_backward)(const float* x, const float* dhidden, float* hidden, float* dx, int n);
-  void (*softmax)(float* s, int first, int end, int n, float scale, float* top, float* inverse);
-  void (*softmax_backward)(float* s, float* dp, int first, int end, int n, float scale, float top, float inverse,
-                           const float* out, const float* dout, int head_dim);
-  void (*cross_entropy)(float* logits, int n, int padded_n, int target, float weight, double* loss);
-  void (*distill)(float* logits, const float* teacher, float* soft, int n, int padded_n, int target, float weight,
-                  float share, float temperature, double* loss);
+  void (*softmax)(const ScoreRow& row, SoftmaxSums* sums);
+  void (*softmax_backward)(const ScoreRow& row, const SoftmaxBackward& b);
+  void (*cross_entropy)(const LogitRow& row, double* loss);
+  void (*distill)(const LogitRow& row, const TeacherRow& teacher, double* loss);
   void (*adam)(float* value, const float* gradient, float* mean, float* square, int n, const AdamStep& step);
   void (*add)(float* into, const float* from, int n);
   void (*square_sum)(const float* x, int n, float* out);
 };
 
-#define POCKET_TRAIN_ROW(NAME)                                                                               \
-  NAME::call<rmsnorm_body>, NAME::call<rmsnorm_backward_body>, NAME::call<shift_norm_body>,                     \
-      NAME::call<floor_norm_backward_body>, NAME::call<layer_norm_body>, NAME::call<layernorm_backward_body>,   \
-      NAME::call<rope_body>, NAME::call<gated_body>, NAME::call<gated_backward_body>, NAME::call<gelu_row_body>, \
-      NAME::call<gelu_backward_body>, NAME::call<softmax_row_body>, NAME::call<softmax_backward_body>,          \
-      NAME::call<cross_entropy_body>, NAME::call<distill_body>, NAME::call<adam_body>, NAME::call<add_body>,     \
-      NAME::call<square_sum_body>
-
-// Best first.
-inline const TrainKernels kTrainKernels[] = {
-#if defined(__x86_64__)
-    {"avx512", [] { return X86Features().avx512vnni; }, multiply_by_tiles<Avx512Tiles>, POCKET_TRAIN_ROW(FloatAvx512)},
-    {"avx2", [] { return X86Features().avx2; }, multiply_by_tiles<Avx2Tiles>, POCKET_TRAIN_ROW(FloatAvx2)},
+// The kernel sets, best first; the last one has no name. With POCKET_SEPARATE_KERNELS they are compiled once, in
+// train_kernels.cpp.
+#if !defined(POCKET_SEPARATE_KERNELS)
+#define POCKET_TRAIN_TABLE inline
+#elif defined(POCKET_DEFINE_TRAIN_KERNELS)
+#define POCKET_TRAIN_TABLE
 #endif
-    {"portable", [] { return true; }, multiply_by_tiles<PortableTiles>, POCKET_TRAIN_ROW(FloatScalar)},
-};
+const TrainKernels* train_kernel_table();
+#if defined(POCKET_TRAIN_TABLE)
+template <class Tiles, class Set> constexpr TrainKernels train_kernels(const char* name, bool (*supported)()) {
+  TrainKernels k = {};
+  k.name = name;
+  k.supported = supported;
+  k.gemm = multiply_by_tiles<Tiles>;
+  k.rmsnorm = Set::template call<rmsnorm_body>;
+  k.rmsnorm_backward = Set::template call<rmsnorm_backward_body>;
+  k.rope = Set::template call<rope_body>;
+  k.gated = Set::template call<gated_body>;
+  k.gated_backward = Set::template call<gated_backward_body>;
+  k.softmax = Set::template call<softmax_row_body>;
+  k.softmax_backward = Set::template call<softmax_backward_body>;
+  k.cross_entropy = Set::template call<cross_entropy_body>;
+  k.distill = Set::template call<distill_body>;
+  k.adam = Set::template call<adam_body>;
+  k.add = Set::template call<add_body>;
+  k.square_sum = Set::template call<square_sum_body>;
+  return k;
+}
 
-// The set of this name that the CPU can run; null: the best. Null where there is none.
+POCKET_TRAIN_TABLE const TrainKernels* train_kernel_table() {
+  static const TrainKernels table[] = {
+#if defined(__x86_64__)
+    train_kernels<Avx512Tiles, FloatAvx512>("avx512", [] { return X86Features().avx512vnni; }),
+    train_kernels<Avx2Tiles, FloatAvx2>("avx2", [] { return X86Features().avx2; }),
+#endif
+    train_kernels<PortableTiles, FloatScalar>("portable", [] { return true; }),
+    {},
+  };
+  return table;
+}
+#endif  // POCKET_TRAIN_TABLE
+
+// The kernel set of this name if the CPU supports it; name null: the best one. Null where there is none.
 inline const TrainKernels* find_train_kernels(const char* name) {
-  for (const TrainKernels& k : kTrainKernels)
-    if ((!name || std::strcmp(name, k.name) == 0) && k.supported()) return &k;
+  for (const TrainKernels* k = train_kernel_table(); k->name; k++)
+    if ((!name || std::strcmp(name, k->name) == 0) && k->supported()) return k;
   return nullptr;
 }
 

@@ -1,4 +1,4 @@
-// training_text.hpp: a text of stories as tokens, and the windows of it that a model learns from or is judged by.
+// training_text.hpp: stories as token ids, and the windows of them for training and validation.
 #pragma once
 
 #include <algorithm>
@@ -6,43 +6,37 @@
 #include <string_view>
 #include <vector>
 
-#include "../export/engine.hpp"
-#include "megabyte/megabyte_train.hpp"
 #include "stories.hpp"
+#include "train_blocks.hpp"
 
 namespace pocket {
 
-inline constexpr int kEndByte = 0xFF;  // ends a story that is learnt as bytes: UTF-8 has no such byte
-
-// Stories one after the other: BOS, the story, EOS each, as far as the tokenizer has these; or kStartId, the bytes of
-// the story, kEndByte.
+// Stories as token ids, one after the other.
 struct TokenText {
   std::vector<int> ids;
-  std::vector<size_t> begins;  // where each story begins
-  size_t bytes = 0;            // of the stories in UTF-8, without what stands between them
+  std::vector<size_t> begins;  // index of the first token of each story
+  size_t bytes = 0;            // of the stories in UTF-8, without the separators
 
   size_t end(size_t story) const { return story + 1 < begins.size() ? begins[story + 1] : ids.size(); }
 
-  void add(std::string_view story, const Tokenizer& tokenizer) {
+  // Adds a story of so many bytes.
+  void add(const std::vector<int>& story, size_t story_bytes) {
     begins.push_back(ids.size());
-    const std::vector<int> more = tokenizer.encode(story);
-    ids.insert(ids.end(), more.begin(), more.end());
-    if (tokenizer.eos() >= 0) ids.push_back(tokenizer.eos());
-    bytes += story.size();
+    ids.insert(ids.end(), story.begin(), story.end());
+    bytes += story_bytes;
   }
 
-  void add_bytes(std::string_view story) {
-    begins.push_back(ids.size());
-    ids.push_back(kStartId);
-    for (const char byte : story) ids.push_back(uint8_t(byte));
-    ids.push_back(kEndByte);
-    bytes += story.size();
+  // Adds BOS, the story and EOS, as far as the tokenizer has them.
+  void add(std::string_view story, const Tokenizer& tokenizer) {
+    std::vector<int> tokens = tokenizer.encode(story);
+    if (tokenizer.eos() >= 0) tokens.push_back(tokenizer.eos());
+    add(tokens, story.size());
   }
 };
 
-// What a model learns from: in each epoch the stories are shuffled and put one behind the other, and what comes of it
-// is cut into windows, from a place on that differs from epoch to epoch. A window may begin and end within a story, but
-// no token looks back beyond the beginning of its own. The windows depend on the seed, the epoch and the index alone.
+// The windows for training. In each epoch the stories are shuffled and concatenated, and the result is cut into windows
+// at an offset that differs between epochs. A window may begin and end within a story, but no token attends to an
+// earlier story. A window depends only on the seed, the epoch and the index.
 class WindowStream {
  public:
   // The text stays in place, and has more tokens than a window.
@@ -52,8 +46,8 @@ class WindowStream {
   }
 
   int64_t epoch() const { return epoch_; }
-  int64_t index() const { return index_; }
-  int64_t windows() const { return int64_t((ids_.size() - 1 - offset_) / context_); }  // of this epoch
+  int64_t index() const { return index_; }                                             // of the next window
+  int64_t windows() const { return int64_t((ids_.size() - 1 - offset_) / context_); }  // in this epoch
 
   void seek(int64_t epoch, int64_t index) {
     if (epoch != epoch_) shuffle(epoch);
@@ -63,26 +57,27 @@ class WindowStream {
   Window next() {
     if (index_ == windows()) seek(epoch_ + 1, 0);
     Window w;
-    size_t first = offset_ + size_t(index_++) * context_;
-    int looks_back_to = 0;
-    for (size_t t = 0; t < context_; t++, first++) {
-      if (begins_[first]) looks_back_to = int(t);
-      w.ids.push_back(ids_[first]);
-      w.targets.push_back(begins_[first + 1] ? -1 : ids_[first + 1]);
-      w.first.push_back(looks_back_to);
+    size_t at = offset_ + size_t(index_++) * context_;
+    int first = 0;
+    for (size_t t = 0; t < context_; t++, at++) {
+      if (begins_[at]) first = int(t);
+      w.ids.push_back(ids_[at]);
+      w.targets.push_back(begins_[at + 1] ? -1 : ids_[at + 1]);
+      w.first.push_back(first);
     }
     return w;
   }
 
  private:
-  // Fisher and Yates.
+  // The Fisher-Yates shuffle.
   void shuffle(int64_t epoch) {
     epoch_ = epoch;
     uint64_t state = seed_ + uint64_t(epoch) * 0xD1B54A32D192ED03;
     std::vector<size_t> order(text_.begins.size());
     for (size_t i = 0; i < order.size(); i++) order[i] = i;
     for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[size_t(next_random(state) % i)]);
-    ids_.clear(), begins_.clear();
+    ids_.clear();
+    begins_.clear();
     for (size_t story : order) {
       const size_t begin = text_.begins[story];
       ids_.insert(ids_.end(), text_.ids.begin() + ptrdiff_t(begin), text_.ids.begin() + ptrdiff_t(text_.end(story)));
@@ -97,16 +92,17 @@ class WindowStream {
   uint64_t seed_;
   int64_t epoch_ = -1, index_ = 0;
   std::vector<int> ids_;      // of this epoch
-  std::vector<bool> begins_;  // whether a story begins there
+  std::vector<bool> begins_;  // whether a story begins at this token
   size_t offset_ = 0;         // of the first window
 };
 
-// What a model is judged by: every token of every story but the first (BOS) counts once. A story longer than the
-// context is read in windows that begin half a context apart, so that those that count have that much before them.
-inline std::vector<Window> judging_windows(const TokenText& text, int context) {
+// The windows for validation. Every token of every story except the first (BOS) counts once. A story longer than the
+// context is read in windows that begin half a context apart, so that at least half a context precedes the tokens that
+// count.
+inline std::vector<Window> validation_windows(const TokenText& text, int context) {
   std::vector<Window> windows;
   for (size_t story = 0; story < text.begins.size(); story++) {
-    const size_t end = text.end(story) - 1;  // the last token has nothing behind it
+    const size_t end = text.end(story) - 1;  // the last token has no next token
     size_t counted = text.begins[story];
     for (size_t at = counted; counted < end; at += size_t(std::max(1, context / 2))) {
       Window w;
@@ -122,6 +118,7 @@ inline std::vector<Window> judging_windows(const TokenText& text, int context) {
   return windows;
 }
 
+// The number of tokens that count in the loss.
 inline size_t count_targets(const std::vector<Window>& windows) {
   size_t n = 0;
   for (const Window& w : windows) n += w.targets.size() - size_t(std::count(w.targets.begin(), w.targets.end(), -1));

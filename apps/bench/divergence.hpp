@@ -4,7 +4,7 @@
 
 #include <numeric>
 
-#include "../../export/json_text.hpp"
+#include "../../export/json_writer.hpp"
 #include "../cli/perplexity.hpp"
 #include "progress.hpp"
 #include "text_model.hpp"

@@ -122,17 +122,18 @@ void register_vectors(const Kernels& k) {
 /// n queries of 64 numbers against a whole block of keys, in the cache.
 void attend(benchmark::State& state, const Kernels& k, bool f32, int n) {
   const int head_dim = 64;
-  const size_t numbers_bytes = size_t(kBlockKeys) * head_dim * (f32 ? sizeof(float) : 1),
-               record = attention_floats(head_dim);
-  std::vector<float> scales(2 * kBlockKeys, 0.01f), queries = numbers(size_t(n) * head_dim), found(size_t(n) * record);
+  const size_t numbers_bytes = size_t(kBlockKeys) * head_dim * (f32 ? sizeof(float) : 1);
+  std::vector<float> scales(2 * kBlockKeys, 0.01f), queries = numbers(size_t(n) * head_dim), values(queries.size());
+  std::vector<AttentionState> states(static_cast<size_t>(n));
   uint8_t* at = const_cast<uint8_t*>(pages());
   const KvBlock kv = {at, at + numbers_bytes, scales.data(), scales.data() + kBlockKeys, head_dim, head_dim};
   std::vector<const float*> q;
-  std::vector<float*> out;
+  std::vector<AttentionState*> out;
   const std::vector<int> keys(size_t(n), kBlockKeys);
   for (int i = 0; i < n; i++) {
     q.push_back(&queries[size_t(i) * head_dim]);
-    out.push_back(&found[size_t(i) * record]);
+    states[size_t(i)].values = &values[size_t(i) * head_dim];
+    out.push_back(&states[size_t(i)]);
   }
   for (auto _ : state) {
     (f32 ? k.attend_f32 : k.attend_q8)(kv, n, q.data(), keys.data(), out.data());
@@ -141,16 +142,17 @@ void attend(benchmark::State& state, const Kernels& k, bool f32, int n) {
   count(state, 2.0 * double(numbers_bytes), 4.0 * kBlockKeys * head_dim * n);
 }
 
-void fold(benchmark::State& state, const Kernels& k) {
-  const size_t record = attention_floats(64);
-  std::vector<float> sum = numbers(record), part = numbers(record);
+/// Merges the attention states of two blocks, head_dim 64.
+void merge(benchmark::State& state, const Kernels& k) {
+  std::vector<float> values = numbers(64), part_values = numbers(64);
+  AttentionState sum = {0, 1, values.data()};
+  const AttentionState part = {-1, 1, part_values.data()};
   for (auto _ : state) {
-    sum[0] = 0;
-    part[0] = -1;
-    k.fold(sum.data(), part.data(), 64);
+    sum.max = 0;
+    k.merge(sum, part, 64);
     benchmark::ClobberMemory();
   }
-  count(state, double(record * sizeof(float)), 0);
+  count(state, double(values.size() * sizeof(float)), 0);
 }
 
 void register_all(const Kernels& k) {
@@ -167,7 +169,7 @@ void register_all(const Kernels& k) {
       add(std::string("attend/") + (f32 ? "f32/" : "q8/") + set + "/" + std::to_string(n) +
               (n == 1 ? " query" : " queries"),
           [&k, f32, n](benchmark::State& state) { attend(state, k, f32, n); });
-  add("fold/" + set, [&k](benchmark::State& state) { fold(state, k); });
+  add("merge/" + set, [&k](benchmark::State& state) { merge(state, k); });
   register_vectors(k);
 }
 

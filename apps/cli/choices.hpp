@@ -3,7 +3,7 @@
 
 #include <numeric>
 
-#include "../../export/json_text.hpp"
+#include "../../export/json_writer.hpp"
 #include "job.hpp"
 
 namespace pocket::cli {

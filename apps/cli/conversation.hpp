@@ -2,8 +2,8 @@
 #pragma once
 
 #include "../../export/engine.hpp"
-#include "../../export/json.hpp"
-#include "../../export/json_text.hpp"
+#include "../../export/json_reader.hpp"
+#include "../../export/json_writer.hpp"
 
 namespace pocket::cli {
 

@@ -1,7 +1,7 @@
 // report.hpp: prints the figures on stderr: as one line, or as JSON (--json).
 #pragma once
 
-#include "../../export/json_text.hpp"
+#include "../../export/json_writer.hpp"
 #include "job.hpp"
 
 namespace pocket::cli {

@@ -6,7 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "../../export/json_text.hpp"
+#include "../../export/json_writer.hpp"
 #include "../support/tiny_model.hpp"
 
 namespace cli_test {

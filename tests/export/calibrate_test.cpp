@@ -55,7 +55,7 @@ Result calibrated(const Config& c, const std::vector<std::vector<int>>& windows,
   r.layers_before = file.layers();
   int matrices = 0;
   double share = 0;
-  r.done = calibration.run(file, [&](double done, double total, const EncodedTensor* tensor) {
+  r.done = calibration.quantize(file, [&](double done, double total, const EncodedTensor* tensor) {
     EXPECT_LE(done, total * 1.0001);
     share = done / total;
     matrices += tensor != nullptr;
@@ -176,7 +176,7 @@ TEST(Calibrate, DamagedStreamsAreRefused) {
   folder.write("m.calibrating", left);
   const Result r = calibrated(c, windows, folder);
   EXPECT_FALSE(r.done);
-  EXPECT_EQ(r.error, folder.file("m.calibrating") + ": damaged; delete it to start anew");
+  EXPECT_EQ(r.error, folder.file("m.calibrating") + ": damaged; delete it to restart");
 }
 
 TEST(Calibrate, TwoRunsDoNotShareAFile) {
@@ -184,7 +184,7 @@ TEST(Calibrate, TwoRunsDoNotShareAFile) {
   CalibrationFile first, second;
   ASSERT_TRUE(first.open(folder.file("x"), 1, 100));
   EXPECT_FALSE(second.open(folder.file("x"), 1, 100));
-  EXPECT_EQ(second.error, folder.file("x") + ": another run is at work on it");
+  EXPECT_EQ(second.error, folder.file("x") + ": in use by another process");
 }
 
 TEST(Calibrate, AsFewTokensAsThereAre) {
@@ -238,7 +238,7 @@ TEST(CalibrateFails, WhereTheInputsOverflow) {
                                 return true;
                               });
   EXPECT_FALSE(r.done);
-  EXPECT_EQ(r.error, "layers.0.w2: expected inputs that are finite numbers, found others; is the checkpoint whole?");
+  EXPECT_EQ(r.error, "layers.0.w2: expected finite inputs, found infinity or NaN; is the checkpoint damaged?");
 }
 
 }  // namespace

@@ -249,20 +249,20 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 TEST(ChatTemplate, WhatIsNotKnownIsSaid) {
   const TokenizerPtr owner = chatml_tokenizer();
   const Tokenizer& chatml = *owner;
-  EXPECT_EQ(reason("", chatml), "is of no family that is known");
-  EXPECT_EQ(reason("{{ messages[0].content }}", chatml), "is of no family that is known");
+  EXPECT_EQ(reason("", chatml), "not of a known family");
+  EXPECT_EQ(reason("{{ messages[0].content }}", chatml), "not of a known family");
   EXPECT_EQ(reason("<|im_start|>Cutting Knowledge Date: December 2023", chatml),
-            "has a system turn with dates in it even where there is no system prompt");
+            "outputs a system turn with dates even without a system prompt");
   EXPECT_EQ(reason(kSmolLm2, *llama2_tokenizer()), "expected the token <|im_start|> in the vocabulary, found none");
   EXPECT_EQ(reason(replaced(kSmolLm2, "<|im_start|>assistant\n", "<|im_start|>Assistant\n"), chatml),
-            "not known of ChatML: add_generation_prompt: <|im_start|>Assistant\\n");
-  EXPECT_EQ(reason(replaced(kSmolLm2, "message['content']", "message['content'] | upper"), chatml).find("not known of"),
+            "unknown step of ChatML: add_generation_prompt: <|im_start|>Assistant\\n");
+  EXPECT_EQ(reason(replaced(kSmolLm2, "message['content']", "message['content'] | upper"), chatml).find("unknown step of"),
             0u);
-  EXPECT_EQ(reason(replaced(kSmolLm2, "{% if add_generation_prompt %}", ""), chatml), "{% endif %}: not known here");
+  EXPECT_EQ(reason(replaced(kSmolLm2, "{% if add_generation_prompt %}", ""), chatml), "{% endif %}: unknown here");
   EXPECT_EQ(reason(replaced(kSmolLm2, "{% endif %}{{'<|im_start|>'", "{{'<|im_start|>'"), chatml).find("{% endfor %}"),
             0u);
   EXPECT_EQ(reason(std::string(kSmolLm2) + kSmolLm2, chatml).find("unexpected here: "), 0u);
-  EXPECT_EQ(reason("{% for message in messages %}<|im_start|>{% endfor %}", chatml).find("not known of ChatML"), 0u);
+  EXPECT_EQ(reason("{% for message in messages %}<|im_start|>{% endfor %}", chatml).find("unknown step of ChatML"), 0u);
 }
 
 // No program is run, whatever it may do: what is not a known step makes the template unknown.

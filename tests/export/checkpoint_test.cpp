@@ -179,8 +179,7 @@ TEST(Folder, ItCanBeNamedByItsFile) {
   std::filesystem::rename(f.path + "/model.safetensors", f.path + "/other.safetensors");
   EXPECT_EQ(f.what("other.safetensors"), "");
   EXPECT_EQ(f.what(),
-            "expected weights (model.safetensors, pytorch_model.bin, or the index of shards), found none; a "
-            "file of another name can be named itself");
+            "expected weights (model.safetensors, pytorch_model.bin, or the index of shards), found none; to read a file with another name, name the file");
 }
 
 TEST(Folder, RotaryFrequenciesThatOldVersionsSavedDoNotMatter) {
@@ -232,7 +231,7 @@ TEST(Folder, AnotherModelsTokenizerIsRefused) {
   NEED_DATA(data, "hf/gqa-f32/tokenizer.model");
   HfFolder f;
   f.write("tokenizer.model", read_file(data));
-  EXPECT_EQ(f.what(), "tokenizer.model: expected the model's 5 tokens, found 512; this is another model's tokenizer");
+  EXPECT_EQ(f.what(), "tokenizer.model: expected the model's 5 tokens, found 512; this is the tokenizer of another model");
 }
 
 TEST(Folder, IdsThatEndATextAreIdsOfTheVocabulary) {
@@ -451,8 +450,8 @@ TEST(ConfigJson, WhatWouldBeAnotherFunctionIsRefusedByName) {
     refused("hidden_act", activation, "\"silu\", found " + Json(activation).dump());
   refused("attention_bias", true, "false, found true");
   refused("mlp_bias", true, "false, found true");
-  refused("quantization_config", {{"quant_method", "gptq"}}, "none; these weights are quantized (\"gptq\")");
-  refused("quantization_config", "awq", "none; these weights are quantized");
+  refused("quantization_config", {{"quant_method", "gptq"}}, "none: quantized weights are not supported (\"gptq\")");
+  refused("quantization_config", "awq", "none: quantized weights are not supported");
   f.with("partial_rotary_factor", 0.5);
   EXPECT_TRUE(contains(f.error, "\"partial_rotary_factor\": expected 1")) << f.error;
   EXPECT_EQ(f.with("partial_rotary_factor", 1.0), "");
@@ -485,12 +484,12 @@ TEST(ConfigJson, ThatIsNoneIsRefused) {
   }
   f.remove("config.json");
   EXPECT_EQ(f.what(),
-            "expected config.json, found none; name a file, or the folder of a model of Hugging Face's transformers");
+            "expected config.json, found none; name a file, or a folder in the format of Hugging Face's transformers");
   f.write("params.json", "{}");
   EXPECT_EQ(f.what(), "params.json:1:1: \"dim\": expected a number, found nothing");
   f.remove("params.json");
   f.write("adapter_config.json", "{}");
-  EXPECT_TRUE(contains(f.what(), "found a LoRA adapter; name its model here, and the adapter with --lora"));
+  EXPECT_TRUE(contains(f.what(), "found a LoRA adapter; name its base model, and the adapter with --lora"));
 }
 
 TEST(ConfigJson, EveryTruncationAndManySpoiltOnesAreNoCrash) {
@@ -664,7 +663,7 @@ TEST(Tensors, OneTooManyIsNamed) {
     f.write("model.safetensors", safetensors_of(more));
     EXPECT_EQ(f.what(),
               std::string("model.safetensors: tensor ") + extra +
-                  ": expected the tensors of a plain Llama, found one more, (8); this is another architecture");
+                  ": expected the tensors of a plain Llama, found another tensor, (8); this is another architecture");
   }
 }
 
@@ -683,9 +682,7 @@ TEST(Tensors, OfPyTorchsOldFilesItSaysWhatToDo) {
   f.write("pytorch_model.bin", "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.");
   EXPECT_EQ(
       f.what(),
-      "pytorch_model.bin: expected a safetensors or PyTorch file, found a Python pickle (old PyTorch checkpoint); "
-      "load the model in Python and save it again, as a file of PyTorch 1.6 or later "
-      "(torch.save(torch.load(OLD), NEW)) or as safetensors");
+      "pytorch_model.bin: expected a safetensors or PyTorch file, found a Python pickle (old PyTorch checkpoint); load the model in Python and save it again in the format of PyTorch 1.6 or later (torch.save(torch.load(OLD), NEW)) or as safetensors");
 }
 
 // ---- Shards ----
@@ -771,7 +768,7 @@ TEST(Shards, EachHasToBeThere) {
       << f.error;
   f.save_map(f.map);
   f.write(kSecond, safetensors_of(f.shards[kSecond]).substr(0, 100));
-  EXPECT_TRUE(contains(f.what(), kSecond) && contains(f.error, "(cut short?)")) << f.error;
+  EXPECT_TRUE(contains(f.what(), kSecond) && contains(f.error, "(truncated?)")) << f.error;
 }
 
 TEST(Shards, TheIndexHasToAgreeWithThem) {

@@ -245,7 +245,7 @@ TEST(Blocks, OtherTypesAreRefusedByName) {
         error_of(g),
         "tensor blk.0.ffn_down.weight: type: expected one of F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K "
         "Q5_K Q6_K IQ4_NL IQ4_XS, found " +
-            std::string(name) + " (" + std::to_string(type) + "), which this version does not read");
+            std::string(name) + " (" + std::to_string(type) + "), which is not supported");
   }
 }
 
@@ -269,14 +269,14 @@ TEST(Blocks, AreOfTheTypeThatTheFileSays) {
     if (block == 32) continue;
     g = small();  // rows of 64
     g.tensors[9].type = type;
-    EXPECT_TRUE(contains(error_of(g), "tensor blk.0.ffn_down.weight: expected a size that its type allows")) << type;
+    EXPECT_TRUE(contains(error_of(g), "tensor blk.0.ffn_down.weight: expected rows of whole blocks")) << type;
   }
 }
 
 TEST(Blocks, RowsAreWholeBlocks) {
   GgufFile g = small();
   g.tensors[9] = {"blk.0.ffn_down.weight", {48, 32}, kQ8_0, std::string(48 * 34, 'x')};
-  EXPECT_TRUE(contains(error_of(g), "tensor blk.0.ffn_down.weight: expected a size that its type allows"));
+  EXPECT_TRUE(contains(error_of(g), "tensor blk.0.ffn_down.weight: expected rows of whole blocks"));
 }
 
 // ---- Settings that are refused ----
@@ -309,8 +309,8 @@ TEST(GgufRefused, WhatWouldBeAnotherModelIsNamed) {
       {"llama.attention.causal", boolean(false), "llama.attention.causal: expected true"},
       {"llama.use_parallel_residual", boolean(true), "llama.use_parallel_residual: expected false"},
       {"llama.rope.scaling.type", string("yarn"), "llama.rope.scaling.type: expected none or linear, found yarn"},
-      {"llama.rope.dimension_count", u32(4), "llama.rope.dimension_count: expected the width of a head, 8, found 4"},
-      {"llama.attention.value_length", u32(4), "llama.attention.value_length: expected the width of a head"},
+      {"llama.rope.dimension_count", u32(4), "llama.rope.dimension_count: expected head_dim, 8, found 4"},
+      {"llama.attention.value_length", u32(4), "llama.attention.value_length: expected head_dim"},
       {"llama.attention.key_length", u32(16), "llama.attention.value_length: "},
       {"general.architecture", u32(1), "metadata general.architecture: expected a string"},
       {"llama.block_count", string("1"), "metadata llama.block_count: expected an integer"},
@@ -445,7 +445,7 @@ TEST(GgufHostile, MagicAndVersion) {
     EXPECT_EQ(error_of(g), "version: expected 2 or 3, found " + std::to_string(version));
   }
   g.version = 0x03000000;
-  EXPECT_EQ(error_of(g), "a big-endian GGUF file, which this version does not read");
+  EXPECT_EQ(error_of(g), "a big-endian GGUF file, which is not supported");
 }
 
 TEST(GgufHostile, CountsThatTheFileCannotHold) {
@@ -490,7 +490,7 @@ TEST(GgufHostile, ArraysInsideEachOther) {
     for (int i = 1; i < depth; i++) value = raw(uint32_t(GgufKind::array)) + raw(uint64_t(1)) + value;
     GgufFile g = small();
     g["x"] = kind(GgufKind::array) + value;
-    EXPECT_EQ(error_of(g), depth <= 4 ? "" : "metadata x: expected at most 4 arrays inside each other") << depth;
+    EXPECT_EQ(error_of(g), depth <= 4 ? "" : "metadata x: expected at most 4 nested arrays") << depth;
   }
 }
 

@@ -318,7 +318,7 @@ TEST(Versions, EveryTruncationAndWhateverIsBehindTheEnd) {
           << n << error;
     }
     EXPECT_EQ(error_of(whole + "x"), "file size: expected " + std::to_string(whole.size()) +
-                                         " bytes by the sizes in its llama2.c header, found " +
+                                         " bytes from the sizes in the llama2.c header, found " +
                                          std::to_string(whole.size() + 1));
   }
 }
@@ -437,7 +437,7 @@ TEST(Refused, EveryTruncationAndWhateverIsBehindTheEnd) {
     const auto refused = [&](size_t n) {
       EXPECT_EQ(
           error_of(whole.substr(0, n) + std::string(n > whole.size() ? n - whole.size() : 0, 'x')),
-          "file size: expected " + size + " bytes by the sizes in its llama2.c header, found " + std::to_string(n));
+          "file size: expected " + size + " bytes from the sizes in the llama2.c header, found " + std::to_string(n));
     };
     size_t edge = sizeof h;
     for (const Part& p : parts_of(h)) {
@@ -498,7 +498,7 @@ TEST(Refused, TheLargestSizesByTheFilesLength) {
   for (const Part& p : parts_of(largest))
     expected += uint64_t(std::max(1, p.layers)) * uint64_t(p.rows) * uint64_t(p.cols) * 4;
   EXPECT_EQ(error_of(largest, 0),
-            "file size: expected " + std::to_string(expected) + " bytes by the sizes in its llama2.c header, found 28");
+            "file size: expected " + std::to_string(expected) + " bytes from the sizes in the llama2.c header, found 28");
 }
 
 TEST(Refused, HeadersOfRandomNumbers) {
@@ -518,13 +518,12 @@ TEST(Refused, FilesOfOtherPrograms) {
       {"", "an empty file"},
       {"\x80\x02" + std::string(100, 'x'),
        "a Python pickle (old PyTorch checkpoint); load the model in Python and save it again"},
-      {"PKTLLAMA" + std::string(100, 'x'),
-       "a model that is converted already; run it: ./run FILE (of type f32 it could be converted again)"},
-      {"lmgg" + std::string(100, '\1'), "a GGML file from before GGUF"},
+      {"PKTLLAMA" + std::string(100, 'x'), "a model file, which is converted already; run it with ./run FILE (only a model of type f32 can be converted again)"},
+      {"lmgg" + std::string(100, '\1'), "a GGML file, the predecessor of GGUF"},
       {"\x89HDF" + std::string(100, '\1'), "an HDF5 file (TensorFlow)"},
       {"<!DOCTYPE html>" + std::string(100, ' '), "a web page (HTML); the download went wrong"},
       {"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself"},
-      {"{\"hidden_size\": 64, \"num_hidden_layers\": 2}", "a JSON file; name the folder that it is in"}};
+      {"{\"hidden_size\": 64, \"num_hidden_layers\": 2}", "a JSON file; name its folder instead"}};
   for (const auto& [bytes, expected] : all)
     EXPECT_EQ(error_of(bytes).find(
                   std::string("expected a checkpoint (a folder with config.json, safetensors, PyTorch, GGUF or "

@@ -316,7 +316,7 @@ TEST(LoraRefused, WhatIsNoAdaptersFolder) {
   std::filesystem::remove(a.path + "/adapter_config.json");
   EXPECT_EQ(a.what(), "expected adapter_config.json, found none");
   a.write("config.json", "{}");
-  EXPECT_EQ(a.what(), "expected adapter_config.json, found a whole model; convert that by itself");
+  EXPECT_EQ(a.what(), "expected adapter_config.json, found a complete model; convert it without --lora");
 }
 
 TEST(LoraRefused, SettingsByTheirNames) {
@@ -325,11 +325,11 @@ TEST(LoraRefused, SettingsByTheirNames) {
       {"peft_type", "IA3", "\"peft_type\": expected \"LORA\", found \"IA3\""},
       {"peft_type", nullptr, "\"peft_type\": expected a string, found null"},
       {"bias", "all", "\"bias\": expected \"none\", found \"all\""},
-      {"use_dora", true, "\"use_dora\": expected none; this version merges plain LoRA only, found true"},
+      {"use_dora", true, "\"use_dora\": expected none; only plain LoRA is supported, found true"},
       {"lora_bias", true, "\"lora_bias\": expected none"},
       {"modules_to_save", {"embed_tokens"}, "\"modules_to_save\": expected none"},
       {"layer_replication", {{0, 1}}, "\"layer_replication\": expected none"},
-      {"init_lora_weights", "pissa_niter_4", "\"init_lora_weights\": expected an adapter of the model as it is"},
+      {"init_lora_weights", "pissa_niter_4", "\"init_lora_weights\": expected an adapter of the unchanged model"},
       {"r", nullptr, "\"r\": expected a number, found null"},
       {"r", 0, "\"r\": expected an integer from 1 to 65536, found 0"},
       {"r", 2.5, "\"r\": expected an integer"},
@@ -342,7 +342,7 @@ TEST(LoraRefused, SettingsByTheirNames) {
       {"rank_pattern", {{"q_proj", 1e300}}, "\"q_proj\": expected an integer from 1 to 65536"},
       {"rank_pattern",
        {{".*q_proj", 2}},
-       "\"rank_pattern\": expected names of modules as keys (this one is no plain name"},
+       "\"rank_pattern\": expected module names as keys (this one is not a plain name"},
       {"alpha_pattern", {{"q_proj", -1}}, "\"q_proj\": expected a number above 0, found -1"},
       {"alpha_pattern", {"q_proj"}, "\"alpha_pattern\": expected an object, found an array"},
       {"target_modules",
@@ -352,7 +352,7 @@ TEST(LoraRefused, SettingsByTheirNames) {
       {"target_modules", {"embed_tokens"}, "also for \"embed_tokens\""},
       {"target_modules", {1}, "\"target_modules\": expected a list of names"},
       {"target_modules", 1, "\"target_modules\": expected a list of names, found 1"},
-      {"target_modules", {"q_proj"}, "lm_head.lora_A.weight: expected modules of target_modules, found another"}};
+      {"target_modules", {"q_proj"}, "lm_head.lora_A.weight: expected a module of target_modules, found another module"}};
   for (const auto& [key, value, expected] : all)
     EXPECT_TRUE(contains(a.with(key, value), expected)) << a.with(key, value);
   for (const char* text : {"", "[]", "{", "null", "5"}) {
@@ -461,7 +461,7 @@ TEST(LoraArgument, IsAFolderAndAScale) {
     LoraSource source;
     std::string error;
     EXPECT_EQ(parse_lora(t.file(bad), source, error), bad == std::string("a:0.5:2")) << bad;
-    EXPECT_TRUE(error.empty() || contains(error, "expected a number behind the colon, found '")) << error;
+    EXPECT_TRUE(error.empty() || contains(error, "expected a number after the colon, found '")) << error;
   }
 }
 
@@ -503,7 +503,7 @@ TEST(LoraConvert, TwoAdaptersWithScales) {
   std::filesystem::remove(out.file("m.bin"));
   std::filesystem::remove(out.file("logits"));
   expect_failed_in_a_line(convert(base, {"--lora", one.path + ":x"}), "convert", 2,
-                          {"--lora", "behind the colon", "'x'"});
+                          {"--lora", "after the colon", "'x'"});
   expect_failed_in_a_line(convert(base, {"--lora"}), "convert", 2, {"--lora: expected a value"});
   expect_failed_in_a_line(convert(base, {"--lora", one.path + "/none"}), "convert", 1, {"none", "LoRA adapter"});
   expect_failed_in_a_line(

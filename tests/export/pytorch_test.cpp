@@ -151,9 +151,9 @@ TEST(PyTorchFile, ViewsOfOneStorage) {
       {{3, 2}, {1, 3}}, {{2, 2}, {3, 1}}, {{2}, {3}}, {{4}, {0}}};
   for (const auto& [shape, strides] : others)
     EXPECT_EQ(view(0, shape, strides).error,
-              "tensor w: expected its elements one after the other, found strides " + shape_text(strides) +
+              "tensor w: expected contiguous elements, found strides " + shape_text(strides) +
                   " for shape " + shape_text(shape) +
-                  " (a transposed or cut view); in Python make it .contiguous() and save it again");
+                  " (a transposed or sliced view); in Python call .contiguous() on it and save it again");
   for (const auto& [first, shape] : std::vector<std::pair<int64_t, std::vector<int64_t>>>{
            {1, {2, 3}}, {6, {1}}, {7, {0}}, {-1, {1}}, {INT64_MAX, {1}}, {0, {7}}, {0, {int64_t(1) << 40}}})
     EXPECT_TRUE(contains(view(first, shape, pytorch::strides_of(shape)).error,
@@ -174,7 +174,7 @@ TEST(PyTorchFile, AStorageHasTheSizeThatItsTensorsSay) {
     p.op("}").text("w").tensor("FloatStorage", "0", elements, 0, {1}, {1}).op("s");
     EXPECT_EQ(error_of_pickle(p.end(), {raw(kSix)}),
               "tensor w: data/0: expected " + std::to_string(elements) + " elements, found 24 bytes");
-    EXPECT_EQ(error_of_pickle(p.end()), "tensor w: data/0: expected it, found none");
+    EXPECT_EQ(error_of_pickle(p.end()), "tensor w: data/0: expected this member, found none");
   }
 }
 
@@ -188,8 +188,8 @@ TEST(PyTorchFile, WhatIsNoDictionaryOfTensorsIsNamed) {
   EXPECT_EQ(pickled([](Pickle& p) { p.integer(1); }), expected + "an integer");
   EXPECT_EQ(pickled([](Pickle& p) { p.op("N"); }), expected + "None");
   EXPECT_EQ(pickled([](Pickle& p) { p.tensor("FloatStorage", "0", 6, 0, {6}, {1}); }), expected + "a tensor");
-  EXPECT_EQ(pickled([](Pickle& p) { p.op("}"); }), expected + "one without any");
-  EXPECT_EQ(pickled([](Pickle& p) { p.op("}").text("a").integer(3).op("s"); }), expected + "one without any");
+  EXPECT_EQ(pickled([](Pickle& p) { p.op("}"); }), expected + "no tensors");
+  EXPECT_EQ(pickled([](Pickle& p) { p.op("}").text("a").integer(3).op("s"); }), expected + "no tensors");
   EXPECT_EQ(pickled([](Pickle& p) { p.op("}").text("a\x1b[").op("}s"); }), expected + "a dictionary under a?[");
   EXPECT_EQ(pickled([](Pickle& p) { p.op("}").integer(1).tensor("FloatStorage", "0", 6, 0, {6}, {1}).op("s"); }),
             expected + "a tensor under an integer");
@@ -246,7 +246,7 @@ TEST(Pickles, WhatPythonWouldRunIsRefusedAndNotRun) {
                                      {"torch", "XStorage"},
                                      {"", ""}}) {
     const std::string expected = "expected tensors and plain data, found the function " + std::string(module) + "." +
-                                 name + ", which Python would call and this program never does";
+                                 name + ", which Python would call; this program calls no functions";
     refused(Pickle().global(module, name).op("(").text(command).op("tR").end(), expected);
     refused(Pickle().text(module).text(name).op("\x93\x85R").end(), expected);
     refused(Pickle().op("}").text("w").global(module, name).op("(").text(command).op("tRs").end(), expected);
@@ -301,8 +301,8 @@ TEST(Pickles, ThatDoNotHoldTogetherAreRefused) {
                                                      {"}(NNNa", "expected a list, found None"},
                                                      {"(NNNNNNu", "expected 7 values on the stack"},
                                                      {"q\1", "expected 1 values on the stack"},
-                                                     {"h\1", "memo: expected something at 1, found nothing"},
-                                                     {"Nq\5h\1", "memo: expected something at 1, found nothing"},
+                                                     {"h\1", "memo: expected a value at 1, found nothing"},
+                                                     {"Nq\5h\1", "memo: expected a value at 1, found nothing"},
                                                      {"R", "expected 2 values on the stack"},
                                                      {"Q", "expected 1 values on the stack"},
                                                      {"b", "expected 2 values on the stack"},
@@ -310,7 +310,7 @@ TEST(Pickles, ThatDoNotHoldTogetherAreRefused) {
                                                      {"\x80\x01", "protocol: expected 2 to 5, found 1"},
                                                      {"\x80\x06", "protocol: expected 2 to 5, found 6"},
                                                      {"\xff", "opcode: expected one that tensors and plain data need"},
-                                                     {"N.", "expected the end, found 1 bytes more"}};
+                                                     {"N.", "expected the end, found 1 more bytes"}};
   for (const auto& [ops, expected] : all) {
     const std::string error = error_of_pickle(Pickle().op(ops).end());
     EXPECT_TRUE(contains(error, "data.pkl: offset ") && contains(error, expected)) << ops << ": " << error;
@@ -331,7 +331,7 @@ TEST(Pickles, BombsAreRefused) {
       {"\x8c\xff", "truncated"},
       {"\x95" + four + four, "truncated"},
       {"Nr" + four, "memo: expected at most 1048576 places, found 4294967295"},
-      {"j" + four, "memo: expected something at 4294967295, found nothing"},
+      {"j" + four, "memo: expected a value at 4294967295, found nothing"},
       {"\x8a\xff" + std::string(255, '\1'), "expected an integer of 64 bits, found 2040"},
       {many("(", n), "expected at most " + most + " values"},
       {many("]", n), "expected at most " + most + " values"},
@@ -388,7 +388,7 @@ TEST(Archives, SizesThatLieAreRefused) {
     for (const uint64_t size : {uint64_t(0), uint64_t(23), uint64_t(25), uint64_t(1) << 31})
       EXPECT_NE(with([&](auto& m) { m[2].size = m[2].packed = size; }, wide), "") << size;
     EXPECT_EQ(with([](auto& m) { m[2].packed = 20; }, wide),
-              "zip archive: member archive/data/0: size: expected 24 (it is stored), found 20");
+              "zip archive: member archive/data/0: size: expected 24 (stored), found 20");
     EXPECT_EQ(with([](auto& m) { m[2].flags = 0, m[2].local_size = 20; }, wide),
               "zip archive: member archive/data/0: size in its header: expected 24, found 20");
   }
@@ -410,7 +410,7 @@ TEST(Archives, MembersThatLieInOnePlaceAreRefused) {
   }
   // one header, under two names in the directory: its own name is one of them only
   EXPECT_EQ(with([](auto& m) { m[1].name = "archive/other"; }),
-            "zip archive: member archive/other: expected the same header before its bytes");
+            "zip archive: member archive/other: expected a local header that agrees with the directory");
 }
 
 TEST(Archives, NamesThatLeadElsewhereAreRefused) {
@@ -423,16 +423,15 @@ TEST(Archives, NamesThatLeadElsewhereAreRefused) {
   // a key of a storage is looked up among the members, nowhere else
   Pickle p;
   p.op("}").text("w").tensor("FloatStorage", "../../../../etc/passwd", 6, 0, {6}, {1}).op("s");
-  EXPECT_EQ(error_of_pickle(p.end(), {raw(kSix)}), "tensor w: data/../../../../etc/passwd: expected it, found none");
+  EXPECT_EQ(error_of_pickle(p.end(), {raw(kSix)}), "tensor w: data/../../../../etc/passwd: expected this member, found none");
 }
 
 TEST(Archives, CompressedAndEncryptedOnesAreRefused) {
   const std::string error = with([](auto& m) { m[0].method = 8; });
   EXPECT_EQ(
       error,
-      "zip archive: member archive/data.pkl: expected it stored as it is, found it compressed (method 8); PyTorch "
-      "never does that: load the file in Python and save it again with torch.save()");
-  EXPECT_TRUE(contains(with([](auto& m) { m[2].flags |= 1; }), "data/0: expected it unencrypted"));
+      "zip archive: member archive/data.pkl: expected a stored member, found a compressed one (method 8); PyTorch does not write these: load the file in Python and save it again with torch.save()");
+  EXPECT_TRUE(contains(with([](auto& m) { m[2].flags |= 1; }), "data/0: expected no encryption"));
 }
 
 TEST(Archives, OfOtherProgramsAreNamed) {
@@ -708,8 +707,7 @@ TEST(PyTorchLlama, LitGptsSettingsBecomeTheConfigurationOrAreRefused) {
   f.write("lit_model.pth", pytorch::save(llama(c, lit_gpt(true), "attn.attn.weight")));
   EXPECT_EQ(
       f.what("lit_model.pth"),
-      "expected config.json, lit_config.json or params.json beside lit_model.pth, to tell how the model is built, "
-      "found none");
+      "expected config.json, lit_config.json or params.json beside lit_model.pth, with the model's configuration, found none");
   const auto changed = [&](const char* key, const Json& value) {
     Json json = lit_config(c);
     json[key] = value;
@@ -822,8 +820,7 @@ TEST(PyTorchLlama, WhatIsMissingOrOneTooManyIsNamed) {
   more.push_back({"transformer.h.0.attn.attn.bias", {96}, raw(Floats(96))});
   f.write("lit_model.pth", pytorch::save(more));
   EXPECT_EQ(f.what(),
-            "lit_model.pth: tensor transformer.h.0.attn.attn.bias: expected the tensors of a plain Llama, "
-            "found one more, (96); this is another architecture");
+            "lit_model.pth: tensor transformer.h.0.attn.attn.bias: expected the tensors of a plain Llama, found another tensor, (96); this is another architecture");
 }
 
 }  // namespace

@@ -158,9 +158,9 @@ TEST(Header, TensorsAreWhereItSays) {
 TEST(Header, ItsLengthIsCheckedAgainstTheFile) {
   const std::string header = "{\"x\": 1}", rest = header + "data";
   const auto with_length = [&](uint64_t n) { return error_of(bytes_of_length(n) + rest); };
-  EXPECT_EQ(with_length(13), "header length: expected at most 12, found 13 (cut short?)");
+  EXPECT_EQ(with_length(13), "header length: expected at most 12, found 13 (truncated?)");
   for (const uint64_t n : {uint64_t(1) << 31, uint64_t(1) << 32, uint64_t(1) << 63, UINT64_MAX - 7, UINT64_MAX})
-    EXPECT_EQ(with_length(n), "header length: expected at most 12, found " + std::to_string(n) + " (cut short?)");
+    EXPECT_EQ(with_length(n), "header length: expected at most 12, found " + std::to_string(n) + " (truncated?)");
   EXPECT_EQ(Listed(bytes_of_length(0) + rest).error.substr(Listed(rest).path.size()),
             ": header:1:1: expected a value, found the end");
   EXPECT_NE(with_length(1), "");
@@ -184,14 +184,14 @@ TEST(Header, ThatIsNoJsonObjectIsRefused) {
   const std::pair<const char*, const char*> all[] = {
       {"{\"x\": 1,}", "1:9: expected a key in quotes, found '}'"},
       {"{\"x\": {\"dtype\": \"F32\"", "1:22: expected ',' or '}', found the end"},
-      {"{} []", "1:4: expected nothing more, found '['"},
+      {"{} []", "1:4: expected the end of the text, found '['"},
       {"{\n\"x\": nul}", "2:9: expected null, found '}'"},
       {"{\"\xFF\": 1}", "1:3: expected UTF-8, found byte 0xff"}};
   for (const auto& [header, expected] : all) {
     const Listed f(file_of(header, ""));
     EXPECT_EQ(f.error, f.path + ": header:" + expected);
   }
-  EXPECT_NE(Listed(file_of("{\"x\": 1}" + std::string(3, '\0'), "")).error.find("expected nothing more"),
+  EXPECT_NE(Listed(file_of("{\"x\": 1}" + std::string(3, '\0'), "")).error.find("expected the end of the text"),
             std::string::npos);
   EXPECT_EQ(error_of(file_of("{}", "")), "") << "no tensors, and no bytes for them";
   EXPECT_EQ(error_of(file_of("{}      ", "")), "") << "padded with spaces";
@@ -255,7 +255,7 @@ TEST(Entry, OffsetsStayWithinTheFile) {
   const auto offsets = [](const Json& begin, const Json& end) {
     return error_of({{"x", entry("F32", {2}, begin, end)}}, 8);
   };
-  const std::string expected = "tensor x: data_offsets: expected to stay within 8 bytes, found ";
+  const std::string expected = "tensor x: data_offsets: expected a range within 8 bytes, found ";
   EXPECT_EQ(offsets(0, 8), "");
   EXPECT_EQ(offsets(8, 0), expected + "8 to 0");
   EXPECT_EQ(offsets(4, 12), expected + "4 to 12");

@@ -253,7 +253,7 @@ TEST(SentencePieceJson, SpellingsOfItsSpaces) {
   EXPECT_EQ(metaspace("always", false).encode("a a"), (Ids{1, 9, 9}));
   EXPECT_EQ(metaspace("never", false).encode("a a"), (Ids{1, 4, 9}));
   EXPECT_TRUE(contains(metaspace("first", true).error,
-                       "found Metaspace(\u2581, first, split=true); the model's tokenizer.model"));
+                       "found Metaspace(\u2581, first, split=true); use the model's tokenizer.model"));
   for (const Json& other :
        {Json(nullptr), prepend, sequence({replace, prepend, {{"type", "NFKC"}}}),
         sequence(Json::array({{{"type", "Replace"}, {"pattern", {{"Regex", " "}}}, {"content", "\u2581"}}}))}) {
@@ -307,8 +307,8 @@ TEST(SentencePieceJson, WhatIsNoneIsRefused) {
       {"/decoder/decoders/1", {{"type", "CTC"}}, "decoder: expected SentencePiece's, found CTC"},
       {"/model/merges",
        {"b c", "a b", "\u2581 a", "ab c", "\u2581 \u2581"},
-       "expected one of \"a\" and \"bc\", which make"},
-      {"/model/merges/0", "b <s>", "merge 0 \"b <s>\": expected two tokens of the vocabulary that make a third"},
+       "expected one of \"a\" and \"bc\", which form"},
+      {"/model/merges/0", "b <s>", "merge 0 \"b <s>\": expected two tokens of the vocabulary that form a third"},
       {"/model/merges/0", "b c a", "merge 0: expected two tokens with a space between"}};
   for (const auto& [pointer, value, expected] : all) {
     const Read r = sentencepiece_with(pointer, value);
@@ -362,14 +362,14 @@ TEST(TokenizerJson, IdsOutsideTheModel) {
     EXPECT_TRUE(contains(with("/added_tokens/0/id", id), "\"id\": expected an integer from 0 to 2147483647")) << id;
   EXPECT_TRUE(contains(with("/model/vocab/a", 2), "token 2: expected one text, found \"a\" and \"b\""));
   EXPECT_TRUE(contains(with("/model/vocab/a", 0), "token 0: expected one text, found \"<|end|>\" and \"a\""));
-  EXPECT_TRUE(contains(with("/added_tokens/0/content", ""), "token 0: expected some text, found none"));
+  EXPECT_TRUE(contains(with("/added_tokens/0/content", ""), "token 0: expected a text, found none"));
 }
 
 TEST(TokenizerJson, MergesOfWhatIsNotThere) {
   for (const char* bad : {"a", "a b c", " a b", "", "a  b"})
     EXPECT_TRUE(contains(with("/model/merges/0", bad), "merge 0")) << bad;
   for (const char* bad : {"a c", "b a", "x y", "a \u0120"})
-    EXPECT_TRUE(contains(with("/model/merges/0", bad), "expected two tokens of the vocabulary that make a third"))
+    EXPECT_TRUE(contains(with("/model/merges/0", bad), "expected two tokens of the vocabulary that form a third"))
         << bad;
   EXPECT_TRUE(contains(with("/model/merges/0", "\u4e2d b"), "expected GPT-2's printable characters"));
   EXPECT_TRUE(contains(with("/model/vocab/\u4e2d", 7), "token \"\u4e2d\": expected GPT-2's printable characters"));

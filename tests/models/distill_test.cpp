@@ -1,12 +1,12 @@
-// distill_test.cpp: learning from a larger model: the loss against its definition in double, its gradient against
-// differences, what a teacher hears of a window, the same bits for every instruction set and number of threads.
+// distill_test.cpp: distillation: the loss against its definition in double, its gradient against differences, the
+// teacher's logits, and the same bits for every instruction set and number of threads.
 #include <gtest/gtest.h>
 
 #include <set>
 
 #include "../support/training_model.hpp"
 
-namespace {
+namespace distill_test {
 
 using namespace pocket;
 using namespace training;
@@ -23,7 +23,10 @@ RowLoss row_loss(const std::vector<float>& logits, const std::vector<float>& tea
   const auto softmax = [](const std::vector<float>& x, double t) {
     std::vector<double> p;
     double sum = 0;
-    for (float v : x) p.push_back(std::exp(double(v) / t)), sum += p.back();
+    for (float v : x) {
+      p.push_back(std::exp(double(v) / t));
+      sum += p.back();
+    }
     for (double& v : p) v /= sum;
     return p;
   };
@@ -37,21 +40,26 @@ RowLoss row_loss(const std::vector<float>& logits, const std::vector<float>& tea
   return r;
 }
 
-TEST(DistillRow, IsItsDefinitionForEverySet) {
+TEST(DistillRow, MatchesDefinitionForEveryKernel) {
   for (const int n : {1, 16, 51, 100})
     for (const float share : {0.f, 0.3f, 1.f})
       for (const float temperature : {0.5f, 1.f, 3.f}) {
         tiny::Random random{uint64_t(n)};
         std::vector<float> logits, teacher;
-        for (int i = 0; i < n; i++) logits.push_back(2 * random.normal()), teacher.push_back(2 * random.normal());
+        for (int i = 0; i < n; i++) {
+          logits.push_back(2 * random.normal());
+          teacher.push_back(2 * random.normal());
+        }
         const int target = n / 2, width = int(padded16(n));
         const RowLoss expected = row_loss(logits, teacher, target, 0.7, double(share), double(temperature));
         std::set<uint64_t> hashes;
         for (const TrainKernels* k : kernel_sets()) {
-          std::vector<float> row = logits, told = teacher, soft(size_t(width) * 2);
-          row.resize(size_t(width)), told.resize(size_t(width));
+          std::vector<float> row = logits, teacher_row = teacher, scratch(size_t(width) * 2);
+          row.resize(size_t(width));
+          teacher_row.resize(size_t(width));
           double loss = -1;
-          k->distill(row.data(), told.data(), soft.data(), n, width, target, 0.7f, share, temperature, &loss);
+          k->distill({row.data(), n, width, target, 0.7f}, {teacher_row.data(), scratch.data(), share, temperature},
+                     &loss);
           EXPECT_NEAR(loss, expected.loss, 1e-5) << k->name << " " << n << " " << share << " " << temperature;
           for (int i = 0; i < n; i++) EXPECT_NEAR(row[size_t(i)], expected.gradient[size_t(i)], 1e-6) << k->name << i;
           for (int i = n; i < width; i++) EXPECT_EQ(row[size_t(i)], 0);
@@ -63,14 +71,16 @@ TEST(DistillRow, IsItsDefinitionForEverySet) {
 
 // ---- Teachers ----
 
-// Another shape than the students'; of the same 51 tokens.
+// A shape that differs from the students', with the same 51 tokens.
 Config teacher_config() {
   Config c = odd_config(false, 4);
-  c.dim = 32, c.head_dim = 8, c.n_layers = 3;
+  c.dim = 32;
+  c.head_dim = 8;
+  c.n_layers = 3;
   return c;
 }
 
-// A model file and the teacher that it makes.
+// A model file, open as a teacher.
 struct TestTeacher {
   TemporaryFolder folder;
   ModelTeacher teacher;
@@ -85,8 +95,8 @@ struct TestTeacher {
   }
 };
 
-// However a window is cut into pieces, each of its texts is heard from its beginning and by itself.
-TEST(Teacher, HearsEachTextByItself) {
+// The logits do not depend on how a window is divided into calls.
+TEST(Teacher, ProcessesEachTextSeparately) {
   for (const Type type : {Type::f32, Type::q8, Type::q4}) {
     TestTeacher t(0.4f, 2, type);
     const Window w = windows_for(odd_config(true, 2), 1, 1)[0];
@@ -94,7 +104,8 @@ TEST(Teacher, HearsEachTextByItself) {
     for (const auto& [begin, end] : {std::pair<size_t, size_t>(0, 45), {45, w.ids.size()}}) {
       Session session(t.teacher.model(), {75, 1, KvType::automatic, nullptr});
       ASSERT_TRUE(session.forward(&w.ids[begin], end - begin, [&](size_t, const float* logits) {
-        return expected.insert(expected.end(), logits, logits + 51), true;
+        expected.insert(expected.end(), logits, logits + 51);
+        return true;
       }));
     }
     for (const int piece : {75, 64, 45, 10, 1}) {
@@ -111,7 +122,7 @@ TEST(Teacher, HearsEachTextByItself) {
   }
 }
 
-TEST(Teacher, AFileThatIsNoModel) {
+TEST(Teacher, RejectsFileThatIsNotAModel) {
   const TemporaryFolder t;
   ModelTeacher teacher;
   EXPECT_FALSE(teacher.open(t.write("x", "hello")));
@@ -138,50 +149,50 @@ void check_gradients(const Config& c, const LoraPlan& lora, float share, float t
   expect_gradients(m, trainer, [&] { return trainer.learn(batch); });
 }
 
-TEST(DistillGradient, OfEveryTensor) { check_gradients(odd_config(true, 2), {}, 0.4f, 2); }
-TEST(DistillGradient, OfTheTeachersPartAlone) { check_gradients(odd_config(false, 2), {}, 1, 1); }
-TEST(DistillGradient, OfAdapters) {
+TEST(DistillGradient, MatchesDifferences) { check_gradients(odd_config(true, 2), {}, 0.4f, 2); }
+TEST(DistillGradient, MatchesDifferencesWithTeacherOnly) { check_gradients(odd_config(false, 2), {}, 1, 1); }
+TEST(DistillGradient, MatchesDifferencesForAdapters) {
   const Config c = odd_config(false, 4);
   check_gradients(c, {3, 3, 0xff}, 0.5f, 1.5f);
 }
 
-double train_a_little(float share, float temperature, int threads, const TrainKernels& k, bool taught, uint64_t& hash) {
+// Three steps; sets `hash` to that of the weights and the loss.
+void train_briefly(float share, int threads, const TrainKernels& k, bool with_teacher, uint64_t& hash) {
   const Config c = odd_config(true, 2);
-  TestTeacher t(share, temperature, Type::q8, threads);
+  TestTeacher t(share, 2, Type::q8, threads);
   TrainModel m(c);
   fill(m, 1);
-  Trainer trainer(m, threads, c.max_seq_len, k, taught ? &t.teacher : nullptr);
+  Trainer trainer(m, threads, c.max_seq_len, k, with_teacher ? &t.teacher : nullptr);
   double loss = 0;
   for (int step = 1; step < 4; step++) {
     loss = trainer.learn(windows_for(c, 10, uint64_t(step)));
     trainer.update(AdamOptions(), 1e-2, step);
   }
   hash = hash_bytes(m.values.data(), m.values.size() * sizeof(float)) + hash_bytes(&loss, sizeof loss);
-  return loss;
 }
 
-TEST(Distill, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
+TEST(Distill, SameBitsForEveryKernelAndThreadCount) {
   std::set<uint64_t> hashes;
   for (const TrainKernels* k : kernel_sets())
     for (const int threads : {1, 2, 3, 8}) {
       uint64_t hash = 0;
-      train_a_little(0.4f, 2, threads, *k, true, hash);
+      train_briefly(0.4f, threads, *k, true, hash);
       hashes.insert(hash);
     }
   EXPECT_EQ(hashes.size(), 1u);
 }
 
-TEST(Distill, ATeacherWithoutAWordChangesNothing) {
-  uint64_t plain = 0, silent = 0, taught = 0;
-  train_a_little(0, 2, 2, best(), false, plain);
-  train_a_little(0, 2, 2, best(), true, silent);
-  train_a_little(0.1f, 2, 2, best(), true, taught);
-  EXPECT_EQ(silent, plain);
-  EXPECT_NE(taught, plain);
+TEST(Distill, TeacherWithWeightZeroChangesNothing) {
+  uint64_t none = 0, weight_0 = 0, weight_10 = 0;
+  train_briefly(0, 2, best(), false, none);
+  train_briefly(0, 2, best(), true, weight_0);
+  train_briefly(0.1f, 2, best(), true, weight_10);
+  EXPECT_EQ(weight_0, none);
+  EXPECT_NE(weight_10, none);
 }
 
-// From a model to its copy the divergence is 0, and so is its gradient.
-TEST(Distill, NothingIsLearntFromOneself) {
+// The divergence of a model from its copy is 0, and so is the gradient.
+TEST(Distill, CopyOfTeacherHasZeroLoss) {
   const Config c = teacher_config();
   TestTeacher t(1, 2);
   TrainModel m(c);
@@ -191,7 +202,7 @@ TEST(Distill, NothingIsLearntFromOneself) {
   EXPECT_LT(trainer.gradient_norm(), 1e-4);
 }
 
-TEST(Distill, AStudentBecomesLikeItsTeacher) {
+TEST(Distill, StudentApproachesTeacher) {
   const Config c = odd_config(true, 2);
   TestTeacher t(1, 1);
   TrainModel m(c);
@@ -209,4 +220,4 @@ TEST(Distill, AStudentBecomesLikeItsTeacher) {
   EXPECT_LT(after, 0.2 * before);
 }
 
-}  // namespace
+}  // namespace distill_test

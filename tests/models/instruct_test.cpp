@@ -1,5 +1,5 @@
-// instruct_test.cpp: instructions are true of their stories, are the same for the same seed, and are what `run --words`
-// says to a model.
+// instruct_test.cpp: generated instructions describe their stories, depend only on the seed, and have the format of
+// `run --words`.
 #include "../../models/instruct.hpp"
 
 #include <gtest/gtest.h>
@@ -11,23 +11,20 @@
 #include "../support/test_data.hpp"
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace instruct_test {
 
-using pocket::instruct_stories;
-using pocket::Instruction;
-using pocket::instruction_prompt;
-using pocket::split_stories;
+using namespace pocket;
 using Strings = std::vector<std::string>;
 
-TEST(InstructionPrompt, HasTheFieldsThatAreGiven) {
+TEST(InstructionPrompt, ContainsGivenFields) {
   EXPECT_EQ(instruction_prompt({}), "");
   EXPECT_EQ(instruction_prompt({{"dog"}, {}, ""}), "Words: dog\nStory:");
   EXPECT_EQ(instruction_prompt({{"dog", "cake"}, {"Dialogue", "Moral"}, "A dog ate."}),
             "Words: dog, cake\nFeatures: Dialogue, Moral\nSummary: A dog ate.\nStory:");
 }
 
-TEST(Features, AreWhatTheStoryShows) {
-  using pocket::instruct_detail::features_of;
+TEST(Features, AreDetectedInStory) {
+  using instruct_detail::features_of;
   EXPECT_EQ(features_of("Tom said, \"Hi.\" Sue said, \"Hello.\" They went home."), Strings{"Dialogue"});
   EXPECT_EQ(features_of("Tom fell. He learned to be careful."), Strings{"Moral"});
   EXPECT_EQ(features_of("Tom lost his dog. He was sad and cried."), Strings{"Sad ending"});
@@ -36,14 +33,14 @@ TEST(Features, AreWhatTheStoryShows) {
   EXPECT_EQ(features_of(""), Strings{});
 }
 
-TEST(Instructions, AreRepeatedFromASeed) {
+TEST(Instructions, DependOnSeed) {
   NEED_DATA(file, "text/tinystories-valid.txt");
   const std::string text = read_file(file), one = instruct_stories(split_stories(text), 1);
   EXPECT_EQ(instruct_stories(split_stories(text), 1), one);
   EXPECT_NE(instruct_stories(split_stories(text), 2), one);
 }
 
-// The fields of an example, and the story behind them under "".
+// The fields of an example; the story is the field "".
 std::map<std::string, std::string> fields_of(std::string_view example) {
   std::map<std::string, std::string> fields;
   for (const std::string name : {"Words", "Features", "Summary"}) {
@@ -60,11 +57,11 @@ std::map<std::string, std::string> fields_of(std::string_view example) {
   return fields;
 }
 
-// No story is lost or changed, every field comes and is missing often, and what it says is in the story.
-TEST(Instructions, AreTrueOfTheirStories) {
+// No story is lost or changed; every field is often present and often absent; its content is in the story.
+TEST(Instructions, DescribeTheirStories) {
   NEED_DATA(file, "text/tinystories-train.txt");
   const std::string text = read_file(file), made = instruct_stories(split_stories(text), 7);
-  const auto stories = pocket::split_stories(text), examples = pocket::split_stories(made);
+  const auto stories = split_stories(text), examples = split_stories(made);
   ASSERT_EQ(examples.size(), stories.size());
   std::map<std::string, int> seen, features;
   for (size_t i = 0; i < stories.size(); i++) {
@@ -83,12 +80,11 @@ TEST(Instructions, AreTrueOfTheirStories) {
     EXPECT_GT(seen[field], n / 20) << field;
     EXPECT_LT(seen[field], n * 4 / 5) << field;
   }
-  for (const char* feature : pocket::kFeatures) EXPECT_GT(features[feature], 20) << feature;
-  EXPECT_EQ(features.size(), std::size(pocket::kFeatures));
+  for (const char* feature : kFeatures) EXPECT_GT(features[feature], 20) << feature;
+  EXPECT_EQ(features.size(), std::size(kFeatures));
 }
 
-// What is in most stories says nothing, and a name is no word to ask for.
-TEST(Instructions, WordsAreNeitherCommonNorNames) {
+TEST(Instructions, ExcludeCommonWordsAndNames) {
   std::string text;
   for (int i = 0; i < 20; i++)
     text += std::string("The boy Max saw a ") + (i % 10 ? "tree" : "dragon") + ".\n<|endoftext|>\n";
@@ -98,16 +94,16 @@ TEST(Instructions, WordsAreNeitherCommonNorNames) {
     EXPECT_EQ(made.find(word), made.npos) << word;
 }
 
-// ---- As run asks ----
+// ---- run --words ----
 
 class RunOnCommand : public testing::Test {
  protected:
   static std::string write(const std::string& name, const std::string& provenance) {
-    pocket::ModelParts parts = tiny::parts_of(tiny::small_config(), pocket::Type::f32);
+    ModelParts parts = tiny::parts_of(tiny::small_config(), Type::f32);
     Tokenizer::Vocabulary v;
     std::string error, text;
     for (int i = 0; i < 9; i++) text += "Words: dog, cake, sad.\nStory: Once upon a time there was a sad dog. ";
-    EXPECT_TRUE(pocket::train_vocabulary(text, 300, v, error)) << error;
+    EXPECT_TRUE(train_vocabulary(text, 300, v, error)) << error;
     parts.config.vocab_size = 300, parts.config.max_seq_len = 256;
     parts.tokenizer = Tokenizer::to_blob(v), parts.provenance = provenance;
     parts.self_test_ids = {1, 2};
@@ -121,9 +117,9 @@ class RunOnCommand : public testing::Test {
   inline static TemporaryFolder folder;
 };
 
-// The same tokens as behind the prompt by hand; only the story is shown.
-TEST_F(RunOnCommand, SaysTheTrainersPrompt) {
-  const std::string model = write("m.bin", std::string("source: test\n") + pocket::kTakesInstructions);
+// run prints the same story as for the prompt by -i, without the prompt.
+TEST_F(RunOnCommand, UsesPromptOfTraining) {
+  const std::string model = write("m.bin", std::string("source: test\n") + kTakesInstructions);
   const Strings rest = {"-t", "0", "-n", "30", "-q"};
   const auto with = [&](Strings args) {
     args.insert(args.begin(), model);
@@ -139,19 +135,19 @@ TEST_F(RunOnCommand, SaysTheTrainersPrompt) {
   EXPECT_TRUE(by_hand == prompt + story || by_hand == prompt + " " + story) << by_hand << "\n---\n" << story;
 }
 
-TEST_F(RunOnCommand, RefusesWhatDoesNotFit) {
-  const std::string knows = write("m.bin", pocket::kTakesInstructions), plain = write("plain.bin", "source: test\n");
+TEST_F(RunOnCommand, RejectsInvalidInstructions) {
+  const std::string trained = write("m.bin", kTakesInstructions), plain = write("plain.bin", "source: test\n");
   const auto fails = [&](int status, Strings args, const Strings& words) {
     expect_failed_in_a_line(run(args), "run", status, words);
   };
-  fails(1, {plain, "--words", "dog"}, {plain, "write on command", "-i"});
-  fails(2, {knows, "--words", "dog", "-i", "x"}, {"--words", "leave out -i"});
-  fails(2, {knows, "--words", "dog", "-f", "x"}, {"leave out -i, -f"});
-  fails(2, {knows, "--words", "dog", "-m", "chat"}, {"-m chat"});
-  fails(2, {knows, "--words", "dog,,cat"}, {"--words", "between the commas"});
-  fails(2, {knows, "--words", ""}, {"--words", "found nothing"});
-  fails(2, {knows, "--features", "Dragons"}, {"Dialogue", "'Dragons'"});
-  fails(2, {knows, "--summary", "one\ntwo"}, {"one line"});
+  fails(1, {plain, "--words", "dog"}, {plain, "not trained on instructions", "-i"});
+  fails(2, {trained, "--words", "dog", "-i", "x"}, {"--words", "remove -i"});
+  fails(2, {trained, "--words", "dog", "-f", "x"}, {"remove -i, -f"});
+  fails(2, {trained, "--words", "dog", "-m", "chat"}, {"-m chat"});
+  fails(2, {trained, "--words", "dog,,cat"}, {"--words", "between the commas"});
+  fails(2, {trained, "--words", ""}, {"--words requires a value"});
+  fails(2, {trained, "--features", "Dragons"}, {"Dialogue", "'Dragons'"});
+  fails(2, {trained, "--summary", "one\ntwo"}, {"one line"});
 }
 
-}  // namespace
+}  // namespace instruct_test

@@ -1,21 +1,22 @@
-// lora_training_test.cpp: adapters that the trainer learns: gradients of every factor against differences of the loss,
-// the model itself untouched, the same bits for every instruction set and number of threads, a folder that
-// export/lora.hpp merges into the trainer's very model, checkpoints.
+// lora_training_test.cpp: training of adapters: gradients of every factor against differences of the loss, unchanged
+// base weights, the same bits for every instruction set and number of threads, a folder that export/lora.hpp merges
+// into the same model, and checkpoints.
 #include <gtest/gtest.h>
 
 #include "../support/training_model.hpp"
 
-namespace {
+namespace lora_training_test {
 
 using namespace pocket;
 using namespace training;
 
-constexpr float kScale = 2;  // how often B A counts
+constexpr float kScale = 2;  // factor of B A
 LoraPlan plan_of(const Config& c, int rank, uint32_t targets) {
   return {rank, kScale * float(rank), targets & (c.tied ? 0x7fu : 0xffu)};
 }
 
-// b is not zero, as if some steps had been done; else a would have no gradient. B A is as large for every rank.
+// Adds adapters. B is not zero, as after some steps; otherwise A would have no gradient. The size of B A does not
+// depend on the rank.
 void adapt(TrainModel& m, const LoraPlan& plan) {
   m.adapt(adapters_for(m.config, plan));
   initialize(m.adapters, 7);
@@ -35,22 +36,22 @@ void check_gradients(const Config& c, const LoraPlan& plan) {
   const auto batch = windows_for(c, 3, 1);
   trainer.learn(batch);
   const auto loss = [&] { return trainer.evaluate(batch) / double(count_targets(batch)); };
-  expect_gradients(m, trainer, loss, 0.04 / double(kScale));  // as long a step of the weights as without adapters
+  expect_gradients(m, trainer, loss, 0.04 / double(kScale));  // the same step of the weights as without adapters
 }
 
-TEST(LoraGradient, OfEveryFactorTiedAndGrouped) {
+TEST(LoraGradient, MatchesDifferencesTiedAndGrouped) {
   const Config c = odd_config(true, 2);
   check_gradients(c, plan_of(c, 3, 0xff));
 }
-TEST(LoraGradient, OfEveryFactorUntiedAndOneHeadForAll) {
+TEST(LoraGradient, MatchesDifferencesUntiedWithOneKeyValueHead) {
   const Config c = odd_config(false, 1);
   check_gradients(c, plan_of(c, 6, 0xff));
 }
-TEST(LoraGradient, OfARankAboveAVectorsWidth) {
+TEST(LoraGradient, MatchesDifferencesWithRankAboveVectorWidth) {
   const Config c = odd_config(false, 4);
   check_gradients(c, plan_of(c, 20, 0xff));
 }
-TEST(LoraGradient, OfEachTargetByItself) {
+TEST(LoraGradient, MatchesDifferencesForEachTarget) {
   const Config c = odd_config(false, 2);
   for (uint32_t t = 0; t < std::size(kLoraTargets); t++) {
     SCOPED_TRACE(kLoraTargets[t]);
@@ -60,26 +61,30 @@ TEST(LoraGradient, OfEachTargetByItself) {
   }
 }
 
-TEST(LoraTraining, BeginsAsTheModelAndLeavesItsWeightsAlone) {
+TEST(LoraTraining, StartsWithSameLossAndKeepsBaseWeights) {
   const Config c = odd_config(true, 2);
   TrainModel plain(c), m(c);
-  fill(plain, 1), fill(m, 1);
+  fill(plain, 1);
+  fill(m, 1);
   m.adapt(adapters_for(c, plan_of(c, 3, 0x7f)));
   initialize(m.adapters, 7);
   Trainer before(plain, 1, c.max_seq_len, best()), trainer(m, 1, c.max_seq_len, best());
   const auto batch = windows_for(c, 2, 1);
   const double loss = before.evaluate(batch);
   EXPECT_EQ(trainer.evaluate(batch), loss);
-  EXPECT_EQ(trainer.mean.size(), m.adapters.values.size()) << "the optimizer has a state of the adapters alone";
+  EXPECT_EQ(trainer.mean.size(), m.adapters.values.size()) << "the optimizer must have state for the adapters only";
   AdamOptions options;
   options.decay = 0;
-  for (int step = 1; step <= 300; step++) trainer.learn(batch), trainer.update(options, 5e-3, step);
+  for (int step = 1; step <= 300; step++) {
+    trainer.learn(batch);
+    trainer.update(options, 5e-3, step);
+  }
   EXPECT_LT(trainer.evaluate(batch), 0.6 * loss);
   EXPECT_EQ(std::memcmp(m.values.data(), plain.values.data(), m.values.size() * sizeof(float)), 0);
   expect_zero_padding(m.adapters.parameters, m.adapters.values);
 }
 
-TEST(LoraTraining, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
+TEST(LoraTraining, SameBitsForEveryKernelAndThreadCount) {
   const Config c = odd_config(true, 2);
   const auto make = [&] {
     auto m = std::make_unique<TrainModel>(c);
@@ -90,8 +95,8 @@ TEST(LoraTraining, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
   expect_same_bits(make, c.max_seq_len, [&](uint64_t seed) { return windows_for(c, 10, seed); });
 }
 
-// What a and b begin with, of what they are scaled by: 1 / sqrt(cols), and all of that range.
-TEST(LoraTraining, AIsUniformAndBIsZero) {
+// Initial values: A is uniform in +-1 / sqrt(cols), B is zero.
+TEST(LoraTraining, InitializesAUniformlyAndBToZero) {
   const Config c = odd_config(true, 2);
   TrainModel m(c);
   m.adapt(adapters_for(c, plan_of(c, 9, 0x7f)));
@@ -111,7 +116,7 @@ TEST(LoraTraining, AIsUniformAndBIsZero) {
   }
 }
 
-TEST(LoraFolder, MergesIntoTheTrainersModel) {
+TEST(LoraFolder, MergesIntoSameModel) {
   for (const bool tied : {true, false}) {
     const Config c = odd_config(tied, 2);
     const LoraPlan plan = plan_of(c, 3, tied ? 0x7f : 0x85);
@@ -142,11 +147,11 @@ TEST(LoraFolder, MergesIntoTheTrainersModel) {
     Trainer without(plain, 1, c.max_seq_len, best());
     double change = 0;
     for (int i = 0; i < c.vocab_size; i++) change += std::fabs(double(without.next_logits(ids)[i] - expected[i]));
-    EXPECT_GT(change, 1) << "the adapter changes nothing";
+    EXPECT_GT(change, 1) << "the adapter has no effect";
   }
 }
 
-TEST(LoraFolder, OneThatIsThereStaysAndNothingIsHalfWritten) {
+TEST(LoraFolder, KeepsExistingFilesAndLeavesNoPartialOnes) {
   const Config c = odd_config(true, 2);
   const LoraPlan plan = plan_of(c, 3, 0x7f);
   TrainModel m(c);
@@ -156,17 +161,17 @@ TEST(LoraFolder, OneThatIsThereStaysAndNothingIsHalfWritten) {
   ASSERT_TRUE(write_adapter(t.file("a"), plan, m.adapters, error)) << error;
   const std::string bytes = read_file(t.file("a/adapter_model.safetensors"));
   EXPECT_FALSE(write_adapter(t.file("a"), plan, m.adapters, error));
-  EXPECT_NE(error.find("a: expected a folder that is not there yet, found one; delete it"), std::string::npos) << error;
+  EXPECT_NE(error.find("a: already exists; delete the folder"), std::string::npos) << error;
   t.write("file", "x");
   EXPECT_FALSE(write_adapter(t.file("file"), plan, m.adapters, error));
-  EXPECT_NE(error.find("found a file"), std::string::npos) << error;
+  EXPECT_NE(error.find("file: already exists; choose the name of a new folder"), std::string::npos) << error;
   EXPECT_FALSE(write_adapter(t.file("no/a"), plan, m.adapters, error));
   EXPECT_NE(error.find("no/a: No such file"), std::string::npos) << error;
   EXPECT_EQ(t.list(), "a\nfile\n");
   EXPECT_EQ(read_file(t.file("a/adapter_model.safetensors")), bytes);
 }
 
-TEST(LoraPlan, TargetsAndRanksThatTheModelHasNot) {
+TEST(LoraPlan, RejectsInvalidTargetsAndRanks) {
   uint32_t targets = 0;
   std::string error;
   EXPECT_TRUE(parse_lora_targets("", targets, error));
@@ -187,10 +192,11 @@ TEST(LoraPlan, TargetsAndRanksThatTheModelHasNot) {
   EXPECT_NE(error.find("lm_head: this model's output is its embedding"), std::string::npos) << error;
 }
 
-TEST(LoraCheckpoint, ComesBackWhole) {
+TEST(LoraCheckpoint, RestoresTraining) {
   const TemporaryFolder t;
   TrainPlan plan;
-  plan.config = odd_config(true, 2), plan.lora = plan_of(plan.config, 3, 0x7f);
+  plan.config = odd_config(true, 2);
+  plan.lora = plan_of(plan.config, 3, 0x7f);
   TrainModel m(plan.config), other(plan.config);
   fill(m, 1);
   adapt(m, plan.lora);
@@ -211,4 +217,4 @@ TEST(LoraCheckpoint, ComesBackWhole) {
   EXPECT_EQ(trainer.next_logits({1, 2, 3})[5], second.next_logits({1, 2, 3})[5]);
 }
 
-}  // namespace
+}  // namespace lora_training_test

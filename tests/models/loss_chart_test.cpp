@@ -1,5 +1,4 @@
-// loss_chart_test.cpp: the table and the chart of a training. The chart is read as a person does it: by the numbers at
-// its axes.
+// loss_chart_test.cpp: the table and the chart of a training. The chart is read by the numbers at its axes.
 #include "../../models/loss_chart.hpp"
 
 #include <gtest/gtest.h>
@@ -8,17 +7,16 @@
 
 #include <regex>
 
-#include "../support/program.hpp"
 #include "../support/files.hpp"
+#include "../support/program.hpp"
 
-namespace {
+namespace loss_chart_test {
 
-using pocket::LossLog;
-using pocket::LossRow;
+using namespace pocket;
 
 constexpr double kNone = LossRow::kNone;
 
-// A loss that falls as losses do; every fourth row has a validation.
+// A typical falling loss; every fourth row has a validation.
 std::vector<LossRow> some_rows(int n, int64_t tokens_a_step) {
   std::vector<LossRow> rows;
   for (int i = 1; i <= n; i++) {
@@ -50,7 +48,7 @@ double value_of(const std::string& label) {
   return std::stod(label) * units;
 }
 
-// The marks of an axis: value, and where its line stands.
+// The ticks of an axis: value and position.
 std::vector<std::pair<double, double>> marks_of(const std::string& svg, const std::string& axis) {
   const size_t begin = svg.find("<g id=\"" + axis + "\">");
   const std::string group = svg.substr(begin, svg.find("</g>", begin) - begin);
@@ -62,7 +60,7 @@ std::vector<std::pair<double, double>> marks_of(const std::string& svg, const st
   return marks;
 }
 
-// What a place along an axis means, from its first and last mark.
+// The value at a position along an axis, from its first and last tick.
 double read_off(const std::vector<std::pair<double, double>>& marks, double place, bool logarithmic) {
   const auto [a, from] = marks.front();
   const auto [b, to] = marks.back();
@@ -80,7 +78,7 @@ void expect_xml(const std::string& svg) {
 }
 
 void expect_readable(const std::vector<LossRow>& rows, bool logarithmic) {
-  const std::string svg = pocket::loss_svg(rows, "story");
+  const std::string svg = loss_svg(rows, "story");
   expect_xml(svg);
   const auto x = marks_of(svg, "x"), y = marks_of(svg, "y");
   const double span = double(rows.back().tokens) / double(rows.front().tokens);
@@ -103,31 +101,31 @@ void expect_readable(const std::vector<LossRow>& rows, bool logarithmic) {
   }
 }
 
-TEST(LossChart, PointsAreWhereTheAxesSay) {
+TEST(LossChart, PointsMatchAxes) {
   expect_readable(some_rows(300, 16384), true);   // 16k to 4.9M tokens
   expect_readable(some_rows(9, 1000), false);     // too few for powers of ten
-  expect_readable(some_rows(20000, 5000), true);  // more rows than the drawing is wide
+  expect_readable(some_rows(20000, 5000), true);  // more rows than the chart has pixels
 }
 
-TEST(LossChart, StaysSmall) { EXPECT_LT(pocket::loss_svg(some_rows(100000, 5000), "story").size(), 300000u); }
+TEST(LossChart, SizeIsBounded) { EXPECT_LT(loss_svg(some_rows(100000, 5000), "story").size(), 300000u); }
 
-// The figures of the last validation are in words; names and units stand at the axes.
-TEST(LossChart, SaysWhatItShows) {
-  const std::string svg = pocket::loss_svg(some_rows(300, 16384), "a < b & \"c\"\x01");
-  for (const char* text : {"a &lt; b &amp; \"c\" <", "tokens trained on", "nats a token", "training 1.676 nats a token",
-                           "validation 1.776 nats a token, 0.846 bits a character", "prefers-color-scheme:dark"})
+TEST(LossChart, HasTitleLegendAndUnits) {
+  const std::string svg = loss_svg(some_rows(300, 16384), "a < b & \"c\"\x01");
+  for (const char* text :
+       {"a &lt; b &amp; \"c\" <", "tokens trained on", "nats per token", "training 1.676 nats per token",
+        "validation 1.776 nats per token, 0.846 bits per character", "prefers-color-scheme:dark"})
     EXPECT_NE(svg.find(text), std::string::npos) << text;
   expect_xml(svg);
 }
 
-TEST(LossChart, FewOrOddRowsAreDrawnToo) {
+TEST(LossChart, DrawsFewAndIncompleteRows) {
   std::vector<LossRow> rows;
-  expect_xml(pocket::loss_svg(rows, ""));
+  expect_xml(loss_svg(rows, ""));
   rows.push_back({0, 0, 0, kNone, 6.93, 3.1, kNone});
-  expect_xml(pocket::loss_svg(rows, "caf\xC3\xA9 \xFF"));
+  expect_xml(loss_svg(rows, "caf\xC3\xA9 \xFF"));
   rows.push_back({1, 100, 1, INFINITY, kNone, kNone, 1});
   rows.push_back({2, 5000, 1, 3.5, 3.5, kNone, 1});
-  const std::string svg = pocket::loss_svg(rows, "story");
+  const std::string svg = loss_svg(rows, "story");
   expect_xml(svg);
   EXPECT_EQ(points_of(svg, "train").size(), 1u);
   EXPECT_EQ(svg.find("nan"), svg.npos);
@@ -135,31 +133,31 @@ TEST(LossChart, FewOrOddRowsAreDrawnToo) {
 }
 
 void expect_same(const std::vector<LossRow>& a, const std::vector<LossRow>& b) {
-  EXPECT_EQ(pocket::loss_csv(a), pocket::loss_csv(b));
+  EXPECT_EQ(loss_csv(a), loss_csv(b));
 }
 
-TEST(LossTable, IsReadBack) {
+TEST(LossTable, RoundTrips) {
   const std::vector<LossRow> rows = some_rows(25, 16384);
-  EXPECT_EQ(pocket::loss_csv({rows[0], rows[3]}),
+  EXPECT_EQ(loss_csv({rows[0], rows[3]}),
             "step,tokens,seconds,train_nats_per_token,validation_nats_per_token,bits_per_character,learning_rate\n"
             "1,16384,0.2,6.900000,,,0.001\n"
             "4,65536,1.0,3.850487,3.950487,1.881184,0.00025\n");
   std::vector<LossRow> back;
   std::string error;
-  ASSERT_TRUE(pocket::parse_loss_csv(pocket::loss_csv(rows), back, error)) << error;
+  ASSERT_TRUE(parse_loss_csv(loss_csv(rows), back, error)) << error;
   expect_same(back, rows);
-  ASSERT_TRUE(pocket::parse_loss_csv(pocket::loss_csv(rows) + "26,425984,6.5,1.9", back, error)) << error;
+  ASSERT_TRUE(parse_loss_csv(loss_csv(rows) + "26,425984,6.5,1.9", back, error)) << error;
   expect_same(back, rows);
 }
 
-TEST(LossTable, WhatIsNoneIsRefused) {
+TEST(LossTable, RejectsOtherText) {
   std::vector<LossRow> rows;
-  const std::string good = pocket::loss_csv(some_rows(2, 100));
+  const std::string good = loss_csv(some_rows(2, 100));
   for (const std::string& text :
        {std::string(), std::string("step,loss\n1,2\n"), good + "3,300,1\n", good + "3,x,1,1,1,1,1\n",
         good + "-1,300,1,1,1,1,1\n", good + "3,300,1,1,1,1,1,1\n", good + ",300,1,1,1,1,1\n"}) {
     std::string error;
-    EXPECT_FALSE(pocket::parse_loss_csv(text, rows, error)) << text;
+    EXPECT_FALSE(parse_loss_csv(text, rows, error)) << text;
     EXPECT_NE(error.find("expected"), error.npos);
   }
 }
@@ -177,21 +175,21 @@ class LossFiles : public testing::Test {
   std::string error;
 };
 
-TEST_F(LossFiles, GrowWithTheTraining) {
+TEST_F(LossFiles, GrowDuringTraining) {
   LossLog log;
   ASSERT_TRUE(open(log, -1)) << error;
-  EXPECT_EQ(read_file(csv), pocket::loss_csv({}));
+  EXPECT_EQ(read_file(csv), loss_csv({}));
   ASSERT_TRUE(log.add(rows[0], error));
-  EXPECT_EQ(read_file(csv), pocket::loss_csv({rows[0]}));
+  EXPECT_EQ(read_file(csv), loss_csv({rows[0]}));
   add(log, rows, 1);
-  EXPECT_EQ(read_file(csv), pocket::loss_csv(rows));
+  EXPECT_EQ(read_file(csv), loss_csv(rows));
   ASSERT_TRUE(log.draw(error)) << error;
-  EXPECT_EQ(read_file(svg), pocket::loss_svg(rows, "story"));
+  EXPECT_EQ(read_file(svg), loss_svg(rows, "story"));
   EXPECT_EQ(folder.list(), "loss.csv\nloss.svg\n");
 }
 
-// Stopped at step 30, resumed from a checkpoint of step 20: in the end the table is that of a run without a stop.
-TEST_F(LossFiles, GoOnWhereACheckpointIs) {
+// Interrupted at step 30, resumed from a checkpoint of step 20: the final table is that of an uninterrupted run.
+TEST_F(LossFiles, ContinueFromCheckpoint) {
   {
     LossLog log;
     ASSERT_TRUE(open(log, -1));
@@ -201,12 +199,12 @@ TEST_F(LossFiles, GoOnWhereACheckpointIs) {
   ASSERT_TRUE(open(log, 20)) << error;
   EXPECT_EQ(log.rows().size(), 20u);
   add(log, rows, 20);
-  EXPECT_EQ(read_file(csv), pocket::loss_csv(rows));
+  EXPECT_EQ(read_file(csv), loss_csv(rows));
   ASSERT_TRUE(open(log, -1)) << error;
-  EXPECT_EQ(read_file(csv), pocket::loss_csv({}));
+  EXPECT_EQ(read_file(csv), loss_csv({}));
 }
 
-TEST_F(LossFiles, SomebodyElsesTableIsLeftAlone) {
+TEST_F(LossFiles, KeepFilesThatAreNotLossTables) {
   folder.write("loss.csv", "my,own\n");
   LossLog log;
   EXPECT_FALSE(open(log, 5));
@@ -216,8 +214,8 @@ TEST_F(LossFiles, SomebodyElsesTableIsLeftAlone) {
   EXPECT_NE(error.find("no/loss.csv"), error.npos);
 }
 
-// As on a full disk: the table ends with a whole row, and the chart that was there stays.
-TEST_F(LossFiles, AFullDiskLeavesWholeRows) {
+// The table ends with a complete row, and the previous chart remains.
+TEST_F(LossFiles, FullDiskLeavesCompleteRows) {
   LossLog log;
   ASSERT_TRUE(open(log, -1));
   ASSERT_TRUE(log.add(rows[0], error));
@@ -236,7 +234,7 @@ TEST_F(LossFiles, AFullDiskLeavesWholeRows) {
   EXPECT_EQ(read_file(svg), chart);
   EXPECT_EQ(folder.list(), "loss.csv\nloss.svg\n");
   EXPECT_TRUE(log.add(rows[1], error));
-  EXPECT_EQ(read_file(csv), pocket::loss_csv({rows[0], rows[1]}));
+  EXPECT_EQ(read_file(csv), loss_csv({rows[0], rows[1]}));
 }
 
-}  // namespace
+}  // namespace loss_chart_test

@@ -1,5 +1,5 @@
-// tokenizer_trainer_test.cpp: vocabularies that are learnt from a text: by hand, against a naive learner that counts
-// everything anew for each piece, and as the real SentencePiece reads them.
+// tokenizer_trainer_test.cpp: training of vocabularies: against results by hand, against a naive implementation that
+// recounts all pairs for each piece, and with SentencePiece.
 #include "../../models/tokenizer_trainer.hpp"
 
 #include <gtest/gtest.h>
@@ -11,14 +11,13 @@
 #include "../support/program.hpp"
 #include "../support/test_data.hpp"
 
-namespace {
+namespace tokenizer_trainer_test {
 
-using pocket::split_stories;
-using pocket::train_vocabulary;
+using namespace pocket;
 using PieceType = Tokenizer::PieceType;
 using Vocabulary = Tokenizer::Vocabulary;
 
-constexpr int kFirst = 259;  // id of the first piece that is learnt
+constexpr int kFirst = 259;  // id of the first merged piece
 const std::string kMark = tokenizer_detail::kSpaceMark;
 
 std::vector<std::string> texts(const Vocabulary& v, size_t from) {
@@ -44,7 +43,7 @@ std::string failure(std::string_view text, int size) {
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
-TEST(Stories, AreWhatIsBetweenTheMarks) {
+TEST(Stories, AreSplitAtSeparators) {
   using Views = std::vector<std::string_view>;
   EXPECT_EQ(split_stories("One.\nTwo.\n<|endoftext|>\nThree.\n<|endoftext|>\n"), (Views{"One.\nTwo.", "Three."}));
   EXPECT_EQ(split_stories("<|endoftext|>\r\n\r\nA\r\n<|endoftext|>\n \n<|endoftext|>B"), (Views{"A", "B"}));
@@ -52,15 +51,15 @@ TEST(Stories, AreWhatIsBetweenTheMarks) {
   EXPECT_EQ(split_stories(" \n<|endoftext|>\n"), Views{});
 }
 
-// 3 x "_low", 2 x "_lower": "lo", "ow" and "_l" 5 times each, "we" and "er" twice. Of equals the first by its bytes;
+// 3 x "_low", 2 x "_lower": "lo", "ow" and "_l" occur 5 times each, "we" and "er" twice. Ties are broken by bytes;
 // _ (E2 96 81) comes after letters.
-TEST(TokenizerTrainer, LearnsTheMostFrequentPairFirst) {
+TEST(TokenizerTrainer, MergesMostFrequentPairFirst) {
   const Vocabulary v = train("low low low lower lower", kFirst + 6 + 5);
   EXPECT_EQ(texts(v, kFirst), (std::vector<std::string>{"lo", "low", kMark + "low", "er", kMark + "lower",  //
                                                         "l", "o", "w", kMark, "e", "r"}));
 }
 
-TEST(TokenizerTrainer, LayoutIsLlamas) {
+TEST(TokenizerTrainer, HasLayoutOfLlama) {
   const Vocabulary v = train("low low low lower lower", kFirst + 6 + 5);
   ASSERT_EQ(v.pieces.size(), size_t(kFirst + 11));
   EXPECT_EQ(v.pieces[0].text + v.pieces[1].text + v.pieces[2].text, "<unk><s></s>");
@@ -80,9 +79,9 @@ TEST(TokenizerTrainer, LayoutIsLlamas) {
   EXPECT_EQ(v.eos, 2);
 }
 
-// Words, punctuation and digits do not mix, a newline is a byte, and so is a letter that comes once in 90,000. There
-// are 16 characters and 12 pairs that lead to the whole words, which is all that this text gives.
-TEST(TokenizerTrainer, PiecesLieWithinWords) {
+// Pieces do not mix letters, punctuation and digits. Newline, and a letter that occurs once in 90,000 characters, have
+// no piece. The text has 16 characters and 12 merges.
+TEST(TokenizerTrainer, PiecesDoNotCrossWords) {
   std::string text;
   for (int i = 0; i < 3000; i++) text += "Go on, 10 men said. \"Go on!\"\n";
   const std::vector<std::string> pieces = texts(train(text + "Z", kFirst + 16 + 12), kFirst);
@@ -93,28 +92,28 @@ TEST(TokenizerTrainer, PiecesLieWithinWords) {
   EXPECT_TRUE(contains(failure(text + "Z", kFirst + 16 + 13), "at most"));
 }
 
-TEST(TokenizerTrainer, MarksBelongToTheirLetters) {
-  using pocket::trainer_detail::Group;
-  using pocket::trainer_detail::group_of;
+TEST(TokenizerTrainer, CombiningMarksCountAsLetters) {
+  using trainer_detail::Group;
+  using trainer_detail::group_of;
   for (char32_t code : {U'a', U'\u00E9', U'\u0301', U'\u0940', U'\u4E2D'}) EXPECT_EQ(group_of(code), Group::letters);
   for (char32_t code : {U'.', U'\'', U'\u00AB', U'\u2019', U'\u3002', U'\uFF01', U'\U0001F600'})
     EXPECT_EQ(group_of(code), Group::punctuation) << uint32_t(code);
   for (char32_t code : {U'7', U'\u0967', U'\u00A0'}) EXPECT_EQ(group_of(code), Group::single);
 }
 
-TEST(TokenizerTrainer, TextsWithoutStoriesAreRefused) {
+TEST(TokenizerTrainer, RejectsTextWithoutStories) {
   for (const char* text : {"", " \n", "\n<|endoftext|>\n<|endoftext|>\n"})
     EXPECT_TRUE(contains(failure(text, 300), "none"));
 }
 
-TEST(TokenizerTrainer, OtherThanUtf8IsRefusedAndPlaced) {
+TEST(TokenizerTrainer, RejectsInvalidUtf8WithOffset) {
   const std::string error = failure("One story.\n<|endoftext|>\ncaf\xE9.\n", 300);
   EXPECT_TRUE(contains(error, "UTF-8") && contains(error, "offset 28")) << error;
   EXPECT_TRUE(contains(failure("caf\xC3", 300), "offset 3"));
 }
 
-// What the message names as the smallest and the largest size are just that.
-TEST(TokenizerTrainer, SizesThatDoNotFitAreRefusedWithTheOneThatDoes) {
+// The messages name the smallest and the largest valid size.
+TEST(TokenizerTrainer, RejectsSizesOutOfRange) {
   const std::string text = "low low low lower lower";
   for (int size : {-5, 0, 259, 264}) EXPECT_TRUE(contains(failure(text, size), "at least 265")) << size;
   EXPECT_EQ(train(text, 265).pieces.size(), 265u);
@@ -123,16 +122,16 @@ TEST(TokenizerTrainer, SizesThatDoNotFitAreRefusedWithTheOneThatDoes) {
   EXPECT_EQ(train(text, 270).pieces.size(), 270u);
 }
 
-TEST(TokenizerTrainer, LongWordsAreCutAndPiecesAreShort) {
+TEST(TokenizerTrainer, LimitsLengthOfWordsAndPieces) {
   const Vocabulary v = train(std::string(100000, 'a') + " " + std::string(100000, 'a'), kFirst + 2 + 4);
   EXPECT_EQ(v.pieces[kFirst + 3].text, std::string(16, 'a'));
   EXPECT_TRUE(contains(failure(std::string(100000, 'a'), 400), "at most"));
 }
 
-// ---- Against a naive learner ----
+// ---- Against a naive implementation ----
 
-// The pieces of these words, one after the other: all words are encoded with what there is, and their pairs counted.
-std::vector<std::string> learn_naively(const std::map<std::string, int64_t>& words,
+// The merged pieces, in order. For each piece all words are encoded with the pieces so far, and their pairs counted.
+std::vector<std::string> train_naively(const std::map<std::string, int64_t>& words,
                                        const std::vector<std::string>& characters, int n) {
   std::vector<std::string> pieces;
   while (int(pieces.size()) < n) {
@@ -153,7 +152,7 @@ std::vector<std::string> learn_naively(const std::map<std::string, int64_t>& wor
       return std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xC0) != 0x80; });
     };
     const std::pair<const std::string, int64_t>* best = nullptr;
-    for (const auto& pair : counts)  // by their bytes, so that the first of equals stays
+    for (const auto& pair : counts)  // in byte order, so that the first of equal pairs is kept
       if (characters_of(pair.first) <= 16 &&
           (!best || pair.second > best->second ||
            (pair.second == best->second && characters_of(pair.first) < characters_of(best->first))))
@@ -163,8 +162,8 @@ std::vector<std::string> learn_naively(const std::map<std::string, int64_t>& wor
   return pieces;
 }
 
-TEST(TokenizerTrainer, LearnsWhatANaiveLearnerDoes) {
-  using namespace pocket::trainer_detail;
+TEST(TokenizerTrainer, MatchesNaiveImplementation) {
+  using namespace trainer_detail;
   NEED_DATA(file, "text/tinystories-valid.txt");
   const std::string text = read_file(file).substr(0, 12000);
   std::vector<std::string> characters;
@@ -176,21 +175,21 @@ TEST(TokenizerTrainer, LearnsWhatANaiveLearnerDoes) {
     words[word] = count;
   }
   const int n = 250;
-  std::vector<std::string> expected = learn_naively(words, characters, n);
+  std::vector<std::string> expected = train_naively(words, characters, n);
   expected.insert(expected.end(), characters.begin(), characters.end());
   EXPECT_EQ(texts(train(text, kFirst + n + int(characters.size())), kFirst), expected);
 }
 
-// ---- As SentencePiece reads it ----
+// ---- SentencePiece ----
 
-TEST(SentencePieceModel, IsReadBack) {
+TEST(SentencePieceModel, RoundTrips) {
   const Vocabulary v = train("low low low lower lower", kFirst + 11);
   Vocabulary back;
   std::string error;
-  ASSERT_TRUE(Tokenizer::parse_sentencepiece(pocket::sentencepiece_model(v), back, error)) << error;
+  ASSERT_TRUE(Tokenizer::parse_sentencepiece(sentencepiece_model(v), back, error)) << error;
   EXPECT_EQ(Tokenizer::to_blob(back), Tokenizer::to_blob(v));
   Tokenizer tokenizer;
-  ASSERT_TRUE(tokenizer.load_sentencepiece(pocket::sentencepiece_model(v))) << tokenizer.error;
+  ASSERT_TRUE(tokenizer.load_sentencepiece(sentencepiece_model(v))) << tokenizer.error;
   EXPECT_EQ(tokenizer.encode("lower slow\n"), (std::vector<int>{1, kFirst + 4, kFirst + 8, 3 + 's', kFirst + 1, 13}));
 }
 
@@ -198,7 +197,7 @@ std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
   std::istringstream in(text);
   for (std::string line; std::getline(in, line);)
-    if (!line.empty() && line != pocket::kStoryEnd) lines.push_back(line);
+    if (!line.empty() && line != kStoryEnd) lines.push_back(line);
   return lines;
 }
 
@@ -210,12 +209,12 @@ std::string joined(const std::vector<std::string>& lines) {
 
 ProgramResult sentencepiece(const std::string& packages, std::vector<std::string> arguments) {
   std::vector<std::string> command = {"env", "PYTHONPATH=" + packages, "python3",
-                                      std::string(POCKET_SOURCE_DIR) + "/tests/sentencepiece_reference.py"};
+                                      std::string(POCKET_SOURCE_DIR) + "/tests/tokenizer/sentencepiece_reference.py"};
   command.insert(command.end(), arguments.begin(), arguments.end());
   return run_program(command);
 }
 
-// Characters a token over texts.
+// Characters per token.
 double compression(const Tokenizer& tokenizer, const std::vector<std::string>& all) {
   size_t characters = 0, tokens = 0;
   for (const std::string& text : all) {
@@ -231,8 +230,10 @@ class RealSentencePiece : public testing::Test {
     NEED_DATA(train_file, "text/tinystories-train.txt");
     NEED_DATA(valid_file, "text/tinystories-valid.txt");
     NEED_PYTHON(found, "sentencepiece");
-    packages = found, train_text = read_file(train_file), valid_text = read_file(valid_file);
-    model = folder.write("ours.model", pocket::sentencepiece_model(train(train_text, 1024)));
+    packages = found;
+    train_text = read_file(train_file);
+    valid_text = read_file(valid_file);
+    model = folder.write("ours.model", sentencepiece_model(train(train_text, 1024)));
     ASSERT_TRUE(tokenizer.load_sentencepiece(read_file(model))) << tokenizer.error;
   }
 
@@ -241,7 +242,7 @@ class RealSentencePiece : public testing::Test {
   Tokenizer tokenizer;
 };
 
-TEST_F(RealSentencePiece, GivesTheSameIdsOnTenThousandLines) {
+TEST_F(RealSentencePiece, GivesSameIdsOnTenThousandLines) {
   std::vector<std::string> lines = lines_of(valid_text);
   for (const std::string& line : lines_of(train_text))
     if (lines.size() < 10000) lines.push_back(line);
@@ -261,8 +262,8 @@ TEST_F(RealSentencePiece, GivesTheSameIdsOnTenThousandLines) {
   EXPECT_EQ(differ, 0);
 }
 
-// On stories it has not seen, as many characters a token as SentencePiece's own trainer makes of the same text.
-TEST_F(RealSentencePiece, OwnTrainerCompressesNoBetter) {
+// On unseen stories, at least as many characters per token as with SentencePiece's own trainer on the same text.
+TEST_F(RealSentencePiece, OwnTrainerDoesNotCompressBetter) {
   const std::string lines = folder.write("lines", joined(lines_of(train_text))), theirs = folder.file("theirs.model");
   const ProgramResult trained = sentencepiece(packages, {"train", lines, "1024", theirs});
   ASSERT_EQ(trained.status, 0) << trained.err;
@@ -272,8 +273,8 @@ TEST_F(RealSentencePiece, OwnTrainerCompressesNoBetter) {
   std::vector<std::string> stories;
   for (std::string_view story : split_stories(valid_text)) stories.emplace_back(story);
   const double a = compression(tokenizer, stories), b = compression(other, stories);
-  std::printf("characters a token at 1024 pieces: ours %.4f, SentencePiece's trainer %.4f\n", a, b);
+  std::printf("characters per token at 1024 pieces: ours %.4f, SentencePiece's trainer %.4f\n", a, b);
   EXPECT_GE(a, b);
 }
 
-}  // namespace
+}  // namespace tokenizer_trainer_test

@@ -1,13 +1,13 @@
-// train_test.cpp: models/train as its users run it: a small model of simple stories, stopped and resumed, and what goes
-// wrong.
+// train_test.cpp: models/train as a program: small models of simple stories, interrupted and resumed runs, adapters,
+// distillation, and errors.
 #include <gtest/gtest.h>
 
 #include "../support/test_data.hpp"
 #include "../support/train_program.hpp"
 
-namespace {
+namespace train_test {
 
-// The 2.6 + 2.6 + 2 bits that a story chooses freely are 0.03 bits for each of its 230 characters.
+// The random choices of a story, 2.6 + 2.6 + 2 bits, are 0.03 bits for each of its 230 characters.
 TEST(Train, LearnsSimpleStories) {
   const TemporaryFolder t;
   const std::string text = t.write("stories.txt", pattern_stories(600));
@@ -19,23 +19,23 @@ TEST(Train, LearnsSimpleStories) {
   RecordProperty("seconds", std::to_string(seconds));
   EXPECT_LT(last_bits(r.err), 0.06) << r.err;
   EXPECT_NE(r.out.find("[step 150] Once upon a time there was a child named "), std::string::npos) << r.out;
-  const ProgramResult told = run_program({POCKET_RUN, t.file("story.bin"), "-i", "Once upon", "-t", "0", "-n", "120"});
-  EXPECT_EQ(told.status, 0) << told.err;
-  EXPECT_NE(told.out.find("were happy."), std::string::npos) << told.out;
+  const ProgramResult output =
+      run_program({POCKET_RUN, t.file("story.bin"), "-i", "Once upon", "-t", "0", "-n", "120"});
+  EXPECT_EQ(output.status, 0) << output.err;
+  EXPECT_NE(output.out.find("were happy."), std::string::npos) << output.out;
   EXPECT_EQ(run_program({POCKET_RUN, t.file("story.bin"), "--selftest"}).status, 0);
   EXPECT_NE(run_program({POCKET_RUN, t.file("story.bin"), "--info"}).out.find("trained on stories.txt"),
             std::string::npos);
 }
 
-// With another number of threads, with another instruction set, and in two parts.
-TEST(Train, TheSameModelHoweverItIsRun) {
+TEST(Train, SameModelForAnyThreadsAndKernelAndWhenResumed) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));
-  expect_the_same_model(t, text, tiny_shape(), {{"--threads", "2"}, {"--threads", "5"}, {"--kernel", "portable"}});
+  expect_same_model(t, text, tiny_shape(), {{"--threads", "2"}, {"--threads", "5"}, {"--kernel", "portable"}});
 }
 
-// When it is done the checkpoint still gives the model in another type, and --init trains on.
-TEST(Train, GoesOnFromWhatIsDone) {
+// After a complete run the checkpoint gives the model in another type, and --init continues training.
+TEST(Train, ContinuesFromFinishedModel) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), more = t.write("more.txt", pattern_stories(90));
   ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "60", "-o", t.file("a.bin")}).status, 0);
@@ -49,12 +49,12 @@ TEST(Train, GoesOnFromWhatIsDone) {
   expect_failed(train({more, "-o", t.file("h.bin"), "--init", t.file("a.bin"), "--ctx", "32"}), 1,
                 {"a.bin: expected a model of type f32", "--type f32"});
   expect_failed(train({more, "-o", t.file("h.bin"), "--init", t.file("f.bin"), "--ctx", "64"}), 2,
-                {"--ctx: expected at most the model's 32, found 64"});
+                {"--ctx: expected at most 32, the context of the model, found 64"});
   expect_failed(train({more, "-o", t.file("h.bin"), "--resume", "--checkpoint", t.file("a.bin.checkpoint")}), 1,
-                {"expected the texts that the training began with"});
+                {"is of a training on other texts"});
 }
 
-// A model of type f32 to go on from, of stories that are told in `text`.
+// Trains a model of type f32 on `text`, for --init.
 std::string f32_model(const TemporaryFolder& t, const std::string& text, const std::vector<std::string>& more = {}) {
   const ProgramResult r = train(
       tiny_shape() + std::vector<std::string>{text, "--steps", "60", "--type", "f32", "-o", t.file("base.bin")} + more);
@@ -62,9 +62,8 @@ std::string f32_model(const TemporaryFolder& t, const std::string& text, const s
   return t.file("base.bin");
 }
 
-// An adapter that is made in one go, with other threads and instructions, and in two parts is the same; merged, it does
-// what it learnt.
-TEST(TrainLora, LearnsAnAdapterThatConvertMerges) {
+// The adapter is the same for any number of threads and kernel and when resumed; merged, it has the same loss.
+TEST(TrainLora, TrainsAdapterThatConvertMerges) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);
   const std::string bytes = read_file(base), more = t.write("more.txt", pattern_stories(90));
@@ -93,9 +92,9 @@ TEST(TrainLora, LearnsAnAdapterThatConvertMerges) {
   ASSERT_EQ(train({more, "-o", t.file("b"), "--resume"}).status, 0);
   EXPECT_EQ(files("b"), expected);
   EXPECT_EQ(t.list().find(".tmp"), std::string::npos) << t.list();
-  EXPECT_TRUE(read_file(base) == bytes) << "the model itself stays as it is";
+  EXPECT_TRUE(read_file(base) == bytes) << "the base model changed";
 
-  // A training that learns nothing judges what it begins with.
+  // With a negligible learning rate, the validation is of the initial weights.
   ASSERT_EQ(run_program({POCKET_CONVERT, base, "--lora", t.file("a"), "--type", "f32", "-o", t.file("m.bin")}).status,
             0);
   const ProgramResult merged =
@@ -107,18 +106,19 @@ TEST(TrainLora, LearnsAnAdapterThatConvertMerges) {
   EXPECT_GT(last_bits(before.err), last_bits(tuned.err) + 0.05);
   const std::string info = run_program({POCKET_RUN, t.file("m.bin"), "--info"}).out;
   EXPECT_NE(info.find("trained on s.txt"), std::string::npos) << info;
-  EXPECT_NE(info.find("lora: a\nweights: f32, as they are\n"), std::string::npos) << info;
+  EXPECT_NE(info.find("lora: a\nweights: f32, unchanged\n"), std::string::npos) << info;
 }
 
-TEST(TrainLora, WhatIsThereStays) {
+TEST(TrainLora, DoesNotReplaceExistingFiles) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);
   const auto args =
       std::vector<std::string>{text, "--init", base, "--ctx", "32", "--steps", "5", "--lora-rank", "3", "-o"};
   std::filesystem::create_directory(t.file("old"));
   expect_failed(train(args + std::vector<std::string>{t.file("old")}), 1,
-                {"old: expected a folder that is not there yet, found one; delete it, or name another"});
-  expect_failed(train(args + std::vector<std::string>{text}), 1, {"s.txt: expected a folder", "found a file"});
+                {"old: already exists; delete the folder or choose another"});
+  expect_failed(train(args + std::vector<std::string>{text}), 1,
+                {"s.txt: already exists", "choose the name of a new folder"});
   expect_failed(train(args + std::vector<std::string>{t.file("no/a")}), 1, {"no/a", "No such file"});
   const std::string before = t.list();
   ProgramOptions small;
@@ -128,7 +128,7 @@ TEST(TrainLora, WhatIsThereStays) {
   EXPECT_EQ(t.list(), before);
 }
 
-TEST(TrainLora, InstructionsThatTheModelKnows) {
+TEST(TrainLora, AdaptsModelTrainedOnInstructions) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text, {"--instruct"});
   const ProgramResult r = train({text, "--init", base, "--ctx", "32", "--steps", "5", "--lora-rank", "3", "--instruct",
@@ -139,7 +139,7 @@ TEST(TrainLora, InstructionsThatTheModelKnows) {
   EXPECT_EQ(run_program({POCKET_RUN, t.file("m.bin"), "--words", "ball", "-n", "5"}).status, 0);
 }
 
-TEST(TrainLora, WrongUsageIsNamed) {
+TEST(TrainLora, ReportsWrongUsage) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text), o = t.file("a");
   const std::string q8 = t.file("q8.bin");
@@ -153,15 +153,19 @@ TEST(TrainLora, WrongUsageIsNamed) {
       {2, {"--init", base, "--lora-rank", "0"}, {"--lora-rank: expected a whole number from 1"}},
       {2, {"--init", base, "--lora-rank", "x"}, {"--lora-rank: expected a whole number from 1"}},
       {2, {"--init", base, "--lora-rank", "17"}, {"--lora-rank: expected at most 16, the smaller side of", "q_proj"}},
-      {2, {"--lora-rank", "4"}, {"--lora-rank: expected --init"}},
-      {2, {"--init", base, "--lora-alpha", "4"}, {"--lora-alpha: is of an adapter; expected --lora-rank R too"}},
-      {2, {"--init", base, "--lora-targets", "q_proj"}, {"--lora-targets: is of an adapter"}},
+      {2, {"--lora-rank", "4"}, {"--lora-rank: requires --init"}},
+      {2, {"--init", base, "--lora-alpha", "4"}, {"--lora-alpha: requires --lora-rank R"}},
+      {2, {"--init", base, "--lora-targets", "q_proj"}, {"--lora-targets: requires --lora-rank R"}},
       {2, {"--init", base, "--lora-rank", "4", "--lora-alpha", "0"}, {"--lora-alpha: expected a number"}},
       {2, {"--init", base, "--lora-rank", "4", "--lora-targets", "wq"}, {"--lora-targets: expected some of q_proj,"}},
       {2, {"--init", base, "--lora-rank", "4", "--lora-targets", "lm_head"}, {"lm_head: this model's output is"}},
-      {2, {"--init", base, "--lora-rank", "4", "--type", "q8"}, {"--type: an adapter has none", "convert --lora"}},
-      {2, {"--init", base, "--lora-rank", "4", "--instruct"}, {"--instruct: ", "base.bin does not know"}},
-      {2, {"--init", base, "--lora-rank", "4", "--resume"}, {"with --resume it is what it was"}},
+      {2,
+       {"--init", base, "--lora-rank", "4", "--type", "q8"},
+       {"--type: is not valid for an adapter", "convert --lora"}},
+      {2,
+       {"--init", base, "--lora-rank", "4", "--instruct"},
+       {"--instruct: ", "base.bin was not trained on instructions"}},
+      {2, {"--init", base, "--lora-rank", "4", "--resume"}, {"is not valid with --resume"}},
       {1, {"--init", q8, "--lora-rank", "4"}, {"q8.bin: expected a model of type f32"}},
       {1, {"--init", t.file("none"), "--lora-rank", "4"}, {"none: "}},
   };
@@ -172,9 +176,7 @@ TEST(TrainLora, WrongUsageIsNamed) {
   EXPECT_EQ(t.list(), before);
 }
 
-// A student that learns from a teacher is the same however it is run, has the teacher's vocabulary, and is told so
-// where that, or the teacher, is another.
-TEST(TrainTeacher, TheSameStudentHoweverItIsRun) {
+TEST(TrainTeacher, SameStudentForAnyThreadsAndKernelAndWhenResumed) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), teacher = f32_model(t, text, {"--dim", "32"});
   const std::string q8 = t.file("q8.bin");
@@ -192,26 +194,26 @@ TEST(TrainTeacher, TheSameStudentHoweverItIsRun) {
     EXPECT_TRUE(read_file(t.file("b.bin")) == expected) << way[1];
   }
   ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin")}).status, 0);
-  EXPECT_FALSE(read_file(t.file("b.bin")) == expected) << "the temperature is of no matter";
+  EXPECT_FALSE(read_file(t.file("b.bin")) == expected) << "the temperature has no effect";
   ProgramOptions stop;
   stop.interrupt_after_output = "[step 20]";
   const ProgramResult stopped = train(args + std::vector<std::string>{t.file("c.bin"), "--temperature", "2"}, stop);
   ASSERT_EQ(stopped.status, 130) << stopped.err;
   const auto resumed = std::vector<std::string>{text, "-o", t.file("c.bin"), "--resume"};
-  expect_failed(train(resumed), 2, {"--teacher: the training began with one; give the same"});
+  expect_failed(train(resumed), 2, {"--teacher: the training has a teacher; give the same model"});
   expect_failed(train(resumed + std::vector<std::string>{"--teacher", teacher}), 1,
-                {"base.bin: expected the teacher that the training began with, found another"});
+                {"base.bin: is not the teacher of this training"});
   expect_failed(train(resumed + std::vector<std::string>{"--teacher", q8, "--temperature", "1"}), 2,
-                {"--temperature: with --resume"});
+                {"--temperature: is not valid with --resume"});
   ASSERT_EQ(train(resumed + std::vector<std::string>{"--teacher", q8, "--threads", "2"}).status, 0);
   EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
-  EXPECT_EQ(train(resumed).status, 0) << "where no step is left nobody has to teach";
+  EXPECT_EQ(train(resumed).status, 0) << "a finished training does not need the teacher";
   EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
   EXPECT_NE(run_program({POCKET_RUN, t.file("c.bin"), "--info"}).out.find("trained on s.txt, and by a teacher"),
             std::string::npos);
 }
 
-TEST(TrainTeacher, WrongUsageIsNamed) {
+TEST(TrainTeacher, ReportsWrongUsage) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), teacher = f32_model(t, text), o = t.file("o.bin");
   const std::string other = t.file("other.bin");
@@ -229,36 +231,35 @@ TEST(TrainTeacher, WrongUsageIsNamed) {
       {1, {"--teacher", text, "--ctx", "32"}, {"s.txt: "}},
       {1,
        {"--teacher", teacher, "--init", other, "--ctx", "32"},
-       {"base.bin: expected a teacher with the vocabulary of the model that it teaches", "without --init and -z"}},
-      {2, {"--teacher", teacher, "--ctx", "64"}, {"--ctx: expected at most the teacher's 32, found 64"}},
-      {2, {"--teacher", teacher, "--vocab", "320"}, {"--vocab: with --teacher it is that model's"}},
+       {"base.bin: the vocabulary of the teacher differs from that of the model", "without --init and -z"}},
+      {2, {"--teacher", teacher, "--ctx", "64"}, {"--ctx: expected at most 32, the context of the teacher, found 64"}},
+      {2, {"--teacher", teacher, "--vocab", "320"}, {"--vocab: is not valid with --teacher"}},
       {2, {"--teacher", teacher, "--teacher-weight", "1.5"}, {"--teacher-weight: expected a number from 0 to 1"}},
       {2, {"--teacher", teacher, "--temperature", "0"}, {"--temperature: expected a number from 0.1"}},
-      {2, {"--teacher-weight", "0.5"}, {"--teacher-weight: is of a teacher; expected --teacher MODEL too"}},
-      {2, {"--temperature", "2"}, {"--temperature: is of a teacher"}},
+      {2, {"--teacher-weight", "0.5"}, {"--teacher-weight: requires --teacher MODEL"}},
+      {2, {"--temperature", "2"}, {"--temperature: requires --teacher MODEL"}},
       {2,
        {"--resume", "--checkpoint", t.file("plain.bin.checkpoint"), "--teacher", teacher},
-       {"--teacher: the training began without one"}},
+       {"--teacher: the training has no teacher"}},
   };
   for (const auto& c : cases) expect_failed(train(std::vector<std::string>{text, "-o", o} + c.more), c.status, c.words);
   EXPECT_EQ(t.list(), before);
 }
 
-// The model says that it knows the form, so that run hands it on.
-TEST(Train, InstructionsAreWrittenIntoTheModel) {
+// The provenance of the model enables --words.
+TEST(Train, InstructedModelAcceptsWords) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));
   const ProgramResult r =
       train(tiny_shape() + std::vector<std::string>{text, "--steps", "30", "--instruct", "-o", t.file("a.bin")});
   ASSERT_EQ(r.status, 0) << r.err;
   EXPECT_NE(r.out.find("Words: dog, cake\nStory:"), std::string::npos) << r.out;
-  const ProgramResult told = run_program({POCKET_RUN, t.file("a.bin"), "--words", "ball", "-n", "10"});
-  EXPECT_EQ(told.status, 0) << told.err;
-  EXPECT_EQ(train({text, "-o", t.file("a.bin"), "--resume"}).status, 0)
-      << "the same stories are asked for in the same ways";
+  const ProgramResult output = run_program({POCKET_RUN, t.file("a.bin"), "--words", "ball", "-n", "10"});
+  EXPECT_EQ(output.status, 0) << output.err;
+  EXPECT_EQ(train({text, "-o", t.file("a.bin"), "--resume"}).status, 0) << "the seed must give the same instructions";
 }
 
-TEST(Train, MinutesPlanSteps) {
+TEST(Train, MinutesDetermineSteps) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));
   const auto start = std::chrono::steady_clock::now();
@@ -269,14 +270,14 @@ TEST(Train, MinutesPlanSteps) {
   EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), 60);
 }
 
-TEST(Train, HelpTeaches) {
+TEST(Train, HelpNamesMainOptions) {
   const ProgramResult r = train({"--help"});
   EXPECT_EQ(r.status, 0);
   for (const char* word : {"<|endoftext|>", "-o", "--minutes", "--resume", "--init", "--valid", "--dim"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
-TEST(Train, WrongUsageIsNamed) {
+TEST(Train, ReportsWrongUsage) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), o = t.file("o.bin");
   const struct {
@@ -287,12 +288,12 @@ TEST(Train, WrongUsageIsNamed) {
       {2, {text}, {"-o OUT.bin"}},
       {2, {text, "-o", o, "--type", "q5"}, {"--type: expected q8, f32 or q4, found 'q5'"}},
       {2, {text, "-o", o, "--steps", "0"}, {"--steps: expected a whole number"}},
-      {2, {text, "-o", o, "--steps", "5", "--minutes", "1"}, {"--steps, --minutes: expected one"}},
+      {2, {text, "-o", o, "--steps", "5", "--minutes", "1"}, {"--steps, --minutes: give only one"}},
       {2, {text, "-o", o, "--stepz", "5"}, {"did you mean --steps"}},
-      {2, {text, "-o", o, "--resume", "--lr", "1"}, {"--lr: with --resume"}},
-      {2, {text, "-o", o, "--init", "x", "--dim", "64"}, {"--dim: with --init"}},
-      {2, {text, "-o", o, "--kernel", "mmx"}, {"--kernel", "mmx"}},
-      {2, {text, "-o", o, "--dim", "7", "--vocab", "320"}, {"--dim: expected", "found 7", "16 would do"}},
+      {2, {text, "-o", o, "--resume", "--lr", "1"}, {"--lr: is not valid with --resume"}},
+      {2, {text, "-o", o, "--init", "x", "--dim", "64"}, {"--dim: is not valid with --init"}},
+      {2, {text, "-o", o, "--kernel", "mmx"}, {"--kernel", "mmx", "available: "}},
+      {2, {text, "-o", o, "--dim", "7", "--vocab", "320"}, {"--dim: expected", "found 7", "try 16"}},
       {2, {text, "-o", o, "--dim", "64", "--heads", "6", "--vocab", "320"}, {"--dim: expected", "6 heads, found 64"}},
       {2, {text, "-o", o, "--heads", "4", "--kv-heads", "3", "--vocab", "320"}, {"--kv-heads: expected"}},
       {1, {text, "-o", o, "--vocab", "100"}, {"s.txt: vocabulary: expected at least"}},
@@ -306,21 +307,21 @@ TEST(Train, WrongUsageIsNamed) {
       {1, {t.write("bytes", "abc \xff"), "-o", o}, {"bytes: ", "UTF-8", "offset 4"}},
       {1, {text, "-o", o, "--valid", t.file("empty")}, {"empty: ", "found none"}},
       {1, {text, "-o", o, "--resume"}, {"o.bin.checkpoint: No such file"}},
-      {1, {text, "-o", o, "--resume", "--checkpoint", text}, {"s.txt: expected a checkpoint of models/train"}},
+      {1, {text, "-o", o, "--resume", "--checkpoint", text}, {"s.txt: is not a checkpoint of models/train"}},
       {1, {text, "-o", o, "--init", text}, {"s.txt"}},
   };
   for (const auto& c : cases) expect_failed(train(c.args), c.status, c.words);
   EXPECT_EQ(t.list(), "bytes\nempty\ns.txt\nwhite\n");
 }
 
-TEST(Train, AFolderThatIsNotThereShowsAtOnce) {
+TEST(Train, ReportsMissingFolderBeforeTraining) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));
   expect_failed(train(tiny_shape() + std::vector<std::string>{text, "-o", t.file("no/o.bin"), "--steps", "1000000"}), 1,
                 {"no/o.bin", "No such file"});
 }
 
-TEST(Train, ADiskThatIsFullLosesNothing) {
+TEST(Train, FullDiskKeepsExistingFiles) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));
   const auto args = tiny_shape() + std::vector<std::string>{text, "--steps", "10", "-o", t.file("o.bin")};
@@ -331,20 +332,20 @@ TEST(Train, ADiskThatIsFullLosesNothing) {
   expect_failed(train(args, small), 1, {"o.bin.checkpoint", "File too large"});
   small.largest_file = checkpoint.size() / 8;  // the model alone does not fit
   expect_failed(train({text, "-o", t.file("o.bin"), "--resume", "--type", "f32"}, small), 1,
-                {"o.bin: ", "File too large", "nothing is lost"});
+                {"o.bin: ", "File too large", "the checkpoint is complete"});
   EXPECT_EQ(t.list(), "o.bin\no.bin.checkpoint\no.loss.csv\no.loss.svg\ns.txt\n");
   EXPECT_TRUE(read_file(t.file("o.bin")) == model && read_file(t.file("o.bin.checkpoint")) == checkpoint);
 }
 
-TEST(Train, ALossThatIsNoNumberEndsIt) {
+TEST(Train, StopsWhenLossIsNotFinite) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));
   const ProgramResult r =
       train(tiny_shape() + std::vector<std::string>{text, "--steps", "50", "-o", t.file("o.bin"), "--lr", "1e30"});
   EXPECT_EQ(r.status, 1);
-  for (const char* word : {"the loss is no finite number", "o.bin.checkpoint", "--lr below"})
+  for (const char* word : {"the loss is not finite", "o.bin.checkpoint", "--lr below"})
     EXPECT_NE(r.err.find(word), std::string::npos) << r.err;
   EXPECT_EQ(t.list(), "o.bin.checkpoint\no.loss.csv\ns.txt\n");
 }
 
-}  // namespace
+}  // namespace train_test

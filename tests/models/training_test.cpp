@@ -1,6 +1,6 @@
-// training_test.cpp: what a training computes. Products against their definition, gradients against differences of the
-// loss, the same bits for every instruction set and number of threads, the engine's logits, windows of a text,
-// checkpoints that are damaged.
+// training_test.cpp: the computations of training: products against their definition, gradients against differences of
+// the loss, the same bits for every instruction set and number of threads, the engine's logits, windows of a text, and
+// checkpoints.
 #include "../../models/gemm.hpp"
 
 #include <gtest/gtest.h>
@@ -10,7 +10,7 @@
 
 #include "../support/training_model.hpp"
 
-namespace {
+namespace training_test {
 
 using namespace pocket;
 using namespace training;
@@ -29,7 +29,7 @@ const int kShapes[][3] = {{1, 16, 1},    {1, 32, 5},    {2, 48, 17},   {5, 16, 6
                           {7, 32, 100},  {11, 48, 3},   {12, 80, 128}, {13, 16, 511}, {25, 96, 513},
                           {64, 32, 256}, {37, 112, 40}, {3, 16, 1500}};
 
-TEST(Gemm, EverySetGivesTheBitsOfTheDefinition) {
+TEST(Gemm, EveryKernelMatchesDefinitionBitForBit) {
   for (const auto& [m, n, depth] : kShapes)
     for (const bool transposed : {false, true})
       for (const bool panels : {false, true})
@@ -39,11 +39,10 @@ TEST(Gemm, EverySetGivesTheBitsOfTheDefinition) {
           const auto b = random_floats(panels ? packed_size(depth, n) : row_stride(n) * size_t(depth), 2);
           const auto before = random_floats(ldc * size_t(m), 3);
           auto expected = before;
-          FloatProduct p = {m,
+          FloatProduct p = {transposed ? columns_of(a.data(), m, a_stride) : rows_of(a.data(), m, a_stride),
+                            panels ? packed(b.data(), depth) : row_major(b.data(), row_stride(n)),
                             n,
                             depth,
-                            transposed ? columns_of(a.data(), a_stride) : rows_of(a.data(), a_stride),
-                            panels ? packed(b.data(), depth) : row_major(b.data(), row_stride(n)),
                             expected.data(),
                             ldc,
                             add};
@@ -58,11 +57,11 @@ TEST(Gemm, EverySetGivesTheBitsOfTheDefinition) {
         }
 }
 
-TEST(Gemm, PackedIsTheMatrix) {
+TEST(Gemm, PackingKeepsElements) {
   constexpr int kDepth = 7, kCols = 75;
   const auto w = random_floats(kCols * kDepth, 1);
   std::vector<float> out(packed_size(kDepth, kCols), -1);
-  for (int p = 0; p < 3; p++) pack_panel(rows_of(w.data(), kDepth), kDepth, kCols, p, out.data());
+  for (int p = 0; p < 3; p++) pack_panel(rows_of(w.data(), kCols, kDepth), kDepth, p, out.data());
   for (int k = 0; k < kDepth; k++)
     for (int j = 0; j < 96; j++)
       EXPECT_EQ(packed(out.data(), kDepth).from(k, j).data[j % 32], j < kCols ? w[size_t(j * kDepth + k)] : 0)
@@ -80,9 +79,9 @@ void check_gradients(const Config& c) {
   expect_gradients(m, trainer, [&] { return trainer.evaluate(batch) / double(count_targets(batch)); });
 }
 
-TEST(Gradient, OfEveryTensorTiedAndGrouped) { check_gradients(odd_config(true, 2)); }
-TEST(Gradient, OfEveryTensorUntiedAndOneHeadForAll) { check_gradients(odd_config(false, 1)); }
-TEST(Gradient, OfEveryTensorWithoutGroups) { check_gradients(odd_config(false, 4)); }
+TEST(Gradient, MatchesDifferencesTiedAndGrouped) { check_gradients(odd_config(true, 2)); }
+TEST(Gradient, MatchesDifferencesUntiedWithOneKeyValueHead) { check_gradients(odd_config(false, 1)); }
+TEST(Gradient, MatchesDifferencesWithoutGroups) { check_gradients(odd_config(false, 4)); }
 
 TEST(Training, PaddingStaysZero) {
   const Config c = odd_config(false, 2);
@@ -93,7 +92,7 @@ TEST(Training, PaddingStaysZero) {
   expect_zero_padding(m.parameters, m.values);
 }
 
-TEST(Training, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
+TEST(Training, SameBitsForEveryKernelAndThreadCount) {
   const Config c = odd_config(true, 2);
   const auto make = [&] {
     auto m = std::make_unique<TrainModel>(c);
@@ -111,8 +110,8 @@ TEST(Training, OverfitsABatch) {
   EXPECT_LT(overfit(trainer, windows_for(c, 2, 1)), 0.05);
 }
 
-// In a window of two texts neither sees the other, as if each were alone: rotary positions are relative.
-TEST(Training, TextsOfAWindowDoNotSeeEachOther) {
+// Two texts in one window have the loss of the texts in separate windows: rotary positions are relative.
+TEST(Training, TextsOfOneWindowAreIndependent) {
   const Config c = odd_config(true, 2);
   TrainModel m(c);
   fill(m, 1);
@@ -127,10 +126,10 @@ TEST(Training, TextsOfAWindowDoNotSeeEachOther) {
   EXPECT_NEAR(together, trainer.evaluate(alone), 1e-4 * together);
   Window open = both;
   open.first.assign(open.first.size(), 0);
-  EXPECT_GT(std::fabs(together - trainer.evaluate({open})), 1e-2) << "the test model does not look back";
+  EXPECT_GT(std::fabs(together - trainer.evaluate({open})), 1e-2) << "the test model does not use its context";
 }
 
-TEST(Training, LogitsAreTheEngines) {
+TEST(Training, LogitsMatchEngine) {
   for (const bool tied : {true, false}) {
     const Config c = odd_config(tied, 2);
     TrainModel m(c);
@@ -146,7 +145,7 @@ TEST(Training, LogitsAreTheEngines) {
   }
 }
 
-TEST(Training, AModelFileGivesItsWeightsBack) {
+TEST(Training, LoadsWeightsFromModelFile) {
   const Config c = odd_config(false, 2);
   TrainModel m(c), again(c);
   fill(m, 1);
@@ -159,7 +158,7 @@ TEST(Training, AModelFileGivesItsWeightsBack) {
   EXPECT_NE(error.find("m.bin: expected a model of type f32"), std::string::npos) << error;
 }
 
-TEST(LearningRate, GoesUpThenDownACosine) {
+TEST(LearningRate, RisesLinearlyThenFollowsCosine) {
   EXPECT_DOUBLE_EQ(learning_rate(1, 0, 9, 109), 0.1);
   EXPECT_DOUBLE_EQ(learning_rate(1, 8, 9, 109), 0.9);
   EXPECT_DOUBLE_EQ(learning_rate(1, 9, 9, 109), 1);
@@ -168,8 +167,8 @@ TEST(LearningRate, GoesUpThenDownACosine) {
   EXPECT_DOUBLE_EQ(learning_rate(1, 0, 0, 1), 1);
 }
 
-// AdamW as its paper has it, in double.
-TEST(Optimizer, IsAdamW) {
+// Against AdamW as in the paper, in double.
+TEST(Optimizer, MatchesAdamW) {
   const Config c = odd_config(true, 2);
   TrainModel m(c);
   fill(m, 1);
@@ -210,7 +209,7 @@ TokenText numbered_text(const std::vector<int>& lengths) {
   return text;
 }
 
-TEST(WindowStream, ShowsTheTextOnceAnEpochInAnotherOrder) {
+TEST(WindowStream, CoversTextOncePerEpochInNewOrder) {
   const TokenText text = numbered_text({30, 5, 17, 44, 1, 23});
   WindowStream stream(text, 10, 7);
   std::vector<std::vector<int>> epochs(2);
@@ -240,7 +239,7 @@ TEST(WindowStream, ShowsTheTextOnceAnEpochInAnotherOrder) {
   EXPECT_NE(epochs[0], epochs[1]);
 }
 
-TEST(WindowStream, GoesOnFromAnyPlace) {
+TEST(WindowStream, SeeksToAnyWindow) {
   const TokenText text = numbered_text({30, 5, 17, 44, 1, 23});
   WindowStream stream(text, 10, 7), other(text, 10, 7), seed(text, 10, 8);
   std::vector<Window> all;
@@ -252,9 +251,9 @@ TEST(WindowStream, GoesOnFromAnyPlace) {
   EXPECT_NE(seed.next().ids, all[0].ids);
 }
 
-TEST(JudgingWindows, CountEveryTokenOnceWithWhatIsBeforeIt) {
+TEST(ValidationWindows, CountEveryTokenOnceWithItsContext) {
   const TokenText text = numbered_text({8, 1, 9, 40, 2, 21});
-  const auto windows = judging_windows(text, 8);
+  const auto windows = validation_windows(text, 8);
   std::multiset<int> targets;
   for (const Window& w : windows) {
     EXPECT_LE(w.ids.size(), 8u);
@@ -277,12 +276,16 @@ TEST(JudgingWindows, CountEveryTokenOnceWithWhatIsBeforeIt) {
 
 // ---- Checkpoints ----
 
-TEST(Checkpoint, ComesBackWhole) {
+TEST(TrainCheckpoint, RestoresTraining) {
   const TemporaryFolder t;
   TrainPlan plan;
-  plan.config = odd_config(true, 2), plan.steps = 5, plan.seed = 3;
+  plan.config = odd_config(true, 2);
+  plan.steps = 5;
+  plan.seed = 3;
   TrainProgress progress;
-  progress.step = 2, progress.epoch = 1, progress.index = 4;
+  progress.step = 2;
+  progress.epoch = 1;
+  progress.index = 4;
   TrainModel m(plan.config), other(plan.config);
   fill(m, 1);
   Trainer trainer(m, 1, 75, best()), second(other, 1, 75, best());
@@ -302,7 +305,7 @@ TEST(Checkpoint, ComesBackWhole) {
   EXPECT_EQ(trainer.next_logits({1, 2, 3})[5], second.next_logits({1, 2, 3})[5]);
 }
 
-TEST(Checkpoint, ADamagedOneIsRefused) {
+TEST(TrainCheckpoint, RejectsDamagedFile) {
   const TemporaryFolder t;
   TrainPlan plan;
   plan.config = odd_config(true, 2);
@@ -324,4 +327,4 @@ TEST(Checkpoint, ADamagedOneIsRefused) {
   }
 }
 
-}  // namespace
+}  // namespace training_test

@@ -1,5 +1,5 @@
-// megabyte_model.hpp: what the tests of MEGABYTE models share: small shapes, their weights as a state_dict, and the
-// whole model written down once more, naively and in double, sequence by sequence as it is trained.
+// megabyte_model.hpp: shared by the tests of MEGABYTE models: small shapes, their weights as a state_dict, and a naive
+// implementation in double, sequence by sequence as in training.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -21,26 +21,37 @@ namespace bytes {
 using namespace pocket;
 using Vector = std::vector<double>;
 
-inline MegabyteConfig shape(int dim, int local_dim, int layers, int local_layers, int heads, int head_dim, int patches,
-                            int patch_size, bool rotary = false, bool positions = false) {
+/// The sizes of a model; the feed-forward blocks are four times as wide as their stage.
+struct Shape {
+  int dim, local_dim, layers, local_layers, heads, head_dim, patches, patch_size;
+  bool rotary = false, positions = false;
+};
+
+inline MegabyteConfig config_of(const Shape& s) {
   MegabyteConfig c;
-  c.global = {dim, 4 * dim, layers}, c.local = {local_dim, 4 * local_dim, local_layers};
-  c.n_heads = heads, c.head_dim = head_dim, c.patches = patches, c.patch_size = patch_size;
-  c.rotary = rotary, c.positions = positions;
+  c.global = {s.dim, 4 * s.dim, s.layers};
+  c.local = {s.local_dim, 4 * s.local_dim, s.local_layers};
+  c.n_heads = s.heads;
+  c.head_dim = s.head_dim;
+  c.patches = s.patches;
+  c.patch_size = s.patch_size;
+  c.rotary = s.rotary;
+  c.positions = s.positions;
   return c;
 }
 
-/// A small model with all that there can be.
-inline MegabyteConfig small_config() { return shape(48, 32, 2, 2, 3, 16, 12, 4, true, true); }
+/// A small model with all features.
+inline MegabyteConfig small_config() { return config_of({48, 32, 2, 2, 3, 16, 12, 4, true, true}); }
 
 inline ModelParts parts_of(const MegabyteConfig& config, Type type) {
   ModelParts parts;
   set_architecture(config, parts);
-  parts.type = type, parts.threads = 1;
+  parts.type = type;
+  parts.threads = 1;
   return parts;
 }
 
-/// A model in memory, open.
+/// An open model in memory.
 struct MemoryModel {
   tiny::Bytes bytes;
   MegabyteModel model;
@@ -51,7 +62,7 @@ struct MemoryModel {
   MemoryModel(const MegabyteConfig& config, Type type) : MemoryModel(tiny::model_bytes(parts_of(config, type))) {}
 };
 
-/// The weights of a model of tests/tiny_model.hpp's random numbers, under the checkpoint's names.
+/// Random weights from tiny_model.hpp, with the checkpoint's names.
 inline std::vector<pytorch::NamedTensor> state_dict(const MegabyteConfig& c) {
   std::vector<pytorch::NamedTensor> all;
   std::string why;
@@ -60,8 +71,9 @@ inline std::vector<pytorch::NamedTensor> state_dict(const MegabyteConfig& c) {
     EXPECT_TRUE(tiny::random_rows(spec, 0, spec.rows, values.data(), why));
     const std::string raw(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
     const std::string name = megabyte_name(spec.name);
-    if (!all.empty() && all.back().name == name) {  // V behind K
-      all.back().shape[0] *= 2, all.back().elements += raw;
+    if (!all.empty() && all.back().name == name) {  // V follows K
+      all.back().shape[0] *= 2;
+      all.back().elements += raw;
       continue;
     }
     all.push_back({name, {spec.rows, spec.cols}, raw});
@@ -76,7 +88,7 @@ inline std::vector<pytorch::NamedTensor> state_dict(const MegabyteConfig& c) {
   return all;
 }
 
-/// The model in double: every sequence whole, one after the other.
+/// The naive implementation in double: one complete sequence at a time.
 class Reference {
  public:
   explicit Reference(const MegabyteConfig& config, const ReadRows& read = tiny::random_rows) : c_(config) {
@@ -88,7 +100,7 @@ class Reference {
     }
   }
 
-  /// Logits before the first byte, and after each.
+  /// Logits before the first byte, and after each byte.
   std::vector<Vector> logits(const std::vector<int>& text) const {
     const int size = c_.patch_size, patches = std::max(1, (int(text.size()) + size - 1) / size);
     std::vector<Vector> sequence = {of("global.start")}, all;
@@ -153,14 +165,15 @@ class Reference {
     if (c_.positions) add(x, row("global.positions", k, c_.global.dim));
     return x;
   }
-  /// The second half of every position's channels comes from the one before; the first half is the larger one.
+  /// The token shift: the second half of every position's channels comes from the previous position. The first half is
+  /// the larger one.
   static std::vector<Vector> shifted(const std::vector<Vector>& x) {
     std::vector<Vector> y = x;
     for (size_t t = 0; t < x.size(); t++)
       for (size_t i = (x[t].size() + 1) / 2; i < x[t].size(); i++) y[t][i] = t == 0 ? 0 : x[t - 1][i];
     return y;
   }
-  void turn(Vector& x, int position) const {
+  void rotate(Vector& x, int position) const {
     const int half = c_.head_dim / 2;
     for (int head = 0; c_.rotary && head < c_.n_heads; head++)
       for (int i = 0; i < half; i++) {
@@ -175,8 +188,10 @@ class Reference {
     for (size_t t = 0; t < x.size(); t++) {
       const Vector in = rms_norm(p + "attention_norm", x[t]);
       Vector q = multiply(p + "wq", in), found(q.size());
-      k.push_back(multiply(p + "wk", in)), v.push_back(multiply(p + "wv", in));
-      turn(q, int(t)), turn(k[t], int(t));
+      k.push_back(multiply(p + "wk", in));
+      v.push_back(multiply(p + "wv", in));
+      rotate(q, int(t));
+      rotate(k[t], int(t));
       for (size_t head = 0; head < q.size(); head += size_t(c_.head_dim)) {
         Vector s(t + 1);
         double sum = 0;

@@ -1,4 +1,5 @@
-// train_program.hpp: what the tests of models/train share: the program itself, and stories that are soon learnt.
+// train_program.hpp: shared by the tests of models/train: runs the program, and generates stories that it learns
+// quickly.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -7,15 +8,16 @@
 #include <string>
 #include <vector>
 
-#include "tiny_model.hpp"
 #include "program.hpp"
+#include "tiny_model.hpp"
 
+// Runs models/train.
 inline ProgramResult train(std::vector<std::string> args, const ProgramOptions& options = {}) {
   args.insert(args.begin(), POCKET_TRAIN);
   return run_program(args, options);
 }
 
-// Stories of one pattern: whoever reads some knows what the next may say.
+// Stories of one pattern, with a few random choices.
 inline std::string pattern_stories(int count) {
   tiny::Random random(1);
   const auto one_of = [&](std::initializer_list<const char*> all) {
@@ -34,7 +36,7 @@ inline std::string pattern_stories(int count) {
   return text;
 }
 
-// A model so small that it learns in a second.
+// Options of a model that trains in a second.
 inline std::vector<std::string> tiny_shape() {
   return {"--dim", "16", "--layers", "1", "--ctx", "32", "--batch", "4", "--vocab", "320", "--threads", "1"};
 }
@@ -44,10 +46,10 @@ inline std::vector<std::string> operator+(std::vector<std::string> a, const std:
   return a;
 }
 
-// Trains on `text` as `args` say, in each of the ways, and in two parts: the same model to the bit. Leaves it and its
-// checkpoint as c.bin in the folder, for more to be asked of them.
-inline void expect_the_same_model(const TemporaryFolder& t, const std::string& text, std::vector<std::string> args,
-                                  const std::vector<std::vector<std::string>>& ways) {
+// Trains on `text` with `args`; with each of `ways` added; and interrupted and resumed. Expects the same model bit for
+// bit. Leaves c.bin and its checkpoint in the folder.
+inline void expect_same_model(const TemporaryFolder& t, const std::string& text, std::vector<std::string> args,
+                              const std::vector<std::vector<std::string>>& ways) {
   args = args + std::vector<std::string>{text, "--steps", "40", "--every", "10", "-o"};
   ASSERT_EQ(train(args + std::vector<std::string>{t.file("a.bin")}).status, 0);
   const std::string expected = read_file(t.file("a.bin"));
@@ -63,15 +65,16 @@ inline void expect_the_same_model(const TemporaryFolder& t, const std::string& t
   EXPECT_EQ(t.list().find("c.bin\n"), std::string::npos) << t.list();
   const ProgramResult r = train({text, "-o", t.file("c.bin"), "--resume", "--threads", "2"});
   ASSERT_EQ(r.status, 0) << r.err;
-  EXPECT_NE(r.err.find("going on after step "), std::string::npos);
+  EXPECT_NE(r.err.find("resuming after step "), std::string::npos);
   EXPECT_TRUE(read_file(t.file("c.bin")) == expected);
   for (const char* name : {"c.bin.checkpoint\n", "c.loss.csv\n", "c.loss.svg\n"})
     EXPECT_NE(t.list().find(name), std::string::npos) << t.list();
   EXPECT_EQ(t.list().find(".tmp"), std::string::npos) << t.list();
 }
 
+// The bits per character of the last validation.
 inline double last_bits(const std::string& err) {
-  const std::regex pattern("validation ([0-9.]+) nats a (?:token|byte), ([0-9.]+) bits a character");
+  const std::regex pattern("validation ([0-9.]+) nats per (?:token|byte), ([0-9.]+) bits per character");
   double bits = 1e9;
   for (auto it = std::sregex_iterator(err.begin(), err.end(), pattern); it != std::sregex_iterator(); ++it)
     bits = std::stod((*it)[2]);

@@ -1,5 +1,5 @@
-// training_model.hpp: what the tests of the trainer share: a small model that learns, windows for it, and gradients
-// against differences of the loss.
+// training_model.hpp: shared by the tests of training: a small model, windows for it, and the comparison of gradients
+// with differences of the loss.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -10,6 +10,7 @@
 #include <set>
 #include <vector>
 
+#include "../../models/trained_rows.hpp"
 #include "../../models/training_state.hpp"
 #include "../../models/training_text.hpp"
 #include "tiny_model.hpp"
@@ -18,24 +19,32 @@ namespace training {
 
 using namespace pocket;
 
+// The kernel sets that this CPU supports.
 inline std::vector<const TrainKernels*> kernel_sets() {
   std::vector<const TrainKernels*> all;
-  for (const TrainKernels& k : kTrainKernels)
-    if (k.supported()) all.push_back(&k);
+  for (const TrainKernels* k = train_kernel_table(); k->name; k++)
+    if (k->supported()) all.push_back(k);
   return all;
 }
 
 inline const TrainKernels& best() { return *find_train_kernels(nullptr); }
 
-// Sizes that are no multiples of anything: heads of 6, so that vectors reach over their ends.
+// Sizes that are not multiples of vector widths: heads of 6, so that vectors extend past their ends.
 inline Config odd_config(bool tied, int kv_heads) {
   Config c;
-  c.dim = 24, c.hidden_dim = 42, c.n_layers = 2, c.n_heads = 4, c.n_kv_heads = kv_heads, c.head_dim = 6;
-  c.vocab_size = 51, c.max_seq_len = 75, c.tied = tied;
+  c.dim = 24;
+  c.hidden_dim = 42;
+  c.n_layers = 2;
+  c.n_heads = 4;
+  c.n_kv_heads = kv_heads;
+  c.head_dim = 6;
+  c.vocab_size = 51;
+  c.max_seq_len = 75;
+  c.tied = tied;
   return c;
 }
 
-// Weights so large that every tensor's gradient is; norms that are not 1, biases that are not 0.
+// Large weights, so that every tensor has a large gradient; norms that are not 1, biases that are not 0.
 template <class Model> void fill(Model& m, uint64_t seed) {
   initialize(m, seed);
   tiny::Random random(seed);
@@ -47,7 +56,7 @@ template <class Model> void fill(Model& m, uint64_t seed) {
       }
 }
 
-// Windows of different lengths, with two texts in each, some targets not asked.
+// Windows of different lengths, with two texts in each and some tokens without a target.
 inline std::vector<Window> windows_for(const Config& c, int count, uint64_t seed) {
   std::vector<Window> all;
   for (int i = 0; i < count; i++) {
@@ -64,7 +73,7 @@ inline std::vector<Window> windows_for(const Config& c, int count, uint64_t seed
   return all;
 }
 
-// The loss of a batch that has been learnt 400 times over.
+// The loss of a batch after 400 steps on it.
 inline double overfit(Trainer& trainer, const std::vector<Window>& batch) {
   AdamOptions options;
   options.decay = 0;
@@ -76,7 +85,7 @@ inline double overfit(Trainer& trainer, const std::vector<Window>& batch) {
   return loss;
 }
 
-// Three steps, each with windows(step) of its own.
+// Three steps, each on windows(step).
 template <class Windows> void learn_three_steps(Trainer& trainer, const Windows& windows) {
   for (int step = 1; step < 4; step++) {
     trainer.learn(windows(uint64_t(step)));
@@ -84,15 +93,15 @@ template <class Windows> void learn_three_steps(Trainer& trainer, const Windows&
   }
 }
 
-// Behind the columns of its rows a weight has zeros, before and after it was learnt.
+// Expects zeros after the columns of every row of a weight.
 inline void expect_zero_padding(const std::vector<Parameter>& parameters, const Floats& values) {
   for (const Parameter& p : parameters)
     for (size_t i = 0; i < p.size(); i++)
       EXPECT_TRUE(i % p.stride < size_t(p.spec.cols) || values[p.offset + i] == 0) << p.spec.name << " " << i;
 }
 
-// Three steps of a model that make() makes, and the loss of more windows(seed): the same weights and loss for every
-// instruction set and number of threads.
+// Trains a model from make() for three steps on windows(seed), and evaluates it on others: expects the same weights and
+// loss for every kernel set and number of threads.
 template <class Make, class Windows> void expect_same_bits(const Make& make, int tokens, const Windows& windows) {
   std::set<uint64_t> hashes;
   for (const TrainKernels* k : kernel_sets())
@@ -113,7 +122,7 @@ inline double length(const std::vector<double>& v) {
   return std::sqrt(sum);
 }
 
-// The slope of the loss along a direction, from four values of it: the error is of the fourth order in h.
+// The slope of the loss along a direction, from four values of the loss; the error is of fourth order in h.
 inline double slope(LearnedWeights& m, Trainer& trainer, const std::function<double()>& loss, const Parameter& p,
                     const std::vector<double>& direction, double h) {
   float* values = m.learned().data() + p.offset;
@@ -128,9 +137,9 @@ inline double slope(LearnedWeights& m, Trainer& trainer, const std::function<dou
   return result;
 }
 
-// The gradient of every tensor that is learned: along itself within 5e-3 of its length, in steps so small that it
-// hardly bends; along random directions, where the loss changes less and its rounding shows more, within 1e-4. `loss`
-// gives the mean loss that trainer.learn() was called for; h is a step that is small for it.
+// Compares the gradient of every trained tensor with the slope of the loss: along the gradient within 5e-3 of its norm,
+// with a step h / 2 that keeps curvature small; along random directions, where rounding of the loss matters more,
+// within 1e-4. `loss` returns the mean loss of the batch of the last trainer.learn().
 inline void expect_gradients(LearnedWeights& m, Trainer& trainer, const std::function<double()>& loss,
                              double h = 0.04) {
   const std::vector<float> all(trainer.gradient(), trainer.gradient() + m.learned().size());

@@ -1,5 +1,6 @@
-// megabyte_test.cpp: MEGABYTE models. The logits are those of the public implementation, and of the naive one in
-// megabyte_model.hpp on shapes of all kinds; the same bits however it is run; and the session keeps its word.
+// megabyte_test.cpp: the MEGABYTE engine: logits of the public implementation, and of the naive one in
+// megabyte_model.hpp on many shapes; the same bits for every kernel, number of threads and batch; the session's
+// contract; the model file.
 #include "../../../models/megabyte/megabyte.hpp"
 
 #include <gtest/gtest.h>
@@ -13,12 +14,12 @@
 #include "../../support/megabyte_model.hpp"
 #include "../../support/test_data.hpp"
 
-namespace {
+namespace megabyte_test {
 
 using namespace pocket;
+using bytes::config_of;
 using bytes::MemoryModel;
 using bytes::Reference;
-using bytes::shape;
 using bytes::small_config;
 using bytes::Vector;
 using tiny::Floats;
@@ -27,7 +28,7 @@ using tiny::same_bits;
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-/// The logits after every byte (bytes, 256), fed in pieces of these sizes, the last again and again.
+/// The logits after every byte (bytes, 256), for a text in pieces of these sizes; the last size is repeated.
 Floats all_logits(MegabyteSession& session, const std::vector<int>& text, const std::vector<size_t>& pieces) {
   Floats all;
   for (size_t i = 0, n, turn = 0; i < text.size(); i += n, turn++) {
@@ -57,15 +58,15 @@ double error_of(const float* found, const Vector& expected) {
   return worst;
 }
 
-// ---- What it computes ----
+// ---- Logits ----
 
-/// A checkpoint with what the public implementation computes from it, in double.
+/// A checkpoint, and the logits of the public implementation for it, in double.
 struct Golden {
   MegabyteCheckpoint checkpoint;
   tiny::Bytes file;
   std::vector<int> text;
   Vector first;
-  std::vector<std::pair<int, Vector>> after;  // a byte
+  std::vector<std::pair<int, Vector>> after;  // logits after the byte at this index
 
   Golden(const std::string& folder, Type type) {
     std::string error;
@@ -89,7 +90,7 @@ std::vector<std::string> golden_folders(const std::string& in) {
   return folders;
 }
 
-TEST(Megabyte, GivesTheLogitsOfThePublicImplementation) {
+TEST(MegabyteLogits, MatchPublicImplementation) {
   NEED_DATA(data, "megabyte");
   for (const std::string& folder : golden_folders(data)) {
     const Golden g(folder, Type::f32);
@@ -108,31 +109,32 @@ TEST(Megabyte, GivesTheLogitsOfThePublicImplementation) {
   }
 }
 
-/// Shapes that the checks of a model file allow, usual and odd.
+/// Valid shapes, usual and odd.
 std::vector<std::pair<std::string, MegabyteConfig>> shapes() {
   std::vector<std::pair<std::string, MegabyteConfig>> all = {
-      {"all there can be", small_config()},
-      {"no positions at all", shape(48, 32, 2, 2, 3, 16, 12, 4)},
-      {"rotary", shape(48, 32, 2, 2, 3, 16, 12, 4, true)},
-      {"embedded", shape(48, 32, 2, 2, 3, 16, 12, 4, false, true)},
-      {"nothing a multiple of anything", shape(50, 37, 2, 1, 3, 10, 9, 5, true, true)},
-      {"odd widths", shape(33, 21, 1, 2, 3, 7, 9, 3, false, true)},
-      {"a stage wider than its global one", shape(20, 70, 1, 1, 2, 18, 6, 3, true)},
-      {"patches of a byte", shape(24, 16, 1, 1, 2, 8, 70, 1, true, true)},
-      {"a patch", shape(24, 16, 1, 1, 2, 8, 1, 10, true, true)},
-      {"patches longer than a chunk and a block of keys", shape(24, 16, 1, 1, 2, 8, 2, 150, true)},
-      {"patches that a chunk cuts", shape(24, 16, 1, 2, 2, 8, 5, 60, false, true)},
-      {"more patches than a chunk and a block of keys", shape(24, 16, 2, 1, 2, 8, 150, 2, true)},
-      {"one of everything", shape(1, 1, 1, 1, 1, 1, 2, 2)},
-      {"heads wider than either stage", shape(16, 12, 1, 1, 2, 90, 5, 4, true)},
+      {"all features", small_config()},
+      {"no positions", config_of({48, 32, 2, 2, 3, 16, 12, 4})},
+      {"rotary", config_of({48, 32, 2, 2, 3, 16, 12, 4, true})},
+      {"embedded", config_of({48, 32, 2, 2, 3, 16, 12, 4, false, true})},
+      {"sizes without common factors", config_of({50, 37, 2, 1, 3, 10, 9, 5, true, true})},
+      {"odd widths", config_of({33, 21, 1, 2, 3, 7, 9, 3, false, true})},
+      {"local stage wider than the global one", config_of({20, 70, 1, 1, 2, 18, 6, 3, true})},
+      {"one byte per patch", config_of({24, 16, 1, 1, 2, 8, 70, 1, true, true})},
+      {"a single patch", config_of({24, 16, 1, 1, 2, 8, 1, 10, true, true})},
+      {"patches longer than a chunk and a block of keys", config_of({24, 16, 1, 1, 2, 8, 2, 150, true})},
+      {"patches divided by chunks", config_of({24, 16, 1, 2, 2, 8, 5, 60, false, true})},
+      {"more patches than a chunk and a block of keys", config_of({24, 16, 2, 1, 2, 8, 150, 2, true})},
+      {"one of everything", config_of({1, 1, 1, 1, 1, 1, 2, 2})},
+      {"heads wider than either stage", config_of({16, 12, 1, 1, 2, 90, 5, 4, true})},
   };
   MegabyteConfig hidden = small_config();
-  hidden.global.hidden_dim = 50, hidden.local.hidden_dim = 130;
-  all.emplace_back("hidden widths of their own", hidden);
+  hidden.global.hidden_dim = 50;
+  hidden.local.hidden_dim = 130;
+  all.emplace_back("unusual hidden widths", hidden);
   return all;
 }
 
-TEST(Megabyte, ComputesWhatTheNaiveOneDoesOnAllShapes) {
+TEST(MegabyteLogits, MatchNaiveImplementationOnAllShapes) {
   for (const auto& [name, config] : shapes()) {
     const MemoryModel m(config, Type::f32);
     const std::vector<int> text = random_ids(std::min(config.max_seq_len(), 310), kByteValues);
@@ -146,8 +148,8 @@ TEST(Megabyte, ComputesWhatTheNaiveOneDoesOnAllShapes) {
   }
 }
 
-TEST(Megabyte, QuantizedModelsAreNear) {
-  const MegabyteConfig config = shape(128, 64, 1, 2, 2, 64, 16, 4, true, true);
+TEST(MegabyteLogits, OfQuantizedModelsAreClose) {
+  const MegabyteConfig config = config_of({128, 64, 1, 2, 2, 64, 16, 4, true, true});
   const std::vector<int> text = random_ids(64, kByteValues);
   const std::vector<Vector> expected = Reference(config).logits(text);
   const auto distance = [&](Type type) {
@@ -166,7 +168,7 @@ TEST(Megabyte, QuantizedModelsAreNear) {
   EXPECT_GT(distance(Type::q4), distance(Type::q8));
 }
 
-TEST(Blocks, GeluIsWhatTheErrorFunctionSays) {
+TEST(MegabyteBlocks, GeluMatchesErrorFunction) {
   for (int i = -200000; i <= 200000; i++) {
     const float x = float(i) * 1e-4f;
     const double expected = 0.5 * x * std::erfc(-double(x) / std::sqrt(2.0));
@@ -180,7 +182,7 @@ TEST(Blocks, GeluIsWhatTheErrorFunctionSays) {
   EXPECT_TRUE(std::isnan(gelu_body(NAN)));
 }
 
-TEST(Blocks, ANormOfNothingIsNothing) {  // the smallest root mean square is 1e-8
+TEST(MegabyteBlocks, NormOfZerosIsZero) {  // the smallest root mean square is 1e-8
   alignas(64) float x[48] = {}, y[48], ones[48];
   std::fill(ones, ones + 48, 1.f);
   shift_norm_body(x, x, ones, y, 33);
@@ -192,8 +194,8 @@ TEST(Blocks, ANormOfNothingIsNothing) {  // the smallest root mean square is 1e-
 
 // ---- The same bits ----
 
-TEST(SameBits, ForEveryKernelSetThreadCountAndBatch) {
-  for (const MegabyteConfig& config : {small_config(), shape(50, 37, 2, 1, 3, 10, 30, 5, true, true)})
+TEST(MegabyteSameBits, ForEveryKernelThreadCountAndBatch) {
+  for (const MegabyteConfig& config : {small_config(), config_of({50, 37, 2, 1, 3, 10, 30, 5, true, true})})
     for (const Type type : {Type::f32, Type::q8, Type::q4}) {
       const MemoryModel m(config, type);
       const std::vector<int> text = random_ids(config.max_seq_len(), kByteValues);
@@ -216,7 +218,7 @@ TEST(SameBits, ForEveryKernelSetThreadCountAndBatch) {
     }
 }
 
-TEST(SameBits, OfTheBlocks) {
+TEST(MegabyteSameBits, OfBlocksForEveryKernel) {
   tiny::Random random(3);
   for (const int n : {1, 2, 15, 16, 17, 33, 64, 100}) {
     const size_t room = size_t(round_up(n, 16));
@@ -243,10 +245,10 @@ TEST(SameBits, OfTheBlocks) {
 
 // ---- The session ----
 
-TEST(Session, GoesBackToAnyPosition) {
+TEST(MegabyteSessions, RewindToAnyPosition) {
   for (const MegabyteConfig& config :
-       {small_config(), shape(24, 16, 1, 1, 2, 8, 150, 2, true), shape(24, 16, 1, 1, 2, 8, 70, 1, true, true),
-        shape(24, 16, 1, 1, 2, 8, 2, 150, true)})
+       {small_config(), config_of({24, 16, 1, 1, 2, 8, 150, 2, true}),
+        config_of({24, 16, 1, 1, 2, 8, 70, 1, true, true}), config_of({24, 16, 1, 1, 2, 8, 2, 150, true})})
     for (const Type type : {Type::f32, Type::q8}) {
       const MemoryModel m(config, type);
       const std::vector<int> text = random_ids(config.max_seq_len(), kByteValues),
@@ -254,7 +256,7 @@ TEST(Session, GoesBackToAnyPosition) {
       MegabyteSession session(m.model, {0, 2, KvType::automatic, nullptr}), fresh(m.model);
       const Floats expected = all_logits(session, text, {text.size()});
       for (size_t to = 0; to < text.size(); to += text.size() / 20 | 1) {
-        // Another text from there on, and then this one again.
+        // A different text from there, then the original one again.
         std::vector<int> changed(text.begin(), text.begin() + long(to));
         changed.insert(changed.end(), other.begin(), other.begin() + long(std::min(other.size(), text.size() - to)));
         session.rewind(int(to));
@@ -272,26 +274,26 @@ TEST(Session, GoesBackToAnyPosition) {
     }
 }
 
-TEST(Session, WhereEachSaysStopThatByteWasTheLast) {
+TEST(MegabyteSessions, StopWhenCallbackReturnsFalse) {
   const MemoryModel m(small_config(), Type::q8);
   const std::vector<int> text = random_ids(40, kByteValues);
   const Floats expected = all_logits(m.model, {}, text, {40});
   for (const size_t last : {0u, 2u, 3u, 4u, 17u, 38u, 39u}) {
     MegabyteSession session(m.model);
-    size_t told = 0;
+    size_t calls = 0;
     ASSERT_TRUE(session.forward(text.data(), text.size(), [&](size_t i, const float*) {
-      EXPECT_EQ(i, told++);
+      EXPECT_EQ(i, calls++);
       return i < last;
     }));
     EXPECT_EQ(session.position(), int(last) + 1);
-    EXPECT_EQ(told, last + 1);
+    EXPECT_EQ(calls, last + 1);
     const std::vector<int> rest(text.begin() + session.position(), text.end());
     const Floats found = all_logits(session, rest, {3});
     EXPECT_TRUE(same_bits(found.data(), expected.data() + (last + 1) * kByteValues, found.size())) << last;
   }
 }
 
-TEST(Session, BeginsFromNothing) {
+TEST(MegabyteSessions, StartWithoutPrompt) {
   const MemoryModel m(small_config(), Type::f32);
   MegabyteSession session(m.model);
   const Floats start(session.start(), session.start() + kByteValues);
@@ -301,19 +303,22 @@ TEST(Session, BeginsFromNothing) {
   EXPECT_EQ(session.position(), 0);
   const int byte = 65;
   ASSERT_NE(session.forward(&byte, 1), nullptr);
-  EXPECT_TRUE(same_bits(session.start(), start.data(), start.size())) << "whatever has been heard";
+  EXPECT_TRUE(same_bits(session.start(), start.data(), start.size())) << "start() must not depend on the position";
   EXPECT_EQ(session.forward(&byte, 0), nullptr);
   EXPECT_EQ(session.error, "forward: no bytes");
   Sampler pick({0});
   std::vector<int> made;
   session.rewind(0);
-  const auto keep = [&](int id) { return made.push_back(id), true; };
+  const auto keep = [&](int id) {
+    made.push_back(id);
+    return true;
+  };
   EXPECT_TRUE(generate(session, pick, std::vector<int>(), 10, {}, keep)) << session.error;
   EXPECT_EQ(made.size(), 10u);
   EXPECT_EQ(made[0], int(std::max_element(start.begin(), start.end()) - start.begin()));
 }
 
-TEST(Session, RefusesWhatItCannotHearAndStaysWhereItWas) {
+TEST(MegabyteSessions, RejectInvalidBytesAndKeepPosition) {
   const MemoryModel m(small_config(), Type::f32);
   MegabyteSession session(m.model, {10, 1, KvType::automatic, nullptr});
   EXPECT_EQ(session.context(), 10);
@@ -331,7 +336,7 @@ TEST(Session, RefusesWhatItCannotHearAndStaysWhereItWas) {
   EXPECT_EQ(session.position(), 10);
 }
 
-TEST(Session, OptionsThatCannotBe) {
+TEST(MegabyteSessions, RejectInvalidOptions) {
   const MemoryModel m(small_config(), Type::f32);
   const auto error = [](const MegabyteModel& model, const SessionOptions& options) {
     MegabyteSession session(model, options);
@@ -347,7 +352,7 @@ TEST(Session, OptionsThatCannotBe) {
   EXPECT_TRUE(contains(error(MegabyteModel(), {}), "not open"));
 }
 
-TEST(Session, CancelStopsAForwardAndNothingIsLost) {
+TEST(MegabyteSessions, CancelStopsForwardAndKeepsState) {
   const MemoryModel m(small_config(), Type::q8);
   const std::vector<int> text = random_ids(48, kByteValues);
   const Floats expected = all_logits(m.model, {}, text, {48});
@@ -360,7 +365,7 @@ TEST(Session, CancelStopsAForwardAndNothingIsLost) {
   const std::vector<int> rest(text.begin() + 6, text.end());
   const Floats found = all_logits(session, rest, {5});
   EXPECT_TRUE(same_bits(found.data(), &expected[6 * kByteValues], found.size()));
-  // At any moment, from another thread.
+  // At any time, from another thread.
   std::atomic<bool> done{false};
   std::thread other([&] {
     while (!done) session.cancel();
@@ -380,7 +385,7 @@ TEST(Session, CancelStopsAForwardAndNothingIsLost) {
   EXPECT_TRUE(same_bits(again.data(), expected.data(), expected.size()));
 }
 
-TEST(Session, TheCacheOfAnotherType) {
+TEST(MegabyteSessions, SupportQuantizedCache) {
   const MemoryModel m(small_config(), Type::f32);
   const std::vector<int> text = random_ids(48, kByteValues);
   const Floats exact = all_logits(m.model, {}, text, {48});
@@ -394,7 +399,7 @@ TEST(Session, TheCacheOfAnotherType) {
   EXPECT_LT(worst, 0.2);
 }
 
-TEST(Session, SaysWhatMemoryItTakes) {
+TEST(MegabyteSessions, ReportMemory) {
   const MemoryModel m(small_config(), Type::q8);
   size_t before = 0;
   for (const int n : {0, 4, 48}) {
@@ -428,7 +433,7 @@ const tiny::Bytes& whole() {
   return file;
 }
 
-TEST(File, ComesBackAsItWasWritten) {
+TEST(MegabyteFile, RoundTrips) {
   const MemoryModel m(whole());
   const MegabyteConfig &c = m.model.config, expected = small_config();
   EXPECT_EQ(c.global.dim, expected.global.dim);
@@ -457,14 +462,14 @@ TEST(File, ComesBackAsItWasWritten) {
   EXPECT_EQ(hash_logits(logits, kByteValues), m.model.self_test_hash);
 }
 
-TEST(File, IsTheSameForAnyNumberOfThreads) {
+TEST(MegabyteFile, IsTheSameForAnyThreadCount) {
   ModelParts parts = bytes::parts_of(small_config(), Type::q4);
   const tiny::Bytes one = tiny::model_bytes(parts);
   parts.threads = 3;
   EXPECT_EQ(tiny::model_bytes(parts), one);
 }
 
-TEST(File, EitherKindOfModelSaysWhichOneTheOtherIs) {
+TEST(MegabyteFile, EachArchitectureNamesTheOther) {
   Model llama;
   const tiny::Bytes file = whole();
   EXPECT_FALSE(llama.open_memory(file.data(), file.size()));
@@ -480,7 +485,7 @@ TEST(File, EitherKindOfModelSaysWhichOneTheOtherIs) {
   EXPECT_FALSE(is_megabyte(folder.path().c_str()));
 }
 
-TEST(File, EveryFieldOfTheHeaderIsChecked) {
+TEST(MegabyteFile, ChecksEveryHeaderField) {
   using tiny::patched;
   ASSERT_EQ(error_of_file(whole()), "");
   const size_t own = offsetof(Header, reserved);
@@ -524,8 +529,8 @@ TEST(File, EveryFieldOfTheHeaderIsChecked) {
     EXPECT_TRUE(contains(error_of_file(patched(whole(), own + i, uint8_t(1))), "reserved: expected 0, found ")) << i;
 }
 
-// Every size at its largest: products reach 2^40 and more, and none may wrap.
-TEST(File, LargestSizes) {
+// The largest sizes: products exceed 2^40 and must not overflow.
+TEST(MegabyteFile, HandlesLargestSizes) {
   tiny::Bytes file = whole();
   const size_t own = offsetof(Header, reserved);
   const std::pair<size_t, uint32_t> largest[] = {{offsetof(Header, dim), 1 << 16},
@@ -550,7 +555,7 @@ TEST(File, LargestSizes) {
       contains(error_of_file(file), "section tensor_table.bytes: expected " + std::to_string((2048 * 10 + 18) * 64)));
 }
 
-TEST(File, CutShortOrDamaged) {
+TEST(MegabyteFile, RejectsTruncatedAndDamagedFiles) {
   for (size_t n = 0; n < whole().size(); n += 1 + n / 50)
     EXPECT_NE(error_of_file(tiny::Bytes(whole().begin(), whole().begin() + long(n))), "") << n;
   tiny::Bytes file = whole();
@@ -574,4 +579,4 @@ TEST(File, CutShortOrDamaged) {
   }
 }
 
-}  // namespace
+}  // namespace megabyte_test

@@ -1,5 +1,5 @@
-// megabyte_training_test.cpp: what a training of a MEGABYTE computes: the logits of MEGABYTE-pytorch, gradients against
-// differences of the loss, the same bits for every instruction set and number of threads.
+// megabyte_training_test.cpp: the computations of training a MEGABYTE: the logits of MEGABYTE-pytorch, gradients
+// against differences of the loss, and the same bits for every instruction set and number of threads.
 #include "../../../models/megabyte/megabyte_train.hpp"
 
 #include <gtest/gtest.h>
@@ -8,11 +8,13 @@
 #include <set>
 
 #include "../../../models/megabyte/megabyte_checkpoint.hpp"
+#include "../../../models/megabyte/megabyte_writer.hpp"
+#include "../../../models/trained_rows.hpp"
 #include "../../../models/training_state.hpp"
 #include "../../support/test_data.hpp"
 #include "../../support/training_model.hpp"
 
-namespace {
+namespace megabyte_training_test {
 
 using namespace pocket;
 using Json = nlohmann::json;
@@ -31,7 +33,7 @@ MegabyteConfig config_of(const Json& json) {
   return c;
 }
 
-// The weights of a state_dict. What else it has is a buffer, inv_freq.
+// Reads the weights of a state_dict. Its other tensor, inv_freq, is a buffer.
 void read_weights(const std::string& path, MegabyteWeights& m) {
   std::string error;
   const auto file = InputFile::open(path, error);
@@ -59,9 +61,9 @@ void read_weights(const std::string& path, MegabyteWeights& m) {
     EXPECT_TRUE(used.count(name) || name.find("rotary_emb.inv_freq") != std::string::npos) << name;
 }
 
-class Golden : public testing::TestWithParam<const char*> {};
+class MegabyteGolden : public testing::TestWithParam<const char*> {};
 
-TEST_P(Golden, LogitsAreThoseOfMegabytePytorch) {
+TEST_P(MegabyteGolden, LogitsMatchMegabytePytorch) {
   NEED_DATA(folder, std::string("megabyte/") + GetParam());
   const MegabyteConfig c = config_of(Json::parse(read_file(folder + "/config.json")));
   const Json golden = Json::parse(read_file(folder + "/golden.json"));
@@ -90,22 +92,23 @@ TEST_P(Golden, LogitsAreThoseOfMegabytePytorch) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, Golden, testing::Values("plain", "pos-emb", "rel-pos", "both-wide"),
+INSTANTIATE_TEST_SUITE_P(Checkpoints, MegabyteGolden, testing::Values("plain", "pos-emb", "rel-pos", "both-wide"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
 
-// ---- What lies between products ----
+// ---- Kernels ----
 
-TEST(MegabyteKernels, GeluIsTheExactOne) {
+TEST(MegabyteTrainKernels, GeluMatchesErrorFunction) {
   std::vector<float> x, found(4001), dx(4001);
   for (int i = -2000; i <= 2000; i++) x.push_back(float(i) * 0.005f);
   const std::vector<float> ones(x.size(), 1.f);
-  best().gelu(x.data(), found.data(), int(x.size()));
+  const MegabyteTrainKernels& kernels = megabyte_train_kernels(best());
+  kernels.gelu(x.data(), found.data(), int(x.size()));
   std::vector<float> again(x.size());
-  best().gelu_backward(x.data(), ones.data(), again.data(), dx.data(), int(x.size()));
+  kernels.gelu_backward(x.data(), ones.data(), again.data(), dx.data(), int(x.size()));
   EXPECT_EQ(again, found);
   for (size_t i = 0; i < x.size(); i++) {
     const double v = x[i], share = 0.5 * std::erfc(-v / std::sqrt(2.0));
@@ -114,15 +117,21 @@ TEST(MegabyteKernels, GeluIsTheExactOne) {
   }
 }
 
-// Rows so short that they are not stretched to length 1 are multiplied with a constant, and so is the gradient.
-TEST(MegabyteKernels, ANormHasALeast) {
+// Rows with a smaller norm than the floor are multiplied by a constant, and so is the gradient.
+TEST(MegabyteTrainKernels, NormHasFloor) {
   constexpr int n = 20;
   std::vector<float> x(32), dy(32), weight(32), y(32), dx(32), dweight(32);
-  for (int i = 0; i < n; i++) x[size_t(i)] = float(i) * 1e-11f, dy[size_t(i)] = float(3 - i), weight[size_t(i)] = 2;
+  for (int i = 0; i < n; i++) {
+    x[size_t(i)] = float(i) * 1e-11f;
+    dy[size_t(i)] = float(3 - i);
+    weight[size_t(i)] = 2;
+  }
   for (const TrainKernels* k : kernel_sets()) {
-    std::fill(dx.begin(), dx.end(), 0.f), std::fill(dweight.begin(), dweight.end(), 0.f);
-    k->shift_norm(x.data(), x.data() + n / 2, weight.data(), y.data(), n);
-    k->floor_norm_backward(dy.data(), x.data(), weight.data(), dx.data(), dweight.data(), n);
+    std::fill(dx.begin(), dx.end(), 0.f);
+    std::fill(dweight.begin(), dweight.end(), 0.f);
+    const MegabyteTrainKernels& kernels = megabyte_train_kernels(*k);
+    kernels.shift_norm(x.data(), x.data() + n / 2, weight.data(), y.data(), n);
+    kernels.floor_norm_backward({dy.data(), x.data(), weight.data(), dx.data(), dweight.data(), n});
     for (size_t i = 0; i < n; i++) {
       EXPECT_FLOAT_EQ(y[i], float(i) * 2e-3f);
       EXPECT_FLOAT_EQ(dx[i], dy[i] * 2e8f);
@@ -133,17 +142,22 @@ TEST(MegabyteKernels, ANormHasALeast) {
 
 // ---- Training ----
 
-// Sizes that are no multiples of anything: heads of 6, so that vectors reach over their ends; 5 bytes a patch.
+// Sizes that are not multiples of vector widths: heads of 6, so that vectors extend past their ends; 5 bytes per patch.
 MegabyteConfig odd_config(bool rotary, bool positions) {
   MegabyteConfig c;
-  c.global = {26, 70, 2}, c.local = {14, 50, 2};
-  c.patches = 15, c.patch_size = 5;
-  c.n_heads = 3, c.head_dim = 6, c.rotary = rotary, c.positions = positions;
+  c.global = {26, 70, 2};
+  c.local = {14, 50, 2};
+  c.patches = 15;
+  c.patch_size = 5;
+  c.n_heads = 3;
+  c.head_dim = 6;
+  c.rotary = rotary;
+  c.positions = positions;
   return c;
 }
 
-// Windows of different lengths, the even ones from the beginning of a text, the others from within one; two more texts
-// begin in each, one of them so short that it ends within its first patch; some targets are not asked.
+// Windows of different lengths. Even ones begin at the beginning of a text, odd ones within a text. Two more texts
+// begin in each, one of which ends within its first patch. Some tokens have no target.
 std::vector<Window> windows_for(const MegabyteConfig& c, int count, uint64_t seed) {
   std::vector<Window> all;
   for (int i = 0; i < count; i++) {
@@ -171,11 +185,14 @@ void check_gradients(const MegabyteConfig& c) {
   expect_gradients(m, trainer, [&] { return trainer.evaluate(batch) / double(count_targets(batch)); });
 }
 
-TEST(MegabyteGradient, OfEveryTensorWithRotaryPositions) { check_gradients(odd_config(true, false)); }
-TEST(MegabyteGradient, OfEveryTensorWithLearntPositions) { check_gradients(odd_config(false, true)); }
-TEST(MegabyteGradient, OfEveryTensorWithBoth) {
+TEST(MegabyteGradient, MatchesDifferencesWithRotaryPositions) { check_gradients(odd_config(true, false)); }
+TEST(MegabyteGradient, MatchesDifferencesWithLearnedPositions) { check_gradients(odd_config(false, true)); }
+TEST(MegabyteGradient, MatchesDifferencesWithBoth) {
   MegabyteConfig c = odd_config(true, true);
-  c.global = {24, 96, 1}, c.local = {25, 32, 3}, c.patches = 75, c.patch_size = 1;
+  c.global = {24, 96, 1};
+  c.local = {25, 32, 3};
+  c.patches = 75;
+  c.patch_size = 1;
   check_gradients(c);
 }
 
@@ -188,7 +205,7 @@ TEST(MegabyteTraining, PaddingStaysZero) {
   expect_zero_padding(m.parameters, m.values);
 }
 
-TEST(MegabyteTraining, EveryInstructionSetAndNumberOfThreadsGivesTheSameBits) {
+TEST(MegabyteTraining, SameBitsForEveryKernelAndThreadCount) {
   const MegabyteConfig c = odd_config(true, true);
   const auto make = [&] {
     auto m = std::make_unique<MegabyteWeights>(c);
@@ -203,7 +220,7 @@ TEST(MegabyteTraining, OverfitsABatch) {
   MegabyteWeights m(c);
   initialize(m, 1);
   Trainer trainer(m, 2, c.max_seq_len(), best());
-  // One start cannot foretell three first bytes.
+  // The same start predicts the first byte of all three texts.
   auto batch = windows_for(c, 2, 1);
   for (Window& w : batch)
     for (size_t t = 0; t < w.ids.size(); t++)
@@ -211,8 +228,8 @@ TEST(MegabyteTraining, OverfitsABatch) {
   EXPECT_LT(overfit(trainer, batch), 0.05);
 }
 
-// In a window of three texts none sees another, as if each were alone.
-TEST(MegabyteTraining, TextsOfAWindowDoNotSeeEachOther) {
+// Three texts in one window have the loss of the texts in separate windows.
+TEST(MegabyteTraining, TextsOfOneWindowAreIndependent) {
   const MegabyteConfig c = odd_config(true, true);
   MegabyteWeights m(c);
   fill(m, 1);
@@ -228,8 +245,8 @@ TEST(MegabyteTraining, TextsOfAWindowDoNotSeeEachOther) {
   }
 }
 
-// No row sees a byte that it predicts, or one behind it: what follows is changed, and the logits stay bit for bit.
-TEST(MegabyteTraining, NothingIsSeenAhead) {
+// Changing a byte does not change the logits before it by a bit.
+TEST(MegabyteTraining, LogitsDependOnEarlierBytesOnly) {
   const MegabyteConfig c = odd_config(true, true);
   MegabyteWeights m(c);
   fill(m, 1);
@@ -251,21 +268,23 @@ TEST(MegabyteTraining, NothingIsSeenAhead) {
     const int byte = ids[changed];
     ids[changed] = (byte + 1) % kByteValues;
     const auto found = logits();
-    for (size_t t = 0; t < changed; t++) EXPECT_EQ(found[t], expected[t]) << "byte " << changed << " seen by " << t;
-    for (size_t t = changed; t < ids.size(); t++) EXPECT_NE(found[t], expected[t]) << changed << " not seen by " << t;
+    for (size_t t = 0; t < changed; t++) EXPECT_EQ(found[t], expected[t]) << "byte " << changed << " affects " << t;
+    for (size_t t = changed; t < ids.size(); t++)
+      EXPECT_NE(found[t], expected[t]) << changed << " does not affect " << t;
     ids[changed] = byte;
   }
 }
 
-// What is exported says in the engine what it says here.
-TEST(MegabyteTraining, LogitsAreTheEngines) {
+TEST(MegabyteTraining, LogitsMatchEngine) {
   for (const bool rotary : {true, false})
     for (const bool positions : {true, false}) {
       const MegabyteConfig c = odd_config(rotary, positions);
       MegabyteWeights m(c);
       fill(m, 1);
       ModelParts parts;
-      parts.megabyte = c, parts.type = Type::f32, parts.threads = 1;
+      set_architecture(c, parts);
+      parts.type = Type::f32;
+      parts.threads = 1;
       const tiny::Bytes file = tiny::model_bytes(parts, rows_of_model(m));
       MegabyteModel model;
       ASSERT_TRUE(model.open_memory(file.data(), file.size())) << model.error;
@@ -287,8 +306,8 @@ TEST(MegabyteTraining, LogitsAreTheEngines) {
     }
 }
 
-// Where it was stopped it goes on to the same bits.
-TEST(MegabyteTraining, GoesOnAsIfItHadNotStopped) {
+// Copying the state to another trainer and continuing gives the same bits.
+TEST(MegabyteTraining, ContinuesFromCopiedState) {
   const MegabyteConfig c = odd_config(true, false);
   MegabyteWeights straight(c), first(c), second(c);
   for (MegabyteWeights* m : {&straight, &first}) fill(*m, 1);
@@ -299,7 +318,8 @@ TEST(MegabyteTraining, GoesOnAsIfItHadNotStopped) {
     }
   };
   Trainer one(straight, 2, c.max_seq_len(), best()), two(first, 1, c.max_seq_len(), best());
-  run(one, 1, 6), run(two, 1, 3);
+  run(one, 1, 6);
+  run(two, 1, 3);
   Trainer three(second, 3, c.max_seq_len(), best());
   const std::pair<Floats*, Floats*> copies[] = {
       {&second.values, &first.values}, {&three.mean, &two.mean}, {&three.square, &two.square}};
@@ -309,4 +329,4 @@ TEST(MegabyteTraining, GoesOnAsIfItHadNotStopped) {
   EXPECT_EQ(std::memcmp(second.values.data(), straight.values.data(), straight.values.size() * sizeof(float)), 0);
 }
 
-}  // namespace
+}  // namespace megabyte_training_test

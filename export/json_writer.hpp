@@ -1,6 +1,5 @@
-// json_text.hpp: what a program is told, as JSON.
-#ifndef POCKET_JSON_TEXT_HPP
-#define POCKET_JSON_TEXT_HPP
+// json_writer.hpp: writes values as JSON.
+#pragma once
 
 #include <cmath>
 #include <cstdint>
@@ -14,7 +13,7 @@
 
 namespace pocket {
 
-/// Nine digits; null for what is not finite, or was not measured.
+/// A number with nine digits; null if it is not finite.
 inline std::string json(double number) {
   if (!std::isfinite(number)) return "null";
   char text[40];
@@ -22,7 +21,7 @@ inline std::string json(double number) {
   return text;
 }
 
-/// A string, in quotes. Bytes that are no UTF-8 become U+FFFD; control characters, which a terminal would obey, \u00XX.
+/// A string in quotes. Invalid UTF-8 becomes U+FFFD; control characters, which would act on a terminal, become \u00XX.
 inline std::string json(std::string_view text) {
   std::string clean, out = "\"";
   while (!text.empty()) tokenizer_detail::take_character(text, true, clean);
@@ -36,14 +35,14 @@ inline std::string json(std::string_view text) {
   return out + "\"";
 }
 
-/// Of values that are JSON already.
+/// An array of values that are already JSON.
 inline std::string json_array(const std::vector<std::string>& values) {
   std::string out;
   for (const std::string& value : values) out += (out.empty() ? "" : ", ") + value;
   return "[" + out + "]";
 }
 
-/// Of names, and values that are JSON already.
+/// An object from names and values that are already JSON.
 inline std::string json_object(const std::vector<std::pair<std::string_view, std::string>>& fields) {
   std::string out;
   for (const auto& [name, value] : fields) out += (out.empty() ? "" : ", ") + json(name) + ": " + value;
@@ -51,4 +50,3 @@ inline std::string json_object(const std::vector<std::pair<std::string_view, std
 }
 
 }  // namespace pocket
-#endif  // POCKET_JSON_TEXT_HPP

@@ -1,12 +1,11 @@
-// json.hpp: a strict reader of JSON (RFC 8259), made for files that nobody vouches for.
+// json_reader.hpp: a strict JSON reader (RFC 8259) for untrusted files.
 //
 //     JsonDocument document;
 //     if (!document.parse("config.json", text)) return fail(error, document.error);
 //     int width = 0;
-//     if (!document.root().get("hidden_size", 1, 65536, width, error)) return false;   // error says where and what
-//
-// The text is kept as it is, with 16 bytes more for each value in it. Values are handles into the document, which must
-// outlive them. Of equal keys in one object the last one counts, as in Python; members() shows them all.
+//     if (!document.root().get("hidden_size", 1, 65536, width, error)) return false;   // error: where, expected, found
+// A document keeps the text and 16 bytes per value. Values are handles into the document, which must outlive them. If
+// an object has a key twice, the last member counts, as in Python; members() lists both.
 #pragma once
 
 #include <charconv>
@@ -24,11 +23,11 @@
 
 namespace pocket {
 
-inline constexpr int kJsonDepth = 256;  // arrays and objects inside each other
+inline constexpr int kJsonDepth = 256;  // nesting of arrays and objects
 
 enum class JsonKind : uint8_t { absent, null, boolean, number, string, array, object };
 
-// Code point of the UTF-8 character at s[at], with `at` moved past it; -1 if there is no valid one.
+/// The code point of the UTF-8 character at s[at], and advances `at` past it; -1 if there is no valid character.
 inline int32_t decode_utf8(std::string_view s, size_t& at) {
   if (at >= s.size()) return -1;
   const tokenizer_detail::Utf8 c = tokenizer_detail::read_utf8(s.substr(at));
@@ -37,6 +36,7 @@ inline int32_t decode_utf8(std::string_view s, size_t& at) {
   return int32_t(c.code);
 }
 
+/// Appends a code point as UTF-8.
 inline void append_utf8(std::string& out, uint32_t code) {
   const auto put = [&](uint32_t byte) { out += char(byte); };
   if (code < 0x80) return put(code);
@@ -54,17 +54,18 @@ inline void append_utf8(std::string& out, uint32_t code) {
   put(0x80 | (code & 0x3f));
 }
 
+/// A value in the document; the nodes of nested values follow it.
 struct JsonNode {
-  uint32_t at;    // in the text: a string's first byte behind the quote, else a value's first byte
+  uint32_t at;    // offset in the text of the first byte, of a string without its quote
   uint32_t size;  // string, number: bytes in the text; array: elements; object: members
-  uint32_t next;  // index of the node after this one and all that is inside it
+  uint32_t next;  // index of the node after this one and its nested nodes
   JsonKind kind;
   bool escaped;  // string: has a backslash
 };
 
 class JsonDocument;
 
-// One value. A member that is not there is a value too, of kind absent.
+/// A value. A missing member is a value of kind absent.
 class JsonValue {
  public:
   JsonValue() = default;
@@ -73,26 +74,26 @@ class JsonValue {
   JsonKind kind() const;
   bool is(JsonKind k) const { return kind() == k; }
   bool missing() const { return kind() <= JsonKind::null; }  // absent or null
-  size_t size() const;                                       // elements or members; 0 for others
-  std::string string() const;                                // "" for others
-  bool boolean() const;                                      // false for others
-  double number() const;                                     // 0 for others, infinite if too large
-  bool integer(int64_t& out) const;                          // false unless digits alone that fit
+  size_t size() const;                                       // elements or members; 0 for other kinds
+  std::string string() const;                                // "" for other kinds
+  bool boolean() const;                                      // false for other kinds
+  double number() const;                                     // 0 for other kinds; infinite if too large
+  bool integer(int64_t& out) const;                          // false unless it is written as digits only and fits
 
-  JsonValue find(std::string_view key) const;  // absent if this is no object, or has no such member
-  JsonValue at(size_t i) const;                // of an array; takes i steps, so loop over elements() instead
+  JsonValue find(std::string_view key) const;  // absent if this is not an object or has no such member
+  JsonValue at(size_t i) const;                // of an array; takes i steps, so use elements() in a loop
   std::string where() const;                   // "config.json:3:17"
   std::string describe() const;                // "null", "the string "abc"", "an object", ...
 
-  // A member's value to `out`. False with `error` set if it is of another kind or out of range. A member that is absent
-  // or null leaves `out` as it was, and is no error; need() says that it is one.
+  // Stores a member's value in `out`. False with `error` set if it is of another kind or out of range. An absent or
+  // null member leaves `out` unchanged and is not an error; need() reports it.
   bool get(std::string_view key, bool& out, std::string& error) const;
   bool get(std::string_view key, std::string& out, std::string& error) const;
   bool get(std::string_view key, double& out, std::string& error) const;
   bool get(std::string_view key, int64_t low, int64_t high, int& out, std::string& error) const;
   bool need(std::string_view key, JsonKind kind, std::string& error) const;
 
-  // For range loops: elements() over the values of an array, members() over {key, value} of an object, in file order.
+  // For range loops, in file order: elements() are the values of an array, members() {key, value} of an object.
   struct Elements;
   struct Members;
   Elements elements() const;
@@ -110,27 +111,28 @@ class JsonValue {
   uint32_t index_ = 0;
 };
 
+/// A parsed text.
 class JsonDocument {
  public:
   std::string error;  // "NAME:LINE:COLUMN: expected ..., found ..."
 
-  // Reads one value and nothing behind it. `name` is what messages call the text.
+  // Parses one value; anything after it is an error. name: how messages refer to the text.
   bool parse(std::string name, std::string text) {
     name_ = std::move(name);
     text_ = std::move(text);
     nodes_.clear();
     error.clear();
     at_ = 0;
-    if (text_.size() >= UINT32_MAX) return pocket::fail(error, name_ + ": expected less than 4 GiB");
+    if (text_.size() >= UINT32_MAX) return pocket::fail(error, {name_, ": expected less than 4 GiB"});
     bool whole = value(0);
     if (whole) skip_space();
-    if (whole && at_ < text_.size()) whole = expected("nothing more");
-    if (!whole) nodes_.clear();  // half of a document is none
+    if (whole && at_ < text_.size()) whole = expected("the end of the text");
+    if (!whole) nodes_.clear();  // no partial document
     nodes_.shrink_to_fit();
     return whole;
   }
 
-  // The same of a file of at most `most` bytes.
+  // Parses a file of at most `most` bytes.
   bool parse_file(const std::string& path, uint64_t most) {
     std::string text;
     return read_small_file(path, most, text, error) && parse(path, std::move(text));
@@ -150,18 +152,25 @@ class JsonDocument {
       else
         found = std::string("byte 0x") + hex[uint8_t(c) >> 4] + hex[c & 15];
     }
-    return pocket::fail(error, position(at_) + ": expected " + what + ", found " + found);
+    return pocket::fail(error, {position(at_), ": expected ", what, ", found ", found});
   }
 
   std::string position(size_t at) const {
     size_t line = 1, start = 0;
     for (size_t i = 0; i < at; i++)
-      if (text_[i] == '\n') line++, start = i + 1;
+      if (text_[i] == '\n') {
+        line++;
+        start = i + 1;
+      }
     return name_ + ":" + std::to_string(line) + ":" + std::to_string(at - start + 1);
   }
 
   char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
-  bool take(char c) { return peek() == c && at_ < text_.size() ? (at_++, true) : false; }
+  bool take(char c) {
+    const bool found = at_ < text_.size() && text_[at_] == c;
+    at_ += found;
+    return found;
+  }
   void skip_space() {
     while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
       at_++;
@@ -189,7 +198,7 @@ class JsonDocument {
     return expected("a value");
   }
 
-  // An array, or an object, whose members are two values each: the key and what it stands for.
+  // An array or an object. A member of an object is two nodes: the key and the value.
   bool list(int depth, bool object) {
     const size_t node = open(object ? JsonKind::object : JsonKind::array);
     const char end = object ? '}' : ']';
@@ -243,7 +252,7 @@ class JsonDocument {
     const size_t node = open(JsonKind::string), start = at_;
     while (at_ < text_.size()) {
       const char c = text_[at_];
-      if (c == '"') return at_++, close(node, at_ - 1 - start);
+      if (c == '"') return close(node, at_++ - start);
       if (c == '\\') {
         nodes_[node].escaped = true;
         if (!escape()) return false;
@@ -261,7 +270,8 @@ class JsonDocument {
     const char c = peek();
     if (c != 'u') {
       if (c == '\0' || !std::strchr("\"\\/bfnrt", c)) return expected("one of \" \\ / b f n r t u");
-      return at_++, true;
+      at_++;
+      return true;
     }
     uint32_t unit = 0;
     const size_t start = at_ - 1;
@@ -269,12 +279,12 @@ class JsonDocument {
     const bool high = unit >= 0xd800 && unit < 0xdc00;
     uint32_t low = 0;
     if (high && take('\\') && peek() == 'u' && !hex(low)) return false;
-    if ((high && (low < 0xdc00 || low > 0xdfff)) || (unit >= 0xdc00 && unit < 0xe000))
-      return at_ = start, expected("a pair of surrogates");
-    return true;
+    if ((!high || (low >= 0xdc00 && low <= 0xdfff)) && (unit < 0xdc00 || unit >= 0xe000)) return true;
+    at_ = start;
+    return expected("a pair of surrogates");
   }
 
-  // The four digits behind the u on which at_ stands.
+  // The four digits after the u at at_.
   bool hex(uint32_t& unit) {
     at_++;
     for (int i = 0; i < 4; i++, at_++) {
@@ -291,6 +301,7 @@ class JsonDocument {
   size_t at_ = 0;
 };
 
+/// See JsonValue::elements().
 struct JsonValue::Elements {
   struct Iterator {
     const JsonDocument* document;
@@ -304,6 +315,7 @@ struct JsonValue::Elements {
   Iterator end() const { return last; }
 };
 
+/// See JsonValue::members().
 struct JsonValue::Members {
   struct Iterator {
     const JsonDocument* document;
@@ -363,7 +375,10 @@ inline std::string JsonValue::string() const {
     } else {
       uint32_t code = unit(i + 1);
       i += 4;
-      if (code >= 0xd800 && code < 0xdc00) code = 0x10000 + ((code - 0xd800) << 10) + (unit(i + 3) - 0xdc00), i += 6;
+      if (code >= 0xd800 && code < 0xdc00) {
+        code = 0x10000 + ((code - 0xd800) << 10) + (unit(i + 3) - 0xdc00);
+        i += 6;
+      }
       append_utf8(out, code);
     }
   }
@@ -373,10 +388,10 @@ inline std::string JsonValue::string() const {
 inline double JsonValue::number() const {
   if (!is(JsonKind::number)) return 0;
   std::istringstream in{std::string(raw())};
-  in.imbue(std::locale::classic());  // a decimal point, whatever the program's locale
+  in.imbue(std::locale::classic());  // a decimal point in any locale
   double value = 0;
   if (in >> value) return value;
-  return std::fabs(value) > 1 ? std::copysign(HUGE_VAL, value) : value;  // too large, or too small to tell from 0
+  return std::fabs(value) > 1 ? std::copysign(HUGE_VAL, value) : value;  // too large, or rounds to 0
 }
 
 inline bool JsonValue::integer(int64_t& out) const {
@@ -432,7 +447,7 @@ inline std::string JsonValue::describe() const {
 inline bool JsonValue::refuse(std::string_view key, const std::string& expected, std::string& error) const {
   const JsonValue member = find(key);
   const std::string place = member.is(JsonKind::absent) ? where() : member.where();
-  return fail(error, place + ": \"" + std::string(key) + "\": expected " + expected + ", found " + member.describe());
+  return fail(error, {place, ": \"", key, "\": expected ", expected, ", found ", member.describe()});
 }
 
 inline bool JsonValue::need(std::string_view key, JsonKind kind, std::string& error) const {

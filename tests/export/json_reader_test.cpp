@@ -1,7 +1,7 @@
 // json_test.cpp: the reader of JSON. It reads what RFC 8259 allows and nlohmann's reader reads, gives the same values,
 // and refuses the rest with the place and what was found there. Where the two differ on purpose, a test says so:
 // more than 256 levels, numbers too large for a double, a byte order mark, and a NUL behind the value.
-#include "../../export/json.hpp"
+#include "../../export/json_reader.hpp"
 
 #include <gtest/gtest.h>
 
@@ -416,13 +416,13 @@ TEST(Json, ErrorsTellLineAndColumn) {
                                                      {"True", "1:1: expected a value, found 'T'"},
                                                      {"\xEF\xBB\xBF{}", "1:1: expected a value, found byte 0xef"},
                                                      {"// no comments\n1", "1:1: expected a value, found '/'"},
-                                                     {"[1] /* none */", "1:5: expected nothing more, found '/'"},
-                                                     {"{} {}", "1:4: expected nothing more, found '{'"},
-                                                     {"null\n\n,", "3:1: expected nothing more, found ','"},
-                                                     {"1]", "1:2: expected nothing more, found ']'"},
-                                                     {"truefalse", "1:5: expected nothing more, found 'f'"}};
+                                                     {"[1] /* none */", "1:5: expected the end of the text, found '/'"},
+                                                     {"{} {}", "1:4: expected the end of the text, found '{'"},
+                                                     {"null\n\n,", "3:1: expected the end of the text, found ','"},
+                                                     {"1]", "1:2: expected the end of the text, found ']'"},
+                                                     {"truefalse", "1:5: expected the end of the text, found 'f'"}};
   for (const auto& [text, expected] : all) EXPECT_EQ(error_of(text), std::string("t.json:") + expected) << text;
-  EXPECT_EQ(error_of(std::string("1\0", 2)), "t.json:1:2: expected nothing more, found byte 0x00");
+  EXPECT_EQ(error_of(std::string("1\0", 2)), "t.json:1:2: expected the end of the text, found byte 0x00");
   EXPECT_EQ(error_of(std::string("\0", 1)), "t.json:1:1: expected a value, found byte 0x00");
   EXPECT_EQ(error_of(std::string("t\0", 2)), "t.json:1:2: expected true, found byte 0x00");
 }

@@ -1,0 +1,278 @@
+// train_setup.hpp: sets up a training: from the options, the texts and the models that they name, or from a checkpoint.
+#pragma once
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "megabyte/trained_megabyte.hpp"
+#include "train_texts.hpp"
+#include "training_state.hpp"
+
+namespace pocket {
+
+inline std::string duration_text(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, seconds < 100 ? "%.0f s" : "%.0f min", seconds < 100 ? seconds : seconds / 60);
+  return text;
+}
+
+// The parts of a training. All functions throw Failure.
+class TrainingSetup {
+ public:
+  // The options outlive the object.
+  explicit TrainingSetup(const TrainOptions& options) : o(options), start_(seconds()) {}
+
+  // Reads the texts and sets up a new training, or the training of the checkpoint.
+  void prepare() {
+    Texts texts = read_texts(o);
+    o.resume ? resume(texts) : begin(texts);
+    std::string error;
+    if (plan.lora.rank > 0 && !check_adapter_folder(o.output, error)) throw Failure{1, error};
+  }
+
+  int64_t tokens_per_step() const { return int64_t(plan.batch) * plan.context; }
+  std::vector<Window> next_batch() { return next_batch(*stream); }
+  std::string teacher_failure() const { return teacher ? teacher->failure() : ""; }
+
+  const TrainOptions& o;
+  TrainPlan plan = {};
+  TrainProgress progress;
+  std::string tokenizer_blob;
+  Tokenizer tokenizer;
+  TokenText train, valid;
+  std::vector<Window> validation;
+  std::unique_ptr<ModelTeacher> teacher;  // null: none
+  std::unique_ptr<TrainedArchitecture> architecture;
+  std::unique_ptr<LearnedWeights> weights;
+  std::unique_ptr<Trainer> trainer;
+  std::unique_ptr<WindowStream> stream;
+
+ private:
+  void begin(Texts& texts) {
+    std::string error;
+    Model init;
+    if (!o.init.empty() && !init.open(o.init.c_str())) throw Failure{1, init.error};
+    plan.seed = uint64_t(number("--seed", o.seed, 0, 9e15, true));
+    plan.instruct = o.instruct;
+    if (plan.instruct) add_instructions(texts, plan.seed);
+    if (!o.teacher.empty()) open_teacher();
+    load_tokenizer(tokenizer_for(o, texts, init, teacher ? &teacher->model() : nullptr));
+    plan_shape(init, texts.bytes.size());
+    open_texts(texts);
+    plan_training(init);
+    create();
+    if (o.init.empty())
+      architecture->initialize(*weights, plan.seed);
+    else if (!load_weights(init, o.init, *weights, error))
+      throw Failure{1, error};
+    initialize(weights->adapters, plan.seed);
+    trainer->repack();
+    plan_steps();
+  }
+
+  void resume(Texts& texts) {
+    CheckpointFile file;
+    std::string error;
+    if (!file.read(o.checkpoint, error)) throw Failure{1, error};
+    plan = file.plan;
+    progress = file.progress;
+    if (plan.instruct) add_instructions(texts, plan.seed);
+    load_tokenizer(file.tokenizer);
+    open_texts(texts);
+    if (hash_of(train) != plan.text_hash || hash_of(valid) != plan.valid_hash)
+      throw Failure{1, o.checkpoint + ": is of a training on other texts; give the same " +
+                           (o.valid.empty() ? "text" : "text and --valid")};
+    if (!o.teacher.empty() || (plan.distill.teacher && progress.step < plan.steps)) resume_teacher();
+    create();
+    file.restore(*weights, *trainer);
+    stream->seek(progress.epoch, progress.index);
+    std::fprintf(stderr, "train: resuming after step %lld of %lld\n", static_cast<long long>(progress.step),
+                 static_cast<long long>(plan.steps));
+  }
+
+  void load_tokenizer(const std::string& blob) {
+    tokenizer_blob = blob;
+    if (!tokenizer.load(tokenizer_blob)) throw Failure{1, tokenizer.error};
+  }
+
+  void open_teacher() {
+    teacher = std::make_unique<ModelTeacher>();
+    if (!teacher->open(o.teacher)) throw Failure{1, teacher->error};
+  }
+
+  void resume_teacher() {
+    if (!plan.distill.teacher) throw Failure{2, "--teacher: the training has no teacher; leave it out"};
+    if (o.teacher.empty()) throw Failure{2, "--teacher: the training has a teacher; give the same model"};
+    open_teacher();
+    if (teacher->model().checksum() != plan.distill.teacher)
+      throw Failure{1, o.teacher + ": is not the teacher of this training; give the same model"};
+  }
+
+  void plan_shape(const Model& init, size_t characters) {
+    const TextSize size = size_for(characters);
+    plan.architecture = o.megabyte() ? kMegabyte : kLlama;
+    if (o.megabyte())
+      plan.megabyte = megabyte_shape(o, size);
+    else
+      plan.config = o.init.empty() ? llama_shape(o, size, tokenizer.size()) : init.config;
+    plan.context = o.context;
+    plan.batch = o.batch;
+    if (!o.init.empty() && plan.context > plan.config.max_seq_len)
+      throw Failure{2, "--ctx: expected at most " + std::to_string(plan.config.max_seq_len) +
+                           ", the context of the model, found " + std::to_string(plan.context)};
+  }
+
+  void open_texts(const Texts& texts) {
+    if (plan.architecture == kMegabyte) {
+      architecture = std::make_unique<TrainedMegabyte>(plan.megabyte, tokenizer);
+      reject_byte_0(texts.bytes, o.model);
+      reject_byte_0(texts.valid_bytes, o.valid);
+    } else {
+      architecture = std::make_unique<TrainedLlama>(plan.config, tokenizer);
+    }
+    train = encode_stories(texts.train, *architecture);
+    valid = encode_stories(texts.valid, *architecture);
+  }
+
+  void plan_training(const Model& init) {
+    if (o.lora_rank > 0) plan_lora(init);
+    if (teacher) plan.distill = {o.share, o.temperature, teacher->model().checksum()};
+    plan.adam.decay = double(o.decay);
+    const bool tuned = !o.init.empty() && plan.lora.rank == 0;
+    plan.rate = o.rate > 0 ? double(o.rate) : 0.003 * std::sqrt(128.0 / architecture->dim()) * (tuned ? 0.1 : 1);
+    plan.text_hash = hash_of(train);
+    plan.valid_hash = hash_of(valid);
+  }
+
+  void plan_lora(const Model& init) {
+    LoraPlan& lora = plan.lora;
+    std::string error;
+    lora.rank = o.lora_rank;
+    lora.alpha = o.lora_alpha > 0 ? o.lora_alpha : float(o.lora_rank);
+    if (!parse_lora_targets(o.lora_targets, lora.targets, error)) throw Failure{2, "--lora-targets: " + error};
+    if (!check_lora(init.config, lora, error)) throw Failure{2, error};
+    if (plan.instruct && init.provenance().find(kTakesInstructions) == std::string_view::npos)
+      throw Failure{
+          2, "--instruct: " + o.init + " was not trained on instructions; this cannot be recorded in an adapter"};
+  }
+
+  // Checks that the teacher has the student's tokens and a sufficient context.
+  void check_teacher() const {
+    const Model& m = teacher->model();
+    if (m.tokenizer_bytes() != tokenizer_blob || m.config.vocab_size != plan.config.vocab_size)
+      throw Failure{
+          1, o.teacher + ": the vocabulary of the teacher differs from that of the model" +
+                 (o.init.empty() && o.tokenizer.empty() ? "" : "; without --init and -z both use the teacher's")};
+    if (plan.context > m.config.max_seq_len)
+      throw Failure{2, "--ctx: expected at most " + std::to_string(m.config.max_seq_len) +
+                           ", the context of the teacher, found " + std::to_string(plan.context)};
+  }
+
+  // Creates the objects of the plan.
+  void create() {
+    if (train.ids.size() <= size_t(plan.context))
+      throw Failure{1, o.model + ": expected more " + architecture->unit() + "s than --ctx " +
+                           std::to_string(plan.context) + ", found " + std::to_string(train.ids.size()) +
+                           "; use a longer text or a smaller --ctx"};
+    if (teacher) check_teacher();
+    print_texts();
+    print_model();
+    if (teacher && !teacher->start(plan.distill, o.threads, plan.context)) throw Failure{1, teacher->error};
+    weights = architecture->new_weights();
+    if (plan.lora.rank > 0) weights->adapt(adapters_for(plan.config, plan.lora));
+    trainer = std::make_unique<Trainer>(*weights, o.threads, plan.context, *o.kernels(), teacher.get());
+    trainer->cancelled = [] { return interrupted != 0; };
+    stream = std::make_unique<WindowStream>(train, plan.context, plan.seed);
+    validation = validation_windows(valid, plan.context);
+  }
+
+  void print_texts() const {
+    char tokens[100] = "";
+    const bool bytes = plan.architecture == kMegabyte;
+    if (!bytes)
+      std::snprintf(tokens, sizeof tokens, ", %zu tokens (%.2f characters per token)", train.ids.size(),
+                    double(train.bytes) / double(train.ids.size()));
+    std::fprintf(stderr, "train: text: %zu stories, %.2f MB%s; validation: %zu stories, %zu %ss\n", train.begins.size(),
+                 double(train.bytes) / 1e6, tokens, valid.begins.size(), bytes ? valid.bytes : valid.ids.size(),
+                 architecture->unit());
+  }
+
+  void print_model() const {
+    const std::vector<Parameter> all = parameters_of(plan);
+    std::fprintf(stderr, "train: model: %.2f M parameters: %s --ctx %d\n", double(count_parameters(all)) / 1e6,
+                 architecture->shape_options().c_str(), plan.context);
+    const Adapters adapters = adapters_for(plan.config, plan.lora);
+    if (adapters.rank > 0)
+      std::fprintf(stderr, "train: adapter: %.3f M parameters, rank %d, alpha %g; the model itself does not change\n",
+                   double(count_parameters(adapters.parameters)) / 1e6, adapters.rank, double(plan.lora.alpha));
+    const size_t pass = architecture->pass_bytes(plan.context, adapters.rank, teacher != nullptr);
+    size_t memory = Trainer::memory_bytes(all, adapters, pass, o.threads, plan.batch);
+    if (teacher) {
+      memory += teacher->memory_bytes(o.threads, plan.context);
+      std::fprintf(stderr, "train: teacher: %.2f M parameters, --teacher-weight %g --temperature %g\n",
+                   double(count_parameters(teacher->model().config)) / 1e6, double(plan.distill.share),
+                   double(plan.distill.temperature));
+    }
+    std::fprintf(stderr, "train: memory: %.0f MB, %d threads\n", double(memory) / 1e6, o.threads);
+  }
+
+  std::vector<Window> next_batch(WindowStream& from) const {
+    std::vector<Window> batch;
+    for (int i = 0; i < plan.batch; i++) batch.push_back(from.next());
+    return batch;
+  }
+
+  // Seconds of a step and of a validation, measured; the weights do not change.
+  struct Speed {
+    double step, validation;
+  };
+  Speed measure() {
+    WindowStream windows(train, plan.context, plan.seed);
+    const double start = seconds();
+    trainer->evaluate(validation);
+    const double evaluated = seconds();
+    int done = 0;
+    for (; done < 2 || (seconds() - evaluated < 3 && done < 100); done++) {
+      trainer->learn(next_batch(windows));
+      stop_if_interrupted();
+    }
+    return {(seconds() - evaluated) / done, evaluated - start};
+  }
+
+  // The number of steps and validations.
+  void plan_steps() {
+    const Speed speed = measure();
+    const double parameters = double(count_parameters(weights->learned_parameters()));
+    const double tokens = std::min(architecture->text_per_parameter() * parameters, 20.0 * double(train.ids.size()));
+    double time = tokens / double(tokens_per_step()) * speed.step;  // of the training, seconds
+    if (o.minutes > 0) time = double(o.minutes) * 60 - (seconds() - start_);
+    if (o.steps) time = o.steps * speed.step;
+    // Twenty validations, or as many as take a tenth of the time.
+    const double validations = std::floor(std::max(1.0, std::min(20.0, 0.1 * time / std::max(speed.validation, 1e-9))));
+    plan.steps = std::max<int64_t>(1, int64_t(tokens / double(tokens_per_step())));
+    if (o.minutes > 0)
+      plan.steps = int64_t(std::max(1.0, (time - validations * speed.validation) / (speed.step * 1.02)));
+    if (o.steps) plan.steps = o.steps;
+    plan.warmup = std::min<int64_t>(200, plan.steps / 20);
+    plan.every = o.every ? o.every : std::max<int64_t>(1, int64_t(std::ceil(double(plan.steps) / validations)));
+    print_plan(speed, double(plan.steps) * speed.step + validations * speed.validation);
+  }
+
+  void print_plan(const Speed& speed, double time) const {
+    const char* unit = architecture->unit();
+    std::fprintf(stderr,
+                 "train: plan: --steps %lld of %lld %ss (%.1f epochs), --lr %g --decay %g --batch %d --seed %llu; %.0f "
+                 "%ss/s, about %s\n",
+                 static_cast<long long>(plan.steps), static_cast<long long>(tokens_per_step()), unit,
+                 double(plan.steps * tokens_per_step()) / double(train.ids.size()), plan.rate, plan.adam.decay,
+                 plan.batch, static_cast<unsigned long long>(plan.seed), double(tokens_per_step()) / speed.step, unit,
+                 duration_text(time).c_str());
+  }
+
+  const double start_;
+};
+
+}  // namespace pocket

@@ -1,0 +1,116 @@
+// train_texts.hpp: the texts of models/train: reading, splitting off a validation part, and the vocabulary.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "instruct.hpp"
+#include "tokenizer_trainer.hpp"
+#include "train_shape.hpp"
+#include "trained_architecture.hpp"
+
+namespace pocket {
+
+// The stories for training and validation, as views of the texts.
+struct Texts {
+  std::string bytes, valid_bytes, instructed;
+  std::vector<std::string_view> train, valid;
+};
+
+namespace train_detail {
+
+inline std::string read_stories(const std::string& path) {
+  std::string text = read_all(path), error;
+  if (!trainer_detail::check_text(text, error)) throw Failure{1, path + ": " + error};
+  return text;
+}
+
+// Moves the last fiftieth of the stories, or of a text that is one story, to the validation part.
+inline void hold_back(Texts& t) {
+  if (t.train.size() > 1) {
+    const size_t n = std::min<size_t>(std::max<size_t>(t.train.size() / 50, 1), 1000);
+    t.valid.assign(t.train.end() - ptrdiff_t(n), t.train.end());
+    t.train.resize(t.train.size() - n);
+    return;
+  }
+  std::string_view& all = t.train[0];
+  const size_t cut = all.find(' ', all.size() - all.size() / 50);
+  if (cut == all.npos) return;
+  t.valid = {all.substr(cut + 1)};
+  all = all.substr(0, cut);
+}
+
+}  // namespace train_detail
+
+// Reads the text, and the validation text if there is one. Throws Failure.
+inline Texts read_texts(const TrainOptions& o) {
+  Texts t;
+  t.bytes = train_detail::read_stories(o.model);
+  t.train = split_stories(t.bytes);
+  if (o.valid.empty()) {
+    train_detail::hold_back(t);
+  } else {
+    t.valid_bytes = train_detail::read_stories(o.valid);
+    t.valid = split_stories(t.valid_bytes);
+  }
+  return t;
+}
+
+// Puts instructions in front of half of the stories for training. The others stay plain, because most prompts are
+// plain.
+inline void add_instructions(Texts& t, uint64_t seed) {
+  t.instructed = instruct_stories(t.train, seed, 0.5);
+  t.train = split_stories(t.instructed);
+}
+
+// The stories as token ids. Throws Failure when interrupted.
+inline TokenText encode_stories(const std::vector<std::string_view>& stories, const TrainedArchitecture& architecture) {
+  TokenText text;
+  for (std::string_view story : stories) {
+    architecture.add_story(text, story);
+    stop_if_interrupted();
+  }
+  return text;
+}
+
+inline uint64_t hash_of(const TokenText& t) {
+  return hash_bytes(t.ids.data(), t.ids.size() * sizeof(int)) ^
+         hash_bytes(t.begins.data(), t.begins.size() * sizeof(size_t));
+}
+
+// Rejects byte 0, which pads texts in a MEGABYTE and cannot be trained on.
+inline void reject_byte_0(const std::string& text, const std::string& path) {
+  const size_t at = text.find('\0');
+  if (at != text.npos)
+    throw Failure{
+        1, path + ": text: byte 0 is not supported by --arch megabyte, found one at offset " + std::to_string(at)};
+}
+
+// Trains a vocabulary on the texts: of --vocab pieces, or as many as suit the text. Returns the tokenizer's blob.
+inline std::string new_vocabulary(const TrainOptions& o, const Texts& texts) {
+  Tokenizer::Vocabulary v;
+  std::string error;
+  const std::string& text = texts.instructed.empty() ? texts.bytes : texts.instructed;
+  int size = o.vocab ? o.vocab : size_for(texts.bytes.size()).vocab;
+  while (!train_vocabulary(text, size, v, error)) {  // a short text may have fewer pieces
+    if (o.vocab || size < 260) throw Failure{1, o.model + ": " + error};
+    size -= size / 8;
+  }
+  std::fprintf(stderr, "train: trained a vocabulary of %d tokens\n", size);
+  return Tokenizer::to_blob(v);
+}
+
+// The blob of the tokenizer: from --init, --tokenizer or the teacher, or a new one. teacher: null if there is none.
+inline std::string tokenizer_for(const TrainOptions& o, const Texts& texts, const Model& init, const Model* teacher) {
+  if (o.megabyte()) return Tokenizer::to_blob(byte_vocabulary());
+  if (!o.init.empty()) return std::string(init.tokenizer_bytes());
+  if (o.tokenizer.empty()) return teacher ? std::string(teacher->tokenizer_bytes()) : new_vocabulary(o, texts);
+  Tokenizer::Vocabulary v;
+  std::string error;
+  if (!Tokenizer::parse_sentencepiece(read_all(o.tokenizer), v, error)) throw Failure{1, o.tokenizer + ": " + error};
+  return Tokenizer::to_blob(v);
+}
+
+}  // namespace pocket

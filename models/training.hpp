@@ -1,0 +1,191 @@
+// training.hpp: one run of models/train: the training loop, with validations, samples, checkpoints and the loss table.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "loss_chart.hpp"
+#include "train_output.hpp"
+#include "train_setup.hpp"
+
+namespace pocket {
+
+// A line on stderr that is overwritten on a terminal; elsewhere a new line every ten seconds.
+class ProgressLine {
+ public:
+  void show(const std::string& text) {
+    const bool terminal = isatty(2);
+    if (seconds() - shown_ < (terminal ? 0.2 : 10)) return;
+    shown_ = seconds();
+    std::fprintf(stderr, terminal ? "\r%s\033[K" : "train: %s\n", text.c_str());
+    open_ = terminal;
+  }
+  void clear() {
+    if (open_) std::fprintf(stderr, "\r\033[K");
+    open_ = false;
+  }
+
+ private:
+  double shown_ = seconds();
+  bool open_ = false;
+};
+
+// A training from its texts to its result.
+class Training {
+ public:
+  explicit Training(const TrainOptions& options) : o_(options), t_(options) {}
+
+  // Throws Failure.
+  void run() {
+    t_.prepare();
+    if (!o_.resume) checkpoint(true);  // detects a full disk or a missing folder early
+    open_log(o_.resume ? progress_.step : -1);
+    while (progress_.step < plan_.steps) {
+      step();
+      const bool validate = progress_.step % plan_.every == 0 || progress_.step == plan_.steps;
+      if (validate || progress_.step % std::max<int64_t>(1, plan_.every / 10) == 0) record(validate);
+      if (!validate) continue;
+      sample();
+      checkpoint(false);
+    }
+    if (progress_.validated != progress_.step) record(true);  // interrupted during the last validation
+    write_result(t_);
+  }
+
+ private:
+  const char* unit() const { return t_.architecture->unit(); }
+
+  void step() {
+    const double begin = seconds();
+    const double loss = t_.trainer->learn(t_.next_batch());
+    if (interrupted) stop();
+    if (const std::string failure = t_.teacher_failure(); !failure.empty())
+      throw Failure{1, o_.teacher + ": " + failure};
+    if (!std::isfinite(loss) || !std::isfinite(t_.trainer->gradient_norm()))
+      throw Failure{1, "the loss is not finite after step " + std::to_string(progress_.step) +
+                           "; start again with --lr below " + std::to_string(plan_.rate) + " (" + o_.checkpoint +
+                           " has the state after step " + std::to_string(saved_step_) + ")"};
+    const double rate = learning_rate(plan_.rate, progress_.step, plan_.warmup, plan_.steps);
+    progress_.step++;
+    t_.trainer->update(plan_.adam, rate, progress_.step);
+    progress_.epoch = t_.stream->epoch();
+    progress_.index = t_.stream->index();
+    progress_.train += loss;
+    progress_.counted++;
+    const double time = seconds() - begin;
+    progress_.seconds += time;
+    show_progress(time, loss, rate);
+  }
+
+  void show_progress(double time, double loss, double rate) {
+    mean_time_ = mean_time_ > 0 ? mean_time_ + 0.02 * (time - mean_time_) : time;
+    mean_loss_ = mean_loss_ > 0 ? mean_loss_ + 0.05 * (loss - mean_loss_) : loss;
+    char line[160];
+    std::snprintf(line, sizeof line, "step %lld of %lld, loss %.3f, rate %.5f, %.0f %ss/s, %s left",
+                  static_cast<long long>(progress_.step), static_cast<long long>(plan_.steps), mean_loss_, rate,
+                  double(t_.tokens_per_step()) / mean_time_, unit(),
+                  duration_text(mean_time_ * double(plan_.steps - progress_.step)).c_str());
+    line_.show(line);
+  }
+
+  [[noreturn]] void stop() {
+    line_.clear();
+    checkpoint(false);
+    throw Failure{130, "interrupted after step " + std::to_string(progress_.step) + " of " +
+                           std::to_string(plan_.steps) + "; to continue, give the same text and -o, and --resume"};
+  }
+
+  // Opens the table and the chart of the losses, next to the model: story.loss.csv and story.loss.svg.
+  void open_log(int64_t resume_step) {
+    const size_t dot = o_.output.rfind(".bin");
+    const bool has_suffix = dot != std::string::npos && dot + 4 == o_.output.size();
+    const std::string base = o_.output.substr(0, has_suffix ? dot : std::string::npos) + ".loss";
+    std::string error;
+    if (!log_.open(base + ".csv", base + ".svg", base_name(o_.model) + " to " + base_name(o_.output), resume_step,
+                   error))
+      throw Failure{1, error};
+  }
+
+  // Adds a row to the loss table, with or without a validation.
+  void record(bool with_validation) {
+    LossRow row;
+    row.step = progress_.step;
+    row.tokens = progress_.step * t_.tokens_per_step();
+    row.seconds = progress_.seconds;
+    if (progress_.counted) row.train = progress_.train / double(progress_.counted);
+    row.learning_rate = learning_rate(plan_.rate, progress_.step - 1, plan_.warmup, plan_.steps);
+    if (with_validation) validate(row);
+    progress_.train = 0;
+    progress_.counted = 0;
+    std::string error;
+    if (!log_.add(row, error) || (with_validation && !log_.draw(error))) warn(error);
+  }
+
+  void warn(const std::string& error) {
+    line_.clear();
+    std::fprintf(stderr, "train: %s; the training continues\n", error.c_str());
+  }
+
+  void validate(LossRow& row) {
+    const double start = seconds(), sum = t_.trainer->evaluate(t_.validation);
+    if (interrupted) stop();
+    progress_.validated = progress_.step;
+    if (t_.validation.empty()) return;
+    progress_.seconds += seconds() - start;
+    row.validation = sum / double(count_targets(t_.validation));
+    row.bits_per_character = progress_.bits = sum / 0.69314718055994531 / double(t_.valid.bytes);
+    line_.clear();
+    std::fprintf(stderr,
+                 "train: step %lld: validation %.4f nats per %s, %.4f bits per character (byte of UTF-8); training "
+                 "%.4f\n",
+                 static_cast<long long>(progress_.step), row.validation, unit(), row.bits_per_character, row.train);
+  }
+
+  // Writes samples to stdout.
+  void sample() {
+    write_sample(o_.prompt);
+    if (plan_.instruct) write_sample(instruction_prompt({{"dog", "cake"}, {}, ""}));
+  }
+
+  void write_sample(const std::string& prompt) {
+    const TrainedArchitecture& architecture = *t_.architecture;
+    const size_t context = size_t(plan_.context);
+    Sampler pick({0.8f, 0.9f, plan_.seed});
+    std::vector<int> ids = architecture.encode_prompt(prompt);
+    if (ids.size() > context) ids.resize(context);
+    const size_t end = std::min(ids.size() + size_t(architecture.sample_length()), context);
+    while (ids.size() < end) {
+      const int id = pick(t_.trainer->next_logits(ids), architecture.vocab_size());
+      if (id == architecture.end_id()) break;
+      ids.push_back(id);
+    }
+    std::printf("[step %lld] %s\n", static_cast<long long>(progress_.step), architecture.decode(ids).c_str());
+    std::fflush(stdout);
+  }
+
+  // required: a failure ends the program; otherwise it is a warning.
+  void checkpoint(bool required) {
+    std::string error;
+    if (write_checkpoint(o_.checkpoint, plan_, progress_, t_.tokenizer_blob, *t_.weights, *t_.trainer, error)) {
+      saved_step_ = progress_.step;
+      return;
+    }
+    if (required) throw Failure{1, error};
+    warn(error + "; the checkpoint of step " + std::to_string(saved_step_) + " remains");
+  }
+
+  const TrainOptions& o_;
+  TrainingSetup t_;
+  TrainPlan& plan_ = t_.plan;
+  TrainProgress& progress_ = t_.progress;
+  ProgressLine line_;
+  LossLog log_;
+  int64_t saved_step_ = 0;                // step of the checkpoint on disk
+  double mean_time_ = 0, mean_loss_ = 0;  // running means: seconds per step, loss
+};
+
+}  // namespace pocket
