@@ -1,5 +1,4 @@
-// matrix_test.cpp: products, Cholesky factors and solutions against naive ones in double, on odd shapes, and the same
-// bits from every instruction set and any number of threads.
+// matrix_test.cpp: products, Cholesky factors and solutions are compared with naive versions in double on odd shapes; every instruction set and any number of threads give the same bits.
 #include "../../export/matrix.hpp"
 
 #include <gtest/gtest.h>
@@ -8,13 +7,13 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace matrix_test {
 
 using namespace pocket;
 using tiny::Floats;
 using tiny::Random;
 
-TEST(Matrix, AProductIsWhatItShouldBe) {
+TEST(Matrix, ProductMatchesNaiveProduct) {
   Random random(1);
   const int shapes[][3] = {{1, 1, 1}, {8, 32, 256}, {7, 33, 300}, {70, 5, 1}, {300, 400, 17}, {257, 385, 513}};
   for (const auto& [m, n, depth] : shapes)
@@ -37,7 +36,7 @@ TEST(Matrix, AProductIsWhatItShouldBe) {
     }
 }
 
-TEST(Matrix, TheLowerHalfOfAProduct) {
+TEST(Matrix, LowerHalfOfProductHasSameBits) {
   Random random(2);
   const int n = 500, depth = 40;
   const Floats x = tiny::normal_floats(random, size_t(n) * depth);
@@ -49,27 +48,27 @@ TEST(Matrix, TheLowerHalfOfAProduct) {
   for (int i = 0; i < n; i++) ASSERT_TRUE(tiny::same_bits(&all[size_t(i) * n], &lower[size_t(i) * n], size_t(i) + 1));
 }
 
-TEST(Matrix, TheSameBitsFromEveryInstructionSet) {
+TEST(Matrix, EveryInstructionSetGivesSameBits) {
   Random random(3);
   for (const int depth : {1, 100, 256}) {
     const Floats a = tiny::normal_floats(random, size_t(depth) * kTileRows);
     const Floats b = tiny::normal_floats(random, size_t(depth) * kTileCols);
     Floats expected(kTileRows * kTileCols), found(expected.size());
     FloatScalar::call<multiply_tile_body<8>>(static_cast<const float*>(a.data()), static_cast<const float*>(b.data()),
-                                            depth, expected.data());
+                                             depth, expected.data());
     multiply_tile(a.data(), b.data(), depth, found.data());
     EXPECT_TRUE(tiny::same_bits(expected.data(), found.data(), expected.size()));
   }
 }
 
-// Also where the best kernel set has another name: AMX does the engine's products of integers, not these.
-TEST(Matrix, FloatsUseTheWidestInstructionSetThereIs) {
+// Also if the best kernel set is another: AMX is for the engine's integer products only.
+TEST(Matrix, UsesWidestInstructionSet) {
   const std::vector<std::string> names = kernel_names();
   const auto has = [&](const char* name) { return std::find(names.begin(), names.end(), name) != names.end(); };
   EXPECT_EQ(best_float_set(), has("avx512vnni") ? FloatSet::avx512 : has("avx2") ? FloatSet::avx2 : FloatSet::scalar);
 }
 
-// A symmetric positive definite matrix: moments of random vectors with some correlation.
+// A symmetric positive definite matrix: moments of correlated random vectors.
 Floats moments(Random& random, int n) {
   Floats x = tiny::normal_floats(random, size_t(2 * n) * n), h(size_t(n) * n);
   for (int t = 0; t < 2 * n; t++)
@@ -83,7 +82,7 @@ Floats moments(Random& random, int n) {
   return h;
 }
 
-TEST(Matrix, CholeskyAndSolutionAgainstNaiveOnes) {
+TEST(Matrix, CholeskyAndSolveMatchNaiveVersions) {
   Random random(4);
   for (const int n : {1, 5, 63, 64, 65, 200}) {
     const Floats h = moments(random, n);
@@ -111,13 +110,13 @@ TEST(Matrix, CholeskyAndSolutionAgainstNaiveOnes) {
   }
 }
 
-TEST(Matrix, WhatHasNoCholeskyFactorIsRefused) {
+TEST(Matrix, RejectsMatrixWithoutCholeskyFactor) {
   Pool pool(1);
   Floats indefinite = {1, 0, 2, 1}, nothing(4), infinite = {INFINITY, 0, 0, 1}, nan = {NAN, 0, 0, 1};
   for (Floats* m : {&indefinite, &nothing, &infinite, &nan}) EXPECT_FALSE(cholesky(pool, m->data(), 2));
 }
 
-TEST(Matrix, AnyNumberOfThreadsGivesTheSameBits) {
+TEST(Matrix, AnyNumberOfThreadsGivesSameBits) {
   Random random(5);
   const int n = 300;
   const Floats h = moments(random, n), x = tiny::normal_floats(random, size_t(20) * n);
@@ -132,4 +131,4 @@ TEST(Matrix, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
-}  // namespace
+}  // namespace matrix_test
