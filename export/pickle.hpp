@@ -186,7 +186,7 @@ class PickleReader {
       default:
         constexpr char kHex[] = "0123456789abcdef";
         return refuse(
-            {"opcode: expected one that tensors and plain data need, found 0x", kHex[op >> 4], kHex[op & 15]});
+            {"opcode: expected an opcode of tensors or plain data, found 0x", kHex[op >> 4], kHex[op & 15]});
     }
   }
 

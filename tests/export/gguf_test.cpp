@@ -528,9 +528,9 @@ TEST(GgufHostile, RejectsInvalidOffsets) {
   const uint64_t offset = load<uint64_t>(&whole[at]);
   EXPECT_EQ(with(offset), "");
   EXPECT_TRUE(contains(with(offset + 1), "tensor output.weight: offset: expected a multiple of 32"));
-  for (const uint64_t lie : {offset + 32, offset * 2, uint64_t(1) << 62, UINT64_MAX - 31})
-    EXPECT_TRUE(contains(with(lie), "tensor output.weight: expected 640 bytes at offset ")) << with(lie);
-  EXPECT_TRUE(contains(with(0), "expected bytes of its own, found those of ")) << with(0);
+  for (const uint64_t wrong : {offset + 32, offset * 2, uint64_t(1) << 62, UINT64_MAX - 31})
+    EXPECT_TRUE(contains(with(wrong), "tensor output.weight: expected 640 bytes at offset ")) << with(wrong);
+  EXPECT_TRUE(contains(with(0), "expected no overlap, found the bytes of ")) << with(0);
 }
 
 TEST(GgufHostile, RejectsEveryTruncation) {

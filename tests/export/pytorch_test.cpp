@@ -306,7 +306,7 @@ TEST(Pickle, RejectsInvalidPrograms) {
                                                      {"NN\x93", "expected the name of a function"},
                                                      {"\x80\x01", "protocol: expected 2 to 5, found 1"},
                                                      {"\x80\x06", "protocol: expected 2 to 5, found 6"},
-                                                     {"\xff", "opcode: expected one that tensors and plain data need"},
+                                                     {"\xff", "opcode: expected an opcode of tensors or plain data"},
                                                      {"N.", "expected the end, found 1 more bytes"}};
   for (const auto& [ops, expected] : all) {
     const std::string error = error_of_pickle(Pickle().op(ops).end());
@@ -393,7 +393,7 @@ TEST(ZipArchive, RejectsWrongSizes) {
                        "zip archive: member archive/data/0: size: expected at most "));
   // The next member's header and data are inside this member
   EXPECT_EQ(with([](auto& m) { m[2].size = m[2].packed = 64; }),
-            "zip archive: member archive/version: expected bytes of its own");
+            "zip archive: member archive/version: expected no overlap with other members");
 }
 
 TEST(ZipArchive, RejectsOverlappingMembers) {
@@ -635,8 +635,8 @@ struct Folder {
     error.clear();
     const bool ok = open_checkpoint(name.empty() ? folder.path() : folder.file(name), "", c, error);
     EXPECT_EQ(ok, error.empty()) << error;
-    const size_t behind = error.rfind(folder.path() + "/", 0) == 0 ? 1 : 2;
-    return error.substr(std::min(error.size(), folder.path().size() + behind));
+    const size_t separator = error.rfind(folder.path() + "/", 0) == 0 ? 1 : 2;
+    return error.substr(std::min(error.size(), folder.path().size() + separator));
   }
   /// Expects the logits of the model of tiny::random_rows().
   void expect_model(const Config& config, const std::string& name = "") {

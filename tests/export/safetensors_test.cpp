@@ -309,10 +309,10 @@ TEST(SafetensorsLayout, RejectsOverlap) {
   };
   EXPECT_EQ(two(0, 8, 8, 16), "");
   EXPECT_EQ(two(8, 16, 0, 8), "");
-  EXPECT_EQ(two(0, 16, 0, 16), "tensor b: expected bytes of its own, found those of a");
+  EXPECT_EQ(two(0, 16, 0, 16), "tensor b: expected no overlap, found the bytes of a");
   for (const std::string& error :
        {two(0, 10, 8, 16), two(0, 16, 4, 8), two(4, 8, 0, 16), two(0, 8, 0, 16), two(8, 16, 0, 16)})
-    EXPECT_NE(error.find(": expected bytes of its own, found those of "), std::string::npos) << error;
+    EXPECT_NE(error.find(": expected no overlap, found the bytes of "), std::string::npos) << error;
 }
 
 TEST(SafetensorsLayout, RejectsGapsAndExtraBytes) {
@@ -321,9 +321,9 @@ TEST(SafetensorsLayout, RejectsGapsAndExtraBytes) {
     return Listed(file_of(header.dump(), std::string(bytes, '\1'))).what();
   };
   EXPECT_EQ(two(4, 8, 8), "");
-  const std::string gap = two(8, 12, 12), behind = two(4, 8, 9);
+  const std::string gap = two(8, 12, 12), extra = two(4, 8, 9);
   EXPECT_TRUE(gap.find("tensor b: expected offset ") == 0 && gap.find(": a gap") != std::string::npos) << gap;
-  EXPECT_EQ(behind.find("expected "), 0u) << behind;
+  EXPECT_EQ(extra.find("expected "), 0u) << extra;
   EXPECT_NE(error_of({{"a", entry("F32", {1}, 4, 8)}}, 8).find("tensor a: expected offset "), std::string::npos);
 }
 
