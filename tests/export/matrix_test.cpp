@@ -1,4 +1,5 @@
-// matrix_test.cpp: products, Cholesky factors and solutions are compared with naive versions in double on odd shapes; every instruction set and any number of threads give the same bits.
+// matrix_test.cpp: products, Cholesky factors and solutions are compared with naive versions in double on odd shapes;
+// every instruction set and any number of threads give the same bits.
 #include "../../export/matrix.hpp"
 
 #include <gtest/gtest.h>
@@ -22,9 +23,9 @@ TEST(Matrix, ProductMatchesNaiveProduct) {
                    b = tiny::normal_floats(random, size_t(n) * depth);
       Pool pool(2);
       Floats c(size_t(m) * (n + 3), 1.f);
-      const Factor fa = by_rows ? rows_of(a.data(), m, depth) : columns_of(a.data(), m, m);
-      const Factor fb = by_rows ? rows_of(b.data(), n, depth) : columns_of(b.data(), n, n);
-      multiply(pool, fa, fb, depth, -0.5f, {c.data(), size_t(n) + 3});
+      const Factor fa = by_rows ? rows_of(a.data(), depth) : columns_of(a.data(), m);
+      const Factor fb = by_rows ? rows_of(b.data(), depth) : columns_of(b.data(), n);
+      multiply(pool, {m, n, depth}, -0.5f, fa, fb, {c.data(), size_t(n) + 3});
       for (int i = 0; i < m; i += 1 + m / 20)
         for (int j = 0; j < n + 3; j++) {
           double expected = 0;
@@ -42,9 +43,9 @@ TEST(Matrix, LowerHalfOfProductHasSameBits) {
   const Floats x = tiny::normal_floats(random, size_t(n) * depth);
   Pool pool(2);
   Floats all(size_t(n) * n), lower(all.size());
-  const Factor f = columns_of(x.data(), n, n);
-  multiply(pool, f, f, depth, 1, {all.data(), n});
-  multiply(pool, f, f, depth, 1, {lower.data(), n}, Part::lower);
+  const Factor f = columns_of(x.data(), n);
+  multiply(pool, {n, n, depth}, 1, f, f, {all.data(), n});
+  multiply(pool, {n, n, depth}, 1, f, f, {lower.data(), n}, Part::lower);
   for (int i = 0; i < n; i++) ASSERT_TRUE(tiny::same_bits(&all[size_t(i) * n], &lower[size_t(i) * n], size_t(i) + 1));
 }
 
