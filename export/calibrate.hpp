@@ -215,12 +215,12 @@ inline double Calibration::memory_bytes() const {
 inline double Calibration::speed() {
   const int n = 1024, tokens = 512;
   std::vector<float> inputs(size_t(tokens) * n, 1.f), h(size_t(n) * n);
-  const Factor x = columns_of(inputs.data(), n, n);
-  multiply(pool_, x, x, tokens, 1, {h.data(), n});  // warms up
+  const Factor x = columns_of(inputs.data(), n);
+  multiply(pool_, {n, n, tokens}, 1, x, x, {h.data(), n});  // warms up
   const auto start = std::chrono::steady_clock::now();
   // The mean, not the best: a brief idle moment of the machine does not predict the next minutes.
   for (int rounds = 1;; rounds++) {
-    multiply(pool_, x, x, tokens, 1, {h.data(), n});
+    multiply(pool_, {n, n, tokens}, 1, x, x, {h.data(), n});
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (seconds > 0.1) return rounds * 2.0 * n * n * tokens / seconds;
   }
@@ -315,8 +315,8 @@ inline bool Calibration::norm(const TensorSpec& s) {
 inline void Calibration::project(int matrix, size_t first, int n, float* y) {
   const int rows = encoded_[matrix].spec.rows, ldy = padded(rows);
   std::fill(y, y + size_t(n) * ldy, 0.f);
-  multiply(pool_, rows_of(in_.exact.data() + first * in_.cols, n, size_t(in_.cols)),
-           rows_of(weights_[matrix].data(), rows, size_t(in_.cols)), in_.cols, 1, {y, size_t(ldy)});
+  multiply(pool_, {n, rows, in_.cols}, 1, rows_of(in_.exact.data() + first * in_.cols, size_t(in_.cols)),
+           rows_of(weights_[matrix].data(), size_t(in_.cols)), {y, size_t(ldy)});
 }
 
 // ... and with the engine's quantized kernels.
@@ -452,10 +452,10 @@ inline void Calibration::gather_moments(bool residual, Moments& m) {
       for (size_t k = 0, at = (first + t) * dim; residual && k < dim; k++)
         streams[t * dim + k] = x_[at + k] - xq_[at + k];
     });
-    const Factor xq = columns_of(inputs.data(), int(n), n);
-    multiply(pool_, xq, xq, count, 1, {m.h.data(), n}, Part::lower);
-    multiply(pool_, columns_of(difference.data(), int(n), n), xq, count, 1, {m.mismatch.data(), n});
-    if (residual) multiply(pool_, columns_of(streams.data(), int(dim), dim), xq, count, 1, {m.lag.data(), n});
+    const Factor xq = columns_of(inputs.data(), n);
+    multiply(pool_, {int(n), int(n), count}, 1, xq, xq, {m.h.data(), n}, Part::lower);
+    multiply(pool_, {int(n), int(n), count}, 1, columns_of(difference.data(), n), xq, {m.mismatch.data(), n});
+    if (residual) multiply(pool_, {int(dim), int(n), count}, 1, columns_of(streams.data(), dim), xq, {m.lag.data(), n});
   }
 }
 
@@ -533,7 +533,7 @@ inline void Calibration::move_targets(std::vector<float>& rows, int first, int c
   const float share = float(options_.correction);
   std::vector<float> moves(rows.size());
   for (size_t i = 0; !m.lag.empty() && i < count * n; i++) moves[i] = share * m.lag[first * n + i];
-  multiply(pool_, rows_of(rows.data(), count, n), columns_of(m.mismatch.data(), int(n), n), int(n), share,
+  multiply(pool_, {count, int(n), int(n)}, share, rows_of(rows.data(), n), columns_of(m.mismatch.data(), n),
            {moves.data(), n});
   solve(pool_, hessian.triangle(), int(n), moves.data(), count);
   for (size_t i = 0; i < count * n; i++) rows[i] += moves[i];
@@ -554,9 +554,10 @@ inline void Calibration::measure(const std::vector<float>& rows, int first, int 
     in_.get_quantized(t, inputs.data() + i * n);
     in.put_quantized(kernels_, size_t(i), inputs.data() + i * n);
   }
-  const Factor weights = rows_of(rows.data(), count, n);
-  multiply(pool_, rows_of(in.exact.data(), sample, n), weights, int(n), 1, {exact.data(), ldy});
-  multiply(pool_, rows_of(inputs.data(), sample, n), weights, int(n), 1, {ideal.data(), ldy});
+  const Factor weights = rows_of(rows.data(), n);
+  const ProductSize size = {sample, count, int(n)};
+  multiply(pool_, size, 1, rows_of(in.exact.data(), n), weights, {exact.data(), ldy});
+  multiply(pool_, size, 1, rows_of(inputs.data(), n), weights, {ideal.data(), ldy});
   Tensor part = tensor.tensor();
   part.rows = count;
   part.data += first / kPanelRows * panel_bytes(tensor.type, tensor.spec.cols);

@@ -171,7 +171,7 @@ class CalibrationFile {
     for (char* p = static_cast<char*>(data); n > 0;) {
       const ssize_t moved = write ? pwrite(file_, p, n, off_t(at)) : pread(file_, p, n, off_t(at));
       if (moved < 0 && errno == EINTR) continue;
-      if (moved <= 0) return fail(moved < 0 ? std::strerror(errno) : write ? "cannot write" : "cut short");
+      if (moved <= 0) return fail(moved < 0 ? std::strerror(errno) : write ? "cannot write" : "truncated");
       p += moved;
       at += uint64_t(moved);
       n -= size_t(moved);

@@ -485,11 +485,11 @@ class TemplateMatcher {
     const std::string hole = "{default}";
     const size_t at = known.find(hole);
     if (at == std::string::npos) return step == known;
-    const std::string before = known.substr(0, at), behind = known.substr(at + hole.size());
-    if (step.size() <= before.size() + behind.size() || step.compare(0, at, before) != 0 ||
-        step.compare(step.size() - behind.size(), behind.size(), behind) != 0)
+    const std::string before = known.substr(0, at), after = known.substr(at + hole.size());
+    if (step.size() <= before.size() + after.size() || step.compare(0, at, before) != 0 ||
+        step.compare(step.size() - after.size(), after.size(), after) != 0)
       return false;
-    const std::string text = step.substr(at, step.size() - before.size() - behind.size());
+    const std::string text = step.substr(at, step.size() - before.size() - after.size());
     if (text.find_first_of("{\1") != std::string::npos || text.find("<|") != std::string::npos) return false;
     out.default_system = text;
     return true;

@@ -156,14 +156,14 @@ inline bool check_layout(const std::string& path, const FoundTensors& found, int
   std::map<std::pair<uint64_t, uint64_t>, const std::string*> by_offset;  // (offset, end); without empty tensors
   for (const auto& [name, t] : found)
     if (t.file == file && t.bytes > 0 && !by_offset.insert({{t.offset, t.offset + t.bytes}, &name}).second)
-      return fail(error, {path, ": tensor ", name, ": expected bytes of its own, found those of ",
+      return fail(error, {path, ": tensor ", name, ": expected no overlap, found the bytes of ",
                           *by_offset[{t.offset, t.offset + t.bytes}]});
   uint64_t at = start;
   const std::string* before = nullptr;
   for (const auto& [extent, name] : by_offset) {
     if (extent.first < at)
       return fail(error, {path, ": tensor ", *name, ": offset ", extent.first,
-                          ": expected bytes of its own, found those of ", (before ? *before : "the header")});
+                          ": expected no overlap, found the bytes of ", (before ? *before : "the header")});
     if (no_gaps && extent.first > at)
       return fail(error, {path, ": tensor ", *name, ": expected offset ", at, ", found ", extent.first, ": a gap"});
     at = extent.second;

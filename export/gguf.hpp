@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -72,25 +74,25 @@ class GgufHeader {
     return place_tensors(round_up(in_.position(), uint64_t(alignment)));
   }
 
-  bool has(const std::string& key) const { return values_.count(key) > 0; }
+  bool has(std::string_view key) const { return values_.find(key) != values_.end(); }
 
   // Stores the value of a key in `out`. False with `error` set if it is of another kind or out of range; a missing key
   // leaves `out` unchanged and is not an error.
-  bool get(const std::string& key, std::string& out) {
+  bool get(std::string_view key, std::string& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       if (v.kind != GgufKind::string) return mismatch(key, "a string");
       out = in.get_string(in.get<uint64_t>());
       return true;
     });
   }
-  bool get(const std::string& key, bool& out) {
+  bool get(std::string_view key, bool& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       if (v.kind != GgufKind::boolean) return mismatch(key, "true or false");
       out = in.get<uint8_t>() != 0;
       return true;
     });
   }
-  bool get(const std::string& key, float& out) {
+  bool get(std::string_view key, float& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       double value = 0;
       if (!number(in, v.kind, value)) return mismatch(key, "a number");
@@ -98,7 +100,7 @@ class GgufHeader {
       return true;
     });
   }
-  bool get(const std::string& key, int64_t low, int64_t high, int& out) {
+  bool get(std::string_view key, int64_t low, int64_t high, int& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       double value = 0;  // exact up to 2^53, above every limit
       if (!number(in, v.kind, value) || value != std::floor(value) || value < double(low) || value > double(high))
@@ -107,14 +109,14 @@ class GgufHeader {
       return true;
     });
   }
-  bool get(const std::string& key, std::vector<std::string>& out) {
+  bool get(std::string_view key, std::vector<std::string>& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       if (v.kind != GgufKind::array || v.element != GgufKind::string) return mismatch(key, "an array of strings");
       for (uint64_t i = 0; i < v.count && in.ok(); i++) out.push_back(in.get_string(in.get<uint64_t>()));
       return true;
     });
   }
-  bool get(const std::string& key, std::vector<float>& out) {
+  bool get(std::string_view key, std::vector<float>& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       double value = 0;
       for (uint64_t i = 0; i < v.count && in.ok(); i++) {
@@ -126,7 +128,7 @@ class GgufHeader {
   }
 
   // Reports a missing key.
-  bool need(const std::string& key) { return has(key) || refuse({"metadata ", key, ": expected a value, found none"}); }
+  bool need(std::string_view key) { return has(key) || refuse({"metadata ", key, ": expected a value, found none"}); }
   bool refuse(Message why) {
     return in_.ok() ? fail(error, {file_.path(), ": ", text_of(why)}) : fail(error, in_.error());
   }
@@ -159,7 +161,7 @@ class GgufHeader {
     return values_.emplace(key, v).second || refuse({"metadata ", key, ": expected once, found twice"});
   }
 
-  bool skip_value(const std::string& key, GgufKind kind, int depth) {
+  bool skip_value(std::string_view key, GgufKind kind, int depth) {
     if (!in_.ok()) return fail(error, in_.error());
     if (uint32_t(kind) >= kGgufKinds)
       return refuse({"metadata ", key, ": kind: expected 0 to 12, found ", uint32_t(kind)});
@@ -173,7 +175,7 @@ class GgufHeader {
     return in_.skip(bytes) || fail(error, in_.error());
   }
 
-  bool skip_array(const std::string& key, GgufKind element, uint64_t count, int depth) {
+  bool skip_array(std::string_view key, GgufKind element, uint64_t count, int depth) {
     if (!in_.ok()) return fail(error, in_.error());
     if (depth > kGgufArrayDepth) return refuse({"metadata ", key, ": expected at most 4 nested arrays"});
     if (uint32_t(element) >= kGgufKinds)
@@ -243,14 +245,14 @@ class GgufHeader {
     return check_layout(file_.path(), tensors, 0, data, file_.size(), false, error);
   }
 
-  template <class F> bool take(const std::string& key, F read) {
+  template <class F> bool take(std::string_view key, F read) {
     const auto it = values_.find(key);
     if (it == values_.end()) return true;
     FileCursor in(file_, it->second.at);
     return read(in, it->second) && (in.ok() || fail(error, in.error()));
   }
 
-  bool mismatch(const std::string& key, const std::string& expected) {
+  bool mismatch(std::string_view key, std::string_view expected) {
     return refuse({"metadata ", key, ": expected ", expected, ", found something else"});
   }
 
@@ -287,7 +289,7 @@ class GgufHeader {
 
   const InputFile& file_;
   FileCursor in_;
-  std::map<std::string, Value> values_;
+  std::map<std::string, Value, std::less<>> values_;
 };
 
 // ====================================================================================================================

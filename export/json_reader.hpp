@@ -100,7 +100,8 @@ class JsonValue {
   Members members() const;
 
   // Sets `error` to "where(): expected ..., found ...".
-  bool refuse(std::string_view key, const std::string& expected, std::string& error) const;
+  bool refuse(std::string_view key, std::string_view expected, std::string& error) const;
+  bool refuse(std::string_view key, Message expected, std::string& error) const;
 
  private:
   const JsonNode& node() const;
@@ -444,10 +445,14 @@ inline std::string JsonValue::describe() const {
   }
 }
 
-inline bool JsonValue::refuse(std::string_view key, const std::string& expected, std::string& error) const {
+inline bool JsonValue::refuse(std::string_view key, std::string_view expected, std::string& error) const {
   const JsonValue member = find(key);
-  const std::string place = member.is(JsonKind::absent) ? where() : member.where();
-  return fail(error, {place, ": \"", key, "\": expected ", expected, ", found ", member.describe()});
+  return fail(error, {member.is(JsonKind::absent) ? where() : member.where(), ": \"", key, "\": expected ", expected,
+                      ", found ", member.describe()});
+}
+
+inline bool JsonValue::refuse(std::string_view key, Message expected, std::string& error) const {
+  return refuse(key, std::string_view(text_of(expected)), error);
 }
 
 inline bool JsonValue::need(std::string_view key, JsonKind kind, std::string& error) const {
@@ -481,7 +486,7 @@ inline bool JsonValue::get(std::string_view key, int64_t low, int64_t high, int&
   if (member.missing()) return true;
   int64_t value = 0;
   if (!member.integer(value) || value < low || value > high)
-    return refuse(key, "an integer from " + std::to_string(low) + " to " + std::to_string(high), error);
+    return refuse(key, {"an integer from ", low, " to ", high}, error);
   out = int(value);
   return true;
 }

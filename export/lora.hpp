@@ -76,11 +76,11 @@ inline bool read_lora_pattern(const JsonValue& root, const char* key, bool ranks
   for (const auto& [name, value] : pattern.members()) {
     const bool plain = name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_.") == std::string::npos;
     if (name.empty() || !plain)
-      return root.refuse(key, "module names as keys (this one is not a plain name: \"" + name + "\")", error);
+      return root.refuse(key, {"module names as keys (this one is not a plain name: \"", name, "\")"}, error);
     const double n = value.number();  // 0 if it is not a number
     if (!std::isfinite(n) || n <= 0) return pattern.refuse(name, "a number above 0", error);
     if (ranks && (n != std::floor(n) || n > kMostRank))
-      return pattern.refuse(name, "an integer from 1 to " + std::to_string(kMostRank), error);
+      return pattern.refuse(name, {"an integer from 1 to ", kMostRank}, error);
     out.push_back({name, n});
   }
   return true;
@@ -214,11 +214,11 @@ class LoraAdapter {
       bool known = false;
       for (const auto& [module, spec] : modules_) known = known || names_module(target, module);
       if (!known)
-        return root.refuse("target_modules",
-                           "matrices of the model (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" +
-                               std::string(modules_.count("lm_head") ? ", lm_head" : "; its output is the embedding") +
-                               "), also for \"" + target + "\"",
-                           error);
+        return root.refuse(
+            "target_modules",
+            {"matrices of the model (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+             modules_.count("lm_head") ? ", lm_head" : "; its output is the embedding", "), also for \"", target, "\""},
+            error);
     }
     return true;
   }

@@ -36,21 +36,23 @@ template <auto Wide, auto Narrow, class... A> void run_best(A... args) {
   FloatScalar::call<Narrow>(args...);
 }
 
-/// A factor of a product, with `size` vectors: element (i, k) is data[i * step + k * k_step]; the product sums over k.
+/// A factor of a product: element (i, k) is data[i * step + k * k_step]; the product sums over k.
 struct Factor {
   const float* data;
-  int size;
   size_t step, k_step;
 
-  const float* at(int i, int k) const { return data + size_t(i) * step + size_t(k) * k_step; }
+  Factor at(int i, int k) const { return {data + size_t(i) * step + size_t(k) * k_step, step, k_step}; }
 };
-/// The rows of a row-major matrix, `stride` apart.
-inline Factor rows_of(const float* m, int rows, size_t stride) { return {m, rows, stride, 1}; }
-/// The columns of a row-major matrix whose rows are `stride` apart.
-inline Factor columns_of(const float* m, int cols, size_t stride) { return {m, cols, 1, stride}; }
+inline Factor rows_of(const float* m, size_t cols) { return {m, cols, 1}; }     // i: rows of a row-major matrix
+inline Factor columns_of(const float* m, size_t cols) { return {m, 1, cols}; }  // i: columns of it
+
+/// The size of a product: rows and columns of the result, and the length of the sums.
+struct ProductSize {
+  int rows, cols, depth;
+};
 
 /// The result of a product: a row-major matrix whose rows are `stride` apart.
-struct Output {
+struct ResultMatrix {
   float* data;
   size_t stride;
 };
@@ -97,23 +99,22 @@ POCKET_BODY void add_tile_body(const float* tile, int rows, int cols, float fact
   }
 }
 
-/// Packs vectors first ... first + count - 1 of a factor, at k ... k + depth - 1, into tiles: (count / Width, depth,
-/// Width), padded with zeros.
-template <int Width> void pack(const Factor& f, int first, int count, int k0, int depth, float* out) {
+/// Packs elements (i < count, k < depth) of a factor into tiles: (count / Width, depth, Width), padded with zeros.
+template <int Width> void pack(const Factor& f, int count, int depth, float* out) {
   for (int i = 0; i < count; i += Width, out += size_t(depth) * Width) {
     const int width = std::min(Width, count - i);
-    const float* from = f.at(first + i, k0);
+    const Factor from = f.at(i, 0);
     if (width < Width) std::fill(out, out + size_t(depth) * Width, 0.f);
-    if (f.step == 1 && width == Width) {  // a size known at compile time
-      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from + k * f.k_step, sizeof(float[Width]));
-    } else if (f.step == 1) {
-      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from + k * f.k_step, width * sizeof(float));
+    if (from.step == 1 && width == Width) {  // a size known at compile time
+      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from.data + k * from.k_step, sizeof(float[Width]));
+    } else if (from.step == 1) {
+      for (int k = 0; k < depth; k++) std::memcpy(out + k * Width, from.data + k * from.k_step, width * sizeof(float));
     } else {
-      // Four vectors at a time: the lines of many rows, often a power of two apart, would evict each other from the
-      // cache.
-      for (int four = 0; four < width; four += 4)
+      // Four rows at a time: the lines of many rows, often a power of two apart, would evict each other from the cache.
+      for (int first = 0; first < width; first += 4)
         for (int k = 0; k < depth; k++)
-          for (int w = four; w < std::min(four + 4, width); w++) out[k * Width + w] = from[w * f.step + k * f.k_step];
+          for (int w = first; w < std::min(first + 4, width); w++)
+            out[k * Width + w] = from.data[w * from.step + k * from.k_step];
     }
   }
 }
@@ -121,21 +122,21 @@ template <int Width> void pack(const Factor& f, int first, int count, int k0, in
 enum class Part { all, lower };  // lower: on and below the diagonal; the rest of the result is unspecified
 
 /// A block of a result: at most kTaskRows rows and kTaskCols columns.
-struct Block {
+struct ResultBlock {
   int row, rows, col, cols;
 };
 
 /// Computes one block of multiply().
-inline void multiply_block(const Factor& a, const Factor& b, int depth, float factor, const Output& c, Part part,
-                           const Block& block) {
+inline void multiply_block(int depth, float factor, const Factor& a, const Factor& b, const ResultMatrix& c, Part part,
+                           const ResultBlock& block) {
   thread_local std::vector<float> packed_a, packed_b;
   packed_a.resize(size_t(kTaskRows) * kDepth);
   packed_b.resize(size_t(kTaskCols) * kDepth);
   alignas(64) float sum[kTileRows * kTileCols];
   for (int k = 0; k < depth; k += kDepth) {
     const int d = std::min(kDepth, depth - k);
-    pack<kTileRows>(a, block.row, block.rows, k, d, packed_a.data());
-    pack<kTileCols>(b, block.col, block.cols, k, d, packed_b.data());
+    pack<kTileRows>(a.at(block.row, k), block.rows, d, packed_a.data());
+    pack<kTileCols>(b.at(block.col, k), block.cols, d, packed_b.data());
     for (int j = 0; j < block.cols; j += kTileCols)
       for (int i = 0; i < block.rows; i += kTileRows) {
         const int row = block.row + i, col = block.col + j;
@@ -148,19 +149,19 @@ inline void multiply_block(const Factor& a, const Factor& b, int depth, float fa
   }
 }
 
-/// c (a.size, b.size) += factor * sum over k < depth of a(i, k) * b(j, k).
-inline void multiply(Pool& pool, const Factor& a, const Factor& b, int depth, float factor, const Output& c,
-                     Part part = Part::all) {
-  if (a.size <= 0 || b.size <= 0) return;
+/// c (size.rows, size.cols) += factor * sum over k < size.depth of a(i, k) * b(j, k).
+inline void multiply(Pool& pool, const ProductSize& size, float factor, const Factor& a, const Factor& b,
+                     const ResultMatrix& c, Part part = Part::all) {
+  if (size.rows <= 0 || size.cols <= 0) return;
   // Few rows or columns are split into smaller blocks, so that all threads have work.
-  const auto block_size = [](int size, int most) { return std::min(most, round_up((size + 1) / 2, kTileCols)); };
-  const int rows = block_size(a.size, kTaskRows), cols = block_size(b.size, kTaskCols);
-  const int across = (b.size + cols - 1) / cols;
-  pool.parallel_for((a.size + rows - 1) / rows * across, [&](int task, int) {
+  const auto block_size = [](int n, int most) { return std::min(most, round_up((n + 1) / 2, kTileCols)); };
+  const int rows = block_size(size.rows, kTaskRows), cols = block_size(size.cols, kTaskCols);
+  const int across = (size.cols + cols - 1) / cols;
+  pool.parallel_for((size.rows + rows - 1) / rows * across, [&](int task, int) {
     const int row = task / across * rows, col = task % across * cols;
     if (part == Part::lower && col > row + rows - 1) return;
-    multiply_block(a, b, depth, factor, c, part,
-                   {row, std::min(rows, a.size - row), col, std::min(cols, b.size - col)});
+    multiply_block(size.depth, factor, a, b, c, part,
+                   {row, std::min(rows, size.rows - row), col, std::min(cols, size.cols - col)});
   });
 }
 
@@ -212,8 +213,8 @@ inline bool cholesky(Pool& pool, float* a, int n) {
       }
     const DiagonalBlock block(a, n, k, end, false);
     pool.parallel_for(n - end, [&](int task, int) { block.solve(a + size_t(end + task) * n + k); });
-    const Factor below = rows_of(a + size_t(end) * n + k, n - end, size_t(n));
-    multiply(pool, below, below, end - k, -1, {a + size_t(end) * n + end, size_t(n)}, Part::lower);
+    const Factor below = rows_of(a + size_t(end) * n + k, size_t(n));
+    multiply(pool, {n - end, n - end, end - k}, -1, below, below, {a + size_t(end) * n + end, size_t(n)}, Part::lower);
   }
   return true;
 }
@@ -225,14 +226,14 @@ inline void solve(Pool& pool, const float* l, int n, float* x, int rows) {
     const int end = std::min(n, k + kFactorBlock);
     const DiagonalBlock block(l, n, k, end, false);
     pool.parallel_for(rows, [&](int r, int) { block.solve(x + r * width + k); });
-    multiply(pool, rows_of(x + k, rows, width), rows_of(l + end * width + k, n - end, width), end - k, -1,
+    multiply(pool, {rows, n - end, end - k}, -1, rows_of(x + k, width), rows_of(l + end * width + k, width),
              {x + end, width});
   }
   for (int k = (n - 1) / kFactorBlock * kFactorBlock; k >= 0; k -= kFactorBlock) {  // y l = z, from the last column
     const DiagonalBlock block(l, n, k, std::min(n, k + kFactorBlock), true);
     pool.parallel_for(rows, [&](int r, int) { block.solve_transposed(x + r * width + k); });
-    multiply(pool, rows_of(x + k, rows, width), columns_of(l + k * width, k, width), std::min(n, k + kFactorBlock) - k,
-             -1, {x, width});
+    const ProductSize size = {rows, k, std::min(n, k + kFactorBlock) - k};
+    multiply(pool, size, -1, rows_of(x + k, width), columns_of(l + k * width, width), {x, width});
   }
 }
 

@@ -18,19 +18,21 @@ class MessagePart {
   MessagePart(const char* text) : MessagePart(std::string_view(text)) {}
   MessagePart(const std::string& text) : MessagePart(std::string_view(text)) {}
   MessagePart(std::string_view text) : data_(text.data()), size_(text.size()) {}
+  MessagePart(char character) : kind_(Kind::character), integer_(character) {}
   MessagePart(double number) : kind_(Kind::real), real_(number) {}
   template <class T, class = std::enable_if_t<std::is_integral_v<T>>>
   MessagePart(T number) : kind_(std::is_signed_v<T> ? Kind::integer : Kind::natural), integer_(int64_t(number)) {}
 
   void append_to(std::string& message) const {
     if (kind_ == Kind::text) message.append(data_, size_);
+    if (kind_ == Kind::character) message += char(integer_);
     if (kind_ == Kind::integer) message += std::to_string(integer_);
     if (kind_ == Kind::natural) message += std::to_string(uint64_t(integer_));
     if (kind_ == Kind::real) message += std::to_string(real_);
   }
 
  private:
-  enum class Kind { text, integer, natural, real } kind_ = Kind::text;
+  enum class Kind { text, character, integer, natural, real } kind_ = Kind::text;
   union {
     const char* data_;
     int64_t integer_;

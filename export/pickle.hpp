@@ -185,8 +185,7 @@ class PickleReader {
         return to_mark() && add(Kind::list, stack_.size() - taken_);
       default:
         constexpr char kHex[] = "0123456789abcdef";
-        return refuse(
-            {"opcode: expected one that tensors and plain data need, found 0x", kHex[op >> 4], kHex[op & 15]});
+        return refuse({"opcode: expected an opcode of tensors or plain data, found 0x", kHex[op >> 4], kHex[op & 15]});
     }
   }
 

@@ -40,7 +40,7 @@ inline bool read_heads(const JsonValue& root, const char* heads, const char* kv_
   constexpr int kAny = INT32_MAX;  // check_config() has the limits
   if (!root.need(heads, JsonKind::number, error) || !root.get(heads, 0, kAny, k.n_heads, error)) return false;
   k.n_kv_heads = k.n_heads;
-  if (k.n_heads < 1 || k.dim % k.n_heads) return root.refuse(heads, "a divisor of " + std::to_string(k.dim), error);
+  if (k.n_heads < 1 || k.dim % k.n_heads) return root.refuse(heads, {"a divisor of ", k.dim}, error);
   k.head_dim = k.dim / k.n_heads;
   return root.get(kv_heads, 0, kAny, k.n_kv_heads, error);
 }

@@ -69,6 +69,32 @@ POCKET_BODY void group_errors_body(const Codebook& cb, const float* w, const flo
 
 // The row scales tried are the largest that any group needs, times 1.06 ... 0.72.
 inline constexpr int kRowScales = 8, kGridScales = 32;
+inline constexpr float kGridStep = 0.93f;  // ratio of neighbouring scales of the grid
+
+/// The row scale with the least error, looked up in the errors of all groups on the grid of scales from `top` down.
+/// needed: the largest scale that any group needs.
+POCKET_BODY float choose_row_scale(const float* grid_errors, int groups, float top, float needed) {
+  float row_scale = 0, least = 0;
+  for (int j = 0; j < kRowScales; j++) {
+    const float candidate = needed / 12.f * (1.06f - 0.34f * float(j) / (kRowScales - 1));
+    int at[8];  // positions of the scales 5 ... 12 in the grid
+    for (int m = 0; m < 8; m++) {
+      const float position = std::log(candidate * float(5 + m) / top) / std::log(kGridStep);
+      at[m] = std::min(kGridScales - 1, std::max(0, int(position + 0.5f)));
+    }
+    float total = 0;
+    for (int g = 0; g < groups; g++) {
+      const float* e = grid_errors + size_t(g) * 2 * kGridScales;
+      float group = e[at[0]];
+      for (int m = 0; m < 8; m++) group = std::min(group, std::min(e[at[m]], e[kGridScales + at[m]]));
+      total += group;
+    }
+    if (j > 0 && total >= least) continue;
+    row_scale = candidate;
+    least = total;
+  }
+  return row_scale;
+}
 
 /// The scale search of one row (cols, a multiple of 32, padded with zeros). weights (cols): the weight of each column's
 /// error. Writes the row scale and the 4-bit scale of every group; grid_errors is scratch memory, search_scratch(cols)
@@ -84,39 +110,20 @@ POCKET_BODY void search_scales_body(const Codebook* codebook, const float* row, 
   *row_scale = 0;
   if (!(largest > 1e-30f)) return void(std::fill(scales, scales + groups, uint8_t(0)));
   const float top = 1.15f * largest / std::max(std::fabs(cb.value[0]), std::fabs(cb.value[15]));
-  constexpr float kStep = 0.93f;
   alignas(64) float grid[2 * kGridScales];
   for (int i = 0; i < kGridScales; i++) {
-    grid[i] = i == 0 ? top : grid[i - 1] * kStep;
+    grid[i] = i == 0 ? top : grid[i - 1] * kGridStep;
     grid[kGridScales + i] = -grid[i];
   }
-  float wanted = 0;
+  float needed = 0;
   for (int g = 0; g < groups; g++) {
     float* e = grid_errors + size_t(g) * 2 * kGridScales;
     for (int i = 0; i < 2 * kGridScales; i += kScaleLanes)
       group_errors_body(cb, row + g * kGroup, weights + g * kGroup, grid + i, e + i);
     const float* best = std::min_element(e, e + 2 * kGridScales);
-    wanted = std::max(wanted, std::fabs(grid[best - e]));
+    needed = std::max(needed, std::fabs(grid[best - e]));
   }
-  float rs = 0, least = 0;
-  for (int j = 0; j < kRowScales; j++) {
-    const float candidate = wanted / 12.f * (1.06f - 0.34f * float(j) / (kRowScales - 1));
-    int at[8];  // positions of the scales 5 ... 12 in the grid
-    for (int m = 0; m < 8; m++) {
-      const float position = std::log(candidate * float(5 + m) / top) / std::log(kStep);
-      at[m] = std::min(kGridScales - 1, std::max(0, int(position + 0.5f)));
-    }
-    float total = 0;
-    for (int g = 0; g < groups; g++) {
-      const float* e = grid_errors + size_t(g) * 2 * kGridScales;
-      float group = e[at[0]];
-      for (int m = 0; m < 8; m++) group = std::min(group, std::min(e[at[m]], e[kGridScales + at[m]]));
-      total += group;
-    }
-    if (j > 0 && total >= least) continue;
-    rs = candidate;
-    least = total;
-  }
+  const float rs = choose_row_scale(grid_errors, groups, top, needed);
   alignas(64) float exact[kScaleLanes], error[kScaleLanes];
   for (int s = 0; s < kScaleLanes; s++) exact[s] = rs * q4_scale(s);
   for (int g = 0; g < groups; g++) {

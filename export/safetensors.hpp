@@ -162,7 +162,7 @@ inline bool check_hf_variant(const JsonValue& root, std::string& error) {
   }
   if (!root.find("quantization_config").missing()) {
     const JsonValue method = root.find("quantization_config").find("quant_method");
-    return root.refuse("quantization_config", "none: quantized weights are not supported (" + method.describe() + ")",
+    return root.refuse("quantization_config", {"none: quantized weights are not supported (", method.describe(), ")"},
                        error);
   }
   return true;
@@ -265,7 +265,7 @@ inline bool add_sentencepiece_tokens(const JsonValue& config, Checkpoint& c, std
       fill_vocabulary(c.vocabulary, size_t(id));
       pieces.push_back({text, 0, type});
     } else if (pieces[size_t(id)].text != text) {
-      return token.refuse("content", "the tokenizer's own piece \"" + pieces[size_t(id)].text + "\"", error);
+      return token.refuse("content", {"the tokenizer's own piece \"", pieces[size_t(id)].text, "\""}, error);
     } else if (pieces[size_t(id)].type == PieceType::normal) {
       pieces[size_t(id)].type = type;
     }

@@ -184,7 +184,7 @@ class ZipDirectory {
   bool check_overlap() {
     uint64_t at = 0;
     for (const auto& [begin, extent] : extents_) {
-      if (begin < at) return refuse({"member ", printable(extent.second), ": expected bytes of its own"});
+      if (begin < at) return refuse({"member ", printable(extent.second), ": expected no overlap with other members"});
       at = extent.first;
     }
     return extents_.size() == members.size() ||

@@ -1,5 +1,4 @@
-// calibrate_test.cpp: a calibrated model answers more like the exact one than one quantized without a text; it is the
-// same file for any number of threads, and after an interruption.
+// calibrate_test.cpp: a calibrated model is closer to the exact model than an uncalibrated one, and the file is the same for any number of threads and after an interruption.
 #include "../../export/calibrate.hpp"
 
 #include <gtest/gtest.h>
@@ -8,18 +7,20 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace calibrate_test {
 
 using namespace pocket;
 using tiny::Random;
 
 Config small_config() {
   Config c = tiny::small_config();
-  c.dim = 128, c.hidden_dim = 172, c.head_dim = 32;
+  c.dim = 128;
+  c.hidden_dim = 172;
+  c.head_dim = 32;
   return c;
 }
 
-// Tokens with some order in them, so that inputs are correlated.
+// Tokens with regularities, so that inputs are correlated.
 std::vector<std::vector<int>> windows_of(const Config& c, int tokens, uint64_t seed = 1) {
   Random random(seed);
   std::vector<std::vector<int>> windows(1);
@@ -34,13 +35,13 @@ std::vector<std::vector<int>> windows_of(const Config& c, int tokens, uint64_t s
 
 struct Result {
   bool done;
-  int layers_before;  // that were done already
+  int layers_before;  // complete at the start
   std::string error;
-  tiny::Bytes bytes;  // of the whole model
+  tiny::Bytes bytes;  // of the model file
   std::vector<double> errors;
 };
 
-// Calibrates and writes. stop_after: matrices, then progress says stop; 0: never.
+// Calibrates and writes. stop_after: number of matrices after which progress returns false; 0: never.
 Result calibrated(const Config& c, const std::vector<std::vector<int>>& windows, const TemporaryFolder& folder,
                   CalibrationOptions options = {}, int stop_after = 0, const ReadRows& read = tiny::random_rows) {
   CalibrationFile file;
@@ -81,7 +82,7 @@ Result calibrated(const Config& c, const std::vector<std::vector<int>>& windows,
   return r;
 }
 
-// Mean Kullback-Leibler divergence of a model from the exact one.
+// Mean Kullback-Leibler divergence of a model from the exact model.
 double divergence(const tiny::Bytes& bytes, const Config& c, const std::vector<int>& ids) {
   const tiny::MemoryModel exact(c, Type::f32);
   Model model;
@@ -104,7 +105,7 @@ double divergence(const tiny::Bytes& bytes, const Config& c, const std::vector<i
   return total / double(ids.size());
 }
 
-TEST(Calibrate, AnswersMoreLikeTheExactModel) {
+TEST(Calibrate, IsCloserToTheExactModelThanUncalibrated) {
   const Config c = small_config();
   const TemporaryFolder folder;
   const std::vector<int> other = windows_of(c, 200, 2)[0];
@@ -116,7 +117,7 @@ TEST(Calibrate, AnswersMoreLikeTheExactModel) {
   for (double e : r.errors) EXPECT_TRUE(e > 0.005 && e < 0.1) << e;
 }
 
-TEST(Calibrate, TheSameBytesForAnyNumberOfThreads) {
+TEST(Calibrate, GivesSameBytesForAnyNumberOfThreads) {
   const Config c = small_config();
   const TemporaryFolder folder;
   CalibrationOptions options;
@@ -128,7 +129,7 @@ TEST(Calibrate, TheSameBytesForAnyNumberOfThreads) {
   }
 }
 
-TEST(Calibrate, GoesOnAfterAnInterruption) {
+TEST(Calibrate, ResumesAfterInterruption) {
   const Config c = small_config();
   const TemporaryFolder folder;
   const auto windows = windows_of(c, 500);
@@ -144,8 +145,8 @@ TEST(Calibrate, GoesOnAfterAnInterruption) {
   }
 }
 
-// What another text, or something else altogether, left under that name is not gone on from.
-TEST(Calibrate, AFileThatDoesNotFitIsStartedAnew) {
+// A file of another text, or of another program, is overwritten.
+TEST(Calibrate, RestartsIfFileDoesNotMatch) {
   const Config c = small_config();
   const TemporaryFolder folder;
   const auto windows = windows_of(c, 300);
@@ -153,12 +154,12 @@ TEST(Calibrate, AFileThatDoesNotFitIsStartedAnew) {
   ASSERT_FALSE(calibrated(c, windows, folder, {}, 9).done);
   const std::string left = read_file(folder.file("m.calibrating"));
   for (const size_t at : {0, 9, 20, 40}) {  // magic, key, layers, checksum
-    std::string spoilt = left;
-    spoilt[at] = char(spoilt[at] ^ 1);
-    folder.write("m.calibrating", spoilt);
-    const Result anew = calibrated(c, windows, folder);
-    EXPECT_EQ(anew.layers_before, 0) << "byte " << at;
-    EXPECT_TRUE(anew.bytes == whole.bytes) << "byte " << at;
+    std::string damaged = left;
+    damaged[at] = char(damaged[at] ^ 1);
+    folder.write("m.calibrating", damaged);
+    const Result restarted = calibrated(c, windows, folder);
+    EXPECT_EQ(restarted.layers_before, 0) << "byte " << at;
+    EXPECT_TRUE(restarted.bytes == whole.bytes) << "byte " << at;
   }
   folder.write("m.calibrating", left.substr(0, left.size() - 10000));
   EXPECT_TRUE(calibrated(c, windows, folder).bytes == whole.bytes);
@@ -166,20 +167,21 @@ TEST(Calibrate, AFileThatDoesNotFitIsStartedAnew) {
   EXPECT_TRUE(calibrated(c, windows, folder).bytes == whole.bytes);
 }
 
-TEST(Calibrate, DamagedStreamsAreRefused) {
+TEST(Calibrate, RejectsDamagedStreams) {
   const Config c = small_config();
   const TemporaryFolder folder;
   const auto windows = windows_of(c, 300);
   ASSERT_FALSE(calibrated(c, windows, folder, {}, 9).done);
   std::string left = read_file(folder.file("m.calibrating"));
-  for (size_t i = 0; i < 100; i++) left[4096 + i * 1000] ^= 1, left[4096 + 307200 + i * 1000] ^= 1;
+  for (size_t i = 0; i < 100; i++)
+    for (const size_t stream : {4096, 4096 + 307200}) left[stream + i * 1000] ^= 1;
   folder.write("m.calibrating", left);
   const Result r = calibrated(c, windows, folder);
   EXPECT_FALSE(r.done);
   EXPECT_EQ(r.error, folder.file("m.calibrating") + ": damaged; delete it to restart");
 }
 
-TEST(Calibrate, TwoRunsDoNotShareAFile) {
+TEST(Calibrate, LocksItsFile) {
   const TemporaryFolder folder;
   CalibrationFile first, second;
   ASSERT_TRUE(first.open(folder.file("x"), 1, 100));
@@ -187,7 +189,7 @@ TEST(Calibrate, TwoRunsDoNotShareAFile) {
   EXPECT_EQ(second.error, folder.file("x") + ": in use by another process");
 }
 
-TEST(Calibrate, AsFewTokensAsThereAre) {
+TEST(Calibrate, AcceptsVeryFewTokens) {
   const Config c = small_config();
   const TemporaryFolder folder;
   for (const int tokens : {1, 2, 40}) {
@@ -197,7 +199,7 @@ TEST(Calibrate, AsFewTokensAsThereAre) {
   }
 }
 
-TEST(Calibrate, TheOutputMatrixInEightBits) {
+TEST(Calibrate, StoresOutputMatrixAtQ8) {
   const Config c = small_config();
   const TemporaryFolder folder;
   CalibrationOptions options;
@@ -211,7 +213,7 @@ TEST(Calibrate, TheOutputMatrixInEightBits) {
   EXPECT_EQ(model.output.type, Type::q8);
 }
 
-TEST(CalibrateFails, WhereAWeightIsNoNumber) {
+TEST(CalibrateFails, IfAWeightIsNotFinite) {
   const Config c = small_config();
   for (const std::string bad : {"token_embedding", "layers.0.wk", "layers.1.ffn_norm", "layers.1.w2", "output"}) {
     const TemporaryFolder folder;
@@ -227,8 +229,8 @@ TEST(CalibrateFails, WhereAWeightIsNoNumber) {
   }
 }
 
-// Finite weights, but so large that their outputs are not.
-TEST(CalibrateFails, WhereTheInputsOverflow) {
+// Finite weights that are so large that their outputs are infinite.
+TEST(CalibrateFails, IfInputsOverflow) {
   const Config c = small_config();
   const TemporaryFolder folder;
   const Result r = calibrated(c, windows_of(c, 100), folder, {}, 0,
@@ -241,4 +243,4 @@ TEST(CalibrateFails, WhereTheInputsOverflow) {
   EXPECT_EQ(r.error, "layers.0.w2: expected finite inputs, found infinity or NaN; is the checkpoint damaged?");
 }
 
-}  // namespace
+}  // namespace calibrate_test

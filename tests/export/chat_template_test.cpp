@@ -1,5 +1,4 @@
-// chat_template_test.cpp: chat templates of known families become strings, and what the strings make of a conversation
-// is what Jinja makes of it: the expected texts were rendered by the Python package jinja2.
+// chat_template_test.cpp: Jinja templates of known families are converted to strings, which give the same conversations as Jinja; the expected texts were rendered by the Python package jinja2.
 #include "../../export/chat_template.hpp"
 
 #include <gtest/gtest.h>
@@ -11,11 +10,11 @@
 #include "../support/test_data.hpp"
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace chat_template_test {
 
 using namespace pocket;
 
-// As they stand in the tokenizer_config.json of SmolLM2-Instruct, TinyLlama-Chat, Llama-2-chat and Llama-3-Instruct.
+// From the tokenizer_config.json of SmolLM2-Instruct, TinyLlama-Chat, Llama-2-chat and Llama-3-Instruct.
 constexpr char kSmolLm2[] =
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nY"
     "ou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>"
@@ -51,7 +50,9 @@ TokenizerPtr tokenizer_with(const std::vector<std::string>& control, int bos, in
   v.kind = Tokenizer::Kind::byte_level;
   for (const std::string& text : control) v.pieces.push_back({text, 0, Tokenizer::PieceType::control});
   for (int byte = 0; byte < 256; byte++) v.pieces.push_back({std::string(1, char(byte)), 0});
-  v.bos = bos, v.eos = eos, v.add_bos = add_bos;
+  v.bos = bos;
+  v.eos = eos;
+  v.add_bos = add_bos;
   const auto tokenizer = std::make_shared<Tokenizer>();
   EXPECT_TRUE(tokenizer->load(Tokenizer::to_blob(v))) << tokenizer->error;
   return tokenizer;
@@ -104,15 +105,15 @@ std::vector<Case> cases() {
   };
 }
 
-// Control tokens are spelt out by decode(), so that the whole conversation can be compared as a text.
-TEST(ChatTemplate, AConversationIsWhatJinjaMakesOfIt) {
+// decode() outputs the texts of control tokens, so that conversations can be compared as texts.
+TEST(ChatTemplate, MatchesJinjaOutput) {
   for (const Case& c : cases()) {
     ChatTemplate chat;
     std::string family;
     ASSERT_TRUE(recognise_chat_template(c.jinja, *c.tokenizer, chat, family)) << c.family << ": " << family;
     EXPECT_EQ(family, c.family);
-    const std::string reply = family == "Llama 2" ? " Hello!" : "Hello!";  // the space that the model begins with
-    const std::string bos = family == "Zephyr" ? "<s>" : "";  // not in the template, but the tokenizer puts it there
+    const std::string reply = family == "Llama 2" ? " Hello!" : "Hello!";  // the model's reply begins with a space
+    const std::string bos = family == "Zephyr" ? "<s>" : "";  // not in the template; the tokenizer adds it
     EXPECT_EQ(c.tokenizer->decode(conversation(chat, *c.tokenizer, "", reply)), bos + c.without_system);
     EXPECT_EQ(c.tokenizer->decode(conversation(chat, *c.tokenizer, "Be {kind}.", reply)), bos + c.with_system);
     ASSERT_EQ(chat.stop_ids.size(), 1u) << c.family;
@@ -121,8 +122,8 @@ TEST(ChatTemplate, AConversationIsWhatJinjaMakesOfIt) {
   }
 }
 
-/// What a chat with this template lays out for these messages, of which the last is the user's.
-std::string laid_out(const ChatTemplate& chat, const Tokenizer& tokenizer, const nlohmann::json& messages) {
+/// The prompt of a chat with this template for these messages; the last message is the user's.
+std::string prompt_of(const ChatTemplate& chat, const Tokenizer& tokenizer, const nlohmann::json& messages) {
   const auto encode = [&](std::string_view text, bool bos) { return tokenizer.encode(text, bos); };
   cli::Conversation conversation(chat, encode, "");
   for (const auto& message : messages) {
@@ -134,11 +135,10 @@ std::string laid_out(const ChatTemplate& chat, const Tokenizer& tokenizer, const
   return tokenizer.decode(conversation.ids());
 }
 
-// Conversations of 1, 2 and 5 turns, with a system prompt and without, of each family, to the byte: with the template
-// recognised in the checkpoint's, and with the one of that name.
-TEST(ChatTemplate, EveryFamilyLaysOutWhatJinjaLaysOut) {
-  const std::string path = std::string(POCKET_SOURCE_DIR) + "/tests/chat_vectors.json";
-  NEED_FILE(vectors, std::filesystem::exists(path) ? path : "", "tests/chat_vectors.json (made by tests/setup)");
+// Conversations of 1, 2 and 5 turns, with and without a system prompt, of each family, byte by byte: with the template recognised in the checkpoint, and with the template selected by name.
+TEST(ChatTemplate, EveryFamilyMatchesRenderedConversations) {
+  const std::string path = std::string(POCKET_SOURCE_DIR) + "/tests/export/chat_vectors.json";
+  NEED_FILE(vectors, std::filesystem::exists(path) ? path : "", "tests/export/chat_vectors.json (created by tests/setup)");
   std::vector<std::string> families;
   for (const auto& v : nlohmann::json::parse(read_file(vectors))) {
     const TokenizerPtr tokenizer = tokenizer_with(v["control"], v["bos"], v["eos"], v["add_bos"]);
@@ -151,9 +151,9 @@ TEST(ChatTemplate, EveryFamilyLaysOutWhatJinjaLaysOut) {
     for (const auto& c : v["conversations"]) {
       const std::string bos(tokenizer->piece(tokenizer->bos())), text = c["text"];
       const std::string expected = (v["add_bos"] && text.rfind(bos, 0) != 0 ? bos : "") + text;
-      EXPECT_EQ(laid_out(recognised, *tokenizer, c["messages"]), expected) << v["family"];
+      EXPECT_EQ(prompt_of(recognised, *tokenizer, c["messages"]), expected) << v["family"];
       if (!v["named"]) continue;
-      EXPECT_EQ(laid_out(named, *tokenizer, c["messages"]), expected) << v["family"];
+      EXPECT_EQ(prompt_of(named, *tokenizer, c["messages"]), expected) << v["family"];
     }
     EXPECT_EQ(v["conversations"].size(), 6u);
     if (v["named"]) families.push_back(v["family"]);
@@ -162,7 +162,7 @@ TEST(ChatTemplate, EveryFamilyLaysOutWhatJinjaLaysOut) {
     EXPECT_EQ(std::count(families.begin(), families.end(), family.name), 1) << family.name;
 }
 
-TEST(ChatTemplate, FamiliesAreFoundByName) {
+TEST(ChatTemplate, FindsFamiliesByName) {
   for (const ChatFamily& family : chat_families()) {
     EXPECT_EQ(find_chat_family(family.key), &family);
     EXPECT_EQ(find_chat_family(family.name), &family);
@@ -172,7 +172,7 @@ TEST(ChatTemplate, FamiliesAreFoundByName) {
   for (const char* none : {"", "llama", "-", "zephyr2", "plain text"}) EXPECT_EQ(find_chat_family(none), nullptr);
 }
 
-TEST(ChatTemplate, AFamilyNeedsItsTokens) {
+TEST(ChatTemplate, RequiresTokensOfFamily) {
   ChatTemplate chat;
   chat.default_system = "before";
   std::string error;
@@ -186,7 +186,7 @@ TEST(ChatTemplate, AFamilyNeedsItsTokens) {
   EXPECT_TRUE(chat.stop_ids.empty());
 }
 
-TEST(ChatTemplate, ControlTokensAreTokensAndNotText) {
+TEST(ChatTemplate, StoresControlTokensAsIds) {
   for (const Case& c : cases()) {
     ChatTemplate chat;
     std::string family;
@@ -200,7 +200,7 @@ TEST(ChatTemplate, ControlTokensAreTokensAndNotText) {
   }
 }
 
-TEST(ChatTemplate, SmolLm2HasASystemPromptOfItsOwn) {
+TEST(ChatTemplate, KeepsDefaultSystemPrompt) {
   ChatTemplate chat;
   std::string family;
   ASSERT_TRUE(recognise_chat_template(kSmolLm2, *chatml_tokenizer(), chat, family)) << family;
@@ -209,8 +209,8 @@ TEST(ChatTemplate, SmolLm2HasASystemPromptOfItsOwn) {
   EXPECT_EQ(chat.default_system, "");
 }
 
-// The same program, written otherwise.
-TEST(ChatTemplate, SpellingDoesNotMatter) {
+// The same program in other spellings.
+TEST(ChatTemplate, AcceptsEquivalentSpellings) {
   const char* others[] = {
       "{%- for message in messages -%}\n  {%- if loop.first and messages[0].role != \"system\" -%}\n"
       "    {{- '<|im_start|>system\\nBe kind.<|im_end|>\\n' -}}\n  {%- endif -%}\n"
@@ -229,7 +229,7 @@ TEST(ChatTemplate, SpellingDoesNotMatter) {
   }
 }
 
-/// The reason why a template is not recognised; nothing may come of it.
+/// The reason why a template is not recognised; the chat template must stay empty.
 std::string reason(const std::string& jinja, const Tokenizer& tokenizer) {
   ChatTemplate chat;
   chat.default_system = "before";
@@ -246,7 +246,7 @@ std::string replaced(std::string text, const std::string& from, const std::strin
   return text.replace(text.find(from), from.size(), to);
 }
 
-TEST(ChatTemplate, WhatIsNotKnownIsSaid) {
+TEST(ChatTemplate, ReportsUnknownSteps) {
   const TokenizerPtr owner = chatml_tokenizer();
   const Tokenizer& chatml = *owner;
   EXPECT_EQ(reason("", chatml), "not of a known family");
@@ -256,8 +256,9 @@ TEST(ChatTemplate, WhatIsNotKnownIsSaid) {
   EXPECT_EQ(reason(kSmolLm2, *llama2_tokenizer()), "expected the token <|im_start|> in the vocabulary, found none");
   EXPECT_EQ(reason(replaced(kSmolLm2, "<|im_start|>assistant\n", "<|im_start|>Assistant\n"), chatml),
             "unknown step of ChatML: add_generation_prompt: <|im_start|>Assistant\\n");
-  EXPECT_EQ(reason(replaced(kSmolLm2, "message['content']", "message['content'] | upper"), chatml).find("unknown step of"),
-            0u);
+  EXPECT_EQ(
+      reason(replaced(kSmolLm2, "message['content']", "message['content'] | upper"), chatml).find("unknown step of"),
+      0u);
   EXPECT_EQ(reason(replaced(kSmolLm2, "{% if add_generation_prompt %}", ""), chatml), "{% endif %}: unknown here");
   EXPECT_EQ(reason(replaced(kSmolLm2, "{% endif %}{{'<|im_start|>'", "{{'<|im_start|>'"), chatml).find("{% endfor %}"),
             0u);
@@ -265,8 +266,8 @@ TEST(ChatTemplate, WhatIsNotKnownIsSaid) {
   EXPECT_EQ(reason("{% for message in messages %}<|im_start|>{% endfor %}", chatml).find("unknown step of ChatML"), 0u);
 }
 
-// No program is run, whatever it may do: what is not a known step makes the template unknown.
-TEST(ChatTemplate, ProgramsAreNotRun) {
+// A template with any unknown step is not recognised.
+TEST(ChatTemplate, RunsNoPrograms) {
   const TokenizerPtr chatml = chatml_tokenizer();
   const std::string loop = "{% for message in messages %}";
   for (const std::string program :
@@ -282,21 +283,21 @@ TEST(ChatTemplate, ProgramsAreNotRun) {
   }
 }
 
-TEST(ChatTemplate, EveryTruncationEndsInAReason) {
+TEST(ChatTemplate, ReportsReasonForEveryTruncation) {
   for (const Case& c : cases()) {
     const std::string whole = c.jinja;
     for (size_t n = 0; n < whole.size(); n++) {
       ChatTemplate chat;
       std::string why;
       if (recognise_chat_template(whole.substr(0, n), *c.tokenizer, chat, why))
-        EXPECT_TRUE(chat.known()) << n;  // what was cut off did not matter
+        EXPECT_TRUE(chat.known()) << n;  // the missing part has no effect
       else
         EXPECT_NE(why, "") << n;
     }
   }
 }
 
-TEST(ChatTemplate, HostileTextsNeitherCrashNorTakeLong) {
+TEST(ChatTemplate, HandlesHostileTexts) {
   const TokenizerPtr owner = chatml_tokenizer();
   const Tokenizer& chatml = *owner;
   const std::string mark = "<|im_start|>";
@@ -327,8 +328,8 @@ TEST(ChatTemplate, HostileTextsNeitherCrashNorTakeLong) {
     }
 }
 
-// BOS and EOS whose texts are the names of variables.
-TEST(ChatTemplate, ATokenMayBeCalledLikeItsVariable) {
+// BOS and EOS with the names of variables as texts.
+TEST(ChatTemplate, HandlesTokensNamedLikeVariables) {
   const TokenizerPtr odd = tokenizer_with({"<unk>", "{bos_token}", "{eos_token}{eos_token}"}, 1, 2, true);
   ChatTemplate chat;
   std::string why;
@@ -337,4 +338,4 @@ TEST(ChatTemplate, ATokenMayBeCalledLikeItsVariable) {
   EXPECT_NE(why, "");
 }
 
-}  // namespace
+}  // namespace chat_template_test

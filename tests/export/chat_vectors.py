@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Conversations as chat templates lay them out, for tests/chat_template_test.cpp: tests/chat_vectors.py > FILE.json
+"""Conversations rendered by chat templates, for chat_template_test.cpp: tests/export/chat_vectors.py > FILE.json
 
-The templates are those of public checkpoints, rendered as transformers' apply_chat_template does it: by Jinja, sandboxed,
-with trim_blocks and lstrip_blocks, and with a generation prompt. Needs the package jinja2.
+The templates are from public checkpoints, rendered like transformers' apply_chat_template: by sandboxed Jinja with
+trim_blocks and lstrip_blocks, and with a generation prompt. Requires the package jinja2.
 """
 import json
 import sys
@@ -27,7 +27,7 @@ SYSTEM_SET_APART = (
     "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = SYSTEM %}{% endif %}"
     "{% for message in loop_messages %}" + ALTERNATE)
 
-# (family, does --template of it give the same, what it was taken from, tokens, template)
+# (family, whether --template NAME gives the same, source, tokens, template)
 TEMPLATES = [
     ("Zephyr", True, "TinyLlama-1.1B-Chat-v1.0, zephyr-7b-beta", LLAMA,
      "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\\n' + message['content'] + "
@@ -68,11 +68,11 @@ TEMPLATES = [
      SYSTEM_IN_FRONT + "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] | trim + '\\n' }}"
      "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' + message['content'] | trim + eos_token + '\\n' }}"
      "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"),
-    ("plain", True, "texts alone, a line each", LLAMA,
+    ("plain", True, "texts only, one per line", LLAMA,
      "{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"),
 ]
 
-# Texts that look like programs, tokens or marks; in many scripts; with white space around them.
+# Texts that look like programs, tokens or marks, in several scripts, with white space at both ends.
 MESSAGES = [
     ("Hi there", "Hello!"),
     ("Why? \U0001f642\n", "  Because.\n"),
@@ -99,7 +99,7 @@ def main():
                 messages = [{"role": "system", "content": system}] if system else []
                 for question, reply in MESSAGES[:turns]:
                     messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-                messages.pop()  # the reply that is to come
+                messages.pop()  # the last reply is to be generated
                 text = template.render(messages=messages, add_generation_prompt=True,
                                        bos_token=tokens["control"][tokens["bos"]],
                                        eos_token=tokens["control"][tokens["eos"]])

@@ -1,26 +1,22 @@
-// checkpoint_test.cpp: folders of Hugging Face's transformers, made here. config.json becomes the configuration or is
-// refused by the field's name; every tensor is there, once, in the right shape; an index of shards tells the truth and
-// leads nowhere else.
+// checkpoint_test.cpp: folders in the format of Hugging Face's transformers, made here. config.json is read or rejected with the name of the field; every tensor must exist once with the right shape; an index of shards must be correct and stay within the folder.
 #include "../../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
 
+#include "../support/allocation_limit.hpp"
 #include "../support/hf_model.hpp"
 #include "../support/test_data.hpp"
 #include "../support/tiny_model.hpp"
 
-// With the address sanitizer: no file, whatever it says, may ask for more memory than this.
-extern "C" const char* __asan_default_options() { return "max_allocation_size_mb=64"; }
-
-namespace {
+namespace checkpoint_test {
 
 using namespace pocket;
 using namespace hf;
 using tiny::Floats;
 
-/// A folder with a model in it, to be spoilt.
+/// A folder with a valid model, which tests corrupt.
 struct HfFolder {
-  TemporaryFolder outside;  // the model's is in it
+  TemporaryFolder outside;  // contains the model's folder
   std::string path = outside.file("model");
   Json config = small_config();
   AllWeights weights;
@@ -50,13 +46,13 @@ struct HfFolder {
     EXPECT_TRUE(ok || error.rfind(path, 0) == 0) << error;
     return ok;
   }
-  /// The error behind the folder's name; "" if it opens.
+  /// The error after the folder's name; "" if it opens.
   std::string what(const std::string& file = "") {
     open(file);
     const size_t more = error.rfind(path + "/", 0) == 0 ? 1 : 2;  // "FOLDER/FILE: ..." or "FOLDER: ..."
     return error.substr(std::min(error.size(), path.size() + more));
   }
-  /// The same with another config.json.
+  /// The error with another config.json.
   std::string with(const Json& json) {
     write("config.json", json.dump());
     return what();
@@ -89,9 +85,9 @@ struct HfFolder {
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-// ---- What opens ----
+// ---- Valid folders ----
 
-TEST(Folder, ItsConfigurationArrives) {
+TEST(HuggingFaceFolder, ReadsConfiguration) {
   HfFolder f;
   ASSERT_TRUE(f.open()) << f.error;
   const Config& k = f.c.config;
@@ -112,7 +108,7 @@ TEST(Folder, ItsConfigurationArrives) {
   EXPECT_FALSE(f.c.has_tokenizer);
 }
 
-TEST(Folder, EveryTensorIsThereWithItsRowsInTheirOrder) {
+TEST(HuggingFaceFolder, ReadsEveryTensorInStoredRowOrder) {
   HfFolder f;
   ASSERT_TRUE(f.open()) << f.error;
   f.expect_all_numbers();
@@ -123,7 +119,7 @@ TEST(Folder, EveryTensorIsThereWithItsRowsInTheirOrder) {
   }
 }
 
-TEST(Folder, AHeadMayHaveAWidthOfItsOwn) {
+TEST(HuggingFaceFolder, ReadsHeadDim) {
   Json json = small_config();
   json["head_dim"] = 6;
   HfFolder f(json);
@@ -131,13 +127,14 @@ TEST(Folder, AHeadMayHaveAWidthOfItsOwn) {
   EXPECT_EQ(f.c.config.head_dim, 6);
   EXPECT_EQ(f.c.tensors["layers.0.wq"].rows, 24);
   f.expect_all_numbers();
-  f.config["num_attention_heads"] = 3, f.config["num_key_value_heads"] = 3;  // 8 is no multiple of it, and need not be
+  f.config["num_attention_heads"] = 3;
+  f.config["num_key_value_heads"] = 3;  // 8 is not a multiple of 3; with head_dim this is valid
   f.weights = weights_of(f.config);
   f.save();
   EXPECT_TRUE(f.open()) << f.error;
 }
 
-TEST(Folder, WhatIsAbsentOrNullHasTransformersDefaults) {
+TEST(HuggingFaceFolder, UsesTransformersDefaults) {
   Json json = small_config();
   for (const bool null : {false, true}) {
     for (const char* key :
@@ -145,7 +142,8 @@ TEST(Folder, WhatIsAbsentOrNullHasTransformersDefaults) {
           "attention_bias", "tie_word_embeddings", "rope_scaling", "head_dim", "torch_dtype"})
       if (json.erase(key); null) json[key] = nullptr;
     Json with_heads = json;
-    with_heads["num_key_value_heads"] = 4, with_heads["head_dim"] = 2;
+    with_heads["num_key_value_heads"] = 4;
+    with_heads["head_dim"] = 2;
     HfFolder f(with_heads);
     EXPECT_EQ(f.with(json), "");
     EXPECT_EQ(f.c.config.n_kv_heads, 4);
@@ -156,7 +154,7 @@ TEST(Folder, WhatIsAbsentOrNullHasTransformersDefaults) {
   }
 }
 
-TEST(Folder, TiedTheOutputIsTheEmbedding) {
+TEST(HuggingFaceFolder, TiesOutputToEmbedding) {
   HfFolder f;
   f.config["tie_word_embeddings"] = true;
   for (const bool has_head : {true, false}) {
@@ -171,7 +169,7 @@ TEST(Folder, TiedTheOutputIsTheEmbedding) {
   EXPECT_EQ(f.what(), "tensor lm_head.weight: expected shape (5, 8), found no such tensor");
 }
 
-TEST(Folder, ItCanBeNamedByItsFile) {
+TEST(HuggingFaceFolder, OpensByFileName) {
   HfFolder f;
   EXPECT_EQ(f.what("model.safetensors"), "");
   f.expect_all_numbers();
@@ -179,17 +177,18 @@ TEST(Folder, ItCanBeNamedByItsFile) {
   std::filesystem::rename(f.path + "/model.safetensors", f.path + "/other.safetensors");
   EXPECT_EQ(f.what("other.safetensors"), "");
   EXPECT_EQ(f.what(),
-            "expected weights (model.safetensors, pytorch_model.bin, or the index of shards), found none; to read a file with another name, name the file");
+            "expected weights (model.safetensors, pytorch_model.bin, or the index of shards), found none; to read a "
+            "file with another name, name the file");
 }
 
-TEST(Folder, RotaryFrequenciesThatOldVersionsSavedDoNotMatter) {
+TEST(HuggingFaceFolder, IgnoresSavedRopeFrequencies) {
   HfFolder f;
   f.weights["model.layers.1.self_attn.rotary_emb.inv_freq"] = {{1}, {1}};
   f.save();
   EXPECT_EQ(f.what(), "");
 }
 
-TEST(Folder, ALicenceIsFoundOnTheModelCard) {
+TEST(HuggingFaceFolder, ReadsLicenceFromModelCard) {
   HfFolder f;
   const std::pair<const char*, const char*> all[] = {{"---\nlanguage: en\nlicense: mit\n---\n# Model", "mit"},
                                                      {"---\r\nlicense: mit\r\n---\n", ""},
@@ -206,9 +205,9 @@ TEST(Folder, ALicenceIsFoundOnTheModelCard) {
   }
 }
 
-// ---- The tokenizer, and what ends a text ----
+// ---- Tokenizer and end-of-text ids ----
 
-TEST(Folder, ItsTokenizerComesWithIt) {
+TEST(HuggingFaceFolder, ReadsTokenizer) {
   NEED_DATA(data, "hf/gqa-f32");
   Json json = small_config();
   json["vocab_size"] = 512;
@@ -227,14 +226,15 @@ TEST(Folder, ItsTokenizerComesWithIt) {
       << f.error;
 }
 
-TEST(Folder, AnotherModelsTokenizerIsRefused) {
+TEST(HuggingFaceFolder, RejectsTokenizerOfAnotherModel) {
   NEED_DATA(data, "hf/gqa-f32/tokenizer.model");
   HfFolder f;
   f.write("tokenizer.model", read_file(data));
-  EXPECT_EQ(f.what(), "tokenizer.model: expected the model's 5 tokens, found 512; this is the tokenizer of another model");
+  EXPECT_EQ(f.what(),
+            "tokenizer.model: expected the model's 5 tokens, found 512; this is the tokenizer of another model");
 }
 
-TEST(Folder, IdsThatEndATextAreIdsOfTheVocabulary) {
+TEST(HuggingFaceFolder, ChecksEndOfTextIds) {
   HfFolder f;
   EXPECT_EQ(f.with("eos_token_id", 4), "");
   EXPECT_EQ(f.c.stop_ids, std::vector<int>{4});
@@ -254,7 +254,7 @@ TEST(Folder, IdsThatEndATextAreIdsOfTheVocabulary) {
   EXPECT_EQ(f.what(), "generation_config.json:1:19: expected ',' or '}', found the end");
 }
 
-TEST(Folder, TokensAddedAfterTrainingAreMarked) {
+TEST(HuggingFaceFolder, ReadsAddedTokens) {
   NEED_DATA(data, "hf/gqa-f32/tokenizer.model");
   Json json = small_config();
   json["vocab_size"] = 520;
@@ -292,7 +292,7 @@ TEST(Folder, TokensAddedAfterTrainingAreMarked) {
   }
 }
 
-TEST(Folder, EveryFileOfSettingsIsAnObject) {
+TEST(HuggingFaceFolder, RejectsSettingsThatAreNotAnObject) {
   for (const char* name : {"generation_config.json", "tokenizer_config.json"}) {
     HfFolder f;
     for (const char* bad : {"", "{", "[2", "{\"eos_token_id\": }"}) {
@@ -301,19 +301,19 @@ TEST(Folder, EveryFileOfSettingsIsAnObject) {
     }
     for (const char* bad : {"[2]", "\"text\"", "5", "true"}) {
       f.write(name, bad);
-      EXPECT_EQ(f.what().find(name), 0u) << name << " that is " << bad << " opened";
+      EXPECT_EQ(f.what().find(name), 0u) << name << " with " << bad << " opened";
     }
   }
 }
 
-TEST(Folder, NumbersOf16BitsAreRead) {
+TEST(HuggingFaceFolder, Reads16BitWeights) {
   for (const bool bf16 : {false, true}) {
     HfFolder f;
     Json header = Json::object();
     std::string data;
     for (auto& [name, w] : f.weights) {
       const size_t begin = data.size();
-      for (float& number : w.numbers) {  // -1, 1.5 or 2, which both formats have
+      for (float& number : w.numbers) {  // -1, 1.5 or 2, which both formats represent exactly
         const int which = std::abs(int(number * 100)) % 3;
         const uint16_t f16[] = {0xBC00, 0x3E00, 0x4000}, b16[] = {0xBF80, 0x3FC0, 0x4000};
         const uint16_t bits = bf16 ? b16[which] : f16[which];
@@ -345,7 +345,7 @@ const Field kFields[] = {{"hidden_size", 1 << 16, true},
                          {"max_position_embeddings", 1 << 22, false},
                          {"head_dim", 1024, false}};
 
-TEST(ConfigJson, NeededFieldsThatAreMissing) {
+TEST(ConfigJson, RejectsMissingFields) {
   HfFolder f;
   for (const Field& field : kFields) {
     if (!field.needed) continue;
@@ -356,7 +356,7 @@ TEST(ConfigJson, NeededFieldsThatAreMissing) {
   EXPECT_EQ(f.without("model_type"), "config.json:1:1: \"model_type\": expected a string, found nothing");
 }
 
-TEST(ConfigJson, FieldsOfAnotherKind) {
+TEST(ConfigJson, RejectsFieldsOfWrongKind) {
   HfFolder f;
   for (const Field& field : kFields) {
     for (const Json& value : {Json("8"), Json(true), Json::array({8}), Json::object(), Json(8.0), Json(8.5)})
@@ -390,7 +390,7 @@ TEST(ConfigJson, FieldsOfAnotherKind) {
         << key << ": " << f.error;
 }
 
-TEST(ConfigJson, SizesThatCannotBe) {
+TEST(ConfigJson, RejectsInvalidSizes) {
   HfFolder f;
   for (const Field& field : kFields)
     for (const int64_t value : {int64_t(0), field.most + 1, int64_t(INT32_MAX)}) {
@@ -410,7 +410,7 @@ TEST(ConfigJson, SizesThatCannotBe) {
   EXPECT_TRUE(contains(f.what(), "\"rms_norm_eps\": expected a finite number, found 1e999")) << f.error;
 }
 
-TEST(ConfigJson, TheLargestSizesMeetTheTensors) {
+TEST(ConfigJson, ComparesLargestSizesWithTensors) {
   HfFolder f;
   for (const Field& field : kFields) {
     if (field.name == std::string("max_position_embeddings") || field.name == std::string("num_key_value_heads"))
@@ -427,7 +427,7 @@ TEST(ConfigJson, TheLargestSizesMeetTheTensors) {
   EXPECT_EQ(f.with("max_position_embeddings", 1 << 22), "") << "no tensor depends on it";
 }
 
-TEST(ConfigJson, HeadsThatDoNotDivide) {
+TEST(ConfigJson, RejectsHeadsThatDoNotDivide) {
   HfFolder f;
   EXPECT_TRUE(contains(f.with("num_attention_heads", 3),
                        "\"hidden_size\": expected a multiple of num_attention_heads, found 8"));
@@ -438,7 +438,7 @@ TEST(ConfigJson, HeadsThatDoNotDivide) {
   EXPECT_TRUE(contains(f.with("head_dim", 3), "head_dim: expected an even number, found 3")) << f.error;
 }
 
-TEST(ConfigJson, WhatWouldBeAnotherFunctionIsRefusedByName) {
+TEST(ConfigJson, RejectsOtherArchitectures) {
   HfFolder f;
   const auto refused = [&](const std::string& key, const Json& value, const std::string& why) {
     EXPECT_TRUE(contains(f.with(key, value), "config.json:1:") && contains(f.error, "\"" + key + "\": expected " + why))
@@ -457,7 +457,7 @@ TEST(ConfigJson, WhatWouldBeAnotherFunctionIsRefusedByName) {
   EXPECT_EQ(f.with("partial_rotary_factor", 1.0), "");
 }
 
-TEST(ConfigJson, MistralIsALlamaWithinItsWindow) {
+TEST(ConfigJson, AcceptsMistralWithinItsWindow) {
   Json json = small_config();
   json["model_type"] = "mistral";
   HfFolder f(json);
@@ -470,7 +470,7 @@ TEST(ConfigJson, MistralIsALlamaWithinItsWindow) {
   EXPECT_TRUE(contains(f.without("num_key_value_heads"), "num_key_value_heads: expected 1 to 4, found 8")) << f.error;
 }
 
-TEST(ConfigJson, ThatIsNoneIsRefused) {
+TEST(ConfigJson, RejectsInvalidJson) {
   HfFolder f;
   const std::pair<const char*, const char*> all[] = {
       {"", "config.json:1:1: expected a value, found the end"},
@@ -492,7 +492,7 @@ TEST(ConfigJson, ThatIsNoneIsRefused) {
   EXPECT_TRUE(contains(f.what(), "found a LoRA adapter; name its base model, and the adapter with --lora"));
 }
 
-TEST(ConfigJson, EveryTruncationAndManySpoiltOnesAreNoCrash) {
+TEST(ConfigJson, SurvivesTruncationAndDamage) {
   HfFolder f;
   const std::string whole = f.config.dump();
   for (size_t n = 0; n < whole.size(); n++) {
@@ -518,7 +518,7 @@ TEST(ConfigJson, EveryTruncationAndManySpoiltOnesAreNoCrash) {
 
 // ---- Rotary frequencies ----
 
-TEST(Rope, LinearArrives) {
+TEST(ConfigJsonRope, ReadsLinearScaling) {
   HfFolder f;
   for (const char* key : {"type", "rope_type"}) {
     ASSERT_EQ(f.with("rope_scaling", {{key, "linear"}, {"factor", 2.5}}), "");
@@ -534,7 +534,7 @@ const Json kLlama3 = {{"rope_type", "llama3"},
                       {"high_freq_factor", 6.0},
                       {"original_max_position_embeddings", 8192}};
 
-TEST(Rope, Llama3Arrives) {
+TEST(ConfigJsonRope, ReadsLlama3Scaling) {
   HfFolder f;
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     ASSERT_EQ(f.with(key, kLlama3), "");
@@ -547,7 +547,7 @@ TEST(Rope, Llama3Arrives) {
   }
 }
 
-TEST(Rope, NewerFilesHaveThetaAmongTheParameters) {
+TEST(ConfigJsonRope, ReadsThetaFromRopeParameters) {
   HfFolder f;
   ASSERT_EQ(f.with("rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1000000.0}}), "");
   EXPECT_EQ(f.c.config.rope_theta, 1000000.f);
@@ -561,7 +561,7 @@ TEST(Rope, NewerFilesHaveThetaAmongTheParameters) {
   EXPECT_EQ(f.c.config.rope_theta, 20000.f);
 }
 
-TEST(Rope, UnknownKindsAreRefusedByName) {
+TEST(ConfigJsonRope, RejectsUnknownTypes) {
   HfFolder f;
   for (const char* type : {"dynamic", "yarn", "longrope", "su", "Linear", ""})
     for (const char* key : {"type", "rope_type"}) {
@@ -575,7 +575,7 @@ TEST(Rope, UnknownKindsAreRefusedByName) {
   EXPECT_TRUE(contains(f.with("rope_scaling", {{"type", 1}, {"factor", 2.0}}), "\"type\": expected a string, found 1"));
 }
 
-TEST(Rope, WhatIsMissingOrImpossibleIsNamed) {
+TEST(ConfigJsonRope, RejectsMissingAndInvalidSettings) {
   HfFolder f;
   for (const char* key : {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}) {
     Json rope = kLlama3;
@@ -612,7 +612,7 @@ TEST(Rope, WhatIsMissingOrImpossibleIsNamed) {
   EXPECT_TRUE(contains(f.with("rope_scaling", {{"type", "linear"}}), "\"factor\": expected a number, found nothing"));
 }
 
-TEST(Rope, AScalingThatIsNoObjectIsRefused) {
+TEST(ConfigJsonRope, RejectsScalingThatIsNotAnObject) {
   HfFolder f;
   for (const char* key : {"rope_scaling", "rope_parameters"})
     for (const Json& bad : {Json("linear"), Json(4.0), Json::array({"linear", 4.0}), Json(true)})
@@ -622,7 +622,7 @@ TEST(Rope, AScalingThatIsNoObjectIsRefused) {
 
 // ---- Tensors ----
 
-TEST(Tensors, EachOneThatIsMissingIsNamed) {
+TEST(FolderTensors, ReportsMissingTensors) {
   HfFolder f;
   for (const auto& [theirs, ours] : names(2)) {
     AllWeights left = f.weights;
@@ -634,7 +634,7 @@ TEST(Tensors, EachOneThatIsMissingIsNamed) {
   }
 }
 
-TEST(Tensors, EachOneOfAnotherShapeIsNamed) {
+TEST(FolderTensors, ReportsWrongShapes) {
   HfFolder f;
   for (const auto& [theirs, ours] : names(2)) {
     const std::vector<int> shape = f.weights[theirs].shape;
@@ -653,7 +653,7 @@ TEST(Tensors, EachOneOfAnotherShapeIsNamed) {
   }
 }
 
-TEST(Tensors, OneTooManyIsNamed) {
+TEST(FolderTensors, ReportsExtraTensors) {
   HfFolder f;
   for (const char* extra :
        {"model.layers.0.self_attn.q_proj.bias", "model.layers.1.self_attn.q_norm.weight", "lm_head.bias",
@@ -667,7 +667,7 @@ TEST(Tensors, OneTooManyIsNamed) {
   }
 }
 
-TEST(Tensors, AFileCutShortAnywhereIsRefused) {
+TEST(FolderTensors, RejectsTruncatedFiles) {
   HfFolder f;
   const std::string whole = safetensors_of(f.weights);
   for (size_t n = 0; n < whole.size(); n += 13) {
@@ -676,13 +676,14 @@ TEST(Tensors, AFileCutShortAnywhereIsRefused) {
   }
 }
 
-TEST(Tensors, OfPyTorchsOldFilesItSaysWhatToDo) {
+TEST(FolderTensors, ExplainsOldPyTorchFiles) {
   HfFolder f;
   f.remove("model.safetensors");
   f.write("pytorch_model.bin", "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.");
-  EXPECT_EQ(
-      f.what(),
-      "pytorch_model.bin: expected a safetensors or PyTorch file, found a Python pickle (old PyTorch checkpoint); load the model in Python and save it again in the format of PyTorch 1.6 or later (torch.save(torch.load(OLD), NEW)) or as safetensors");
+  EXPECT_EQ(f.what(),
+            "pytorch_model.bin: expected a safetensors or PyTorch file, found a Python pickle (old PyTorch "
+            "checkpoint); load the model in Python and save it again in the format of PyTorch 1.6 or later "
+            "(torch.save(torch.load(OLD), NEW)) or as safetensors");
 }
 
 // ---- Shards ----
@@ -718,7 +719,7 @@ struct Sharded : HfFolder {
 const char kFirst[] = "model-00001-of-00003.safetensors", kSecond[] = "model-00002-of-00003.safetensors";
 const char kIndex[] = "model.safetensors.index.json";
 
-TEST(Shards, TogetherAreTheModel) {
+TEST(FolderShards, FormTheModel) {
   Sharded f;
   ASSERT_EQ(f.what(), "");
   EXPECT_EQ(f.c.files.size(), 3u);
@@ -727,14 +728,14 @@ TEST(Shards, TogetherAreTheModel) {
   f.expect_all_numbers();
 }
 
-TEST(Shards, AWholeFileGoesBeforeThem) {
+TEST(FolderShards, ASingleFileTakesPrecedence) {
   Sharded f;
   f.save();
   ASSERT_EQ(f.what(), "");
   EXPECT_EQ(f.c.files.size(), 1u);
 }
 
-TEST(Shards, NamesThatLeadOutOfTheFolderAreRefused) {
+TEST(FolderShards, RejectsPathsOutsideTheFolder) {
   Sharded f;
   std::filesystem::copy(f.path + "/" + kFirst, f.outside.file(kFirst));
   std::filesystem::create_directory(f.path + "/sub");
@@ -757,7 +758,7 @@ TEST(Shards, NamesThatLeadOutOfTheFolderAreRefused) {
         << f.error;
 }
 
-TEST(Shards, EachHasToBeThere) {
+TEST(FolderShards, RejectsMissingShards) {
   Sharded f;
   EXPECT_EQ(f.with_shard("lm_head.weight", "none.safetensors"), "none.safetensors: No such file or directory");
   std::filesystem::create_directory(f.path + "/sub");
@@ -771,7 +772,7 @@ TEST(Shards, EachHasToBeThere) {
   EXPECT_TRUE(contains(f.what(), kSecond) && contains(f.error, "(truncated?)")) << f.error;
 }
 
-TEST(Shards, TheIndexHasToAgreeWithThem) {
+TEST(FolderShards, RejectsIndexThatDisagrees) {
   Sharded f;
   const std::string tensor = f.shards[kFirst].begin()->first;
   EXPECT_TRUE(contains(f.with_shard(tensor, kSecond),
@@ -791,7 +792,7 @@ TEST(Shards, TheIndexHasToAgreeWithThem) {
             std::string(kSecond) + ": tensor " + tensor + ": expected once, found also in " + f.path + "/" + kFirst);
 }
 
-TEST(Shards, AnIndexThatIsNoneIsRefused) {
+TEST(FolderShards, RejectsInvalidIndex) {
   Sharded f;
   const std::pair<const char*, const char*> all[] = {
       {"", ":1:1: expected a value, found the end"},
@@ -821,4 +822,4 @@ TEST(Shards, AnIndexThatIsNoneIsRefused) {
   }
 }
 
-}  // namespace
+}  // namespace checkpoint_test

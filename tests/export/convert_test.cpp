@@ -1,5 +1,5 @@
-// convert_test.cpp: export/convert as its users run it, and models/get on top of it. What goes wrong leaves nothing
-// behind: no half of a model file, under no name.
+// convert_test.cpp: runs export/convert and models/get as users do. A failure leaves no partial file behind, under any
+// name.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -7,7 +7,7 @@
 #include "../support/program.hpp"
 #include "../support/test_data.hpp"
 
-namespace {
+namespace convert_test {
 
 ProgramResult convert(std::vector<std::string> args, const ProgramOptions& options = {}) {
   args.insert(args.begin(), POCKET_CONVERT);
@@ -25,31 +25,37 @@ TEST(Convert, HelpTeaches) {
   const ProgramResult r = convert({"--help"});
   EXPECT_EQ(r.status, 0);
   for (const char* word :
-       {"safetensors", "PyTorch", "GGUF", "llama2.c", "-o", "--type", "-z", "--random", "tinyllama-1.1b", "--calibrate",
-        "--head", "--report", "--lora", "Q2_K", "IQ4_XS", "tokenizer.json"})
+       {"safetensors",       "PyTorch",     "GGUF",         "llama2.c", "-o",     "--type", "-z",     "--random",
+        "tinyllama-1.1b",    "--calibrate", "--head",       "--report", "--lora", "Q2_K",   "IQ4_XS", "tokenizer.json",
+        "--calibrate-steps", "zephyr",      "megabyte-24m", "130"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
-TEST(Convert, WrongUsageIsNamed) {
+TEST(Convert, ReportsWrongUsage) {
   expect_failure(2, {}, {"expected a checkpoint"});
   expect_failure(2, {"x"}, {"-o OUT.bin"});
   expect_failure(2, {"x", "y", "-o", "z"}, {"one checkpoint"});
   expect_failure(2, {"x", "-o", "z", "--type", "q5"}, {"--type: expected q4, q8 or f32, found 'q5'"});
-  expect_failure(2, {"x", "-o"}, {"-o: expected a value"});
-  expect_failure(2, {"x", "-o", "z", "--tipe", "q4"}, {"--tipe: no such option"});
+  expect_failure(2, {"x", "-o"}, {"-o", "FILE"});
+  expect_failure(2, {"x", "-o", "z", "--tipe", "q4"}, {"--tipe: no such option", "--type"});
   expect_failure(2, {"x", "--random", "tiny", "-o", "z"}, {"--random"});
-  expect_failure(2, {"x", "-o", "z", "--type", "q8", "--calibrate", "t"}, {"--calibrate: is for --type q4"});
-  expect_failure(2, {"x", "-o", "z", "--type", "f32", "--head", "q8"}, {"--head: is for --type q4"});
+  expect_failure(2, {"x", "-o", "z", "--type", "q8", "--calibrate", "t"}, {"--calibrate: only valid with --type q4"});
+  expect_failure(2, {"x", "-o", "z", "--type", "f32", "--head", "q8"}, {"--head: only valid with --type q4"});
   expect_failure(2, {"x", "-o", "z", "--head", "f32"}, {"--head: expected q4 or q8, found 'f32'"});
-  expect_failure(2, {"x", "-o", "z", "--report", "r.csv"}, {"--report", "--calibrate"});
-  expect_failure(2, {"x", "-o", "z", "--calibrate-steps", "gptq"}, {"--calibrate-steps", "--calibrate TEXT"});
+  expect_failure(2, {"x", "-o", "z", "--report", "r.csv"}, {"--report: requires --calibrate TEXT"});
+  expect_failure(2, {"x", "-o", "z", "--calibrate-steps", "gptq"}, {"--calibrate-steps: requires --calibrate TEXT"});
   expect_failure(2, {"x", "-o", "z", "--calibrate", "t", "--calibrate-steps", "gtpq"},
                  {"--calibrate-steps: expected search, gptq, mismatch or all, found 'gtpq'"});
   expect_failure(2, {"x", "-o", "z", "--calibrate", "t", "--report", "r.txt"}, {".csv or .html", "r.txt"});
   expect_failure(2, {"--random", "huge", "-o", "z"}, {"huge", "tinyllama-1.1b", "smollm2-135m"});
+  expect_failure(2, {"x", "-o", "z", "--type="}, {"--type"});
+  expect_failure(2, {"x", "-o", "z", "--calibrate", ""}, {"--calibrate"});
+  expect_failure(2, {"x", "--help=1"}, {"--help"});
+  expect_failure(2, {"--random", "tiny", "-o", "z", "--lora", "a"}, {"--lora: only valid for a checkpoint"});
+  expect_failure(2, {"--random", "tiny", "-o", "z", "--config", "c"}, {"--config: only valid for a checkpoint"});
 }
 
-TEST(Convert, WhatIsNoCheckpointIsNamed) {
+TEST(Convert, DescribesUnsupportedFiles) {
   const TemporaryFolder t, out;
   const std::string o = out.file("o.bin");
   expect_failure(1, {t.file("none"), "-o", o}, {"none", "No such file"});
@@ -64,8 +70,8 @@ TEST(Convert, WhatIsNoCheckpointIsNamed) {
   EXPECT_EQ(out.list(), "");
 }
 
-// As if it had been made of that type at once; what it carries comes along.
-TEST(Convert, AModelOfF32BecomesAnotherType) {
+// The result equals a model converted to that type directly, and keeps tokenizer and chat template.
+TEST(Convert, ConvertsF32ModelsToOtherTypes) {
   const TemporaryFolder t;
   ASSERT_EQ(convert({"--random", "tiny", "--type", "f32", "-o", t.file("f32.bin")}).status, 0);
   for (const char* type : {"f32", "q8", "q4"}) {
@@ -87,7 +93,7 @@ TEST(Convert, AModelOfF32BecomesAnotherType) {
   }
 }
 
-TEST(Convert, ALlama2cCheckpointNeedsItsTokenizer) {
+TEST(Convert, Llama2cRequiresATokenizer) {
   NEED_DATA(checkpoint, "stories260K.bin");
   const TemporaryFolder out;
   expect_failure(1, {checkpoint, "-o", out.file("o")}, {"tokenizer", "-z"});
@@ -98,7 +104,7 @@ TEST(Convert, ALlama2cCheckpointNeedsItsTokenizer) {
     EXPECT_EQ(convert({checkpoint, "-z", data_path(tokenizer), "-o", out.file("o")}).status, 0) << tokenizer;
 }
 
-TEST(Convert, TheSameBytesEveryTime) {
+TEST(Convert, IsDeterministic) {
   const TemporaryFolder t;
   for (const char* type : {"f32", "q8", "q4"}) {
     for (const char* name : {"a", "b"})
@@ -107,22 +113,33 @@ TEST(Convert, TheSameBytesEveryTime) {
   }
 }
 
-TEST(Convert, ADiskThatIsFullLosesNothing) {
+TEST(Convert, KeepsExistingFileIfDiskIsFull) {
   const TemporaryFolder t;
-  t.write("o.bin", "what was there before");
+  t.write("o.bin", "existing file");
   ProgramOptions small;
   small.largest_file = 40000;
   expect_failure(1, {"--random", "tiny", "-o", t.file("o.bin")}, {"o.bin", "File too large"}, small);
   EXPECT_EQ(t.list(), "o.bin\n");
-  EXPECT_EQ(read_file(t.file("o.bin")), "what was there before");
+  EXPECT_EQ(read_file(t.file("o.bin")), "existing file");
 }
 
-TEST(Convert, AFolderThatIsNotThere) {
+TEST(Convert, ReportsMissingFolder) {
   const TemporaryFolder t;
   expect_failure(1, {"--random", "tiny", "-o", t.file("no/o.bin")}, {"no/o.bin", "No such file"});
 }
 
-TEST(Convert, CtrlCLeavesNothing) {
+TEST(Convert, AcceptsValuesAfterEqualsSign) {
+  const TemporaryFolder t;
+  for (const char* name : {"a", "b"}) {
+    const std::string output = t.file(name);
+    const ProgramResult r = name[0] == 'a' ? convert({"--random=tiny", "--type=q8", "--output=" + output})
+                                           : convert({"--random", "tiny", "--type", "q8", "-o", output});
+    ASSERT_EQ(r.status, 0) << r.err;
+  }
+  EXPECT_TRUE(read_file(t.file("a")) == read_file(t.file("b")));
+}
+
+TEST(Convert, LeavesNothingAfterCtrlC) {
   const TemporaryFolder t;
   ProgramOptions options;
   options.interrupt_after_ms = 400;
@@ -130,7 +147,7 @@ TEST(Convert, CtrlCLeavesNothing) {
   EXPECT_EQ(t.list(), "");
 }
 
-TEST(Convert, MemoryStaysFarBelowTheModel) {
+TEST(Convert, MemoryStaysBelowModelSize) {
   const TemporaryFolder t;
   const ProgramResult r = convert({"--random", "stories110m", "--type", "f32", "-o", t.file("o.bin")});
   ASSERT_EQ(r.status, 0) << r.err;
@@ -148,7 +165,7 @@ std::string long_text(int lines) {
   return text;
 }
 
-TEST(ConvertCalibrate, TextsThatAreNoneAreNamed) {
+TEST(ConvertCalibrate, RejectsInvalidTexts) {
   const TemporaryFolder t, out;
   const std::string o = out.file("o.bin");
   expect_failure(1, {"--random", "tiny", "-o", o, "--calibrate", t.file("none")}, {"none", "No such file"});
@@ -160,23 +177,23 @@ TEST(ConvertCalibrate, TextsThatAreNoneAreNamed) {
   EXPECT_EQ(out.list(), "");
 }
 
-TEST(ConvertCalibrate, AShortTextIsGoneOnWith) {
+TEST(ConvertCalibrate, AcceptsShortTextWithNotice) {
   const TemporaryFolder t, out;
   const ProgramResult r =
       convert({"--random", "tiny", "-o", out.file("o.bin"), "--calibrate", t.write("short", "Hello world")});
   EXPECT_EQ(r.status, 0) << r.err;
-  EXPECT_NE(r.err.find("172 (about 1 kB) or more"), std::string::npos) << r.err;
+  EXPECT_NE(r.err.find("with 172 (about 1 kB) or more"), std::string::npos) << r.err;
   EXPECT_EQ(out.list(), "o.bin\n");
 }
 
-TEST(ConvertCalibrate, TheSameBytesEveryTimeAndAReport) {
+TEST(ConvertCalibrate, IsDeterministicAndWritesReport) {
   const TemporaryFolder t;
   const std::string text = t.write("text", long_text(200));
   for (const char* name : {"a", "b"}) {
     const ProgramResult r = convert({"--random", "tiny", "-o", t.file(name), "--calibrate", text, "--report",
                                      t.file(std::string(name) + (name[0] == 'a' ? ".csv" : ".html"))});
     ASSERT_EQ(r.status, 0) << r.err;
-    for (const char* word : {"calibrating on ", " tokens", " MB of memory", " MB of disk"})
+    for (const char* word : {"calibrating on ", " tokens", " MB of memory", " MB of temporary disk space"})
       EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
   }
   EXPECT_TRUE(read_file(t.file("a")) == read_file(t.file("b")));
@@ -188,17 +205,17 @@ TEST(ConvertCalibrate, TheSameBytesEveryTimeAndAReport) {
   EXPECT_EQ(run_program({POCKET_RUN, t.file("a"), "--selftest"}).status, 0);
 }
 
-TEST(ConvertCalibrate, ItsOwnText) {
+TEST(ConvertCalibrate, GeneratesText) {
   const TemporaryFolder t;
   const ProgramResult r = convert({"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", "self", "--head", "q8"});
   EXPECT_EQ(r.status, 0) << r.err;
   EXPECT_NE(r.err.find("calibrating on 16384 tokens"), std::string::npos) << r.err;
   EXPECT_EQ(t.list(), "o.bin\n");
-  EXPECT_NE(run_program({POCKET_RUN, t.file("o.bin"), "--info"}).out.find("calibrated on its own text, output q8"),
+  EXPECT_NE(run_program({POCKET_RUN, t.file("o.bin"), "--info"}).out.find("calibrated on generated text, output q8"),
             std::string::npos);
 }
 
-// Each step makes another model; all of them make the usual one; the file says where it ended before that.
+// Every step changes the model; all steps give the default model; the file records the last step otherwise.
 TEST(ConvertCalibrate, StopsAfterAStep) {
   const TemporaryFolder t;
   const std::string text = t.write("text", long_text(100));
@@ -215,42 +232,42 @@ TEST(ConvertCalibrate, StopsAfterAStep) {
   EXPECT_EQ(models.size(), 4u);
 }
 
-// An interruption leaves what is needed to go on; the end is the same as without one.
-TEST(ConvertCalibrate, GoesOnAfterCtrlC) {
+// An interruption leaves the file to resume from; the result is the same as without an interruption.
+TEST(ConvertCalibrate, ResumesAfterCtrlC) {
   const TemporaryFolder t;
   const std::string text = t.write("text", long_text(300));
   const std::vector<std::string> command = {"--random", "stories15m", "-o", t.file("o.bin"), "--calibrate", text};
   ASSERT_EQ(convert(command).status, 0);
   const std::string whole = read_file(t.file("o.bin"));
   std::filesystem::remove(t.file("o.bin"));
-  bool went_on = false;
-  for (int ms = 200; ms < 60000 && !went_on; ms = ms * 3 / 2) {
+  bool resumed = false;
+  for (int ms = 200; ms < 60000 && !resumed; ms = ms * 3 / 2) {
     ProgramOptions options;
     options.interrupt_after_ms = ms;
     const ProgramResult stopped = convert(command, options);
-    if (stopped.status == 0) break;  // it was faster
+    if (stopped.status == 0) break;  // the conversion was faster
     EXPECT_EQ(stopped.status, 130) << stopped.err;
-    if (stopped.err.find("the same command goes on from there") == std::string::npos) continue;
+    if (stopped.err.find("repeat the command to resume") == std::string::npos) continue;
     EXPECT_EQ(t.list(), "o.bin.calibrating\ntext\n");
     const ProgramResult rest = convert(command);
     EXPECT_EQ(rest.status, 0) << rest.err;
-    EXPECT_NE(rest.err.find("going on after layer"), std::string::npos) << rest.err;
-    went_on = true;
+    EXPECT_NE(rest.err.find("resuming after layer"), std::string::npos) << rest.err;
+    resumed = true;
   }
-  EXPECT_TRUE(went_on);
+  EXPECT_TRUE(resumed);
   EXPECT_TRUE(read_file(t.file("o.bin")) == whole);
   EXPECT_EQ(t.list(), "o.bin\ntext\n");
 }
 
-TEST(ConvertCalibrate, ADiskThatIsFullLosesNothing) {
+TEST(ConvertCalibrate, KeepsExistingFileIfDiskIsFull) {
   const TemporaryFolder t;
   const std::string text = t.write("text", long_text(100));
-  t.write("o.bin", "what was there before");
+  t.write("o.bin", "existing file");
   ProgramOptions small;
   small.largest_file = 100000;
   expect_failure(1, {"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", text}, {"File too large"}, small);
   EXPECT_EQ(t.list(), "o.bin\ntext\n");
-  EXPECT_EQ(read_file(t.file("o.bin")), "what was there before");
+  EXPECT_EQ(read_file(t.file("o.bin")), "existing file");
 }
 
 // ---- models/get ----
@@ -260,14 +277,14 @@ ProgramResult get(std::vector<std::string> args) {
   return run_program(args);
 }
 
-TEST(ModelsGet, ListsWhatItKnows) {
+TEST(ModelsGet, ListsModels) {
   const ProgramResult r = get({});
   EXPECT_EQ(r.status, 0) << r.err;
   for (const char* word : {"smollm2-135m-instruct", "tinyllama-1.1b-chat", "Apache-2.0", "1.1 B", "MB"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
-TEST(ModelsGet, WrongUsageIsNamed) {
+TEST(ModelsGet, ReportsWrongUsage) {
   const struct {
     std::vector<std::string> args;
     int status;
@@ -283,8 +300,8 @@ TEST(ModelsGet, WrongUsageIsNamed) {
   }
 }
 
-// The road that a downloaded model takes, from files at hand.
-TEST(ModelsGet, FromAFolder) {
+// The steps for a downloaded model, with local files.
+TEST(ModelsGet, ConvertsFromFolder) {
   NEED_DATA(checkpoint, "stories260K.bin");
   const TemporaryFolder t;
   std::filesystem::copy_file(checkpoint, t.file("stories260K.bin"));
@@ -296,7 +313,7 @@ TEST(ModelsGet, FromAFolder) {
             "Once upon a time, there was a little g");
 }
 
-TEST(ModelsGet, AFileThatIsNotTheOneIsRefused) {
+TEST(ModelsGet, RejectsWrongFile) {
   NEED_DATA(checkpoint, "stories260K.bin");
   const TemporaryFolder t;
   std::string bytes = read_file(checkpoint);
@@ -313,4 +330,4 @@ TEST(ModelsGet, AFileThatIsNotTheOneIsRefused) {
   EXPECT_FALSE(std::filesystem::exists(t.file("s.bin")));
 }
 
-}  // namespace
+}  // namespace convert_test

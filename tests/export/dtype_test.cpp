@@ -1,7 +1,4 @@
-// dtype_test.cpp: blocks of every type that checkpoints store numbers in. They are packed here, weight by weight, from
-// codes and scales by the description of the format, and come back as the numbers that those stand for. Scales are
-// powers of two, so that every number is exact. golden_test.cpp has whole models in these types, made by
-// llama-quantize.
+// dtype_test.cpp: blocks of every number format are packed here, weight by weight, by the description of the format, and decoded. Scales are powers of two, so that every number is exact. golden_test.cpp has complete models in these formats, made by llama-quantize.
 #include "../../export/dtype.hpp"
 
 #include <gtest/gtest.h>
@@ -10,23 +7,23 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace dtype_test {
 
 using namespace pocket;
 
 constexpr uint16_t kHalf = 0x3800, kQuarter = 0x3400, kMinusTwo = 0xC000;  // float16
 
-/// A block, bit by bit.
+/// Packs a block bit by bit.
 struct Block {
   std::string bytes;
   std::vector<float> expected;
 
   explicit Block(DType type) : bytes(size_t(dtype_info(type).block_bytes), '\0') {}
-  /// Sets the `count` bits from bit `bit` of byte `at` on.
+  /// Sets `count` bits, starting at bit `bit` of byte `at`.
   void put(size_t at, int bit, int count, int value) {
     ASSERT_TRUE(value >= 0 && value < 1 << count) << value;
     ASSERT_LT(at, bytes.size());
-    ASSERT_EQ(uint8_t(bytes[at]) >> bit & ((1 << count) - 1), 0) << "byte " << at << " has two meanings";
+    ASSERT_EQ(uint8_t(bytes[at]) >> bit & ((1 << count) - 1), 0) << "byte " << at << " is written twice";
     bytes[at] = char(uint8_t(bytes[at]) | value << bit);
   }
   void put_f16(size_t at, uint16_t value) {
@@ -43,7 +40,7 @@ std::vector<float> decoded(DType type, const std::string& bytes) {
   return out;
 }
 
-/// Packs 20 random blocks and reads them, all in one row and one by one.
+/// Packs 20 random blocks and decodes them, one by one and all in one row.
 void expect_blocks(DType type, const std::function<void(Block&, tiny::Random&)>& pack) {
   tiny::Random random(uint64_t(type) + 1);
   std::string row;
@@ -64,7 +61,7 @@ void put_halves(Block& b, size_t at, int i, int nibble) { b.put(at + size_t(i % 
 
 // ---- Blocks of 32 ----
 
-TEST(Blocks32, Q8_0) {
+TEST(DTypeBlocks32, Q8_0) {
   expect_blocks(DType::q8_0, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kMinusTwo);
     for (int i = 0; i < 32; i++) {
@@ -75,7 +72,7 @@ TEST(Blocks32, Q8_0) {
   });
 }
 
-TEST(Blocks32, Q4_0) {
+TEST(DTypeBlocks32, Q4_0) {
   expect_blocks(DType::q4_0, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kMinusTwo);
     for (int i = 0; i < 32; i++) {
@@ -86,7 +83,7 @@ TEST(Blocks32, Q4_0) {
   });
 }
 
-TEST(Blocks32, Q4_1) {
+TEST(DTypeBlocks32, Q4_1) {
   expect_blocks(DType::q4_1, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kHalf), b.put_f16(2, kMinusTwo);
     for (int i = 0; i < 32; i++) {
@@ -97,7 +94,7 @@ TEST(Blocks32, Q4_1) {
   });
 }
 
-TEST(Blocks32, Q5_0) {
+TEST(DTypeBlocks32, Q5_0) {
   expect_blocks(DType::q5_0, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kMinusTwo);
     for (int i = 0; i < 32; i++) {
@@ -109,7 +106,7 @@ TEST(Blocks32, Q5_0) {
   });
 }
 
-TEST(Blocks32, Q5_1) {
+TEST(DTypeBlocks32, Q5_1) {
   expect_blocks(DType::q5_1, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kHalf), b.put_f16(2, kMinusTwo);
     for (int i = 0; i < 32; i++) {
@@ -123,7 +120,7 @@ TEST(Blocks32, Q5_1) {
 
 const int kLookup[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-TEST(Blocks32, IQ4_NL) {
+TEST(DTypeBlocks32, IQ4_NL) {
   expect_blocks(DType::iq4_nl, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kHalf);
     for (int i = 0; i < 32; i++) {
@@ -136,12 +133,12 @@ TEST(Blocks32, IQ4_NL) {
 
 // ---- Blocks of 256 ----
 
-/// The 2-bit codes of 128 weights in 32 bytes: of each byte four weights that are 32 apart.
+/// The 2-bit codes of 128 weights in 32 bytes: each byte holds four weights that are 32 apart.
 void put_two_bits(Block& b, size_t at, int i, int code) {
   b.put(at + size_t(i / 128 * 32 + i % 32), i / 32 % 4 * 2, 2, code);
 }
 
-TEST(Blocks256, Q2_K) {
+TEST(DTypeBlocks256, Q2_K) {
   expect_blocks(DType::q2_k, [](Block& b, tiny::Random& random) {
     b.put_f16(80, kHalf), b.put_f16(82, kQuarter);
     for (int group = 0; group < 16; group++) {
@@ -156,7 +153,7 @@ TEST(Blocks256, Q2_K) {
   });
 }
 
-TEST(Blocks256, Q3_K) {
+TEST(DTypeBlocks256, Q3_K) {
   expect_blocks(DType::q3_k, [](Block& b, tiny::Random& random) {
     b.put_f16(108, kHalf);
     for (int group = 0; group < 16; group++) {
@@ -164,7 +161,7 @@ TEST(Blocks256, Q3_K) {
       b.put(96 + size_t(group % 8), group < 8 ? 0 : 4, 4, scale % 16);
       b.put(104 + size_t(group % 4), group / 4 * 2, 2, scale / 16);
       for (int i = group * 16; i < group * 16 + 16; i++) {
-        const int code = random.below(8);  // 3 bits, 4 stands for 0
+        const int code = random.below(8);  // 3 bits, 4 represents 0
         put_two_bits(b, 32, i, code % 4);
         b.put(size_t(i % 32), i / 32, 1, code / 4);
         b.expected.push_back(0.5f * float((scale - 32) * (code - 4)));
@@ -190,7 +187,7 @@ void put_pairs(Block& b, size_t at, int i, int nibble) {
   b.put(at + size_t(i / 64 * 32 + i % 32), i / 32 % 2 * 4, 4, nibble);
 }
 
-TEST(Blocks256, Q4_K) {
+TEST(DTypeBlocks256, Q4_K) {
   expect_blocks(DType::q4_k, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kHalf), b.put_f16(2, kQuarter);
     for (int group = 0; group < 8; group++) {
@@ -205,7 +202,7 @@ TEST(Blocks256, Q4_K) {
   });
 }
 
-TEST(Blocks256, Q5_K) {
+TEST(DTypeBlocks256, Q5_K) {
   expect_blocks(DType::q5_k, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kHalf), b.put_f16(2, kQuarter);
     for (int group = 0; group < 8; group++) {
@@ -221,7 +218,7 @@ TEST(Blocks256, Q5_K) {
   });
 }
 
-TEST(Blocks256, Q6_K) {
+TEST(DTypeBlocks256, Q6_K) {
   expect_blocks(DType::q6_k, [](Block& b, tiny::Random& random) {
     b.put_f16(208, kHalf);
     for (int group = 0; group < 16; group++) {
@@ -237,7 +234,7 @@ TEST(Blocks256, Q6_K) {
   });
 }
 
-TEST(Blocks256, IQ4_XS) {
+TEST(DTypeBlocks256, IQ4_XS) {
   expect_blocks(DType::iq4_xs, [](Block& b, tiny::Random& random) {
     b.put_f16(0, kHalf);
     for (int group = 0; group < 8; group++) {
@@ -253,9 +250,9 @@ TEST(Blocks256, IQ4_XS) {
   });
 }
 
-// ---- Numbers by themselves ----
+// ---- Single numbers ----
 
-TEST(Numbers, OfFloat16) {
+TEST(DTypeNumbers, DecodesFloat16) {
   for (const auto& [bits, value] : {std::pair{0x0000, 0.f},
                                     {0x3C00, 1.f},
                                     {0xC000, -2.f},
@@ -266,8 +263,8 @@ TEST(Numbers, OfFloat16) {
   EXPECT_TRUE(std::isinf(from_f16(0x7C00)) && std::isnan(from_f16(0x7E00)));
 }
 
-/// A scale that is no number makes weights that are none, which the writer refuses.
-TEST(Numbers, AScaleThatIsNoneShows) {
+/// The model writer rejects the resulting weights.
+TEST(DTypeNumbers, NonFiniteScaleGivesNonFiniteWeights) {
   for (int i = 0; i < kGgmlTypes; i++) {
     const DTypeInfo& info = dtype_info(DType(i));
     const std::string bytes(size_t(info.block_bytes), '\xFF');
@@ -276,4 +273,4 @@ TEST(Numbers, AScaleThatIsNoneShows) {
   }
 }
 
-}  // namespace
+}  // namespace dtype_test

@@ -1,5 +1,4 @@
-// gguf_test.cpp: llama.cpp's model files, made here by the format's description. Blocks of every type that is read come
-// back as the numbers they stand for, settings arrive or are refused by their key, and no header is believed.
+// gguf_test.cpp: GGUF files, made here by the description of the format. Blocks of every supported type are decoded, settings are read or rejected with their key, and every field of a header is checked.
 #include "../../export/gguf.hpp"
 
 #include <gtest/gtest.h>
@@ -7,13 +6,11 @@
 #include <climits>
 #include <cmath>
 
+#include "../support/allocation_limit.hpp"
 #include "../support/gguf_file.hpp"
 #include "../support/tiny_model.hpp"
 
-// With the address sanitizer: no header, whatever it says, may ask for more memory than this.
-extern "C" const char* __asan_default_options() { return "max_allocation_size_mb=16"; }
-
-namespace {
+namespace gguf_test {
 
 using namespace pocket;
 using namespace gguf;
@@ -70,14 +67,14 @@ GgufFile with_tokenizer() {
   return f;
 }
 
-/// A file on disk, opened. The next one takes its place.
+/// A file on disk, opened. The next object overwrites it.
 struct Opened {
   Checkpoint c;
   std::string path, error;
 
   explicit Opened(const std::string& bytes, bool own_tokenizer = true) {
     static const TemporaryFolder folder;
-    std::filesystem::remove(folder.file("m.gguf"));  // faster than to write over it
+    std::filesystem::remove(folder.file("m.gguf"));  // faster than overwriting it
     path = folder.write("m.gguf", bytes);
     auto file = InputFile::open(path, error);
     EXPECT_TRUE(file) << error;
@@ -97,9 +94,9 @@ struct Opened {
 
 std::string error_of(const GgufFile& f) { return Opened(f.bytes()).what(); }
 
-// ---- What opens ----
+// ---- Valid files ----
 
-TEST(Gguf, SettingsAndTensorsArrive) {
+TEST(Gguf, ReadsSettingsAndTensors) {
   for (const uint32_t version : {2u, 3u}) {
     GgufFile g = small();
     g.version = version;
@@ -120,8 +117,8 @@ TEST(Gguf, SettingsAndTensorsArrive) {
   }
 }
 
-// llama.cpp turns neighbours; the engine turns i and i + half.
-TEST(Gguf, RowsOfQueriesAndKeysComeHalfSplit) {
+// llama.cpp rotates adjacent rows; the engine rotates rows i and i + half.
+TEST(Gguf, ReadsQueriesAndKeysInHalfSplitOrder) {
   const GgufFile g = small();
   Opened f(g.bytes());
   ASSERT_EQ(f.error, "");
@@ -134,7 +131,7 @@ TEST(Gguf, RowsOfQueriesAndKeysComeHalfSplit) {
   }
 }
 
-TEST(Gguf, WithoutAnOutputMatrixTheModelIsTied) {
+TEST(Gguf, IsTiedWithoutOutputMatrix) {
   GgufFile g = small();
   g.tensors.pop_back();
   Opened f(g.bytes());
@@ -143,7 +140,7 @@ TEST(Gguf, WithoutAnOutputMatrixTheModelIsTied) {
   EXPECT_EQ(f.read("output"), f.read("token_embedding"));
 }
 
-TEST(Gguf, DefaultsOfWhatIsNotThere) {
+TEST(Gguf, UsesDefaults) {
   GgufFile g = small();
   g.erase("llama.attention.head_count_kv");
   g.erase("llama.rope.freq_base");
@@ -155,7 +152,7 @@ TEST(Gguf, DefaultsOfWhatIsNotThere) {
   EXPECT_EQ(f.c.config.rope_theta, 10000.f);
 }
 
-TEST(Gguf, NumbersMayBeOfAnyKind) {
+TEST(Gguf, AcceptsNumbersOfAnyKind) {
   for (const std::string& value : {kind(GgufKind::u8) + raw(uint8_t(32)), kind(GgufKind::i8) + raw(int8_t(32)),
                                    kind(GgufKind::u16) + raw(uint16_t(32)), kind(GgufKind::i16) + raw(int16_t(32)),
                                    kind(GgufKind::i32) + raw(int32_t(32)), kind(GgufKind::u64) + raw(uint64_t(32)),
@@ -166,7 +163,7 @@ TEST(Gguf, NumbersMayBeOfAnyKind) {
   }
 }
 
-TEST(Gguf, AnotherAlignment) {
+TEST(Gguf, UsesAlignment) {
   for (const uint64_t alignment : {1, 8, 64, 4096}) {
     GgufFile g = small();
     g.alignment = alignment;
@@ -184,21 +181,21 @@ TEST(Gguf, AnotherAlignment) {
 
 // ---- Blocks ----
 
-/// By the description of ggml's types: 32 weights behind a float16 scale d (and m).
+/// Decodes by the description of ggml's types: a float16 scale d (and minimum m), then 32 weights.
 std::vector<double> naive_block(uint32_t type, const uint8_t* p) {
   std::vector<double> w;
   const double d = from_f16(load<uint16_t>(p)), m = from_f16(load<uint16_t>(p + 2));
   for (int i = 0; i < 32; i++) {
     if (type == kQ8_0) w.push_back(d * int8_t(p[2 + i]));
     const uint8_t* codes = p + (type == kQ4_1 ? 4 : 2);
-    const int code = i < 16 ? codes[i] % 16 : codes[i - 16] / 16;  // low nibbles are the first half
+    const int code = i < 16 ? codes[i] % 16 : codes[i - 16] / 16;  // the low nibbles are the first half
     if (type == kQ4_0) w.push_back(d * (code - 8));
     if (type == kQ4_1) w.push_back(d * code + m);
   }
   return w;
 }
 
-TEST(Blocks, StandForTheNumbersOfTheirDescription) {
+TEST(GgufBlocks, DecodesByDescription) {
   tiny::Random random(2);
   for (const auto& [type, bytes] : {std::pair{kQ8_0, 34}, {kQ4_0, 18}, {kQ4_1, 20}}) {
     GgufFile g = small();
@@ -221,7 +218,7 @@ TEST(Blocks, StandForTheNumbersOfTheirDescription) {
   }
 }
 
-TEST(Blocks, FloatsOf16Bits) {
+TEST(GgufBlocks, Decodes16BitFloats) {
   for (const uint32_t type : {kF16, kBF16}) {
     GgufFile g = small();
     std::string halves;
@@ -234,7 +231,7 @@ TEST(Blocks, FloatsOf16Bits) {
   }
 }
 
-TEST(Blocks, OtherTypesAreRefusedByName) {
+TEST(GgufBlocks, RejectsUnsupportedTypes) {
   const std::pair<uint32_t, const char*> others[] = {
       {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {21, "IQ3_S"},  {24, "I8"},      {28, "F64"},
       {34, "TQ1_0"}, {39, "MXFP4"}, {4, "unknown"},  {5, "unknown"}, {40, "unknown"}, {UINT_MAX, "unknown"}};
@@ -249,8 +246,8 @@ TEST(Blocks, OtherTypesAreRefusedByName) {
   }
 }
 
-// What the blocks hold is in dtype_test.cpp; here, that the numbers of types are those of ggml.
-TEST(Blocks, AreOfTheTypeThatTheFileSays) {
+// dtype_test.cpp tests the contents of blocks; this test checks ggml's type numbers.
+TEST(GgufBlocks, MapsTypeNumbers) {
   const std::tuple<uint32_t, DType, int> all[] = {
       {6, DType::q5_0, 32},   {7, DType::q5_1, 32},    {10, DType::q2_k, 256},
       {11, DType::q3_k, 256}, {12, DType::q4_k, 256},  {13, DType::q5_k, 256},
@@ -273,15 +270,15 @@ TEST(Blocks, AreOfTheTypeThatTheFileSays) {
   }
 }
 
-TEST(Blocks, RowsAreWholeBlocks) {
+TEST(GgufBlocks, RejectsPartialBlocks) {
   GgufFile g = small();
   g.tensors[9] = {"blk.0.ffn_down.weight", {48, 32}, kQ8_0, std::string(48 * 34, 'x')};
   EXPECT_TRUE(contains(error_of(g), "tensor blk.0.ffn_down.weight: expected rows of whole blocks"));
 }
 
-// ---- Settings that are refused ----
+// ---- Rejected settings ----
 
-TEST(GgufRefused, WhatIsMissingIsNamed) {
+TEST(GgufRejects, MissingKeysAndTensors) {
   for (const char* key :
        {"general.architecture", "llama.context_length", "llama.embedding_length", "llama.block_count",
         "llama.feed_forward_length", "llama.attention.head_count", "llama.attention.layer_norm_rms_epsilon"}) {
@@ -293,13 +290,13 @@ TEST(GgufRefused, WhatIsMissingIsNamed) {
     GgufFile g = small();
     const std::string name = g.tensors[i].name;
     g.tensors.erase(g.tensors.begin() + long(i));
-    const std::string error = error_of(g);  // without the embedding there is no vocabulary to begin with
+    const std::string error = error_of(g);  // without the embedding the vocabulary size is missing
     EXPECT_TRUE(i == 0 ? contains(error, "llama.vocab_size") : contains(error, "tensor " + name + ": expected shape"))
         << error;
   }
 }
 
-TEST(GgufRefused, WhatWouldBeAnotherModelIsNamed) {
+TEST(GgufRejects, OtherArchitectures) {
   const std::tuple<const char*, std::string, const char*> all[] = {
       {"general.architecture", string("qwen2"), "general.architecture: expected llama, found qwen2"},
       {"split.count", u32(2), "split.count: expected 1"},
@@ -327,7 +324,7 @@ TEST(GgufRefused, WhatWouldBeAnotherModelIsNamed) {
   EXPECT_TRUE(contains(error_of(g), "blk.0.attn_q.bias")) << error_of(g);
 }
 
-TEST(GgufRefused, SizesThatCannotBeInTheFilesOwnNames) {
+TEST(GgufRejects, InvalidSizes) {
   for (const auto& [key, most] : {std::pair{"llama.embedding_length", 1 << 16},
                                   {"llama.feed_forward_length", 1 << 20},
                                   {"llama.block_count", 1 << 10},
@@ -353,7 +350,7 @@ std::string llama3_factors(const Config& scaled, const Config& plain) {
   return out;
 }
 
-TEST(RopeFactors, BecomeLlama3sScalingAgain) {
+TEST(GgufRopeFactors, BecomeLlama3Scaling) {
   Config plain;
   plain.head_dim = 8, plain.rope_theta = 50000;
   Config scaled = plain;
@@ -375,7 +372,7 @@ TEST(RopeFactors, BecomeLlama3sScalingAgain) {
 
 // ---- The tokenizer ----
 
-TEST(GgufTokenizers, SentencePieceArrives) {
+TEST(GgufTokenizer, ReadsSentencePiece) {
   Opened f(with_tokenizer().bytes());
   ASSERT_EQ(f.error, "");
   EXPECT_TRUE(f.c.has_tokenizer);
@@ -383,10 +380,10 @@ TEST(GgufTokenizers, SentencePieceArrives) {
   EXPECT_EQ(f.c.vocabulary.pieces[3].score, -1);
   EXPECT_TRUE(f.c.vocabulary.add_bos && f.c.vocabulary.bos == 1 && f.c.vocabulary.eos == 2);
   EXPECT_EQ(f.c.stop_ids, std::vector<int>{2});
-  EXPECT_FALSE(Opened(with_tokenizer().bytes(), false).c.has_tokenizer) << "another one takes its place";
+  EXPECT_FALSE(Opened(with_tokenizer().bytes(), false).c.has_tokenizer) << "another tokenizer is used";
 }
 
-TEST(GgufTokenizers, ByteLevelArrives) {
+TEST(GgufTokenizer, ReadsByteLevelBpe) {
   GgufFile g = small();
   g["tokenizer.ggml.model"] = string("gpt2");
   g["tokenizer.ggml.pre"] = string("smollm");
@@ -406,7 +403,7 @@ TEST(GgufTokenizers, ByteLevelArrives) {
   EXPECT_TRUE(contains(error_of(g), "tokenizer.ggml.pre: expected gpt-2, smollm or llama-bpe, found qwen2"));
 }
 
-TEST(GgufTokenizers, WhatDoesNotFitIsRefused) {
+TEST(GgufTokenizer, RejectsInvalidSettings) {
   const std::tuple<const char*, std::string, const char*> all[] = {
       {"tokenizer.ggml.model", string("bert"), "tokenizer.ggml.model: expected llama or gpt2, found bert"},
       {"tokenizer.ggml.scores", floats({0, 0}), "tokenizer.ggml.scores: expected one for each of 5 tokens, found 2"},
@@ -431,9 +428,9 @@ TEST(GgufTokenizers, WhatDoesNotFitIsRefused) {
   }
 }
 
-// ---- Headers that lie ----
+// ---- Invalid headers ----
 
-TEST(GgufHostile, MagicAndVersion) {
+TEST(GgufHostile, RejectsMagicAndVersion) {
   GgufFile g = small();
   g.magic = "GGUX";
   EXPECT_EQ(error_of(g), "magic: expected \"GGUF\"");
@@ -448,7 +445,7 @@ TEST(GgufHostile, MagicAndVersion) {
   EXPECT_EQ(error_of(g), "a big-endian GGUF file, which is not supported");
 }
 
-TEST(GgufHostile, CountsThatTheFileCannotHold) {
+TEST(GgufHostile, RejectsImpossibleCounts) {
   for (const uint64_t more : {uint64_t(1), uint64_t(1000), uint64_t(1) << 32, uint64_t(1) << 63, UINT64_MAX - 100}) {
     GgufFile tensors = small(), pairs = small();
     tensors.more_tensors = more, pairs.more_pairs = more;
@@ -457,7 +454,7 @@ TEST(GgufHostile, CountsThatTheFileCannotHold) {
   }
 }
 
-TEST(GgufHostile, MetadataThatLie) {
+TEST(GgufHostile, RejectsInvalidMetadata) {
   const uint64_t huge[] = {uint64_t(1) << 20, uint64_t(1) << 32, uint64_t(1) << 61, uint64_t(1) << 63, UINT64_MAX};
   for (const uint64_t n : huge) {
     std::vector<std::string> values = {kind(GgufKind::string) + raw(n)};
@@ -484,7 +481,7 @@ TEST(GgufHostile, MetadataThatLie) {
   EXPECT_TRUE(contains(error_of(key), "length of the key: expected at most 65535, found 65536"));
 }
 
-TEST(GgufHostile, ArraysInsideEachOther) {
+TEST(GgufHostile, LimitsNestedArrays) {
   for (const int depth : {1, 4, 5, 10000}) {
     std::string value = raw(uint32_t(GgufKind::u8)) + raw(uint64_t(1)) + "x";
     for (int i = 1; i < depth; i++) value = raw(uint32_t(GgufKind::array)) + raw(uint64_t(1)) + value;
@@ -494,7 +491,7 @@ TEST(GgufHostile, ArraysInsideEachOther) {
   }
 }
 
-TEST(GgufHostile, TensorsThatLie) {
+TEST(GgufHostile, RejectsInvalidTensors) {
   const auto with = [](const std::function<void(TensorOf&)>& spoil) {
     GgufFile g = small();
     spoil(g.tensors[9]);
@@ -519,7 +516,7 @@ TEST(GgufHostile, TensorsThatLie) {
   EXPECT_TRUE(contains(error_of(name), "length of the name: expected at most 1024, found 1025"));
 }
 
-TEST(GgufHostile, OffsetsThatLie) {
+TEST(GgufHostile, RejectsInvalidOffsets) {
   const GgufFile g = small();
   const std::string whole = g.bytes();
   const size_t at = g.header().size() - 8;  // the offset of the last tensor
@@ -531,12 +528,12 @@ TEST(GgufHostile, OffsetsThatLie) {
   const uint64_t offset = load<uint64_t>(&whole[at]);
   EXPECT_EQ(with(offset), "");
   EXPECT_TRUE(contains(with(offset + 1), "tensor output.weight: offset: expected a multiple of 32"));
-  for (const uint64_t lie : {offset + 32, offset * 2, uint64_t(1) << 62, UINT64_MAX - 31})
-    EXPECT_TRUE(contains(with(lie), "tensor output.weight: expected 640 bytes at offset ")) << with(lie);
-  EXPECT_TRUE(contains(with(0), "expected bytes of its own, found those of ")) << with(0);
+  for (const uint64_t wrong : {offset + 32, offset * 2, uint64_t(1) << 62, UINT64_MAX - 31})
+    EXPECT_TRUE(contains(with(wrong), "tensor output.weight: expected 640 bytes at offset ")) << with(wrong);
+  EXPECT_TRUE(contains(with(0), "expected no overlap, found the bytes of ")) << with(0);
 }
 
-TEST(GgufHostile, EveryTruncationIsRefused) {
+TEST(GgufHostile, RejectsEveryTruncation) {
   const GgufFile g = with_tokenizer();
   const std::string whole = g.bytes();
   ASSERT_EQ(error_of(g), "");
@@ -545,7 +542,7 @@ TEST(GgufHostile, EveryTruncationIsRefused) {
     ASSERT_NE(Opened(whole.substr(0, n)).what(), "") << n;
 }
 
-TEST(GgufHostile, SpoiltHeadersNeitherCrashNorTakeMuchMemory) {
+TEST(GgufHostile, SurvivesDamagedHeaders) {
   const GgufFile g = with_tokenizer();
   const std::string whole = g.bytes();
   const int header = int(g.header().size());
@@ -572,4 +569,4 @@ TEST(GgufHostile, SpoiltHeadersNeitherCrashNorTakeMuchMemory) {
   EXPECT_GT(opened, 50);
 }
 
-}  // namespace
+}  // namespace gguf_test

@@ -1,5 +1,4 @@
-// gptq_test.cpp: a matrix quantized for its inputs has less error on them than one quantized by itself; inputs that say
-// nothing, or are not independent, do no harm.
+// gptq_test.cpp: quantization for given inputs has less error on them than quantization without inputs. Zero inputs and linearly dependent inputs are handled.
 #include "../../export/gptq.hpp"
 
 #include <gtest/gtest.h>
@@ -8,13 +7,13 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace gptq_test {
 
 using namespace pocket;
 using tiny::Floats;
 using tiny::Random;
 
-// Moments (n, n), n padded, of inputs that are correlated, and of unequal size.
+// Moments (n, n), n padded, of correlated inputs of different magnitudes.
 Floats moments(Random& random, int cols, int tokens) {
   const int n = padded(cols);
   Floats h(size_t(n) * n), x(size_t(n), 0.f);
@@ -59,7 +58,7 @@ struct Problem {
     return panel;
   }
 
-  // costs: the sum of what quantize() says of each row.
+  // costs: the sum of the results of quantize().
   tiny::Bytes calibrated(double shrink = 0, double damping = 0.01, double* costs = nullptr, int threads = 2) const {
     Pool pool(threads);
     Hessian hessian;
@@ -74,7 +73,7 @@ struct Problem {
   }
 };
 
-TEST(Gptq, LessErrorThanAPlainSearch) {
+TEST(Gptq, HasLessErrorThanPlainSearch) {
   Random random(1);
   for (const int cols : {32, 100, 256, 576}) {
     const Problem p(random, cols);
@@ -84,8 +83,8 @@ TEST(Gptq, LessErrorThanAPlainSearch) {
   }
 }
 
-// What it reports is the error that it made, under the moments that it believes.
-TEST(Gptq, ItsCostIsTheError) {
+// The cost is the actual error under the damped moments.
+TEST(Gptq, CostEqualsTheError) {
   Random random(2);
   Problem p(random, 192);
   double costs = 0;
@@ -96,8 +95,8 @@ TEST(Gptq, ItsCostIsTheError) {
   EXPECT_NEAR(costs, p.error(panel), 0.01 * costs);
 }
 
-// Without correlations there is no feedback, and every group takes the best of its scales.
-TEST(Gptq, IndependentInputsAreOnlyWeighted) {
+// Without correlations there is no feedback, and every group gets its best scale.
+TEST(Gptq, IsAtLeastAsGoodWithIndependentInputs) {
   Random random(3);
   Problem p(random, 128);
   for (int i = 0; i < p.n; i++)
@@ -106,14 +105,14 @@ TEST(Gptq, IndependentInputsAreOnlyWeighted) {
   EXPECT_LE(p.error(p.calibrated()), 1.001 * p.error(p.searched()));
 }
 
-TEST(Gptq, DeadColumnsAndSingularMoments) {
+TEST(Gptq, HandlesDeadColumnsAndSingularMoments) {
   Random random(4);
   Problem p(random, 128);
   const auto clear = [&](int k) {
     for (int i = 0; i < p.n; i++) p.h[size_t(i) * p.n + k] = p.h[size_t(k) * p.n + i] = 0;
   };
-  for (int k = 32; k < 70; k++) clear(k);  // a whole group and more that is always zero
-  for (int i = 0; i < p.n; i++) {          // a column twice
+  for (int k = 32; k < 70; k++) clear(k);  // more than a group of columns that are always zero
+  for (int i = 0; i < p.n; i++) {          // a duplicate column
     p.h[size_t(i) * p.n + 5] = p.h[size_t(i) * p.n + 6];
     p.h[size_t(5) * p.n + i] = p.h[size_t(6) * p.n + i];
   }
@@ -124,7 +123,7 @@ TEST(Gptq, DeadColumnsAndSingularMoments) {
   }
 }
 
-TEST(Gptq, NoMomentsAtAll) {
+TEST(Gptq, HandlesZeroMoments) {
   Random random(5);
   Problem p(random, 100);
   std::fill(p.h.begin(), p.h.end(), 0.f);
@@ -133,7 +132,7 @@ TEST(Gptq, NoMomentsAtAll) {
   EXPECT_LT(p.error(panel), 1.1 * p.error(p.searched()));
 }
 
-TEST(Gptq, MomentsThatAreNoNumbersAreRefused) {
+TEST(Gptq, RejectsNonFiniteMoments) {
   Random random(9);
   Problem p(random, 64);
   Pool pool(1);
@@ -144,7 +143,7 @@ TEST(Gptq, MomentsThatAreNoNumbersAreRefused) {
   }
 }
 
-TEST(Gptq, ARowOfZerosStaysZero) {
+TEST(Gptq, KeepsRowOfZeros) {
   Random random(6);
   Problem p(random, 100);
   std::fill(p.rows.begin() + 3 * p.n, p.rows.begin() + 4 * p.n, 0.f);
@@ -154,14 +153,14 @@ TEST(Gptq, ARowOfZerosStaysZero) {
   for (int k = 0; k < p.cols; k++) EXPECT_EQ(tiny::panel_weight(t, 3, k), 0.0);
 }
 
-TEST(Gptq, TheSameBytesForAnyNumberOfThreads) {
+TEST(Gptq, GivesSameBytesForAnyNumberOfThreads) {
   Random random(7);
   const Problem p(random, 200);
   const tiny::Bytes one = p.calibrated(0.3, 0.01, nullptr, 1);
   for (const int threads : {2, 5}) EXPECT_TRUE(one == p.calibrated(0.3, 0.01, nullptr, threads)) << threads;
 }
 
-TEST(Gptq, TheSearchOfAGroupGivesTheSameBitsOnEveryCpu) {
+TEST(Gptq, GroupSearchGivesSameBitsOnEveryCpu) {
   Random random(8);
   const Codebook codebook;
   for (int round = 0; round < 20; round++) {
@@ -179,4 +178,4 @@ TEST(Gptq, TheSearchOfAGroupGivesTheSameBitsOnEveryCpu) {
   }
 }
 
-}  // namespace
+}  // namespace gptq_test

@@ -1,6 +1,4 @@
-// json_test.cpp: the reader of JSON. It reads what RFC 8259 allows and nlohmann's reader reads, gives the same values,
-// and refuses the rest with the place and what was found there. Where the two differ on purpose, a test says so:
-// more than 256 levels, numbers too large for a double, a byte order mark, and a NUL behind the value.
+// json_reader_test.cpp: the JSON reader accepts the same texts as nlohmann's reader, by RFC 8259, and gives the same values; errors have the position and the text found there. Intended differences: more than 256 levels, numbers too large for a double, a byte order mark, and a NUL after the value.
 #include "../../export/json_reader.hpp"
 
 #include <gtest/gtest.h>
@@ -12,7 +10,7 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace json_reader_test {
 
 using namespace pocket;
 using Json = nlohmann::json;
@@ -25,7 +23,7 @@ const std::string kSample =
     "  \"empty\": [[], {}, \"\", [[[1]]]],\r\n\t\"nested\": {\"a\": {\"b\": [{\"c\": null}, true]}, \"a\": 2},\n"
     "  \"k\\u0065y\": \"\\u0000\"\n}\n";
 
-/// The error of reading this text, "" if it is read.
+/// The error of parsing this text, "" if it is valid.
 std::string error_of(const std::string& text) {
   JsonDocument document;
   const bool ok = document.parse("t.json", text);
@@ -37,7 +35,7 @@ std::string error_of(const std::string& text) {
 std::string array_of_depth(int depth) { return std::string(size_t(depth), '[') + std::string(size_t(depth), ']'); }
 std::string quoted(const std::string& text) { return "\"" + text + "\""; }
 
-/// The text of a JSON string, read.
+/// The value of a JSON string.
 std::string string_of(const std::string& text) {
   JsonDocument document;
   EXPECT_TRUE(document.parse("t.json", quoted(text))) << document.error;
@@ -60,7 +58,7 @@ bool any_infinite(const JsonValue& value) {
   return std::isinf(value.number());
 }
 
-/// True if both readers found the same values; else says where they differ.
+/// Whether both readers found the same values; if not, where they differ.
 testing::AssertionResult same(const JsonValue& mine, const Json& theirs) {
   const auto differ = [&] { return testing::AssertionFailure() << mine.where() << ": not " << theirs; };
   if (theirs.is_null()) return mine.is(JsonKind::null) ? testing::AssertionSuccess() : differ();
@@ -93,26 +91,26 @@ testing::AssertionResult same(const JsonValue& mine, const Json& theirs) {
   return testing::AssertionSuccess();
 }
 
-/// Reads a text with both readers, which must agree.
+/// Parses a text with both readers, which must agree.
 void compare(const std::string& text) {
   JsonDocument document;
   const bool accepted = document.parse("t.json", text);
   const Json theirs = Json::parse(text, nullptr, false);
   if (accepted) {
-    if (any_infinite(document.root())) return;  // nlohmann refuses a number that is too large
+    if (any_infinite(document.root())) return;  // nlohmann rejects too large numbers
     ASSERT_FALSE(theirs.is_discarded()) << "only nlohmann refuses: " << text;
     ASSERT_TRUE(same(document.root(), theirs)) << text;
   } else {
     ASSERT_EQ(document.error.rfind("t.json:", 0), 0u) << document.error;
-    if (text.rfind("\xEF\xBB\xBF", 0) == 0) return;    // nlohmann passes over a byte order mark
-    if (text.find('\0') != std::string::npos) return;  // to nlohmann a NUL is the end of the text
+    if (text.rfind("\xEF\xBB\xBF", 0) == 0) return;    // nlohmann skips a byte order mark
+    if (text.find('\0') != std::string::npos) return;  // for nlohmann a NUL ends the text
     ASSERT_TRUE(theirs.is_discarded()) << document.error << ", but nlohmann reads: " << text;
   }
 }
 
 // ---- Values ----
 
-TEST(Json, ValuesOfEveryKind) {
+TEST(JsonReader, ReadsValuesOfEveryKind) {
   JsonDocument d;
   ASSERT_TRUE(d.parse("t.json", kSample)) << d.error;
   const JsonValue root = d.root();
@@ -126,12 +124,12 @@ TEST(Json, ValuesOfEveryKind) {
   EXPECT_EQ(root.find("numbers").at(4).number(), 3.25);
   EXPECT_EQ(root.find("text").string(),
             "caf\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80 \" \\ / \b\f\n\r\t \xC3\xA9\xF0\x9F\x98\x80");
-  EXPECT_EQ(root.find("key").string(), std::string(1, '\0')) << "a key is found by what it means";
+  EXPECT_EQ(root.find("key").string(), std::string(1, '\0')) << "escaped keys are found";
   EXPECT_TRUE(root.find("nothing").is(JsonKind::absent) && root.find("nothing").missing());
   EXPECT_TRUE(same(root, Json::parse(kSample)));
 }
 
-TEST(Json, AValueOfAnotherKindIsEmptyAndNoError) {
+TEST(JsonReader, ValueOfAnotherKindIsEmpty) {
   JsonDocument d;
   ASSERT_TRUE(d.parse("t.json", "[null, true, 1, \"a\", [5], {\"k\": 6}]")) << d.error;
   int64_t n = 77;
@@ -152,7 +150,7 @@ TEST(Json, AValueOfAnotherKindIsEmptyAndNoError) {
   EXPECT_TRUE(JsonDocument().root().is(JsonKind::absent));
 }
 
-TEST(Json, OfEqualKeysTheLastOneCountsAndAllAreListed) {
+TEST(JsonReader, LastOfEqualKeysCounts) {
   JsonDocument d;
   ASSERT_TRUE(d.parse("t.json", "{\"a\": 1, \"b\": 2, \"\\u0061\": 3}")) << d.error;
   EXPECT_EQ(d.root().find("a").number(), 3);
@@ -161,7 +159,7 @@ TEST(Json, OfEqualKeysTheLastOneCountsAndAllAreListed) {
   EXPECT_EQ(listed, "a1 b2 a3 ");
 }
 
-TEST(Json, ADocumentReadsOneTextAfterAnother) {
+TEST(JsonReader, DocumentCanBeReused) {
   JsonDocument d;
   EXPECT_FALSE(d.parse("a.json", "[1, 2, x]"));
   EXPECT_EQ(d.error, "a.json:1:8: expected a value, found 'x'");
@@ -171,7 +169,7 @@ TEST(Json, ADocumentReadsOneTextAfterAnother) {
   EXPECT_EQ(d.root().at(0).where(), "b.json:1:3");
 }
 
-TEST(Json, ValuesAreDescribedInAFewWords) {
+TEST(JsonReader, DescribesValues) {
   const std::pair<const char*, const char*> all[] = {{"null", "null"},    {"true", "true"},
                                                      {"-1.50", "-1.50"},  {"\"a\\n\"", "\"a\\n\""},
                                                      {"[1]", "an array"}, {"{}", "an object"}};
@@ -187,7 +185,7 @@ TEST(Json, ValuesAreDescribedInAFewWords) {
 
 // ---- Strings ----
 
-TEST(Json, EveryEscapeOfOneCharacter) {
+TEST(JsonReader, ReadsSingleCharacterEscapes) {
   EXPECT_EQ(string_of("\\\"\\\\\\/\\b\\f\\n\\r\\t"), "\"\\/\b\f\n\r\t");
   for (int c = 0; c < 256; c++) {
     const std::string text = quoted(std::string("\\") + char(c));
@@ -197,7 +195,7 @@ TEST(Json, EveryEscapeOfOneCharacter) {
   EXPECT_EQ(error_of("\"\\x41\""), "t.json:1:3: expected one of \" \\ / b f n r t u, found 'x'");
 }
 
-TEST(Json, EveryCodePointEscapedOrNot) {
+TEST(JsonReader, ReadsEveryCodePoint) {
   std::string escaped = "[", plain = "[";
   std::vector<std::string> expected;
   char text[16];
@@ -226,7 +224,7 @@ TEST(Json, EveryCodePointEscapedOrNot) {
   }
 }
 
-TEST(Json, SurrogatesComeInPairs) {
+TEST(JsonReader, RequiresSurrogatePairs) {
   EXPECT_EQ(string_of("\\ud800\\udc00\\uDBFF\\uDFFF"), "\xF0\x90\x80\x80\xF4\x8F\xBF\xBF");
   for (const char* lone :
        {"\\ud800", "\\udbffx", "\\udc00", "\\udfff\\ud800", "\\ud800\\ud800\\udc00", "\\ud83d\\n", "\\ud83d\\u0041",
@@ -242,7 +240,7 @@ TEST(Json, SurrogatesComeInPairs) {
         << bad << ": " << error_of(quoted(bad));
 }
 
-TEST(Json, InvalidUtf8IsRefusedWhereItBegins) {
+TEST(JsonReader, RejectsInvalidUtf8) {
   for (const char* bad :
        {"\x80", "\xBF", "\xC0\x80", "\xC1\xBF", "\xC3", "\xE0\x9F\xBF", "\xE2\x82", "\xE2\x28\xA1", "\xED\xA0\x80",
         "\xED\xBF\xBF", "\xF0\x8F\xBF\xBF", "\xF0\x9F\x98", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFE", "\xFF"}) {
@@ -265,7 +263,7 @@ TEST(Json, InvalidUtf8IsRefusedWhereItBegins) {
   }
 }
 
-TEST(Json, ControlCharactersAreEscapedInStringsAndNoSpaceElsewhere) {
+TEST(JsonReader, RejectsControlCharacters) {
   for (int c = 0; c < ' '; c++) {
     EXPECT_EQ(error_of(quoted({'a', char(c)})).find("t.json:1:3: expected a control character to be escaped"), 0u) << c;
     EXPECT_EQ(error_of(std::string("[") + char(c) + "1]").empty(), c == '\t' || c == '\n' || c == '\r') << c;
@@ -276,7 +274,7 @@ TEST(Json, ControlCharactersAreEscapedInStringsAndNoSpaceElsewhere) {
 
 // ---- Numbers ----
 
-TEST(Json, NumbersAreThoseOfStrtod) {
+TEST(JsonReader, NumbersMatchStrtod) {
   std::vector<std::string> all = {"0",
                                   "-0",
                                   "0.0",
@@ -340,12 +338,12 @@ TEST(Json, NumbersAreThoseOfStrtod) {
   }
 }
 
-TEST(Json, NumbersTooLargeAreInfiniteAndKeepTheirSign) {
+TEST(JsonReader, TooLargeNumbersAreInfinite) {
   EXPECT_EQ(number_of("1e309"), HUGE_VAL);
   EXPECT_EQ(number_of("-1e309"), -HUGE_VAL);
 }
 
-TEST(Json, ADecimalPointIsAPointInEveryLocale) {
+TEST(JsonReader, IgnoresLocale) {
   struct Comma : std::numpunct<char> {
     char do_decimal_point() const override { return ','; }
     char do_thousands_sep() const override { return '.'; }
@@ -358,7 +356,7 @@ TEST(Json, ADecimalPointIsAPointInEveryLocale) {
   std::locale::global(before);
 }
 
-TEST(Json, IntegersAreDigitsAloneThatFit) {
+TEST(JsonReader, IntegersAreDigitsThatFit) {
   const auto integer = [](const std::string& text) {
     JsonDocument d;
     int64_t n = 77;
@@ -378,7 +376,7 @@ TEST(Json, IntegersAreDigitsAloneThatFit) {
   EXPECT_EQ(integer(std::string(100000, '7')), "");
 }
 
-TEST(Json, WhatIsNoNumberIsRefused) {
+TEST(JsonReader, RejectsInvalidNumbers) {
   for (const char* bad : {"01",        "-01",  "00", "1.",  "-1.",  ".5",    "-.5",   "+1",  "1e",  "1e+",
                           "1e-",       "1.e5", "-",  "--1", "0x10", "1_000", "1,5",   "NaN", "nan", "Infinity",
                           "-Infinity", "inf",  "1d", "1f",  "0e",   "1.2.3", "1e5.0", "1 2", "- 1", "1e 5"}) {
@@ -389,9 +387,9 @@ TEST(Json, WhatIsNoNumberIsRefused) {
   EXPECT_EQ(error_of("-"), "t.json:1:2: expected a digit, found the end");
 }
 
-// ---- Documents that are refused ----
+// ---- Invalid documents ----
 
-TEST(Json, ErrorsTellLineAndColumn) {
+TEST(JsonReader, ReportsLineAndColumn) {
   const std::pair<const char*, const char*> all[] = {{"", "1:1: expected a value, found the end"},
                                                      {" \n\t ", "2:3: expected a value, found the end"},
                                                      {"x", "1:1: expected a value, found 'x'"},
@@ -427,19 +425,19 @@ TEST(Json, ErrorsTellLineAndColumn) {
   EXPECT_EQ(error_of(std::string("t\0", 2)), "t.json:1:2: expected true, found byte 0x00");
 }
 
-TEST(Json, EveryTruncationIsRefusedAtItsEnd) {
+TEST(JsonReader, RejectsEveryTruncation) {
   ASSERT_EQ(error_of(kSample), "");
   for (size_t n = 0; n < kSample.rfind('}'); n++) {
     const std::string error = error_of(kSample.substr(0, n));
     ASSERT_NE(error, "") << "cut at " << n;
     ASSERT_FALSE(Json::accept(kSample.substr(0, n)));
-    const bool inside = error.find("expected UTF-8") != std::string::npos ||  // the beginning of a character, or of a
-                        error.find("surrogates") != std::string::npos;        // pair, is what is wrong
+    const bool inside = error.find("expected UTF-8") != std::string::npos ||  // a partial character or
+                        error.find("surrogates") != std::string::npos;        // a partial pair
     ASSERT_TRUE(inside || error.find("found the end") != std::string::npos) << "cut at " << n << ": " << error;
   }
 }
 
-TEST(Json, ItIs256LevelsDeepAtMost) {
+TEST(JsonReader, LimitsNestingTo256) {
   EXPECT_EQ(error_of(array_of_depth(256)), "");
   EXPECT_EQ(error_of(array_of_depth(257)), "t.json:1:257: expected at most 256 levels, found '['");
   EXPECT_TRUE(Json::accept(array_of_depth(257))) << "nlohmann has no limit";
@@ -455,12 +453,12 @@ TEST(Json, ItIs256LevelsDeepAtMost) {
   EXPECT_NE(error_of("[" + objects + "]"), "");
   std::string wide = "[[]";
   for (int i = 0; i < 10000; i++) wide += ",[]";
-  EXPECT_EQ(error_of(wide + "]"), "") << "neighbours are not levels";
+  EXPECT_EQ(error_of(wide + "]"), "") << "siblings are not levels";
 }
 
-TEST(Json, AValueTakes16BytesMoreThanItsText) { EXPECT_LE(sizeof(JsonNode), 16u); }
+TEST(JsonReader, ValueTakes16Bytes) { EXPECT_LE(sizeof(JsonNode), 16u); }
 
-TEST(Json, FilesAreReadUpToASize) {
+TEST(JsonReader, LimitsFileSize) {
   const TemporaryFolder folder;
   const std::string path = folder.write("a.json", "[1, 2]");
   JsonDocument d;
@@ -474,9 +472,9 @@ TEST(Json, FilesAreReadUpToASize) {
   EXPECT_EQ(d.error, folder.path() + ": expected a regular file, found a folder");
 }
 
-// ---- Members, checked ----
+// ---- Members with checks ----
 
-struct Members : testing::Test {
+struct JsonMembers : testing::Test {
   JsonDocument d;
   std::string error;
   JsonValue root() {
@@ -489,7 +487,7 @@ struct Members : testing::Test {
   }
 };
 
-TEST_F(Members, OfTheRightKindAreRead) {
+TEST_F(JsonMembers, AreRead) {
   const JsonValue r = root();
   bool yes = false;
   std::string s;
@@ -501,7 +499,7 @@ TEST_F(Members, OfTheRightKindAreRead) {
   EXPECT_EQ(error, "");
 }
 
-TEST_F(Members, AbsentOrNullLeaveWhatWasThere) {
+TEST_F(JsonMembers, AbsentOrNullKeepDefault) {
   const JsonValue r = root();
   bool yes = true;
   std::string s = "before";
@@ -509,12 +507,12 @@ TEST_F(Members, AbsentOrNullLeaveWhatWasThere) {
   int i = -3;
   for (const char* key : {"null", "none", ""})
     EXPECT_TRUE(r.get(key, yes, error) && r.get(key, s, error) && r.get(key, x, error) && r.get(key, 0, 9, i, error));
-  EXPECT_TRUE(JsonValue().get("a", x, error));  // of a value that is not there itself
+  EXPECT_TRUE(JsonValue().get("a", x, error));  // of an absent value
   EXPECT_TRUE(yes && s == "before" && x == 1.5 && i == -3);
   EXPECT_EQ(error, "");
 }
 
-TEST_F(Members, OfAnotherKindAreRefusedByName) {
+TEST_F(JsonMembers, RejectsWrongKind) {
   const JsonValue r = root();
   bool yes;
   std::string s;
@@ -542,7 +540,7 @@ TEST_F(Members, OfAnotherKindAreRefusedByName) {
   EXPECT_FALSE(r.get("n", 0, 6, i, error));
 }
 
-TEST_F(Members, ThatAreNeededMustBeThere) {
+TEST_F(JsonMembers, RejectsMissing) {
   const JsonValue r = root();
   EXPECT_TRUE(r.need("n", JsonKind::number, error) && r.need("list", JsonKind::array, error));
   EXPECT_FALSE(r.need("none", JsonKind::number, error));
@@ -555,7 +553,7 @@ TEST_F(Members, ThatAreNeededMustBeThere) {
 
 // ---- Against nlohmann's reader ----
 
-TEST(Against, BothReadersAgreeOnSpoiltDocuments) {
+TEST(JsonAgainstNlohmann, AgreeOnDamagedDocuments) {
   const std::string pieces[] = {"\"",       "\\",   "{",    "}",       "[",
                                 "]",        ",",    ":",    "0",       "-",
                                 "e9",       ".",    "\\u",  "\\ud83d", "\xC3",
@@ -591,7 +589,7 @@ TEST(Against, BothReadersAgreeOnSpoiltDocuments) {
   EXPECT_LT(accepted, 11000);
 }
 
-TEST(Against, BothReadersAgreeOnShortTextsOfJsonsOwnCharacters) {
+TEST(JsonAgainstNlohmann, AgreeOnShortTexts) {
   const char alphabet[] = "[]{},:\"\\0-1.e+u \ntrfalsn";
   tiny::Random random(4);
   for (int i = 0; i < 30000; i++) {
@@ -601,7 +599,7 @@ TEST(Against, BothReadersAgreeOnShortTextsOfJsonsOwnCharacters) {
   }
 }
 
-TEST(Against, TheyDifferOnPurposeInThese) {
+TEST(JsonAgainstNlohmann, IntendedDifferences) {
   EXPECT_EQ(error_of("[1e999]"), "") << "get() refuses it where a number is wanted";
   EXPECT_FALSE(Json::accept("[1e999]"));
   EXPECT_NE(error_of("\xEF\xBB\xBF[]"), "") << "RFC 8259, 8.1: a sender must not add a byte order mark";
@@ -610,4 +608,4 @@ TEST(Against, TheyDifferOnPurposeInThese) {
   EXPECT_TRUE(Json::accept(std::string("[]\0x", 4)));
 }
 
-}  // namespace
+}  // namespace json_reader_test

@@ -1,5 +1,4 @@
-// llama2c_test.cpp: checkpoints of llama2.c. The header becomes the configuration, the tensors are found one after the
-// other, the rows of wq and wk come in the order that the engine rotates, and any other length of the file is refused.
+// llama2c_test.cpp: checkpoints of llama2.c. The header and all tensors are read, the rows of wq and wk are returned in the engine's RoPE order, and a file of another size is rejected.
 #include "../../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
@@ -7,12 +6,10 @@
 #include <climits>
 #include <cmath>
 
+#include "../support/allocation_limit.hpp"
 #include "../support/tiny_model.hpp"
 
-// With the address sanitizer: no header, whatever it says, may ask for more memory than this.
-extern "C" const char* __asan_default_options() { return "max_allocation_size_mb=16"; }
-
-namespace {
+namespace llama2c_test {
 
 using namespace pocket;
 using tiny::Floats;
@@ -21,8 +18,7 @@ struct Header7 {
   int32_t dim = 12, hidden_dim = 10, n_layers = 2, n_heads = 2, n_kv_heads = 1, vocab_size = 5, seq_len = 7;
 };
 
-/// The format once more, from export.py: what comes behind the header, for all layers in a row. Each number tells its
-/// place: tensor number * 1000 + index.
+/// The format, from export.py: the tensors after the header, each for all layers. Each weight encodes its position: tensor number * 1000 + index.
 struct Part {
   const char* name;
   int layers, rows, cols;  // layers 0: not in a layer
@@ -50,7 +46,7 @@ template <class T> void append(std::string& to, const T& value) {
   to.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
-/// The number at (row, col) of part number `part`, layer `layer`.
+/// The weight at (row, col) of part number `part`, layer `layer`.
 float known(int part, int layer, int row, int col, const Part& p) {
   return float(part * 1000 + (layer * p.rows + row) * p.cols + col);
 }
@@ -66,20 +62,20 @@ std::string file_of(const Header7& h) {
   return file;
 }
 
-/// A checkpoint on disk, opened. The next one takes its place.
+/// A checkpoint on disk, opened. The next object overwrites it.
 struct Opened {
   Checkpoint c;
   std::string path, error;
 
   explicit Opened(const std::string& bytes) {
     static const TemporaryFolder folder;
-    std::filesystem::remove(folder.file("model.bin"));  // faster than to write over it
+    std::filesystem::remove(folder.file("model.bin"));  // faster than overwriting it
     path = folder.write("model.bin", bytes);
     const bool ok = open_checkpoint(path, "", c, error);
     EXPECT_EQ(ok, error.empty()) << error;
     EXPECT_TRUE(ok || error.rfind(path + ": ", 0) == 0) << error;
   }
-  /// The error behind the file's name.
+  /// The error after the file's name.
   std::string what() const { return error.substr(std::min(error.size(), path.size() + 2)); }
 
   Floats read(const std::string& name) {
@@ -92,16 +88,16 @@ struct Opened {
 
 std::string error_of(const std::string& bytes) { return Opened(bytes).what(); }
 
-/// A file that has nothing but this header.
+/// The error of a file with this header and `more` zeros.
 std::string error_of(const Header7& h, size_t more = 0) {
   std::string file;
   append(file, h);
   return error_of(file + std::string(more, '\0'));
 }
 
-// ---- What opens ----
+// ---- Valid files ----
 
-TEST(Llama2c, TheHeaderBecomesTheConfiguration) {
+TEST(Llama2c, ReadsHeader) {
   Opened f(file_of({}));
   ASSERT_EQ(f.error, "");
   const Config& k = f.c.config;
@@ -122,7 +118,7 @@ TEST(Llama2c, TheHeaderBecomesTheConfiguration) {
   EXPECT_FALSE(f.c.has_tokenizer);
 }
 
-/// All tensors of a file are there, with the numbers that were written; wq and wk in another order of rows.
+/// Checks all tensors of a file; wq and wk have another order of rows.
 void check_numbers(const Header7& h) {
   Opened f(file_of(h));
   ASSERT_EQ(f.error, "");
@@ -151,13 +147,13 @@ void check_numbers(const Header7& h) {
   }
 }
 
-TEST(Llama2c, EveryTensorHasTheNumbersThatWereWritten) {
+TEST(Llama2c, ReadsEveryTensor) {
   check_numbers({});
   check_numbers({8, 3, 1, 4, 4, 3, 1});
   check_numbers({8, 3, 3, 4, 2, -4, 9});
 }
 
-TEST(Llama2c, ANegativeVocabularyMeansAnOutputOfItsOwn) {
+TEST(Llama2c, NegativeVocabularyMeansUntied) {
   Header7 h;
   Opened tied(file_of(h));
   ASSERT_EQ(tied.error, "");
@@ -171,7 +167,7 @@ TEST(Llama2c, ANegativeVocabularyMeansAnOutputOfItsOwn) {
   EXPECT_EQ(untied.read("token_embedding")[0], 0.f);
 }
 
-TEST(Llama2c, AnotherTokenizerGoesWithIt) {
+TEST(Llama2c, ReadsTokenizerBin) {
   // tokenizer.bin: length of the longest piece; score, length and bytes of each
   std::string file;
   append(file, int32_t(5));
@@ -220,7 +216,7 @@ std::string header_of(int32_t version, const Header7& h, uint8_t tied, int32_t g
   return file;
 }
 
-/// The order of export.py's versions 1 and 2, as (part of parts_of, is it a norm).
+/// The order of tensors in versions 1 and 2, as (part of parts_of, is a norm).
 const std::pair<const char*, bool> kNormsFirst[] = {{"attention_norm", true},
                                                     {"ffn_norm", true},
                                                     {"final_norm", true},
@@ -234,10 +230,10 @@ const std::pair<const char*, bool> kNormsFirst[] = {{"attention_norm", true},
                                                     {"w3", false},
                                                     {"output", false}};
 
-/// A number for each weight: a power of two times 1 to 127, so that what int8 makes of it is exact.
+/// A value for each weight: a power of two times 1 to 127, so that int8 represents it exactly.
 float exact(size_t part, int index) { return std::ldexp(float(1 + (index * 37 + int(part) * 11) % 127), -8); }
 
-/// The same model in one of the versions. Scales of version 2 differ from group to group; weights are their products.
+/// The same model in one of the versions. The scales of version 2 differ between groups.
 std::string version_of(int32_t version, const Header7& h, int32_t group) {
   const bool tied = h.vocab_size > 0;
   Header7 positive = h;
@@ -269,8 +265,8 @@ std::string version_of(int32_t version, const Header7& h, int32_t group) {
   return file + scales;
 }
 
-// Logits of version 1 and 2 are those of version 0 with the same weights, to the last bit.
-TEST(Versions, HaveTheSameLogits) {
+// The logits of all versions have the same bits.
+TEST(Llama2cVersions, GiveSameLogits) {
   for (const Header7& h : {Header7{16, 20, 2, 4, 2, 6, 8}, Header7{16, 20, 1, 4, 4, -6, 8}})
     for (const int32_t group : {1, 4, 8, 16, 32}) {
       std::vector<float> logits[3];
@@ -298,7 +294,7 @@ TEST(Versions, HaveTheSameLogits) {
     }
 }
 
-TEST(Versions, GroupsMayGoOnInTheNextRow) {
+TEST(Llama2cVersions, GroupsMaySpanRows) {
   Header7 h = {16, 20, 1, 4, 4, -6, 8};  // w2 has rows of 20
   Opened f(version_of(2, h, 16)), expected(version_of(1, h, 16));
   ASSERT_EQ(f.error, "");
@@ -307,7 +303,7 @@ TEST(Versions, GroupsMayGoOnInTheNextRow) {
     EXPECT_EQ(f.read(name), expected.read(name)) << name;
 }
 
-TEST(Versions, EveryTruncationAndWhateverIsBehindTheEnd) {
+TEST(Llama2cVersions, RejectsTruncationAndExtraBytes) {
   for (const int32_t version : {1, 2}) {
     const std::string whole = version_of(version, {8, 6, 1, 2, 1, 3, 4}, 4);
     ASSERT_EQ(error_of(whole), "");
@@ -323,7 +319,7 @@ TEST(Versions, EveryTruncationAndWhateverIsBehindTheEnd) {
   }
 }
 
-TEST(Versions, HeadersThatCannotBe) {
+TEST(Llama2cVersions, RejectsInvalidHeaders) {
   const Header7 h;
   const auto error = [&](int32_t version, const Header7& sizes, uint8_t tied, int32_t group) {
     return error_of(header_of(version, sizes, tied, group) + std::string(100, '\0'));
@@ -347,8 +343,8 @@ TEST(Versions, HeadersThatCannotBe) {
 
 // ---- The order of rows ----
 
-/// Rotates every pair of a head (a[i], a[j]) by the angle of its number; `half_split`: (i, i + half), else neighbours.
-std::vector<double> turned(std::vector<double> x, int head, bool half_split) {
+/// Applies RoPE to every pair of a head. half_split: pairs (i, i + half), else adjacent elements.
+std::vector<double> rotated(std::vector<double> x, int head, bool half_split) {
   const int half = head / 2;
   for (size_t at = 0; at < x.size(); at += size_t(head))
     for (int i = 0; i < half; i++) {
@@ -366,9 +362,8 @@ std::vector<double> product(const Floats& w, const std::vector<double>& x) {
   return y;
 }
 
-// llama2.c turns neighbours of q = wq x. Rows read for the engine, multiplied, and turned half-split must be that same
-// q in another order, one order for q and k, or their dot products would be others.
-TEST(RowOrder, HalfSplitRotationOfReorderedRowsIsTheInterleavedRotation) {
+// llama2.c rotates adjacent elements of q = wq x. Reordered rows, multiplied and rotated half-split, must give the same q in another order, the same order for q and k, so that their dot products are equal.
+TEST(Llama2cRowOrder, HalfSplitMatchesInterleavedRope) {
   for (const Header7& h : {Header7{}, Header7{16, 4, 1, 2, 2, 3, 1}, Header7{8, 4, 1, 4, 2, 3, 1}}) {
     const int head = h.dim / h.n_heads;
     std::string file = file_of(h);
@@ -386,9 +381,9 @@ TEST(RowOrder, HalfSplitRotationOfReorderedRowsIsTheInterleavedRotation) {
       const StoredTensor& t = f.c.tensors.at(name);
       Floats stored(size_t(t.rows * t.cols));
       std::memcpy(stored.data(), &file[t.offset], stored.size() * 4);
-      stored_order[k] = turned(product(stored, x), head, false);
-      engine_order[k] = turned(product(f.read(name), x), head, true);
-      for (size_t r = 0; r < stored_order[k].size(); r++) {  // half-split place of what is stored at r
+      stored_order[k] = rotated(product(stored, x), head, false);
+      engine_order[k] = rotated(product(f.read(name), x), head, true);
+      for (size_t r = 0; r < stored_order[k].size(); r++) {  // half-split position of stored row r
         const size_t in_head = r % size_t(head), place = r - in_head + in_head / 2 + in_head % 2 * size_t(head / 2);
         EXPECT_NEAR(engine_order[k][place], stored_order[k][r], 1e-12);
       }
@@ -405,7 +400,7 @@ TEST(RowOrder, HalfSplitRotationOfReorderedRowsIsTheInterleavedRotation) {
   }
 }
 
-TEST(RowOrder, RowsCanBeReadInAnyPieces) {
+TEST(Llama2cRowOrder, ReadsAnyRangeOfRows) {
   Opened f(file_of({}));
   ASSERT_EQ(f.error, "");
   const Floats whole = f.read("layers.1.wq");
@@ -417,9 +412,9 @@ TEST(RowOrder, RowsCanBeReadInAnyPieces) {
     }
 }
 
-// ---- What is refused ----
+// ---- Rejected files ----
 
-TEST(Refused, EveryTruncationAndWhateverIsBehindTheEnd) {
+TEST(Llama2cRejects, TruncationAndExtraBytes) {
   for (const int vocab_size : {5, -5}) {
     Header7 h;
     h.vocab_size = vocab_size;
@@ -450,7 +445,7 @@ TEST(Refused, EveryTruncationAndWhateverIsBehindTheEnd) {
   }
 }
 
-TEST(Refused, SizesThatCannotBe) {
+TEST(Llama2cRejects, InvalidSizes) {
   struct Field {
     const char* name;
     int32_t Header7::*value;
@@ -475,10 +470,12 @@ TEST(Refused, SizesThatCannotBe) {
     }
 }
 
-TEST(Refused, HeadsThatDoNotDivide) {
+TEST(Llama2cRejects, HeadsThatDoNotDivide) {
   const auto header = [](int dim, int heads, int kv_heads) {
     Header7 h;
-    h.dim = dim, h.n_heads = heads, h.n_kv_heads = kv_heads;
+    h.dim = dim;
+    h.n_heads = heads;
+    h.n_kv_heads = kv_heads;
     return error_of(h, 100);
   };
   const std::pair<std::string, const char*> all[] = {
@@ -492,16 +489,16 @@ TEST(Refused, HeadsThatDoNotDivide) {
   for (const auto& [error, expected] : all) EXPECT_NE(error.find(expected), std::string::npos) << error;
 }
 
-TEST(Refused, TheLargestSizesByTheFilesLength) {
+TEST(Llama2cRejects, LargestSizesByFileSize) {
   const Header7 largest = {1 << 16, 1 << 20, 1 << 10, 1 << 10, 1 << 10, -(1 << 22), 1 << 22};
   uint64_t expected = sizeof largest;
   for (const Part& p : parts_of(largest))
     expected += uint64_t(std::max(1, p.layers)) * uint64_t(p.rows) * uint64_t(p.cols) * 4;
-  EXPECT_EQ(error_of(largest, 0),
-            "file size: expected " + std::to_string(expected) + " bytes from the sizes in the llama2.c header, found 28");
+  EXPECT_EQ(error_of(largest, 0), "file size: expected " + std::to_string(expected) +
+                                      " bytes from the sizes in the llama2.c header, found 28");
 }
 
-TEST(Refused, HeadersOfRandomNumbers) {
+TEST(Llama2cRejects, RandomHeaders) {
   tiny::Random random(8);
   const int32_t numbers[] = {0, 1, -1, 2, 4, 12, 64, 1000, 1 << 10, 1 << 16, 1 << 20, 1 << 22, INT_MAX, INT_MIN, -5};
   for (int i = 0; i < 3000; i++) {
@@ -513,12 +510,14 @@ TEST(Refused, HeadersOfRandomNumbers) {
   }
 }
 
-TEST(Refused, FilesOfOtherPrograms) {
+TEST(Llama2cRejects, FilesOfOtherPrograms) {
   const std::pair<std::string, const char*> all[] = {
       {"", "an empty file"},
       {"\x80\x02" + std::string(100, 'x'),
        "a Python pickle (old PyTorch checkpoint); load the model in Python and save it again"},
-      {"PKTLLAMA" + std::string(100, 'x'), "a model file, which is converted already; run it with ./run FILE (only a model of type f32 can be converted again)"},
+      {"PKTLLAMA" + std::string(100, 'x'),
+       "a model file, which is converted already; run it with ./run FILE (only a model of type f32 can be converted "
+       "again)"},
       {"lmgg" + std::string(100, '\1'), "a GGML file, the predecessor of GGUF"},
       {"\x89HDF" + std::string(100, '\1'), "an HDF5 file (TensorFlow)"},
       {"<!DOCTYPE html>" + std::string(100, ' '), "a web page (HTML); the download went wrong"},
@@ -533,4 +532,4 @@ TEST(Refused, FilesOfOtherPrograms) {
         << error_of(bytes);
 }
 
-}  // namespace
+}  // namespace llama2c_test

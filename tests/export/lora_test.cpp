@@ -1,19 +1,15 @@
-// lora_test.cpp: LoRA adapters as PEFT saves them, with random A and B. A model with adapters merged into it gives the
-// logits of one whose weights were merged here, naively; whatever the format of its base; and an adapter that is not as
-// it must be, or would be computed otherwise by PEFT, is refused by the name of what is wrong.
+// lora_test.cpp: LoRA adapters in PEFT's format, with random A and B. A model with merged adapters has the logits of a model whose weights are merged naively here, for every format of the base. Invalid and unsupported adapters are rejected with the name of the setting or tensor.
 #include "../../export/lora.hpp"
 
 #include <gtest/gtest.h>
 
 #include "../../export/open_checkpoint.hpp"
+#include "../support/allocation_limit.hpp"
 #include "../support/gguf_file.hpp"
 #include "../support/hf_model.hpp"
 #include "../support/program.hpp"
 
-// With the address sanitizer: no file, whatever it says, may ask for more memory than this.
-extern "C" const char* __asan_default_options() { return "max_allocation_size_mb=64"; }
-
-namespace {
+namespace lora_test {
 
 using namespace pocket;
 using hf::AllWeights;
@@ -24,16 +20,19 @@ bool contains(const std::string& text, const std::string& part) { return text.fi
 
 // ---- Bases ----
 
-/// 2 heads of width 8 on one; what llama2.c's format leaves no choice in is as it has it.
+/// 2 heads of width 8, 1 KV head; settings that llama2.c's format does not store have its defaults.
 Json base_config() {
   Json json = hf::small_config();
-  json["hidden_size"] = 16, json["intermediate_size"] = 12;
-  json["num_attention_heads"] = 2, json["num_key_value_heads"] = 1;
-  json["rms_norm_eps"] = 1e-5, json["rope_theta"] = 10000.0;
+  json["hidden_size"] = 16;
+  json["intermediate_size"] = 12;
+  json["num_attention_heads"] = 2;
+  json["num_key_value_heads"] = 1;
+  json["rms_norm_eps"] = 1e-5;
+  json["rope_theta"] = 10000.0;
   return json;
 }
 
-/// A folder with a base in it.
+/// A folder with a base model.
 struct Base {
   TemporaryFolder folder;
   std::string path;
@@ -48,8 +47,7 @@ std::string floats_of(const Weights& w) {
   return {reinterpret_cast<const char*>(w.numbers.data()), w.numbers.size() * 4};
 }
 
-/// By the engine's names, and with the rows of queries and keys as Meta, GGUF and llama2.c have them: the two rows that
-/// rotate together are neighbours.
+/// With the engine's names, and the rows of queries and keys in the order of Meta, GGUF and llama2.c: the two rows that rotate together are adjacent.
 AllWeights interleaved(const AllWeights& weights) {
   AllWeights out;
   for (const auto& [theirs, ours] : hf::names(2)) {
@@ -107,9 +105,9 @@ void write_gguf(Base& base, const AllWeights& weights) {
 constexpr const char* kModules[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                                     "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
 
-/// An adapter's folder, to be spoilt. Of every matrix, or of those that a list names.
+/// The folder of a valid adapter of every matrix, which tests corrupt.
 struct Adapter {
-  TemporaryFolder outside;  // the adapter's is in it
+  TemporaryFolder outside;  // contains the adapter's folder
   std::string path = outside.file("adapter");
   Json config = {
       {"peft_type", "LORA"},
@@ -148,7 +146,7 @@ struct Adapter {
     write("adapter_model.safetensors", hf::safetensors_of(factors));
   }
 
-  /// The error behind the folder's name, "" if it opens.
+  /// The error after the folder's name, "" if it opens.
   std::string what(const Json& model = base_config()) const {
     Config c;
     LoraAdapter adapter;
@@ -168,7 +166,7 @@ struct Adapter {
   }
 };
 
-/// weights += scale * B A, where scale is of a module.
+/// weights += scale(module) * B A.
 template <class Scale> void add(AllWeights& weights, const Adapter& adapter, const Scale& scale) {
   for (auto& [name, w] : weights) {
     const std::string module = name.substr(0, name.rfind('.')), key = "base_model.model." + module;
@@ -184,7 +182,7 @@ template <class Scale> void add(AllWeights& weights, const Adapter& adapter, con
   }
 }
 
-/// Logits (3, vocab_size) of some tokens by the base with these adapters.
+/// Logits (3, vocab_size) of the base with these adapters for some tokens.
 std::vector<float> logits(const std::string& base, const std::vector<LoraSource>& sources) {
   Checkpoint c;
   std::string error;
@@ -219,9 +217,9 @@ void expect_close(const std::vector<float>& found, const std::vector<float>& exp
     EXPECT_NEAR(found[i], expected[i], 1e-5 * (1 + std::fabs(expected[i]))) << i;
 }
 
-// ---- What is merged ----
+// ---- Merging ----
 
-TEST(Lora, LogitsAreThoseOfTheMergedWeights) {
+TEST(Lora, LogitsMatchMergedWeights) {
   AllWeights weights = hf::weights_of(base_config());
   Base base;
   write_hf(base, weights);
@@ -232,7 +230,7 @@ TEST(Lora, LogitsAreThoseOfTheMergedWeights) {
   expect_close(found, merged_logits(weights));
 }
 
-TEST(Lora, TwoAdaptersWithScales) {
+TEST(Lora, MergesTwoAdaptersWithScales) {
   AllWeights weights = hf::weights_of(base_config());
   Base base;
   write_hf(base, weights);
@@ -244,7 +242,7 @@ TEST(Lora, TwoAdaptersWithScales) {
   EXPECT_EQ(logits(base.folder.path(), {{one.path, 0}}), logits(base.folder.path(), {})) << "scale 0 changes no bit";
 }
 
-TEST(Lora, WhateverTheFormatOfTheBase) {
+TEST(Lora, MergesIntoEveryBaseFormat) {
   const AllWeights weights = hf::weights_of(base_config());
   Base folder, llama2c, gguf_file;
   write_hf(folder, weights);
@@ -256,7 +254,7 @@ TEST(Lora, WhateverTheFormatOfTheBase) {
   EXPECT_EQ(logits(gguf_file.path, {{adapter.path, 1}}), expected);
 }
 
-TEST(Lora, RanksAndAlphasOfSomeModules) {
+TEST(Lora, UsesRankAndAlphaPatterns) {
   for (const bool rank_stabilized : {false, true}) {
     AllWeights weights = hf::weights_of(base_config());
     Base base;
@@ -276,7 +274,7 @@ TEST(Lora, RanksAndAlphasOfSomeModules) {
   }
 }
 
-TEST(Lora, OfSomeModulesOnly) {
+TEST(Lora, MergesSomeModulesOnly) {
   AllWeights weights = hf::weights_of(base_config());
   Base base;
   write_hf(base, weights);
@@ -293,12 +291,12 @@ TEST(Lora, OfSomeModulesOnly) {
   }
 }
 
-/// PEFT sets it to false for layers like a Llama's.
-TEST(Lora, FanInFanOutIsOfNoMatter) { EXPECT_EQ(Adapter(1).with("fan_in_fan_out", true), ""); }
+/// PEFT sets it to false for linear layers.
+TEST(Lora, IgnoresFanInFanOut) { EXPECT_EQ(Adapter(1).with("fan_in_fan_out", true), ""); }
 
-// ---- What is refused ----
+// ---- Rejected adapters ----
 
-TEST(LoraRefused, WhatIsNoAdaptersFolder) {
+TEST(LoraRejects, OtherFolders) {
   const Adapter a(1);
   const auto error_of = [](const std::string& path) {
     LoraAdapter adapter;
@@ -319,7 +317,7 @@ TEST(LoraRefused, WhatIsNoAdaptersFolder) {
   EXPECT_EQ(a.what(), "expected adapter_config.json, found a complete model; convert it without --lora");
 }
 
-TEST(LoraRefused, SettingsByTheirNames) {
+TEST(LoraRejects, UnsupportedSettings) {
   const Adapter a(1);
   const std::tuple<const char*, Json, const char*> all[] = {
       {"peft_type", "IA3", "\"peft_type\": expected \"LORA\", found \"IA3\""},
@@ -352,7 +350,9 @@ TEST(LoraRefused, SettingsByTheirNames) {
       {"target_modules", {"embed_tokens"}, "also for \"embed_tokens\""},
       {"target_modules", {1}, "\"target_modules\": expected a list of names"},
       {"target_modules", 1, "\"target_modules\": expected a list of names, found 1"},
-      {"target_modules", {"q_proj"}, "lm_head.lora_A.weight: expected a module of target_modules, found another module"}};
+      {"target_modules",
+       {"q_proj"},
+       "lm_head.lora_A.weight: expected a module of target_modules, found another module"}};
   for (const auto& [key, value, expected] : all)
     EXPECT_TRUE(contains(a.with(key, value), expected)) << a.with(key, value);
   for (const char* text : {"", "[]", "{", "null", "5"}) {
@@ -361,7 +361,7 @@ TEST(LoraRefused, SettingsByTheirNames) {
   }
 }
 
-TEST(LoraRefused, TensorsByTheirNames) {
+TEST(LoraRejects, WrongTensors) {
   const std::string q = "base_model.model.model.layers.0.self_attn.q_proj.lora_";
   const auto error_with = [&](const std::function<void(AllWeights&)>& spoil) {
     Adapter a(1);
@@ -404,7 +404,7 @@ TEST(LoraRefused, TensorsByTheirNames) {
                          file + "tensor " + q + "B.weight: row 1: expected finite numbers, found "));
 }
 
-TEST(LoraRefused, AnotherModelsAdapter) {
+TEST(LoraRejects, AdapterOfAnotherModel) {
   Json wider = base_config();
   wider["hidden_size"] = 32;
   EXPECT_TRUE(contains(Adapter(1).what(wider), "expected shape (3, 32), found (3, 16)"));
@@ -413,7 +413,7 @@ TEST(LoraRefused, AnotherModelsAdapter) {
   EXPECT_TRUE(contains(Adapter(1).what(tied), "down_proj; its output is the embedding), also for \"lm_head\""));
 }
 
-TEST(LoraRefused, WhatIsCutShortOrSpoilt) {
+TEST(LoraRejects, TruncatedAndDamagedFiles) {
   const Adapter a(1);
   const std::string config = read_file(a.path + "/adapter_config.json");
   for (size_t n = 0; n < config.size(); n++) {
@@ -430,11 +430,11 @@ TEST(LoraRefused, WhatIsCutShortOrSpoilt) {
   a.write("adapter_model.safetensors", tensors);
   tiny::Random random(5);
   for (int i = 0; i < 2000; i++) {
-    std::string spoilt = i % 2 ? config : tensors;
+    std::string damaged = i % 2 ? config : tensors;
     for (int n = 1 + random.below(3); n > 0; n--)
-      spoilt[size_t(random.below(int(i % 2 ? config.size() : header)))] =
+      damaged[size_t(random.below(int(i % 2 ? config.size() : header)))] =
           "0123456789abc{}[]\",: _.-e"[random.below(24)];
-    a.write(i % 2 ? "adapter_config.json" : "adapter_model.safetensors", spoilt);
+    a.write(i % 2 ? "adapter_config.json" : "adapter_model.safetensors", damaged);
     a.what();
     if (i % 2) a.write("adapter_config.json", config);
   }
@@ -456,7 +456,7 @@ TEST(LoraArgument, IsAFolderAndAScale) {
   EXPECT_EQ(parsed(t.file("a:0.5")), std::pair(t.file("a"), 0.5));
   EXPECT_EQ(parsed(t.file("a:-1e-1")), std::pair(t.file("a"), -0.1));
   EXPECT_EQ(parsed(t.file("a:2")), std::pair(t.file("a:2"), 1.0)) << "a folder of that name";
-  EXPECT_EQ(parsed(t.file("none:2")), std::pair(t.file("none:2"), 1.0)) << "which then is not found";
+  EXPECT_EQ(parsed(t.file("none:2")), std::pair(t.file("none:2"), 1.0)) << "this folder does not exist";
   for (const char* bad : {"a:", "a:x", "a:1x", "a: 1", "a:nan", "a:inf", "a:1e999", "a:0.5:2"}) {
     LoraSource source;
     std::string error;
@@ -504,7 +504,7 @@ TEST(LoraConvert, TwoAdaptersWithScales) {
   std::filesystem::remove(out.file("logits"));
   expect_failed_in_a_line(convert(base, {"--lora", one.path + ":x"}), "convert", 2,
                           {"--lora", "after the colon", "'x'"});
-  expect_failed_in_a_line(convert(base, {"--lora"}), "convert", 2, {"--lora: expected a value"});
+  expect_failed_in_a_line(convert(base, {"--lora"}), "convert", 2, {"--lora", "FOLDER"});
   expect_failed_in_a_line(convert(base, {"--lora", one.path + "/none"}), "convert", 1, {"none", "LoRA adapter"});
   expect_failed_in_a_line(
       run_program({POCKET_CONVERT, "--random", "tiny", "--lora", one.path, "-o", out.file("m.bin")}), "convert", 2,
@@ -516,4 +516,4 @@ TEST(LoraConvert, TwoAdaptersWithScales) {
   EXPECT_EQ(out.list(), "");
 }
 
-}  // namespace
+}  // namespace lora_test

@@ -1,5 +1,5 @@
-// matrix_test.cpp: products, Cholesky factors and solutions against naive ones in double, on odd shapes, and the same
-// bits from every instruction set and any number of threads.
+// matrix_test.cpp: products, Cholesky factors and solutions are compared with naive versions in double on odd shapes;
+// every instruction set and any number of threads give the same bits.
 #include "../../export/matrix.hpp"
 
 #include <gtest/gtest.h>
@@ -8,13 +8,13 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace matrix_test {
 
 using namespace pocket;
 using tiny::Floats;
 using tiny::Random;
 
-TEST(Matrix, AProductIsWhatItShouldBe) {
+TEST(Matrix, ProductMatchesNaiveProduct) {
   Random random(1);
   const int shapes[][3] = {{1, 1, 1}, {8, 32, 256}, {7, 33, 300}, {70, 5, 1}, {300, 400, 17}, {257, 385, 513}};
   for (const auto& [m, n, depth] : shapes)
@@ -23,9 +23,9 @@ TEST(Matrix, AProductIsWhatItShouldBe) {
                    b = tiny::normal_floats(random, size_t(n) * depth);
       Pool pool(2);
       Floats c(size_t(m) * (n + 3), 1.f);
-      const Factor fa = by_rows ? rows_of(a.data(), m, depth) : columns_of(a.data(), m, m);
-      const Factor fb = by_rows ? rows_of(b.data(), n, depth) : columns_of(b.data(), n, n);
-      multiply(pool, fa, fb, depth, -0.5f, {c.data(), size_t(n) + 3});
+      const Factor fa = by_rows ? rows_of(a.data(), depth) : columns_of(a.data(), m);
+      const Factor fb = by_rows ? rows_of(b.data(), depth) : columns_of(b.data(), n);
+      multiply(pool, {m, n, depth}, -0.5f, fa, fb, {c.data(), size_t(n) + 3});
       for (int i = 0; i < m; i += 1 + m / 20)
         for (int j = 0; j < n + 3; j++) {
           double expected = 0;
@@ -37,19 +37,19 @@ TEST(Matrix, AProductIsWhatItShouldBe) {
     }
 }
 
-TEST(Matrix, TheLowerHalfOfAProduct) {
+TEST(Matrix, LowerHalfOfProductHasSameBits) {
   Random random(2);
   const int n = 500, depth = 40;
   const Floats x = tiny::normal_floats(random, size_t(n) * depth);
   Pool pool(2);
   Floats all(size_t(n) * n), lower(all.size());
-  const Factor f = columns_of(x.data(), n, n);
-  multiply(pool, f, f, depth, 1, {all.data(), n});
-  multiply(pool, f, f, depth, 1, {lower.data(), n}, Part::lower);
+  const Factor f = columns_of(x.data(), n);
+  multiply(pool, {n, n, depth}, 1, f, f, {all.data(), n});
+  multiply(pool, {n, n, depth}, 1, f, f, {lower.data(), n}, Part::lower);
   for (int i = 0; i < n; i++) ASSERT_TRUE(tiny::same_bits(&all[size_t(i) * n], &lower[size_t(i) * n], size_t(i) + 1));
 }
 
-TEST(Matrix, TheSameBitsFromEveryInstructionSet) {
+TEST(Matrix, EveryInstructionSetGivesSameBits) {
   Random random(3);
   for (const int depth : {1, 100, 256}) {
     const Floats a = tiny::normal_floats(random, size_t(depth) * kTileRows);
@@ -62,14 +62,14 @@ TEST(Matrix, TheSameBitsFromEveryInstructionSet) {
   }
 }
 
-// Also where the best kernel set has another name: AMX does the engine's products of integers, not these.
-TEST(Matrix, FloatsUseTheWidestInstructionSetThereIs) {
+// Also if the best kernel set is another: AMX is for the engine's integer products only.
+TEST(Matrix, UsesWidestInstructionSet) {
   const std::vector<std::string> names = kernel_names();
   const auto has = [&](const char* name) { return std::find(names.begin(), names.end(), name) != names.end(); };
   EXPECT_EQ(best_float_set(), has("avx512vnni") ? FloatSet::avx512 : has("avx2") ? FloatSet::avx2 : FloatSet::scalar);
 }
 
-// A symmetric positive definite matrix: moments of random vectors with some correlation.
+// A symmetric positive definite matrix: moments of correlated random vectors.
 Floats moments(Random& random, int n) {
   Floats x = tiny::normal_floats(random, size_t(2 * n) * n), h(size_t(n) * n);
   for (int t = 0; t < 2 * n; t++)
@@ -83,7 +83,7 @@ Floats moments(Random& random, int n) {
   return h;
 }
 
-TEST(Matrix, CholeskyAndSolutionAgainstNaiveOnes) {
+TEST(Matrix, CholeskyAndSolveMatchNaiveVersions) {
   Random random(4);
   for (const int n : {1, 5, 63, 64, 65, 200}) {
     const Floats h = moments(random, n);
@@ -111,13 +111,13 @@ TEST(Matrix, CholeskyAndSolutionAgainstNaiveOnes) {
   }
 }
 
-TEST(Matrix, WhatHasNoCholeskyFactorIsRefused) {
+TEST(Matrix, RejectsMatrixWithoutCholeskyFactor) {
   Pool pool(1);
   Floats indefinite = {1, 0, 2, 1}, nothing(4), infinite = {INFINITY, 0, 0, 1}, nan = {NAN, 0, 0, 1};
   for (Floats* m : {&indefinite, &nothing, &infinite, &nan}) EXPECT_FALSE(cholesky(pool, m->data(), 2));
 }
 
-TEST(Matrix, AnyNumberOfThreadsGivesTheSameBits) {
+TEST(Matrix, AnyNumberOfThreadsGivesSameBits) {
   Random random(5);
   const int n = 300;
   const Floats h = moments(random, n), x = tiny::normal_floats(random, size_t(20) * n);
@@ -132,4 +132,4 @@ TEST(Matrix, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
-}  // namespace
+}  // namespace matrix_test

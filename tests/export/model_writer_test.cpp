@@ -1,5 +1,4 @@
-// model_writer_test.cpp: what is written is what is read back (model_file_test.cpp has the reading); a file appears
-// under its name only when it is whole, and nothing of a failed one remains.
+// model_writer_test.cpp: written models are read back (see also model_file_test.cpp); a file appears under its name only once it is complete, and a failure leaves nothing behind.
 #include "../../export/model_writer.hpp"
 
 #include <gtest/gtest.h>
@@ -10,7 +9,7 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace model_writer_test {
 
 using namespace pocket;
 using tiny::small_config;
@@ -19,7 +18,7 @@ bool contains(const std::string& text, const std::string& part) { return text.fi
 
 // ---- The file ----
 
-TEST(ModelWriter, TheSameModelIsTheSameFileForAnyNumberOfThreads) {
+TEST(ModelWriter, WritesSameFileForAnyNumberOfThreads) {
   for (const Type type : {Type::f32, Type::q8, Type::q4}) {
     ModelParts parts = tiny::parts_of(small_config(), type);
     parts.self_test_ids = {1, 2, 3};
@@ -31,7 +30,7 @@ TEST(ModelWriter, TheSameModelIsTheSameFileForAnyNumberOfThreads) {
   }
 }
 
-TEST(ModelWriter, TheSelfTestHoldsTheHashOfWhatTheModelSays) {
+TEST(ModelWriter, StoresHashOfSelfTestLogits) {
   for (const Type type : {Type::f32, Type::q4}) {
     ModelParts parts = tiny::parts_of(small_config(), type);
     parts.self_test_ids = {5, 17, 99};
@@ -44,7 +43,7 @@ TEST(ModelWriter, TheSelfTestHoldsTheHashOfWhatTheModelSays) {
   }
 }
 
-TEST(ModelWriter, TypesOfTensors) {
+TEST(ModelWriter, ChoosesTensorTypes) {
   const tiny::MemoryModel q4(small_config(), Type::q4), f32(small_config(), Type::f32);
   EXPECT_EQ(q4.model.token_embedding.type, Type::q8);
   EXPECT_EQ(q4.model.layers[0].wq.type, Type::q4);
@@ -53,7 +52,7 @@ TEST(ModelWriter, TypesOfTensors) {
   EXPECT_EQ(f32.model.token_embedding.type, Type::f32);
 }
 
-TEST(ModelWriter, ProgressGoesFromNothingToAll) {
+TEST(ModelWriter, ReportsProgress) {
   const TemporaryFolder folder;
   ModelWriter writer;
   uint64_t last = 0, whole = 0;
@@ -70,30 +69,30 @@ TEST(ModelWriter, ProgressGoesFromNothingToAll) {
   EXPECT_EQ(folder.list(), "m.bin\n");
 }
 
-// ---- Failures leave nothing, and what was there stays ----
+// ---- Failures leave nothing behind and keep an existing file ----
 
-// Writes over a file that is there already; returns the error.
+// Writes over an existing file; returns the error.
 std::string failure(const ModelParts& parts, const ReadRows& rows, const Progress& progress = nullptr) {
   const TemporaryFolder folder;
-  folder.write("m.bin", "the old one");
+  folder.write("m.bin", "existing file");
   ModelWriter writer;
   EXPECT_FALSE(writer.write(folder.file("m.bin"), parts, rows, progress));
   EXPECT_EQ(folder.list(), "m.bin\n");
-  EXPECT_EQ(read_file(folder.file("m.bin")).substr(0, 20), "the old one");
+  EXPECT_EQ(read_file(folder.file("m.bin")).substr(0, 20), "existing file");
   return writer.error;
 }
 
-TEST(ModelWriterFails, WhereRowsCannotBeRead) {
+TEST(ModelWriterFails, IfRowsCannotBeRead) {
   for (const char* name : {"token_embedding", "layers.1.ffn_norm", "layers.1.w2", "output"}) {
     const ReadRows rows = [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& error) {
-      if (spec.name == name && first + count == spec.rows) return error = "row gone", false;
+      if (spec.name == name && first + count == spec.rows) return fail(error, "row gone");
       return tiny::random_rows(spec, first, count, out, error);
     };
     EXPECT_EQ(failure(tiny::parts_of(small_config(), Type::q4), rows), "row gone");
   }
 }
 
-TEST(ModelWriterFails, WhereAWeightIsNotANumber) {
+TEST(ModelWriterFails, IfAWeightIsNotFinite) {
   for (const float value : {NAN, INFINITY, -INFINITY})
     for (const char* name : {"token_embedding", "layers.0.attention_norm", "layers.1.w1"}) {
       const ReadRows rows = [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& error) {
@@ -106,7 +105,7 @@ TEST(ModelWriterFails, WhereAWeightIsNotANumber) {
     }
 }
 
-TEST(ModelWriterFails, WhereTheUserGivesUp) {
+TEST(ModelWriterFails, IfInterrupted) {
   for (const int after : {0, 1, 5, 15}) {
     int calls = 0;
     const std::string error = failure(tiny::parts_of(small_config(), Type::q8), tiny::random_rows,
@@ -116,7 +115,7 @@ TEST(ModelWriterFails, WhereTheUserGivesUp) {
   }
 }
 
-TEST(ModelWriterFails, WhereTheModelSaysNothingButInfinities) {
+TEST(ModelWriterFails, IfLogitsAreNotFinite) {
   ModelParts parts = tiny::parts_of(small_config(), Type::f32);
   parts.self_test_ids = {1};
   const ReadRows rows = [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& error) {
@@ -128,13 +127,13 @@ TEST(ModelWriterFails, WhereTheModelSaysNothingButInfinities) {
   EXPECT_TRUE(contains(error, "self-test: the logits are not finite")) << error;
 }
 
-TEST(ModelWriterFails, WhereAShapeIsOneThatNoReaderTakes) {
+TEST(ModelWriterFails, IfReaderRejectsShape) {
   ModelParts parts = tiny::parts_of(small_config(), Type::q8);
   parts.config.n_kv_heads = 3;
   EXPECT_TRUE(contains(failure(parts, tiny::random_rows), "n_kv_heads: expected a divisor of 4 heads, found 3"));
 }
 
-TEST(ModelWriterFails, WhereTheDiskIsFull) {
+TEST(ModelWriterFails, IfDiskIsFull) {
   struct Limit {
     rlimit before;
     explicit Limit(rlim_t bytes) {
@@ -158,7 +157,7 @@ TEST(ModelWriterFails, WhereTheDiskIsFull) {
   }
 }
 
-TEST(ModelWriterFails, WhereTheFolderIsMissing) {
+TEST(ModelWriterFails, IfFolderIsMissing) {
   ModelWriter writer;
   const TemporaryFolder folder;
   EXPECT_FALSE(
@@ -169,8 +168,8 @@ TEST(ModelWriterFails, WhereTheFolderIsMissing) {
   EXPECT_FALSE(std::filesystem::exists(folder.path() + ".tmp." + std::to_string(getpid())));
 }
 
-// A temporary file of that name belongs to somebody else, and stays.
-TEST(ModelWriterFails, WhereItsTemporaryNameIsTaken) {
+// An existing temporary file of that name is not deleted.
+TEST(ModelWriterFails, IfTemporaryNameExists) {
   const TemporaryFolder folder;
   const std::string taken = "m.bin.tmp." + std::to_string(getpid());
   folder.write(taken, "mine");
@@ -180,4 +179,4 @@ TEST(ModelWriterFails, WhereItsTemporaryNameIsTaken) {
   EXPECT_EQ(folder.list(), taken + "\n");
 }
 
-}  // namespace
+}  // namespace model_writer_test

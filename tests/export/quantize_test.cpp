@@ -1,5 +1,4 @@
-// quantize_test.cpp: weights become the numbers that the formats can say, as near as they should be; and the scale
-// search makes the same choices on every CPU.
+// quantize_test.cpp: quantized weights are as close to the originals as the formats allow, and the scale search gives the same result on every CPU.
 #include "../../export/quantize.hpp"
 
 #include <gtest/gtest.h>
@@ -8,7 +7,7 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace quantize_test {
 
 using namespace pocket;
 using tiny::Floats;
@@ -48,7 +47,7 @@ double relative_error(const Panel& p, const Floats& rows) {
 
 // ---- q8 ----
 
-TEST(QuantizeQ8, ABfloat16ScaleIsRoundedUp) {
+TEST(QuantizeQ8, RoundsScaleUp) {
   Random random(1);
   EXPECT_EQ(from_bf16(to_bf16_up(0.f)), 0.f);
   EXPECT_EQ(from_bf16(to_bf16_up(1.f)), 1.f);
@@ -60,7 +59,7 @@ TEST(QuantizeQ8, ABfloat16ScaleIsRoundedUp) {
   }
 }
 
-TEST(QuantizeQ8, EveryWeightIsWithinHalfAStep) {
+TEST(QuantizeQ8, WeightsAreWithinHalfAStep) {
   Random random(2);
   for (const int cols : {1, 32, 33, 64, 100, 576})
     for (const float deviation : {1e-6f, 0.02f, 1000.f}) {
@@ -76,7 +75,7 @@ TEST(QuantizeQ8, EveryWeightIsWithinHalfAStep) {
     }
 }
 
-TEST(QuantizeQ8, ZerosAndTheNearlyZeroBecomeZeros) {
+TEST(QuantizeQ8, TinyWeightsBecomeZero) {
   for (const float tiny_value : {0.f, 1e-45f, 1e-35f, -1e-31f}) {
     const Floats rows(size_t(kPanelRows) * 64, tiny_value);
     const Panel p(Type::q8, rows, 64);
@@ -84,7 +83,7 @@ TEST(QuantizeQ8, ZerosAndTheNearlyZeroBecomeZeros) {
   }
 }
 
-TEST(QuantizeQ8, AnEmbeddingRowIsQuantizedLikeARow) {
+TEST(QuantizeQ8, EmbeddingRowEqualsPanelRow) {
   Random random(3);
   const Floats rows = random_rows(random, 100);
   const Panel p(Type::q8, rows, 100);
@@ -110,8 +109,8 @@ TEST(QuantizeF32, KeepsEveryBit) {
 
 // ---- q4 ----
 
-// Lloyd's best 16 levels for a normal distribution leave 0.0095 of its square; scales of groups take a little more.
-TEST(QuantizeQ4, NormalWeightsLoseUnderOnePercentOfTheirSquare) {
+// Lloyd's optimal 16 levels for a normal distribution have a relative squared error of 0.0095; group scales add a little.
+TEST(QuantizeQ4, NormalWeightsHaveUnderOnePercentError) {
   Random random(5);
   for (const int cols : {64, 576, 2048})
     for (const float deviation : {1e-4f, 0.02f, 50.f}) {
@@ -122,7 +121,7 @@ TEST(QuantizeQ4, NormalWeightsLoseUnderOnePercentOfTheirSquare) {
     }
 }
 
-TEST(QuantizeQ4, EveryWeightGetsItsNearestCode) {
+TEST(QuantizeQ4, WeightsGetNearestCode) {
   Random random(6);
   const Floats rows = random_rows(random, 128);
   const Panel p(Type::q4, rows, 128);
@@ -138,8 +137,8 @@ TEST(QuantizeQ4, EveryWeightGetsItsNearestCode) {
   }
 }
 
-// Of the sixteen scales that a group may have, the chosen one leaves the least error.
-TEST(QuantizeQ4, EveryGroupGetsItsBestScale) {
+// The chosen one of the sixteen scales has the least error.
+TEST(QuantizeQ4, GroupsGetBestScale) {
   Random random(7);
   const Floats rows = random_rows(random, 64);
   const Panel p(Type::q4, rows, 64);
@@ -166,7 +165,7 @@ TEST(QuantizeQ4, EveryGroupGetsItsBestScale) {
     }
 }
 
-TEST(QuantizeQ4, ARowOfZerosStaysZeroBesideOthers) {
+TEST(QuantizeQ4, KeepsRowOfZeros) {
   Random random(8);
   Floats rows = random_rows(random, 100);
   std::fill(rows.begin() + 5 * 128, rows.begin() + 6 * 128, 0.f);
@@ -175,8 +174,8 @@ TEST(QuantizeQ4, ARowOfZerosStaysZeroBesideOthers) {
   EXPECT_NE(tiny::panel_weight(p.tensor, 6, 0), 0.0);
 }
 
-// Scales of a row differ by 12 / 5 at most, so that an outlier makes the whole row coarser.
-TEST(QuantizeQ4, OutliersAndLopsidedRows) {
+// The scales of a row differ by at most 12 / 5, so an outlier makes the whole row coarser.
+TEST(QuantizeQ4, HandlesOutliersAndAsymmetricRows) {
   Random random(9);
   Floats rows = random_rows(random, 256, 0.02f);
   for (int r = 0; r < kPanelRows; r++) {
@@ -188,7 +187,7 @@ TEST(QuantizeQ4, OutliersAndLopsidedRows) {
   for (int r = 0; r < kPanelRows; r++) EXPECT_NEAR(tiny::panel_weight(p.tensor, r, 17), 1, 0.1);
 }
 
-TEST(QuantizeQ4, TheSearchMakesTheSameChoicesOnEveryCpu) {
+TEST(QuantizeQ4, SearchIsTheSameOnEveryCpu) {
   Random random(10);
   using Search = void (*)(const Codebook*, const float*, const float*, int, uint8_t*, float*, float*);
   std::vector<std::pair<const char*, Search>> searches = {{"scalar", FloatScalar::call<search_scales_body>}};
@@ -218,4 +217,4 @@ TEST(QuantizeQ4, TheSearchMakesTheSameChoicesOnEveryCpu) {
     }
 }
 
-}  // namespace
+}  // namespace quantize_test

@@ -1,5 +1,4 @@
-// safetensors_test.cpp: .safetensors files. Every number format comes back exactly, and a file whose header is not
-// true of its bytes is refused, with an error that names the file and the tensor.
+// safetensors_test.cpp: .safetensors files. Every number format is decoded exactly, and a file whose header does not match its contents is rejected with an error that names the file and the tensor.
 #include "../../export/safetensors.hpp"
 
 #include <gtest/gtest.h>
@@ -7,12 +6,10 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "../support/allocation_limit.hpp"
 #include "../support/tiny_model.hpp"
 
-// With the address sanitizer: no header, whatever it says, may ask for more memory than this.
-extern "C" const char* __asan_default_options() { return "max_allocation_size_mb=16"; }
-
-namespace {
+namespace safetensors_test {
 
 using namespace pocket;
 using Json = nlohmann::json;
@@ -28,11 +25,11 @@ Json entry(const char* dtype, const Json& shape, const Json& begin, const Json& 
 
 std::string write_file(const std::string& bytes) {
   static const TemporaryFolder folder;
-  std::filesystem::remove(folder.file("m.safetensors"));  // faster than to write over it
+  std::filesystem::remove(folder.file("m.safetensors"));  // faster than overwriting it
   return folder.write("m.safetensors", bytes);
 }
 
-/// A file on disk, listed. The next one takes its place.
+/// A file on disk, listed. The next object overwrites it.
 struct Listed {
   Checkpoint checkpoint;
   FoundTensors found;
@@ -47,10 +44,10 @@ struct Listed {
     EXPECT_EQ(ok, error.empty()) << error;
     EXPECT_TRUE(ok || error.rfind(path + ": ", 0) == 0) << error;
   }
-  /// The error behind the file's name.
+  /// The error after the file's name.
   std::string what() const { return error.substr(std::min(error.size(), path.size() + 2)); }
 
-  /// A tensor's numbers, `cols` in a row.
+  /// The values of a tensor, `cols` per row.
   tiny::Floats read(const std::string& name, int64_t cols) {
     const FoundTensor& t = found.at(name);
     const int64_t rows = int64_t(t.bytes) / dtype_info(t.dtype).block_bytes / cols;
@@ -66,7 +63,7 @@ std::string error_of(const Json& header, size_t data_bytes) {
   return error_of(file_of(header.dump(), std::string(data_bytes, '\1')));
 }
 
-/// Three tensors, one of each dtype, an empty one and a scalar, in another order than their names have.
+/// Three tensors, one of each dtype, an empty one and a scalar, not in the order of their names.
 std::string sample() {
   const Json header = {{"__metadata__", {{"format", "pt"}}},   {"b", entry("F32", {2, 3}, 0, 24)},
                        {"a", entry("BF16", {4}, 24, 32)},      {"c", entry("F16", {1, 2, 3}, 36, 48)},
@@ -92,7 +89,7 @@ void all_patterns(const char* dtype, int exponent_bits, int mantissa_bits) {
   std::string data;
   for (uint32_t i = 0; i < 65536; i++) data += {char(i & 255), char(i >> 8)};
   const std::string header = Json{{"x", entry(dtype, {256, 256}, 0, 131072)}}.dump();
-  Listed f(file_of(header + (header.size() % 2 ? "" : " "), data));  // numbers at odd places
+  Listed f(file_of(header + (header.size() % 2 ? "" : " "), data));  // values at odd offsets
   ASSERT_EQ(f.error, "");
   ASSERT_EQ(f.found.at("x").offset % 2, 1u);
   const tiny::Floats found = f.read("x", 256);
@@ -107,10 +104,10 @@ void all_patterns(const char* dtype, int exponent_bits, int mantissa_bits) {
   }
 }
 
-TEST(Numbers, All65536PatternsOfFloat16) { all_patterns("F16", 5, 10); }
-TEST(Numbers, All65536PatternsOfBfloat16) { all_patterns("BF16", 8, 7); }
+TEST(SafetensorsNumbers, DecodesAllFloat16) { all_patterns("F16", 5, 10); }
+TEST(SafetensorsNumbers, DecodesAllBfloat16) { all_patterns("BF16", 8, 7); }
 
-TEST(Numbers, Float32ComeBackBitForBit) {
+TEST(SafetensorsNumbers, KeepsFloat32Bits) {
   tiny::Random random(1);
   std::string data;
   std::vector<uint32_t> bits = {0, 1u << 31, 1, 0x7f800000, 0xff800000, 0x7f7fffff, 0x00800000, 0x7fc00000};
@@ -121,7 +118,7 @@ TEST(Numbers, Float32ComeBackBitForBit) {
   EXPECT_EQ(std::memcmp(f.read("x", 100).data(), data.data(), data.size()), 0);
 }
 
-TEST(Numbers, SomeRowsCanBeReadAndNoneBeyondTheLast) {
+TEST(SafetensorsNumbers, ReadsRangesOfRows) {
   Listed f(
       file_of(Json{{"x", entry("F16", {3, 2}, 0, 12)}}.dump(), {0, 0x3c, 0, 0x40, 0, 0x42, 0, 0x44, 0, 0x45, 0, 0x46}));
   ASSERT_EQ(f.error, "");
@@ -142,10 +139,10 @@ TEST(Numbers, SomeRowsCanBeReadAndNoneBeyondTheLast) {
 
 // ---- Headers ----
 
-TEST(Header, TensorsAreWhereItSays) {
+TEST(SafetensorsHeader, ListsTensors) {
   Listed f(sample());
   ASSERT_EQ(f.error, "");
-  ASSERT_EQ(f.found.size(), 5u) << "the metadata are no tensor";
+  ASSERT_EQ(f.found.size(), 5u) << "the metadata is not a tensor";
   const uint64_t data = read_file(f.path).size() - 48;
   const FoundTensor &a = f.found.at("a"), &c = f.found.at("c");
   EXPECT_TRUE(a.offset == data + 24 && a.bytes == 8 && a.dtype == DType::bf16 && a.shape == std::vector<int64_t>{4});
@@ -155,7 +152,7 @@ TEST(Header, TensorsAreWhereItSays) {
   EXPECT_EQ(f.found.at("none").bytes, 0u);
 }
 
-TEST(Header, ItsLengthIsCheckedAgainstTheFile) {
+TEST(SafetensorsHeader, RejectsLengthBeyondFile) {
   const std::string header = "{\"x\": 1}", rest = header + "data";
   const auto with_length = [&](uint64_t n) { return error_of(bytes_of_length(n) + rest); };
   EXPECT_EQ(with_length(13), "header length: expected at most 12, found 13 (truncated?)");
@@ -165,19 +162,19 @@ TEST(Header, ItsLengthIsCheckedAgainstTheFile) {
             ": header:1:1: expected a value, found the end");
   EXPECT_NE(with_length(1), "");
   EXPECT_NE(with_length(7), "");
-  EXPECT_NE(with_length(12), "") << "data are no header";
+  EXPECT_NE(with_length(12), "") << "data is not a header";
 }
 
-TEST(Header, ItIsNoLongerThanTheFormatAllows) {
+TEST(SafetensorsHeader, RejectsLengthAboveLimit) {
   Listed f(bytes_of_length(100000001) + "{\"x\": 1}");
-  std::filesystem::resize_file(f.path, 200000000);  // a hole, which takes no room on the disk
+  std::filesystem::resize_file(f.path, 200000000);  // a sparse file
   f.checkpoint.files.clear();
   f.error.clear();
   f.list();
   EXPECT_EQ(f.what(), "header length: expected at most 100000000, found 100000001");
 }
 
-TEST(Header, ThatIsNoJsonObjectIsRefused) {
+TEST(SafetensorsHeader, RejectsInvalidJson) {
   for (const char* header :
        {"[1, 2, 3]   ", "\"text\"      ", "null          ", "12345678901", "{tensor: 1}  ", "            "})
     EXPECT_EQ(error_of(file_of(header, "")).find("expected a safetensors or PyTorch file, found "), 0u) << header;
@@ -198,7 +195,7 @@ TEST(Header, ThatIsNoJsonObjectIsRefused) {
   EXPECT_EQ(error_of(file_of("{}", "x")).find("expected "), 0u);
 }
 
-TEST(Header, NestedTenThousandDeepIsRefused) {
+TEST(SafetensorsHeader, RejectsDeepNesting) {
   std::string objects, arrays = "{\"x\":";
   for (int i = 0; i < 10000; i++) objects += "{\"x\":", arrays += "[";
   for (const std::string& header : {objects, arrays})
@@ -207,7 +204,7 @@ TEST(Header, NestedTenThousandDeepIsRefused) {
 
 // ---- Entries ----
 
-TEST(Entry, AnUnknownDtypeIsNamed) {
+TEST(SafetensorsEntry, RejectsUnknownDtype) {
   for (const char* dtype : {"F64", "I64", "U8", "F8_E4M3", "f32", "", "BOOL"})
     EXPECT_EQ(error_of({{"w.x", entry(dtype, {1}, 0, 8)}}, 8),
               "tensor w.x: dtype: expected F32, F16 or BF16, found " + Json(dtype).dump());
@@ -216,7 +213,7 @@ TEST(Entry, AnUnknownDtypeIsNamed) {
   EXPECT_EQ(error_of({{"x", e}}, 4), "tensor x: dtype: expected F32, F16 or BF16, found 32");
 }
 
-TEST(Entry, WhatIsMissingOrOfAnotherKindIsNamed) {
+TEST(SafetensorsEntry, RejectsMissingAndWrongFields) {
   const std::pair<const char*, const char*> without[] = {
       {"dtype", "dtype: expected F32, F16 or BF16, found nothing"},
       {"shape", "shape: expected an array, found nothing"},
@@ -251,7 +248,7 @@ TEST(Entry, WhatIsMissingOrOfAnotherKindIsNamed) {
               "tensor x: data_offsets: expected 2 numbers, found " + std::to_string(Json::parse(offsets).size()));
 }
 
-TEST(Entry, OffsetsStayWithinTheFile) {
+TEST(SafetensorsEntry, RejectsOffsetsBeyondFile) {
   const auto offsets = [](const Json& begin, const Json& end) {
     return error_of({{"x", entry("F32", {2}, begin, end)}}, 8);
   };
@@ -265,7 +262,7 @@ TEST(Entry, OffsetsStayWithinTheFile) {
   EXPECT_EQ(offsets(INT64_MAX - 8, INT64_MAX), expected + "9223372036854775799 to 9223372036854775807");
 }
 
-TEST(Entry, BytesAreThoseOfTheShape) {
+TEST(SafetensorsEntry, RejectsSizeThatDoesNotMatchShape) {
   const auto shape = [](const char* dtype, const Json& s) { return error_of({{"x", entry(dtype, s, 0, 24)}}, 24); };
   EXPECT_EQ(shape("F32", {6}) + shape("F32", {1, 6, 1}) + shape("BF16", {3, 4}) + shape("F16", {2, 2, 3}), "");
   EXPECT_EQ(shape("F32", {7}), "tensor x: expected 28 bytes for F32 of shape (7), found 24");
@@ -274,17 +271,17 @@ TEST(Entry, BytesAreThoseOfTheShape) {
   EXPECT_EQ(shape("F32", {0, 6}), "tensor x: expected 0 bytes for F32 of shape (0, 6), found 24");
 }
 
-TEST(Entry, ShapesThatOverflowAreRefused) {
+TEST(SafetensorsEntry, RejectsShapesThatOverflow) {
   constexpr int64_t k32 = int64_t(1) << 32, k31 = k32 / 2, k62 = int64_t(1) << 62;
   const std::vector<int64_t> all[] = {{INT64_MAX},
                                       {INT64_MAX, INT64_MAX},
                                       {k62},
-                                      {k32, k32},  // 2^64 elements are none
+                                      {k32, k32},  // 2^64 elements overflow to 0
                                       {k31, k31, 4},
                                       {k62, 4},
                                       {4, k62},
                                       {k32, k32, 6},
-                                      {k62 + 6},  // 4 * 2^62 bytes and 24 are 24
+                                      {k62 + 6},  // 4 * 2^62 bytes + 24 overflow to 24
                                       {k31, k32, 2, 6},
                                       {INT64_MAX, 2, 2},
                                       std::vector<int64_t>(64, 2),
@@ -297,14 +294,14 @@ TEST(Entry, ShapesThatOverflowAreRefused) {
         EXPECT_NE(error.find("of shape " + shape_text(shape) + ", found " + std::to_string(end)), std::string::npos)
             << error;
       }
-  // As the format's own reader has it: what overflows on the way is refused, even if it is nothing in the end.
+  // As in the format's own reader: an overflow is an error even if a later size is 0.
   EXPECT_EQ(error_of({{"x", entry("F32", {0, INT64_MAX, INT64_MAX}, 0, 0)}}, 0), "");
   EXPECT_NE(error_of({{"x", entry("F32", {INT64_MAX, INT64_MAX, 0}, 0, 0)}}, 0), "");
 }
 
 // ---- Layout ----
 
-TEST(Layout, TensorsHaveBytesOfTheirOwn) {
+TEST(SafetensorsLayout, RejectsOverlap) {
   const auto two = [](int begin_a, int end_a, int begin_b, int end_b) {
     return error_of({{"a", entry("F16", {(end_a - begin_a) / 2}, begin_a, end_a)},
                      {"b", entry("F16", {(end_b - begin_b) / 2}, begin_b, end_b)}},
@@ -312,25 +309,25 @@ TEST(Layout, TensorsHaveBytesOfTheirOwn) {
   };
   EXPECT_EQ(two(0, 8, 8, 16), "");
   EXPECT_EQ(two(8, 16, 0, 8), "");
-  EXPECT_EQ(two(0, 16, 0, 16), "tensor b: expected bytes of its own, found those of a");
+  EXPECT_EQ(two(0, 16, 0, 16), "tensor b: expected no overlap, found the bytes of a");
   for (const std::string& error :
        {two(0, 10, 8, 16), two(0, 16, 4, 8), two(4, 8, 0, 16), two(0, 8, 0, 16), two(8, 16, 0, 16)})
-    EXPECT_NE(error.find(": expected bytes of its own, found those of "), std::string::npos) << error;
+    EXPECT_NE(error.find(": expected no overlap, found the bytes of "), std::string::npos) << error;
 }
 
-TEST(Layout, NothingLiesBetweenOrBehindThem) {
+TEST(SafetensorsLayout, RejectsGapsAndExtraBytes) {
   const auto two = [](int begin_b, int end_b, size_t bytes) {
     const Json header = {{"a", entry("F32", {1}, 0, 4)}, {"b", entry("F32", {1}, begin_b, end_b)}};
     return Listed(file_of(header.dump(), std::string(bytes, '\1'))).what();
   };
   EXPECT_EQ(two(4, 8, 8), "");
-  const std::string gap = two(8, 12, 12), behind = two(4, 8, 9);
+  const std::string gap = two(8, 12, 12), extra = two(4, 8, 9);
   EXPECT_TRUE(gap.find("tensor b: expected offset ") == 0 && gap.find(": a gap") != std::string::npos) << gap;
-  EXPECT_EQ(behind.find("expected "), 0u) << behind;
+  EXPECT_EQ(extra.find("expected "), 0u) << extra;
   EXPECT_NE(error_of({{"a", entry("F32", {1}, 4, 8)}}, 8).find("tensor a: expected offset "), std::string::npos);
 }
 
-TEST(Layout, ATensorIsListedOnce) {
+TEST(SafetensorsLayout, RejectsDuplicateNames) {
   const std::string a = "\"a\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": ";
   const Listed f(file_of("{" + a + "[0, 4]}, " + a + "[4, 8]}}", "12345678"));
   EXPECT_EQ(f.error, f.path + ": tensor a: expected once, found also in " + f.path);
@@ -338,16 +335,16 @@ TEST(Layout, ATensorIsListedOnce) {
   EXPECT_NE(Listed(file_of("{" + a + "[0, 4]}, " + escaped + "}", "12345678")).error, "");
 }
 
-// ---- Spoilt files ----
+// ---- Damaged files ----
 
-TEST(Spoilt, EveryTruncationIsRefused) {
+TEST(SafetensorsDamaged, RejectsEveryTruncation) {
   const std::string whole = sample();
   ASSERT_EQ(error_of(whole), "");
   for (size_t n = 0; n < whole.size(); n++) ASSERT_NE(error_of(whole.substr(0, n)), "") << n;
   EXPECT_NE(error_of(whole + '\0'), "");
 }
 
-/// The format's rules once more, by nlohmann's reader.
+/// The rules of the format, implemented with nlohmann's reader.
 bool valid(const std::string& file) {
   if (file.size() < 8 || load<uint64_t>(file.data()) > file.size() - 8) return false;
   const size_t length = size_t(load<uint64_t>(file.data()));
@@ -377,7 +374,7 @@ bool valid(const std::string& file) {
   return at == file.size() - 8 - length;
 }
 
-TEST(Spoilt, FilesAreAcceptedIfTheFormatsRulesHold) {
+TEST(SafetensorsDamaged, AcceptsExactlyValidFiles) {
   const std::string whole = sample();
   ASSERT_TRUE(valid(whole));
   tiny::Random random(5);
@@ -391,14 +388,14 @@ TEST(Spoilt, FilesAreAcceptedIfTheFormatsRulesHold) {
       if (kind == 1) file[at] = "0123456789[]{},:\" "[random.below(18)];
       if (kind == 2) file.erase(at, 1);
       if (kind == 3) file.insert(at, 1, "0123456789[]{},:\" "[random.below(18)]);
-      if (kind > 1 && random.below(4) > 0) {  // with a header length that agrees
+      if (kind > 1 && random.below(4) > 0) {  // with a matching header length
         const std::string length = bytes_of_length(file.find("}}") == std::string::npos ? 0 : file.rfind("}}") - 6);
         file.replace(0, 8, length);
       }
     }
     Listed f(file);
     const size_t header = load<uint64_t>(file.data()) > file.size() ? 0 : size_t(load<uint64_t>(file.data()));
-    const bool nul = file.substr(8, header).find('\0') != std::string::npos;  // to nlohmann the end
+    const bool nul = file.substr(8, header).find('\0') != std::string::npos;  // ends the text for nlohmann
     const bool twice = f.error.find("expected once") != std::string::npos;    // nlohmann keeps one of them
     ASSERT_TRUE(nul || twice || f.error.empty() == valid(file)) << "number " << i << ": " << f.error << "\n" << file;
     if (!f.error.empty()) continue;
@@ -411,7 +408,7 @@ TEST(Spoilt, FilesAreAcceptedIfTheFormatsRulesHold) {
   EXPECT_GT(accepted, 300);
 }
 
-TEST(Spoilt, RandomBytesAreNoSafetensors) {
+TEST(SafetensorsDamaged, RejectsRandomBytes) {
   tiny::Random random(6);
   for (int i = 0; i < 1000; i++) {
     std::string file(size_t(random.below(200)), '\0');
@@ -421,4 +418,4 @@ TEST(Spoilt, RandomBytesAreNoSafetensors) {
   }
 }
 
-}  // namespace
+}  // namespace safetensors_test

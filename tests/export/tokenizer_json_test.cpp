@@ -1,6 +1,4 @@
-// tokenizer_json_test.cpp: tokenizer.json of byte-level BPE and of SentencePiece's kind, made here. What it says
-// arrives, and encodes as worked out by hand (tokenizer_test.cpp has the vectors of the real libraries); whatever this
-// version would do otherwise is refused by its name.
+// tokenizer_json_test.cpp: tokenizer.json of byte-level BPE and of converted SentencePiece models, made here. Settings are read or rejected by name; expected encodings are worked out by hand (tokenizer_test.cpp has vectors of the real libraries).
 #include "../../export/tokenizer_json.hpp"
 
 #include <gtest/gtest.h>
@@ -9,7 +7,7 @@
 
 #include "../support/tiny_model.hpp"
 
-namespace {
+namespace tokenizer_json_test {
 
 using namespace pocket;
 using Json = nlohmann::ordered_json;
@@ -35,7 +33,7 @@ Json small() {
 
 constexpr int kTokens = 8;
 
-/// A tokenizer.json, read.
+/// A tokenizer.json that has been read.
 struct Read {
   Tokenizer::Vocabulary v;
   std::string error;
@@ -68,23 +66,23 @@ std::string without(const char* parent, const char* key) {
 
 using Ids = std::vector<int>;
 
-// ---- What is read ----
+// ---- Byte-level BPE ----
 
-TEST(TokenizerJson, ItEncodesAsWorkedOutByHand) {
+TEST(TokenizerJson, EncodesAsExpected) {
   Read r(small());
   ASSERT_EQ(r.error, "");
   EXPECT_EQ(r.encode("abc"), (Ids{5}));
   EXPECT_EQ(r.encode("abab"), (Ids{4, 4}));
   EXPECT_EQ(r.encode("ba"), (Ids{2, 1}));
-  EXPECT_EQ(r.encode("b abc"), (Ids{2, 6, 5})) << "the merge learnt first comes first, though it is not the leftmost";
-  EXPECT_EQ(r.encode("b ac"), (Ids{2, 7, 3})) << "the space goes with the word behind it";
-  EXPECT_EQ(r.encode("<|end|>"), Ids{}) << "typed text is no control token, and these bytes have no tokens";
+  EXPECT_EQ(r.encode("b abc"), (Ids{2, 6, 5})) << "the merge of the lowest rank comes first, not the leftmost";
+  EXPECT_EQ(r.encode("b ac"), (Ids{2, 7, 3})) << "a space belongs to the following word";
+  EXPECT_EQ(r.encode("<|end|>"), Ids{}) << "text never becomes a control token, and these bytes have no tokens";
   EXPECT_EQ(r.v.pieces[0].type, Tokenizer::PieceType::control);
   EXPECT_EQ(r.v.pieces[6].text, " ");
   EXPECT_EQ(r.v.split, Tokenizer::Split::gpt2);
 }
 
-TEST(TokenizerJson, MergesComeInTwoSpellings) {
+TEST(TokenizerJson, ReadsBothSpellingsOfMerges) {
   Json json = small();
   json["model"]["merges"] = Json::parse(R"([["a", "b"], ["ab", "c"], ["\u0120", "a"]])");
   const Read pairs(json), strings(small());
@@ -93,7 +91,7 @@ TEST(TokenizerJson, MergesComeInTwoSpellings) {
   EXPECT_EQ(pairs.v.merges, (std::vector<std::pair<int, int>>{{1, 2}, {4, 3}, {6, 1}}));
 }
 
-TEST(TokenizerJson, AddedTokens) {
+TEST(TokenizerJson, ReadsAddedTokens) {
   Json json = small();
   json["added_tokens"].push_back({{"id", 9}, {"content", "<|pad|>"}, {"special", true}, {"lstrip", true}});
   json["added_tokens"].push_back({{"id", 10}, {"content", "New York"}, {"special", false}});
@@ -110,7 +108,7 @@ TEST(TokenizerJson, AddedTokens) {
   EXPECT_TRUE(contains(Read(json.dump(), 12).error, "token 9: expected one text, found \"<|pad|>\" and \"other\""));
 }
 
-TEST(TokenizerJson, PreTokenizersThatAreKnown) {
+TEST(TokenizerJson, ReadsKnownPreTokenizers) {
   const Json bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}};
   const Json digits = {{"type", "Digits"}, {"individual_digits", true}};
   Json json = small();
@@ -132,7 +130,7 @@ TEST(TokenizerJson, PreTokenizersThatAreKnown) {
   EXPECT_TRUE(contains(Read(json).error, "pre_tokenizer: expected GPT-2's, SmolLM's or Llama 3's, found Split(\\w+"));
 }
 
-TEST(TokenizerJson, WhatIsPutInFrontOfATextIsBos) {
+TEST(TokenizerJson, TokenBeforeTextIsBos) {
   Json json = small();
   json["post_processor"] = {{"type", "TemplateProcessing"},
                             {"single", {{{"SpecialToken", {{"id", "<|end|>"}}}}, {{"Sequence", {{"id", "A"}}}}}}};
@@ -190,15 +188,15 @@ Read sentencepiece_with(const char* pointer, const Json& value) {
   return Read(json.dump(), 300);
 }
 
-TEST(SentencePieceJson, ItEncodesAsWorkedOutByHand) {
+TEST(SentencePieceJson, EncodesAsExpected) {
   Read r(small_sentencepiece().dump(), 300);
   ASSERT_EQ(r.error, "");
   EXPECT_EQ(r.encode(""), (Ids{1}));
   EXPECT_EQ(r.encode("abc"), (Ids{1, 9, 8})) << "bc, then _a";
   EXPECT_EQ(r.encode("babc"), (Ids{1, 3, 5, 11})) << "bc, then a joins it";
-  EXPECT_EQ(r.encode(" ab"), (Ids{1, 10, 7})) << "a space of its own and one before the text";
-  EXPECT_EQ(r.encode("bxyb"), (Ids{1, 3, 5, 0, 5})) << "one unknown for several characters";
-  EXPECT_EQ(r.encode("<s>"), (Ids{1, 3, 0})) << "typed text is no control token";
+  EXPECT_EQ(r.encode(" ab"), (Ids{1, 10, 7})) << "its own space and the added one";
+  EXPECT_EQ(r.encode("bxyb"), (Ids{1, 3, 5, 0, 5})) << "one unknown token for several characters";
+  EXPECT_EQ(r.encode("<s>"), (Ids{1, 3, 0})) << "text never becomes a control token";
   EXPECT_EQ(r.v.unk_surface, " \u2047 ");
   EXPECT_EQ(r.v.unk, 0);
   EXPECT_EQ(r.v.bos, 1);
@@ -208,8 +206,8 @@ TEST(SentencePieceJson, ItEncodesAsWorkedOutByHand) {
   EXPECT_TRUE(r.v.merges.empty());
 }
 
-// All that make a piece have a place together; where those of several are mixed, they are equal.
-TEST(SentencePieceJson, ScoresComeFromTheRanksOfMerges) {
+// The merges of a piece have consecutive ranks; pieces with interleaved ranks have equal scores.
+TEST(SentencePieceJson, DerivesScoresFromMergeRanks) {
   const auto score = [](const Read& r, int id) { return r.v.pieces[size_t(id)].score; };
   const Read apart(small_sentencepiece().dump(), 300);
   EXPECT_GT(score(apart, 8), score(apart, 7));
@@ -223,7 +221,7 @@ TEST(SentencePieceJson, ScoresComeFromTheRanksOfMerges) {
   EXPECT_EQ(Read(mixed).encode("abc"), (Ids{1, 3, 11})) << "of equal ones the leftmost: ab, then abc";
 }
 
-TEST(SentencePieceJson, MergesComeInTwoSpellings) {
+TEST(SentencePieceJson, ReadsBothSpellingsOfMerges) {
   const Json json = small_sentencepiece();
   Json pairs = Json::array();
   for (const std::string both : json["model"]["merges"])
@@ -233,7 +231,7 @@ TEST(SentencePieceJson, MergesComeInTwoSpellings) {
   EXPECT_EQ(Tokenizer::to_blob(a.v), Tokenizer::to_blob(b.v));
 }
 
-TEST(SentencePieceJson, SpellingsOfItsSpaces) {
+TEST(SentencePieceJson, ReadsSpellingsOfSpaces) {
   const Json prepend = {{"type", "Prepend"}, {"prepend", "\u2581"}}, space = {{"type", "Prepend"}, {"prepend", " "}};
   const Json replace = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "\u2581"}};
   const auto sequence = [](const Json& steps) { return Json{{"type", "Sequence"}, {"normalizers", steps}}; };
@@ -265,7 +263,7 @@ TEST(SentencePieceJson, SpellingsOfItsSpaces) {
   }
 }
 
-TEST(SentencePieceJson, BytesOfWhatHasNoToken) {
+TEST(SentencePieceJson, ReadsByteTokens) {
   Json json = small_sentencepiece();
   json["model"]["byte_fallback"] = true;
   EXPECT_TRUE(contains(Read(json.dump(), 300).error, "\"byte_fallback\": expected false, or tokens <0x00> to <0xFF>"));
@@ -284,7 +282,7 @@ TEST(SentencePieceJson, BytesOfWhatHasNoToken) {
   EXPECT_TRUE(contains(Read(json.dump(), 300).error, "tokens <0x00> to <0xFF>"));
 }
 
-TEST(SentencePieceJson, AddedTokens) {
+TEST(SentencePieceJson, ReadsAddedTokens) {
   Json json = small_sentencepiece();
   json["added_tokens"].push_back({{"id", 14}, {"content", "<|user|>"}, {"special", true}});
   json["added_tokens"].push_back({{"id", 15}, {"content", "New York"}, {"special", false}});
@@ -295,7 +293,7 @@ TEST(SentencePieceJson, AddedTokens) {
   EXPECT_EQ(r.v.pieces[15].type, Tokenizer::PieceType::user_defined);
 }
 
-TEST(SentencePieceJson, WhatIsNoneIsRefused) {
+TEST(SentencePieceJson, RejectsUnsupportedSettings) {
   const std::tuple<const char*, Json, const char*> all[] = {
       {"/model/type", "Unigram", "\"type\": expected \"BPE\", found \"Unigram\""},
       {"/model/ignore_merges", true, "\"ignore_merges\": expected false, found true"},
@@ -319,9 +317,9 @@ TEST(SentencePieceJson, WhatIsNoneIsRefused) {
   EXPECT_TRUE(contains(Read(json.dump(), 300).error, "token 12: expected at most 256 bytes, found 257"));
 }
 
-// ---- What is refused ----
+// ---- Rejected settings ----
 
-TEST(TokenizerJson, OtherKindsAreNamed) {
+TEST(TokenizerJson, RejectsOtherKinds) {
   const std::tuple<const char*, Json, const char*> all[] = {
       {"/model/type", "WordPiece", "\"type\": expected \"BPE\", found \"WordPiece\""},
       {"/model/type", "Unigram", "\"type\": expected \"BPE\", found \"Unigram\""},
@@ -340,7 +338,7 @@ TEST(TokenizerJson, OtherKindsAreNamed) {
     EXPECT_TRUE(contains(with(pointer, value), expected)) << with(pointer, value);
 }
 
-TEST(TokenizerJson, ValuesOfAnotherKind) {
+TEST(TokenizerJson, RejectsValuesOfWrongKind) {
   EXPECT_TRUE(contains(without("", "model"), "\"model\": expected an object, found nothing"));
   EXPECT_TRUE(contains(without("/model", "vocab"), "\"vocab\": expected an object, found nothing"));
   EXPECT_TRUE(contains(without("/model", "merges"), "\"merges\": expected an array, found nothing"));
@@ -349,13 +347,13 @@ TEST(TokenizerJson, ValuesOfAnotherKind) {
   for (const char* pointer : {"/model", "/model/vocab", "/model/merges", "/added_tokens/0/id",
                               "/added_tokens/0/content", "/added_tokens/0/special", "/model/merges/1"})
     for (const Json& bad : {Json(nullptr), Json(1.5), Json::array({1}), Json::object({{"x", 1}})}) {
-      if (bad.is_null() && pointer == std::string("/added_tokens/0/special")) continue;  // as if it were not there
+      if (bad.is_null() && pointer == std::string("/added_tokens/0/special")) continue;  // as if absent
       EXPECT_NE(with(pointer, bad), "") << pointer << " " << bad;
     }
   for (const char* text : {"", "[]", "null", "\"text\"", "5"}) EXPECT_NE(Read(std::string(text)).error, "") << text;
 }
 
-TEST(TokenizerJson, IdsOutsideTheModel) {
+TEST(TokenizerJson, RejectsIdsOutsideTheModel) {
   for (const Json& id : {Json(-1), Json(8), Json(INT64_MAX), Json(1.0), Json("1"), Json(nullptr)})
     EXPECT_TRUE(contains(with("/model/vocab/a", id), "token \"a\": expected an id below the model's 8, found ")) << id;
   for (const Json& id : {Json(-1), Json(int64_t(1) << 31)})
@@ -365,7 +363,7 @@ TEST(TokenizerJson, IdsOutsideTheModel) {
   EXPECT_TRUE(contains(with("/added_tokens/0/content", ""), "token 0: expected a text, found none"));
 }
 
-TEST(TokenizerJson, MergesOfWhatIsNotThere) {
+TEST(TokenizerJson, RejectsInvalidMerges) {
   for (const char* bad : {"a", "a b c", " a b", "", "a  b"})
     EXPECT_TRUE(contains(with("/model/merges/0", bad), "merge 0")) << bad;
   for (const char* bad : {"a c", "b a", "x y", "a \u0120"})
@@ -376,12 +374,12 @@ TEST(TokenizerJson, MergesOfWhatIsNotThere) {
   EXPECT_TRUE(contains(with("/model/merges/0", {"a", "b", "c"}), "expected a merge of two tokens, found an array"));
 }
 
-TEST(TokenizerJson, EveryTruncationIsRefused) {
+TEST(TokenizerJson, RejectsEveryTruncation) {
   for (const std::string& whole : {small().dump(), small_sentencepiece().dump()})
     for (size_t n = 0; n < whole.size(); n++) ASSERT_NE(Read(whole.substr(0, n)).error, "") << n;
 }
 
-TEST(TokenizerJson, SpoiltTextsNeitherCrashNorGiveWhatCannotBeLoaded) {
+TEST(TokenizerJson, SurvivesDamagedTexts) {
   const std::string wholes[] = {small().dump(), small_sentencepiece().dump()};
   tiny::Random random(4);
   int read = 0;
@@ -403,4 +401,4 @@ TEST(TokenizerJson, SpoiltTextsNeitherCrashNorGiveWhatCannotBeLoaded) {
   EXPECT_GT(read, 500);
 }
 
-}  // namespace
+}  // namespace tokenizer_json_test

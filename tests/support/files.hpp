@@ -1,4 +1,4 @@
-// files.hpp: files of the tests' own.
+// files.hpp: temporary files of the tests.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ inline std::string read_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-// A folder that goes away with everything in it.
+// A temporary folder that is deleted with its contents.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
@@ -36,7 +36,7 @@ class TemporaryFolder {
     std::ofstream(file(name), std::ios::binary) << bytes;
     return file(name);
   }
-  // Names in the folder, sorted, one a line.
+  // The names in the folder, sorted, one per line.
   std::string list() const {
     std::vector<std::string> names;
     for (const auto& entry : std::filesystem::directory_iterator(path_))

@@ -1,5 +1,4 @@
-// gguf_file.hpp: a writer of llama.cpp's model files, by the description of the format, part by part, so that a test
-// can make any of them wrong.
+// gguf_file.hpp: writes GGUF files by the description of the format, part by part, so that a test can corrupt any part.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +41,7 @@ struct TensorOf {
   std::string bytes;
 };
 
-/// A file, part by part.
+/// The parts of a file.
 struct GgufFile {
   std::string magic = "GGUF";
   uint32_t version = 3;

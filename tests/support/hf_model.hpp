@@ -1,5 +1,5 @@
-// hf_model.hpp: small models as Hugging Face's transformers save them, made by the tests: config.json, tensors with
-// their names and shapes, and the bytes of a .safetensors file.
+// hf_model.hpp: small models in the format of Hugging Face's transformers: config.json, tensors with names and shapes,
+// and the bytes of a .safetensors file.
 #pragma once
 
 #include <map>
@@ -37,7 +37,7 @@ struct Weights {
 };
 using AllWeights = std::map<std::string, Weights>;
 
-/// What transformers save of a Llama, and what the engine calls it.
+/// The tensor names of a Llama in transformers and in the engine.
 inline std::vector<std::pair<std::string, std::string>> names(int layers) {
   std::vector<std::pair<std::string, std::string>> all = {{"model.embed_tokens.weight", "token_embedding"},
                                                           {"model.norm.weight", "final_norm"},

@@ -1,4 +1,4 @@
-// pytorch_files.hpp: files as torch.save() writes them, made here byte for byte, so that they can be made wrong too.
+// pytorch_files.hpp: writes files in the format of torch.save() byte by byte, so that a test can corrupt any part.
 #pragma once
 
 #include <cstdint>
@@ -15,21 +15,30 @@ template <class T> void append(std::string& to, T value) {
   to.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
-/// A pickle, opcode by opcode.
+/// Writes a pickle opcode by opcode.
 struct Pickle {
   std::string bytes = "\x80\x02";
 
-  Pickle& op(const std::string& raw) { return bytes += raw, *this; }
+  Pickle& op(const std::string& raw) {
+    bytes += raw;
+    return *this;
+  }
   Pickle& text(const std::string& s) {
     bytes += 'X';
     append(bytes, uint32_t(s.size()));
     return op(s);
   }
   Pickle& integer(int64_t n) {
-    if (n >= 0 && n < 256) return bytes += 'K', append(bytes, uint8_t(n)), *this;
-    if (n == int32_t(n)) return bytes += 'J', append(bytes, int32_t(n)), *this;
-    bytes += "\x8a\x08";
-    append(bytes, n);
+    if (n >= 0 && n < 256) {
+      bytes += 'K';
+      append(bytes, uint8_t(n));
+    } else if (n == int32_t(n)) {
+      bytes += 'J';
+      append(bytes, int32_t(n));
+    } else {
+      bytes += "\x8a\x08";
+      append(bytes, n);
+    }
     return *this;
   }
   Pickle& real(double value) {
@@ -55,17 +64,17 @@ struct Pickle {
   std::string end() { return bytes + "."; }
 };
 
-/// A member of a zip archive; what its two headers say can be changed.
+/// A member of a zip archive; the contents of its two headers can be changed.
 struct Member {
   std::string name, bytes;
   std::string local_name = name;
   uint16_t method = 0, flags = 0x808;
   uint64_t size = bytes.size(), packed = bytes.size(), local_size = bytes.size();
-  int64_t offset = -1;  // of the local header; -1: where it is
+  int64_t offset = -1;  // of the local header; -1: its real offset
 };
 
-/// An archive as PyTorch writes it: bytes at multiples of 64, zip64's end of the directory before the usual one.
-/// wide: sizes and offsets of the members in zip64's extra field too.
+/// An archive in PyTorch's form: data at multiples of 64, zip64's end of the directory before the usual one. wide:
+/// sizes and offsets of the members are in zip64's extra field.
 inline std::string zip_of(const std::vector<Member>& members, bool wide = false, bool zip64 = true) {
   std::string file, directory;
   for (const Member& m : members) {
@@ -112,7 +121,7 @@ inline std::string zip_of(const std::vector<Member>& members, bool wide = false,
   return file;
 }
 
-/// A tensor as it is saved: contiguous, in a storage of its own.
+/// A contiguous tensor with a separate storage.
 struct NamedTensor {
   std::string name;
   std::vector<int64_t> shape;
@@ -144,7 +153,8 @@ inline std::vector<Member> members_of(const std::string& pickle, const std::vect
   return members;
 }
 
-/// torch.save(): `around` puts what is around the dictionary of tensors, which it pushes by calling its argument.
+/// torch.save(). around: writes what surrounds the dictionary of tensors, and pushes the dictionary by calling its
+/// argument.
 inline std::string save(const std::vector<NamedTensor>& tensors,
                         const std::function<void(Pickle&, const std::function<void()>&)>& around = nullptr) {
   Pickle p;

@@ -1,7 +1,6 @@
-// test_data.hpp: finds the reference data that others made, and the test files that hold it.
-//
-// It lies beside the project, or where the environment variable POCKET_DATA says. Where it is not, the tests that need
-// it are skipped and say so, unless POCKET_REQUIRE_DATA is set: then they fail.
+// test_data.hpp: finds reference data, downloaded models and Python packages.
+// Reference data is in a folder beside the project, or in the folder named by the environment variable POCKET_DATA.
+// Tests whose data is missing are skipped with a message, or fail if POCKET_REQUIRE_DATA is set.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,7 +13,7 @@
 #include "../../export/engine.hpp"
 #include "files.hpp"
 
-// The path of a file or folder of the reference data, "" if it is not there.
+// The path of a file or folder of the reference data, "" if it does not exist.
 inline std::string data_path(const std::string& relative) {
   const char* folder = std::getenv("POCKET_DATA");
   if (!folder || !*folder) folder = POCKET_DATA_DIR;
@@ -23,24 +22,25 @@ inline std::string data_path(const std::string& relative) {
   return std::filesystem::exists(path) ? path : "";
 }
 
-// A real model that models/get has downloaded, "" if it is not there.
+// The path of a model downloaded by models/get, "" if it does not exist.
 inline std::string downloaded_path(const std::string& relative) {
   const std::string path = std::string(POCKET_SOURCE_DIR) + "/models/downloads/" + relative;
   return std::filesystem::exists(path) ? path : "";
 }
 
-// A Python package that tests/setup gets, as the folder to name in PYTHONPATH, "" if it is not there.
+// The PYTHONPATH of a Python package installed by tests/setup, "" if it does not exist.
 inline std::string python_path(const std::string& package) {
   const std::string folder = std::string(POCKET_SOURCE_DIR) + "/build-python";
   return std::filesystem::exists(folder + "/" + package) ? folder : "";
 }
 
+// Whether missing data is a failure.
 inline bool data_required() {
   const char* required = std::getenv("POCKET_REQUIRE_DATA");
   return required && *required && std::string(required) != "0";
 }
 
-// Whether a text is whole characters.
+// Whether a text is valid UTF-8.
 inline bool is_utf8(std::string_view s) {
   while (!s.empty()) {
     const auto c = pocket::tokenizer_detail::read_utf8(s);
@@ -51,9 +51,9 @@ inline bool is_utf8(std::string_view s) {
 }
 
 inline constexpr char kWhereDataIs[] =
-    "tests/setup gets models and Python packages, and POCKET_DATA names the folder of other data";
+    "tests/setup installs models and Python packages; POCKET_DATA names the folder of other data";
 
-// Declares a path, and ends the test where it is "".
+// Declares a path, and ends the test if it is "".
 #define NEED_FILE(variable, found, what)                                                  \
   const std::string variable = found;                                                     \
   if (variable.empty()) {                                                                 \
