@@ -214,10 +214,10 @@ TEST(NotAModel, NamesTheFormatOfAnotherFile) {
        "perhaps a llama2.c checkpoint"},
       {"hello, world" + zeros, "an unknown format"},
   };
-  for (const auto& [bytes, what] : foreign) {
+  for (const auto& [bytes, format] : foreign) {
     const std::string error = error_of(bytes);
     EXPECT_EQ(error.find("magic: expected a pocketllama model, found "), 0u) << error;
-    EXPECT_TRUE(contains(error, what)) << error;
+    EXPECT_TRUE(contains(error, format)) << error;
     for (size_t n = 0; n < bytes.size(); n++) EXPECT_NE(error_of(bytes.substr(0, n)), "");
   }
 }
@@ -511,7 +511,7 @@ TEST(Sections, RejectsEveryWrongTensorTableField) {
 
 /// A valid file with these bytes as `section`.
 Bytes with_section(Section Header::*section, const std::string& bytes) {
-  ModelParts parts = full_parts();
+  ModelParts parts = full_parts(Type::f32);  // the fastest to write
   parts.chat.default_system = std::string(bytes.size() + 100, 'x');  // makes the section large enough
   parts.self_test_ids.resize(bytes.size() / 4 + 10, 1);
   Bytes file = tiny::model_bytes(parts);
