@@ -1,4 +1,5 @@
-// calibrate_test.cpp: a calibrated model is closer to the exact model than an uncalibrated one, and the file is the same for any number of threads and after an interruption.
+// calibrate_test.cpp: a calibrated model is closer to the exact model than an uncalibrated one, and the file is the
+// same for any number of threads and after an interruption.
 #include "../../export/calibrate.hpp"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// chat_template_test.cpp: Jinja templates of known families are converted to strings, which give the same conversations as Jinja; the expected texts were rendered by the Python package jinja2.
+// chat_template_test.cpp: Jinja templates of known families are converted to strings, which give the same conversations
+// as Jinja; the expected texts were rendered by the Python package jinja2.
 #include "../../export/chat_template.hpp"
 
 #include <gtest/gtest.h>
@@ -113,7 +114,7 @@ TEST(ChatTemplate, MatchesJinjaOutput) {
     ASSERT_TRUE(recognise_chat_template(c.jinja, *c.tokenizer, chat, family)) << c.family << ": " << family;
     EXPECT_EQ(family, c.family);
     const std::string reply = family == "Llama 2" ? " Hello!" : "Hello!";  // the model's reply begins with a space
-    const std::string bos = family == "Zephyr" ? "<s>" : "";  // not in the template; the tokenizer adds it
+    const std::string bos = family == "Zephyr" ? "<s>" : "";               // not in the template; the tokenizer adds it
     EXPECT_EQ(c.tokenizer->decode(conversation(chat, *c.tokenizer, "", reply)), bos + c.without_system);
     EXPECT_EQ(c.tokenizer->decode(conversation(chat, *c.tokenizer, "Be {kind}.", reply)), bos + c.with_system);
     ASSERT_EQ(chat.stop_ids.size(), 1u) << c.family;
@@ -135,10 +136,12 @@ std::string prompt_of(const ChatTemplate& chat, const Tokenizer& tokenizer, cons
   return tokenizer.decode(conversation.ids());
 }
 
-// Conversations of 1, 2 and 5 turns, with and without a system prompt, of each family, byte by byte: with the template recognised in the checkpoint, and with the template selected by name.
+// Conversations of 1, 2 and 5 turns, with and without a system prompt, of each family, byte by byte: with the template
+// recognised in the checkpoint, and with the template selected by name.
 TEST(ChatTemplate, EveryFamilyMatchesRenderedConversations) {
   const std::string path = std::string(POCKET_SOURCE_DIR) + "/tests/export/chat_vectors.json";
-  NEED_FILE(vectors, std::filesystem::exists(path) ? path : "", "tests/export/chat_vectors.json (created by tests/setup)");
+  NEED_FILE(vectors, std::filesystem::exists(path) ? path : "",
+            "tests/export/chat_vectors.json (created by tests/setup)");
   std::vector<std::string> families;
   for (const auto& v : nlohmann::json::parse(read_file(vectors))) {
     const TokenizerPtr tokenizer = tokenizer_with(v["control"], v["bos"], v["eos"], v["add_bos"]);

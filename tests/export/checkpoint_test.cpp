@@ -1,4 +1,6 @@
-// checkpoint_test.cpp: folders in the format of Hugging Face's transformers, made here. config.json is read or rejected with the name of the field; every tensor must exist once with the right shape; an index of shards must be correct and stay within the folder.
+// checkpoint_test.cpp: folders in the format of Hugging Face's transformers, made here. config.json is read or rejected
+// with the name of the field; every tensor must exist once with the right shape; an index of shards must be correct and
+// stay within the folder.
 #include "../../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,6 @@
-// dtype_test.cpp: blocks of every number format are packed here, weight by weight, by the description of the format, and decoded. Scales are powers of two, so that every number is exact. golden_test.cpp has complete models in these formats, made by llama-quantize.
+// dtype_test.cpp: blocks of every number format are packed here, weight by weight, by the description of the format,
+// and decoded. Scales are powers of two, so that every number is exact. golden_test.cpp has complete models in these
+// formats, made by llama-quantize.
 #include "../../export/dtype.hpp"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// gguf_test.cpp: GGUF files, made here by the description of the format. Blocks of every supported type are decoded, settings are read or rejected with their key, and every field of a header is checked.
+// gguf_test.cpp: GGUF files, made here by the description of the format. Blocks of every supported type are decoded,
+// settings are read or rejected with their key, and every field of a header is checked.
 #include "../../export/gguf.hpp"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// gptq_test.cpp: quantization for given inputs has less error on them than quantization without inputs. Zero inputs and linearly dependent inputs are handled.
+// gptq_test.cpp: quantization for given inputs has less error on them than quantization without inputs. Zero inputs and
+// linearly dependent inputs are handled.
 #include "../../export/gptq.hpp"
 
 #include <gtest/gtest.h>

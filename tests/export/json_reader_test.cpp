@@ -1,4 +1,6 @@
-// json_reader_test.cpp: the JSON reader accepts the same texts as nlohmann's reader, by RFC 8259, and gives the same values; errors have the position and the text found there. Intended differences: more than 256 levels, numbers too large for a double, a byte order mark, and a NUL after the value.
+// json_reader_test.cpp: the JSON reader accepts the same texts as nlohmann's reader, by RFC 8259, and gives the same
+// values; errors have the position and the text found there. Intended differences: more than 256 levels, numbers too
+// large for a double, a byte order mark, and a NUL after the value.
 #include "../../export/json_reader.hpp"
 
 #include <gtest/gtest.h>

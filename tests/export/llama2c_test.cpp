@@ -1,4 +1,5 @@
-// llama2c_test.cpp: checkpoints of llama2.c. The header and all tensors are read, the rows of wq and wk are returned in the engine's RoPE order, and a file of another size is rejected.
+// llama2c_test.cpp: checkpoints of llama2.c. The header and all tensors are read, the rows of wq and wk are returned in
+// the engine's RoPE order, and a file of another size is rejected.
 #include "../../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
@@ -18,7 +19,8 @@ struct Header7 {
   int32_t dim = 12, hidden_dim = 10, n_layers = 2, n_heads = 2, n_kv_heads = 1, vocab_size = 5, seq_len = 7;
 };
 
-/// The format, from export.py: the tensors after the header, each for all layers. Each weight encodes its position: tensor number * 1000 + index.
+/// The format, from export.py: the tensors after the header, each for all layers. Each weight encodes its position:
+/// tensor number * 1000 + index.
 struct Part {
   const char* name;
   int layers, rows, cols;  // layers 0: not in a layer
@@ -362,7 +364,8 @@ std::vector<double> product(const Floats& w, const std::vector<double>& x) {
   return y;
 }
 
-// llama2.c rotates adjacent elements of q = wq x. Reordered rows, multiplied and rotated half-split, must give the same q in another order, the same order for q and k, so that their dot products are equal.
+// llama2.c rotates adjacent elements of q = wq x. Reordered rows, multiplied and rotated half-split, must give the same
+// q in another order, the same order for q and k, so that their dot products are equal.
 TEST(Llama2cRowOrder, HalfSplitMatchesInterleavedRope) {
   for (const Header7& h : {Header7{}, Header7{16, 4, 1, 2, 2, 3, 1}, Header7{8, 4, 1, 4, 2, 3, 1}}) {
     const int head = h.dim / h.n_heads;

@@ -1,4 +1,6 @@
-// lora_test.cpp: LoRA adapters in PEFT's format, with random A and B. A model with merged adapters has the logits of a model whose weights are merged naively here, for every format of the base. Invalid and unsupported adapters are rejected with the name of the setting or tensor.
+// lora_test.cpp: LoRA adapters in PEFT's format, with random A and B. A model with merged adapters has the logits of a
+// model whose weights are merged naively here, for every format of the base. Invalid and unsupported adapters are
+// rejected with the name of the setting or tensor.
 #include "../../export/lora.hpp"
 
 #include <gtest/gtest.h>
@@ -47,7 +49,8 @@ std::string floats_of(const Weights& w) {
   return {reinterpret_cast<const char*>(w.numbers.data()), w.numbers.size() * 4};
 }
 
-/// With the engine's names, and the rows of queries and keys in the order of Meta, GGUF and llama2.c: the two rows that rotate together are adjacent.
+/// With the engine's names, and the rows of queries and keys in the order of Meta, GGUF and llama2.c: the two rows that
+/// rotate together are adjacent.
 AllWeights interleaved(const AllWeights& weights) {
   AllWeights out;
   for (const auto& [theirs, ours] : hf::names(2)) {

@@ -1,4 +1,5 @@
-// model_writer_test.cpp: written models are read back (see also model_file_test.cpp); a file appears under its name only once it is complete, and a failure leaves nothing behind.
+// model_writer_test.cpp: written models are read back (see also model_file_test.cpp); a file appears under its name
+// only once it is complete, and a failure leaves nothing behind.
 #include "../../export/model_writer.hpp"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,6 @@
-// pytorch_test.cpp: PyTorch files. Tensors are read by name from every kind of nesting and with every naming scheme of a Llama, and give the logits of the same weights. Pickles that call functions, bombs and invalid archives are rejected.
+// pytorch_test.cpp: PyTorch files. Tensors are read by name from every kind of nesting and with every naming scheme of
+// a Llama, and give the logits of the same weights. Pickles that call functions, bombs and invalid archives are
+// rejected.
 #include "../support/allocation_limit.hpp"
 #include "../support/pytorch_files.hpp"
 

@@ -1,4 +1,5 @@
-// quantize_test.cpp: quantized weights are as close to the originals as the formats allow, and the scale search gives the same result on every CPU.
+// quantize_test.cpp: quantized weights are as close to the originals as the formats allow, and the scale search gives
+// the same result on every CPU.
 #include "../../export/quantize.hpp"
 
 #include <gtest/gtest.h>
@@ -109,7 +110,8 @@ TEST(QuantizeF32, KeepsEveryBit) {
 
 // ---- q4 ----
 
-// Lloyd's optimal 16 levels for a normal distribution have a relative squared error of 0.0095; group scales add a little.
+// Lloyd's optimal 16 levels for a normal distribution have a relative squared error of 0.0095; group scales add a
+// little.
 TEST(QuantizeQ4, NormalWeightsHaveUnderOnePercentError) {
   Random random(5);
   for (const int cols : {64, 576, 2048})

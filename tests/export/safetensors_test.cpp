@@ -1,4 +1,5 @@
-// safetensors_test.cpp: .safetensors files. Every number format is decoded exactly, and a file whose header does not match its contents is rejected with an error that names the file and the tensor.
+// safetensors_test.cpp: .safetensors files. Every number format is decoded exactly, and a file whose header does not
+// match its contents is rejected with an error that names the file and the tensor.
 #include "../../export/safetensors.hpp"
 
 #include <gtest/gtest.h>

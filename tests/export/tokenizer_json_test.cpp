@@ -1,4 +1,6 @@
-// tokenizer_json_test.cpp: tokenizer.json of byte-level BPE and of converted SentencePiece models, made here. Settings are read or rejected by name; expected encodings are worked out by hand (tokenizer_test.cpp has vectors of the real libraries).
+// tokenizer_json_test.cpp: tokenizer.json of byte-level BPE and of converted SentencePiece models, made here. Settings
+// are read or rejected by name; expected encodings are worked out by hand (tokenizer_test.cpp has vectors of the real
+// libraries).
 #include "../../export/tokenizer_json.hpp"
 
 #include <gtest/gtest.h>
