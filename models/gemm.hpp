@@ -38,28 +38,28 @@ inline RightFactor packed(const float* m, int depth) { return {m, kPanelCols, si
 // Size of a packed matrix (depth, cols), in floats.
 inline size_t packed_size(int depth, int cols) { return size_t(depth) * round_up(cols, kPanelCols); }
 
-// Packs panel p of a matrix whose element (k, j) is *f.at(j, k), for packed(). Zeros follow its last column.
-inline void pack_panel(const Factor& f, int depth, int p, float* out) {
+// Packs panel p of a matrix whose element (k, j) is f.at(j, k), for packed(). Zeros follow its last column.
+inline void pack_panel(const Factor& f, int depth, int cols, int p, float* out) {
   const int first = p * kPanelCols;
-  pack<kPanelCols>(f, first, std::min(kPanelCols, f.size - first), 0, depth, out + packed_size(depth, first));
+  pack<kPanelCols>(f.at(first, 0), std::min(kPanelCols, cols - first), depth, out + packed_size(depth, first));
 }
 
-// One product: c(i, j) = or += sum over k < depth of a(i, k) * b(k, j), for i < a.size and j < n.
+// One product: c (m, n; rows ldc apart) = or += the sum over k < depth of a(i, k) * b(k, j). n is a multiple of 16.
 struct FloatProduct {
-  Factor a;       // (a.size, depth)
-  RightFactor b;  // (depth, n)
-  int n, depth;   // n is a multiple of 16
-  float* c;       // (a.size, n), rows ldc apart
+  int m, n, depth;
+  Factor a;
+  RightFactor b;
+  float* c;
   size_t ldc;
   bool add;
 };
 
 // The definition.
 inline void multiply_scalar(const FloatProduct& p) {
-  for (int i = 0; i < p.a.size; i++)
+  for (int i = 0; i < p.m; i++)
     for (int j = 0; j < p.n; j++) {
       float sum = p.add ? p.c[i * p.ldc + j] : 0;
-      for (int k = 0; k < p.depth; k++) sum = std::fma(*p.a.at(i, k), p.b.from(k, j).data[j % kPanelCols], sum);
+      for (int k = 0; k < p.depth; k++) sum = std::fma(*p.a.at(i, k).data, p.b.from(k, j).data[j % kPanelCols], sum);
       p.c[i * p.ldc + j] = sum;
     }
 }
@@ -143,12 +143,12 @@ constexpr std::array<TileFunction, sizeof...(R)> tiles_of(std::index_sequence<R.
 // One column of tiles, of nearly equal height.
 template <class Tiles, int Cols> void multiply_columns(const FloatProduct& p, int k0, int j, int at) {
   static constexpr auto kTiles = tiles_of<Tiles, Cols>(std::make_index_sequence<Tiles::kMostRows>());
-  const int depth = std::min(kGemmDepth, p.depth - k0), tiles = (p.a.size + Tiles::kMostRows - 1) / Tiles::kMostRows;
+  const int depth = std::min(kGemmDepth, p.depth - k0), tiles = (p.m + Tiles::kMostRows - 1) / Tiles::kMostRows;
   const RightFactor b = p.b.from(k0, j);
   for (int t = 0; t < tiles; t++) {
-    const int first = int(int64_t(p.a.size) * t / tiles), rows = int(int64_t(p.a.size) * (t + 1) / tiles) - first;
-    kTiles[size_t(rows) - 1]({p.a.at(first, k0), rows, p.a.step, p.a.k_step}, b.data + at, b.k_step, depth,
-                             p.c + first * p.ldc + j + at, p.ldc, p.add || k0 > 0);
+    const int first = int(int64_t(p.m) * t / tiles), rows = int(int64_t(p.m) * (t + 1) / tiles) - first;
+    kTiles[size_t(rows) - 1](p.a.at(first, k0), b.data + at, b.k_step, depth, p.c + first * p.ldc + j + at, p.ldc,
+                             p.add || k0 > 0);
   }
 }
 

@@ -167,10 +167,10 @@ class LearnedWeights {
       const Panel& p = panels_[size_t(task)];
       const float* w = values.data() + p.matrix.offset;
       if (p.backward)
-        pack_panel(columns_of(w, p.matrix.cols, p.matrix.stride), p.matrix.rows, p.index,
+        pack_panel(columns_of(w, p.matrix.stride), p.matrix.rows, p.matrix.cols, p.index,
                    packed_.data() + p.matrix.backward);
       else
-        pack_panel(rows_of(w, p.matrix.rows, p.matrix.stride), p.matrix.cols, p.index,
+        pack_panel(rows_of(w, p.matrix.stride), p.matrix.cols, p.matrix.rows, p.index,
                    packed_.data() + p.matrix.forward);
       if (adapted()) add_adapters(p, kernels, factors[size_t(thread)].data());
     });
@@ -212,7 +212,7 @@ class LearnedWeights {
       const LearnedMatrix& m = p.matrix;
       float* out = packed_.data() + (p.backward ? m.backward + packed_size(m.rows, first) + size_t(row) * kPanelCols
                                                 : m.forward + packed_size(m.cols, first));
-      kernels.gemm({rows_of(left, p.backward ? l.rows : l.cols, stride), row_major(right, kPanelCols), kPanelCols, rank,
+      kernels.gemm({p.backward ? l.rows : l.cols, kPanelCols, rank, rows_of(left, stride), row_major(right, kPanelCols),
                     out, kPanelCols, true});
     });
   }
@@ -400,19 +400,19 @@ class Attention {
 
   // Packs the keys or values (T, head_dim) of a head.
   void pack_head(const Rows& x, float* out) {
-    for (int p = 0; p * kPanelCols < n_; p++) pack_panel(rows_of(x.data, n_, x.stride), c_.head_dim, p, out);
+    for (int p = 0; p * kPanelCols < n_; p++) pack_panel(rows_of(x.data, x.stride), c_.head_dim, n_, p, out);
   }
 
   // out (count, end - begin) = the block's rows of x (T, head_dim) times the packed keys or values.
   void by_keys(const Block& b, const Rows& x, const float* packed_head, const Rows& out) {
-    k_->gemm({rows_of(x.row(b.first), b.count, x.stride), packed(packed_head, c_.head_dim).from(0, b.begin), b.cols(),
-              c_.head_dim, out.data, out.stride, false});
+    k_->gemm({b.count, b.cols(), c_.head_dim, rows_of(x.row(b.first), x.stride),
+              packed(packed_head, c_.head_dim).from(0, b.begin), out.data, out.stride, false});
   }
 
   // The block's rows of out (T, head_dim) = s (count, end - begin) times rows begin ... end - 1 of keys or values.
   void of_keys(const Block& b, const Rows& s, const Rows& x, const Rows& out) {
     const int width = int(padded16(c_.head_dim));
-    k_->gemm({rows_of(s.data, b.count, s.stride), row_major(x.row(b.begin), x.stride), width, b.end - b.begin,
+    k_->gemm({b.count, width, b.end - b.begin, rows_of(s.data, s.stride), row_major(x.row(b.begin), x.stride),
               head_.data, head_.stride, false});
     for (int i = 0; i < b.count; i++)
       std::memcpy(out.row(b.first + i), head_.row(i), size_t(c_.head_dim) * sizeof(float));
@@ -421,7 +421,7 @@ class Attention {
   // sum (T, head_dim) += s^T (end - begin, count) times the block's rows of queries, or of gradients of outputs.
   void to_keys(const Block& b, const Rows& s, const Rows& x, const Rows& sum) {
     const int width = int(padded16(c_.head_dim));
-    k_->gemm({columns_of(s.data, b.end - b.begin, s.stride), row_major(x.row(b.first), x.stride), width, b.count,
+    k_->gemm({b.end - b.begin, width, b.count, columns_of(s.data, s.stride), row_major(x.row(b.first), x.stride),
               sum.row(b.begin), sum.stride, true});
   }
 
@@ -504,18 +504,18 @@ class SequencePass {
   // y (count, rows of w) = or += x (count, cols of w) w^T.
   void by_weight(const Rows& x, int count, const LearnedMatrix& w, const Rows& y, bool add = false) {
     k_.gemm(
-        {rows_of(x.data, count, x.stride), weights_.forward(w), int(padded16(w.rows)), w.cols, y.data, y.stride, add});
+        {count, int(padded16(w.rows)), w.cols, rows_of(x.data, x.stride), weights_.forward(w), y.data, y.stride, add});
   }
 
   // The gradients of the two factors of by_weight(): dx = dy w ...
   void input_backward(const LearnedMatrix& w, const Rows& dy, int count, const Rows& dx) {
-    k_.gemm({rows_of(dy.data, count, dy.stride), weights_.backward(w), int(padded16(w.cols)), w.rows, dx.data,
+    k_.gemm({count, int(padded16(w.cols)), w.rows, rows_of(dy.data, dy.stride), weights_.backward(w), dx.data,
              dx.stride, false});
   }
   // ... and dw += dy^T x, or the gradients of the adapters' factors.
   void matrix_backward(const LearnedMatrix& w, const Rows& x, const Rows& dy, int count) {
     if (!weights_.adapted())
-      return k_.gemm({columns_of(dy.data, w.rows, dy.stride), row_major(x.data, x.stride), int(padded16(w.cols)), count,
+      return k_.gemm({w.rows, int(padded16(w.cols)), count, columns_of(dy.data, dy.stride), row_major(x.data, x.stride),
                       g_ + w.offset, w.stride, true});
     weights_.for_adapters(w, [&](const LowRank& l, int row) {
       const Rows dy_of = {dy.data + row, dy.stride};
@@ -591,12 +591,12 @@ class SequencePass {
     const Adapters& adapters = weights_.adapters;
     const int rank = int(padded16(adapters.rank));
     const Rows& low = scratch_.low;
-    k_.gemm({rows_of(x.data, count, x.stride), row_major(adapters.values.data() + from, size_t(rank)), rank, depth,
+    k_.gemm({count, rank, depth, rows_of(x.data, x.stride), row_major(adapters.values.data() + from, size_t(rank)),
              low.data, low.stride, false});
     for (int t = 0; t < count; t++)
       for (int k = 0; k < rank; k++) low.row(t)[k] *= adapters.scale;
     k_.gemm(
-        {columns_of(y.data, m, y.stride), row_major(low.data, low.stride), rank, count, g_ + to, size_t(rank), true});
+        {m, rank, count, columns_of(y.data, y.stride), row_major(low.data, low.stride), g_ + to, size_t(rank), true});
   }
 
   const LearnedWeights& weights_;

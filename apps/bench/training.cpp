@@ -85,8 +85,8 @@ double product_speed(Pool& pool, const TrainKernels& k, int m, int n, int depth)
   const double time = best_time([&] {
     pool.parallel_for(pool.threads(), [&](int task, int) {
       const int first = task * rows, count = std::min(rows, m - first);
-      k.gemm({rows_of(a.data() + size_t(first) * row_stride(depth), count, row_stride(depth)), packed(b.data(), depth), n,
-              depth, c.data() + size_t(first) * row_stride(n), row_stride(n), false});
+      k.gemm({count, n, depth, rows_of(a.data() + size_t(first) * row_stride(depth), row_stride(depth)),
+              packed(b.data(), depth), c.data() + size_t(first) * row_stride(n), row_stride(n), false});
     });
   });
   return 2.0 * m * n * depth / time / 1e9;

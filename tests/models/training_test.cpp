@@ -39,10 +39,11 @@ TEST(Gemm, EveryKernelMatchesDefinitionBitForBit) {
           const auto b = random_floats(panels ? packed_size(depth, n) : row_stride(n) * size_t(depth), 2);
           const auto before = random_floats(ldc * size_t(m), 3);
           auto expected = before;
-          FloatProduct p = {transposed ? columns_of(a.data(), m, a_stride) : rows_of(a.data(), m, a_stride),
-                            panels ? packed(b.data(), depth) : row_major(b.data(), row_stride(n)),
+          FloatProduct p = {m,
                             n,
                             depth,
+                            transposed ? columns_of(a.data(), a_stride) : rows_of(a.data(), a_stride),
+                            panels ? packed(b.data(), depth) : row_major(b.data(), row_stride(n)),
                             expected.data(),
                             ldc,
                             add};
@@ -61,7 +62,7 @@ TEST(Gemm, PackingKeepsElements) {
   constexpr int kDepth = 7, kCols = 75;
   const auto w = random_floats(kCols * kDepth, 1);
   std::vector<float> out(packed_size(kDepth, kCols), -1);
-  for (int p = 0; p < 3; p++) pack_panel(rows_of(w.data(), kCols, kDepth), kDepth, p, out.data());
+  for (int p = 0; p < 3; p++) pack_panel(rows_of(w.data(), kDepth), kDepth, kCols, p, out.data());
   for (int k = 0; k < kDepth; k++)
     for (int j = 0; j < 96; j++)
       EXPECT_EQ(packed(out.data(), kDepth).from(k, j).data[j % 32], j < kCols ? w[size_t(j * kDepth + k)] : 0)

@@ -450,7 +450,7 @@ TEST(MegabyteFile, RoundTrips) {
   EXPECT_EQ(m.model.vocab_size(), 256);
   EXPECT_EQ(m.model.provenance(), "source: a test\n");
   EXPECT_EQ(m.model.tokenizer_bytes(), "");
-  EXPECT_EQ(m.model.chat.stop_ids, std::vector<int>{0});
+  EXPECT_EQ(m.model.stop_ids, std::vector<int>{0});
   EXPECT_FALSE(m.model.all_f32);
   EXPECT_EQ(m.model.local.layers[1].w2_bias.cols, 32);
   EXPECT_EQ(m.model.output.type, Type::q4);
