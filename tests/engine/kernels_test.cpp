@@ -207,6 +207,24 @@ TEST(Formats, OneHotActivationsReturnTheWeight) {
     }
 }
 
+TEST(Formats, WeightReadsEveryTypeAndLayout) {
+  Random random(20);
+  for (const Type type : kTypes) {
+    Matrix w(type, 40, 100, random);
+    for (int r = 0; r < w.tensor.rows; r++)
+      for (int k = 0; k < w.tensor.cols; k++)
+        ASSERT_EQ(weight(w.tensor, r, k), float(tiny::panel_weight(w.tensor, r, k))) << type_name(type);
+  }
+  for (const Type type : {Type::f32, Type::q8}) {
+    const tiny::MemoryModel m(tiny::small_config(), type);
+    const Tensor &table = m.model.token_embedding, &norm = m.model.layers[1].ffn_norm;
+    for (int r = 0; r < table.rows; r++)
+      for (int k = 0; k < table.cols; k++)
+        ASSERT_EQ(weight(table, r, k), float(tiny::embedding_weight(table, r, k))) << type_name(type);
+    for (int k = 0; k < norm.cols; k++) ASSERT_EQ(weight(norm, 0, k), float(tiny::vector_weight(norm, k)));
+  }
+}
+
 // The error of a float sum of n terms is at most n + 2 roundings of the sum of their magnitudes.
 TEST(Formats, ScalarProductsMatchDequantizedWeights) {
   Random random(2);

@@ -539,7 +539,8 @@ TEST(Observe, LayerOutputsAndAttentionMatchTheReference) {
     session.observe([&](const Observation& o) {
       const auto compare = [&](const Reference::Vector& e) {
         ASSERT_EQ(o.size, int(e.size()));
-        for (int i = 0; i < o.size; i++) worst = std::max(worst, std::fabs(o.data[i] - e[i]) / (1 + std::fabs(e[i])));
+        for (int i = 0; i < o.size; i++)
+          worst = std::max(worst, std::fabs(double(o.data[i]) - e[i]) / (1 + std::fabs(double(e[i]))));
       };
       if (o.kind == Observation::layer_output) {
         EXPECT_EQ(o.head, -1);

@@ -212,13 +212,6 @@ inline double panel_weight(const Tensor& t, int row, int col) {
   return double(load<float>(panel + width * 8 + group_scales + r * 4)) * group_scale * t.codebook[code];
 }
 
-inline std::vector<double> panel_weights(const Tensor& t) {
-  std::vector<double> all;
-  for (int r = 0; r < t.rows; r++)
-    for (int k = 0; k < t.cols; k++) all.push_back(panel_weight(t, r, k));
-  return all;
-}
-
 /// Weight (row, col) of the embedding table: rows of groups; a group is 32 floats, or a bfloat16 scale and 32 bytes.
 inline double embedding_weight(const Tensor& t, int row, int col) {
   const size_t groups = (size_t(t.cols) + 63) / 64 * 2, group = size_t(row) * groups + size_t(col) / 32;
@@ -229,7 +222,7 @@ inline double embedding_weight(const Tensor& t, int row, int col) {
 
 inline double vector_weight(const Tensor& t, int i) { return load<float>(t.data + 4 * size_t(i)); }
 
-// ---- A Llama in double ----
+// ---- The plain Llama of run.cpp as the oracle of the fast forward ----
 
 /// Radians per position of rotary pair i, as in modeling_rope_utils.py of Hugging Face transformers.
 inline double reference_frequency(const Config& c, int i) {
@@ -245,127 +238,48 @@ inline double reference_frequency(const Config& c, int i) {
 }
 
 /// Rounds n numbers to int8 with one scale, max|x| / 127, like the engine's activations and KV cache.
-inline void round_to_int8(double* x, size_t n) {
+inline void round_to_int8(float* x, size_t n) {
   double largest = 0;
-  for (size_t i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
-  for (size_t i = 0; i < n && largest > 0; i++) x[i] = std::nearbyint(x[i] / largest * 127) / 127 * largest;
+  for (size_t i = 0; i < n; i++) largest = std::max(largest, std::fabs(double(x[i])));
+  for (size_t i = 0; i < n && largest > 0; i++) x[i] = float(std::nearbyint(x[i] / largest * 127) / 127 * largest);
 }
 
-/// The forward pass in double, with softmax over all previous tokens.
+/// Everything that the plain Llama computes for some tokens.
 struct Reference {
-  using Vector = std::vector<double>;
+  using Vector = std::vector<float>;
   std::vector<Vector> logits;                               // (tokens, vocab_size)
   std::vector<std::vector<Vector>> layer_output;            // (layers, tokens, dim)
   std::vector<std::vector<std::vector<Vector>>> attention;  // (layers, heads, tokens, token + 1)
-
-  /// int8_inputs: activations that enter a matmul are rounded to int8 with one scale per 32. int8_kv: keys and values
-  /// are, with one scale per head. frequency: radians per position of a rotary pair.
-  using Frequency = double (*)(const Config&, int i);
-  Reference(const Model& m, const std::vector<int>& ids, bool int8_inputs = false, bool int8_kv = false,
-            Frequency frequency = reference_frequency)
-      : c_(m.config), int8_inputs_(int8_inputs), int8_kv_(int8_kv), frequency_(frequency) {
-    std::vector<Vector> x;
-    for (int id : ids) {
-      x.emplace_back();
-      for (int i = 0; i < c_.dim; i++) x.back().push_back(embedding_weight(m.token_embedding, id, i));
-    }
-    for (const Layer& w : m.layers) layer(w, x);
-    const Vector output = panel_weights(m.output);
-    for (const Vector& v : x) logits.push_back(multiply(output, norm(v, m.final_norm)));
-  }
-
- private:
-  Vector multiply(const Vector& w, Vector x) const {  // (rows, cols) times (cols)
-    for (size_t i = 0; i < x.size() && int8_inputs_; i += 32) round_to_int8(&x[i], std::min<size_t>(32, x.size() - i));
-    Vector y(w.size() / x.size());
-    for (size_t r = 0; r < y.size(); r++)
-      for (size_t k = 0; k < x.size(); k++) y[r] += w[r * x.size() + k] * x[k];
-    return y;
-  }
-
-  Vector norm(Vector x, const Tensor& weight) const {
-    double sum = 0;
-    for (double v : x) sum += v * v;
-    const double scale = 1 / std::sqrt(sum / double(x.size()) + c_.norm_eps);
-    for (size_t i = 0; i < x.size(); i++) x[i] *= scale * vector_weight(weight, int(i));
-    return x;
-  }
-
-  void rotate(Vector& x, int position) const {  // RoPE
-    const int half = c_.head_dim / 2;
-    for (size_t head = 0; head < x.size(); head += size_t(c_.head_dim))
-      for (int i = 0; i < half; i++) {
-        const double angle = position * frequency_(c_, i), a = x[head + i], b = x[head + i + half];
-        x[head + i] = a * std::cos(angle) - b * std::sin(angle);
-        x[head + i + half] = b * std::cos(angle) + a * std::sin(angle);
-      }
-  }
-
-  // Attention weights of a head at token t for keys 0 to t.
-  Vector softmax(const Vector& q, const std::vector<Vector>& k, size_t t, int head) const {
-    const size_t q_at = size_t(head) * c_.head_dim, k_at = size_t(head / (c_.n_heads / c_.n_kv_heads)) * c_.head_dim;
-    Vector s(t + 1);
-    for (size_t j = 0; j <= t; j++) {
-      for (int i = 0; i < c_.head_dim; i++) s[j] += q[q_at + i] * k[j][k_at + i];
-      s[j] /= std::sqrt(double(c_.head_dim));
-    }
-    const double top = *std::max_element(s.begin(), s.end());
-    double sum = 0;
-    for (double& v : s) sum += v = std::exp(v - top);
-    for (double& v : s) v /= sum;
-    return s;
-  }
-
-  void layer(const Layer& w, std::vector<Vector>& x) {
-    const Vector wq = panel_weights(w.wq), wk = panel_weights(w.wk), wv = panel_weights(w.wv);
-    const Vector wo = panel_weights(w.wo), w1 = panel_weights(w.w1), w2 = panel_weights(w.w2);
-    const Vector w3 = panel_weights(w.w3);
-    std::vector<Vector> k, v;
-    attention.emplace_back(c_.n_heads);
-    layer_output.emplace_back();
-    for (size_t t = 0; t < x.size(); t++) {
-      const Vector in = norm(x[t], w.attention_norm);
-      Vector q = multiply(wq, in), attended(size_t(c_.q_dim()));
-      k.push_back(multiply(wk, in));
-      v.push_back(multiply(wv, in));
-      rotate(q, int(t));
-      rotate(k[t], int(t));
-      for (size_t at = 0; at < k[t].size() && int8_kv_; at += size_t(c_.head_dim)) {
-        round_to_int8(&k[t][at], size_t(c_.head_dim));
-        round_to_int8(&v[t][at], size_t(c_.head_dim));
-      }
-      for (int head = 0; head < c_.n_heads; head++) {
-        const Vector s = softmax(q, k, t, head);
-        const size_t v_at = size_t(head / (c_.n_heads / c_.n_kv_heads)) * c_.head_dim;
-        for (size_t j = 0; j <= t; j++)
-          for (int i = 0; i < c_.head_dim; i++) attended[size_t(head) * c_.head_dim + i] += s[j] * v[j][v_at + i];
-        attention.back()[head].push_back(s);
-      }
-      add(x[t], multiply(wo, attended));
-      const Vector in2 = norm(x[t], w.ffn_norm), up = multiply(w3, in2);
-      Vector gate = multiply(w1, in2);
-      for (size_t i = 0; i < gate.size(); i++) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
-      add(x[t], multiply(w2, gate));
-      layer_output.back().push_back(x[t]);
-    }
-  }
-
-  static void add(Vector& x, const Vector& y) {
-    for (size_t i = 0; i < x.size(); i++) x[i] += y[i];
-  }
-
-  const Config& c_;
-  bool int8_inputs_, int8_kv_;
-  Frequency frequency_;
 };
 
-/// Whether the reference rounds activations to int8 before a matmul, as the engine does for q8 and q4 weights.
+/// Whether activations are rounded to int8 before a matmul, as the engine does for q8 and q4 weights.
 enum class MatmulInputs { exact, int8 };
 
 /// The reference for a session of `model` with this KV cache.
 inline Reference reference_for(const Model& model, const std::vector<int>& ids, KvType kv = KvType::f32,
                                MatmulInputs inputs = MatmulInputs::exact) {
-  return Reference(model, ids, inputs == MatmulInputs::int8, kv == KvType::q8);
+  const Config& c = model.config;
+  Reference r;
+  r.layer_output.resize(size_t(c.n_layers));
+  r.attention.assign(size_t(c.n_layers), std::vector<std::vector<Reference::Vector>>(size_t(c.n_heads)));
+  ReferenceLlama llama(model);
+  if (inputs == MatmulInputs::int8)
+    llama.round_input = [](Reference::Vector& x) {
+      for (size_t i = 0; i < x.size(); i += 32) round_to_int8(&x[i], std::min<size_t>(32, x.size() - i));
+    };
+  if (kv == KvType::q8)
+    llama.round_kv = [&c](Reference::Vector& x) {
+      for (size_t head = 0; head < x.size(); head += size_t(c.head_dim)) round_to_int8(&x[head], size_t(c.head_dim));
+    };
+  llama.observer = [&](const Observation& o) {
+    auto& rows = o.kind == Observation::layer_output ? r.layer_output[o.layer] : r.attention[o.layer][o.head];
+    rows.emplace_back(o.data, o.data + o.size);
+  };
+  for (size_t i = 0; i < ids.size(); i++) {
+    const float* logits = llama.forward(ids[i], int(i));
+    r.logits.emplace_back(logits, logits + c.vocab_size);
+  }
+  return r;
 }
 
 }  // namespace tiny
