@@ -1,27 +1,28 @@
 // megabyte.hpp: MEGABYTE models (Yu et al. 2023, arxiv.org/abs/2305.07185): bytes in, bytes out, without a tokenizer.
 //
-// A text is cut into patches of P bytes. A large transformer, the global stage, makes one step a patch; a small one,
-// the local stage, makes one step a byte, and sees its own patch only, through what the global stage hands it:
+// A text is split into patches of P bytes. A large transformer, the global stage, makes one step per patch. A small one,
+// the local stage, makes one step per byte within a patch; the output of the global stage is its only view of the
+// earlier patches:
 //
 //     "Once upon a", P = 4
 //
 //     position                 0             1              2
-//     global takes           start       e("Once")      e(" upo")          e: P embeddings made one vector
+//     global input           start       e("Once")      e(" upo")          e: P embeddings, joined to one vector
 //                              |             |              |
-//     and looks back          h 0 <-------- h 1 <--------- h 2
+//     attention over         h 0 <-------- h 1 <--------- h 2
 //                              |             |              |
-//     to hand on              G 0           G 1            G 2             P vectors, for the bytes of patch 0, 1, 2
+//     output                  G 0           G 1            G 2             P vectors, for the bytes of patch 0, 1, 2
 //                                            |
 //     local, patch 1       start   ' ' + G 1[0]   'u' + G 1[1]   'p' + G 1[2]   'o' + G 1[3]
-//     foresees               -          'u'            'p'            'o'            'n', the first byte of patch 2
+//     predicts               -          'u'            'p'            'o'            'n', the first byte of patch 2
 //
-// Position 0 of the local stage is the same for every patch and every text; what it foresees is a text's first byte.
+// Position 0 of the local stage is the same for every patch and every text; its prediction is the first byte of a text.
 //
-// So a byte costs one step of the small stage, and a P-th of a step of the large one, whose cache of keys and values is
-// P times as short as that of a transformer over bytes.
+// So a byte costs one step of the small stage and 1/P of a step of the large one, whose KV cache is P times shorter than
+// that of a transformer over bytes.
 //
-// What the two stages are made of is section 5 of run.cpp; new are the token shift, LayerNorm and GELU. The same bits
-// everywhere, as there. Use it as a library: copy it beside run.cpp.
+// Both stages use the kernels and float blocks of run.cpp; the token shift, LayerNorm and GELU are new here. The bits
+// are the same on every CPU, too.
 //
 //     #define POCKET_NO_MAIN
 //     #include "run.cpp"
@@ -31,7 +32,7 @@
 //     pocket::MegabyteSession session(model, {/* context, threads, ... */});
 //     pocket::Sampler pick({/* temperature, top_p, seed, ... */});
 //     int byte = pick(session.start(), session.vocab_size());       // the first byte of a text, or:
-//     const float* logits = session.forward(&byte, 1);              // (256,): what comes after it
+//     const float* logits = session.forward(&byte, 1);              // (256,): of the byte after it
 #ifndef POCKET_MEGABYTE_HPP
 #define POCKET_MEGABYTE_HPP
 
@@ -56,8 +57,8 @@ struct MegabyteConfig {
   int n_heads = 0, head_dim = 0;  // of both stages; n_heads * head_dim need not be dim
   int patches = 0;                // N: positions of the global stage
   int patch_size = 0;             // P: bytes of a patch
-  bool rotary = false;            // queries and keys are turned to their positions
-  bool positions = false;         // embeddings of positions are added to those of patches and bytes
+  bool rotary = false;            // queries and keys are rotated to their positions
+  bool positions = false;         // position embeddings are added to those of patches and bytes
 
   int q_dim() const { return n_heads * head_dim; }
   int patch_dim() const { return patch_size * local.dim; }
@@ -88,7 +89,7 @@ inline std::vector<TensorSpec> tensor_specs(const MegabyteConfig& c) {
     }
     vector(name + ".final_norm", s.dim);
   };
-  rows("global.embedding", kByteValues, c.local.dim);  // of bytes that will be a patch
+  rows("global.embedding", kByteValues, c.local.dim);  // of the bytes of a patch
   rows("local.embedding", kByteValues, c.local.dim);
   if (c.positions) rows("global.positions", c.patches, c.global.dim);
   if (c.positions) rows("local.positions", c.patch_size, c.local.dim);
@@ -101,7 +102,7 @@ inline std::vector<TensorSpec> tensor_specs(const MegabyteConfig& c) {
   vector("embedded_norm", c.global.dim);
   vector("embedded_norm.bias", c.global.dim);
   stage("global", c.global);
-  matrix("next", c.patch_dim(), c.global.dim);  // from a patch of the global stage to the bytes of the next
+  matrix("next", c.patch_dim(), c.global.dim);  // from a position of the global stage to the bytes of its patch
   vector("next.bias", c.patch_dim());
   stage("local", c.local);
   matrix("output", kByteValues, c.local.dim);
@@ -109,7 +110,7 @@ inline std::vector<TensorSpec> tensor_specs(const MegabyteConfig& c) {
   return specs;
 }
 
-// As check_config of a Llama. Within these limits no product of sizes overflows 64 bits, and none that is an int 31.
+// Checks the limits of a shape, like check_config of a Llama. Within them no product of sizes overflows its type.
 template <class Refuse> bool check_config(const MegabyteConfig& c, const Refuse& refuse) {
   const struct {
     const char* field;
@@ -132,7 +133,7 @@ template <class Refuse> bool check_config(const MegabyteConfig& c, const Refuse&
   return !c.rotary || c.head_dim % 2 == 0 || refuse("head_dim", "an even number", std::to_string(c.head_dim));
 }
 
-// What the header of such a file has in place of `reserved`; its other fields tell of the global stage.
+// The fields that a MEGABYTE file has in place of Header::reserved; the others describe the global stage.
 struct MegabyteHeader {
   uint32_t local_dim, local_hidden_dim, local_layers, patch_size;
   uint32_t rotary, positions;  // 0 or 1
@@ -142,9 +143,13 @@ static_assert(sizeof(MegabyteHeader) == sizeof Header::reserved);
 
 inline void set_header(const MegabyteConfig& c, Header& h) {
   h.architecture = kMegabyte;
-  h.dim = uint32_t(c.global.dim), h.hidden_dim = uint32_t(c.global.hidden_dim);
-  h.n_layers = uint32_t(c.global.n_layers), h.n_heads = h.n_kv_heads = uint32_t(c.n_heads);
-  h.head_dim = uint32_t(c.head_dim), h.vocab_size = kByteValues, h.max_seq_len = uint32_t(c.max_seq_len());
+  h.dim = uint32_t(c.global.dim);
+  h.hidden_dim = uint32_t(c.global.hidden_dim);
+  h.n_layers = uint32_t(c.global.n_layers);
+  h.n_heads = h.n_kv_heads = uint32_t(c.n_heads);
+  h.head_dim = uint32_t(c.head_dim);
+  h.vocab_size = kByteValues;
+  h.max_seq_len = uint32_t(c.max_seq_len());
   const MegabyteHeader own = {uint32_t(c.local.dim),
                               uint32_t(c.local.hidden_dim),
                               uint32_t(c.local.n_layers),
@@ -167,8 +172,8 @@ class MegabyteModel : public ModelFile {
   };
   struct Stage {
     Tensor embedding;  // (256, local dim), row-major
-    Tensor positions;  // (positions, dim), row-major; without data where the model has none
-    Tensor start;      // (dim): the first of the positions
+    Tensor positions;  // (positions, dim), row-major; no data if the model has none
+    Tensor start;      // (dim): the input of position 0
     std::vector<Layer> layers;
     Tensor final_norm;  // (dim)
   };
@@ -181,7 +186,7 @@ class MegabyteModel : public ModelFile {
   Tensor next, next_bias;                    // (patch_dim, dim), (patch_dim)
   Tensor output, output_bias;                // (256, local dim), (256)
 
-  // As Model::open and Model::open_memory.
+  // Like Model::open and Model::open_memory.
   bool open(const char* path) { return map_file(path) && read(path); }
   bool open_memory(const void* data, size_t size) { return map_memory(data, size) && read("memory"); }
   int vocab_size() const { return kByteValues; }
@@ -191,7 +196,7 @@ class MegabyteModel : public ModelFile {
   void bind(const std::vector<Tensor>& tensors);
 };
 
-// The shape, as the header tells it.
+// The shape, from the header.
 inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
   const Header& h = reader.h;
   const auto own = load<MegabyteHeader>(h.reserved);
@@ -215,10 +220,11 @@ inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
         std::pair("rope_factor", h.rope_factor), std::pair("rope_scaling", float(h.rope_scaling)),
         std::pair("rope_low_freq", h.rope_low_freq), std::pair("rope_high_freq", h.rope_high_freq),
         std::pair("rope_original_len", float(h.rope_original_len))})
-    if (!(value == 0)) return reader.refuse(field, "0", double(value));  // a Llama's
+    if (!(value == 0)) return reader.refuse(field, "0", double(value));  // a field of Llamas
   for (uint32_t word : own.reserved)
     if (word) return reader.refuse("reserved", "0", double(word));
-  c.rotary = own.rotary, c.positions = own.positions;
+  c.rotary = own.rotary;
+  c.positions = own.positions;
   if (c.patch_size < 1 || c.patches % c.patch_size)
     return reader.refuse("max_seq_len", "a multiple of patch_size, " + std::to_string(c.patch_size), double(c.patches));
   c.patches /= c.patch_size;
@@ -252,29 +258,36 @@ inline void MegabyteModel::bind(const std::vector<Tensor>& tensors) {
       s.layers.push_back({at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7], at[8], at[9]});
     s.final_norm = *at++;
   };
-  global.embedding = *at++, local.embedding = *at++;
-  if (config.positions) global.positions = *at++, local.positions = *at++;
-  global.start = *at++, local.start = *at++;
+  global.embedding = *at++;
+  local.embedding = *at++;
+  if (config.positions) {
+    global.positions = *at++;
+    local.positions = *at++;
+  }
+  global.start = *at++;
+  local.start = *at++;
   const Tensor* const first = at;
   for (Tensor* t : {&patch_norm, &patch_norm_bias, &patch, &patch_bias, &embedded_norm, &embedded_norm_bias})
     *t = *at++;
   stage(global, config.global.n_layers);
-  next = *at++, next_bias = *at++;
+  next = *at++;
+  next_bias = *at++;
   const Tensor* const second = at;
   stage(local, config.local.n_layers);
-  output = *at++, output_bias = *at++;
+  output = *at++;
+  output_bias = *at++;
   for (const Tensor* t = first; t < second; t++) bytes_per_token += t->bytes;
-  bytes_per_token /= size_t(config.patch_size);  // the global stage makes a step a patch
+  bytes_per_token /= size_t(config.patch_size);  // the global stage makes one step per patch
   for (const Tensor* t = second; t < at; t++) bytes_per_token += t->bytes;
 }
 
 // ====================================================================================================================
 // The blocks that a Llama does not have
 // ====================================================================================================================
-// As those of section 5: plain C++, compiled for every instruction set; sums of 16 parts; explicit fma.
+// Like the float blocks of run.cpp: plain C++, compiled for every instruction set; 16 partial sums; explicit fma.
 
-// RMSNorm after the token shift (Peng et al. 2021): y = t / max(root mean square of t, 1e-8) * weight, t being the
-// first half of x's n channels and, for the second, that of the position before. before: (n / 2).
+// RMSNorm after the token shift (Peng et al. 2021): y = t / max(root mean square of t, 1e-8) * weight, where t is the
+// first half of the n channels of x and the second half of the previous position. before: (n / 2).
 POCKET_BODY void shift_norm_body(const float* x, const float* before, const float* weight, float* y, int n) {
   const int first = n - n / 2;
   for (int i = 0; i < first; i++) y[i] = x[i];
@@ -287,7 +300,7 @@ POCKET_BODY void shift_norm_body(const float* x, const float* before, const floa
   for (int i = 0; i < round_up(n, 16); i++) y[i] = y[i] * scale * weight[i];
 }
 
-// LayerNorm (Ba et al. 2016) of x + offset, to y: (x - mean) / sqrt(variance + 1e-5) * weight + bias.
+// LayerNorm (Ba et al. 2016) of x + offset: y = (x - mean) / sqrt(variance + 1e-5) * weight + bias.
 POCKET_BODY void layer_norm_body(const float* x, const float* offset, const float* weight, const float* bias, float* y,
                                  int n) {
   const int whole = n / 16 * 16;
@@ -305,9 +318,8 @@ POCKET_BODY void layer_norm_body(const float* x, const float* offset, const floa
   for (int i = 0; i < n; i++) y[i] = std::fma(y[i] * scale, weight[i], bias[i]);
 }
 
-// The share of a normal distribution that is below x, that is (1 + erf(x / sqrt 2)) / 2. What is below -a is
-// e^(-a^2 / 2 + p(a)); p hardly bends, and a polynomial fitted to it, weighted for the absolute error of GELU, is off
-// by less than 5e-9.
+// The cumulative normal distribution, (1 + erf(x / sqrt 2)) / 2. At -a it is e^(-a^2 / 2 + p(a)). p is nearly linear:
+// a polynomial fitted to it, weighted for the absolute error of GELU, has an error below 5e-9.
 POCKET_BODY float normal_share_body(float x) {
   const float a = std::fabs(x), b = a < 5.75f ? a : 5.75f;
   float p = std::fma(-2.80592403e-8f, b, 7.66199321e-7f);
@@ -331,7 +343,7 @@ POCKET_BODY void gelu_vector_body(float* x, const float* bias, int n) {
   for (int i = 0; i < n; i++) x[i] = gelu_body(x[i] + bias[i]);
 }
 
-// What a kernel set of run.cpp needs besides.
+// The kernels that MEGABYTE adds to a kernel set of run.cpp.
 struct MegabyteKernels {
   void (*shift_norm)(const float* x, const float* before, const float* weight, float* y, int n);
   void (*layer_norm)(const float* x, const float* offset, const float* weight, const float* bias, float* y, int n);
@@ -355,7 +367,7 @@ inline MegabyteKernels megabyte_kernels(const Kernels& k) {
 // The session
 // ====================================================================================================================
 
-// One text: a position, what both stages remember of the bytes before it, and scratch memory. As a Session.
+// One text, like Session: a position, the state of both stages after the bytes before it, and scratch memory.
 class MegabyteSession {
  public:
   explicit MegabyteSession(const MegabyteModel& model, SessionOptions options = {});
@@ -363,13 +375,12 @@ class MegabyteSession {
   MegabyteSession(const MegabyteSession&) = delete;
   MegabyteSession& operator=(const MegabyteSession&) = delete;
 
-  // Logits (256,) of the first byte of a text, whatever the position; null where the session could not be made.
+  // Logits (256,) of the first byte of a text, at any position; null after a failed construction.
   const float* start() const;
-  // Runs the model over n more bytes. Returns the logits (256,) of what comes after the last, valid until the next
-  // call; of no bytes at the beginning of a text start(). On failure null, with `error` set and the position where it
-  // was.
+  // Runs the model over n more bytes. Returns the logits (256,) of the byte after the last one, valid until the next
+  // call; for n = 0 at position 0, start(). On failure null, with `error` set and the position unchanged.
   const float* forward(const int* bytes, size_t n);
-  // The same with the logits after every byte: each(i, logits) in order. Where it returns false, byte i was the last.
+  // The same with the logits after every byte: each(i, logits) in order. If it returns false, byte i was the last.
   using EachLogits = Session::EachLogits;
   bool forward(const int* bytes, size_t n, const EachLogits& each);
 
@@ -380,19 +391,27 @@ class MegabyteSession {
   bool kv_f32() const;
   int threads() const { return pool_ ? pool_->threads() : 0; }
   const char* kernel() const { return kernels_ ? kernels_->name : ""; }
-  void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets what came later
-  // A running (or the next) forward gives up; false takes that back where none is running.
+  void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets the later bytes
+  // Stops a running (or the next) forward within one layer; false withdraws a cancel that has not taken effect.
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
 
-  std::string error;  // "": all is well
+  std::string error;  // "": no error
 
  private:
-  // A row of a chunk: a position of a sequence. The global stage has one sequence, the local one several: patches.
+  // A row of a chunk: a position of a sequence. The global stage has one sequence, the local stage one per patch.
   struct Row {
     int slot, position;
   };
   struct Stage;
   struct Buffers;
+  bool fail(std::string why) {
+    error = std::move(why);
+    return false;
+  }
+  bool fail_at(int position) {  // `error` is set
+    position_ = position;
+    return false;
+  }
   bool prepare(const SessionOptions& options);
   bool check(const int* bytes, size_t n);
   bool process(const int* bytes, size_t n, const EachLogits* each);
@@ -421,35 +440,35 @@ class MegabyteSession {
   std::unique_ptr<Buffers> buf_;
   std::vector<uint8_t> bytes_;       // (context): the text
   std::vector<Row> rows_;            // of the chunk
-  std::vector<double> frequencies_;  // (head_dim / 2) radians a position; none without rotary
+  std::vector<double> frequencies_;  // (head_dim / 2): radians per position; empty without rotary
   std::vector<float> start_;         // (256): logits
   int position_ = 0;
-  int globals_ = 0;                       // positions of the global stage that are there
-  int open_patch_ = -1, open_bytes_ = 0;  // what the local stage has seen last: so many bytes of this patch
+  int globals_ = 0;                       // positions of the global stage that are computed
+  int open_patch_ = -1, open_bytes_ = 0;  // the last patch of the local stage, and its bytes so far
   std::atomic<bool> cancelled_{false};
 };
 
-// What a session occupies once `bytes` positions are filled, the weights first.
+// The memory of a session once `bytes` positions are filled; the weights come first.
 inline std::vector<MemoryItem> memory_of(const MegabyteModel& model, const SessionOptions& options, int bytes);
 
-// A stage at work: what it remembers of its sequences, and the chunk's vectors. n rows, at most kChunk; widths are
-// padded to 64 with zeros.
+// A stage of a session: the state of its sequences, and the vectors of a chunk. n: rows, at most kChunk; widths are
+// zero-padded to 64.
 struct MegabyteSession::Stage {
   MegabyteStage shape;
   const MegabyteModel::Stage* w;
-  int positions, slots;  // of a sequence; sequences that are remembered
-  int keys, blocks;      // of a KvBlock; KvBlocks of a sequence
+  int positions, slots;  // positions of a sequence; sequences that are kept
+  int keys, blocks;      // positions of a KvBlock; KvBlocks of a sequence
   size_t kv_block;       // bytes
   uint8_t* kv;           // (slots, blocks, layers, heads, kv_block)
   float* shifted;        // (slots, positions, layers, 2, dim / 2): second halves, before attention and before the FFN
-  float* nothing;        // (dim / 2): zeros, the second half of what is before position 0
+  float* nothing;        // (dim / 2): zeros, the second half before position 0
   float* x;              // (n, dim): the residual stream
-  Activations xn;   // (n, dim): its norm; .f also takes what is to be added to it
-  Activations q;    // (n, q_dim): queries, and then the attention's output
+  Activations xn;        // (n, dim): its norm; then .f holds what is added to x
+  Activations q;         // (n, q_dim): queries; then the output of attention
   float *k, *v;          // (n, q_dim)
   Activations hidden;    // (n, hidden_dim)
-  float *cos, *sin;           // (n, head_dim / 2)
-  size_t position_bytes = 0;  // of what is remembered of a position
+  float *cos, *sin;      // (n, head_dim / 2)
+  size_t position_bytes = 0;  // of the state of a position
 
   float* halves(const Row& row, int l, int half) const {
     const size_t layer = ((size_t(row.slot) * positions + row.position) * shape.n_layers + l) * 2 + half;
@@ -457,14 +476,14 @@ struct MegabyteSession::Stage {
   }
 };
 
-// As Session::Buffers.
+// Like Buffers of run.cpp.
 struct MegabyteSession::Buffers {
   int context, threads;
   bool kv_f32;
   uint8_t* base;
   Stage global, local;
-  Activations patch;  // (n, patch_dim): patches to embed
-  float* next;             // (patches, patch_dim): G, what the local stage gets
+  Activations patch;       // (n, patch_dim): patches to embed
+  float* next;             // (patches, patch_dim): G, the input of the local stage
   AttentionState* states;  // (threads, kTileTokens)
   float* logits;           // (kLogitRows, 256)
   size_t bytes;
@@ -476,7 +495,8 @@ struct MegabyteSession::Buffers {
     kv_f32 = keeps_f32(o, model);
     Placement take{reinterpret_cast<uintptr_t>(base), base != nullptr};
     const auto take_stage = [&](Stage& s, const MegabyteStage& shape, const MegabyteModel::Stage& w) {
-      s.shape = shape, s.w = &w;
+      s.shape = shape;
+      s.w = &w;
       s.keys = std::min(kBlockKeys, round_up(s.positions, 16));
       s.blocks = (s.positions + kBlockKeys - 1) / kBlockKeys;
       s.kv_block = kv_block_bytes(c.head_dim, kv_f32, s.keys);
@@ -492,8 +512,10 @@ struct MegabyteSession::Buffers {
       s.hidden.place(shape.hidden_dim, true, take);
       for (float** buffer : {&s.cos, &s.sin}) take(*buffer, size_t(kChunk) * (c.head_dim / 2));
     };
-    global.positions = (context + c.patch_size - 1) / c.patch_size, global.slots = 1;
-    local.positions = c.patch_size + 1, local.slots = kChunk / c.patch_size + 2;  // a chunk touches one less
+    global.positions = (context + c.patch_size - 1) / c.patch_size;
+    global.slots = 1;
+    local.positions = c.patch_size + 1;
+    local.slots = kChunk / c.patch_size + 2;  // one more than the patches of a chunk
     take_stage(global, c.global, model.global);
     take_stage(local, c.local, model.local);
     patch.place(c.patch_dim(), true, take);
@@ -533,12 +555,11 @@ inline bool MegabyteSession::kv_f32() const { return pool_ && buf_->kv_f32; }
 inline const float* MegabyteSession::start() const { return pool_ ? start_.data() : nullptr; }
 
 inline bool MegabyteSession::prepare(const SessionOptions& options) {
-  if (model_.global.layers.empty()) return error = "session: the model is not open", false;
+  if (model_.global.layers.empty()) return fail("session: the model is not open");
   const int longest = model_.config.max_seq_len();
   if (options.context < 0 || options.context > longest)
-    return error = "session: context: expected 0 to " + std::to_string(longest) +
-                   ", the bytes that the model is made for, found " + std::to_string(options.context),
-           false;
+    return fail(
+        concat("session: context: expected 0 to ", longest, ", the size of the model, found ", options.context));
   if (!(kernels_ = choose_kernels(options.kernel, error))) return false;
   own_ = megabyte_kernels(*kernels_);
   uint8_t* memory = reserve_memory(Buffers(model_, options, nullptr).bytes, error);
@@ -546,14 +567,14 @@ inline bool MegabyteSession::prepare(const SessionOptions& options) {
   buf_ = std::make_unique<Buffers>(model_, options, memory);
   bytes_.resize(size_t(buf_->context));
   rows_.reserve(kChunk);
-  Config rope;  // theta as it is
+  Config rope;  // with the default theta
   rope.head_dim = model_.config.head_dim;
   for (int i = 0; model_.config.rotary && i < rope.head_dim / 2; i++) frequencies_.push_back(rope_frequency(rope, i));
   pool_ = std::make_unique<Pool>(buf_->threads);
   return begin_patches();
 }
 
-// Position 0 of the local stage is the same for every patch: it is computed once, to every slot.
+// Position 0 of the local stage is the same for every patch: it is computed once for every slot.
 inline bool MegabyteSession::begin_patches() {
   Stage& s = buf_->local;
   for (int slot = 0; slot < s.slots;) {
@@ -570,14 +591,13 @@ inline bool MegabyteSession::begin_patches() {
 }
 
 inline bool MegabyteSession::check(const int* bytes, size_t n) {
-  if (!pool_) return false;  // error says why
+  if (!pool_) return false;  // `error` has the reason
   error.clear();
   const size_t room = size_t(buf_->context - position_);
-  if (n > room) error = "context: room for " + std::to_string(room) + " more bytes, not for " + std::to_string(n);
+  if (n > room) error = concat("context: room for ", room, " more bytes, not for ", n);
   if ((n > 0 && !bytes) || (n == 0 && position_ > 0)) error = "forward: no bytes";
   for (size_t i = 0; i < n && error.empty(); i++)
-    if (bytes[i] < 0 || bytes[i] >= kByteValues)
-      error = "byte " + std::to_string(i) + ": expected 0 to 255, found " + std::to_string(bytes[i]);
+    if (bytes[i] < 0 || bytes[i] >= kByteValues) error = concat("byte ", i, ": expected 0 to 255, found ", bytes[i]);
   return error.empty();
 }
 
@@ -590,8 +610,8 @@ inline bool MegabyteSession::forward(const int* bytes, size_t n, const EachLogit
   return process(bytes, n, &each);
 }
 
-// As many bytes at a time as make kChunk patches: first all that the global stage has to say of those, then the local
-// stage, kChunk bytes at a time, whatever patches they belong to.
+// Up to kChunk patches at a time: first the global stage for all of them, then the local stage, kChunk bytes at a time,
+// across patches.
 inline bool MegabyteSession::process(const int* bytes, size_t n, const EachLogits* each) {
   if (!check(bytes, n)) return false;
   const int start = position_, size = model_.config.patch_size;
@@ -601,20 +621,22 @@ inline bool MegabyteSession::process(const int* bytes, size_t n, const EachLogit
     const int end = std::min(start + int(n), position_ + kChunk * size), patches = (end - 1) / size + 1;
     for (int count; globals_ < patches; globals_ += count) {
       count = std::min(kChunk, patches - globals_);
-      if (!global_chunk(globals_, count)) return position_ = start, false;
+      if (!global_chunk(globals_, count)) return fail_at(start);
     }
-    // After a rewind the local stage may have forgotten the beginning of the patch.
+    // After a rewind the local stage may not have the beginning of the patch.
     const bool known = open_patch_ == position_ / size && open_bytes_ >= position_ % size;
     int first = known ? position_ : position_ / size * size;
     for (int rows; first < end; first += rows) {
       rows = std::min(kChunk, end - first);
-      if (!local_chunk(first, rows)) return position_ = start, false;
+      if (!local_chunk(first, rows)) return fail_at(start);
       for (int t = std::max(0, position_ - first); each && t < rows; t += kLogitRows) {
         const int count = std::min(kLogitRows, rows - t);
         const float* logits = logits_of(t, count);
         for (int r = 0; r < count; r++)
-          if (!(*each)(size_t(first + t + r - start), logits + size_t(r) * kByteValues))
-            return position_ = first + t + r + 1, true;
+          if (!(*each)(size_t(first + t + r - start), logits + size_t(r) * kByteValues)) {
+            position_ = first + t + r + 1;
+            return true;
+          }
       }
     }
     position_ = end;
@@ -623,11 +645,10 @@ inline bool MegabyteSession::process(const int* bytes, size_t n, const EachLogit
 }
 
 inline bool MegabyteSession::read_row(const Tensor& table, int row, float* x) {
-  return model_.read_row(table, row, x) ||
-         (error = "embedding: row " + std::to_string(row) + " cannot be read any more", false);
+  return model_.read_row(table, row, x) || fail(concat("embedding: row ", row, " is no longer readable"));
 }
 
-// The embeddings of a patch's bytes, side by side.
+// The embeddings of the bytes of a patch, concatenated.
 inline bool MegabyteSession::embed_patch(int patch, float* out) {
   const MegabyteConfig& c = model_.config;
   float* row = buf_->local.x;  // not in use
@@ -638,8 +659,8 @@ inline bool MegabyteSession::embed_patch(int patch, float* out) {
   return true;
 }
 
-// Positions first ... first + n - 1 of the global stage: what they have to say to their patches goes to buf_->next.
-// Position 0 is the start; position k the patch k - 1.
+// Positions first ... first + n - 1 of the global stage; their outputs go to buf_->next. The input of position 0 is the
+// start vector, of position k patch k - 1.
 inline bool MegabyteSession::global_chunk(int first, int n) {
   const MegabyteConfig& c = model_.config;
   Stage& s = buf_->global;
@@ -678,7 +699,7 @@ inline bool MegabyteSession::global_chunk(int first, int n) {
   return true;
 }
 
-// Bytes first ... first + n - 1 through the local stage, each at its position of its patch.
+// Bytes first ... first + n - 1 through the local stage, each at its position in its patch.
 inline bool MegabyteSession::local_chunk(int first, int n) {
   const MegabyteConfig& c = model_.config;
   Stage& s = buf_->local;
@@ -698,7 +719,8 @@ inline bool MegabyteSession::local_chunk(int first, int n) {
     for (int j = 0; j < c.local.dim; j++) x[j] += next[j];
   }
   if (!layers(s)) return false;
-  open_patch_ = (first + n - 1) / c.patch_size, open_bytes_ = (first + n - 1) % c.patch_size + 1;
+  open_patch_ = (first + n - 1) / c.patch_size;
+  open_bytes_ = (first + n - 1) % c.patch_size + 1;
   return true;
 }
 
@@ -713,7 +735,7 @@ inline bool MegabyteSession::layers(Stage& s) {
       s.cos[t * half + i] = float(cos);
     }
   for (int l = 0; l < s.shape.n_layers; l++) {
-    if (cancelled_.exchange(false, std::memory_order_relaxed)) return error = "cancelled", false;
+    if (cancelled_.exchange(false, std::memory_order_relaxed)) return fail("cancelled");
     const MegabyteModel::Layer& w = s.w->layers[size_t(l)];
     shift_norm(s, l, 0, w.attention_norm);
     matmul({{w.wq, s.q.f}, {w.wk, s.k}, {w.wv, s.v}}, s.xn, n);
@@ -779,7 +801,7 @@ inline void MegabyteSession::add_residual(Stage& s, const Tensor* bias) {
   });
 }
 
-// Turns queries and keys to their positions, and puts keys and values where the positions after them find them.
+// Rotates queries and keys to their positions, and writes keys and values to the cache.
 inline void MegabyteSession::store_kv(Stage& s, int l) {
   const MegabyteConfig& c = model_.config;
   const int n = int(rows_.size()), half = int(frequencies_.size());
@@ -842,7 +864,7 @@ inline const float* MegabyteSession::logits_of(int first, int n) {
   return buf_->logits;
 }
 
-// Stands in for a tokenizer of bytes: a piece for each.
+// A vocabulary of single bytes, for code that requires a tokenizer.
 inline Tokenizer::Vocabulary byte_vocabulary() {
   Tokenizer::Vocabulary v;
   v.kind = Tokenizer::Kind::byte_level;
@@ -850,7 +872,7 @@ inline Tokenizer::Vocabulary byte_vocabulary() {
   return v;
 }
 
-// Whether a file begins as a MEGABYTE model does, so that MegabyteModel is the one to open it.
+// Whether a file begins like a MEGABYTE model, so that MegabyteModel can open it.
 inline bool is_megabyte(const char* path) {
   const int file = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   char head[16] = {};
