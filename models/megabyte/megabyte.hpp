@@ -214,19 +214,19 @@ inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
   if (!reader.equal("vocab_size", kByteValues, h.vocab_size)) return false;
   if (!reader.equal("n_kv_heads", h.n_heads, h.n_kv_heads)) return false;
   for (const auto& [field, value] : {std::pair("rotary", own.rotary), std::pair("positions", own.positions)})
-    if (value > 1) return reader.refuse(field, "0 or 1", double(value));
+    if (value > 1) return reader.refuse(field, "0 or 1", value);
   for (const auto& [field, value] :
        {std::pair("tied", float(h.tied)), std::pair("norm_eps", h.norm_eps), std::pair("rope_theta", h.rope_theta),
         std::pair("rope_factor", h.rope_factor), std::pair("rope_scaling", float(h.rope_scaling)),
         std::pair("rope_low_freq", h.rope_low_freq), std::pair("rope_high_freq", h.rope_high_freq),
         std::pair("rope_original_len", float(h.rope_original_len))})
-    if (!(value == 0)) return reader.refuse(field, "0", double(value));  // a field of Llamas
+    if (!(value == 0)) return reader.refuse(field, "0", value);  // a field of Llamas
   for (uint32_t word : own.reserved)
-    if (word) return reader.refuse("reserved", "0", double(word));
+    if (word) return reader.refuse("reserved", "0", word);
   c.rotary = own.rotary;
   c.positions = own.positions;
   if (c.patch_size < 1 || c.patches % c.patch_size)
-    return reader.refuse("max_seq_len", "a multiple of patch_size, " + std::to_string(c.patch_size), double(c.patches));
+    return reader.refuse("max_seq_len", "a multiple of patch_size, " + std::to_string(c.patch_size), c.patches);
   c.patches /= c.patch_size;
   return reader.fits(c);
 }
@@ -533,7 +533,7 @@ inline std::vector<MemoryItem> memory_of(const MegabyteModel& model, const Sessi
   const size_t of_local = size_t(b.local.slots) * b.local.positions * b.local.position_bytes;
   const size_t all = size_t(b.global.positions) * of_patch + of_local;
   return {{"weights", model.file_bytes},
-          {"remembered", patches * of_patch + of_local},
+          {"cached state", patches * of_patch + of_local},
           {"activations", b.bytes - std::min(b.bytes, all)}};
 }
 

@@ -79,7 +79,7 @@ TEST_F(ChatProgram, ConverterTakesATemplateName) {
   expect_failed_in_a_line(convert("llama-3"), "convert", 1, {"--template llama-3: expected the token"});
   EXPECT_EQ(t.list(), "");
   EXPECT_EQ(convert("Llama 2").status, 0);
-  EXPECT_HAS(run_program({POCKET_CONVERT, "--help"}).out, "vicuna-lines, or plain");
+  EXPECT_HAS(run_program({POCKET_CONVERT, "--help"}).out, "vicuna-lines, plain");
 }
 
 // A checkpoint with an unknown template program is converted, with a warning that lists the choices.
@@ -95,7 +95,7 @@ TEST_F(ChatProgram, UnknownTemplateIsReported) {
           "{% endfor %}");
   const ProgramResult r = run_program({POCKET_CONVERT, t.path(), "-z", words, "--type", "f32", "-o", out});
   ASSERT_EQ(r.status, 0) << r.err;
-  for (const char* word : {"chat template not known (", "--template NAME", "zephyr", "vicuna", "plain"})
+  for (const char* word : {"unknown chat template (", "--template NAME", "zephyr", "vicuna", "plain"})
     EXPECT_HAS(r.err, word);
   expect_failed_in_a_line(run_program({POCKET_RUN, out, "-m", "chat", "-i", "a"}), "run", 1,
                           {"no chat template", "--template (zephyr, "});

@@ -175,7 +175,7 @@ TEST(Conversation, InvalidFileLeavesItUnchanged) {
       {"[" + user + "," + model + "," + system + "]", "expected user, found \"system\""},
       {"[" + user + "," + system + "]", "expected assistant, found \"system\""},
       {"[" + user + "]", "expected a reply to the last message, found none"},
-      {"[" + user + "," + model + "]]", "expected nothing more"},
+      {"[" + user + "," + model + "]]", "expected the end of the text, found ']'"},
       {"[" + user + ",{\"role\":\"assistant\",\"content\":\"\xFF\"}]", "expected UTF-8"},
       {std::string(1000, '['), "at most 256 levels"}};
   std::string error;

@@ -412,7 +412,7 @@ TEST(Header, RejectsFloatsThatAreNotPositiveAndFinite) {
       EXPECT_EQ(error.find(std::string(f.name) + ": expected "), 0u) << value << ": " << error;
     }
   EXPECT_TRUE(contains(error_of(patched(llama3(), offsetof(Header, rope_high_freq), 1.f)),
-                       "rope_high_freq: expected more than the low one"));
+                       "rope_high_freq: expected more than rope_low_freq"));
 }
 
 // Above one radian a position, the angle of a position could exceed the range of the argument reduction.

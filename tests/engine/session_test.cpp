@@ -444,7 +444,7 @@ TEST(Errors, ReportsAContextTooLargeForMemory) {
   Config config = shape(8, 8, 4, 8, 8, 1024, 10);
   const MemoryModel m(config, Type::q4);
   Session session(m.model, options_of(1, KvType::f32, nullptr, INT_MAX));
-  EXPECT_EQ(session.error.find("session: no memory for "), 0u) << session.error;
+  EXPECT_EQ(session.error.find("session: cannot reserve "), 0u) << session.error;
   const int id = 0;
   EXPECT_EQ(session.forward(&id, 1), nullptr);
   Session small(m.model, options_of(1, KvType::f32, nullptr, 10));
@@ -476,7 +476,7 @@ TEST(Errors, ReportsATruncatedFileDuringForward) {
   ASSERT_EQ(truncate(path.c_str(), off_t(table + 10 * 64 * 4)), 0);  // the first ten rows remain
   const int id = 50;
   EXPECT_EQ(session.forward(&id, 1), nullptr);
-  EXPECT_EQ(session.error, "token_embedding: row 50 cannot be read any more");
+  EXPECT_EQ(session.error, "token_embedding: row 50 is no longer readable");
   EXPECT_EQ(session.position(), 0);
 }
 

@@ -597,7 +597,7 @@ TEST(ConfigJsonRope, RejectsMissingAndInvalidSettings) {
       EXPECT_TRUE(contains(f.error, "config.json") &&
                   (contains(f.error, std::string(key) + ": expected ") ||
                    contains(f.error, std::string(key) + "\": expected ") ||
-                   contains(f.error, "high_freq_factor: expected more than the low one")))
+                   contains(f.error, "high_freq_factor: expected more than rope_low_freq")))
           << key << " = " << bad << ": " << f.error;
     }
   }
@@ -610,7 +610,7 @@ TEST(ConfigJsonRope, RejectsMissingAndInvalidSettings) {
   }
   Json rope = kLlama3;
   rope["high_freq_factor"] = 1.5;
-  EXPECT_TRUE(contains(f.with("rope_scaling", rope), "high_freq_factor: expected more than the low one"));
+  EXPECT_TRUE(contains(f.with("rope_scaling", rope), "high_freq_factor: expected more than rope_low_freq"));
   EXPECT_TRUE(contains(f.with("rope_scaling", {{"type", "linear"}}), "\"factor\": expected a number, found nothing"));
 }
 

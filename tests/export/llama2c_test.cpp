@@ -523,7 +523,7 @@ TEST(Llama2cRejects, FilesOfOtherPrograms) {
        "again)"},
       {"lmgg" + std::string(100, '\1'), "a GGML file, the predecessor of GGUF"},
       {"\x89HDF" + std::string(100, '\1'), "an HDF5 file (TensorFlow)"},
-      {"<!DOCTYPE html>" + std::string(100, ' '), "a web page (HTML); the download went wrong"},
+      {"<!DOCTYPE html>" + std::string(100, ' '), "a web page (HTML); the download failed"},
       {"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself"},
       {"{\"hidden_size\": 64, \"num_hidden_layers\": 2}", "a JSON file; name its folder instead"}};
   for (const auto& [bytes, expected] : all)
