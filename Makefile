@@ -9,7 +9,8 @@ OPTIMIZE = -O2
 # The engine's bits do not depend on -ffp-contract, since it writes every fused multiply-add itself. The converter's and
 # the trainer's do.
 ALL_FLAGS = -std=c++17 -Wall -Wextra -ffp-contract=off -pthread $(OPTIMIZE) $(CXXFLAGS)
-# All programs share one copy of the SIMD kernels, which take longest to compile; the trainers, of theirs.
+# All programs share one copy of the forward pass and the kernels, which take longest to compile; the trainers, of theirs.
+# They come first on a command line, so that the linker takes inline functions from them, which -O3 has compiled.
 PROGRAM = $(CXX) $(ALL_FLAGS) -DPOCKET_SEPARATE_KERNELS
 KERNELS = $(BUILD)/kernels.o
 TRAIN_KERNELS = $(BUILD)/train_kernels.o
@@ -37,30 +38,30 @@ $(TRAIN_KERNELS): models/train_kernels.cpp $(MODELS)
 	$(CXX) $(ALL_FLAGS) -c models/train_kernels.cpp -o $@
 
 run: apps/cli/main.cpp $(CLI) $(KERNELS)
-	$(PROGRAM) apps/cli/main.cpp $(KERNELS) -o $@ $(LDFLAGS)
+	$(PROGRAM) $(KERNELS) apps/cli/main.cpp -o $@ $(LDFLAGS)
 
 export/convert: export/convert.cpp $(MODELS) $(KERNELS)
-	$(PROGRAM) export/convert.cpp $(KERNELS) -o $@ $(LDFLAGS)
+	$(PROGRAM) $(KERNELS) export/convert.cpp -o $@ $(LDFLAGS)
 
 # Trains a model on a text.
 models/train: models/train.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
-	$(PROGRAM) models/train.cpp $(KERNELS) $(TRAIN_KERNELS) -o $@ $(LDFLAGS)
+	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) models/train.cpp -o $@ $(LDFLAGS)
 
 # Benchmarks: speed, memory and quality of a model; single kernels (with Google Benchmark); training.
 bench: apps/bench/bench
 apps/bench/bench: apps/bench/bench.cpp $(wildcard apps/bench/*.hpp) $(CLI) $(KERNELS)
-	$(PROGRAM) apps/bench/bench.cpp $(KERNELS) -o $@ $(LDFLAGS)
+	$(PROGRAM) $(KERNELS) apps/bench/bench.cpp -o $@ $(LDFLAGS)
 
 bench-training: apps/bench/training
 apps/bench/training: apps/bench/training.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
-	$(PROGRAM) apps/bench/training.cpp $(KERNELS) $(TRAIN_KERNELS) -o $@ $(LDFLAGS)
+	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) apps/bench/training.cpp -o $@ $(LDFLAGS)
 
 bench-kernels:
 	@echo '#include <benchmark/benchmark.h>' | $(CXX) -x c++ -fsyntax-only - 2>/dev/null || \
 	  { echo "bench-kernels: requires Google Benchmark (Debian: libbenchmark-dev)" >&2; exit 1; }
 	$(MAKE) apps/bench/kernels
 apps/bench/kernels: apps/bench/kernels.cpp $(ENGINE) $(KERNELS)
-	$(PROGRAM) apps/bench/kernels.cpp $(KERNELS) -o $@ $(LDFLAGS) -lbenchmark
+	$(PROGRAM) $(KERNELS) apps/bench/kernels.cpp -o $@ $(LDFLAGS) -lbenchmark
 
 help:
 	@echo "make                 build ./run and export/convert"

@@ -108,7 +108,6 @@
 namespace pocket {
 
 // ==== 1. The data of a model =========================================================================================
-
 inline constexpr const char* kVersion = "0.1.0";
 
 enum class Type : uint32_t { f32 = 0, q8 = 1, q4 = 2 };  // how a tensor's numbers are stored: section 6
@@ -346,7 +345,6 @@ class ReferenceLlama {
 };
 
 // ==== 3. Sampling and generating =====================================================================================
-
 struct SamplerOptions {
   float temperature = 0.8f;  // 0: always the most likely token
   float top_p = 0.9f;        // the smallest set of tokens that holds this much probability; 1: all
@@ -401,8 +399,12 @@ class Sampler {
   // The first of equals; a NaN never wins.
   static int likeliest(const float* logits, int n) {
     int best = 0;
-    for (int i = 1; i < n; i++)
-      if (logits[i] > logits[best] || logits[best] != logits[best]) best = i;
+    float top = logits[0];
+    for (int i = 1; i < n; i++) {
+      if (!(logits[i] > top || top != top)) continue;
+      best = i;
+      top = logits[i];
+    }
     return best;
   }
   // Keskar et al. 2019 (CTRL); each token once, however often it occurred.
@@ -547,12 +549,20 @@ class Session {
   std::function<void(const Observation&)> observer_;
 };
 
+// The forward pass and the kernels take long to compile. A program of several files can compile them once: one file defines
+// POCKET_DEFINE_KERNELS, the others POCKET_SEPARATE_KERNELS.
+#if defined(POCKET_DEFINE_KERNELS) || defined(POCKET_SEPARATE_KERNELS)
+#define POCKET_SHARED
+#else
+#define POCKET_SHARED inline
+#endif
+
 struct MemoryItem {
   const char* name;
   size_t bytes;
 };
 // The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
-inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
+POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
 
 // The kernel sets that this CPU supports, best first. All of them return the same bits.
 inline std::vector<std::string> kernel_names();
@@ -751,7 +761,8 @@ struct Product {
   const Tensor& w;
   float* y;  // (n, rows padded to 64)
 };
-inline void matmul_panels(const Kernels& k, const PanelProduct& p);
+POCKET_SHARED void matmul_panels(const Kernels& k, const PanelProduct& p);
+POCKET_SHARED void matmul_blocked(const Kernels& k, const PanelProduct& p);
 inline int panel_unit(int n);
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n);
 inline bool packs(const Kernels& k, int n);  // whether a matmul of n tokens works on tiles
@@ -790,6 +801,7 @@ inline AttentionState* place_states(Placement& take, size_t count, int head_dim)
   return states;
 }
 
+#if !defined(POCKET_SEPARATE_KERNELS)
 // A session's memory, in one reservation. n: tokens of a chunk, at most kChunk; widths are zero-padded to 64.
 struct Buffers {
   int context, threads;
@@ -836,7 +848,7 @@ struct Buffers {
   }
 };
 
-inline std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
+POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
   const Buffers b(model, options, nullptr);
   const size_t filled = size_t(std::min(tokens, b.context));
   return {{"weights", model.bytes_per_token},
@@ -1109,7 +1121,7 @@ struct Transformer {
   }
 };
 
-inline Session::Session(const Model& model, SessionOptions options) : model_(model) {
+POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : model_(model) {
   if (model.layers.empty()) {
     error = "session: the model is not open";
   } else if (options.context < 0) {
@@ -1124,27 +1136,24 @@ inline Session::Session(const Model& model, SessionOptions options) : model_(mod
   }
 }
 
-inline Session::~Session() = default;
-inline int Session::threads() const { return transformer_ ? transformer_->pool.threads() : 0; }
-inline const char* Session::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
-inline int Session::context() const { return transformer_ ? transformer_->buf.context : 0; }
-inline bool Session::kv_f32() const { return transformer_ && transformer_->buf.kv_f32; }
-
-inline const float* Session::forward(const int* ids, size_t n) {
+POCKET_SHARED Session::~Session() = default;
+POCKET_SHARED int Session::threads() const { return transformer_ ? transformer_->pool.threads() : 0; }
+POCKET_SHARED const char* Session::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
+POCKET_SHARED int Session::context() const { return transformer_ ? transformer_->buf.context : 0; }
+POCKET_SHARED bool Session::kv_f32() const { return transformer_ && transformer_->buf.kv_f32; }
+POCKET_SHARED const float* Session::forward(const int* ids, size_t n) {
   if (!transformer_ || !transformer_->forward(ids, n, nullptr)) return nullptr;
   return transformer_->logits(int((n - 1) % kChunk), 1);
 }
-
-inline bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
+POCKET_SHARED bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
   return transformer_ && transformer_->forward(ids, n, &each);
 }
-
-inline KvBlock Session::kv_block(int layer, int kv_head, int block) const {
+POCKET_SHARED KvBlock Session::kv_block(int layer, int kv_head, int block) const {
   return transformer_->kv_block(layer, kv_head, block);
 }
+#endif
 
 // ==== 6. Number formats, and the scalar kernels that define the bits of every faster one =============================
-
 inline constexpr int8_t kCodebook[16] = {-63, -50, -40, -31, -24, -17, -10, -4, 1, 7, 12, 18, 25, 32, 42, 56};
 
 template <class T> T load(const void* p) {  // unaligned
@@ -1275,9 +1284,10 @@ inline void Activations::quantize(const Kernels& k, const float* x, int token, i
 
 // ---- Matmul: the loops around the kernels ----
 
+#if !defined(POCKET_SEPARATE_KERNELS)
 // Integer matmul of many tokens: two panels at a time and a block of columns at a time, which is unpacked once for all
 // tokens.
-inline void matmul_blocked(const Kernels& k, const PanelProduct& m) {
+void matmul_blocked(const Kernels& k, const PanelProduct& m) {
   alignas(64) uint8_t unpacked[2][kBlockCols * kPanelRows];
   alignas(64) float unpacked_scales[2][kBlockCols / kGroup * kPanelRows];
   alignas(64) float acc[2][kChunk * kPanelRows];
@@ -1285,7 +1295,7 @@ inline void matmul_blocked(const Kernels& k, const PanelProduct& m) {
   const size_t stride = panel_bytes(type, m.w.cols), scales_at = code_bytes(type, m.w.cols);
   for (int p = m.first; p < m.first + m.count; p += 2) {
     const int pair = std::min(2, m.first + m.count - p);  // an odd last panel is computed twice and stored once
-    std::memset(acc, 0, sizeof acc);
+    for (auto& sums : acc) std::fill_n(sums, m.n * kPanelRows, 0.f);
     for (int k0 = 0; k0 < m.x.cols; k0 += kBlockCols) {
       const int cols = std::min(kBlockCols, m.x.cols - k0);
       BlockProduct block = {type, {}, {}, cols, m.x.columns(k0), m.n, {acc[0], acc[1]}};
@@ -1302,22 +1312,24 @@ inline void matmul_blocked(const Kernels& k, const PanelProduct& m) {
     }
     for (int i = 0; i < pair; i++) {
       float scale[kPanelRows];
-      for (int r = 0; r < kPanelRows; r++) scale[r] = row_scale(m.w, m.w.data + (size_t(p) + i) * stride, r);
-      for (int t = 0; t < m.n; t++)
-        for (int r = 0; r < kPanelRows; r++)
-          m.y[t * m.ldy + (size_t(p) + i) * kPanelRows + r] = acc[i][t * kPanelRows + r] * scale[r];
+      std::fill(scale, scale + kPanelRows, 1.f);
+      if (type == Type::q4) std::memcpy(scale, m.w.data + (size_t(p) + i + 1) * stride - sizeof scale, sizeof scale);
+      float* __restrict y = m.y + (size_t(p) + i) * kPanelRows;
+      for (int t = 0, n = m.n; t < n; t++, y += m.ldy)
+        for (int r = 0; r < kPanelRows; r++) y[r] = acc[i][t * kPanelRows + r] * scale[r];
     }
   }
 }
 
 // By the fastest kernel of the set.
-inline void matmul_panels(const Kernels& k, const PanelProduct& m) {
+void matmul_panels(const Kernels& k, const PanelProduct& m) {
   if (m.w.type == Type::f32) return k.matmul_f32(m);
   if (!k.dot) return matmul_scalar(m);
   if (m.w.type == Type::q4 && m.n <= kFewTokens) return k.gemv_q4(m);
   if (m.x.use_packed) return k.matmul_packed(m);
   matmul_blocked(k, m);
 }
+#endif
 
 // Panels that a thread takes together: four, which are read as four streams at once (reads_four_streams), or two if
 // each is used for many tokens.
@@ -2122,7 +2134,8 @@ POCKET_BODY void combine(const LaneBlocks<T>& a, int blocks, const float* const*
 template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, AttentionState& state) {
   constexpr int kParts = 16 / W;
   const int end = round_up(keys, 16);
-  for (int j = 0; j < end; j++) s[j] = j < keys ? s[j] * kv.k_scale[j] : -std::numeric_limits<float>::infinity();
+  for (int j = 0; j < end; j++) s[j] *= kv.k_scale[j];
+  for (int j = std::max(keys, 0); j < end; j++) s[j] = -std::numeric_limits<float>::infinity();
   Lanes<W> tops[kParts], sums[kParts] = {};
   POCKET_FOR (p, kParts) tops[p].load(s + p * W);
   for (int j = 16; j < end; j += 16)
@@ -2131,7 +2144,8 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
   POCKET_FOR (p, kParts) tops[p].store(largest + p * W);
   float top = largest[0];
   for (int l = 1; l < 16; l++) top = largest[l] > top ? largest[l] : top;
-  for (int j = 0; j < end; j++) s[j] = j < keys ? exp_body(s[j] - top) : 0;
+  for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - top);
+  for (int j = std::max(keys, 0); j < end; j++) s[j] = 0;
   for (int j = 0; j < end; j += 16)
     POCKET_FOR (p, kParts) sums[p].add(s + j + p * W);
   POCKET_FOR (p, kParts) sums[p].store(total + p * W);
@@ -2287,7 +2301,6 @@ inline double rope_frequency(const Config& c, int i) {
 }
 
 // ==== 10. SIMD: one group per instruction set, and the table that picks one ==========================================
-
 // The float blocks of section 9 for one instruction set, which adds nothing but a target attribute.
 #define POCKET_FLOAT_BLOCKS(NAME, TARGET)                                                  \
   struct NAME {                                                                            \
@@ -3048,13 +3061,8 @@ inline Kernels i8mm_kernels() {
 }  // namespace neon
 #endif  // __aarch64__
 
-// The kernel sets, best first, then one without a name. They take long to compile: a program of several files can define
-// POCKET_SEPARATE_KERNELS, and POCKET_DEFINE_KERNELS for the one file that compiles them for all.
-#if defined(POCKET_SEPARATE_KERNELS) || defined(POCKET_DEFINE_KERNELS)
-const Kernels* kernel_table();
-#else
-inline const Kernels* kernel_table();
-#endif
+// The kernel sets, best first, then one without a name.
+POCKET_SHARED const Kernels* kernel_table();
 #if !defined(POCKET_SEPARATE_KERNELS)
 const Kernels* kernel_table() {
   static const Kernels table[] = {
@@ -3072,7 +3080,7 @@ const Kernels* kernel_table() {
   return table;
 }
 
-#endif  // POCKET_SEPARATE_KERNELS
+#endif
 
 inline const Kernels* find_kernels(const char* name) {
   for (const Kernels* k = kernel_table(); k->name; k++)
