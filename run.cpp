@@ -465,9 +465,9 @@ using Propose = std::function<std::vector<int>()>;
 inline constexpr int kMaxGuesses = 127;
 
 // Feeds the prompt, then samples up to n tokens. Ends early at a stop id (which is not handed out), when the context is
-// full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a type
-// with its forward, position, context and vocab_size. Pick: Sampler, or a type with its operator() and remember. Guesses
-// go through the model with the token before them, and count while pick agrees with them (speculative decoding).
+// full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a
+// type with its forward, position, context, vocab_size. Pick: Sampler, or a type with its operator() and remember. A
+// guess goes through the model with the token before it, and counts while pick agrees (speculative decoding).
 template <class AnySession, class Pick>
 bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose = nullptr) {
@@ -549,8 +549,8 @@ class Session {
   std::function<void(const Observation&)> observer_;
 };
 
-// The forward pass and the kernels take long to compile. A program of several files can compile them once: one file defines
-// POCKET_DEFINE_KERNELS, the others POCKET_SEPARATE_KERNELS.
+// The forward pass and the kernels take long to compile. A program of several files can compile them once: one file
+// defines POCKET_DEFINE_KERNELS, the others POCKET_SEPARATE_KERNELS.
 #if defined(POCKET_DEFINE_KERNELS) || defined(POCKET_SEPARATE_KERNELS)
 #define POCKET_SHARED
 #else
@@ -571,8 +571,8 @@ inline std::vector<std::string> kernel_names();
 // Computes what ReferenceLlama computes, some thousand times as fast. The differences, and their reasons:
 //
 // - Tokens go through the layers in chunks of up to 128, so that a weight is read from memory once for all of them.
-// - Weights have 4 or 8 bits, and the input of a matrix is quantized to int8 (section 6). Generating is bound by reading
-//   the weights, so fewer bytes are faster; and sums of integers are exact in any order.
+// - Weights have 4 or 8 bits, and the input of a matrix is quantized to int8 (section 6). Generating is bound by
+//   reading the weights, so fewer bytes are faster; and sums of integers are exact in any order.
 // - A SIMD lane is a row of a matrix or, in a sum over a vector, one of 16 partial sums (section 9). The order of every
 //   float addition is fixed, so that each instruction set, batch and number of threads gives the same bits.
 // - Keys and values are int8, in blocks of 128 positions. Attention takes one block after the other and merges their
@@ -1211,7 +1211,7 @@ inline float weight(const Tensor& t, int row, int col) {
   const uint8_t* panel = t.data + size_t(row / kPanelRows) * panel_bytes(t.type, t.cols);
   const int r = row % kPanelRows;
   if (t.type == Type::f32) return load<float>(panel + size_t(col) * 64 + 4 * r);
-  return row_scale(t, panel, r) * group_scale(t, panel, r, col / kGroup) * float(integer_weight(t, panel, r, col));
+  return row_scale(t, panel, r) * (group_scale(t, panel, r, col / kGroup) * float(integer_weight(t, panel, r, col)));
 }
 
 // The definition of a matmul: row r of a panel times one token. Every kernel returns these bits.

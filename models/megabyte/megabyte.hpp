@@ -1,8 +1,8 @@
 // megabyte.hpp: MEGABYTE models (Yu et al. 2023, arxiv.org/abs/2305.07185): bytes in, bytes out, without a tokenizer.
 //
-// A text is split into patches of P bytes. A large transformer, the global stage, makes one step per patch. A small one,
-// the local stage, makes one step per byte within a patch; the output of the global stage is its only view of the
-// earlier patches:
+// A text is split into patches of P bytes. A large transformer, the global stage, makes one step per patch. A small
+// one, the local stage, makes one step per byte within a patch; the output of the global stage is its only view of
+// the earlier patches:
 //
 //     "Once upon a", P = 4
 //
@@ -18,8 +18,8 @@
 //
 // Position 0 of the local stage is the same for every patch and every text; its prediction is the first byte of a text.
 //
-// So a byte costs one step of the small stage and 1/P of a step of the large one, whose KV cache is P times shorter than
-// that of a transformer over bytes.
+// So a byte costs one step of the small stage and 1/P of a step of the large one, whose KV cache is P times shorter
+// than that of a transformer over bytes.
 //
 // Both stages use the kernels and float blocks of run.cpp; the token shift, LayerNorm and GELU are new here. The bits
 // are the same on every CPU, too.
