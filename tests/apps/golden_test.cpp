@@ -176,8 +176,12 @@ TEST_F(Golden, SmolLm2Quantized) {
     for (size_t r = 0; r < rows; r++) {
       const float *p = &reference[r * vocab], *q = &other[r * vocab];
       double zp = 0, zq = 0, kl = 0;
-      for (size_t v = 0; v < vocab; v++) zp += std::exp(double(p[v]) - p[0]), zq += std::exp(double(q[v]) - q[0]);
-      zp = std::log(zp) + p[0], zq = std::log(zq) + q[0];
+      for (size_t v = 0; v < vocab; v++) {
+        zp += std::exp(double(p[v]) - p[0]);
+        zq += std::exp(double(q[v]) - q[0]);
+      }
+      zp = std::log(zp) + p[0];
+      zq = std::log(zq) + q[0];
       for (size_t v = 0; v < vocab; v++) kl += std::exp(p[v] - zp) * ((p[v] - zp) - (q[v] - zq));
       sum += kl;
     }

@@ -363,8 +363,11 @@ const Field kFloats[] = {FIELD(norm_eps), FIELD(rope_theta), FIELD(rope_factor),
 const Bytes& llama3() {
   static const Bytes bytes = [] {
     ModelParts parts = full_parts();
-    parts.config.rope_scaling = RopeScaling::llama3, parts.config.rope_factor = 8;
-    parts.config.rope_low_freq = 1, parts.config.rope_high_freq = 4, parts.config.rope_original_len = 256;
+    parts.config.rope_scaling = RopeScaling::llama3;
+    parts.config.rope_factor = 8;
+    parts.config.rope_low_freq = 1;
+    parts.config.rope_high_freq = 4;
+    parts.config.rope_original_len = 256;
     return tiny::model_bytes(parts);
   }();
   return bytes;
@@ -511,7 +514,7 @@ TEST(Sections, RejectsEveryWrongTensorTableField) {
 
 /// A valid file with these bytes as `section`.
 Bytes with_section(Section Header::*section, const std::string& bytes) {
-  ModelParts parts = full_parts(Type::f32);  // the fastest to write
+  ModelParts parts = full_parts(Type::f32);                          // the fastest to write
   parts.chat.default_system = std::string(bytes.size() + 100, 'x');  // makes the section large enough
   parts.self_test_ids.resize(bytes.size() / 4 + 10, 1);
   Bytes file = tiny::model_bytes(parts);
@@ -548,7 +551,8 @@ TEST(ChatSection, RejectsInvalidBytes) {
   EXPECT_EQ(error(words({0, 0, 1, 0xfffffffe, 0, 0, 0, 0, 0, 0, 0})),
             "section chat: expected ids within the vocabulary, found -2");
   for (const uint32_t parts : {4u, 0xffffffffu})
-    EXPECT_EQ(error(words({0, 0, parts, 5, 0, 0, 0, 0, 0, 0, 0})).find("section chat: expected a complete"), 0u) << parts;
+    EXPECT_EQ(error(words({0, 0, parts, 5, 0, 0, 0, 0, 0, 0, 0})).find("section chat: expected a complete"), 0u)
+        << parts;
   for (const uint32_t length : {25u, 0xffffffffu})
     EXPECT_EQ(error(words({0, 0, 1, 5, length, 0, 0, 0, 0, 0, 0})).find("section chat: expected a complete"), 0u)
         << length;
@@ -581,8 +585,10 @@ TEST(SelfTestSection, RejectsInvalidBytes) {
   EXPECT_EQ(error(words({0, 1, 2})), "");
   EXPECT_EQ(error(words({1, 99, 1, 2})), "");
   EXPECT_EQ(error(words({1, 100, 1, 2})), "section self_test: expected ids within the vocabulary, found other values");
-  EXPECT_EQ(error(words({1, 0xffffffff, 1, 2})), "section self_test: expected ids within the vocabulary, found other values");
-  EXPECT_EQ(error(words({0xffffffff, 1, 2})), "section self_test: expected ids within the vocabulary, found other values");
+  EXPECT_EQ(error(words({1, 0xffffffff, 1, 2})),
+            "section self_test: expected ids within the vocabulary, found other values");
+  EXPECT_EQ(error(words({0xffffffff, 1, 2})),
+            "section self_test: expected ids within the vocabulary, found other values");
   EXPECT_EQ(error(words({3, 1, 1, 1})), "section self_test: expected ids and a hash, found other bytes");
   EXPECT_EQ(error(words({0, 1, 2, 3})), "section self_test: expected ids and a hash, found other bytes");
   EXPECT_EQ(error(""), "section self_test: expected ids within the vocabulary, found other values");

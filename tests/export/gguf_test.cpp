@@ -353,9 +353,12 @@ std::string llama3_factors(const Config& scaled, const Config& plain) {
 
 TEST(GgufRopeFactors, BecomeLlama3Scaling) {
   Config plain;
-  plain.head_dim = 8, plain.rope_theta = 50000;
+  plain.head_dim = 8;
+  plain.rope_theta = 50000;
   Config scaled = plain;
-  scaled.rope_scaling = RopeScaling::llama3, scaled.rope_factor = 8, scaled.rope_original_len = 64;
+  scaled.rope_scaling = RopeScaling::llama3;
+  scaled.rope_factor = 8;
+  scaled.rope_original_len = 64;
   GgufFile g = small();
   g.tensors.push_back({"rope_freqs.weight", {4}, kF32, llama3_factors(scaled, plain)});
   Opened f(g.bytes());
@@ -449,7 +452,8 @@ TEST(GgufHostile, RejectsMagicAndVersion) {
 TEST(GgufHostile, RejectsImpossibleCounts) {
   for (const uint64_t more : {uint64_t(1), uint64_t(1000), uint64_t(1) << 32, uint64_t(1) << 63, UINT64_MAX - 100}) {
     GgufFile tensors = small(), pairs = small();
-    tensors.more_tensors = more, pairs.more_pairs = more;
+    tensors.more_tensors = more;
+    pairs.more_pairs = more;
     EXPECT_NE(error_of(tensors), "") << more;
     EXPECT_NE(error_of(pairs), "") << more;
   }

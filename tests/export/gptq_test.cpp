@@ -169,9 +169,13 @@ TEST(Gptq, GroupSearchGivesSameBitsOnEveryCpu) {
     Floats weights = tiny::normal_floats(random, 32), feedback = tiny::normal_floats(random, 32 * 32, 0.1f);
     for (float& w : weights) w *= w;
     GroupSearch expected = {};
-    expected.original = original.data(), expected.weights = weights.data(), expected.feedback = feedback.data();
-    for (int n = 0; n < kTogether; n++)
-      expected.target[n] = target.data(), expected.row_scale[n] = 1e-4f * float(n + 1);
+    expected.original = original.data();
+    expected.weights = weights.data();
+    expected.feedback = feedback.data();
+    for (int n = 0; n < kTogether; n++) {
+      expected.target[n] = target.data();
+      expected.row_scale[n] = 1e-4f * float(n + 1);
+    }
     GroupSearch found = expected;
     FloatScalar::call<search_group_body<8>>(&codebook, &expected);
     run_best<search_group_body<16>, search_group_body<8>>(&codebook, &found);

@@ -61,7 +61,8 @@ TEST(ModelWriter, ReportsProgress) {
                            [&](const TensorSpec&, uint64_t done, uint64_t total) {
                              EXPECT_GT(done, last);
                              EXPECT_LE(done, total);
-                             last = done, whole = total;
+                             last = done;
+                             whole = total;
                              return true;
                            }))
       << writer.error;

@@ -41,7 +41,8 @@ double relative_error(const Panel& p, const Floats& rows) {
   for (int r = 0; r < kPanelRows; r++)
     for (int k = 0; k < p.tensor.cols; k++) {
       const double w = rows[size_t(r * width + k)], d = tiny::panel_weight(p.tensor, r, k) - w;
-      error += d * d, size += w * w;
+      error += d * d;
+      size += w * w;
     }
   return error / size;
 }

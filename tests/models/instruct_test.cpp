@@ -104,8 +104,10 @@ class RunOnCommand : public testing::Test {
     std::string error, text;
     for (int i = 0; i < 9; i++) text += "Words: dog, cake, sad.\nStory: Once upon a time there was a sad dog. ";
     EXPECT_TRUE(train_vocabulary(text, 300, v, error)) << error;
-    parts.config.vocab_size = 300, parts.config.max_seq_len = 256;
-    parts.tokenizer = Tokenizer::to_blob(v), parts.provenance = provenance;
+    parts.config.vocab_size = 300;
+    parts.config.max_seq_len = 256;
+    parts.tokenizer = Tokenizer::to_blob(v);
+    parts.provenance = provenance;
     parts.self_test_ids = {1, 2};
     return folder.write(name, tiny::text_of(tiny::model_bytes(parts)));
   }

@@ -107,7 +107,8 @@ TEST(LoraTraining, InitializesAUniformlyAndBToZero) {
     for (int i = 0; i < l.cols; i++)
       for (int k = 0; k < 9; k++) {
         const double a = double(m.adapters.values[l.a + size_t(i) * 16 + size_t(k)]);
-        sum += a * a, highest = std::max(highest, std::fabs(a));
+        sum += a * a;
+        highest = std::max(highest, std::fabs(a));
       }
     EXPECT_LE(highest, bound);
     EXPECT_GT(highest, 0.95 * bound);
