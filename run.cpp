@@ -568,7 +568,7 @@ POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const Sessio
 inline std::vector<std::string> kernel_names();
 
 // ==== 5. The fast forward ============================================================================================
-// Computes what ReferenceLlama computes, some thousand times as fast. The differences, and their reasons:
+// Computes what ReferenceLlama computes, more than a hundred times as fast. The differences, and their reasons:
 //
 // - Tokens go through the layers in chunks of up to 128, so that a weight is read from memory once for all of them.
 // - Weights have 4 or 8 bits, and the input of a matrix is quantized to int8 (section 6). Generating is bound by
