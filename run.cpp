@@ -539,7 +539,6 @@ class Session {
   void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
 
   std::string error;  // "": no error
-
  private:
   friend struct Transformer;
   const Model& model_;
@@ -556,14 +555,12 @@ class Session {
 #else
 #define POCKET_SHARED inline
 #endif
-
 struct MemoryItem {
   const char* name;
   size_t bytes;
 };
 // The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
 POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
-
 // The kernel sets that this CPU supports, best first. All of them return the same bits.
 inline std::vector<std::string> kernel_names();
 
@@ -783,23 +780,28 @@ inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
 // Places arrays one after the other, each on a 64-byte boundary.
 struct Placement {
   uintptr_t at;
-  bool real;  // false: there is no memory, only the size is measured
   template <class T> void operator()(T*& pointer, size_t count) {
     pointer = reinterpret_cast<T*>(at);
     at += round_up<size_t>(count * sizeof(T), 64);
   }
 };
 
-// `count` attention states with their values.
-inline AttentionState* place_states(Placement& take, size_t count, int head_dim) {
-  AttentionState* states;
-  float* values;
-  const int width = round_up(head_dim, 16);
-  take(states, count);
-  take(values, count * width);
-  for (size_t i = 0; take.real && i < count; i++) states[i] = {0, 0, values + i * width};
-  return states;
-}
+// Attention states with their values. A state is touched when it is used, so that unused ones occupy no memory.
+struct AttentionStates {
+  AttentionState* state;
+  float* values;  // (count, width)
+  int width;
+
+  void place(Placement& take, size_t count, int head_dim) {
+    width = round_up(head_dim, 16);
+    take(state, count);
+    take(values, count * width);
+  }
+  AttentionState* at(size_t i) const {
+    state[i].values = values + i * width;
+    return state + i;
+  }
+};
 
 #if !defined(POCKET_SEPARATE_KERNELS)
 // A session's memory, in one reservation. n: tokens of a chunk, at most kChunk; widths are zero-padded to 64.
@@ -814,7 +816,7 @@ struct Buffers {
   float *k, *v;                   // (n, kv_dim)
   Activations gate;               // (n, hidden_dim): the input of w2; .f is null if w2 is quantized
   float *cos, *sin;               // (n, head_dim / 2): rotations of the chunk's positions
-  AttentionState* states;         // (threads, kTileTokens, heads of a KV head), or (blocks, n_heads) for a single token
+  AttentionStates states;         // (threads, kTileTokens, heads of a KV head), or (blocks, n_heads) for a single token
   float* logits;                  // (kLogitRows, vocab_size)
   size_t position_bytes;          // of the KV cache, per position
   size_t token_bytes;             // of x ... sin, per token of a chunk
@@ -827,7 +829,7 @@ struct Buffers {
     kv_f32 = keeps_f32(o, model);
     const size_t blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys, group = size_t(c.n_heads / c.n_kv_heads);
     const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
-    Placement take{begin, base != nullptr};
+    Placement take{begin};
     kv_block = kv_block_bytes(c.head_dim, kv_f32);
     position_bytes = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
     take(kv, blocks * kBlockKeys * position_bytes);
@@ -841,7 +843,7 @@ struct Buffers {
     for (float** buffer : {&cos, &sin}) take(*buffer, size_t(kChunk) * (c.head_dim / 2));
     token_bytes = (take.at - tokens) / kChunk;
     const uintptr_t scratch = take.at;
-    states = place_states(take, std::max(threads * kTileTokens * group, c.n_heads * blocks), c.head_dim);
+    states.place(take, std::max(threads * kTileTokens * group, c.n_heads * blocks), c.head_dim);
     attention_bytes = take.at - scratch;
     take(logits, size_t(kLogitRows) * padded(c.vocab_size));
     bytes = take.at - begin;
@@ -1050,29 +1052,29 @@ struct Transformer {
     pool.parallel_for(tiles * c.n_kv_heads, attention_work(c.q_dim(), position + n) * n, [&](int task, int thread) {
       const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
       const int tokens = std::min(kTileTokens, n - first), last_block = (position + first + tokens - 1) / kBlockKeys;
-      AttentionState* state = buf.states + size_t(thread) * kTileTokens * group;
+      const size_t states = size_t(thread) * kTileTokens * group;  // of this thread
       for (int b = 0; b <= last_block; b++) {
         const auto get_query = [&](int i) {
           const int t = first + i / group, visible = std::min(kBlockKeys, position + t + 1 - b * kBlockKeys);
-          return Query{query(t, kv_head * group + i % group), visible, state + i};
+          return Query{query(t, kv_head * group + i % group), visible, buf.states.at(states + i)};
         };
         attend_queries(kernels, kv_block(l, kv_head, b), buf.kv_f32, tokens * group, b == 0, get_query);
       }
-      for (int i = 0; i < tokens * group; i++) finish_head(state[i], first + i / group, kv_head * group + i % group);
+      for (int i = 0; i < tokens * group; i++)
+        finish_head(*buf.states.at(states + i), first + i / group, kv_head * group + i % group);
     });
   }
   // One token: KV heads and blocks are all distributed over the threads, so that a long context keeps them busy. The
   // results of the blocks are merged afterwards, in the same order as above.
   void attend_token(int l) {
     const int blocks = position / kBlockKeys + 1;
-    const auto state = [&](int b, int head) { return buf.states + size_t(b) * c.n_heads + head; };
     const double work = attention_work(c.q_dim(), position + 1);
     pool.parallel_ranges(blocks * c.n_kv_heads, 1, work, [&](int first, int end) {
       for (int i = first; i < end; i++) {
         const int kv_head = i / blocks, b = i % blocks, visible = std::min(kBlockKeys, position + 1 - b * kBlockKeys);
         const auto get_query = [&](int j) {
           const int head = kv_head * group + j;
-          return Query{query(0, head), visible, state(b, head)};
+          return Query{query(0, head), visible, buf.states.at(size_t(b) * c.n_heads + head)};
         };
         attend_queries(kernels, kv_block(l, kv_head, b), buf.kv_f32, group, true, get_query);
         if (blocks == 1) finish_heads(kv_head, 1);
@@ -1084,8 +1086,9 @@ struct Transformer {
   // The query heads of a KV head, for a single token: merges the blocks' states.
   void finish_heads(int kv_head, int blocks) {
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-      AttentionState* const state = buf.states + head;
-      for (int b = 1; b < blocks; b++) kernels.merge(*state, state[size_t(b) * c.n_heads], round_up(c.head_dim, 16));
+      AttentionState* const state = buf.states.at(size_t(head));
+      for (int b = 1; b < blocks; b++)
+        kernels.merge(*state, *buf.states.at(size_t(b) * c.n_heads + head), buf.states.width);
       finish_head(*state, 0, head);
     }
   }
@@ -2681,7 +2684,6 @@ template <Type type> POCKET_AVX512 inline void dot_tokens(const BlockProduct& p)
 POCKET_AVX512 inline void dot(const BlockProduct& p) {
   p.type == Type::q4 ? dot_tokens<Type::q4>(p) : dot_tokens<Type::q8>(p);
 }
-
 inline Kernels kernels() {
   const Kernels k = float_kernels<FloatAvx512, 16>("avx512vnni", [] { return X86Features().avx512vnni; });
   return with_integers(k, unpack_q4<64>, gemv_q4, dot);
@@ -2821,7 +2823,6 @@ template <class T> POCKET_AVX512 inline void matmul_packed(const PanelProduct& m
   }
   T::release();
 }
-
 inline Kernels kernels() {
   Kernels k = avx512::kernels();
   k.name = "amx";
@@ -3041,7 +3042,6 @@ template <class Dot, Type type> POCKET_BODY void dot_tokens(const BlockProduct& 
     for (; t < p.n; t++) dot_tile<Dot, type, 1>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
   }
 }
-
 POCKET_DOTPROD inline void dot(const BlockProduct& p) {
   p.type == Type::q4 ? dot_tokens<Sdot, Type::q4>(p) : dot_tokens<Sdot, Type::q8>(p);
 }
@@ -3050,7 +3050,6 @@ POCKET_I8MM inline void dot_i8mm(const BlockProduct& p) {
   if (p.type == Type::q4) return dot_tokens<Smmla, Type::q4>(p);
   p.n == 1 ? dot(p) : dot_tokens<Smmla, Type::q8>(p);
 }
-
 inline Kernels dotprod_kernels() {
   return with_integers(float_kernels<FloatScalar, 4>("neon-dotprod", has_dotprod), unpack_q4<Sdot>, gemv_q4, dot);
 }
@@ -3079,7 +3078,6 @@ const Kernels* kernel_table() {
   };
   return table;
 }
-
 #endif
 
 inline const Kernels* find_kernels(const char* name) {

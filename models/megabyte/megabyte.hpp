@@ -425,7 +425,7 @@ class MegabyteSession {
   void store_kv(Stage& s, int l);
   KvBlock kv_block(const Stage& s, int l, int head, int slot, int block) const;
   void attention(Stage& s, int l);
-  void attend(Stage& s, int l, int head, int first, int n, AttentionState* state);
+  void attend(Stage& s, int l, int head, int first, int n, size_t states);
   void add_residual(Stage& s, const Tensor* bias);
   void quantize(const Activations& in, int t, int n);
   void matmul(std::initializer_list<Product> products, const Activations& in, int n);
@@ -484,7 +484,7 @@ struct MegabyteSession::Buffers {
   Stage global, local;
   Activations patch;       // (n, patch_dim): patches to embed
   float* next;             // (patches, patch_dim): G, the input of the local stage
-  AttentionState* states;  // (threads, kTileTokens)
+  AttentionStates states;  // (threads, kTileTokens)
   float* logits;           // (kLogitRows, 256)
   size_t bytes;
 
@@ -493,7 +493,7 @@ struct MegabyteSession::Buffers {
     context = o.context > 0 ? o.context : c.max_seq_len();
     threads = thread_count(o);
     kv_f32 = keeps_f32(o, model);
-    Placement take{reinterpret_cast<uintptr_t>(base), base != nullptr};
+    Placement take{reinterpret_cast<uintptr_t>(base)};
     const auto take_stage = [&](Stage& s, const MegabyteStage& shape, const MegabyteModel::Stage& w) {
       s.shape = shape;
       s.w = &w;
@@ -520,7 +520,7 @@ struct MegabyteSession::Buffers {
     take_stage(local, c.local, model.local);
     patch.place(c.patch_dim(), true, take);
     take(next, size_t(global.positions) * padded(c.patch_dim()));
-    states = place_states(take, size_t(threads) * kTileTokens, c.head_dim);
+    states.place(take, size_t(threads) * kTileTokens, c.head_dim);
     take(logits, size_t(kLogitRows) * kByteValues);
     bytes = take.at - reinterpret_cast<uintptr_t>(base);
   }
@@ -831,13 +831,13 @@ inline void MegabyteSession::attention(Stage& s, int l) {
   const int longest = std::max(16, rows_.back().position + 1);
   pool_->parallel_for(tiles * c.n_heads, attention_work(c.q_dim(), longest) * n, [&](int task, int thread) {
     const int first = task / c.n_heads * kTileTokens;
-    attend(s, l, task % c.n_heads, first, std::min(kTileTokens, n - first), buf_->states + thread * kTileTokens);
+    attend(s, l, task % c.n_heads, first, std::min(kTileTokens, n - first), size_t(thread) * kTileTokens);
   });
   each_token(*pool_, n, vector_work(s.q.cols, n), [&](int t) { quantize(s.q, t, n); });
 }
 
 // One head of n rows from `first` on: those of a sequence together, block of keys by block of keys.
-inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n, AttentionState* state) {
+inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n, size_t states) {
   const int head_dim = model_.config.head_dim;
   const auto query = [&](int t) { return s.q.f + size_t(t) * s.q.cols + size_t(head) * head_dim; };
   for (int t = first, end; t < first + n; t = end) {
@@ -846,11 +846,11 @@ inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n,
     for (int block = 0; block <= rows_[size_t(end) - 1].position / kBlockKeys; block++)
       attend_queries(*kernels_, kv_block(s, l, head, slot, block), buf_->kv_f32, end - t, block == 0, [&](int i) {
         const int visible = std::min(kBlockKeys, rows_[size_t(t + i)].position + 1 - block * kBlockKeys);
-        return Query{query(t + i), visible, state + (t + i - first)};
+        return Query{query(t + i), visible, buf_->states.at(states + size_t(t + i - first))};
       });
   }
   for (int t = first; t < first + n; t++) {
-    const AttentionState& found = state[t - first];
+    const AttentionState& found = *buf_->states.at(states + size_t(t - first));
     const float scale = 1.f / found.sum;
     for (int i = 0; i < head_dim; i++) query(t)[i] = found.values[i] * scale;
   }
