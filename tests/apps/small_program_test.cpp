@@ -20,7 +20,9 @@ ProgramResult expect_same(const std::vector<std::string>& args, const std::strin
   }
   EXPECT_EQ(results[0].out, results[1].out);
   EXPECT_EQ(results[0].status, results[1].status) << results[0].err << results[1].err;
-  if (results[0].status != 0) EXPECT_EQ(results[0].err, results[1].err);
+  if (results[0].status != 0) {
+    EXPECT_EQ(results[0].err, results[1].err);
+  }
   return results[1];
 }
 
