@@ -165,6 +165,31 @@ std::string quantization(const Arguments& a) {
   return "q4, " + how + steps + (a.head == "q8" ? ", output q8" : "");
 }
 
+/// Checks the names of all files that will be written, before the work.
+void check_outputs(const Arguments& a) {
+  std::string error;
+  CalibrationFile calibration;
+  if (!check_output(a.output, OutputFile::Access::random, error)) throw Failure{1, error};
+  if (!a.report.empty() && !check_output(a.report, OutputFile::Access::sequential, error)) throw Failure{1, error};
+  if (!a.calibrate.empty() && !calibration.check(calibration_name(a.output))) throw Failure{1, calibration.error};
+}
+
+/// Writes the report, if there is one, and the model; returns the model's size in bytes. Throws Failure; a calibration,
+/// which takes long, is not lost.
+uint64_t write_outputs(const Arguments& a, const ModelParts& parts, const ReadRows& read,
+                       const std::vector<ReportRow>& rows) {
+  const std::string kept = a.calibrate.empty() ? "" : "; the calibration is kept, repeat the command to resume";
+  try {
+    std::string error;
+    if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
+    return write_with_progress(a.output, parts, read);
+  } catch (const Failure& f) {
+    throw Failure{f.status, f.what + kept};
+  } catch (const std::bad_alloc&) {
+    throw Failure{1, "out of memory" + kept};
+  }
+}
+
 void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
   parts.type = type_of(a.type);
   parts.head_q8 = a.head == "q8";
@@ -172,11 +197,9 @@ void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
   const double start = seconds();
   CalibrationFile file;
   std::vector<ReportRow> rows;
-  std::string error;
   if (!a.calibrate.empty()) rows = calibrate_model({a.calibrate, a.steps, a.output}, parts, read, file);
-  const uint64_t bytes = write_with_progress(a.output, parts, read);
+  const uint64_t bytes = write_outputs(a, parts, read, rows);
   file.remove();
-  if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
   std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", a.output.c_str(), a.type.c_str(),
                double(bytes) / 1e6, seconds() - start, a.output.c_str(),
                parts.chat.known() ? "-m chat" : "-i \"Once upon a time\"");
@@ -331,10 +354,9 @@ void convert_megabyte(const Arguments& a) {
 }
 
 void convert(int argc, char** argv) {
-  // Repeated signals must not kill the program either, or it would leave temporary files behind.
-  for (const int number : {SIGINT, SIGTERM}) std::signal(number, on_interrupt);
   const Arguments a = parse(argc, argv);
   if (a.help) return print_help();
+  check_outputs(a);
   is_megabyte(a) ? convert_megabyte(a) : a.random.empty() ? convert_checkpoint(a) : convert_random(a);
 }
 
