@@ -100,9 +100,8 @@ inline bool quantize(Calibration& calibration, CalibrationFile& file) try {
 /// Runs the calibration into `file`. Throws Failure; after an interruption `file` stays if it can be resumed.
 inline void run(Calibration& calibration, CalibrationFile& file, int n_layers) {
   if (quantize(calibration, file)) return;
-  if (interrupted && file.layers() > 0)
-    throw Failure{130, "interrupted after layer " + std::to_string(file.layers()) + " of " + std::to_string(n_layers) +
-                           "; repeat the command to resume"};
+  if (interrupted && file.resumable())
+    throw Failure{130, "interrupted after layer " + std::to_string(file.layers()) + " of " + std::to_string(n_layers)};
   file.remove();
   if (interrupted) throw Failure{130, "interrupted; nothing was written"};
   throw Failure{1, calibration.error};

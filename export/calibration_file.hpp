@@ -80,6 +80,8 @@ class CalibrationFile {
   }
 
   int layers() const { return int(header_.layers); }  // complete ones
+  // Whether the same calibration can continue from the file.
+  bool resumable() const { return file_ >= 0 && header_.layers > 0; }
   const std::vector<Record>& records() const { return records_; }
 
   // The streams after the last complete layer.

@@ -174,31 +174,17 @@ void check_outputs(const Arguments& a) {
   if (!a.calibrate.empty() && !calibration.check(calibration_name(a.output))) throw Failure{1, calibration.error};
 }
 
-/// Writes the report, if there is one, and the model; returns the model's size in bytes. Throws Failure; a calibration,
-/// which takes long, is not lost.
-uint64_t write_outputs(const Arguments& a, const ModelParts& parts, const ReadRows& read,
-                       const std::vector<ReportRow>& rows) {
-  const std::string kept = a.calibrate.empty() ? "" : "; the calibration is kept, repeat the command to resume";
-  try {
-    std::string error;
-    if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
-    return write_with_progress(a.output, parts, read);
-  } catch (const Failure& f) {
-    throw Failure{f.status, f.what + kept};
-  } catch (const std::bad_alloc&) {
-    throw Failure{1, "out of memory" + kept};
-  }
-}
-
-void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
+/// Calibrates into `file`, and writes the report and the model. Throws Failure.
+void write_outputs(const Arguments& a, ModelParts& parts, const ReadRows& read, CalibrationFile& file) {
   parts.type = type_of(a.type);
   parts.head_q8 = a.head == "q8";
   parts.threads = std::max(1, int(std::thread::hardware_concurrency()));
   const double start = seconds();
-  CalibrationFile file;
   std::vector<ReportRow> rows;
+  std::string error;
   if (!a.calibrate.empty()) rows = calibrate_model({a.calibrate, a.steps, a.output}, parts, read, file);
-  const uint64_t bytes = write_outputs(a, parts, read, rows);
+  if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
+  const uint64_t bytes = write_with_progress(a.output, parts, read);
   file.remove();
   std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", a.output.c_str(), a.type.c_str(),
                double(bytes) / 1e6, seconds() - start, a.output.c_str(),
@@ -208,6 +194,19 @@ void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
         stderr,
         "convert: --calibrate TEXT reduces the loss of q4 to a sixth (on two cores a few minutes for a model of "
         "135M parameters, half an hour for 1.1B)\n");
+}
+
+/// The same. A failure says if the calibration, which takes long, is not lost.
+void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
+  CalibrationFile file;
+  const auto hint = [&] { return std::string(file.resumable() ? "; repeat the command to resume" : ""); };
+  try {
+    write_outputs(a, parts, read, file);
+  } catch (const Failure& f) {
+    throw Failure{f.status, f.what + hint()};
+  } catch (const std::bad_alloc&) {
+    throw Failure{1, "out of memory" + hint()};
+  }
 }
 
 /// Sets the chat template: the one of --template, or else the checkpoint's own, if its family is known. Returns the
