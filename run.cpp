@@ -66,6 +66,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cfloat>
@@ -105,21 +106,22 @@
     defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__ || __FLT_EVAL_METHOD__ != 0
 #error "run.cpp promises the same bits everywhere, which -ffast-math, its parts and -Ofast break: build it with -O3"
 #endif
+#if defined(__clang__) && defined(__x86_64__)  // defines no macro for the parts: this file is compiled without them
+#pragma float_control(push)
+#pragma float_control(precise, on)
+#endif
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "run.cpp maps little-endian files in place and requires a little-endian machine"
 #endif
 
-// Files that are compiled with different -m flags must not share inline functions: of several copies the linker keeps
-// one, whose instructions the CPU may not have. So the flags are a part of every name: a macro that is 1 pastes as 1.
-#define POCKET_PASTE(A, B, C, D, E, F, G, H) isa_##A##B##C##D##E##F##G##H
-#define POCKET_NAME(...) POCKET_PASTE(__VA_ARGS__)
-#if defined(__aarch64__)
-#define POCKET_ISA                                                                                    \
-  POCKET_NAME(__ARM_FEATURE_DOTPROD, __ARM_FEATURE_MATMUL_INT8, __ARM_FEATURE_FP16_VECTOR_ARITHMETIC, \
-              __ARM_FEATURE_ATOMICS, __ARM_FEATURE_SVE, __ARM_FEATURE_SVE2, __ARM_FEATURE_BF16, __ARM_FEATURE_RCPC)
-#else
-#define POCKET_ISA \
-  POCKET_NAME(__SSE4_2__, __AVX__, __AVX2__, __FMA__, __BMI2__, __AVX512F__, __AVX512VNNI__, __AVXVNNI__)
+// Source files compiled with different -m flags must not share inline functions: of all copies the linker keeps one,
+// whose instructions the CPU may lack. So the flags are part of every name: a macro that is defined is pasted as 1.
+#ifndef POCKET_ISA
+#define POCKET_PASTE(A, B, C, D, E, F, G, H, I, J, K, L, M, N) isa_##A##B##C##D##E##F##G##H##I##J##K##L##M##N
+#define POCKET_PASTE_VALUES(...) POCKET_PASTE(__VA_ARGS__)
+#define POCKET_ISA                                                                                                   \
+  POCKET_PASTE_VALUES(__SSE3__, __SSSE3__, __SSE4_1__, __SSE4_2__, __POPCNT__, __AVX__, __FMA__, __BMI2__, __AVX2__, \
+                      __AVX512F__, __AVX512VL__, __AVX512VNNI__, __ARM_FEATURE_SVE, __ARM_FEATURE_DOTPROD)
 #endif
 
 namespace pocket {
@@ -269,8 +271,9 @@ class ReferenceLlama {
   explicit ReferenceLlama(const Model& model) : model_(model), c_(model.config) {}
 
   // Runs one token at a position, after those before it; a repeated position forgets the later ones. Returns the logits
-  // (vocab_size,): a score for each token that may come next. Null if memory is exhausted.
+  // (vocab_size,): a score for each token that may come next. Null if memory is exhausted or the id invalid.
   const float* forward(int id, int position) try {
+    if (id < 0 || id >= c_.vocab_size || position < 0) return nullptr;
     position_ = position;
     keys_.resize(model_.layers.size());
     values_.resize(model_.layers.size());
@@ -621,8 +624,8 @@ struct MemoryItem {
   size_t bytes;
 };
 // The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
-POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
-// The kernel sets that this CPU supports, best first. All of them return the same bits.
+POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens);
+// The kernel sets that this CPU supports, best first; empty if memory is exhausted. All of them return the same bits.
 inline std::vector<std::string> kernel_names();
 
 // ==== 5. The fast forward ============================================================================================
@@ -968,13 +971,13 @@ struct Buffers {
   }
 };
 
-POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
+POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
   const Buffers b(model, options, nullptr);
   const size_t filled = size_t(std::min(tokens, b.context));
-  return {{"weights", model.bytes_per_token},
-          {"keys and values", filled * b.position_bytes},
-          {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
-          {"logits and sampler", 4 * size_t(padded(model.config.vocab_size)) * sizeof(float)}};
+  return {{{"weights", model.bytes_per_token},
+           {"keys and values", filled * b.position_bytes},
+           {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
+           {"logits and sampler", 4 * size_t(padded(model.config.vocab_size)) * sizeof(float)}}};
 }
 
 // ---- The forward pass ----
@@ -3230,6 +3233,9 @@ inline void exp_in_place(float* x, int n) {
 
 }  // namespace POCKET_ISA
 }  // namespace pocket
+#if defined(__clang__) && defined(__x86_64__)
+#pragma float_control(pop)
+#endif
 #endif  // POCKET_RUN_CPP
 
 // ==== 11. A small program ============================================================================================
