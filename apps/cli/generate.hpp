@@ -116,14 +116,14 @@ class TextWriter {
 // Executes -m generate. Throws Failure.
 inline void generate_text(Job& job) {
   const Arguments& a = job.args;
+  OutputFile save_to;
+  if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   SessionOptions options = session_options(a);
   std::optional<SessionFile> file;
   if (!a.resume.empty()) file.emplace(a.resume, job.model->file()).fill(options);
   ActiveSession session(*job.model, options);
   TextWriter text(job, *session);
   const std::vector<int> unprocessed = text.start(file ? &*file : nullptr);
-  OutputFile save_to;
-  if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   ReportingSampler sampler(job, text.sampler_options(file.has_value()));
   for (int i = 0; i < session->position(); i++) sampler.remember(text.ids()[size_t(i)]);
 
