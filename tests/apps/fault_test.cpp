@@ -31,7 +31,7 @@ class Faults : public testing::Test {
   // The command of a training of two steps.
   Args training(const std::string& output, const Args& more = {}) {
     return Args{POCKET_TRAIN, inputs.write("stories", pattern_stories(8)), "-o", output, "--dim", "16"} +
-           Args{"--layers", "1", "--ctx", "16", "--batch", "1", "--vocab", "270", "--steps", "2", "--threads", "1"} +
+           Args{"--layers", "1", "--ctx", "16", "--batch", "1", "--vocab", "300", "--steps", "2", "--threads", "1"} +
            more;
   }
 
