@@ -129,6 +129,7 @@ struct FoundTensor {
   int64_t block_rows = 0, block_stride = 0;  // as in StoredTensor
 };
 using FoundTensors = std::map<std::string, FoundTensor>;  // by the format's names
+inline constexpr size_t kMostDimensions = 8;              // of a tensor; a Llama's have two
 
 /// "(2, 3)".
 inline std::string shape_text(const std::vector<int64_t>& shape) {
