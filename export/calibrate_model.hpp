@@ -36,7 +36,7 @@ inline Windows calibration_windows(const CalibrateArguments& a, const ModelParts
   temporary.type = Type::q8;
   const std::string path = a.output + ".self";
   write_with_progress(path, temporary, read);
-  const std::vector<int> bos = tokenizer.encode("", true);
+  const std::vector<int> bos = ids_of(tokenizer, "", true);
   ProgressBar bar;
   const bool done = generate_text(
       path, bos.empty() ? -1 : bos[0], parts.threads, [&](double share) { return bar(share, "generating text"); },

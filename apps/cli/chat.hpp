@@ -255,7 +255,7 @@ class Chat {
   // ended the reply.
   void finish(Turn& turn, Reply& reply, size_t dropped) {
     if (!reply.filter.stopped) {
-      if (reply.end == End::stop_token) print(reply.filter.push(reply.stream.flush()), turn);
+      if (reply.end == End::stop_token) print(reply.filter.push(printed_rest(reply.stream)), turn);
       if (!reply.filter.stopped) print(reply.filter.flush(), turn);
     }
     const bool no_reply = turn.reply_ids.empty() && reply.end != End::stop_token;

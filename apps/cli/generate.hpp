@@ -65,7 +65,7 @@ class TextWriter {
   // Prints the text that was held back, at the end of a text without a stop text.
   void flush() {
     if (filter_.stopped) return;
-    job_.out.write(filter_.push(stream_.flush()));
+    job_.out.write(filter_.push(printed_rest(stream_)));
     job_.out.write(filter_.flush());
   }
 
