@@ -138,6 +138,9 @@ class Tokenizer {
   PieceType type(int id) const;
   // The number of pieces.
   int size() const { return int(n_pieces_); }
+  // Returns a number of ids that encode() reaches or exceeds, in a fraction of its time: the size of the text, without
+  // white space and unknown bytes, divided by that of the longest piece; 0 if unknown characters share one id.
+  size_t least_ids(std::string_view text) const;
   // The ids of "beginning of sequence" and "end of sequence"; -1: none.
   int bos() const { return bos_; }
   int eos() const { return eos_; }
@@ -206,6 +209,7 @@ class Tokenizer {
   size_t n_pieces_ = 0, n_merges_ = 0;
   size_t ends_at_ = 0, scores_at_ = 0, merges_at_ = 0, types_at_ = 0, text_at_ = 0, unk_surface_at_ = 0;  // offsets
   int byte_id_[256] = {};                     // id of each byte; -1: no piece
+  size_t longest_piece_ = 1;                  // in bytes
   HashIndex by_text_;                         // ids of the pieces that text can become
   HashIndex by_pair_;                         // ranks of the merges, by left and right id
   std::vector<int> merged_;                   // by rank: id of the merged piece
@@ -215,7 +219,11 @@ class Tokenizer {
 // Returns the text of the next id of a stream as a program prints it. A control token has none.
 inline std::string printed_text(const Tokenizer& tokenizer, Tokenizer::Stream& stream, int id);
 
-// Returns a text without control characters except newline and tab, so that it is safe to print on a terminal.
+// Whether a character acts on a terminal or on the order of a line instead of being shown: a control character, a line
+// or paragraph separator, or an explicit change of the writing direction.
+inline bool acts_on_terminal(char32_t code);
+// Returns a text without such characters except newline and tab, and with U+FFFD for invalid UTF-8, so that it is safe
+// to print on a terminal.
 inline std::string without_controls(const std::string& text);
 
 // ====================================================================================================================
@@ -363,6 +371,12 @@ inline std::vector<int> Tokenizer::encode(std::string_view text, bool bos) const
   return ids;
 } catch (const std::exception&) {  // out of memory
   return {};
+}
+
+inline size_t Tokenizer::least_ids(std::string_view text) const {
+  if (kind_ == Kind::sentencepiece && !byte_fallback_) return 0;
+  const auto counts = [this](char c) { return c != ' ' && !(c >= '\t' && c <= '\r') && byte_id_[uint8_t(c)] >= 0; };
+  return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }
 
 // The length in bytes of the longest user-defined piece that the text starts with; 0: none.
@@ -664,14 +678,19 @@ inline std::string printed_text(const Tokenizer& tokenizer, Tokenizer::Stream& s
   return tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id);
 }
 
+inline bool acts_on_terminal(char32_t code) {
+  return code < 32 || (code >= 127 && code < 160) || (code >= 0x2028 && code <= 0x202E) ||
+         (code >= 0x2066 && code <= 0x2069);
+}
+
 inline std::string without_controls(const std::string& text) {
   std::string clean;
-  for (size_t i = 0; i < text.size(); i++) {
-    const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
-    if (c == 0xC2 && next >= 0x80 && next < 0xA0)
-      i++;  // U+0080 to U+009F
-    else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
-      clean += text[i];
+  for (std::string_view rest = text; !rest.empty();) {
+    const tokenizer_detail::Utf8 c = tokenizer_detail::read_utf8(rest);
+    if (c.state == c.whole && acts_on_terminal(c.code) && c.code != '\n' && c.code != '\t')
+      rest.remove_prefix(c.length);
+    else
+      tokenizer_detail::take_character(rest, false, clean);
   }
   return clean;
 }
@@ -912,9 +931,11 @@ inline bool Tokenizer::check_pieces() {
 inline bool Tokenizer::index_pieces() {
   by_text_.reserve(n_pieces_);
   for (int& id : byte_id_) id = -1;
+  longest_piece_ = 1;
   for (int id = 0; id < size(); id++) {
     const std::string_view text = piece(id);
     const PieceType t = type(id);
+    longest_piece_ = std::max(longest_piece_, text.size());
     if (t == PieceType::byte) byte_id_[tokenizer_detail::byte_value(text)] = id;
     if (t == PieceType::user_defined && !text.empty()) user_defined_lengths_.push_back(text.size());
     // SentencePiece merges unused pieces too, and append_ids() splits them again.

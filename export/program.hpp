@@ -33,6 +33,8 @@
 #include <variant>
 #include <vector>
 
+#include "message.hpp"
+
 namespace pocket {
 
 // A failure as the user sees it. guarded() prints `PROGRAM: what` on stderr and returns the status.
@@ -40,6 +42,13 @@ struct Failure {
   int status;        // exit status. 1: failed, 2: wrong usage, 130: interrupted by Ctrl-C
   std::string what;  // "subject: reason; hint"; empty: nothing is printed
 };
+
+// ---- Messages ----
+
+// Prints `PROGRAM: text` as one line on stderr, whatever the text quotes from outside.
+inline void print_message(const char* program, const std::string& text) {
+  std::fprintf(stderr, "%s: %s\n", program, one_line(text).c_str());
+}
 
 // ---- Options ----
 
@@ -206,17 +215,30 @@ inline double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Reads a whole file; "-" is standard input. Throws Failure, also after Ctrl-C.
-inline std::string read_all(const std::string& name) {
+// The largest text inputs in bytes, far above any legitimate one, so that an endless one (/dev/zero) ends with a message
+// before it fills the memory.
+inline constexpr uint64_t kLongestPrompt = 64 << 20;  // a prompt or a line of a chat: more than any context holds
+inline constexpr uint64_t kLongestMeasuredText = 256 << 20;  // a text to measure: half a day of a small model
+inline constexpr uint64_t kLongestTokenizer = 64 << 20;      // a SentencePiece file
+
+// A text to train on is kept in memory, with its tokens: half of the machine's memory.
+inline uint64_t longest_training_text() {
+  return uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE)) / 2;
+}
+
+// Reads a whole file of at most `most` bytes; "-" is standard input. Throws Failure, also after Ctrl-C.
+inline std::string read_all(const std::string& name, uint64_t most) {
   std::FILE* file = name == "-" ? stdin : std::fopen(name.c_str(), "rb");
   std::string text;
   char piece[65536];
-  for (size_t n; file && (n = std::fread(piece, 1, sizeof piece, file)) > 0;) text.append(piece, n);
+  for (size_t n; file && text.size() <= most && (n = std::fread(piece, 1, sizeof piece, file)) > 0;)
+    text.append(piece, n);
   const bool good = file && !std::ferror(file);
   const int why = errno;
   if (file && file != stdin) std::fclose(file);
   stop_if_interrupted();
   if (!good) throw Failure{1, name + ": " + std::strerror(why)};
+  if (text.size() > most) throw Failure{1, name + ": expected at most " + std::to_string(most) + " bytes, found more"};
   return text;
 }
 
@@ -260,13 +282,14 @@ class NewFile {
 // ---- main ----
 
 // Installs the handler for the first SIGINT; a second SIGINT kills the process. A write beyond the largest allowed file
-// size fails with EFBIG instead of raising SIGXFSZ.
+// size fails with EFBIG instead of raising SIGXFSZ, and a write to a closed pipe with EPIPE instead of SIGPIPE.
 inline void catch_signals(void (*handler)(int)) {
   struct sigaction action = {};
   action.sa_handler = handler;
   action.sa_flags = SA_RESETHAND;
   sigaction(SIGINT, &action, nullptr);
   std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
 }
 
 // Opens /dev/null in place of closed standard files, because the next opened file would take their descriptors. Throws
@@ -290,7 +313,7 @@ template <class F> int guarded(const char* program, const F& body, void (*handle
       throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
     return 0;
   } catch (const Failure& f) {
-    if (!f.what.empty()) std::fprintf(stderr, "%s: %s\n", program, f.what.c_str());
+    if (!f.what.empty()) print_message(program, f.what);
     return f.status;
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "%s: out of memory\n", program);

@@ -9,7 +9,8 @@ namespace pocket::cli {
 inline void print_perplexity(Job& job) {
   const LanguageModel& model = *job.model;
   const std::string& file = job.args.perplexity;
-  const Windows text(model.encode(read_all(file), true), model.trained_context(), file, model.perplexity_window());
+  const Windows text(model.encode(read_all(file, kLongestMeasuredText), true), model.trained_context(), file,
+                     model.perplexity_window());
   check_forbidden(model, text.ids, file);
   SessionOptions options = session_options(job.args);
   options.context = int(text.size);
@@ -79,7 +80,7 @@ inline void print_memory(Job& job) {
 // --info.
 inline void print_info(Job& job) {
   job.out.write(job.model->description());
-  const std::string provenance(job.model->file().provenance());
+  const std::string provenance = without_controls(std::string(job.model->file().provenance()));
   job.out.write(provenance + (provenance.empty() || provenance.back() == '\n' ? "" : "\n"));
   print_memory(job);
 }
@@ -94,7 +95,7 @@ inline void print_ids(Job& job) {
 // --logits. Throws Failure.
 inline void write_logits(Job& job) {
   ActiveSession session(*job.model, session_options(job.args));
-  const std::vector<int> ids = prompt_ids(job);
+  const std::vector<int> ids = prompt_ids(job, *session);
   check_room(job, *session, ids.size());
   NewFile file(job.args.logits);
   const size_t row = size_t(job.model->vocab_size()) * sizeof(float), batch = size_t(job.args.batch);
