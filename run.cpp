@@ -66,11 +66,14 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
+#include <cfloat>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -85,6 +88,7 @@
 #include <system_error>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -98,14 +102,30 @@
 #endif
 #endif
 
-#ifdef __FAST_MATH__
-#error "run.cpp promises the same bits everywhere, which -ffast-math and -Ofast break: build it with -O3"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__ || __FLT_EVAL_METHOD__ != 0
+#error "run.cpp promises the same bits everywhere, which -ffast-math, its parts and -Ofast break: build it with -O3"
+#endif
+#if defined(__clang__) && defined(__x86_64__)  // defines no macro for the parts: this file is compiled without them
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #endif
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "run.cpp maps little-endian files in place and requires a little-endian machine"
 #endif
 
+// Source files compiled with different -m flags must not share inline functions: of all copies the linker keeps one,
+// whose instructions the CPU may lack. So the flags are part of every name: a macro that is defined is pasted as 1.
+#ifndef POCKET_ISA
+#define POCKET_PASTE(A, B, C, D, E, F, G, H, I, J, K, L, M, N) isa_##A##B##C##D##E##F##G##H##I##J##K##L##M##N
+#define POCKET_PASTE_VALUES(...) POCKET_PASTE(__VA_ARGS__)
+#define POCKET_ISA                                                                                                   \
+  POCKET_PASTE_VALUES(__SSE3__, __SSSE3__, __SSE4_1__, __SSE4_2__, __POPCNT__, __AVX__, __FMA__, __BMI2__, __AVX2__, \
+                      __AVX512F__, __AVX512VL__, __AVX512VNNI__, __ARM_FEATURE_SVE, __ARM_FEATURE_DOTPROD)
+#endif
+
 namespace pocket {
+inline namespace POCKET_ISA {
 
 // ==== 1. The data of a model =========================================================================================
 inline constexpr const char* kVersion = "0.1.0";
@@ -158,6 +178,11 @@ struct Layer {
   Tensor w2;              // (dim, hidden_dim): down
 };
 
+// map: the weights are the pages of the file, which must not change while the model is open. The system ends a process
+// that reads a page beyond the end of a truncated file (SIGBUS); a file that is overwritten in place gives other logits.
+// copy: the file is read into memory, and may change afterwards.
+enum class Load { map, copy };
+
 // The contents of every model file apart from its tensors. Immutable once open: sessions and threads may share it.
 class ModelFile {
  public:
@@ -170,9 +195,9 @@ class ModelFile {
   std::vector<int> stop_ids;       // tokens that end a text, or a reply
   std::vector<int> self_test_ids;  // a prompt ...
   uint64_t self_test_hash = 0;     // ... and the hash of the logits of its last token (hash_logits)
-  size_t file_bytes = 0;
-  size_t bytes_per_token = 0;  // weights that forward() reads for one token
-  bool all_f32 = false;        // a reference model: no matrix is quantized
+  size_t file_bytes = 0;           // 0: not open
+  size_t bytes_per_token = 0;      // weights that forward() reads for one token
+  bool all_f32 = false;            // a reference model: no matrix is quantized
 
   std::string_view tokenizer_bytes() const { return tokenizer_; }  // for Tokenizer::load
   std::string_view chat_bytes() const { return chat_; }            // for ChatTemplate::load
@@ -182,16 +207,18 @@ class ModelFile {
   bool read_row(const Tensor& table, int row, float* x) const;     // x (cols, padded to 64); false if unreadable
 
  protected:
-  bool map_file(const char* path);
+  // Opens with map(), then read(). On any failure, lack of memory too, the model is closed, and `error` has the name.
+  template <class Map, class Read> bool open_with(const char* name, const Map& map, const Read& read);
+  bool map_file(const char* path, Load load);
   bool map_memory(const void* data, size_t size);
-  bool refuse(const char* name);  // puts the name before `error`, unmaps, returns false
   void unmap();
 
  private:
   friend struct ModelReader;
   const uint8_t* base_ = nullptr;
   size_t size_ = 0;
-  int file_ = -1;  // -1: memory of the caller
+  int file_ = -1;       // -1: the bytes are in memory
+  bool owned_ = false;  // base_ is unmapped when the model is closed
   std::string_view tokenizer_, chat_, provenance_;
   uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
 };
@@ -205,15 +232,21 @@ class Model : public ModelFile {
   Tensor final_norm;          // (dim)
   Tensor output;              // (vocab_size, dim)
 
-  // Maps the file and checks everything except the values of the tensors, once. On failure false, with `error` set.
-  bool open(const char* path) { return map_file(path) && read(path); }
+  // Opens the file and checks everything except the values of the tensors, once. On failure false, with `error` set.
+  bool open(const char* path, Load load = Load::map) {
+    return open_with(
+        path, [&] { return map_file(path, load); }, [&] { return read(); });
+  }
   // The same for bytes that the caller keeps alive and in place, on a 64-byte boundary.
-  bool open_memory(const void* data, size_t size) { return map_memory(data, size) && read("memory"); }
+  bool open_memory(const void* data, size_t size) {
+    return open_with(
+        "memory", [&] { return map_memory(data, size); }, [&] { return read(); });
+  }
 
   int vocab_size() const { return config.vocab_size; }
 
  private:
-  bool read(const char* name);
+  bool read();
 };
 
 // What an observer is shown: the output of each layer, and for each head the attention weights of each token.
@@ -235,13 +268,15 @@ class ReferenceLlama {
  public:
   using Vector = std::vector<float>;
 
-  explicit ReferenceLlama(const Model& model)
-      : model_(model), c_(model.config), keys_(model.layers.size()), values_(model.layers.size()) {}
+  explicit ReferenceLlama(const Model& model) : model_(model), c_(model.config) {}
 
   // Runs one token at a position, after those before it; a repeated position forgets the later ones. Returns the logits
-  // (vocab_size,): a score for each token that may come next. Null if memory is exhausted.
+  // (vocab_size,): a score for each token that may come next. Null if memory is exhausted or the id invalid.
   const float* forward(int id, int position) try {
+    if (id < 0 || id >= c_.vocab_size || position < 0) return nullptr;
     position_ = position;
+    keys_.resize(model_.layers.size());
+    values_.resize(model_.layers.size());
     Vector x(size_t(c_.dim));  // the residual stream: every block reads it and adds to it
     for (int i = 0; i < c_.dim; i++) x[i] = weight(model_.token_embedding, id, i);
     for (int l = 0; l < c_.n_layers; l++) {
@@ -345,6 +380,21 @@ class ReferenceLlama {
 };
 
 // ==== 3. Sampling and generating =====================================================================================
+// Round to nearest and keep denormal numbers, whatever mode the calling program uses: set for the duration of a call.
+struct FloatMode {
+#if defined(__x86_64__)
+  const unsigned before = _mm_getcsr();
+  FloatMode() { _mm_setcsr(0x1f80); }
+  ~FloatMode() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+  uint64_t before;
+  FloatMode() { asm volatile("mrs %0, fpcr\n msr fpcr, xzr" : "=r"(before)::"memory"); }
+  ~FloatMode() { asm volatile("msr fpcr, %0" ::"r"(before) : "memory"); }
+#else
+  FloatMode() {}
+#endif
+};
+
 struct SamplerOptions {
   float temperature = 0.8f;  // 0: always the most likely token
   float top_p = 0.9f;        // the smallest set of tokens that holds this much probability; 1: all
@@ -363,19 +413,19 @@ class Sampler {
   explicit Sampler(SamplerOptions options = {}) : options_(options), state_(options.seed) {
     std::fill(recent_, recent_ + kRepeatWindow, -1);
   }
-  // The choice is remembered for the repetition penalty. logits: (n).
-  int operator()(const float* logits, int n) {
-    int id = 0;
-    try {
-      work_.assign(logits, logits + n);
-      penalize(n);
-      const int best = likeliest(work_.data(), n);
-      id = options_.temperature > 0 ? choose(work_[best], best) : best;
-    } catch (const std::bad_alloc&) {
-      id = likeliest(logits, n);  // no memory to sample with
-    }
+  // logits: (n). A token of -infinity is never chosen, one of +infinity always. The choice is remembered for the
+  // repetition penalty. Returns -1 if there is no memory, or no logit.
+  int operator()(const float* logits, int n) try {
+    const FloatMode mode;
+    if (n <= 0) return -1;
+    work_.assign(logits, logits + n);
+    penalize(n);
+    const int best = likeliest(work_.data(), n);
+    const int id = options_.temperature > 0 ? choose(work_[best], best) : best;
     remember(id);
     return id;
+  } catch (const std::bad_alloc&) {
+    return -1;
   }
   // For tokens that were not chosen here: the prompt.
   void remember(int id) { recent_[next_++ % kRepeatWindow] = id; }
@@ -418,7 +468,8 @@ class Sampler {
   }
   // Draws from softmax(logits / temperature), reduced by min-p, top-k and top-p, in this order.
   int choose(float top, int best) {
-    for (float& w : work_) w = (w - top) / options_.temperature;
+    const float lowest = top > FLT_MAX ? top : -FLT_MAX;  // a logit of +infinity excludes all others
+    for (float& w : work_) w = !(w >= lowest) ? NAN : w == top ? 0 : (w - top) / options_.temperature;
     exp_in_place(work_.data(), int(work_.size()));  // probabilities relative to the most likely token, which is 1
     candidates_.clear();
     for (size_t i = 0; i < work_.size(); i++)
@@ -466,43 +517,49 @@ inline constexpr int kMaxGuesses = 127;
 
 // Feeds the prompt, then samples up to n tokens. Ends early at a stop id (which is not handed out), when the context is
 // full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a
-// type with its forward, position, context, vocab_size. Pick: Sampler, or a type with its operator() and remember. A
-// guess goes through the model with the token before it, and counts while pick agrees (speculative decoding).
+// type with its forward, position, context, vocab_size, fail. Pick: Sampler, or a type with its operator() and
+// remember. A guess goes through the model with the token before it, and counts while pick agrees (speculative
+// decoding).
 template <class AnySession, class Pick>
 bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose = nullptr) {
   int id = 0, generated = 0;
   const auto choose = [&](const float* logits) {  // false: that was the last token
     id = pick(logits, session.vocab_size());
-    return std::find(stop_ids.begin(), stop_ids.end(), id) == stop_ids.end() && on_token(id) && ++generated < n;
+    return id >= 0 && std::find(stop_ids.begin(), stop_ids.end(), id) == stop_ids.end() && on_token(id) &&
+           ++generated < n;
   };
   const float* logits = session.forward(prompt.data(), prompt.size());
   for (int prompt_id : prompt) pick.remember(prompt_id);
   if (!logits) return false;
   bool more = n > 0 && choose(logits);
+  int batch[kMaxGuesses + 1];
+  size_t size = 1;
+  const auto verify = [&](size_t i, const float* next) {
+    more = choose(next);
+    return more && i + 1 < size && id == batch[i + 1];
+  };
   while (more && session.position() < session.context()) {
-    std::vector<int> batch = {id};
-    if (propose) {
-      const std::vector<int> guess = propose();
-      const int room = std::min({session.context() - session.position() - 1, n - generated - 1, kMaxGuesses});
-      batch.insert(batch.end(), guess.begin(), guess.begin() + std::min(int(guess.size()), room));
+    size = 1;
+    batch[0] = id;
+    const int room = std::min({session.context() - session.position() - 1, n - generated - 1, kMaxGuesses});
+    for (int guess : propose ? propose() : std::vector<int>()) {
+      if (int(size) > room || guess < 0 || guess >= session.vocab_size()) break;
+      batch[size++] = guess;
     }
-    const bool good = session.forward(batch.data(), batch.size(), [&](size_t i, const float* next) {
-      more = choose(next);
-      return more && i + 1 < batch.size() && id == batch[i + 1];
-    });
-    if (!good) return false;
+    if (!session.forward(batch, size, std::ref(verify))) return false;
   }
-  return true;
+  return id >= 0 || session.fail("out of memory");
 }
 
 // ==== 4. Public API ==================================================================================================
 // Model, Sampler and generate are above. A session is one conversation.
 
+inline constexpr int kMaxContext = 1 << 22;
 enum class KvType { automatic, q8, f32 };  // of keys and values; automatic: f32 for f32 models, else q8
 
 struct SessionOptions {
-  int context = 0;  // positions to reserve; 0: the model's max_seq_len
+  int context = 0;  // positions to reserve, at most kMaxContext; 0: the model's max_seq_len
   int threads = 0;  // 0: one per CPU
   KvType kv = KvType::automatic;
   const char* kernel = nullptr;  // a name of kernel_names(); null: the fastest this CPU supports
@@ -515,8 +572,8 @@ class Session {
   ~Session();
 
   // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last one, valid until the next call; on
-  // failure (out of memory, an id outside the vocabulary, context full, cancelled) null, with `error` set and the
-  // position unchanged.
+  // failure (out of memory, an id outside the vocabulary, context full, cancelled, logits that are not finite) null,
+  // with `error` set and the position unchanged; likewise if a callback throws an exception, which the caller gets.
   const float* forward(const int* ids, size_t n);
   // The same with the logits of every token: each(i, logits) in order. If it returns false, token i was the last.
   using EachLogits = std::function<bool(size_t i, const float* logits)>;
@@ -534,11 +591,18 @@ class Session {
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
 
-  // For code that saves and restores sessions (apps/cli/saved_session.hpp): a block of the KV cache, and the end of it.
+  // For code that saves and restores sessions (apps/cli/saved_session.hpp): a block of the KV cache (of null pointers if
+  // there is no such block), and the end of it.
   struct KvBlock kv_block(int layer, int kv_head, int block) const;
   void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
 
   std::string error;  // "": no error
+  // Sets `error`; returns false.
+  bool fail(const char* why) {
+    error = why;
+    return false;
+  }
+
  private:
   friend struct Transformer;
   const Model& model_;
@@ -560,8 +624,8 @@ struct MemoryItem {
   size_t bytes;
 };
 // The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
-POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
-// The kernel sets that this CPU supports, best first. All of them return the same bits.
+POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens);
+// The kernel sets that this CPU supports, best first; empty if memory is exhausted. All of them return the same bits.
 inline std::vector<std::string> kernel_names();
 
 // ==== 5. The fast forward ============================================================================================
@@ -619,12 +683,11 @@ struct Activations {
   uint8_t* packed = nullptr;  // q and scale in the layout of pack_groups, for kernels that work on tiles of 16 tokens
   bool use_packed = false;    // the quantized form is in `packed` only
   // Token t alone.
-  Activations token(int t) const {
-    const size_t at = size_t(t) * cols;
-    return {cols, f + at, q + at, scale + at / kGroup, sum + at / kGroup};
+  Activations token(int t) const { return from(size_t(t) * cols); }
+  // From element `at` on, a multiple of 32.
+  Activations from(size_t at) const {
+    return {cols, f ? f + at : nullptr, q + at, scale + at / kGroup, sum + at / kGroup};
   }
-  // The columns from k0 on, a multiple of 32.
-  Activations columns(int k0) const { return {cols, f + k0, q + k0, scale + k0 / kGroup, sum + k0 / kGroup}; }
   // Quantizes x (n), whole groups, as columns first ... first + n - 1 of one of `tokens` tokens.
   void quantize(const struct Kernels& k, const float* x, int token, int tokens, int first, int n) const;
   // Quantizes all columns of token t of n, from f.
@@ -644,11 +707,11 @@ struct AttentionState {
 // is a key: k[(tile * head_dim + i) * 16 + lane]. Values lie row by row, so that a lane is an element:
 // v[key * width + i]. The numbers are int8 with one scale per key and per value, or float32.
 struct KvBlock {
-  void *k, *v;
-  float *k_scale, *v_scale;  // (128); k_scale includes 1 / sqrt(head_dim)
-  int head_dim;              // elements of a key, and of a value
-  int width;                 // head_dim padded to 16
-  ptrdiff_t ahead = 0;       // bytes to the block that is read next, to prefetch it; 0: none
+  void *k = nullptr, *v = nullptr;
+  float *k_scale = nullptr, *v_scale = nullptr;  // (128); k_scale includes 1 / sqrt(head_dim)
+  int head_dim = 0;                              // elements of a key, and of a value
+  int width = 0;                                 // head_dim padded to 16
+  ptrdiff_t ahead = 0;                           // bytes to the block that is read next, to prefetch it; 0: none
   int key_at(int key) const { return key / 16 * 16 * head_dim + key % 16; }  // its first element; the others: + 16 i
 };
 
@@ -713,10 +776,15 @@ class Pool {
  public:
   explicit Pool(int threads);  // starts threads - 1 workers, or as many as the system allows
   ~Pool();
-  int threads() const { return int(workers_.size()) + 1; }
+  int threads() const { return workers_ ? int(workers_->threads.size()) + 1 : 1; }
+  // In the child of a fork() there are no workers: forgets them, so that the caller does all the work.
+  void forget_lost_workers() {
+    if (process_ != getpid()) (void)workers_.release();  // destroying a thread or what it waits for would hang
+  }
 
   // f(task, thread) for every task below n, on all threads, the caller among them; returns when all are done. work: of
-  // the whole job, in ns of one thread. Waking others takes microseconds: a smaller job stays with the caller.
+  // the whole job, in ns of one thread. Waking others takes microseconds: a smaller job stays with the caller. Throws
+  // std::bad_alloc if a task does, on whatever thread.
   template <class F> void parallel_for(int n, double work, const F& f);
   template <class F> void parallel_for(int n, const F& f) { parallel_for(n, kWorthSharing, f); }
   // f(first, end) for ranges of 0 ... n - 1, all but the last of a length that is a multiple of `unit`.
@@ -730,12 +798,16 @@ class Pool {
 
   std::atomic<uint64_t> ticket_{0};
   std::atomic<int> done_{0}, sleepers_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, failed_{false};  // failed_: a task had no memory
   void (*call_)(const void*, int, int) = nullptr;
   const void* context_ = nullptr;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> workers_;
+  struct Workers {
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::vector<std::thread> threads;
+  };
+  std::unique_ptr<Workers> workers_ = std::make_unique<Workers>();
+  const pid_t process_ = getpid();
   std::vector<int> starts_;  // of the ranges of parallel_ranges
 };
 
@@ -763,7 +835,6 @@ POCKET_SHARED void matmul_blocked(const Kernels& k, const PanelProduct& p);
 inline int panel_unit(int n);
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n);
 inline bool packs(const Kernels& k, int n);  // whether a matmul of n tokens works on tiles
-inline uint8_t* reserve_memory(size_t bytes, std::string& error);
 template <class GetQuery>
 void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool first_block, const GetQuery& query);
 namespace exact {
@@ -776,6 +847,29 @@ inline int thread_count(const SessionOptions& o) {
 inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
   return o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
 }
+
+// Zeroed memory, which the system backs page by page as it is touched: a KV cache costs what is used of it.
+struct Reservation {
+  uint8_t* data = nullptr;
+  const size_t bytes;
+
+  // If there is no room, data is null and `error` is set.
+  Reservation(size_t n, std::string& error) : bytes(n) {
+    void* memory = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+      error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context");
+      return;
+    }
+#ifdef MADV_NOHUGEPAGE
+    madvise(memory, n, MADV_NOHUGEPAGE);  // or the first key of a block would occupy 2 MiB
+#endif
+    data = static_cast<uint8_t*>(memory);
+  }
+  ~Reservation() {
+    if (data) munmap(data, bytes);
+  }
+  Reservation(const Reservation&) = delete;
+};
 
 // Places arrays one after the other, each on a 64-byte boundary.
 struct Placement {
@@ -802,6 +896,33 @@ struct AttentionStates {
     return state + i;
   }
 };
+
+// Runs a forward pass of a session. If it fails, also by an exception, the position stays where it was.
+template <class F> bool guarded_forward(Pool& pool, int& position, std::string& error, const F& run) {
+  const FloatMode mode;
+  const int start = position;
+  pool.forget_lost_workers();
+  try {
+    if (run()) return true;
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";  // short enough for a string without an allocation
+  } catch (...) {             // of a callback
+    position = start;
+    throw;
+  }
+  position = start;
+  return false;
+}
+
+// Checks n rows of logits, `stride` apart. An infinite or undefined weight makes them undefined (NaN), with bits that
+// differ between CPUs: that is an error.
+inline bool check_finite(const float* logits, int n, int vocab_size, int stride, std::string& error) {
+  bool finite = true;
+  for (int t = 0; t < n; t++, logits += stride)
+    for (int i = 0; i < vocab_size; i++) finite &= std::fabs(logits[i]) <= FLT_MAX;
+  if (!finite) error = "logits: expected finite numbers; the weights are damaged, or too large for this type";
+  return finite;
+}
 
 #if !defined(POCKET_SEPARATE_KERNELS)
 // A session's memory, in one reservation. n: tokens of a chunk, at most kChunk; widths are zero-padded to 64.
@@ -850,13 +971,13 @@ struct Buffers {
   }
 };
 
-POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
+POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
   const Buffers b(model, options, nullptr);
   const size_t filled = size_t(std::min(tokens, b.context));
-  return {{"weights", model.bytes_per_token},
-          {"keys and values", filled * b.position_bytes},
-          {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
-          {"logits and sampler", 4 * size_t(padded(model.config.vocab_size)) * sizeof(float)}};
+  return {{{"weights", model.bytes_per_token},
+           {"keys and values", filled * b.position_bytes},
+           {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
+           {"logits and sampler", 4 * size_t(padded(model.config.vocab_size)) * sizeof(float)}}};
 }
 
 // ---- The forward pass ----
@@ -870,16 +991,17 @@ struct Transformer {
   const int group = c.n_heads / c.n_kv_heads;  // query heads of a KV head
   std::vector<double> frequencies;             // (head_dim / 2): radians per position
   Pool pool;
+  Reservation memory;
   Buffers buf;
 
-  // On failure sets session.error.
+  // options.threads is above 0. On failure sets session.error.
   Transformer(Session& s, const SessionOptions& options, const Kernels& k)
-      : session(s), kernels(k), pool(thread_count(options)), buf(model, options, nullptr) {
+      : session(s),
+        kernels(k),
+        pool(options.threads),
+        memory(Buffers(model, options, nullptr).bytes, s.error),
+        buf(model, options, memory.data) {
     for (int i = 0; i < c.head_dim / 2; i++) frequencies.push_back(rope_frequency(c, i));
-    if (uint8_t* memory = reserve_memory(buf.bytes, s.error)) buf = Buffers(model, options, memory);
-  }
-  ~Transformer() {
-    if (buf.kv) munmap(buf.kv, buf.bytes);
   }
 
   bool fail(std::string why) {
@@ -896,21 +1018,24 @@ struct Transformer {
         return fail(concat("token ", i, ": expected an id below ", c.vocab_size, ", found ", ids[i]));
     return true;
   }
-  // All tokens, chunk by chunk; each may be null.
-  bool forward(const int* ids, size_t n, const Session::EachLogits* each) {
+  // All tokens, chunk by chunk, then the logits of the last one.
+  bool forward(const int* ids, size_t n) {
+    if (!check(ids, n)) return false;
+    for (size_t i = 0; i < n; i += kChunk)
+      if (!forward_chunk(ids + i, int(std::min<size_t>(kChunk, n - i)))) return false;
+    return logits(int((n - 1) % kChunk), 1);
+  }
+  bool forward(const int* ids, size_t n, const Session::EachLogits& each) {
     if (!check(ids, n)) return false;
     const int start = position;
     for (size_t i = 0; i < n; i += kChunk) {
       const int size = int(std::min<size_t>(kChunk, n - i));
-      if (!forward_chunk(ids + i, size)) {
-        position = start;
-        return false;
-      }
-      for (int t = 0; each && t < size; t += kLogitRows) {
+      if (!forward_chunk(ids + i, size)) return false;
+      for (int t = 0; t < size; t += kLogitRows) {
         const int rows = std::min(kLogitRows, size - t);
-        const float* row = logits(t, rows);
-        for (int r = 0; r < rows; r++, row += padded(c.vocab_size))
-          if (!(*each)(i + t + r, row)) {
+        if (!logits(t, rows)) return false;
+        for (int r = 0; r < rows; r++)
+          if (!each(i + t + r, buf.logits + size_t(r) * padded(c.vocab_size))) {
             position = start + int(i) + t + r + 1;
             return true;
           }
@@ -958,11 +1083,11 @@ struct Transformer {
     for (int t = 0; session.observer_ && t < n; t++)
       session.observer_({Observation::layer_output, l, -1, position + t, buf.x + size_t(t) * padded(c.dim), c.dim});
   }
-  // The logits (n, vocab_size padded to 64) of n tokens of the chunk, from `first` on.
-  const float* logits(int first, int n) {
+  // buf.logits (n, vocab_size padded to 64) of n tokens of the chunk, from `first` on.
+  bool logits(int first, int n) {
     rmsnorm(model.final_norm, first, n);
     multiply({{model.output, buf.logits}}, buf.xn, n);
-    return buf.logits;
+    return check_finite(buf.logits, n, c.vocab_size, padded(c.vocab_size), session.error);
   }
   void multiply(std::initializer_list<Product> products, const Activations& in, int n) {
     matmul(kernels, pool, products, in, n);
@@ -1125,18 +1250,20 @@ struct Transformer {
 };
 
 POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : model_(model) {
-  if (model.layers.empty()) {
-    error = "session: the model is not open";
-  } else if (options.context < 0) {
-    error = concat("session: context: expected 0 or more, found ", options.context);
-  } else if (const Kernels* kernels = choose_kernels(options.kernel, error)) {
-    try {
+  const FloatMode mode;
+  options.threads = thread_count(options);  // once: it may change
+  try {
+    if (model.file_bytes == 0) {
+      error = "session: the model is not open";
+    } else if (options.context < 0 || options.context > kMaxContext) {
+      error = concat("session: context: expected 0 to ", kMaxContext, ", found ", options.context);
+    } else if (const Kernels* kernels = choose_kernels(options.kernel, error)) {
       transformer_ = std::make_unique<Transformer>(*this, options, *kernels);
-    } catch (const std::bad_alloc&) {
-      error = "session: out of memory";
     }
-    if (!error.empty()) transformer_.reset();
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
   }
+  if (!error.empty()) transformer_.reset();
 }
 
 POCKET_SHARED Session::~Session() = default;
@@ -1145,14 +1272,18 @@ POCKET_SHARED const char* Session::kernel() const { return transformer_ ? transf
 POCKET_SHARED int Session::context() const { return transformer_ ? transformer_->buf.context : 0; }
 POCKET_SHARED bool Session::kv_f32() const { return transformer_ && transformer_->buf.kv_f32; }
 POCKET_SHARED const float* Session::forward(const int* ids, size_t n) {
-  if (!transformer_ || !transformer_->forward(ids, n, nullptr)) return nullptr;
-  return transformer_->logits(int((n - 1) % kChunk), 1);
+  Transformer* const t = transformer_.get();
+  return t && guarded_forward(t->pool, position_, error, [&] { return t->forward(ids, n); }) ? t->buf.logits : nullptr;
 }
 POCKET_SHARED bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
-  return transformer_ && transformer_->forward(ids, n, &each);
+  Transformer* const t = transformer_.get();
+  return t && guarded_forward(t->pool, position_, error, [&] { return t->forward(ids, n, each); });
 }
 POCKET_SHARED KvBlock Session::kv_block(int layer, int kv_head, int block) const {
-  return transformer_->kv_block(layer, kv_head, block);
+  const Config& c = model_.config;
+  const bool exists = layer >= 0 && layer < c.n_layers && kv_head >= 0 && kv_head < c.n_kv_heads && block >= 0 &&
+                      block <= (context() - 1) / kBlockKeys;
+  return transformer_ && exists ? transformer_->kv_block(layer, kv_head, block) : KvBlock();
 }
 #endif
 
@@ -1301,7 +1432,7 @@ void matmul_blocked(const Kernels& k, const PanelProduct& m) {
     for (auto& sums : acc) std::fill_n(sums, m.n * kPanelRows, 0.f);
     for (int k0 = 0; k0 < m.x.cols; k0 += kBlockCols) {
       const int cols = std::min(kBlockCols, m.x.cols - k0);
-      BlockProduct block = {type, {}, {}, cols, m.x.columns(k0), m.n, {acc[0], acc[1]}};
+      BlockProduct block = {type, {}, {}, cols, m.x.from(size_t(k0)), m.n, {acc[0], acc[1]}};
       for (int i = 0; i < 2; i++) {
         const uint8_t* panel = m.w.data + (size_t(p) + std::min(i, pair - 1)) * stride;
         block.codes[i] = panel + code_bytes(type, k0);
@@ -1467,29 +1598,6 @@ inline uint64_t hash_bytes(const void* data, size_t n) {
 }
 inline uint64_t hash_logits(const float* logits, int n) { return hash_bytes(logits, size_t(n) * sizeof(float)); }
 
-// llama2.c checkpoints have no magic number: dim, hidden_dim and n_layers come first.
-inline bool looks_like_llama2c(const uint8_t* p, size_t n) {
-  return n >= 28 && load<uint32_t>(p) - 1 < 1 << 16 && load<uint32_t>(p + 4) - 1 < 1 << 20 &&
-         load<uint32_t>(p + 8) - 1 < 1 << 10;
-}
-// The kind of a file that is not a model, by its first bytes.
-inline std::string describe_file(const uint8_t* p, size_t n) {
-  const std::string_view s(reinterpret_cast<const char*>(p), std::min<size_t>(n, 64));
-  const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
-  if (n == 0) return "an empty file";
-  if (starts("GGUF")) return "a GGUF file; convert it: export/convert FILE -o model.bin";
-  if (starts("PK\x03\x04")) return "a zip archive (PyTorch saves such files)";
-  if (starts("version https://git-lfs")) return "a Git LFS pointer, not the file itself; fetch it with: git lfs pull";
-  if (starts("<!") || starts("<html") || starts("<HTML")) return "a web page (HTML); the download failed";
-  if (starts("\x80\x02") || starts("\x80\x04")) return "a Python pickle (old PyTorch checkpoint)";
-  if (n > 8 && p[8] == '{' && load<uint64_t>(p) < (1u << 30))
-    return "a safetensors file; convert its folder: export/convert FOLDER -o model.bin";
-  if (looks_like_llama2c(p, n))
-    return "perhaps a llama2.c checkpoint; convert it: export/convert FILE -z TOKENIZER -o model.bin";
-  const auto text = [](char c) { return uint8_t(c) >= 32 || c == '\n' || c == '\r' || c == '\t'; };
-  return std::all_of(s.begin(), s.end(), text) ? "a text file" : "an unknown format";
-}
-
 // Reads a section from front to back. Once something does not fit, ok is false and every value 0.
 struct ByteReader {
   std::string_view bytes;
@@ -1523,7 +1631,7 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
   if (!in_range("dim", c.dim, 1, 1 << 16) || !in_range("hidden_dim", c.hidden_dim, 1, 1 << 20) ||
       !in_range("n_layers", c.n_layers, 1, 1 << 10) || !in_range("n_heads", c.n_heads, 1, 1 << 10) ||
       !in_range("n_kv_heads", c.n_kv_heads, 1, c.n_heads) || !in_range("head_dim", c.head_dim, 2, kMaxHeadDim) ||
-      !in_range("vocab_size", c.vocab_size, 1, 1 << 22) || !in_range("max_seq_len", c.max_seq_len, 1, 1 << 22) ||
+      !in_range("vocab_size", c.vocab_size, 1, 1 << 22) || !in_range("max_seq_len", c.max_seq_len, 1, kMaxContext) ||
       (llama3 && !in_range("rope_original_len", c.rope_original_len, 1, 1 << 24)))
     return false;
   if (c.n_heads % c.n_kv_heads)
@@ -1554,7 +1662,7 @@ struct ModelReader {
   }
   bool header(uint32_t architecture) {
     if (m.size_ < 8 || std::memcmp(m.base_, kMagic, 8) != 0)
-      return refuse("magic", "a pocketllama model", describe_file(m.base_, m.size_));
+      return refuse("magic", "a pocketllama model", "another format; make one with export/convert");
     if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", m.size_);
     std::memcpy(&h, m.base_, sizeof h);
     if (!equal("version", kFormatVersion, h.version)) return false;
@@ -1699,85 +1807,97 @@ inline bool read_config(ModelReader& reader, Config& c) {
   return reader.fits(c);
 }
 
-inline bool Model::read(const char* name) {
+inline bool Model::read() {
   layers.clear();
-  try {
-    ModelReader reader{*this, {}};
-    std::vector<Tensor> t;
-    const auto specs = [&] { return tensor_specs(config); };
-    if (!reader.header(kLlama) || !read_config(reader, config) ||
-        !reader.tensors(uint64_t(config.n_layers) * 9 + 3, specs, t) || !reader.finish(config.vocab_size))
-      return refuse(name);
-    token_embedding = t[0];
-    for (size_t i = 1; i + 2 < t.size(); i += 9)
-      layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
-    final_norm = t[t.size() - 2];
-    output = t[t.size() - 1];
-    bytes_per_token = 0;
-    for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
-    return true;
-  } catch (const std::bad_alloc&) {
-    error = "out of memory";
-    return refuse(name);
-  }
+  ModelReader reader{*this, {}};
+  std::vector<Tensor> t;
+  const auto specs = [&] { return tensor_specs(config); };
+  if (!reader.header(kLlama) || !read_config(reader, config) ||
+      !reader.tensors(uint64_t(config.n_layers) * 9 + 3, specs, t) || !reader.finish(config.vocab_size))
+    return false;
+  token_embedding = t[0];
+  for (size_t i = 1; i + 2 < t.size(); i += 9)
+    layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
+  final_norm = t[t.size() - 2];
+  output = t[t.size() - 1];
+  bytes_per_token = 0;
+  for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
+  return true;
 }
 
-inline bool ModelFile::refuse(const char* name) {
-  error = concat(name, ": ", error);
+template <class Map, class Read> bool ModelFile::open_with(const char* name, const Map& map, const Read& read) {
+  unmap();
+  error.clear();
+  try {
+    if (map() && read()) return true;
+    error = concat(name ? name : "null", ": ", error);
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";  // short enough for a string without an allocation
+  }
   unmap();
   return false;
 }
-inline bool ModelFile::map_file(const char* path) {
-  unmap();
-  error.clear();
+inline bool ModelFile::map_file(const char* path, Load load) {
   const auto fail = [&](const char* why) {
     error = why;
-    return refuse(path);
+    return false;
   };
-  file_ = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  file_ = path ? ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
   struct stat st;
-  if (file_ < 0 || fstat(file_, &st) != 0) return fail(std::strerror(errno));
+  if (!path || file_ < 0 || fstat(file_, &st) != 0) return fail(path ? std::strerror(errno) : "expected a file name");
   if (S_ISDIR(st.st_mode)) return fail("is a folder; convert a checkpoint in it: export/convert FOLDER -o model.bin");
   if (!S_ISREG(st.st_mode)) return fail("expected a regular file, which can be mapped");
   if (st.st_size == 0) return fail("magic: expected a pocketllama model, found an empty file");
-  void* map = mmap(nullptr, size_t(st.st_size), PROT_READ, MAP_SHARED, file_, 0);
+  const size_t size = size_t(st.st_size);
+  const bool copy = load == Load::copy;
+  void* map = copy ? mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                   : mmap(nullptr, size, PROT_READ, MAP_SHARED, file_, 0);
   if (map == MAP_FAILED) return fail(std::strerror(errno));
   base_ = static_cast<const uint8_t*>(map);
-  size_ = size_t(st.st_size);
+  size_ = size;
+  owned_ = true;
 #ifdef MADV_HUGEPAGE
   madvise(map, size_, MADV_HUGEPAGE);  // pages that are not cached yet may arrive as pages of 2 MiB, which read faster
 #endif
+  for (size_t at = 0; copy && at < size;) {
+    const ssize_t n = ::read(file_, static_cast<uint8_t*>(map) + at, std::min<size_t>(size - at, 1 << 30));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return fail(n < 0 ? std::strerror(errno) : "the file was truncated while it was read");
+    at += size_t(n);
+  }
+  if (copy) ::close(std::exchange(file_, -1));
   return true;
 }
 
 inline bool ModelFile::map_memory(const void* data, size_t size) {
-  unmap();
-  error.clear();
   if (reinterpret_cast<uintptr_t>(data) % kAlign) {
-    error = "memory: expected an address on a 64-byte boundary";
+    error = "expected an address on a 64-byte boundary";
     return false;
   }
   base_ = static_cast<const uint8_t*>(data);
-  size_ = size;
+  size_ = data ? size : 0;
   return true;
 }
 
 inline void ModelFile::unmap() {
-  if (file_ >= 0) {
-    if (base_) munmap(const_cast<uint8_t*>(base_), size_);
-    ::close(file_);
-  }
+  if (owned_) munmap(const_cast<uint8_t*>(base_), size_);
+  if (file_ >= 0) ::close(file_);
   base_ = nullptr;
   size_ = 0;
   file_ = -1;
+  owned_ = false;
   tokenizer_ = chat_ = provenance_ = {};
+  file_bytes = 0;
   tensors_at_ = tensors_hash_ = checksum_ = 0;
 }
 
-inline bool ModelFile::verify_tensors() {
+inline bool ModelFile::verify_tensors() try {
   const uint64_t found = hash_bytes(base_ + tensors_at_, size_ - tensors_at_);
   if (found == tensors_hash_) return true;
   error = concat("tensors: expected checksum ", tensors_hash_, ", found ", found);
+  return false;
+} catch (const std::bad_alloc&) {
+  error = "out of memory";
   return false;
 }
 // Reads the row from the file instead of the mapping: a page fault would bring in 64 KiB around it, which would stay.
@@ -1805,20 +1925,6 @@ inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const 
   return true;
 }
 
-// One zeroed reservation, which the system backs page by page as it is touched: a KV cache costs what is used of it.
-// Null with `error` set if there is no room.
-inline uint8_t* reserve_memory(size_t bytes, std::string& error) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
-    error = concat("session: cannot reserve ", bytes >> 20, " MiB; use a smaller context");
-    return nullptr;
-  }
-#ifdef MADV_NOHUGEPAGE
-  madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would occupy 2 MiB
-#endif
-  return static_cast<uint8_t*>(memory);
-}
-
 // ==== 8. Threads =====================================================================================================
 // An idle worker spins for some microseconds, since the next matmul usually follows soon, and then sleeps.
 
@@ -1832,24 +1938,31 @@ inline void spin_pause() {  // tells the CPU that a loop only waits
 
 inline Pool::Pool(int threads) {
   starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than parallel_ranges makes of any model's panels
+  sigset_t blocked, before;  // workers leave signals to the program's threads, except those that they cause
+  sigfillset(&blocked);
+  for (int signal : {SIGBUS, SIGFPE, SIGILL, SIGSEGV}) sigdelset(&blocked, signal);
+  pthread_sigmask(SIG_BLOCK, &blocked, &before);
   try {
-    for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+    for (int i = 1; i < threads; i++) workers_->threads.emplace_back([this, i] { work(i); });
   } catch (const std::system_error&) {  // the system's limit: continue with those that started
   } catch (const std::bad_alloc&) {
   }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 inline Pool::~Pool() {
+  forget_lost_workers();
+  if (!workers_) return;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(workers_->mutex);
     stop_.store(true);
   }
-  wake_.notify_all();
-  for (auto& worker : workers_) worker.join();
+  workers_->wake.notify_all();
+  for (auto& worker : workers_->threads) worker.join();
 }
 
 template <class F> void Pool::parallel_for(int n, double work, const F& f) {
-  if (workers_.empty() || n <= 1 || work < kWorthSharing) {
+  if (threads() == 1 || n <= 1 || work < kWorthSharing) {
     for (int i = 0; i < n; i++) f(i, 0);
     return;
   }
@@ -1859,8 +1972,8 @@ template <class F> void Pool::parallel_for(int n, double work, const F& f) {
   const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 48) + 1;
   ticket_.store(job << 48 | uint64_t(n) << 24);
   if (sleepers_.load() > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
-    wake_.notify_all();
+    { std::lock_guard<std::mutex> lock(workers_->mutex); }
+    workers_->wake.notify_all();
   }
   take_tasks(0);
   for (int i = 0; done_.load(std::memory_order_acquire) != n; i++) {
@@ -1869,6 +1982,7 @@ template <class F> void Pool::parallel_for(int n, double work, const F& f) {
     else
       std::this_thread::yield();
   }
+  if (failed_.load(std::memory_order_relaxed) && failed_.exchange(false)) throw std::bad_alloc();
 }
 
 // First 7/8 of all in one long range per thread, since memory is read fastest in long streams, then 7/8 of the rest
@@ -1890,12 +2004,17 @@ inline void Pool::take_tasks(int thread) {
     const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
     const int task = int(ticket & 0xffffff), n = int(ticket >> 24 & 0xffffff);
     if (task >= n) return;
-    call_(context_, task, thread);
+    try {
+      call_(context_, task, thread);
+    } catch (const std::bad_alloc&) {
+      failed_.store(true, std::memory_order_relaxed);
+    }
     done_.fetch_add(1, std::memory_order_release);
   }
 }
 
 inline void Pool::work(int thread) {
+  const FloatMode mode;
   uint64_t seen = 0;
   for (;;) {
     const auto start = std::chrono::steady_clock::now();
@@ -1910,9 +2029,9 @@ inline void Pool::work(int thread) {
 }
 
 inline void Pool::sleep(uint64_t seen) {
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(workers_->mutex);
   sleepers_.fetch_add(1);
-  wake_.wait(lock, [&] { return ticket_.load() >> 48 != seen || stop_.load(); });
+  workers_->wake.wait(lock, [&] { return ticket_.load() >> 48 != seen || stop_.load(); });
   sleepers_.fetch_sub(1);
 }
 
@@ -2016,19 +2135,24 @@ POCKET_BODY void rmsnorm_body(const float* x, const float* weight, float* y, int
   for (int i = 0; i < round_up(n, 16); i++) y[i] = x[i] * scale * weight[i];
 }
 
+// The largest |x|; NaN if there is one. For |x| the order of the bits is the order of the floats, with NaN on top.
+POCKET_BODY float largest_of(const float* x, int n) {
+  uint32_t top = 0;
+  for (int i = 0; i < n; i++) top = std::max(top, float_bits(x[i]) & 0x7fffffff);
+  return bits_float(top);
+}
+
 // Groups of 32 to int8: scale = max|x| / 127, q = x / scale rounded half to even, and the sum of each group's q.
 POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, int32_t* sum) {
   for (int g = 0; g < n / kGroup; g++, x += kGroup, q += kGroup) {
-    uint32_t top = 0;  // for |x| the order of the bits is the order of the floats
-    for (int i = 0; i < kGroup; i++) top = std::max(top, float_bits(x[i]) & 0x7fffffff);
-    const float largest = bits_float(top);
+    const float largest = largest_of(x, kGroup);
     const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;  // 1 / scale might be infinite: zeros
     int32_t total = 0;
     for (int i = 0; i < kGroup; i++) {
       q[i] = int8_t(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
       total += q[i];
     }
-    scale[g] = inverse == 0.f ? 0.f : largest / 127.f;
+    scale[g] = largest < 1e-30f ? 0.f : largest / 127.f;  // not finite if an element is not: so are the results
     sum[g] = total;
   }
 }
@@ -2074,11 +2198,9 @@ template <class T> float store_vector(const float* x, int n, T* out, int stride)
     for (int i = 0; i < n; i++) out[i * stride] = x[i];
     return 1;
   } else {
-    float largest = 0;
-    for (int i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
-    const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;
+    const float largest = largest_of(x, n), inverse = largest < 1e-30f ? 0.f : 127.f / largest;
     for (int i = 0; i < n; i++) out[i * stride] = T(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
-    return inverse == 0.f ? 0.f : largest / 127.f;
+    return largest < 1e-30f ? 0.f : largest / 127.f;
   }
 }
 
@@ -3086,11 +3208,13 @@ inline const Kernels* find_kernels(const char* name) {
   return nullptr;
 }
 
-inline std::vector<std::string> kernel_names() {
+inline std::vector<std::string> kernel_names() try {
   std::vector<std::string> names;
   for (const Kernels* k = kernel_table(); k->name; k++)
     if (k->supported()) names.push_back(k->name);
   return names;
+} catch (const std::bad_alloc&) {
+  return {};
 }
 
 inline const Kernels* choose_kernels(const char* name, std::string& error) {
@@ -3107,7 +3231,11 @@ inline void exp_in_place(float* x, int n) {
   best.exp(x, n);
 }
 
+}  // namespace POCKET_ISA
 }  // namespace pocket
+#if defined(__clang__) && defined(__x86_64__)
+#pragma float_control(pop)
+#endif
 #endif  // POCKET_RUN_CPP
 
 // ==== 11. A small program ============================================================================================

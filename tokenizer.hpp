@@ -46,7 +46,18 @@
 #include <variant>
 #include <vector>
 
+// Source files compiled with different -m flags must not share inline functions: of all copies the linker keeps one,
+// whose instructions the CPU may lack. So the flags are part of every name: a macro that is defined is pasted as 1.
+#ifndef POCKET_ISA
+#define POCKET_PASTE(A, B, C, D, E, F, G, H, I, J, K, L, M, N) isa_##A##B##C##D##E##F##G##H##I##J##K##L##M##N
+#define POCKET_PASTE_VALUES(...) POCKET_PASTE(__VA_ARGS__)
+#define POCKET_ISA                                                                                                   \
+  POCKET_PASTE_VALUES(__SSE3__, __SSSE3__, __SSE4_1__, __SSE4_2__, __POPCNT__, __AVX__, __FMA__, __BMI2__, __AVX2__, \
+                      __AVX512F__, __AVX512VL__, __AVX512VNNI__, __ARM_FEATURE_SVE, __ARM_FEATURE_DOTPROD)
+#endif
+
 namespace pocket {
+inline namespace POCKET_ISA {
 
 // ====================================================================================================================
 // 1. Interface
@@ -1516,4 +1527,5 @@ class LoopWatch {
   size_t period_ = 0;
 };
 
+}  // namespace POCKET_ISA
 }  // namespace pocket

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "describe_file.hpp"
 #include "dtype.hpp"
 #include "engine.hpp"
 #include "input_file.hpp"

@@ -34,7 +34,8 @@ class Llama : public LanguageModel {
     return std::make_unique<LlamaSession>(model, options);
   }
   std::vector<MemoryItem> memory_of(const SessionOptions& options, int tokens) const override {
-    return pocket::memory_of(model, options, tokens);
+    const auto items = pocket::memory_of(model, options, tokens);
+    return {items.begin(), items.end()};
   }
 
   ModelFile& file() override { return model; }
