@@ -16,9 +16,10 @@ class LlamaSession : public SessionOf<Session> {
 class Llama : public LanguageModel {
  public:
   // tokenizer_file: a SentencePiece model, "" for the model's own tokenizer. kernel: as in --kernel. Throws Failure.
-  explicit Llama(const std::string& path, const std::string& tokenizer_file = "", const std::string& kernel = "")
+  explicit Llama(const std::string& path, const std::string& tokenizer_file = "", const std::string& kernel = "",
+                 Load load = Load::map)
       : reference_(kernel == "reference") {
-    if (!model.open(path.c_str())) throw_open_failure(path, model.error);
+    if (!model.open(path.c_str(), load)) throw_open_failure(path, model.error);
     const bool own = tokenizer_file.empty();
     if (!(own ? tokenizer_.load(model.tokenizer_bytes())
               : tokenizer_.load_sentencepiece(read_all(tokenizer_file, kLongestTokenizer))))

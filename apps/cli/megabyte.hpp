@@ -9,8 +9,8 @@ namespace pocket::cli {
 class Megabyte : public LanguageModel {
  public:
   // Throws Failure.
-  explicit Megabyte(const std::string& path) {
-    if (!model_.open(path.c_str())) throw_open_failure(path, model_.error);
+  explicit Megabyte(const std::string& path, Load load = Load::map) {
+    if (!model_.open(path.c_str(), load)) throw_open_failure(path, model_.error);
     if (!tokenizer_.load(Tokenizer::to_blob(byte_vocabulary()))) throw Failure{1, path + ": " + tokenizer_.error};
   }
 

@@ -271,6 +271,19 @@ TEST_F(ChatProgram, TerminalGetsNoEscapeSequences) {
   EXPECT_GT(t.output().size(), 200u);
 }
 
+// A model that is read into memory may lose its file.
+TEST_F(ChatProgram, GoesOnWhenTheFileOfAModelInMemoryIsTruncated) {
+  const TemporaryFolder folder;
+  std::filesystem::copy_file(model(), folder.file("m.bin"));
+  TerminalProgram t({POCKET_RUN, folder.file("m.bin"), "-m", "chat", "-n", "12", "-t", "0", "-r", "2", "--no-mmap"});
+  ASSERT_TRUE(t.wait_for("> "));
+  std::filesystem::resize_file(folder.file("m.bin"), 0);
+  t.type("one\n");
+  ASSERT_TRUE(t.wait_for("\n> "));
+  t.type("/quit\n");
+  EXPECT_EQ(t.wait_for_exit(), 0) << t.output();
+}
+
 // ---- A real model ----
 
 // A reply with Chinese characters or emoji that is cut after n tokens consists of whole characters, for every n.

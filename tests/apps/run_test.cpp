@@ -23,11 +23,12 @@ TEST_F(RunProgram, HelpListsEveryOption) {
   const ProgramResult r = run({"--help"});
   EXPECT_EQ(r.status, 0);
   EXPECT_EQ(r.err, "");
-  for (const char* word : {"-i",        "--prompt",  "-n",       "-t",       "-p",           "-s",         "-m",
-                           "-y",        "-z",        "-f",       "-k",       "--min-p",      "-r",         "--stop",
-                           "--threads", "--ctx",     "--kernel", "--info",   "--perplexity", "--selftest", "--encode",
-                           "-q",        "--version", "--ids",    "--logits", "--batch",      "--kernels",  "models/get",
-                           "--save",    "--resume",  "--lookup", "--top",    "--json",       "--man",      "reference"})
+  for (const char* word :
+       {"-i",       "--prompt", "-n",           "-t",         "-p",       "-s",       "-m",        "-y",
+        "-z",       "-f",       "-k",           "--min-p",    "-r",       "--stop",   "--threads", "--ctx",
+        "--kernel", "--info",   "--perplexity", "--selftest", "--encode", "-q",       "--version", "--ids",
+        "--logits", "--batch",  "--kernels",    "models/get", "--save",   "--resume", "--lookup",  "--top",
+        "--json",   "--man",    "reference",    "--no-mmap"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
   std::stringstream lines(r.out);
   for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 120u) << line;
@@ -284,11 +285,17 @@ TEST_F(RunProgram, MessagesOfAllProgramsAreOneLineWithoutControlCharacters) {
   }
 }
 
-// Whatever a model file says about itself.
-TEST_F(RunProgram, InfoCarriesNoControlCharacters) {
+// A small model with a tokenizer.
+ModelParts small_model_parts() {
   ModelParts parts = tiny::parts_of(tiny::small_config(), Type::q8);
   parts.config.vocab_size = 400;
   parts.tokenizer = Tokenizer::to_blob(random_vocabulary(400));
+  return parts;
+}
+
+// Whatever a model file says about itself.
+TEST_F(RunProgram, InfoCarriesNoControlCharacters) {
+  ModelParts parts = small_model_parts();
   parts.provenance =
       "source: \x1B]0;title\x07\xC2\x9B"
       "31m\u202Ea\nlicence: \x9B"
@@ -388,6 +395,15 @@ TEST_F(RunProgram, TextDoesNotDependOnKernelThreadsAndBatch) {
   EXPECT_NE(text(other), expected) << "another seed gives another text";
 }
 
+TEST_F(RunProgram, TextDoesNotDependOnHowTheModelIsLoaded) {
+  for (const char* kernel : {"scalar", "reference"}) {
+    const std::vector<std::string> args = {model("q4"), "-i", "once", "-n", "10", "-s", "11", "--kernel", kernel};
+    std::vector<std::string> copied = args;
+    copied.push_back("--no-mmap");
+    EXPECT_EQ(text(copied), text(args)) << kernel;
+  }
+}
+
 TEST_F(RunProgram, LogitsDoNotDependOnKernelThreadsAndBatch) {
   const TemporaryFolder t;
   std::string ids = "1";
@@ -466,6 +482,22 @@ TEST_F(RunProgram, InfoDescribesModelAndMemory) {
     EXPECT_NE(out.find(word), std::string::npos) << word << " in\n" << out;
 }
 
+// With --no-mmap the whole file is in memory, the embedding table included.
+TEST_F(RunProgram, InfoCountsAModelThatIsReadIntoMemory) {
+  const auto row = [](const std::string& out, const std::string& name) {
+    const size_t at = out.find("  " + name + " ");
+    EXPECT_NE(at, std::string::npos) << out;
+    return std::stod(out.substr(at + name.size() + 2));
+  };
+  const TemporaryFolder t;
+  ASSERT_EQ(run_program({POCKET_CONVERT, "--random", "stories15m", "--type", "q8", "-o", t.file("m.bin")}).status, 0);
+  const double megabytes = double(std::filesystem::file_size(t.file("m.bin"))) / 1e6;
+  const std::string mapped = text({t.file("m.bin"), "--info"}), copied = text({t.file("m.bin"), "--info", "--no-mmap"});
+  EXPECT_NEAR(row(copied, "weights"), megabytes, 0.06);
+  EXPECT_LT(row(mapped, "weights"), megabytes - 5);
+  EXPECT_NEAR(row(copied, "program and tokenizer"), row(mapped, "program and tokenizer"), 2) << "the file counts once";
+}
+
 TEST_F(RunProgram, SelfTestDetectsOneChangedBit) {
   EXPECT_NE(text({model(), "--selftest"}).find("tensor checksum: ok"), std::string::npos);
   std::string bytes = read_file(model());
@@ -501,6 +533,34 @@ TEST_F(RunProgram, PerplexityFollowsFromTheLogits) {
 
 TEST_F(RunProgram, ChatRequiresATemplate) {
   expect_failure(1, {model(), "-m", "chat", "-i", "hi"}, {"no chat template", "-i"});
+}
+
+// ---- Damaged weights ----
+
+// Weights that are not finite give logits that are not, from which nothing can be sampled.
+TEST_F(RunProgram, LogitsThatAreNotFiniteAreAnError) {
+  const TemporaryFolder t;
+  for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    tiny::Bytes file = tiny::model_bytes(small_model_parts());
+    const size_t norm = size_t(load<TensorEntry>(file.data() + tiny::entry_at(file, 1)).offset);
+    file = tiny::patched(file, norm, value);
+    const std::string damaged = t.write("m.bin", tiny::text_of(file)), words = t.write("t", "some words of text");
+    for (const std::vector<std::string>& action : {std::vector<std::string>{"-n", "5"},
+                                                   {"--top", "3"},
+                                                   {"--top", "3", "--json"},
+                                                   {"--lookup"},
+                                                   {"--kernel", "reference"},
+                                                   {"--perplexity", words},
+                                                   {"--logits", t.file("l")},
+                                                   {"--save", t.file("s")}}) {
+      std::vector<std::string> args = {damaged, "--ids", "1,2,3"};
+      args.insert(args.end(), action.begin(), action.end());
+      const ProgramResult r = run(args);
+      EXPECT_EQ(r.status, 1) << r.err;
+      EXPECT_EQ(r.err, "run: logits: expected finite numbers; the weights are damaged, or too large for this type\n");
+    }
+    EXPECT_EQ(t.list(), "m.bin\nt\n");
+  }
 }
 
 // ---- A trained model ----
