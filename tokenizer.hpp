@@ -236,6 +236,9 @@ inline bool acts_on_terminal(char32_t code);
 // Returns a text without such characters except newline and tab, and with U+FFFD for invalid UTF-8, so that it is safe
 // to print on a terminal.
 inline std::string without_controls(const std::string& text);
+// The same as a part of one line, for messages that quote file names or names in a file: line breaks and tabs become
+// spaces.
+inline std::string one_line(const std::string& text);
 
 // ====================================================================================================================
 // 2. UTF-8
@@ -704,6 +707,13 @@ inline std::string without_controls(const std::string& text) {
       tokenizer_detail::take_character(rest, false, clean);
   }
   return clean;
+}
+
+inline std::string one_line(const std::string& text) {
+  std::string line = without_controls(text);
+  for (char& c : line)
+    if (c == '\n' || c == '\t') c = ' ';
+  return line;
 }
 
 // ====================================================================================================================

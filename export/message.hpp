@@ -8,8 +8,6 @@
 #include <type_traits>
 #include <utility>
 
-#include "../tokenizer.hpp"
-
 namespace pocket {
 
 /// A part of a message: a text, a character or a number. It refers to the text, so it is only valid within the
@@ -50,15 +48,6 @@ inline std::string text_of(Message parts) {
   std::string text;
   for (const MessagePart& part : parts) part.append_to(text);
   return text;
-}
-
-/// A text from outside (a file name, a name in a checkpoint) as a part of one line: it can neither start a new line nor
-/// act on a terminal.
-inline std::string one_line(const std::string& text) {
-  std::string line = without_controls(text);
-  for (char& c : line)
-    if (c == '\n' || c == '\t') c = ' ';
-  return line;
 }
 
 /// For `return fail(error, {path, ": why"})`: sets `error`, returns false.

@@ -33,7 +33,7 @@
 #include <variant>
 #include <vector>
 
-#include "message.hpp"
+#include "../tokenizer.hpp"
 
 namespace pocket {
 
@@ -174,6 +174,7 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
   std::vector<std::string> given;
   for (int i = 1; i < argc; i++) {
     std::string word = argv[i], value;
+    if (word.empty()) throw Failure{2, "expected an option or a file name, found ''"};
     if (word.size() < 2 || word[0] != '-') {
       if (!a.model.empty())
         throw Failure{2, "'" + word + "': one model only, already given as '" + a.model + "'; " + hint};
@@ -217,8 +218,8 @@ inline double seconds() {
 
 // The largest text inputs in bytes, far above any legitimate one, so that an endless one (/dev/zero) ends with a message
 // before it fills the memory.
-inline constexpr uint64_t kLongestPrompt = 64 << 20;  // a prompt or a line of a chat: more than any context holds
-inline constexpr uint64_t kLongestMeasuredText = 256 << 20;  // a text to measure: half a day of a small model
+inline constexpr uint64_t kLongestPrompt = 64 << 20;         // a prompt or a line of a chat; no context holds more
+inline constexpr uint64_t kLongestMeasuredText = 256 << 20;  // of --perplexity and --kl: days of most models
 inline constexpr uint64_t kLongestTokenizer = 64 << 20;      // a SentencePiece file
 
 // A text to train on is kept in memory, with its tokens: half of the machine's memory.

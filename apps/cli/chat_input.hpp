@@ -68,9 +68,10 @@ class LineReader {
       if (interrupted) return kInterrupted;
       input_.resize(4096);
       const ssize_t n = ::read(0, &input_[0], input_.size());
-      input_.resize(n > 0 ? size_t(n) : 0);
+      if (n < 0) throw Failure{1, std::string("standard input: ") + std::strerror(errno)};
+      input_.resize(size_t(n));
       next_ = 0;
-      if (n <= 0) return EOF;
+      if (n == 0) return EOF;
     }
     return uint8_t(input_[next_++]);
   }

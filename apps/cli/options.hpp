@@ -211,7 +211,7 @@ inline Arguments parse(int argc, char** argv) {
   if (a.is_given("--prompt") + !a.file.empty() + !a.ids.empty() > 1)
     throw Failure{2, "-i, -f and --ids: expected only one of them"};
   if (a.has_instruction()) set_instruction_prompt(a);
-  for (const char* option : {"--save", "--resume", "--lookup", "--top"})
+  for (const char* option : {"--ids", "--save", "--resume", "--lookup", "--top"})
     if (a.chat() && a.is_given(option))
       throw Failure{2, std::string(option) + " is not valid in a chat; remove it, or -m chat"};
   set_defaults(a);

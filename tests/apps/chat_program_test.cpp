@@ -58,6 +58,7 @@ TEST_F(ChatProgram, ChoosesATemplateByName) {
   fails(2, {"-m", "chat", "--template", "poem"}, {"--template: expected one of zephyr, chatml", "found 'poem'"});
   fails(1, {"-m", "chat", "--template", "chatml"}, {"plain.bin: --template chatml: expected the token <|im_start|>"});
   fails(2, {"-i", "a", "--template", "plain"}, {"--template is only valid with -m chat"});
+  fails(2, {"-m", "chat", "--ids", "1"}, {"--ids is not valid in a chat"});
 }
 
 TEST_F(ChatProgram, ConverterTakesATemplateName) {
@@ -196,6 +197,11 @@ TEST_F(ChatProgram, RejectsAMessageOfMegabytesWithoutEncodingIt) {
 TEST_F(ChatProgram, EndlessLineEndsTheChat) {
   const ProgramResult r = run_program({"sh", "-c", POCKET_RUN " " + model() + " -m chat < /dev/zero"});
   expect_failed_in_a_line(r, "run", 1, {"standard input: line: expected at most 67108864 bytes, found more"});
+}
+
+TEST_F(ChatProgram, ReportsInputThatCannotBeRead) {
+  const ProgramResult r = run_program({"sh", "-c", POCKET_RUN " " + model() + " -m chat < /"});
+  expect_failed_in_a_line(r, "run", 1, {"standard input: Is a directory"});
 }
 
 TEST_F(ChatProgram, ReplyEndsWhenTheContextIsFull) {

@@ -136,7 +136,7 @@ TEST(OneLine, KeepsTextAndDropsControls) {
   EXPECT_EQ(one_line("a\nb\tc\r\nd"), "a b c d");
   EXPECT_EQ(one_line(std::string("\x1B[31m\0\x7F\xC2\x9B"
                                  "31m",
-                                 11)),
+                                 12)),
             "[31m31m");
   EXPECT_EQ(one_line("\u202Ea\u2066b\u2028c\u2029"), "abc");
   EXPECT_EQ(one_line("\x9B"

@@ -125,6 +125,7 @@ TEST_F(RunProgram, ReportsWrongUsage) {
   expect_failure(2, {m, "--kv", "q4"}, {"--kv: expected auto, q8 or f32"});
   expect_failure(2, {m, "--kernel", "mmx"}, {"kernel", "mmx", "scalar"});
   expect_failure(2, {m, m}, {"one model only"});
+  expect_failure(2, {"", "-i", "a"}, {"expected an option or a file name, found ''"});
   expect_failure(2, {m, "-i", "a", "--ids", "1"}, {"-i, -f and --ids"});
   expect_failure(2, {m, "--ids", "1,x"}, {"--ids: expected a whole number from 0 to 511, found 'x'"});
   expect_failure(2, {m, "--ids", "1,512"}, {"found '512'"});

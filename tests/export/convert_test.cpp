@@ -326,7 +326,7 @@ struct GetFolder {
     const std::string log = "#!/bin/sh\necho \"${0##*/} $*\" >> " + t.file("log") + "\n";
     script("bin/curl",
            log + "while [ $# -gt 1 ]; do if [ $1 = --output ]; then printf " + content + " > $2; fi; shift; done\n");
-    script("bin/python3", log + "[ $4 != download ]\n");
+    script("bin/python3", log + "[ $3 != download ]\n");
     script("export/convert", log);
     script("run", log);
   }
