@@ -69,6 +69,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cfenv>
 #include <cfloat>
 #include <chrono>
 #include <cmath>
@@ -129,7 +130,6 @@ inline namespace POCKET_ISA {
 
 // ==== 1. The data of a model =========================================================================================
 inline constexpr const char* kVersion = "0.1.0";
-
 enum class Type : uint32_t { f32 = 0, q8 = 1, q4 = 2 };  // how a tensor's numbers are stored: section 6
 enum class RopeScaling : uint32_t { none = 0, linear = 1, llama3 = 2 };
 
@@ -168,7 +168,6 @@ struct Tensor {
 };
 
 inline float weight(const Tensor& t, int row, int col);  // one number of a tensor of any type and layout: section 6
-
 struct Layer {
   Tensor attention_norm;  // (dim)
   Tensor wq, wk, wv;      // (q_dim, dim), (kv_dim, dim), (kv_dim, dim)
@@ -187,9 +186,15 @@ enum class Load { map, copy };
 class ModelFile {
  public:
   ModelFile() = default;
-  ~ModelFile() { unmap(); }
+  virtual ~ModelFile() { unmap(); }
   ModelFile(const ModelFile&) = delete;
   ModelFile& operator=(const ModelFile&) = delete;
+
+  // Opens the file and checks everything except the values of the tensors, once. On failure false, with `error` set,
+  // and the model is closed.
+  bool open(const char* path, Load load = Load::map);
+  // The same for bytes that the caller keeps alive and in place, on a 64-byte boundary.
+  bool open_memory(const void* data, size_t size);
 
   std::string error;               // after a failure: the file, the field, what was expected and what was found
   std::vector<int> stop_ids;       // tokens that end a text, or a reply
@@ -206,14 +211,13 @@ class ModelFile {
   bool verify_tensors();                                           // reads all tensors, compares their checksum
   bool read_row(const Tensor& table, int row, float* x) const;     // x (cols, padded to 64); false if unreadable
 
- protected:
-  // Opens with map(), then read(). On any failure, lack of memory too, the model is closed, and `error` has the name.
-  template <class Map, class Read> bool open_with(const char* name, const Map& map, const Read& read);
+ private:
+  virtual bool read() = 0;  // checks the bytes and binds the tensors; false with `error` set
+  template <class Map> bool open_with(const char* name, const Map& map);
   bool map_file(const char* path, Load load);
   bool map_memory(const void* data, size_t size);
   void unmap();
 
- private:
   friend struct ModelReader;
   const uint8_t* base_ = nullptr;
   size_t size_ = 0;
@@ -232,21 +236,10 @@ class Model : public ModelFile {
   Tensor final_norm;          // (dim)
   Tensor output;              // (vocab_size, dim)
 
-  // Opens the file and checks everything except the values of the tensors, once. On failure false, with `error` set.
-  bool open(const char* path, Load load = Load::map) {
-    return open_with(
-        path, [&] { return map_file(path, load); }, [&] { return read(); });
-  }
-  // The same for bytes that the caller keeps alive and in place, on a 64-byte boundary.
-  bool open_memory(const void* data, size_t size) {
-    return open_with(
-        "memory", [&] { return map_memory(data, size); }, [&] { return read(); });
-  }
-
   int vocab_size() const { return config.vocab_size; }
 
  private:
-  bool read();
+  bool read() override;
 };
 
 // What an observer is shown: the output of each layer, and for each head the attention weights of each token.
@@ -380,19 +373,14 @@ class ReferenceLlama {
 };
 
 // ==== 3. Sampling and generating =====================================================================================
-// Round to nearest and keep denormal numbers, whatever mode the calling program uses: set for the duration of a call.
+// Round to nearest and keep denormal numbers for the duration of a call, whatever mode the calling program uses.
 struct FloatMode {
-#if defined(__x86_64__)
-  const unsigned before = _mm_getcsr();
-  FloatMode() { _mm_setcsr(0x1f80); }
-  ~FloatMode() { _mm_setcsr(before); }
-#elif defined(__aarch64__)
-  uint64_t before;
-  FloatMode() { asm volatile("mrs %0, fpcr\n msr fpcr, xzr" : "=r"(before)::"memory"); }
-  ~FloatMode() { asm volatile("msr fpcr, %0" ::"r"(before) : "memory"); }
-#else
-  FloatMode() {}
-#endif
+  std::fenv_t before;
+  FloatMode() {
+    std::fegetenv(&before);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~FloatMode() { std::fesetenv(&before); }
 };
 
 struct SamplerOptions {
@@ -605,6 +593,8 @@ class Session {
 
  private:
   friend struct Transformer;
+  bool run(const int* ids, size_t n, const EachLogits* each);
+
   const Model& model_;
   std::unique_ptr<struct Transformer> transformer_;  // section 5; null after a failed construction
   int position_ = 0;
@@ -651,14 +641,13 @@ inline constexpr int kTileTokens = 16;  // tokens of one attention task of a pro
 inline constexpr int kBlockKeys = 128;  // positions of a block of the KV cache
 inline constexpr int kMaxHeadDim = 1024;
 static_assert(kMaxGuesses < kChunk);
-
 template <class T> constexpr T round_up(T n, T to) { return (n + to - 1) / to * to; }
 constexpr int padded(int cols) { return round_up(cols, kAlign); }
 inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 inline const float* floats(const Tensor& vector) { return reinterpret_cast<const float*>(vector.data); }
 
 // Texts and numbers, one after the other, for messages.
-template <class... A> std::string concat(const A&... parts) {
+template <class... A> std::string concat(const A&... parts) try {
   std::string out;
   const auto add = [&](const auto& part) {
     if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>)
@@ -668,10 +657,11 @@ template <class... A> std::string concat(const A&... parts) {
   };
   (add(parts), ...);
   return out;
+} catch (const std::bad_alloc&) {
+  return "out of memory";  // short enough for a string without an allocation
 }
 
 // ---- The tools of the forward pass, which later sections define ----
-
 // The input of a matmul: n vectors of `cols` elements, as floats and quantized to int8 in groups of 32, each with the
 // scale max|x| / 127. A view: the memory belongs to the session, or to the caller.
 struct Activations {
@@ -905,8 +895,8 @@ template <class F> bool guarded_forward(Pool& pool, int& position, std::string& 
   try {
     if (run()) return true;
   } catch (const std::bad_alloc&) {
-    error = "out of memory";  // short enough for a string without an allocation
-  } catch (...) {             // of a callback
+    error = "out of memory";
+  } catch (...) {  // of a callback
     position = start;
     throw;
   }
@@ -981,7 +971,6 @@ POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const Sess
 }
 
 // ---- The forward pass ----
-
 struct Transformer {
   Session& session;
   const Kernels& kernels;
@@ -1018,30 +1007,24 @@ struct Transformer {
         return fail(concat("token ", i, ": expected an id below ", c.vocab_size, ", found ", ids[i]));
     return true;
   }
-  // All tokens, chunk by chunk, then the logits of the last one.
-  bool forward(const int* ids, size_t n) {
-    if (!check(ids, n)) return false;
-    for (size_t i = 0; i < n; i += kChunk)
-      if (!forward_chunk(ids + i, int(std::min<size_t>(kChunk, n - i)))) return false;
-    return logits(int((n - 1) % kChunk), 1);
-  }
-  bool forward(const int* ids, size_t n, const Session::EachLogits& each) {
+  // All tokens, chunk by chunk. each may be null: then only the logits of the last token are computed.
+  bool forward(const int* ids, size_t n, const Session::EachLogits* each) {
     if (!check(ids, n)) return false;
     const int start = position;
     for (size_t i = 0; i < n; i += kChunk) {
       const int size = int(std::min<size_t>(kChunk, n - i));
       if (!forward_chunk(ids + i, size)) return false;
-      for (int t = 0; t < size; t += kLogitRows) {
+      for (int t = 0; each && t < size; t += kLogitRows) {
         const int rows = std::min(kLogitRows, size - t);
         if (!logits(t, rows)) return false;
         for (int r = 0; r < rows; r++)
-          if (!each(i + t + r, buf.logits + size_t(r) * padded(c.vocab_size))) {
+          if (!(*each)(i + t + r, buf.logits + size_t(r) * padded(c.vocab_size))) {
             position = start + int(i) + t + r + 1;
             return true;
           }
       }
     }
-    return true;
+    return each || logits(int((n - 1) % kChunk), 1);
   }
   // n tokens (at most kChunk) through all layers; buf.x then holds the output of the last layer.
   bool forward_chunk(const int* ids, int n) {
@@ -1271,14 +1254,14 @@ POCKET_SHARED int Session::threads() const { return transformer_ ? transformer_-
 POCKET_SHARED const char* Session::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
 POCKET_SHARED int Session::context() const { return transformer_ ? transformer_->buf.context : 0; }
 POCKET_SHARED bool Session::kv_f32() const { return transformer_ && transformer_->buf.kv_f32; }
-POCKET_SHARED const float* Session::forward(const int* ids, size_t n) {
-  Transformer* const t = transformer_.get();
-  return t && guarded_forward(t->pool, position_, error, [&] { return t->forward(ids, n); }) ? t->buf.logits : nullptr;
-}
-POCKET_SHARED bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
+POCKET_SHARED bool Session::run(const int* ids, size_t n, const EachLogits* each) {
   Transformer* const t = transformer_.get();
   return t && guarded_forward(t->pool, position_, error, [&] { return t->forward(ids, n, each); });
 }
+POCKET_SHARED const float* Session::forward(const int* ids, size_t n) {
+  return run(ids, n, nullptr) ? transformer_->buf.logits : nullptr;
+}
+POCKET_SHARED bool Session::forward(const int* ids, size_t n, const EachLogits& each) { return run(ids, n, &each); }
 POCKET_SHARED KvBlock Session::kv_block(int layer, int kv_head, int block) const {
   const Config& c = model_.config;
   const bool exists = layer >= 0 && layer < c.n_layers && kv_head >= 0 && kv_head < c.n_kv_heads && block >= 0 &&
@@ -1316,7 +1299,6 @@ inline size_t embedding_group_bytes(Type type) { return type == Type::q8 ? 2 + k
 inline size_t embedding_row_bytes(Type type, int cols) {
   return size_t(padded(cols)) / kGroup * embedding_group_bytes(type);
 }
-
 // The q4 scale of a group: 4 bits, +-(5 ... 12). The sign mirrors a codebook that is not symmetric.
 inline float q4_scale(int s) { return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7)); }
 // A weight in a panel is integer * group scale * row scale (q4 only). Row r of 16, column k, group g of 32 columns:
@@ -1334,7 +1316,6 @@ inline float group_scale(const Tensor& t, const uint8_t* panel, int r, int g) {
 inline float row_scale(const Tensor& t, const uint8_t* panel, int r) {
   return t.type == Type::q4 ? load<float>(panel + panel_bytes(t.type, t.cols) - 64 + 4 * r) : 1.f;
 }
-
 inline float weight(const Tensor& t, int row, int col) {
   if (t.layout != Layout::panels) {
     const uint8_t* at =
@@ -1347,7 +1328,6 @@ inline float weight(const Tensor& t, int row, int col) {
   if (t.type == Type::f32) return load<float>(panel + size_t(col) * 64 + 4 * r);
   return row_scale(t, panel, r) * (group_scale(t, panel, r, col / kGroup) * float(integer_weight(t, panel, r, col)));
 }
-
 // The definition of a matmul: row r of a panel times one token. Every kernel returns these bits.
 inline float dot_scalar(const Tensor& t, const uint8_t* panel, int r, const Activations& x) {
   float acc = 0;
@@ -1361,7 +1341,6 @@ inline float dot_scalar(const Tensor& t, const uint8_t* panel, int r, const Acti
   }
   return acc * row_scale(t, panel, r);
 }
-
 inline void matmul_scalar(const PanelProduct& m) {
   for (int p = m.first; p < m.first + m.count; p++) {
     const uint8_t* panel = m.w.data + size_t(p) * panel_bytes(m.w.type, m.w.cols);
@@ -1372,14 +1351,12 @@ inline void matmul_scalar(const PanelProduct& m) {
 }
 
 // ---- Activations ----
-
 inline constexpr int kFewTokens = 8;    // up to so many read the q4 weights in place; for more they are unpacked once
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 
 // The packed layout: 64 columns of all tokens, (n, 64) bytes, and their scales, (2, n) floats; then the next 64
 // columns. n is padded to 16; the rows after the last token are unspecified.
 inline size_t packed_bytes(int n, int cols) { return size_t(cols) / 64 * (64 + 2 * sizeof(float)) * round_up(n, 16); }
-
 // Copies `count` quantized groups of token t, from group `first` on, to their place in `packed`, which is for n tokens.
 inline void pack_groups(const int8_t* q, const float* scale, int t, int first, int count, int n, uint8_t* packed) {
   const size_t rows = size_t(round_up(n, 16));
@@ -1389,9 +1366,7 @@ inline void pack_groups(const int8_t* q, const float* scale, int t, int first, i
     std::memcpy(block + rows * 64 + (g % 2 * rows + t) * sizeof(float), scale, sizeof(float));
   }
 }
-
 inline bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
-
 template <class Take> void Activations::place(int width, bool floats, Take& take) {
   cols = padded(width);
   f = nullptr;
@@ -1402,7 +1377,6 @@ template <class Take> void Activations::place(int width, bool floats, Take& take
   take(sum, count / kGroup);
   take(packed, packed_bytes(kChunk, cols));
 }
-
 inline void Activations::quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
   const size_t at = size_t(token) * cols + first, group = at / kGroup;
   if (!packs(k, tokens)) return k.quantize(x, n, q + at, scale + group, sum + group);
@@ -1417,7 +1391,6 @@ inline void Activations::quantize(const Kernels& k, const float* x, int token, i
 }
 
 // ---- Matmul: the loops around the kernels ----
-
 #if !defined(POCKET_SEPARATE_KERNELS)
 // Integer matmul of many tokens: two panels at a time and a block of columns at a time, which is unpacked once for all
 // tokens.
@@ -1454,7 +1427,6 @@ void matmul_blocked(const Kernels& k, const PanelProduct& m) {
     }
   }
 }
-
 // By the fastest kernel of the set.
 void matmul_panels(const Kernels& k, const PanelProduct& m) {
   if (m.w.type == Type::f32) return k.matmul_f32(m);
@@ -1468,7 +1440,6 @@ void matmul_panels(const Kernels& k, const PanelProduct& m) {
 // Panels that a thread takes together: four, which are read as four streams at once (reads_four_streams), or two if
 // each is used for many tokens.
 inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
-
 // y = w x for each product. Matrices that share their input are processed in one pass, as if stacked vertically.
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n) {
   int total = 0;
@@ -1491,11 +1462,9 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
 // ==== 7. Model file: map and check ===================================================================================
 // Everything is checked once, when a file is opened, in 64-bit arithmetic that cannot overflow. The rest of the engine
 // relies on it.
-
 struct Section {
   uint64_t offset, bytes;
 };
-
 // The first 256 bytes of a model file.
 struct Header {
   char magic[8];          // kMagic
@@ -1515,7 +1484,6 @@ struct Header {
   uint8_t reserved[56];       // 0 in a Llama
 };
 static_assert(sizeof(Header) == 256);
-
 inline constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'L', 'A', 'M', 'A'};
 inline constexpr uint32_t kFormatVersion = 1, kLlama = 1, kMegabyte = 2;
 inline constexpr uint64_t kPage = 4096;  // alignment of the tensors section
@@ -1527,13 +1495,11 @@ struct TensorEntry {
   uint8_t padding[16];     // 0
 };
 static_assert(sizeof(TensorEntry) == 64);
-
 struct TensorSpec {
   std::string name;
   Layout layout;
   int rows, cols;
 };
-
 // Every tensor of a Llama, in the order of the file.
 inline std::vector<TensorSpec> tensor_specs(const Config& c) {
   std::vector<TensorSpec> specs = {{"token_embedding", Layout::rows, c.vocab_size, c.dim}};
@@ -1553,14 +1519,12 @@ inline std::vector<TensorSpec> tensor_specs(const Config& c) {
   specs.push_back({"output", Layout::panels, c.vocab_size, c.dim});
   return specs;
 }
-
 inline uint64_t tensor_bytes(const TensorSpec& spec, Type type) {
   if (spec.layout == Layout::vector) return round_up<uint64_t>(uint64_t(spec.cols) * 4, kAlign);
   if (spec.layout == Layout::rows) return round_up<uint64_t>(embedding_row_bytes(type, spec.cols) * spec.rows, kAlign);
   return uint64_t(panels_of(spec.rows)) * panel_bytes(type, spec.cols);
 }
 inline const char* type_name(Type type) { return type == Type::f32 ? "f32" : type == Type::q8 ? "q8" : "q4"; }
-
 // XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md) of whole stripes of 32 bytes: a shorter rest is
 // padded with zeros. A checksum, not cryptography.
 class Hash64 {
@@ -1590,32 +1554,12 @@ class Hash64 {
   }
   uint64_t lane_[4] = {k1 + k2, k2, 0, 0 - k1}, total_ = 0;
 };
-
 inline uint64_t hash_bytes(const void* data, size_t n) {
   Hash64 hash;
   hash.update(data, n);
   return hash.digest();
 }
 inline uint64_t hash_logits(const float* logits, int n) { return hash_bytes(logits, size_t(n) * sizeof(float)); }
-
-// Reads a section from front to back. Once something does not fit, ok is false and every value 0.
-struct ByteReader {
-  std::string_view bytes;
-  bool ok = true;
-
-  std::string_view take(uint64_t n) {
-    ok = ok && n <= bytes.size();
-    if (!ok) return {};
-    const std::string_view taken = bytes.substr(0, size_t(n));
-    bytes.remove_prefix(size_t(n));
-    return taken;
-  }
-  template <class T> T get() {
-    const std::string_view raw = take(sizeof(T));
-    return ok ? load<T>(raw.data()) : T();
-  }
-};
-
 // The limits of a shape, for model files and checkpoints alike. Within them no product of sizes overflows 64 bits, and
 // a pair rotates by at most one radian per position, so that exact::sincos can reduce every angle. For a value outside
 // its limits returns refuse(field, expected, found).
@@ -1644,7 +1588,6 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
          (c.rope_high_freq > c.rope_low_freq ||
           refuse("rope_high_freq", concat("more than rope_low_freq, ", c.rope_low_freq), concat(c.rope_high_freq)));
 }
-
 inline std::string architecture_name(uint32_t architecture) {
   return concat(architecture, architecture == kLlama ? " (llama)" : architecture == kMegabyte ? " (megabyte)" : "");
 }
@@ -1698,18 +1641,6 @@ struct ModelReader {
     hash.update(m.base_ + sizeof(Header), h.tensors.offset - sizeof(Header));
     return hash.digest() == h.checksum || refuse("checksum", h.checksum, concat(hash.digest(), " (damaged)"));
   }
-  struct Integer {
-    const char* field;
-    uint32_t value;
-    int* out;
-  };
-  bool integers(std::initializer_list<Integer> fields) {
-    for (const Integer& f : fields) {
-      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", f.value);
-      *f.out = int(f.value);
-    }
-    return true;
-  }
   template <class Shape> bool fits(const Shape& shape) {
     return check_config(shape, [this](const char* field, const std::string& expected, const std::string& found) {
       return refuse(field, expected, found);
@@ -1745,30 +1676,27 @@ struct ModelReader {
   std::string_view view(const Section& s) {
     return {reinterpret_cast<const char*>(m.base_) + s.offset, size_t(s.bytes)};
   }
-  static bool ids(ByteReader& in, int vocab_size, std::vector<int>& out) {
-    const uint32_t count = in.get<uint32_t>();
-    if (count > in.bytes.size() / 4) return false;
-    for (uint32_t i = 0; i < count; i++) {
-      out.push_back(in.get<int32_t>());
-      if (out.back() < 0 || out.back() >= vocab_size) return false;
+  // The number of ids and the ids at the start of a section. Returns the rest, null if they are invalid.
+  std::string_view ids(const char* name, const Section& s, int vocab_size, std::vector<int>& out) {
+    std::string_view in = view(s);
+    const uint64_t count = in.size() < 4 ? 0 : load<uint32_t>(in.data());
+    bool good = in.size() >= 4 * (count + 1);
+    out.clear();
+    for (uint64_t i = 0; good && i < count; i++) {
+      out.push_back(load<int32_t>(in.data() + 4 + 4 * i));
+      good = out.back() >= 0 && out.back() < vocab_size;
     }
-    return in.ok;
-  }
-  bool self_test(int vocab_size) {
-    ByteReader in{view(h.self_test)};
-    std::vector<int> prompt;
-    if (!ids(in, vocab_size, prompt)) return refuse("section self_test", "ids within the vocabulary", "other values");
-    m.self_test_hash = in.get<uint64_t>();
-    if (!in.ok || !in.bytes.empty()) return refuse("section self_test", "ids and a hash", "other bytes");
-    m.self_test_ids = std::move(prompt);
-    return true;
+    if (good) return in.substr(4 + 4 * size_t(count));
+    refuse(name, "ids within the vocabulary", "other values");
+    return {};
   }
   // The sections after the tensor table is bound.
   bool finish(int vocab_size) {
-    ByteReader chat{view(h.chat)};
-    m.stop_ids.clear();
-    if (!ids(chat, vocab_size, m.stop_ids)) return refuse("section chat", "ids within the vocabulary", "other values");
-    if (!self_test(vocab_size)) return false;
+    if (!ids("section chat", h.chat, vocab_size, m.stop_ids).data()) return false;
+    const std::string_view hash = ids("section self_test", h.self_test, vocab_size, m.self_test_ids);
+    if (!hash.data()) return false;
+    if (hash.size() != 8) return refuse("section self_test", "ids and a hash", "other bytes");
+    m.self_test_hash = load<uint64_t>(hash.data());
     m.tokenizer_ = view(h.tokenizer);
     m.chat_ = view(h.chat);
     m.provenance_ = view(h.provenance);
@@ -1779,34 +1707,31 @@ struct ModelReader {
     return true;
   }
 };
-
 // The shape of a Llama, from the header.
 inline bool read_config(ModelReader& reader, Config& c) {
   const Header& h = reader.h;
-  if (!reader.integers({{"dim", h.dim, &c.dim},
-                        {"hidden_dim", h.hidden_dim, &c.hidden_dim},
-                        {"n_layers", h.n_layers, &c.n_layers},
-                        {"n_heads", h.n_heads, &c.n_heads},
-                        {"n_kv_heads", h.n_kv_heads, &c.n_kv_heads},
-                        {"head_dim", h.head_dim, &c.head_dim},
-                        {"vocab_size", h.vocab_size, &c.vocab_size},
-                        {"max_seq_len", h.max_seq_len, &c.max_seq_len},
-                        {"rope_original_len", h.rope_original_len, &c.rope_original_len}}))
-    return false;
   if (h.tied > 1) return reader.refuse("tied", "0 or 1", h.tied);
   if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", h.rope_scaling);
   for (uint8_t byte : h.reserved)
     if (byte) return reader.refuse("reserved", 0, int(byte));
-  c.tied = h.tied;
-  c.norm_eps = h.norm_eps;
-  c.rope_theta = h.rope_theta;
+  c.dim = int(h.dim);
+  c.hidden_dim = int(h.hidden_dim);
+  c.n_layers = int(h.n_layers);
+  c.n_heads = int(h.n_heads);
+  c.n_kv_heads = int(h.n_kv_heads);
+  c.head_dim = int(h.head_dim);
+  c.vocab_size = int(h.vocab_size);
+  c.max_seq_len = int(h.max_seq_len);
+  c.rope_original_len = int(h.rope_original_len);
   c.rope_scaling = RopeScaling(h.rope_scaling);
+  c.rope_theta = h.rope_theta;
   c.rope_factor = h.rope_factor;
   c.rope_low_freq = h.rope_low_freq;
   c.rope_high_freq = h.rope_high_freq;
+  c.norm_eps = h.norm_eps;
+  c.tied = h.tied == 1;
   return reader.fits(c);
 }
-
 inline bool Model::read() {
   layers.clear();
   ModelReader reader{*this, {}};
@@ -1824,18 +1749,24 @@ inline bool Model::read() {
   for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
   return true;
 }
-
-template <class Map, class Read> bool ModelFile::open_with(const char* name, const Map& map, const Read& read) {
+// On any failure, lack of memory too, the model is closed, and `error` has the name.
+template <class Map> bool ModelFile::open_with(const char* name, const Map& map) {
   unmap();
   error.clear();
   try {
     if (map() && read()) return true;
-    error = concat(name ? name : "null", ": ", error);
+    error = concat(name, ": ", error);
   } catch (const std::bad_alloc&) {
-    error = "out of memory";  // short enough for a string without an allocation
+    error = "out of memory";
   }
   unmap();
   return false;
+}
+inline bool ModelFile::open(const char* path, Load load) {
+  return open_with(path ? path : "null", [&] { return map_file(path, load); });
+}
+inline bool ModelFile::open_memory(const void* data, size_t size) {
+  return open_with("memory", [&] { return map_memory(data, size); });
 }
 inline bool ModelFile::map_file(const char* path, Load load) {
   const auto fail = [&](const char* why) {
@@ -1868,7 +1799,6 @@ inline bool ModelFile::map_file(const char* path, Load load) {
   if (copy) ::close(std::exchange(file_, -1));
   return true;
 }
-
 inline bool ModelFile::map_memory(const void* data, size_t size) {
   if (reinterpret_cast<uintptr_t>(data) % kAlign) {
     error = "expected an address on a 64-byte boundary";
@@ -1878,7 +1808,6 @@ inline bool ModelFile::map_memory(const void* data, size_t size) {
   size_ = data ? size : 0;
   return true;
 }
-
 inline void ModelFile::unmap() {
   if (owned_) munmap(const_cast<uint8_t*>(base_), size_);
   if (file_ >= 0) ::close(file_);
@@ -1890,14 +1819,10 @@ inline void ModelFile::unmap() {
   file_bytes = 0;
   tensors_at_ = tensors_hash_ = checksum_ = 0;
 }
-
-inline bool ModelFile::verify_tensors() try {
+inline bool ModelFile::verify_tensors() {
   const uint64_t found = hash_bytes(base_ + tensors_at_, size_ - tensors_at_);
   if (found == tensors_hash_) return true;
   error = concat("tensors: expected checksum ", tensors_hash_, ", found ", found);
-  return false;
-} catch (const std::bad_alloc&) {
-  error = "out of memory";
   return false;
 }
 // Reads the row from the file instead of the mapping: a page fault would bring in 64 KiB around it, which would stay.
@@ -1927,7 +1852,6 @@ inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const 
 
 // ==== 8. Threads =====================================================================================================
 // An idle worker spins for some microseconds, since the next matmul usually follows soon, and then sleeps.
-
 inline void spin_pause() {  // tells the CPU that a loop only waits
 #if defined(__x86_64__)
   asm volatile("pause");
@@ -1935,7 +1859,6 @@ inline void spin_pause() {  // tells the CPU that a loop only waits
   asm volatile("yield");
 #endif
 }
-
 inline Pool::Pool(int threads) {
   starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than parallel_ranges makes of any model's panels
   sigset_t blocked, before;  // workers leave signals to the program's threads, except those that they cause
@@ -1949,7 +1872,6 @@ inline Pool::Pool(int threads) {
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
-
 inline Pool::~Pool() {
   forget_lost_workers();
   if (!workers_) return;
@@ -1960,7 +1882,6 @@ inline Pool::~Pool() {
   workers_->wake.notify_all();
   for (auto& worker : workers_->threads) worker.join();
 }
-
 template <class F> void Pool::parallel_for(int n, double work, const F& f) {
   if (threads() == 1 || n <= 1 || work < kWorthSharing) {
     for (int i = 0; i < n; i++) f(i, 0);
@@ -1984,7 +1905,6 @@ template <class F> void Pool::parallel_for(int n, double work, const F& f) {
   }
   if (failed_.load(std::memory_order_relaxed) && failed_.exchange(false)) throw std::bad_alloc();
 }
-
 // First 7/8 of all in one long range per thread, since memory is read fastest in long streams, then 7/8 of the rest
 // likewise, and so on, until the ranges are so short that no thread waits long for another (factoring; Hummel,
 // Schonberg and Flynn 1992).
@@ -1996,7 +1916,6 @@ template <class F> void Pool::parallel_ranges(int n, int unit, double work, cons
   }
   parallel_for(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
 }
-
 // ticket_: job number (16 bits), its number of tasks (24), next task (24). One fetch_add both claims a task and tells
 // which job it belongs to, so that a late worker cannot take part in the wrong job.
 inline void Pool::take_tasks(int thread) {
@@ -2012,7 +1931,6 @@ inline void Pool::take_tasks(int thread) {
     done_.fetch_add(1, std::memory_order_release);
   }
 }
-
 inline void Pool::work(int thread) {
   const FloatMode mode;
   uint64_t seen = 0;
@@ -2027,7 +1945,6 @@ inline void Pool::work(int thread) {
     take_tasks(thread);
   }
 }
-
 inline void Pool::sleep(uint64_t seen) {
   std::unique_lock<std::mutex> lock(workers_->mutex);
   sleepers_.fetch_add(1);
@@ -2045,16 +1962,10 @@ inline void Pool::sleep(uint64_t seen) {
 #define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // fully unrolled
 
 // Where sums must stay in registers the loops use W floats, which become one register (or two of SSE).
-template <int W> struct Vector;
-#define POCKET_VECTOR(W)                                      \
-  template <> struct Vector<W> {                              \
-    typedef float Floats __attribute__((vector_size(4 * W))); \
-    typedef int32_t Ints __attribute__((vector_size(4 * W))); \
-  };
-POCKET_VECTOR(4)
-POCKET_VECTOR(8)
-POCKET_VECTOR(16)
-
+template <int W> struct Vector {
+  typedef float Floats __attribute__((vector_size(4 * W)));
+  typedef int32_t Ints __attribute__((vector_size(4 * W)));
+};
 template <int W> struct Lanes {
   typedef typename Vector<W>::Floats Floats;
   typedef typename Vector<W>::Ints Ints;
@@ -2089,7 +2000,6 @@ template <int W> struct Lanes {
     std::memcpy(&v, sum, sizeof sum);
   }
 };
-
 POCKET_BODY float sum16(float* s) {
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; i++) s[i] += s[i + width];
@@ -2122,7 +2032,6 @@ POCKET_BODY float exp_body(float x) {
   p = std::fma(p * r, r, r) + 1.f;
   return p * bits_float((float_bits(shifted) - float_bits(kRound) + 127u) << 23);
 }
-
 POCKET_BODY void exp_vector_body(float* x, int n) {
   for (int i = 0; i < n; i++) x[i] = exp_body(x[i]);
 }
@@ -2134,14 +2043,12 @@ POCKET_BODY void rmsnorm_body(const float* x, const float* weight, float* y, int
   const float scale = 1.f / std::sqrt(sum16(s) / float(n) + eps);
   for (int i = 0; i < round_up(n, 16); i++) y[i] = x[i] * scale * weight[i];
 }
-
 // The largest |x|; NaN if there is one. For |x| the order of the bits is the order of the floats, with NaN on top.
 POCKET_BODY float largest_of(const float* x, int n) {
   uint32_t top = 0;
   for (int i = 0; i < n; i++) top = std::max(top, float_bits(x[i]) & 0x7fffffff);
   return bits_float(top);
 }
-
 // Groups of 32 to int8: scale = max|x| / 127, q = x / scale rounded half to even, and the sum of each group's q.
 POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, int32_t* sum) {
   for (int g = 0; g < n / kGroup; g++, x += kGroup, q += kGroup) {
@@ -2156,7 +2063,6 @@ POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, i
     sum[g] = total;
   }
 }
-
 // Rotates every pair (x[i], x[i + head_dim / 2]) of a head by its angle.
 POCKET_BODY void rope_body(float* x, int heads, int head_dim, const float* cos, const float* sin) {
   const int half = head_dim / 2;
@@ -2167,7 +2073,6 @@ POCKET_BODY void rope_body(float* x, int heads, int head_dim, const float* cos, 
       x[i + half] = std::fma(b, cos[i], a * sin[i]);
     }
 }
-
 // gate = silu(gate) * up, silu(x) = x / (1 + e^-x).
 POCKET_BODY void swiglu_body(float* gate, const float* up, int n) {
   for (int i = 0; i < n; i++) gate[i] = gate[i] / (1.f + exp_body(-gate[i])) * up[i];
@@ -2191,7 +2096,6 @@ inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys) {
   uint8_t* v = k + size_t(keys) * head_dim * (f32 ? sizeof(float) : 1);
   return {k, v, scales, scales + keys, head_dim, round_up(head_dim, 16)};
 }
-
 // Stores a vector of n elements, element i at out[i * stride]; returns its scale.
 template <class T> float store_vector(const float* x, int n, T* out, int stride) {
   if constexpr (sizeof(T) == 4) {
@@ -2203,7 +2107,6 @@ template <class T> float store_vector(const float* x, int n, T* out, int stride)
     return largest < 1e-30f ? 0.f : largest / 127.f;
   }
 }
-
 // Stores a key and a value of one head (head_dim) in a block.
 inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, const float* v) {
   const float root = 1.f / std::sqrt(float(kv.head_dim));
@@ -2216,7 +2119,6 @@ inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, cons
   else
     store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
 }
-
 // Blocks of 16 lanes to sum up: block b, row i begins at data[b * between + i * step].
 template <class T> struct LaneBlocks {
   const T* data;
@@ -2224,7 +2126,6 @@ template <class T> struct LaneBlocks {
   ptrdiff_t step, between;
   ptrdiff_t ahead;  // bytes from a row to the one to prefetch with it, into the L2 cache
 };
-
 // For B blocks from block `first` on, the sum of all rows, each times coefficient[n][row], to out[n] (16 per block). A
 // row is loaded and converted once for N outputs.
 template <int W, class T, int N, int B>
@@ -2244,7 +2145,6 @@ POCKET_BODY void combine_blocks(const LaneBlocks<T>& a, int first, const float* 
     POCKET_FOR (n, N)
       POCKET_FOR (p, kParts) acc[b][n][p].store(out[n] + 16 * (first + b) + p * W);
 }
-
 // The same for `blocks` blocks. For few outputs several blocks go together: an fma waits four cycles for the previous
 // one, so that it takes eight sums or more to keep the CPU's two units busy.
 template <int W, class T, int N>
@@ -2254,7 +2154,6 @@ POCKET_BODY void combine(const LaneBlocks<T>& a, int blocks, const float* const*
   for (; b + kTogether <= blocks; b += kTogether) combine_blocks<W, T, N, kTogether>(a, b, coefficient, out);
   for (; b < blocks; b++) combine_blocks<W, T, N, 1>(a, b, coefficient, out);
 }
-
 // Turns the scores of `keys` keys into the weights of their values, and sets the state's max and sum.
 template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, AttentionState& state) {
   constexpr int kParts = 16 / W;
@@ -2278,7 +2177,6 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
   state.sum = sum16(total);
   for (int j = 0; j < end; j++) s[j] *= kv.v_scale[j];
 }
-
 // N queries (head_dim) against the first keys[n] keys of a block.
 template <int W, class T, int N>
 POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const int* keys, AttentionState* const* out) {
@@ -2304,7 +2202,6 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
       for (int i = 0; i < kv.width; i++)
         values[n][i] = std::fma(score[n][j], float(v.data[size_t(j) * kv.width + i]), values[n][i]);
 }
-
 template <int W, class T>
 POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, const int* keys,
                              AttentionState* const* out) {
@@ -2315,7 +2212,6 @@ POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, co
   for (; i + 3 <= n; i += 3) attend_block<W, T, 3>(kv, q + i, keys + i, out + i);
   for (; i < n; i++) attend_block<W, T, 1>(kv, q + i, keys + i, out + i);
 }
-
 // Merges the result of the next block into the state of the blocks before it. width: of the values.
 POCKET_BODY void merge_body(AttentionState& state, const AttentionState& part, int width) {
   const bool higher = part.max > state.max;
@@ -2327,7 +2223,6 @@ POCKET_BODY void merge_body(AttentionState& state, const AttentionState& part, i
   const float* more = part.values;
   for (int i = 0; i < width; i++) values[i] = std::fma(values[i], a, more[i] * b);
 }
-
 // n queries, query(i) each, against one block of keys. Their states get the result of the first block, and later ones
 // are merged. Only queries that may see a key of the block take part.
 template <class GetQuery>
@@ -2350,7 +2245,6 @@ void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool f
     ready = 0;
   }
 }
-
 // Panels of an f32 matrix times n tokens: a panel is (cols, 16 rows), and its product is one combination of its
 // columns.
 template <int W> POCKET_BODY void matmul_f32_body(const PanelProduct& m) {
@@ -2386,7 +2280,6 @@ inline double log(double x) {  // ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), m
   for (int k = 23; k >= 1; k -= 2) sum = std::fma(sum, z2, 1.0 / k);
   return std::fma(double(e - low), 0.69314718055994531, 2 * z * sum);
 }
-
 inline double exp(double x) {  // 2^n times the Taylor series of e^r, |r| <= 0.35
   const double n = std::floor(std::fma(x, 1.4426950408889634, 0.5));
   const double r = std::fma(n, -2.3190468138462996e-17, std::fma(n, -0.69314718055994531, x));
@@ -2394,7 +2287,6 @@ inline double exp(double x) {  // 2^n times the Taylor series of e^r, |r| <= 0.3
   for (int k = 16; k >= 1; k--) sum = std::fma(sum, r / k, 1.0);
   return std::ldexp(sum, int(n));
 }
-
 // Sine and cosine by their Taylor series after a reduction to |r| <= pi / 4.
 inline void sincos(double x, double& s, double& c) {
   const double n = std::floor(std::fma(x, 0.63661977236758134, 0.5));
@@ -2440,24 +2332,18 @@ POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
 
 // The features that the CPU has and the OS supports (it must save the registers on a task switch).
 struct X86Features {
-  bool intel = false, avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  bool avx512vnni = avx2 && avx512 && __builtin_cpu_supports("avx512vnni"), avxvnni = false, amx = false;
 
   X86Features() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    intel = __get_cpuid(0, &a, &b, &c, &d) && b == 0x756e6547;      // "Genu"ineIntel
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // OSXSAVE
-    const bool fma = c >> 12 & 1;
-    unsigned xcr0, high, a1, b1, c1, d1;
-    asm("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    const bool amx_int8 = (d >> 24 & 1) && (d >> 25 & 1) && (xcr0 >> 17 & 3) == 3;
-    avx2 = (xcr0 & 6) == 6 && fma && (b >> 5 & 1);
-    const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
-    avxvnni = avx2 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 4 & 1);
-    avx512vnni = avx2 && (xcr0 & 0xe6) == 0xe6 && avx512 && (c >> 11 & 1);
+    unsigned a, b, c, d;
+    avxvnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 #if defined(__linux__)
     // Linux requires a process to request AMX's tiles, since they make the saved state of a thread 8 KB larger.
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+    const bool amx_int8 = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
     amx = avx512vnni && amx_int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #endif
   }
@@ -2501,10 +2387,7 @@ inline Kernels with_integers(Kernels k, decltype(Kernels::unpack_q4) unpack, dec
 
 // Whether the product of one token reads four streams of panels at a time, each through a quarter of them. Measured on
 // an Intel CPU: 95% of the speed of plain reading, one stream 78%. On an AMD CPU one stream is faster.
-inline bool reads_four_streams() {
-  static const bool answer = X86Features().intel;
-  return answer;
-}
+inline bool reads_four_streams() { return __builtin_cpu_is("intel"); }
 
 // ---- AVX2: 8 rows per register, two registers per panel. vpmaddubsw multiplies unsigned by signed bytes and adds
 // pairs into 16 bits, where 127 * 127 * 2 still fits: codebook values are shifted to 0 ... 127, and each sum starts at
@@ -2529,7 +2412,6 @@ struct Maddubs {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 };
-
 POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
                                   uint8_t* out, float* out_scales) {
   const __m256i table = codebook(values), low = _mm256_set1_epi8(15);
@@ -2594,7 +2476,6 @@ POCKET_AVX2 POCKET_BODY void gemv_q4_panels(const Tensor& w, int first, int step
     }
   }
 }
-
 template <class Dot> POCKET_AVX2 POCKET_BODY void gemv_q4_any(const PanelProduct& m) {
   const int quarter = m.n == 1 && reads_four_streams() ? m.count / 4 : 0;
   for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels<Dot, 4, 1>(m.w, p, quarter, m.x, m.y, m.ldy);
@@ -2639,7 +2520,6 @@ POCKET_AVX2 POCKET_BODY void dot_tile(const uint8_t* codes, const void* scales, 
       }
     }
 }
-
 template <class Dot, Type type>
 POCKET_AVX2 POCKET_BODY void dot_tokens(const uint8_t* codes, const void* scales, int cols, const Activations& x, int n,
                                         float* acc) {
@@ -2647,13 +2527,11 @@ POCKET_AVX2 POCKET_BODY void dot_tokens(const uint8_t* codes, const void* scales
   for (; t + 4 <= n; t += 4) dot_tile<Dot, type, 4>(codes, scales, cols, x.token(t), acc + 16 * t);
   for (; t < n; t++) dot_tile<Dot, type, 1>(codes, scales, cols, x.token(t), acc + 16 * t);
 }
-
 template <class Dot> POCKET_AVX2 POCKET_BODY void dot_any(const BlockProduct& p) {
   POCKET_FOR (i, 2)
     p.type == Type::q4 ? dot_tokens<Dot, Type::q4>(p.codes[i], p.scales[i], p.cols, p.x, p.n, p.acc[i])
                        : dot_tokens<Dot, Type::q8>(p.codes[i], p.scales[i], p.cols, p.x, p.n, p.acc[i]);
 }
-
 POCKET_AVX2 inline void gemv_q4(const PanelProduct& m) { gemv_q4_any<Maddubs>(m); }
 POCKET_AVX2 inline void dot(const BlockProduct& p) { dot_any<Maddubs>(p); }
 inline Kernels kernels() {
@@ -2671,7 +2549,6 @@ struct Dpbusd {
     return _mm256_dpbusd_avx_epi32(sum, unsigned_bytes, signed_bytes);
   }
 };
-
 POCKET_AVXVNNI inline void gemv_q4(const PanelProduct& m) { avx2::gemv_q4_any<Dpbusd>(m); }
 POCKET_AVXVNNI inline void dot(const BlockProduct& p) { avx2::dot_any<Dpbusd>(p); }
 inline Kernels kernels() {
@@ -2716,13 +2593,11 @@ template <Type type> POCKET_AVX512 inline __m512 scales_of(const void* scales, i
   const __m256i raw = _mm256_loadu_si256(static_cast<const __m256i*>(scales) + g);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
-
 struct Dpbusd {
   POCKET_AVX512 static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
     return _mm256_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
   }
 };
-
 // Four panels, `step` panels from one to the next, times one token.
 POCKET_AVX512 inline void gemv_q4_panels(const Tensor& w, int first, int step, const Activations& x, float* y) {
   constexpr int P = 4;
@@ -2795,14 +2670,12 @@ POCKET_AVX512 inline void dot_tile(const BlockProduct& block, const Activations&
   POCKET_FOR (t, T) _mm512_storeu_ps(acc0 + 16 * t, a[0][t]);
   POCKET_FOR (t, T) _mm512_storeu_ps(acc1 + 16 * t, a[1][t]);
 }
-
 template <Type type> POCKET_AVX512 inline void dot_tokens(const BlockProduct& p) {
   int t = 0;
   for (; t + 6 <= p.n; t += 6) dot_tile<type, 6>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
   for (; t + 2 <= p.n; t += 2) dot_tile<type, 2>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
   for (; t < p.n; t++) dot_tile<type, 1>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
 }
-
 POCKET_AVX512 inline void dot(const BlockProduct& p) {
   p.type == Type::q4 ? dot_tokens<Type::q4>(p) : dot_tokens<Type::q8>(p);
 }
@@ -2860,7 +2733,6 @@ struct Tiles {
   }
   static void release() { asm volatile("tilerelease"); }
 };
-
 // Adds two groups, in order, to acc (16 tokens, 16 rows). m: scales of the rows; scale0, scale1: of the tokens. While
 // AMX is active, one of the two units for 512-bit floats can only add. To keep it busy, the sums of one group are
 // converted to floats, and those of the other become floats by a subtraction.
@@ -2893,7 +2765,6 @@ template <Type type> struct Block {
     }
   }
 };
-
 // One panel times n tokens, added to acc (n padded to 16, 16). While a product is in flight, the previous one is added
 // and the next weights are unpacked.
 template <class T, Type type>
@@ -2926,7 +2797,6 @@ POCKET_AVX512 inline void multiply_panel(const Tensor& w, const uint8_t* panel, 
     if (b + 2 < blocks) block[b & 1].read(w, panel, b + 2);
   }
 }
-
 template <class T> POCKET_AVX512 inline void matmul_packed(const PanelProduct& m) {
   alignas(64) float acc[kChunk * kPanelRows];
   const size_t bytes = panel_bytes(m.w.type, m.w.cols);
@@ -3020,7 +2890,6 @@ POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {
     m[2 * i + 1] = vcvtq_f32_s32(vmovl_high_s16(half[i]));
   }
 }
-
 POCKET_BODY float32x4_t add_group(float32x4_t acc, int32x4_t sum, float32x4_t m, float xs) {
   return vfmaq_f32(acc, vcvtq_f32_s32(sum), vmulq_n_f32(m, xs));
 }
@@ -3058,7 +2927,6 @@ POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Acti
   const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
   POCKET_FOR (j, 4) vst1q_f32(y + 4 * j, vmulq_f32(acc[j], vld1q_f32(rs + 4 * j)));
 }
-
 POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) {
   for (int p = m.first; p < m.first + m.count; p++)
     for (int t = 0; t < m.n; t++)
@@ -3085,7 +2953,6 @@ struct Sdot {
     }
   }
 };
-
 // smmla takes 8 consecutive columns of a row.
 struct Smmla {
   POCKET_BODY static void store(int8x16x2_t w, int j, int8_t* out) {
@@ -3121,7 +2988,6 @@ struct Smmla {
       }
   }
 };
-
 template <class Dot>
 void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols, uint8_t* out_codes,
                float* out_scales) {
@@ -3207,7 +3073,6 @@ inline const Kernels* find_kernels(const char* name) {
     if ((!name || std::strcmp(name, k->name) == 0) && k->supported()) return k;
   return nullptr;
 }
-
 inline std::vector<std::string> kernel_names() try {
   std::vector<std::string> names;
   for (const Kernels* k = kernel_table(); k->name; k++)
@@ -3216,7 +3081,6 @@ inline std::vector<std::string> kernel_names() try {
 } catch (const std::bad_alloc&) {
   return {};
 }
-
 inline const Kernels* choose_kernels(const char* name, std::string& error) {
   const Kernels* kernels = find_kernels(name);
   if (kernels) return kernels;
@@ -3225,7 +3089,6 @@ inline const Kernels* choose_kernels(const char* name, std::string& error) {
   error = concat("kernel '", name, "' is not supported by this CPU; available: ", names);
   return nullptr;
 }
-
 inline void exp_in_place(float* x, int n) {
   static const Kernels& best = *find_kernels(nullptr);
   best.exp(x, n);
@@ -3242,8 +3105,6 @@ inline void exp_in_place(float* x, int n) {
 // `make` builds the full command line, apps/cli. The options here mean the same there and give the same text.
 
 #ifndef POCKET_NO_MAIN
-#include <csignal>
-
 #include "tokenizer.hpp"
 
 namespace {
@@ -3398,6 +3259,11 @@ void execute(const Arguments& a) {
     interrupted = 1;
     running->cancel();
   });
+  std::signal(SIGBUS, [](int) {
+    static constexpr char kMessage[] = "run: the model file was truncated while it was in use\n";
+    (void)!write(2, kMessage, sizeof kMessage - 1);
+    _exit(1);
+  });
   Program program{tokenizer, session, pick, limit > 0 ? limit : std::numeric_limits<int>::max()};
   const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
   chat ? program.chat(turns, a.system, text) : program.continue_text(text);
@@ -3415,8 +3281,9 @@ int main(int argc, char** argv) try {
   }
   std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n  run model.bin -m chat\n\n");
   for (const auto& o : kOptions) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
+  return std::fflush(stdout) == 0 ? 0 : 1;
 } catch (const Failure& f) {
-  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", f.what.c_str());
+  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", without_controls(f.what).c_str());
   return f.status;
 } catch (const std::bad_alloc&) {
   std::fprintf(stderr, "run: out of memory\n");

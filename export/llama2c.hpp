@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "byte_reader.hpp"
 #include "checkpoint.hpp"
 
 namespace pocket {

@@ -78,7 +78,7 @@ inline std::vector<int> self_test_prompt(int vocab_size, int bos, size_t count =
   return ids;
 }
 
-/// Appends values to a string, as ByteReader of run.cpp reads them.
+/// Appends values to a string, as ByteReader reads them.
 class ByteWriter {
  public:
   template <class T> void put(T value) { bytes.append(reinterpret_cast<const char*>(&value), sizeof value); }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "../export/byte_reader.hpp"
 #include "../export/output_file.hpp"
 #include "distill.hpp"
 #include "lora_train.hpp"

@@ -126,7 +126,7 @@ inline double million_parameters(const std::vector<TensorSpec>& specs, bool tied
   uint8_t head[64];
   const size_t n = file ? size_t(std::min<uint64_t>(file->size(), sizeof head)) : 0;
   const bool other = n > 0 && file->read(0, head, n, why) && (n < 8 || std::memcmp(head, kMagic, 8) != 0);
-  throw Failure{1, other ? path + ": expected a pocketllama model, found " + describe_file(head, n) : error};
+  throw Failure{1, other ? path + ": magic: expected a pocketllama model, found " + describe_file(head, n) : error};
 }
 
 }  // namespace pocket::cli

@@ -1,7 +1,7 @@
 // session_file.hpp: the files of --save and --resume. The note of the saved session holds the text and the sampler.
 #pragma once
 
-#include "../../export/engine.hpp"
+#include "../../export/byte_reader.hpp"
 #include "../../export/program.hpp"
 #include "saved_session.hpp"
 

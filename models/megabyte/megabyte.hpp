@@ -186,19 +186,10 @@ class MegabyteModel : public ModelFile {
   Tensor next, next_bias;                    // (patch_dim, dim), (patch_dim)
   Tensor output, output_bias;                // (256, local dim), (256)
 
-  // Like Model::open and Model::open_memory.
-  bool open(const char* path, Load load = Load::map) {
-    return open_with(
-        path, [&] { return map_file(path, load); }, [&] { return read(); });
-  }
-  bool open_memory(const void* data, size_t size) {
-    return open_with(
-        "memory", [&] { return map_memory(data, size); }, [&] { return read(); });
-  }
   int vocab_size() const { return kByteValues; }
 
  private:
-  bool read();
+  bool read() override;
   void bind(const std::vector<Tensor>& tensors);
 };
 
@@ -206,17 +197,12 @@ class MegabyteModel : public ModelFile {
 inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
   const Header& h = reader.h;
   const auto own = load<MegabyteHeader>(h.reserved);
-  if (!reader.integers({{"dim", h.dim, &c.global.dim},
-                        {"hidden_dim", h.hidden_dim, &c.global.hidden_dim},
-                        {"n_layers", h.n_layers, &c.global.n_layers},
-                        {"local dim", own.local_dim, &c.local.dim},
-                        {"local hidden_dim", own.local_hidden_dim, &c.local.hidden_dim},
-                        {"local n_layers", own.local_layers, &c.local.n_layers},
-                        {"n_heads", h.n_heads, &c.n_heads},
-                        {"head_dim", h.head_dim, &c.head_dim},
-                        {"patch_size", own.patch_size, &c.patch_size},
-                        {"max_seq_len", h.max_seq_len, &c.patches}}))
-    return false;
+  c.global = {int(h.dim), int(h.hidden_dim), int(h.n_layers)};
+  c.local = {int(own.local_dim), int(own.local_hidden_dim), int(own.local_layers)};
+  c.n_heads = int(h.n_heads);
+  c.head_dim = int(h.head_dim);
+  c.patch_size = int(own.patch_size);
+  c.patches = int(h.max_seq_len);
   if (!reader.equal("vocab_size", kByteValues, h.vocab_size)) return false;
   if (!reader.equal("n_kv_heads", h.n_heads, h.n_kv_heads)) return false;
   for (const auto& [field, value] : {std::pair("rotary", own.rotary), std::pair("positions", own.positions)})
