@@ -15,6 +15,7 @@
 #include "open_checkpoint.hpp"
 #include "program.hpp"
 #include "progress.hpp"
+#include "provenance.hpp"
 #include "random_model.hpp"
 
 namespace {
@@ -234,7 +235,8 @@ void convert_random(const Arguments& a) {
   if (!a.tokenizer.empty() && !read_tokenizer_file(a.tokenizer, c, error)) throw Failure{1, error};
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
   set_chat_template(a, c, parts);
-  parts.provenance = "source: random weights of the shape " + a.random + "\nweights: " + quantization(a) + "\n";
+  parts.provenance = provenance_line("source", "random weights of the shape " + a.random) +
+                     provenance_line("weights", quantization(a));
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
     random_rows(spec, first, count, out);
@@ -266,9 +268,9 @@ void convert_model(const Arguments& a, const Model& model) {
   parts.tokenizer = std::string(model.tokenizer_bytes());
   std::istringstream lines{std::string(model.provenance())};
   for (std::string text; std::getline(lines, text);)
-    if (text.rfind("weights: ", 0) != 0) parts.provenance += text + "\n";
-  for (const LoraAdapter& adapter : adapters) parts.provenance += "lora: " + adapter.description() + "\n";
-  parts.provenance += "weights: " + quantization(a) + "\n";
+    if (text.rfind("weights: ", 0) != 0) parts.provenance += one_line(text) + "\n";
+  for (const LoraAdapter& adapter : adapters) parts.provenance += provenance_line("lora", adapter.description());
+  parts.provenance += provenance_line("weights", quantization(a));
   const ReadRows read = rows_of_file(model);
   write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
     return read(spec, first, count, out, why) && merge_lora(adapters, spec, first, count, out, why);
@@ -293,7 +295,7 @@ void convert_checkpoint(const Arguments& a) {
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
   const std::string family = set_chat_template(a, c, parts);
   const auto line = [&](const char* name, const std::string& value) {
-    if (!value.empty()) parts.provenance += name + (": " + value) + "\n";
+    if (!value.empty()) parts.provenance += provenance_line(name, value);
   };
   line("name", c.name);
   line("source", c.source);
@@ -318,9 +320,10 @@ void convert_megabyte(const Arguments& a) {
   if (a.random.empty() && !open_megabyte(a.model, a.config, c, error)) throw Failure{1, error};
   set_architecture(c.config, parts);
   if (a.random.empty()) parts.chat.stop_ids = {c.pad_id};
-  parts.provenance = (a.random.empty() ? "source: " + c.weights.source + "\nformat: " + c.weights.format
-                                       : "source: random weights of the shape " + a.random) +
-                     "\nweights: " + quantization(a) + "\n";
+  parts.provenance =
+      (a.random.empty() ? provenance_line("source", c.weights.source) + provenance_line("format", c.weights.format)
+                        : provenance_line("source", "random weights of the shape " + a.random)) +
+      provenance_line("weights", quantization(a));
   const int test = std::min(2 * c.config.patch_size + 3, c.config.max_seq_len());  // spans three patches
   parts.self_test_ids = self_test_prompt(kByteValues, -1, size_t(test));
   write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {

@@ -97,7 +97,7 @@ inline std::vector<int> prompt_ids(const Job& job, bool first = true) {
     if (a.logits.empty()) check_forbidden(model, ids, "--ids");
     return ids;
   }
-  if (a.has_instruction() && model.file().provenance().find(kTakesInstructions) == std::string_view::npos)
+  if (a.has_instruction() && !takes_instructions(model.file().provenance()))
     throw Failure{1, a.model + ": was not trained on instructions, by its provenance; continue a text with -i"};
   const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
   ids = first ? model.encode_prompt(text) : model.encode(text, false);
