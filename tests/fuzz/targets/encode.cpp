@@ -1,5 +1,6 @@
 // Encoding of any text, compared with byte-pair encoding as its papers describe it: merge the best pair of neighbours
 // until there is none. The first byte chooses the tokenizer.
+#include <cmath>
 #include <map>
 
 #include "use_tokenizer.hpp"
@@ -105,19 +106,18 @@ const Case& choose(uint8_t n) {
 
 // Merges the best pair, the leftmost of equal ones, until none is left. score(left, right): NaN if they do not merge.
 template <class Score> std::vector<std::string> merge(std::vector<std::string> symbols, const Score& score) {
+  std::vector<double> scores;  // of each symbol with the next one
+  for (size_t i = 0; i + 1 < symbols.size(); i++) scores.push_back(score(symbols[i], symbols[i + 1]));
   for (;;) {
-    size_t best = symbols.size();
-    double most = 0;
-    for (size_t i = 0; i + 1 < symbols.size(); i++) {
-      const double s = score(symbols[i], symbols[i + 1]);
-      if (s == s && (best == symbols.size() || s > most)) {
-        best = i;
-        most = s;
-      }
-    }
-    if (best == symbols.size()) return symbols;
+    size_t best = scores.size();
+    for (size_t i = 0; i < scores.size(); i++)
+      if (!std::isnan(scores[i]) && (best == scores.size() || scores[i] > scores[best])) best = i;
+    if (best == scores.size()) return symbols;
     symbols[best] += symbols[best + 1];
     symbols.erase(symbols.begin() + ptrdiff_t(best) + 1);
+    scores.erase(scores.begin() + ptrdiff_t(best));
+    if (best > 0) scores[best - 1] = score(symbols[best - 1], symbols[best]);
+    if (best < scores.size()) scores[best] = score(symbols[best], symbols[best + 1]);
   }
 }
 
@@ -208,8 +208,8 @@ void run(std::string_view input) {
 std::vector<std::string> seeds() {
   std::vector<std::string> all;
   for (char tokenizer = 0; tokenizer < 8; tokenizer++)
-    all.push_back(tokenizer + std::string("  the and  once upon 123's \xC3\xA9t\xC3\xA9\xE2\x96\x81 \xC3\x9F\n\n"
-                                          "\xF0\x9F\x98\x80<tool>aaaaaa \xFF"));
+    all.push_back(tokenizer +
+                  std::string(" the  once 12's \xC3\xA9t\xC3\xA9\xE2\x96\x81\n\n\xF0\x9F\x98\x80<tool>aaaa\xFF"));
   return all;
 }
 

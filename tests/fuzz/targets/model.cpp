@@ -21,7 +21,6 @@ void run(std::string_view input) {
   Tokenizer tokenizer;
   if (tokenizer.load(model.tokenizer_bytes())) use(tokenizer);
   use_chat(model, tokenizer);
-  model.verify_tensors();
   forward<Session>(model);
 }
 

@@ -9,9 +9,9 @@ using namespace pocket;
 
 void run(std::string_view input) {
   PickleReader reader;
-  if (!reader.parse("data.pkl", input)) return require(!reader.error.empty(), "pickle: an error");
+  if (!reader.parse("data.pkl", std::string(input))) return require(!reader.error.empty(), "pickle: an error");
   reader.find(reader.root(), "model");
-  for (const uint32_t item : reader.root().items) pickle_kind_name(reader[item].kind);
+  for (const PickleValue* item : reader.items(reader.root(), 10)) reader.items(*item);
 }
 
 std::vector<std::string> seeds() { return small_pickles(); }
