@@ -66,11 +66,15 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
+#include <cfenv>
+#include <cfloat>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -85,6 +89,7 @@
 #include <system_error>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -98,18 +103,33 @@
 #endif
 #endif
 
-#ifdef __FAST_MATH__
-#error "run.cpp promises the same bits everywhere, which -ffast-math and -Ofast break: build it with -O3"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__ || __FLT_EVAL_METHOD__ != 0
+#error "run.cpp promises the same bits everywhere, which -ffast-math, its parts and -Ofast break: build it with -O3"
+#endif
+#if defined(__clang__) && defined(__x86_64__)  // defines no macro for the parts: this file is compiled without them
+#pragma float_control(push)
+#pragma float_control(precise, on)
 #endif
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "run.cpp maps little-endian files in place and requires a little-endian machine"
 #endif
 
+// Source files compiled with different -m flags must not share inline functions: of all copies the linker keeps one,
+// whose instructions the CPU may lack. So the flags are part of every name: a macro that is defined is pasted as 1.
+#ifndef POCKET_ISA
+#define POCKET_PASTE(A, B, C, D, E, F, G, H, I, J, K, L, M, N) isa_##A##B##C##D##E##F##G##H##I##J##K##L##M##N
+#define POCKET_PASTE_VALUES(...) POCKET_PASTE(__VA_ARGS__)
+#define POCKET_ISA                                                                                                   \
+  POCKET_PASTE_VALUES(__SSE3__, __SSSE3__, __SSE4_1__, __SSE4_2__, __POPCNT__, __AVX__, __FMA__, __BMI2__, __AVX2__, \
+                      __AVX512F__, __AVX512VL__, __AVX512VNNI__, __ARM_FEATURE_SVE, __ARM_FEATURE_DOTPROD)
+#endif
+
 namespace pocket {
+inline namespace POCKET_ISA {
 
 // ==== 1. The data of a model =========================================================================================
 inline constexpr const char* kVersion = "0.1.0";
-
 enum class Type : uint32_t { f32 = 0, q8 = 1, q4 = 2 };  // how a tensor's numbers are stored: section 6
 enum class RopeScaling : uint32_t { none = 0, linear = 1, llama3 = 2 };
 
@@ -148,7 +168,6 @@ struct Tensor {
 };
 
 inline float weight(const Tensor& t, int row, int col);  // one number of a tensor of any type and layout: section 6
-
 struct Layer {
   Tensor attention_norm;  // (dim)
   Tensor wq, wk, wv;      // (q_dim, dim), (kv_dim, dim), (kv_dim, dim)
@@ -158,21 +177,32 @@ struct Layer {
   Tensor w2;              // (dim, hidden_dim): down
 };
 
+// map: the weights are the pages of the file, which must not change while the model is open. The system ends a process
+// that reads a page beyond the end of a truncated file (SIGBUS); a file that is overwritten in place gives other logits.
+// copy: the file is read into memory, and may change afterwards.
+enum class Load { map, copy };
+
 // The contents of every model file apart from its tensors. Immutable once open: sessions and threads may share it.
 class ModelFile {
  public:
   ModelFile() = default;
-  ~ModelFile() { unmap(); }
+  virtual ~ModelFile() { unmap(); }
   ModelFile(const ModelFile&) = delete;
   ModelFile& operator=(const ModelFile&) = delete;
+
+  // Opens the file and checks everything except the values of the tensors, once. On failure false, with `error` set,
+  // and the model is closed.
+  bool open(const char* path, Load load = Load::map);
+  // The same for bytes that the caller keeps alive and in place, on a 64-byte boundary.
+  bool open_memory(const void* data, size_t size);
 
   std::string error;               // after a failure: the file, the field, what was expected and what was found
   std::vector<int> stop_ids;       // tokens that end a text, or a reply
   std::vector<int> self_test_ids;  // a prompt ...
   uint64_t self_test_hash = 0;     // ... and the hash of the logits of its last token (hash_logits)
-  size_t file_bytes = 0;
-  size_t bytes_per_token = 0;  // weights that forward() reads for one token
-  bool all_f32 = false;        // a reference model: no matrix is quantized
+  size_t file_bytes = 0;           // 0: not open
+  size_t bytes_per_token = 0;      // weights that forward() reads for one token
+  bool all_f32 = false;            // a reference model: no matrix is quantized
 
   std::string_view tokenizer_bytes() const { return tokenizer_; }  // for Tokenizer::load
   std::string_view chat_bytes() const { return chat_; }            // for ChatTemplate::load
@@ -181,17 +211,18 @@ class ModelFile {
   bool verify_tensors();                                           // reads all tensors, compares their checksum
   bool read_row(const Tensor& table, int row, float* x) const;     // x (cols, padded to 64); false if unreadable
 
- protected:
-  bool map_file(const char* path);
+ private:
+  virtual bool read() = 0;  // checks the bytes and binds the tensors; false with `error` set
+  template <class Map> bool open_with(const char* name, const Map& map);
+  bool map_file(const char* path, Load load);
   bool map_memory(const void* data, size_t size);
-  bool refuse(const char* name);  // puts the name before `error`, unmaps, returns false
   void unmap();
 
- private:
   friend struct ModelReader;
   const uint8_t* base_ = nullptr;
   size_t size_ = 0;
-  int file_ = -1;  // -1: memory of the caller
+  int file_ = -1;       // -1: the bytes are in memory
+  bool owned_ = false;  // base_ is unmapped when the model is closed
   std::string_view tokenizer_, chat_, provenance_;
   uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
 };
@@ -205,15 +236,10 @@ class Model : public ModelFile {
   Tensor final_norm;          // (dim)
   Tensor output;              // (vocab_size, dim)
 
-  // Maps the file and checks everything except the values of the tensors, once. On failure false, with `error` set.
-  bool open(const char* path) { return map_file(path) && read(path); }
-  // The same for bytes that the caller keeps alive and in place, on a 64-byte boundary.
-  bool open_memory(const void* data, size_t size) { return map_memory(data, size) && read("memory"); }
-
   int vocab_size() const { return config.vocab_size; }
 
  private:
-  bool read(const char* name);
+  bool read() override;
 };
 
 // What an observer is shown: the output of each layer, and for each head the attention weights of each token.
@@ -235,13 +261,15 @@ class ReferenceLlama {
  public:
   using Vector = std::vector<float>;
 
-  explicit ReferenceLlama(const Model& model)
-      : model_(model), c_(model.config), keys_(model.layers.size()), values_(model.layers.size()) {}
+  explicit ReferenceLlama(const Model& model) : model_(model), c_(model.config) {}
 
   // Runs one token at a position, after those before it; a repeated position forgets the later ones. Returns the logits
-  // (vocab_size,): a score for each token that may come next. Null if memory is exhausted.
+  // (vocab_size,): a score for each token that may come next. Null if memory is exhausted or the id invalid.
   const float* forward(int id, int position) try {
+    if (id < 0 || id >= c_.vocab_size || position < 0) return nullptr;
     position_ = position;
+    keys_.resize(model_.layers.size());
+    values_.resize(model_.layers.size());
     Vector x(size_t(c_.dim));  // the residual stream: every block reads it and adds to it
     for (int i = 0; i < c_.dim; i++) x[i] = weight(model_.token_embedding, id, i);
     for (int l = 0; l < c_.n_layers; l++) {
@@ -345,6 +373,16 @@ class ReferenceLlama {
 };
 
 // ==== 3. Sampling and generating =====================================================================================
+// Round to nearest and keep denormal numbers for the duration of a call, whatever mode the calling program uses.
+struct FloatMode {
+  std::fenv_t before;
+  FloatMode() {
+    std::fegetenv(&before);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~FloatMode() { std::fesetenv(&before); }
+};
+
 struct SamplerOptions {
   float temperature = 0.8f;  // 0: always the most likely token
   float top_p = 0.9f;        // the smallest set of tokens that holds this much probability; 1: all
@@ -363,19 +401,19 @@ class Sampler {
   explicit Sampler(SamplerOptions options = {}) : options_(options), state_(options.seed) {
     std::fill(recent_, recent_ + kRepeatWindow, -1);
   }
-  // The choice is remembered for the repetition penalty. logits: (n).
-  int operator()(const float* logits, int n) {
-    int id = 0;
-    try {
-      work_.assign(logits, logits + n);
-      penalize(n);
-      const int best = likeliest(work_.data(), n);
-      id = options_.temperature > 0 ? choose(work_[best], best) : best;
-    } catch (const std::bad_alloc&) {
-      id = likeliest(logits, n);  // no memory to sample with
-    }
+  // logits: (n). A token of -infinity is never chosen, one of +infinity always. The choice is remembered for the
+  // repetition penalty. Returns -1 if there is no memory, or no logit.
+  int operator()(const float* logits, int n) try {
+    const FloatMode mode;
+    if (n <= 0) return -1;
+    work_.assign(logits, logits + n);
+    penalize(n);
+    const int best = likeliest(work_.data(), n);
+    const int id = options_.temperature > 0 ? choose(work_[best], best) : best;
     remember(id);
     return id;
+  } catch (const std::bad_alloc&) {
+    return -1;
   }
   // For tokens that were not chosen here: the prompt.
   void remember(int id) { recent_[next_++ % kRepeatWindow] = id; }
@@ -418,7 +456,8 @@ class Sampler {
   }
   // Draws from softmax(logits / temperature), reduced by min-p, top-k and top-p, in this order.
   int choose(float top, int best) {
-    for (float& w : work_) w = (w - top) / options_.temperature;
+    const float lowest = top > FLT_MAX ? top : -FLT_MAX;  // a logit of +infinity excludes all others
+    for (float& w : work_) w = !(w >= lowest) ? NAN : w == top ? 0 : (w - top) / options_.temperature;
     exp_in_place(work_.data(), int(work_.size()));  // probabilities relative to the most likely token, which is 1
     candidates_.clear();
     for (size_t i = 0; i < work_.size(); i++)
@@ -466,43 +505,49 @@ inline constexpr int kMaxGuesses = 127;
 
 // Feeds the prompt, then samples up to n tokens. Ends early at a stop id (which is not handed out), when the context is
 // full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a
-// type with its forward, position, context, vocab_size. Pick: Sampler, or a type with its operator() and remember. A
-// guess goes through the model with the token before it, and counts while pick agrees (speculative decoding).
+// type with its forward, position, context, vocab_size, fail. Pick: Sampler, or a type with its operator() and
+// remember. A guess goes through the model with the token before it, and counts while pick agrees (speculative
+// decoding).
 template <class AnySession, class Pick>
 bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose = nullptr) {
   int id = 0, generated = 0;
   const auto choose = [&](const float* logits) {  // false: that was the last token
     id = pick(logits, session.vocab_size());
-    return std::find(stop_ids.begin(), stop_ids.end(), id) == stop_ids.end() && on_token(id) && ++generated < n;
+    return id >= 0 && std::find(stop_ids.begin(), stop_ids.end(), id) == stop_ids.end() && on_token(id) &&
+           ++generated < n;
   };
   const float* logits = session.forward(prompt.data(), prompt.size());
   for (int prompt_id : prompt) pick.remember(prompt_id);
   if (!logits) return false;
   bool more = n > 0 && choose(logits);
+  int batch[kMaxGuesses + 1];
+  size_t size = 1;
+  const auto verify = [&](size_t i, const float* next) {
+    more = choose(next);
+    return more && i + 1 < size && id == batch[i + 1];
+  };
   while (more && session.position() < session.context()) {
-    std::vector<int> batch = {id};
-    if (propose) {
-      const std::vector<int> guess = propose();
-      const int room = std::min({session.context() - session.position() - 1, n - generated - 1, kMaxGuesses});
-      batch.insert(batch.end(), guess.begin(), guess.begin() + std::min(int(guess.size()), room));
+    size = 1;
+    batch[0] = id;
+    const int room = std::min({session.context() - session.position() - 1, n - generated - 1, kMaxGuesses});
+    for (int guess : propose ? propose() : std::vector<int>()) {
+      if (int(size) > room || guess < 0 || guess >= session.vocab_size()) break;
+      batch[size++] = guess;
     }
-    const bool good = session.forward(batch.data(), batch.size(), [&](size_t i, const float* next) {
-      more = choose(next);
-      return more && i + 1 < batch.size() && id == batch[i + 1];
-    });
-    if (!good) return false;
+    if (!session.forward(batch, size, std::ref(verify))) return false;
   }
-  return true;
+  return id >= 0 || session.fail("out of memory");
 }
 
 // ==== 4. Public API ==================================================================================================
 // Model, Sampler and generate are above. A session is one conversation.
 
+inline constexpr int kMaxContext = 1 << 22;
 enum class KvType { automatic, q8, f32 };  // of keys and values; automatic: f32 for f32 models, else q8
 
 struct SessionOptions {
-  int context = 0;  // positions to reserve; 0: the model's max_seq_len
+  int context = 0;  // positions to reserve, at most kMaxContext; 0: the model's max_seq_len
   int threads = 0;  // 0: one per CPU
   KvType kv = KvType::automatic;
   const char* kernel = nullptr;  // a name of kernel_names(); null: the fastest this CPU supports
@@ -515,8 +560,8 @@ class Session {
   ~Session();
 
   // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last one, valid until the next call; on
-  // failure (out of memory, an id outside the vocabulary, context full, cancelled) null, with `error` set and the
-  // position unchanged.
+  // failure (out of memory, an id outside the vocabulary, context full, cancelled, logits that are not finite) null,
+  // with `error` set and the position unchanged; likewise if a callback throws an exception, which the caller gets.
   const float* forward(const int* ids, size_t n);
   // The same with the logits of every token: each(i, logits) in order. If it returns false, token i was the last.
   using EachLogits = std::function<bool(size_t i, const float* logits)>;
@@ -534,13 +579,22 @@ class Session {
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
 
-  // For code that saves and restores sessions (apps/cli/saved_session.hpp): a block of the KV cache, and the end of it.
+  // For code that saves and restores sessions (apps/cli/saved_session.hpp): a block of the KV cache (of null pointers if
+  // there is no such block), and the end of it.
   struct KvBlock kv_block(int layer, int kv_head, int block) const;
   void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
 
   std::string error;  // "": no error
+  // Sets `error`; returns false.
+  bool fail(const char* why) {
+    error = why;
+    return false;
+  }
+
  private:
   friend struct Transformer;
+  bool run(const int* ids, size_t n, const EachLogits* each);
+
   const Model& model_;
   std::unique_ptr<struct Transformer> transformer_;  // section 5; null after a failed construction
   int position_ = 0;
@@ -560,8 +614,8 @@ struct MemoryItem {
   size_t bytes;
 };
 // The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
-POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens);
-// The kernel sets that this CPU supports, best first. All of them return the same bits.
+POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens);
+// The kernel sets that this CPU supports, best first; empty if memory is exhausted. All of them return the same bits.
 inline std::vector<std::string> kernel_names();
 
 // ==== 5. The fast forward ============================================================================================
@@ -587,14 +641,13 @@ inline constexpr int kTileTokens = 16;  // tokens of one attention task of a pro
 inline constexpr int kBlockKeys = 128;  // positions of a block of the KV cache
 inline constexpr int kMaxHeadDim = 1024;
 static_assert(kMaxGuesses < kChunk);
-
 template <class T> constexpr T round_up(T n, T to) { return (n + to - 1) / to * to; }
 constexpr int padded(int cols) { return round_up(cols, kAlign); }
 inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 inline const float* floats(const Tensor& vector) { return reinterpret_cast<const float*>(vector.data); }
 
 // Texts and numbers, one after the other, for messages.
-template <class... A> std::string concat(const A&... parts) {
+template <class... A> std::string concat(const A&... parts) try {
   std::string out;
   const auto add = [&](const auto& part) {
     if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>)
@@ -604,10 +657,11 @@ template <class... A> std::string concat(const A&... parts) {
   };
   (add(parts), ...);
   return out;
+} catch (const std::bad_alloc&) {
+  return "out of memory";  // short enough for a string without an allocation
 }
 
 // ---- The tools of the forward pass, which later sections define ----
-
 // The input of a matmul: n vectors of `cols` elements, as floats and quantized to int8 in groups of 32, each with the
 // scale max|x| / 127. A view: the memory belongs to the session, or to the caller.
 struct Activations {
@@ -619,12 +673,11 @@ struct Activations {
   uint8_t* packed = nullptr;  // q and scale in the layout of pack_groups, for kernels that work on tiles of 16 tokens
   bool use_packed = false;    // the quantized form is in `packed` only
   // Token t alone.
-  Activations token(int t) const {
-    const size_t at = size_t(t) * cols;
-    return {cols, f + at, q + at, scale + at / kGroup, sum + at / kGroup};
+  Activations token(int t) const { return from(size_t(t) * cols); }
+  // From element `at` on, a multiple of 32.
+  Activations from(size_t at) const {
+    return {cols, f ? f + at : nullptr, q + at, scale + at / kGroup, sum + at / kGroup};
   }
-  // The columns from k0 on, a multiple of 32.
-  Activations columns(int k0) const { return {cols, f + k0, q + k0, scale + k0 / kGroup, sum + k0 / kGroup}; }
   // Quantizes x (n), whole groups, as columns first ... first + n - 1 of one of `tokens` tokens.
   void quantize(const struct Kernels& k, const float* x, int token, int tokens, int first, int n) const;
   // Quantizes all columns of token t of n, from f.
@@ -644,11 +697,11 @@ struct AttentionState {
 // is a key: k[(tile * head_dim + i) * 16 + lane]. Values lie row by row, so that a lane is an element:
 // v[key * width + i]. The numbers are int8 with one scale per key and per value, or float32.
 struct KvBlock {
-  void *k, *v;
-  float *k_scale, *v_scale;  // (128); k_scale includes 1 / sqrt(head_dim)
-  int head_dim;              // elements of a key, and of a value
-  int width;                 // head_dim padded to 16
-  ptrdiff_t ahead = 0;       // bytes to the block that is read next, to prefetch it; 0: none
+  void *k = nullptr, *v = nullptr;
+  float *k_scale = nullptr, *v_scale = nullptr;  // (128); k_scale includes 1 / sqrt(head_dim)
+  int head_dim = 0;                              // elements of a key, and of a value
+  int width = 0;                                 // head_dim padded to 16
+  ptrdiff_t ahead = 0;                           // bytes to the block that is read next, to prefetch it; 0: none
   int key_at(int key) const { return key / 16 * 16 * head_dim + key % 16; }  // its first element; the others: + 16 i
 };
 
@@ -713,10 +766,15 @@ class Pool {
  public:
   explicit Pool(int threads);  // starts threads - 1 workers, or as many as the system allows
   ~Pool();
-  int threads() const { return int(workers_.size()) + 1; }
+  int threads() const { return workers_ ? int(workers_->threads.size()) + 1 : 1; }
+  // In the child of a fork() there are no workers: forgets them, so that the caller does all the work.
+  void forget_lost_workers() {
+    if (process_ != getpid()) (void)workers_.release();  // destroying a thread or what it waits for would hang
+  }
 
   // f(task, thread) for every task below n, on all threads, the caller among them; returns when all are done. work: of
-  // the whole job, in ns of one thread. Waking others takes microseconds: a smaller job stays with the caller.
+  // the whole job, in ns of one thread. Waking others takes microseconds: a smaller job stays with the caller. Throws
+  // std::bad_alloc if a task does, on whatever thread.
   template <class F> void parallel_for(int n, double work, const F& f);
   template <class F> void parallel_for(int n, const F& f) { parallel_for(n, kWorthSharing, f); }
   // f(first, end) for ranges of 0 ... n - 1, all but the last of a length that is a multiple of `unit`.
@@ -730,12 +788,16 @@ class Pool {
 
   std::atomic<uint64_t> ticket_{0};
   std::atomic<int> done_{0}, sleepers_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, failed_{false};  // failed_: a task had no memory
   void (*call_)(const void*, int, int) = nullptr;
   const void* context_ = nullptr;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> workers_;
+  struct Workers {
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::vector<std::thread> threads;
+  };
+  std::unique_ptr<Workers> workers_ = std::make_unique<Workers>();
+  const pid_t process_ = getpid();
   std::vector<int> starts_;  // of the ranges of parallel_ranges
 };
 
@@ -763,7 +825,6 @@ POCKET_SHARED void matmul_blocked(const Kernels& k, const PanelProduct& p);
 inline int panel_unit(int n);
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n);
 inline bool packs(const Kernels& k, int n);  // whether a matmul of n tokens works on tiles
-inline uint8_t* reserve_memory(size_t bytes, std::string& error);
 template <class GetQuery>
 void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool first_block, const GetQuery& query);
 namespace exact {
@@ -776,6 +837,29 @@ inline int thread_count(const SessionOptions& o) {
 inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
   return o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
 }
+
+// Zeroed memory, which the system backs page by page as it is touched: a KV cache costs what is used of it.
+struct Reservation {
+  uint8_t* data = nullptr;
+  const size_t bytes;
+
+  // If there is no room, data is null and `error` is set.
+  Reservation(size_t n, std::string& error) : bytes(n) {
+    void* memory = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+      error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context");
+      return;
+    }
+#ifdef MADV_NOHUGEPAGE
+    madvise(memory, n, MADV_NOHUGEPAGE);  // or the first key of a block would occupy 2 MiB
+#endif
+    data = static_cast<uint8_t*>(memory);
+  }
+  ~Reservation() {
+    if (data) munmap(data, bytes);
+  }
+  Reservation(const Reservation&) = delete;
+};
 
 // Places arrays one after the other, each on a 64-byte boundary.
 struct Placement {
@@ -802,6 +886,33 @@ struct AttentionStates {
     return state + i;
   }
 };
+
+// Runs a forward pass of a session. If it fails, also by an exception, the position stays where it was.
+template <class F> bool guarded_forward(Pool& pool, int& position, std::string& error, const F& run) {
+  const FloatMode mode;
+  const int start = position;
+  pool.forget_lost_workers();
+  try {
+    if (run()) return true;
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
+  } catch (...) {  // of a callback
+    position = start;
+    throw;
+  }
+  position = start;
+  return false;
+}
+
+// Checks n rows of logits, `stride` apart. An infinite or undefined weight makes them undefined (NaN), with bits that
+// differ between CPUs: that is an error.
+inline bool check_finite(const float* logits, int n, int vocab_size, int stride, std::string& error) {
+  bool finite = true;
+  for (int t = 0; t < n; t++, logits += stride)
+    for (int i = 0; i < vocab_size; i++) finite &= std::fabs(logits[i]) <= FLT_MAX;
+  if (!finite) error = "logits: expected finite numbers; the weights are damaged, or too large for this type";
+  return finite;
+}
 
 #if !defined(POCKET_SEPARATE_KERNELS)
 // A session's memory, in one reservation. n: tokens of a chunk, at most kChunk; widths are zero-padded to 64.
@@ -850,17 +961,16 @@ struct Buffers {
   }
 };
 
-POCKET_SHARED std::vector<MemoryItem> memory_of(const Model& model, const SessionOptions& options, int tokens) {
+POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
   const Buffers b(model, options, nullptr);
   const size_t filled = size_t(std::min(tokens, b.context));
-  return {{"weights", model.bytes_per_token},
-          {"keys and values", filled * b.position_bytes},
-          {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
-          {"logits and sampler", 4 * size_t(padded(model.config.vocab_size)) * sizeof(float)}};
+  return {{{"weights", model.bytes_per_token},
+           {"keys and values", filled * b.position_bytes},
+           {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
+           {"logits and sampler", 4 * size_t(padded(model.config.vocab_size)) * sizeof(float)}}};
 }
 
 // ---- The forward pass ----
-
 struct Transformer {
   Session& session;
   const Kernels& kernels;
@@ -870,16 +980,17 @@ struct Transformer {
   const int group = c.n_heads / c.n_kv_heads;  // query heads of a KV head
   std::vector<double> frequencies;             // (head_dim / 2): radians per position
   Pool pool;
+  Reservation memory;
   Buffers buf;
 
-  // On failure sets session.error.
+  // options.threads is above 0. On failure sets session.error.
   Transformer(Session& s, const SessionOptions& options, const Kernels& k)
-      : session(s), kernels(k), pool(thread_count(options)), buf(model, options, nullptr) {
+      : session(s),
+        kernels(k),
+        pool(options.threads),
+        memory(Buffers(model, options, nullptr).bytes, s.error),
+        buf(model, options, memory.data) {
     for (int i = 0; i < c.head_dim / 2; i++) frequencies.push_back(rope_frequency(c, i));
-    if (uint8_t* memory = reserve_memory(buf.bytes, s.error)) buf = Buffers(model, options, memory);
-  }
-  ~Transformer() {
-    if (buf.kv) munmap(buf.kv, buf.bytes);
   }
 
   bool fail(std::string why) {
@@ -896,27 +1007,24 @@ struct Transformer {
         return fail(concat("token ", i, ": expected an id below ", c.vocab_size, ", found ", ids[i]));
     return true;
   }
-  // All tokens, chunk by chunk; each may be null.
+  // All tokens, chunk by chunk. each may be null: then only the logits of the last token are computed.
   bool forward(const int* ids, size_t n, const Session::EachLogits* each) {
     if (!check(ids, n)) return false;
     const int start = position;
     for (size_t i = 0; i < n; i += kChunk) {
       const int size = int(std::min<size_t>(kChunk, n - i));
-      if (!forward_chunk(ids + i, size)) {
-        position = start;
-        return false;
-      }
+      if (!forward_chunk(ids + i, size)) return false;
       for (int t = 0; each && t < size; t += kLogitRows) {
         const int rows = std::min(kLogitRows, size - t);
-        const float* row = logits(t, rows);
-        for (int r = 0; r < rows; r++, row += padded(c.vocab_size))
-          if (!(*each)(i + t + r, row)) {
+        if (!logits(t, rows)) return false;
+        for (int r = 0; r < rows; r++)
+          if (!(*each)(i + t + r, buf.logits + size_t(r) * padded(c.vocab_size))) {
             position = start + int(i) + t + r + 1;
             return true;
           }
       }
     }
-    return true;
+    return each || logits(int((n - 1) % kChunk), 1);
   }
   // n tokens (at most kChunk) through all layers; buf.x then holds the output of the last layer.
   bool forward_chunk(const int* ids, int n) {
@@ -958,11 +1066,11 @@ struct Transformer {
     for (int t = 0; session.observer_ && t < n; t++)
       session.observer_({Observation::layer_output, l, -1, position + t, buf.x + size_t(t) * padded(c.dim), c.dim});
   }
-  // The logits (n, vocab_size padded to 64) of n tokens of the chunk, from `first` on.
-  const float* logits(int first, int n) {
+  // buf.logits (n, vocab_size padded to 64) of n tokens of the chunk, from `first` on.
+  bool logits(int first, int n) {
     rmsnorm(model.final_norm, first, n);
     multiply({{model.output, buf.logits}}, buf.xn, n);
-    return buf.logits;
+    return check_finite(buf.logits, n, c.vocab_size, padded(c.vocab_size), session.error);
   }
   void multiply(std::initializer_list<Product> products, const Activations& in, int n) {
     matmul(kernels, pool, products, in, n);
@@ -1125,18 +1233,20 @@ struct Transformer {
 };
 
 POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : model_(model) {
-  if (model.layers.empty()) {
-    error = "session: the model is not open";
-  } else if (options.context < 0) {
-    error = concat("session: context: expected 0 or more, found ", options.context);
-  } else if (const Kernels* kernels = choose_kernels(options.kernel, error)) {
-    try {
+  const FloatMode mode;
+  options.threads = thread_count(options);  // once: it may change
+  try {
+    if (model.file_bytes == 0) {
+      error = "session: the model is not open";
+    } else if (options.context < 0 || options.context > kMaxContext) {
+      error = concat("session: context: expected 0 to ", kMaxContext, ", found ", options.context);
+    } else if (const Kernels* kernels = choose_kernels(options.kernel, error)) {
       transformer_ = std::make_unique<Transformer>(*this, options, *kernels);
-    } catch (const std::bad_alloc&) {
-      error = "session: out of memory";
     }
-    if (!error.empty()) transformer_.reset();
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
   }
+  if (!error.empty()) transformer_.reset();
 }
 
 POCKET_SHARED Session::~Session() = default;
@@ -1144,15 +1254,19 @@ POCKET_SHARED int Session::threads() const { return transformer_ ? transformer_-
 POCKET_SHARED const char* Session::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
 POCKET_SHARED int Session::context() const { return transformer_ ? transformer_->buf.context : 0; }
 POCKET_SHARED bool Session::kv_f32() const { return transformer_ && transformer_->buf.kv_f32; }
+POCKET_SHARED bool Session::run(const int* ids, size_t n, const EachLogits* each) {
+  Transformer* const t = transformer_.get();
+  return t && guarded_forward(t->pool, position_, error, [&] { return t->forward(ids, n, each); });
+}
 POCKET_SHARED const float* Session::forward(const int* ids, size_t n) {
-  if (!transformer_ || !transformer_->forward(ids, n, nullptr)) return nullptr;
-  return transformer_->logits(int((n - 1) % kChunk), 1);
+  return run(ids, n, nullptr) ? transformer_->buf.logits : nullptr;
 }
-POCKET_SHARED bool Session::forward(const int* ids, size_t n, const EachLogits& each) {
-  return transformer_ && transformer_->forward(ids, n, &each);
-}
+POCKET_SHARED bool Session::forward(const int* ids, size_t n, const EachLogits& each) { return run(ids, n, &each); }
 POCKET_SHARED KvBlock Session::kv_block(int layer, int kv_head, int block) const {
-  return transformer_->kv_block(layer, kv_head, block);
+  const Config& c = model_.config;
+  const bool exists = layer >= 0 && layer < c.n_layers && kv_head >= 0 && kv_head < c.n_kv_heads && block >= 0 &&
+                      block <= (context() - 1) / kBlockKeys;
+  return transformer_ && exists ? transformer_->kv_block(layer, kv_head, block) : KvBlock();
 }
 #endif
 
@@ -1185,7 +1299,6 @@ inline size_t embedding_group_bytes(Type type) { return type == Type::q8 ? 2 + k
 inline size_t embedding_row_bytes(Type type, int cols) {
   return size_t(padded(cols)) / kGroup * embedding_group_bytes(type);
 }
-
 // The q4 scale of a group: 4 bits, +-(5 ... 12). The sign mirrors a codebook that is not symmetric.
 inline float q4_scale(int s) { return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7)); }
 // A weight in a panel is integer * group scale * row scale (q4 only). Row r of 16, column k, group g of 32 columns:
@@ -1203,7 +1316,6 @@ inline float group_scale(const Tensor& t, const uint8_t* panel, int r, int g) {
 inline float row_scale(const Tensor& t, const uint8_t* panel, int r) {
   return t.type == Type::q4 ? load<float>(panel + panel_bytes(t.type, t.cols) - 64 + 4 * r) : 1.f;
 }
-
 inline float weight(const Tensor& t, int row, int col) {
   if (t.layout != Layout::panels) {
     const uint8_t* at =
@@ -1216,7 +1328,6 @@ inline float weight(const Tensor& t, int row, int col) {
   if (t.type == Type::f32) return load<float>(panel + size_t(col) * 64 + 4 * r);
   return row_scale(t, panel, r) * (group_scale(t, panel, r, col / kGroup) * float(integer_weight(t, panel, r, col)));
 }
-
 // The definition of a matmul: row r of a panel times one token. Every kernel returns these bits.
 inline float dot_scalar(const Tensor& t, const uint8_t* panel, int r, const Activations& x) {
   float acc = 0;
@@ -1230,7 +1341,6 @@ inline float dot_scalar(const Tensor& t, const uint8_t* panel, int r, const Acti
   }
   return acc * row_scale(t, panel, r);
 }
-
 inline void matmul_scalar(const PanelProduct& m) {
   for (int p = m.first; p < m.first + m.count; p++) {
     const uint8_t* panel = m.w.data + size_t(p) * panel_bytes(m.w.type, m.w.cols);
@@ -1241,14 +1351,12 @@ inline void matmul_scalar(const PanelProduct& m) {
 }
 
 // ---- Activations ----
-
 inline constexpr int kFewTokens = 8;    // up to so many read the q4 weights in place; for more they are unpacked once
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 
 // The packed layout: 64 columns of all tokens, (n, 64) bytes, and their scales, (2, n) floats; then the next 64
 // columns. n is padded to 16; the rows after the last token are unspecified.
 inline size_t packed_bytes(int n, int cols) { return size_t(cols) / 64 * (64 + 2 * sizeof(float)) * round_up(n, 16); }
-
 // Copies `count` quantized groups of token t, from group `first` on, to their place in `packed`, which is for n tokens.
 inline void pack_groups(const int8_t* q, const float* scale, int t, int first, int count, int n, uint8_t* packed) {
   const size_t rows = size_t(round_up(n, 16));
@@ -1258,9 +1366,7 @@ inline void pack_groups(const int8_t* q, const float* scale, int t, int first, i
     std::memcpy(block + rows * 64 + (g % 2 * rows + t) * sizeof(float), scale, sizeof(float));
   }
 }
-
 inline bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
-
 template <class Take> void Activations::place(int width, bool floats, Take& take) {
   cols = padded(width);
   f = nullptr;
@@ -1271,7 +1377,6 @@ template <class Take> void Activations::place(int width, bool floats, Take& take
   take(sum, count / kGroup);
   take(packed, packed_bytes(kChunk, cols));
 }
-
 inline void Activations::quantize(const Kernels& k, const float* x, int token, int tokens, int first, int n) const {
   const size_t at = size_t(token) * cols + first, group = at / kGroup;
   if (!packs(k, tokens)) return k.quantize(x, n, q + at, scale + group, sum + group);
@@ -1286,7 +1391,6 @@ inline void Activations::quantize(const Kernels& k, const float* x, int token, i
 }
 
 // ---- Matmul: the loops around the kernels ----
-
 #if !defined(POCKET_SEPARATE_KERNELS)
 // Integer matmul of many tokens: two panels at a time and a block of columns at a time, which is unpacked once for all
 // tokens.
@@ -1301,7 +1405,7 @@ void matmul_blocked(const Kernels& k, const PanelProduct& m) {
     for (auto& sums : acc) std::fill_n(sums, m.n * kPanelRows, 0.f);
     for (int k0 = 0; k0 < m.x.cols; k0 += kBlockCols) {
       const int cols = std::min(kBlockCols, m.x.cols - k0);
-      BlockProduct block = {type, {}, {}, cols, m.x.columns(k0), m.n, {acc[0], acc[1]}};
+      BlockProduct block = {type, {}, {}, cols, m.x.from(size_t(k0)), m.n, {acc[0], acc[1]}};
       for (int i = 0; i < 2; i++) {
         const uint8_t* panel = m.w.data + (size_t(p) + std::min(i, pair - 1)) * stride;
         block.codes[i] = panel + code_bytes(type, k0);
@@ -1323,7 +1427,6 @@ void matmul_blocked(const Kernels& k, const PanelProduct& m) {
     }
   }
 }
-
 // By the fastest kernel of the set.
 void matmul_panels(const Kernels& k, const PanelProduct& m) {
   if (m.w.type == Type::f32) return k.matmul_f32(m);
@@ -1337,7 +1440,6 @@ void matmul_panels(const Kernels& k, const PanelProduct& m) {
 // Panels that a thread takes together: four, which are read as four streams at once (reads_four_streams), or two if
 // each is used for many tokens.
 inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
-
 // y = w x for each product. Matrices that share their input are processed in one pass, as if stacked vertically.
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n) {
   int total = 0;
@@ -1360,11 +1462,9 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
 // ==== 7. Model file: map and check ===================================================================================
 // Everything is checked once, when a file is opened, in 64-bit arithmetic that cannot overflow. The rest of the engine
 // relies on it.
-
 struct Section {
   uint64_t offset, bytes;
 };
-
 // The first 256 bytes of a model file.
 struct Header {
   char magic[8];          // kMagic
@@ -1384,7 +1484,6 @@ struct Header {
   uint8_t reserved[56];       // 0 in a Llama
 };
 static_assert(sizeof(Header) == 256);
-
 inline constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'L', 'A', 'M', 'A'};
 inline constexpr uint32_t kFormatVersion = 1, kLlama = 1, kMegabyte = 2;
 inline constexpr uint64_t kPage = 4096;  // alignment of the tensors section
@@ -1396,13 +1495,11 @@ struct TensorEntry {
   uint8_t padding[16];     // 0
 };
 static_assert(sizeof(TensorEntry) == 64);
-
 struct TensorSpec {
   std::string name;
   Layout layout;
   int rows, cols;
 };
-
 // Every tensor of a Llama, in the order of the file.
 inline std::vector<TensorSpec> tensor_specs(const Config& c) {
   std::vector<TensorSpec> specs = {{"token_embedding", Layout::rows, c.vocab_size, c.dim}};
@@ -1422,14 +1519,12 @@ inline std::vector<TensorSpec> tensor_specs(const Config& c) {
   specs.push_back({"output", Layout::panels, c.vocab_size, c.dim});
   return specs;
 }
-
 inline uint64_t tensor_bytes(const TensorSpec& spec, Type type) {
   if (spec.layout == Layout::vector) return round_up<uint64_t>(uint64_t(spec.cols) * 4, kAlign);
   if (spec.layout == Layout::rows) return round_up<uint64_t>(embedding_row_bytes(type, spec.cols) * spec.rows, kAlign);
   return uint64_t(panels_of(spec.rows)) * panel_bytes(type, spec.cols);
 }
 inline const char* type_name(Type type) { return type == Type::f32 ? "f32" : type == Type::q8 ? "q8" : "q4"; }
-
 // XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md) of whole stripes of 32 bytes: a shorter rest is
 // padded with zeros. A checksum, not cryptography.
 class Hash64 {
@@ -1459,55 +1554,12 @@ class Hash64 {
   }
   uint64_t lane_[4] = {k1 + k2, k2, 0, 0 - k1}, total_ = 0;
 };
-
 inline uint64_t hash_bytes(const void* data, size_t n) {
   Hash64 hash;
   hash.update(data, n);
   return hash.digest();
 }
 inline uint64_t hash_logits(const float* logits, int n) { return hash_bytes(logits, size_t(n) * sizeof(float)); }
-
-// llama2.c checkpoints have no magic number: dim, hidden_dim and n_layers come first.
-inline bool looks_like_llama2c(const uint8_t* p, size_t n) {
-  return n >= 28 && load<uint32_t>(p) - 1 < 1 << 16 && load<uint32_t>(p + 4) - 1 < 1 << 20 &&
-         load<uint32_t>(p + 8) - 1 < 1 << 10;
-}
-// The kind of a file that is not a model, by its first bytes.
-inline std::string describe_file(const uint8_t* p, size_t n) {
-  const std::string_view s(reinterpret_cast<const char*>(p), std::min<size_t>(n, 64));
-  const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
-  if (n == 0) return "an empty file";
-  if (starts("GGUF")) return "a GGUF file; convert it: export/convert FILE -o model.bin";
-  if (starts("PK\x03\x04")) return "a zip archive (PyTorch saves such files)";
-  if (starts("version https://git-lfs")) return "a Git LFS pointer, not the file itself; fetch it with: git lfs pull";
-  if (starts("<!") || starts("<html") || starts("<HTML")) return "a web page (HTML); the download failed";
-  if (starts("\x80\x02") || starts("\x80\x04")) return "a Python pickle (old PyTorch checkpoint)";
-  if (n > 8 && p[8] == '{' && load<uint64_t>(p) < (1u << 30))
-    return "a safetensors file; convert its folder: export/convert FOLDER -o model.bin";
-  if (looks_like_llama2c(p, n))
-    return "perhaps a llama2.c checkpoint; convert it: export/convert FILE -z TOKENIZER -o model.bin";
-  const auto text = [](char c) { return uint8_t(c) >= 32 || c == '\n' || c == '\r' || c == '\t'; };
-  return std::all_of(s.begin(), s.end(), text) ? "a text file" : "an unknown format";
-}
-
-// Reads a section from front to back. Once something does not fit, ok is false and every value 0.
-struct ByteReader {
-  std::string_view bytes;
-  bool ok = true;
-
-  std::string_view take(uint64_t n) {
-    ok = ok && n <= bytes.size();
-    if (!ok) return {};
-    const std::string_view taken = bytes.substr(0, size_t(n));
-    bytes.remove_prefix(size_t(n));
-    return taken;
-  }
-  template <class T> T get() {
-    const std::string_view raw = take(sizeof(T));
-    return ok ? load<T>(raw.data()) : T();
-  }
-};
-
 // The limits of a shape, for model files and checkpoints alike. Within them no product of sizes overflows 64 bits, and
 // a pair rotates by at most one radian per position, so that exact::sincos can reduce every angle. For a value outside
 // its limits returns refuse(field, expected, found).
@@ -1523,7 +1575,7 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
   if (!in_range("dim", c.dim, 1, 1 << 16) || !in_range("hidden_dim", c.hidden_dim, 1, 1 << 20) ||
       !in_range("n_layers", c.n_layers, 1, 1 << 10) || !in_range("n_heads", c.n_heads, 1, 1 << 10) ||
       !in_range("n_kv_heads", c.n_kv_heads, 1, c.n_heads) || !in_range("head_dim", c.head_dim, 2, kMaxHeadDim) ||
-      !in_range("vocab_size", c.vocab_size, 1, 1 << 22) || !in_range("max_seq_len", c.max_seq_len, 1, 1 << 22) ||
+      !in_range("vocab_size", c.vocab_size, 1, 1 << 22) || !in_range("max_seq_len", c.max_seq_len, 1, kMaxContext) ||
       (llama3 && !in_range("rope_original_len", c.rope_original_len, 1, 1 << 24)))
     return false;
   if (c.n_heads % c.n_kv_heads)
@@ -1536,7 +1588,6 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
          (c.rope_high_freq > c.rope_low_freq ||
           refuse("rope_high_freq", concat("more than rope_low_freq, ", c.rope_low_freq), concat(c.rope_high_freq)));
 }
-
 inline std::string architecture_name(uint32_t architecture) {
   return concat(architecture, architecture == kLlama ? " (llama)" : architecture == kMegabyte ? " (megabyte)" : "");
 }
@@ -1554,7 +1605,7 @@ struct ModelReader {
   }
   bool header(uint32_t architecture) {
     if (m.size_ < 8 || std::memcmp(m.base_, kMagic, 8) != 0)
-      return refuse("magic", "a pocketllama model", describe_file(m.base_, m.size_));
+      return refuse("magic", "a pocketllama model", "another format; make one with export/convert");
     if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", m.size_);
     std::memcpy(&h, m.base_, sizeof h);
     if (!equal("version", kFormatVersion, h.version)) return false;
@@ -1589,18 +1640,6 @@ struct ModelReader {
     hash.update(&zeroed, sizeof zeroed);
     hash.update(m.base_ + sizeof(Header), h.tensors.offset - sizeof(Header));
     return hash.digest() == h.checksum || refuse("checksum", h.checksum, concat(hash.digest(), " (damaged)"));
-  }
-  struct Integer {
-    const char* field;
-    uint32_t value;
-    int* out;
-  };
-  bool integers(std::initializer_list<Integer> fields) {
-    for (const Integer& f : fields) {
-      if (f.value > INT32_MAX) return refuse(f.field, "less than 2^31", f.value);
-      *f.out = int(f.value);
-    }
-    return true;
   }
   template <class Shape> bool fits(const Shape& shape) {
     return check_config(shape, [this](const char* field, const std::string& expected, const std::string& found) {
@@ -1637,30 +1676,27 @@ struct ModelReader {
   std::string_view view(const Section& s) {
     return {reinterpret_cast<const char*>(m.base_) + s.offset, size_t(s.bytes)};
   }
-  static bool ids(ByteReader& in, int vocab_size, std::vector<int>& out) {
-    const uint32_t count = in.get<uint32_t>();
-    if (count > in.bytes.size() / 4) return false;
-    for (uint32_t i = 0; i < count; i++) {
-      out.push_back(in.get<int32_t>());
-      if (out.back() < 0 || out.back() >= vocab_size) return false;
+  // The number of ids and the ids at the start of a section. Returns the rest, null if they are invalid.
+  std::string_view ids(const char* name, const Section& s, int vocab_size, std::vector<int>& out) {
+    std::string_view in = view(s);
+    const uint64_t count = in.size() < 4 ? 0 : load<uint32_t>(in.data());
+    bool good = in.size() >= 4 * (count + 1);
+    out.clear();
+    for (uint64_t i = 0; good && i < count; i++) {
+      out.push_back(load<int32_t>(in.data() + 4 + 4 * i));
+      good = out.back() >= 0 && out.back() < vocab_size;
     }
-    return in.ok;
-  }
-  bool self_test(int vocab_size) {
-    ByteReader in{view(h.self_test)};
-    std::vector<int> prompt;
-    if (!ids(in, vocab_size, prompt)) return refuse("section self_test", "ids within the vocabulary", "other values");
-    m.self_test_hash = in.get<uint64_t>();
-    if (!in.ok || !in.bytes.empty()) return refuse("section self_test", "ids and a hash", "other bytes");
-    m.self_test_ids = std::move(prompt);
-    return true;
+    if (good) return in.substr(4 + 4 * size_t(count));
+    refuse(name, "ids within the vocabulary", "other values");
+    return {};
   }
   // The sections after the tensor table is bound.
   bool finish(int vocab_size) {
-    ByteReader chat{view(h.chat)};
-    m.stop_ids.clear();
-    if (!ids(chat, vocab_size, m.stop_ids)) return refuse("section chat", "ids within the vocabulary", "other values");
-    if (!self_test(vocab_size)) return false;
+    if (!ids("section chat", h.chat, vocab_size, m.stop_ids).data()) return false;
+    const std::string_view hash = ids("section self_test", h.self_test, vocab_size, m.self_test_ids);
+    if (!hash.data()) return false;
+    if (hash.size() != 8) return refuse("section self_test", "ids and a hash", "other bytes");
+    m.self_test_hash = load<uint64_t>(hash.data());
     m.tokenizer_ = view(h.tokenizer);
     m.chat_ = view(h.chat);
     m.provenance_ = view(h.provenance);
@@ -1671,109 +1707,118 @@ struct ModelReader {
     return true;
   }
 };
-
 // The shape of a Llama, from the header.
 inline bool read_config(ModelReader& reader, Config& c) {
   const Header& h = reader.h;
-  if (!reader.integers({{"dim", h.dim, &c.dim},
-                        {"hidden_dim", h.hidden_dim, &c.hidden_dim},
-                        {"n_layers", h.n_layers, &c.n_layers},
-                        {"n_heads", h.n_heads, &c.n_heads},
-                        {"n_kv_heads", h.n_kv_heads, &c.n_kv_heads},
-                        {"head_dim", h.head_dim, &c.head_dim},
-                        {"vocab_size", h.vocab_size, &c.vocab_size},
-                        {"max_seq_len", h.max_seq_len, &c.max_seq_len},
-                        {"rope_original_len", h.rope_original_len, &c.rope_original_len}}))
-    return false;
   if (h.tied > 1) return reader.refuse("tied", "0 or 1", h.tied);
   if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", h.rope_scaling);
   for (uint8_t byte : h.reserved)
     if (byte) return reader.refuse("reserved", 0, int(byte));
-  c.tied = h.tied;
-  c.norm_eps = h.norm_eps;
-  c.rope_theta = h.rope_theta;
+  c.dim = int(h.dim);
+  c.hidden_dim = int(h.hidden_dim);
+  c.n_layers = int(h.n_layers);
+  c.n_heads = int(h.n_heads);
+  c.n_kv_heads = int(h.n_kv_heads);
+  c.head_dim = int(h.head_dim);
+  c.vocab_size = int(h.vocab_size);
+  c.max_seq_len = int(h.max_seq_len);
+  c.rope_original_len = int(h.rope_original_len);
   c.rope_scaling = RopeScaling(h.rope_scaling);
+  c.rope_theta = h.rope_theta;
   c.rope_factor = h.rope_factor;
   c.rope_low_freq = h.rope_low_freq;
   c.rope_high_freq = h.rope_high_freq;
+  c.norm_eps = h.norm_eps;
+  c.tied = h.tied == 1;
   return reader.fits(c);
 }
-
-inline bool Model::read(const char* name) {
+inline bool Model::read() {
   layers.clear();
+  ModelReader reader{*this, {}};
+  std::vector<Tensor> t;
+  const auto specs = [&] { return tensor_specs(config); };
+  if (!reader.header(kLlama) || !read_config(reader, config) ||
+      !reader.tensors(uint64_t(config.n_layers) * 9 + 3, specs, t) || !reader.finish(config.vocab_size))
+    return false;
+  token_embedding = t[0];
+  for (size_t i = 1; i + 2 < t.size(); i += 9)
+    layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
+  final_norm = t[t.size() - 2];
+  output = t[t.size() - 1];
+  bytes_per_token = 0;
+  for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
+  return true;
+}
+// On any failure, lack of memory too, the model is closed, and `error` has the name.
+template <class Map> bool ModelFile::open_with(const char* name, const Map& map) {
+  unmap();
+  error.clear();
   try {
-    ModelReader reader{*this, {}};
-    std::vector<Tensor> t;
-    const auto specs = [&] { return tensor_specs(config); };
-    if (!reader.header(kLlama) || !read_config(reader, config) ||
-        !reader.tensors(uint64_t(config.n_layers) * 9 + 3, specs, t) || !reader.finish(config.vocab_size))
-      return refuse(name);
-    token_embedding = t[0];
-    for (size_t i = 1; i + 2 < t.size(); i += 9)
-      layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
-    final_norm = t[t.size() - 2];
-    output = t[t.size() - 1];
-    bytes_per_token = 0;
-    for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
-    return true;
+    if (map() && read()) return true;
+    error = concat(name, ": ", error);
   } catch (const std::bad_alloc&) {
     error = "out of memory";
-    return refuse(name);
   }
-}
-
-inline bool ModelFile::refuse(const char* name) {
-  error = concat(name, ": ", error);
   unmap();
   return false;
 }
-inline bool ModelFile::map_file(const char* path) {
-  unmap();
-  error.clear();
+inline bool ModelFile::open(const char* path, Load load) {
+  return open_with(path ? path : "null", [&] { return map_file(path, load); });
+}
+inline bool ModelFile::open_memory(const void* data, size_t size) {
+  return open_with("memory", [&] { return map_memory(data, size); });
+}
+inline bool ModelFile::map_file(const char* path, Load load) {
   const auto fail = [&](const char* why) {
     error = why;
-    return refuse(path);
+    return false;
   };
-  file_ = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  file_ = path ? ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
   struct stat st;
-  if (file_ < 0 || fstat(file_, &st) != 0) return fail(std::strerror(errno));
+  if (!path || file_ < 0 || fstat(file_, &st) != 0) return fail(path ? std::strerror(errno) : "expected a file name");
   if (S_ISDIR(st.st_mode)) return fail("is a folder; convert a checkpoint in it: export/convert FOLDER -o model.bin");
   if (!S_ISREG(st.st_mode)) return fail("expected a regular file, which can be mapped");
   if (st.st_size == 0) return fail("magic: expected a pocketllama model, found an empty file");
-  void* map = mmap(nullptr, size_t(st.st_size), PROT_READ, MAP_SHARED, file_, 0);
+  const size_t size = size_t(st.st_size);
+  const bool copy = load == Load::copy;
+  void* map = copy ? mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                   : mmap(nullptr, size, PROT_READ, MAP_SHARED, file_, 0);
   if (map == MAP_FAILED) return fail(std::strerror(errno));
   base_ = static_cast<const uint8_t*>(map);
-  size_ = size_t(st.st_size);
+  size_ = size;
+  owned_ = true;
 #ifdef MADV_HUGEPAGE
   madvise(map, size_, MADV_HUGEPAGE);  // pages that are not cached yet may arrive as pages of 2 MiB, which read faster
 #endif
+  for (size_t at = 0; copy && at < size;) {
+    const ssize_t n = ::read(file_, static_cast<uint8_t*>(map) + at, std::min<size_t>(size - at, 1 << 30));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return fail(n < 0 ? std::strerror(errno) : "the file was truncated while it was read");
+    at += size_t(n);
+  }
+  if (copy) ::close(std::exchange(file_, -1));
   return true;
 }
-
 inline bool ModelFile::map_memory(const void* data, size_t size) {
-  unmap();
-  error.clear();
   if (reinterpret_cast<uintptr_t>(data) % kAlign) {
-    error = "memory: expected an address on a 64-byte boundary";
+    error = "expected an address on a 64-byte boundary";
     return false;
   }
   base_ = static_cast<const uint8_t*>(data);
-  size_ = size;
+  size_ = data ? size : 0;
   return true;
 }
-
 inline void ModelFile::unmap() {
-  if (file_ >= 0) {
-    if (base_) munmap(const_cast<uint8_t*>(base_), size_);
-    ::close(file_);
-  }
+  if (owned_) munmap(const_cast<uint8_t*>(base_), size_);
+  if (file_ >= 0) ::close(file_);
   base_ = nullptr;
   size_ = 0;
   file_ = -1;
+  owned_ = false;
   tokenizer_ = chat_ = provenance_ = {};
+  file_bytes = 0;
   tensors_at_ = tensors_hash_ = checksum_ = 0;
 }
-
 inline bool ModelFile::verify_tensors() {
   const uint64_t found = hash_bytes(base_ + tensors_at_, size_ - tensors_at_);
   if (found == tensors_hash_) return true;
@@ -1805,23 +1850,8 @@ inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const 
   return true;
 }
 
-// One zeroed reservation, which the system backs page by page as it is touched: a KV cache costs what is used of it.
-// Null with `error` set if there is no room.
-inline uint8_t* reserve_memory(size_t bytes, std::string& error) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
-    error = concat("session: cannot reserve ", bytes >> 20, " MiB; use a smaller context");
-    return nullptr;
-  }
-#ifdef MADV_NOHUGEPAGE
-  madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would occupy 2 MiB
-#endif
-  return static_cast<uint8_t*>(memory);
-}
-
 // ==== 8. Threads =====================================================================================================
 // An idle worker spins for some microseconds, since the next matmul usually follows soon, and then sleeps.
-
 inline void spin_pause() {  // tells the CPU that a loop only waits
 #if defined(__x86_64__)
   asm volatile("pause");
@@ -1829,27 +1859,31 @@ inline void spin_pause() {  // tells the CPU that a loop only waits
   asm volatile("yield");
 #endif
 }
-
 inline Pool::Pool(int threads) {
   starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than parallel_ranges makes of any model's panels
+  sigset_t blocked, before;  // workers leave signals to the program's threads, except those that they cause
+  sigfillset(&blocked);
+  for (int signal : {SIGBUS, SIGFPE, SIGILL, SIGSEGV}) sigdelset(&blocked, signal);
+  pthread_sigmask(SIG_BLOCK, &blocked, &before);
   try {
-    for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+    for (int i = 1; i < threads; i++) workers_->threads.emplace_back([this, i] { work(i); });
   } catch (const std::system_error&) {  // the system's limit: continue with those that started
   } catch (const std::bad_alloc&) {
   }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
-
 inline Pool::~Pool() {
+  forget_lost_workers();
+  if (!workers_) return;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(workers_->mutex);
     stop_.store(true);
   }
-  wake_.notify_all();
-  for (auto& worker : workers_) worker.join();
+  workers_->wake.notify_all();
+  for (auto& worker : workers_->threads) worker.join();
 }
-
 template <class F> void Pool::parallel_for(int n, double work, const F& f) {
-  if (workers_.empty() || n <= 1 || work < kWorthSharing) {
+  if (threads() == 1 || n <= 1 || work < kWorthSharing) {
     for (int i = 0; i < n; i++) f(i, 0);
     return;
   }
@@ -1859,8 +1893,8 @@ template <class F> void Pool::parallel_for(int n, double work, const F& f) {
   const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 48) + 1;
   ticket_.store(job << 48 | uint64_t(n) << 24);
   if (sleepers_.load() > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
-    wake_.notify_all();
+    { std::lock_guard<std::mutex> lock(workers_->mutex); }
+    workers_->wake.notify_all();
   }
   take_tasks(0);
   for (int i = 0; done_.load(std::memory_order_acquire) != n; i++) {
@@ -1869,8 +1903,8 @@ template <class F> void Pool::parallel_for(int n, double work, const F& f) {
     else
       std::this_thread::yield();
   }
+  if (failed_.load(std::memory_order_relaxed) && failed_.exchange(false)) throw std::bad_alloc();
 }
-
 // First 7/8 of all in one long range per thread, since memory is read fastest in long streams, then 7/8 of the rest
 // likewise, and so on, until the ranges are so short that no thread waits long for another (factoring; Hummel,
 // Schonberg and Flynn 1992).
@@ -1882,7 +1916,6 @@ template <class F> void Pool::parallel_ranges(int n, int unit, double work, cons
   }
   parallel_for(int(starts_.size()) - 1, work, [&](int task, int) { f(starts_[task], starts_[task + 1]); });
 }
-
 // ticket_: job number (16 bits), its number of tasks (24), next task (24). One fetch_add both claims a task and tells
 // which job it belongs to, so that a late worker cannot take part in the wrong job.
 inline void Pool::take_tasks(int thread) {
@@ -1890,12 +1923,16 @@ inline void Pool::take_tasks(int thread) {
     const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
     const int task = int(ticket & 0xffffff), n = int(ticket >> 24 & 0xffffff);
     if (task >= n) return;
-    call_(context_, task, thread);
+    try {
+      call_(context_, task, thread);
+    } catch (const std::bad_alloc&) {
+      failed_.store(true, std::memory_order_relaxed);
+    }
     done_.fetch_add(1, std::memory_order_release);
   }
 }
-
 inline void Pool::work(int thread) {
+  const FloatMode mode;
   uint64_t seen = 0;
   for (;;) {
     const auto start = std::chrono::steady_clock::now();
@@ -1908,11 +1945,10 @@ inline void Pool::work(int thread) {
     take_tasks(thread);
   }
 }
-
 inline void Pool::sleep(uint64_t seen) {
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(workers_->mutex);
   sleepers_.fetch_add(1);
-  wake_.wait(lock, [&] { return ticket_.load() >> 48 != seen || stop_.load(); });
+  workers_->wake.wait(lock, [&] { return ticket_.load() >> 48 != seen || stop_.load(); });
   sleepers_.fetch_sub(1);
 }
 
@@ -1926,16 +1962,10 @@ inline void Pool::sleep(uint64_t seen) {
 #define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // fully unrolled
 
 // Where sums must stay in registers the loops use W floats, which become one register (or two of SSE).
-template <int W> struct Vector;
-#define POCKET_VECTOR(W)                                      \
-  template <> struct Vector<W> {                              \
-    typedef float Floats __attribute__((vector_size(4 * W))); \
-    typedef int32_t Ints __attribute__((vector_size(4 * W))); \
-  };
-POCKET_VECTOR(4)
-POCKET_VECTOR(8)
-POCKET_VECTOR(16)
-
+template <int W> struct Vector {
+  typedef float Floats __attribute__((vector_size(4 * W)));
+  typedef int32_t Ints __attribute__((vector_size(4 * W)));
+};
 template <int W> struct Lanes {
   typedef typename Vector<W>::Floats Floats;
   typedef typename Vector<W>::Ints Ints;
@@ -1970,7 +2000,6 @@ template <int W> struct Lanes {
     std::memcpy(&v, sum, sizeof sum);
   }
 };
-
 POCKET_BODY float sum16(float* s) {
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; i++) s[i] += s[i + width];
@@ -2003,7 +2032,6 @@ POCKET_BODY float exp_body(float x) {
   p = std::fma(p * r, r, r) + 1.f;
   return p * bits_float((float_bits(shifted) - float_bits(kRound) + 127u) << 23);
 }
-
 POCKET_BODY void exp_vector_body(float* x, int n) {
   for (int i = 0; i < n; i++) x[i] = exp_body(x[i]);
 }
@@ -2015,24 +2043,26 @@ POCKET_BODY void rmsnorm_body(const float* x, const float* weight, float* y, int
   const float scale = 1.f / std::sqrt(sum16(s) / float(n) + eps);
   for (int i = 0; i < round_up(n, 16); i++) y[i] = x[i] * scale * weight[i];
 }
-
+// The largest |x|; NaN if there is one. For |x| the order of the bits is the order of the floats, with NaN on top.
+POCKET_BODY float largest_of(const float* x, int n) {
+  uint32_t top = 0;
+  for (int i = 0; i < n; i++) top = std::max(top, float_bits(x[i]) & 0x7fffffff);
+  return bits_float(top);
+}
 // Groups of 32 to int8: scale = max|x| / 127, q = x / scale rounded half to even, and the sum of each group's q.
 POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, int32_t* sum) {
   for (int g = 0; g < n / kGroup; g++, x += kGroup, q += kGroup) {
-    uint32_t top = 0;  // for |x| the order of the bits is the order of the floats
-    for (int i = 0; i < kGroup; i++) top = std::max(top, float_bits(x[i]) & 0x7fffffff);
-    const float largest = bits_float(top);
+    const float largest = largest_of(x, kGroup);
     const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;  // 1 / scale might be infinite: zeros
     int32_t total = 0;
     for (int i = 0; i < kGroup; i++) {
       q[i] = int8_t(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
       total += q[i];
     }
-    scale[g] = inverse == 0.f ? 0.f : largest / 127.f;
+    scale[g] = largest < 1e-30f ? 0.f : largest / 127.f;  // not finite if an element is not: so are the results
     sum[g] = total;
   }
 }
-
 // Rotates every pair (x[i], x[i + head_dim / 2]) of a head by its angle.
 POCKET_BODY void rope_body(float* x, int heads, int head_dim, const float* cos, const float* sin) {
   const int half = head_dim / 2;
@@ -2043,7 +2073,6 @@ POCKET_BODY void rope_body(float* x, int heads, int head_dim, const float* cos, 
       x[i + half] = std::fma(b, cos[i], a * sin[i]);
     }
 }
-
 // gate = silu(gate) * up, silu(x) = x / (1 + e^-x).
 POCKET_BODY void swiglu_body(float* gate, const float* up, int n) {
   for (int i = 0; i < n; i++) gate[i] = gate[i] / (1.f + exp_body(-gate[i])) * up[i];
@@ -2067,21 +2096,17 @@ inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys) {
   uint8_t* v = k + size_t(keys) * head_dim * (f32 ? sizeof(float) : 1);
   return {k, v, scales, scales + keys, head_dim, round_up(head_dim, 16)};
 }
-
 // Stores a vector of n elements, element i at out[i * stride]; returns its scale.
 template <class T> float store_vector(const float* x, int n, T* out, int stride) {
   if constexpr (sizeof(T) == 4) {
     for (int i = 0; i < n; i++) out[i * stride] = x[i];
     return 1;
   } else {
-    float largest = 0;
-    for (int i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
-    const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;
+    const float largest = largest_of(x, n), inverse = largest < 1e-30f ? 0.f : 127.f / largest;
     for (int i = 0; i < n; i++) out[i * stride] = T(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
-    return inverse == 0.f ? 0.f : largest / 127.f;
+    return largest < 1e-30f ? 0.f : largest / 127.f;
   }
 }
-
 // Stores a key and a value of one head (head_dim) in a block.
 inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, const float* v) {
   const float root = 1.f / std::sqrt(float(kv.head_dim));
@@ -2094,7 +2119,6 @@ inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, cons
   else
     store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
 }
-
 // Blocks of 16 lanes to sum up: block b, row i begins at data[b * between + i * step].
 template <class T> struct LaneBlocks {
   const T* data;
@@ -2102,7 +2126,6 @@ template <class T> struct LaneBlocks {
   ptrdiff_t step, between;
   ptrdiff_t ahead;  // bytes from a row to the one to prefetch with it, into the L2 cache
 };
-
 // For B blocks from block `first` on, the sum of all rows, each times coefficient[n][row], to out[n] (16 per block). A
 // row is loaded and converted once for N outputs.
 template <int W, class T, int N, int B>
@@ -2122,7 +2145,6 @@ POCKET_BODY void combine_blocks(const LaneBlocks<T>& a, int first, const float* 
     POCKET_FOR (n, N)
       POCKET_FOR (p, kParts) acc[b][n][p].store(out[n] + 16 * (first + b) + p * W);
 }
-
 // The same for `blocks` blocks. For few outputs several blocks go together: an fma waits four cycles for the previous
 // one, so that it takes eight sums or more to keep the CPU's two units busy.
 template <int W, class T, int N>
@@ -2132,7 +2154,6 @@ POCKET_BODY void combine(const LaneBlocks<T>& a, int blocks, const float* const*
   for (; b + kTogether <= blocks; b += kTogether) combine_blocks<W, T, N, kTogether>(a, b, coefficient, out);
   for (; b < blocks; b++) combine_blocks<W, T, N, 1>(a, b, coefficient, out);
 }
-
 // Turns the scores of `keys` keys into the weights of their values, and sets the state's max and sum.
 template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlock& kv, AttentionState& state) {
   constexpr int kParts = 16 / W;
@@ -2156,7 +2177,6 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
   state.sum = sum16(total);
   for (int j = 0; j < end; j++) s[j] *= kv.v_scale[j];
 }
-
 // N queries (head_dim) against the first keys[n] keys of a block.
 template <int W, class T, int N>
 POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const int* keys, AttentionState* const* out) {
@@ -2182,7 +2202,6 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
       for (int i = 0; i < kv.width; i++)
         values[n][i] = std::fma(score[n][j], float(v.data[size_t(j) * kv.width + i]), values[n][i]);
 }
-
 template <int W, class T>
 POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, const int* keys,
                              AttentionState* const* out) {
@@ -2193,7 +2212,6 @@ POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, co
   for (; i + 3 <= n; i += 3) attend_block<W, T, 3>(kv, q + i, keys + i, out + i);
   for (; i < n; i++) attend_block<W, T, 1>(kv, q + i, keys + i, out + i);
 }
-
 // Merges the result of the next block into the state of the blocks before it. width: of the values.
 POCKET_BODY void merge_body(AttentionState& state, const AttentionState& part, int width) {
   const bool higher = part.max > state.max;
@@ -2205,7 +2223,6 @@ POCKET_BODY void merge_body(AttentionState& state, const AttentionState& part, i
   const float* more = part.values;
   for (int i = 0; i < width; i++) values[i] = std::fma(values[i], a, more[i] * b);
 }
-
 // n queries, query(i) each, against one block of keys. Their states get the result of the first block, and later ones
 // are merged. Only queries that may see a key of the block take part.
 template <class GetQuery>
@@ -2228,7 +2245,6 @@ void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool f
     ready = 0;
   }
 }
-
 // Panels of an f32 matrix times n tokens: a panel is (cols, 16 rows), and its product is one combination of its
 // columns.
 template <int W> POCKET_BODY void matmul_f32_body(const PanelProduct& m) {
@@ -2264,7 +2280,6 @@ inline double log(double x) {  // ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), m
   for (int k = 23; k >= 1; k -= 2) sum = std::fma(sum, z2, 1.0 / k);
   return std::fma(double(e - low), 0.69314718055994531, 2 * z * sum);
 }
-
 inline double exp(double x) {  // 2^n times the Taylor series of e^r, |r| <= 0.35
   const double n = std::floor(std::fma(x, 1.4426950408889634, 0.5));
   const double r = std::fma(n, -2.3190468138462996e-17, std::fma(n, -0.69314718055994531, x));
@@ -2272,7 +2287,6 @@ inline double exp(double x) {  // 2^n times the Taylor series of e^r, |r| <= 0.3
   for (int k = 16; k >= 1; k--) sum = std::fma(sum, r / k, 1.0);
   return std::ldexp(sum, int(n));
 }
-
 // Sine and cosine by their Taylor series after a reduction to |r| <= pi / 4.
 inline void sincos(double x, double& s, double& c) {
   const double n = std::floor(std::fma(x, 0.63661977236758134, 0.5));
@@ -2318,24 +2332,18 @@ POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
 
 // The features that the CPU has and the OS supports (it must save the registers on a task switch).
 struct X86Features {
-  bool intel = false, avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  bool avx512vnni = avx2 && avx512 && __builtin_cpu_supports("avx512vnni"), avxvnni = false, amx = false;
 
   X86Features() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    intel = __get_cpuid(0, &a, &b, &c, &d) && b == 0x756e6547;      // "Genu"ineIntel
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // OSXSAVE
-    const bool fma = c >> 12 & 1;
-    unsigned xcr0, high, a1, b1, c1, d1;
-    asm("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    const bool amx_int8 = (d >> 24 & 1) && (d >> 25 & 1) && (xcr0 >> 17 & 3) == 3;
-    avx2 = (xcr0 & 6) == 6 && fma && (b >> 5 & 1);
-    const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
-    avxvnni = avx2 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 4 & 1);
-    avx512vnni = avx2 && (xcr0 & 0xe6) == 0xe6 && avx512 && (c >> 11 & 1);
+    unsigned a, b, c, d;
+    avxvnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 #if defined(__linux__)
     // Linux requires a process to request AMX's tiles, since they make the saved state of a thread 8 KB larger.
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+    const bool amx_int8 = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
     amx = avx512vnni && amx_int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #endif
   }
@@ -2379,10 +2387,7 @@ inline Kernels with_integers(Kernels k, decltype(Kernels::unpack_q4) unpack, dec
 
 // Whether the product of one token reads four streams of panels at a time, each through a quarter of them. Measured on
 // an Intel CPU: 95% of the speed of plain reading, one stream 78%. On an AMD CPU one stream is faster.
-inline bool reads_four_streams() {
-  static const bool answer = X86Features().intel;
-  return answer;
-}
+inline bool reads_four_streams() { return __builtin_cpu_is("intel"); }
 
 // ---- AVX2: 8 rows per register, two registers per panel. vpmaddubsw multiplies unsigned by signed bytes and adds
 // pairs into 16 bits, where 127 * 127 * 2 still fits: codebook values are shifted to 0 ... 127, and each sum starts at
@@ -2407,7 +2412,6 @@ struct Maddubs {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 };
-
 POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
                                   uint8_t* out, float* out_scales) {
   const __m256i table = codebook(values), low = _mm256_set1_epi8(15);
@@ -2472,7 +2476,6 @@ POCKET_AVX2 POCKET_BODY void gemv_q4_panels(const Tensor& w, int first, int step
     }
   }
 }
-
 template <class Dot> POCKET_AVX2 POCKET_BODY void gemv_q4_any(const PanelProduct& m) {
   const int quarter = m.n == 1 && reads_four_streams() ? m.count / 4 : 0;
   for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels<Dot, 4, 1>(m.w, p, quarter, m.x, m.y, m.ldy);
@@ -2517,7 +2520,6 @@ POCKET_AVX2 POCKET_BODY void dot_tile(const uint8_t* codes, const void* scales, 
       }
     }
 }
-
 template <class Dot, Type type>
 POCKET_AVX2 POCKET_BODY void dot_tokens(const uint8_t* codes, const void* scales, int cols, const Activations& x, int n,
                                         float* acc) {
@@ -2525,13 +2527,11 @@ POCKET_AVX2 POCKET_BODY void dot_tokens(const uint8_t* codes, const void* scales
   for (; t + 4 <= n; t += 4) dot_tile<Dot, type, 4>(codes, scales, cols, x.token(t), acc + 16 * t);
   for (; t < n; t++) dot_tile<Dot, type, 1>(codes, scales, cols, x.token(t), acc + 16 * t);
 }
-
 template <class Dot> POCKET_AVX2 POCKET_BODY void dot_any(const BlockProduct& p) {
   POCKET_FOR (i, 2)
     p.type == Type::q4 ? dot_tokens<Dot, Type::q4>(p.codes[i], p.scales[i], p.cols, p.x, p.n, p.acc[i])
                        : dot_tokens<Dot, Type::q8>(p.codes[i], p.scales[i], p.cols, p.x, p.n, p.acc[i]);
 }
-
 POCKET_AVX2 inline void gemv_q4(const PanelProduct& m) { gemv_q4_any<Maddubs>(m); }
 POCKET_AVX2 inline void dot(const BlockProduct& p) { dot_any<Maddubs>(p); }
 inline Kernels kernels() {
@@ -2549,7 +2549,6 @@ struct Dpbusd {
     return _mm256_dpbusd_avx_epi32(sum, unsigned_bytes, signed_bytes);
   }
 };
-
 POCKET_AVXVNNI inline void gemv_q4(const PanelProduct& m) { avx2::gemv_q4_any<Dpbusd>(m); }
 POCKET_AVXVNNI inline void dot(const BlockProduct& p) { avx2::dot_any<Dpbusd>(p); }
 inline Kernels kernels() {
@@ -2594,13 +2593,11 @@ template <Type type> POCKET_AVX512 inline __m512 scales_of(const void* scales, i
   const __m256i raw = _mm256_loadu_si256(static_cast<const __m256i*>(scales) + g);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
-
 struct Dpbusd {
   POCKET_AVX512 static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
     return _mm256_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
   }
 };
-
 // Four panels, `step` panels from one to the next, times one token.
 POCKET_AVX512 inline void gemv_q4_panels(const Tensor& w, int first, int step, const Activations& x, float* y) {
   constexpr int P = 4;
@@ -2673,14 +2670,12 @@ POCKET_AVX512 inline void dot_tile(const BlockProduct& block, const Activations&
   POCKET_FOR (t, T) _mm512_storeu_ps(acc0 + 16 * t, a[0][t]);
   POCKET_FOR (t, T) _mm512_storeu_ps(acc1 + 16 * t, a[1][t]);
 }
-
 template <Type type> POCKET_AVX512 inline void dot_tokens(const BlockProduct& p) {
   int t = 0;
   for (; t + 6 <= p.n; t += 6) dot_tile<type, 6>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
   for (; t + 2 <= p.n; t += 2) dot_tile<type, 2>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
   for (; t < p.n; t++) dot_tile<type, 1>(p, p.x.token(t), p.acc[0] + 16 * t, p.acc[1] + 16 * t);
 }
-
 POCKET_AVX512 inline void dot(const BlockProduct& p) {
   p.type == Type::q4 ? dot_tokens<Type::q4>(p) : dot_tokens<Type::q8>(p);
 }
@@ -2738,7 +2733,6 @@ struct Tiles {
   }
   static void release() { asm volatile("tilerelease"); }
 };
-
 // Adds two groups, in order, to acc (16 tokens, 16 rows). m: scales of the rows; scale0, scale1: of the tokens. While
 // AMX is active, one of the two units for 512-bit floats can only add. To keep it busy, the sums of one group are
 // converted to floats, and those of the other become floats by a subtraction.
@@ -2771,7 +2765,6 @@ template <Type type> struct Block {
     }
   }
 };
-
 // One panel times n tokens, added to acc (n padded to 16, 16). While a product is in flight, the previous one is added
 // and the next weights are unpacked.
 template <class T, Type type>
@@ -2804,7 +2797,6 @@ POCKET_AVX512 inline void multiply_panel(const Tensor& w, const uint8_t* panel, 
     if (b + 2 < blocks) block[b & 1].read(w, panel, b + 2);
   }
 }
-
 template <class T> POCKET_AVX512 inline void matmul_packed(const PanelProduct& m) {
   alignas(64) float acc[kChunk * kPanelRows];
   const size_t bytes = panel_bytes(m.w.type, m.w.cols);
@@ -2898,7 +2890,6 @@ POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {
     m[2 * i + 1] = vcvtq_f32_s32(vmovl_high_s16(half[i]));
   }
 }
-
 POCKET_BODY float32x4_t add_group(float32x4_t acc, int32x4_t sum, float32x4_t m, float xs) {
   return vfmaq_f32(acc, vcvtq_f32_s32(sum), vmulq_n_f32(m, xs));
 }
@@ -2936,7 +2927,6 @@ POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Acti
   const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
   POCKET_FOR (j, 4) vst1q_f32(y + 4 * j, vmulq_f32(acc[j], vld1q_f32(rs + 4 * j)));
 }
-
 POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) {
   for (int p = m.first; p < m.first + m.count; p++)
     for (int t = 0; t < m.n; t++)
@@ -2963,7 +2953,6 @@ struct Sdot {
     }
   }
 };
-
 // smmla takes 8 consecutive columns of a row.
 struct Smmla {
   POCKET_BODY static void store(int8x16x2_t w, int j, int8_t* out) {
@@ -2999,7 +2988,6 @@ struct Smmla {
       }
   }
 };
-
 template <class Dot>
 void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols, uint8_t* out_codes,
                float* out_scales) {
@@ -3085,14 +3073,14 @@ inline const Kernels* find_kernels(const char* name) {
     if ((!name || std::strcmp(name, k->name) == 0) && k->supported()) return k;
   return nullptr;
 }
-
-inline std::vector<std::string> kernel_names() {
+inline std::vector<std::string> kernel_names() try {
   std::vector<std::string> names;
   for (const Kernels* k = kernel_table(); k->name; k++)
     if (k->supported()) names.push_back(k->name);
   return names;
+} catch (const std::bad_alloc&) {
+  return {};
 }
-
 inline const Kernels* choose_kernels(const char* name, std::string& error) {
   const Kernels* kernels = find_kernels(name);
   if (kernels) return kernels;
@@ -3101,21 +3089,22 @@ inline const Kernels* choose_kernels(const char* name, std::string& error) {
   error = concat("kernel '", name, "' is not supported by this CPU; available: ", names);
   return nullptr;
 }
-
 inline void exp_in_place(float* x, int n) {
   static const Kernels& best = *find_kernels(nullptr);
   best.exp(x, n);
 }
 
+}  // namespace POCKET_ISA
 }  // namespace pocket
+#if defined(__clang__) && defined(__x86_64__)
+#pragma float_control(pop)
+#endif
 #endif  // POCKET_RUN_CPP
 
 // ==== 11. A small program ============================================================================================
 // `make` builds the full command line, apps/cli. The options here mean the same there and give the same text.
 
 #ifndef POCKET_NO_MAIN
-#include <csignal>
-
 #include "tokenizer.hpp"
 
 namespace {
@@ -3212,10 +3201,10 @@ struct Program {
     });
     if (interrupted) throw Failure{130, ""};
     if (!good) throw Failure{1, session.error};
-    print(stream.flush());
+    print(printed_rest(stream));
   }
   void continue_text(const std::string& text) {
-    std::vector<int> prompt = tokenizer.encode(text);
+    std::vector<int> prompt = ids_of(tokenizer, text);
     if (prompt.empty() && tokenizer.bos() >= 0) prompt.push_back(tokenizer.bos());
     if (prompt.empty())
       throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};
@@ -3226,7 +3215,7 @@ struct Program {
   }
   // Replies to `message`, then to each line of standard input.
   void chat(const ChatTemplate& chat, const std::string& system, std::string message) {
-    const Encode encode = [&](std::string_view text, bool bos) { return tokenizer.encode(text, bos); };
+    const Encode encode = [&](std::string_view text, bool bos) { return ids_of(tokenizer, text, bos); };
     for (bool first = true;;) {
       if (!message.empty()) {
         Tokenizer::Stream stream(tokenizer);
@@ -3270,6 +3259,11 @@ void execute(const Arguments& a) {
     interrupted = 1;
     running->cancel();
   });
+  std::signal(SIGBUS, [](int) {
+    static constexpr char kMessage[] = "run: the model file was truncated while it was in use\n";
+    (void)!write(2, kMessage, sizeof kMessage - 1);
+    _exit(1);
+  });
   Program program{tokenizer, session, pick, limit > 0 ? limit : std::numeric_limits<int>::max()};
   const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
   chat ? program.chat(turns, a.system, text) : program.continue_text(text);
@@ -3287,8 +3281,9 @@ int main(int argc, char** argv) try {
   }
   std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n  run model.bin -m chat\n\n");
   for (const auto& o : kOptions) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
+  return std::fflush(stdout) == 0 ? 0 : 1;
 } catch (const Failure& f) {
-  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", f.what.c_str());
+  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", without_controls(f.what).c_str());
   return f.status;
 } catch (const std::bad_alloc&) {
   std::fprintf(stderr, "run: out of memory\n");

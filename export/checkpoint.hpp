@@ -4,6 +4,7 @@
 // stay in the file until read_rows() reads some of them as float32.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <exception>
@@ -15,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "describe_file.hpp"
 #include "dtype.hpp"
 #include "engine.hpp"
 #include "input_file.hpp"
@@ -110,15 +112,16 @@ inline bool open_checkpoint(const std::string& path, const std::string& tokenize
 // Shared by the readers
 // ====================================================================================================================
 
-/// The names of Config's fields in a file format, where they differ.
-using FieldNames = std::map<std::string_view, const char*>;
+/// The names of Config's fields in a file format, where they differ: pairs, then zeros.
+using FieldNames = std::array<std::pair<std::string_view, const char*>, 12>;
 
 /// Checks the limits of run.cpp; the message uses the names of the file format.
 inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error) {
   return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
-    const auto name = names.find(field);
-    return fail(error,
-                {file, ": ", (name == names.end() ? field : name->second), ": expected ", expected, ", found ", found});
+    const char* shown = field;
+    for (const auto& [ours, theirs] : names)
+      if (ours == field) shown = theirs;
+    return fail(error, {file, ": ", shown, ": expected ", expected, ", found ", found});
   });
 }
 

@@ -349,17 +349,17 @@ inline bool read_gguf_rope(GgufHeader& h, Config& c) {
   return true;
 }
 
-inline const FieldNames kGgufFields = {{"dim", "llama.embedding_length"},
-                                       {"hidden_dim", "llama.feed_forward_length"},
-                                       {"n_layers", "llama.block_count"},
-                                       {"n_heads", "llama.attention.head_count"},
-                                       {"n_kv_heads", "llama.attention.head_count_kv"},
-                                       {"head_dim", "llama.attention.key_length"},
-                                       {"vocab_size", "llama.vocab_size"},
-                                       {"max_seq_len", "llama.context_length"},
-                                       {"norm_eps", "llama.attention.layer_norm_rms_epsilon"},
-                                       {"rope_theta", "llama.rope.freq_base"},
-                                       {"rope_factor", "llama.rope.scaling.factor"}};
+inline constexpr FieldNames kGgufFields = {{{"dim", "llama.embedding_length"},
+                                            {"hidden_dim", "llama.feed_forward_length"},
+                                            {"n_layers", "llama.block_count"},
+                                            {"n_heads", "llama.attention.head_count"},
+                                            {"n_kv_heads", "llama.attention.head_count_kv"},
+                                            {"head_dim", "llama.attention.key_length"},
+                                            {"vocab_size", "llama.vocab_size"},
+                                            {"max_seq_len", "llama.context_length"},
+                                            {"norm_eps", "llama.attention.layer_norm_rms_epsilon"},
+                                            {"rope_theta", "llama.rope.freq_base"},
+                                            {"rope_factor", "llama.rope.scaling.factor"}}};
 
 /// Reads the configuration.
 inline bool read_gguf_config(GgufHeader& h, Config& c) {

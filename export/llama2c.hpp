@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "byte_reader.hpp"
 #include "checkpoint.hpp"
 
 namespace pocket {
@@ -158,7 +159,7 @@ inline bool read_llama2c_header(const InputFile& file, Llama2cHeader& header, Co
     if (header.version == 2 && (header.group < 1 || header.group > 1 << 16))
       return fail(error, {where, ": group size: expected 1 to 65536, found ", header.group});
   }
-  return check_config(c, where, {{"max_seq_len", "seq_len"}}, error);
+  return check_config(c, where, {{{"max_seq_len", "seq_len"}}}, error);
 }
 
 /// Opens a checkpoint. Unrecognised files are passed to this reader, so the message describes what they are.

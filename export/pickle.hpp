@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine.hpp"
+#include "byte_reader.hpp"
 #include "input_file.hpp"
 
 namespace pocket {

@@ -45,12 +45,12 @@ inline bool read_heads(const JsonValue& root, const char* heads, const char* kv_
   return root.get(kv_heads, 0, kAny, k.n_kv_heads, error);
 }
 
-inline const FieldNames kLitGptFields = {{"dim", "n_embd"},
-                                         {"n_layers", "n_layer"},
-                                         {"n_heads", "n_head"},
-                                         {"n_kv_heads", "n_query_groups"},
-                                         {"max_seq_len", "block_size"},
-                                         {"rope_factor", "condense_ratio"}};
+inline constexpr FieldNames kLitGptFields = {{{"dim", "n_embd"},
+                                              {"n_layers", "n_layer"},
+                                              {"n_heads", "n_head"},
+                                              {"n_kv_heads", "n_query_groups"},
+                                              {"max_seq_len", "block_size"},
+                                              {"rope_factor", "condense_ratio"}}};
 
 /// Rejects other architectures. lit-gpt supports many, and its defaults are not a Llama's, so these settings are
 /// required.

@@ -178,17 +178,17 @@ inline bool check_mistral_window(const JsonValue& root, int max_seq_len, std::st
   return window >= max_seq_len || root.refuse("sliding_window", "null, or at least max_position_embeddings", error);
 }
 
-inline const FieldNames kHuggingFaceFields = {{"dim", "hidden_size"},
-                                              {"hidden_dim", "intermediate_size"},
-                                              {"n_layers", "num_hidden_layers"},
-                                              {"n_heads", "num_attention_heads"},
-                                              {"n_kv_heads", "num_key_value_heads"},
-                                              {"max_seq_len", "max_position_embeddings"},
-                                              {"norm_eps", "rms_norm_eps"},
-                                              {"rope_factor", "factor"},
-                                              {"rope_low_freq", "low_freq_factor"},
-                                              {"rope_high_freq", "high_freq_factor"},
-                                              {"rope_original_len", "original_max_position_embeddings"}};
+inline constexpr FieldNames kHuggingFaceFields = {{{"dim", "hidden_size"},
+                                                   {"hidden_dim", "intermediate_size"},
+                                                   {"n_layers", "num_hidden_layers"},
+                                                   {"n_heads", "num_attention_heads"},
+                                                   {"n_kv_heads", "num_key_value_heads"},
+                                                   {"max_seq_len", "max_position_embeddings"},
+                                                   {"norm_eps", "rms_norm_eps"},
+                                                   {"rope_factor", "factor"},
+                                                   {"rope_low_freq", "low_freq_factor"},
+                                                   {"rope_high_freq", "high_freq_factor"},
+                                                   {"rope_original_len", "original_max_position_embeddings"}}};
 
 /// Reads config.json. Absent keys have the defaults of transformers' LlamaConfig or MistralConfig.
 inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error) {

@@ -14,7 +14,7 @@
 #include <string_view>
 #include <utility>
 
-#include "engine.hpp"
+#include "byte_reader.hpp"
 #include "input_file.hpp"
 
 namespace pocket {

@@ -29,8 +29,6 @@ class TrainingSetup {
   void prepare() {
     Texts texts = read_texts(o);
     o.resume ? resume(texts) : begin(texts);
-    std::string error;
-    if (plan.lora.rank > 0 && !check_adapter_folder(o.output, error)) throw Failure{1, error};
   }
 
   int64_t tokens_per_step() const { return int64_t(plan.batch) * plan.context; }
@@ -51,8 +49,20 @@ class TrainingSetup {
   std::unique_ptr<WindowStream> stream;
 
  private:
+  // Checks the names of all files that will be written, before the work.
+  void check_outputs(bool adapter) const {
+    using Access = OutputFile::Access;
+    std::string error;
+    const bool good =
+        (adapter ? check_adapter_folder(o.output, error) : check_output(o.output, Access::random, error)) &&
+        check_output(o.checkpoint, Access::random, error) && check_output(o.loss_table(), Access::sequential, error) &&
+        check_output(o.loss_chart(), Access::sequential, error);
+    if (!good) throw Failure{1, error};
+  }
+
   void begin(Texts& texts) {
     std::string error;
+    check_outputs(o.lora_rank > 0);
     Model init;
     if (!o.init.empty() && !init.open(o.init.c_str())) throw Failure{1, init.error};
     plan.seed = uint64_t(number("--seed", o.seed, 0, 9e15, true));
@@ -79,6 +89,7 @@ class TrainingSetup {
     if (!file.read(o.checkpoint, error)) throw Failure{1, error};
     plan = file.plan;
     progress = file.progress;
+    check_outputs(plan.lora.rank > 0);
     if (plan.instruct) add_instructions(texts, plan.seed);
     if (plan.architecture == kMegabyte && file.tokenizer != Tokenizer::to_blob(byte_vocabulary()))
       throw Failure{1, o.checkpoint + ": tokenizer: expected the 256 bytes, found another"};

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "../export/byte_reader.hpp"
 #include "../export/output_file.hpp"
 #include "distill.hpp"
 #include "lora_train.hpp"

@@ -46,9 +46,16 @@ struct Job {
 
 inline std::atomic<TextSession*> active_session{nullptr};  // the session that Ctrl-C cancels
 
-inline void on_signal(int) {
+// Stops what is being computed.
+inline void interrupt() {
   interrupted = 1;
   if (TextSession* session = active_session.load()) session->cancel();
+}
+
+// The handler of SIGINT. A second SIGINT ends the process.
+inline void on_signal(int number) {
+  std::signal(number, end_by_signal);
+  interrupt();
 }
 
 // A session that Ctrl-C cancels while this object lives.

@@ -2,6 +2,8 @@
 // open_model.hpp chooses one by the file. The rest of the command line uses this interface only.
 #pragma once
 
+#include "../../export/describe_file.hpp"
+#include "../../export/input_file.hpp"
 #include "perplexity.hpp"
 
 namespace pocket::cli {
@@ -24,6 +26,7 @@ class TextSession {
   virtual int threads() const = 0;
   virtual const char* kernel() const = 0;
   virtual const std::string& error() const = 0;
+  virtual bool fail(const char* why) = 0;
 
   // The session whose KV cache --save and --resume copy; null: they are not supported.
   virtual Session* llama_session() { return nullptr; }
@@ -100,6 +103,7 @@ template <class Engine> class SessionOf : public TextSession {
   int threads() const override { return session.threads(); }
   const char* kernel() const override { return session.kernel(); }
   const std::string& error() const override { return session.error; }
+  bool fail(const char* why) override { return session.fail(why); }
 
   Engine session;
 };
@@ -112,10 +116,15 @@ inline double million_parameters(const std::vector<TensorSpec>& specs, bool tied
   return double(parameters) / 1e6;
 }
 
-// Throws the Failure of a model file that cannot be opened.
+// Throws the Failure of a model file that cannot be opened. A file of another kind is described, with what to do.
 [[noreturn]] inline void throw_open_failure(const std::string& path, const std::string& error) {
-  const bool missing = access(path.c_str(), F_OK) != 0;
-  throw Failure{1, error + (missing ? "; run models/get to list the models you can download" : "")};
+  std::string why;
+  if (access(path.c_str(), F_OK) != 0) throw Failure{1, error + "; run models/get to list the models you can download"};
+  const auto file = InputFile::open(path, why);
+  uint8_t head[64];
+  const size_t n = file ? size_t(std::min<uint64_t>(file->size(), sizeof head)) : 0;
+  const bool other = n > 0 && file->read(0, head, n, why) && (n < 8 || std::memcmp(head, kMagic, 8) != 0);
+  throw Failure{1, other ? path + ": magic: expected a pocketllama model, found " + describe_file(head, n) : error};
 }
 
 }  // namespace pocket::cli

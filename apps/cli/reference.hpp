@@ -9,9 +9,7 @@ namespace pocket::cli {
 class ReferenceSession : public TextSession {
  public:
   ReferenceSession(const Model& model, const SessionOptions& options)
-      : model_(model),
-        context_(options.context > 0 ? options.context : model.config.max_seq_len),
-        llama_(model) {}
+      : model_(model), context_(options.context > 0 ? options.context : model.config.max_seq_len), llama_(model) {}
 
   const float* forward(const int* ids, size_t n) override {
     const float* last = nullptr;
@@ -23,15 +21,15 @@ class ReferenceSession : public TextSession {
   }
 
   bool forward(const int* ids, size_t n, const EachLogits& each) override {
+    if (n == 0) return fail("forward: no tokens");
+    if (n > size_t(context_ - position_)) return fail("context: no room for so many tokens");
     const int start = position_;
-    if (n == 0) return fail(start, "forward: no tokens");
-    if (n > size_t(context_ - position_))
-      return fail(start, "context: no room for " + std::to_string(n) + " more tokens");
     for (size_t i = 0; i < n; i++) {
-      if (ids[i] < 0 || ids[i] >= vocab_size()) return fail(start, "token " + std::to_string(i) + ": invalid id");
-      if (cancelled_.exchange(false)) return fail(start, "cancelled");
-      const float* logits = llama_.forward(ids[i], position_++);
-      if (!logits) return fail(start, "out of memory");
+      const float* logits = step(ids[i]);
+      if (!logits) {
+        position_ = start;
+        return false;
+      }
       if (!each(i, logits)) return true;
     }
     return true;
@@ -45,12 +43,19 @@ class ReferenceSession : public TextSession {
   int threads() const override { return 1; }
   const char* kernel() const override { return "reference"; }
   const std::string& error() const override { return error_; }
+  bool fail(const char* why) override {
+    error_ = why;
+    return false;
+  }
 
  private:
-  bool fail(int start, const std::string& error) {
-    position_ = start;
-    error_ = error;
-    return false;
+  // Runs one token. Returns its logits, or null with error_ set.
+  const float* step(int id) {
+    const bool known = id >= 0 && id < vocab_size(), cancelled = known && cancelled_.exchange(false);
+    const float* logits = known && !cancelled ? llama_.forward(id, position_++) : nullptr;
+    if (logits) return check_finite(logits, 1, vocab_size(), vocab_size(), error_) ? logits : nullptr;
+    fail(cancelled ? "cancelled" : known ? "out of memory" : "forward: expected ids within the vocabulary");
+    return nullptr;
   }
 
   const Model& model_;

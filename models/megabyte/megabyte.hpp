@@ -186,13 +186,10 @@ class MegabyteModel : public ModelFile {
   Tensor next, next_bias;                    // (patch_dim, dim), (patch_dim)
   Tensor output, output_bias;                // (256, local dim), (256)
 
-  // Like Model::open and Model::open_memory.
-  bool open(const char* path) { return map_file(path) && read(path); }
-  bool open_memory(const void* data, size_t size) { return map_memory(data, size) && read("memory"); }
   int vocab_size() const { return kByteValues; }
 
  private:
-  bool read(const char* name);
+  bool read() override;
   void bind(const std::vector<Tensor>& tensors);
 };
 
@@ -200,17 +197,12 @@ class MegabyteModel : public ModelFile {
 inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
   const Header& h = reader.h;
   const auto own = load<MegabyteHeader>(h.reserved);
-  if (!reader.integers({{"dim", h.dim, &c.global.dim},
-                        {"hidden_dim", h.hidden_dim, &c.global.hidden_dim},
-                        {"n_layers", h.n_layers, &c.global.n_layers},
-                        {"local dim", own.local_dim, &c.local.dim},
-                        {"local hidden_dim", own.local_hidden_dim, &c.local.hidden_dim},
-                        {"local n_layers", own.local_layers, &c.local.n_layers},
-                        {"n_heads", h.n_heads, &c.n_heads},
-                        {"head_dim", h.head_dim, &c.head_dim},
-                        {"patch_size", own.patch_size, &c.patch_size},
-                        {"max_seq_len", h.max_seq_len, &c.patches}}))
-    return false;
+  c.global = {int(h.dim), int(h.hidden_dim), int(h.n_layers)};
+  c.local = {int(own.local_dim), int(own.local_hidden_dim), int(own.local_layers)};
+  c.n_heads = int(h.n_heads);
+  c.head_dim = int(h.head_dim);
+  c.patch_size = int(own.patch_size);
+  c.patches = int(h.max_seq_len);
   if (!reader.equal("vocab_size", kByteValues, h.vocab_size)) return false;
   if (!reader.equal("n_kv_heads", h.n_heads, h.n_kv_heads)) return false;
   for (const auto& [field, value] : {std::pair("rotary", own.rotary), std::pair("positions", own.positions)})
@@ -231,23 +223,18 @@ inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
   return reader.fits(c);
 }
 
-inline bool MegabyteModel::read(const char* name) {
+inline bool MegabyteModel::read() {
   global = local = {};
-  try {
-    ModelReader reader{*this, {}};
-    std::vector<Tensor> tensors;
-    if (reader.header(kMegabyte) && read_config(reader, config) &&
-        reader.tensors(
-            10 * uint64_t(config.global.n_layers + config.local.n_layers) + 16 + 2 * config.positions,
-            [&] { return tensor_specs(config); }, tensors) &&
-        reader.finish(kByteValues)) {
-      bind(tensors);
-      return true;
-    }
-  } catch (const std::bad_alloc&) {
-    error = "out of memory";
-  }
-  return refuse(name);
+  ModelReader reader{*this, {}};
+  std::vector<Tensor> tensors;
+  if (!reader.header(kMegabyte) || !read_config(reader, config) ||
+      !reader.tensors(
+          10 * uint64_t(config.global.n_layers + config.local.n_layers) + 16 + 2 * config.positions,
+          [&] { return tensor_specs(config); }, tensors) ||
+      !reader.finish(kByteValues))
+    return false;
+  bind(tensors);
+  return true;
 }
 
 inline void MegabyteModel::bind(const std::vector<Tensor>& tensors) {
@@ -396,6 +383,11 @@ class MegabyteSession {
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
 
   std::string error;  // "": no error
+  // Sets `error`; returns false.
+  bool fail(std::string why) {
+    error = std::move(why);
+    return false;
+  }
 
  private:
   // A row of a chunk: a position of a sequence. The global stage has one sequence, the local stage one per patch.
@@ -404,14 +396,6 @@ class MegabyteSession {
   };
   struct Stage;
   struct Buffers;
-  bool fail(std::string why) {
-    error = std::move(why);
-    return false;
-  }
-  bool fail_at(int position) {  // `error` is set
-    position_ = position;
-    return false;
-  }
   bool prepare(const SessionOptions& options);
   bool check(const int* bytes, size_t n);
   bool process(const int* bytes, size_t n, const EachLogits* each);
@@ -429,7 +413,7 @@ class MegabyteSession {
   void add_residual(Stage& s, const Tensor* bias);
   void quantize(const Activations& in, int t, int n);
   void matmul(std::initializer_list<Product> products, const Activations& in, int n);
-  const float* logits_of(int first, int n);
+  bool compute_logits(int first, int n);
   bool read_row(const Tensor& table, int row, float* x);
   friend std::vector<MemoryItem> memory_of(const MegabyteModel& model, const SessionOptions& options, int bytes);
 
@@ -437,6 +421,7 @@ class MegabyteSession {
   const Kernels* kernels_ = nullptr;
   MegabyteKernels own_ = {};
   std::unique_ptr<Pool> pool_;
+  std::unique_ptr<Reservation> memory_;
   std::unique_ptr<Buffers> buf_;
   std::vector<uint8_t> bytes_;       // (context): the text
   std::vector<Row> rows_;            // of the chunk
@@ -480,7 +465,6 @@ struct MegabyteSession::Stage {
 struct MegabyteSession::Buffers {
   int context, threads;
   bool kv_f32;
-  uint8_t* base;
   Stage global, local;
   Activations patch;       // (n, patch_dim): patches to embed
   float* next;             // (patches, patch_dim): G, the input of the local stage
@@ -488,7 +472,7 @@ struct MegabyteSession::Buffers {
   float* logits;           // (kLogitRows, 256)
   size_t bytes;
 
-  Buffers(const MegabyteModel& model, const SessionOptions& o, uint8_t* memory) : base(memory) {
+  Buffers(const MegabyteModel& model, const SessionOptions& o, uint8_t* base) {
     const MegabyteConfig& c = model.config;
     context = o.context > 0 ? o.context : c.max_seq_len();
     threads = thread_count(o);
@@ -538,33 +522,33 @@ inline std::vector<MemoryItem> memory_of(const MegabyteModel& model, const Sessi
 }
 
 inline MegabyteSession::MegabyteSession(const MegabyteModel& model, SessionOptions options) : model_(model) {
+  const FloatMode mode;
+  options.threads = thread_count(options);  // once: it may change
   try {
-    if (!prepare(options)) pool_.reset();
+    if (prepare(options)) return;
   } catch (const std::bad_alloc&) {
-    pool_.reset();
-    error = "session: out of memory";
+    error = "out of memory";
   }
+  pool_.reset();
 }
 
-inline MegabyteSession::~MegabyteSession() {
-  if (buf_) munmap(buf_->base, buf_->bytes);
-}
+inline MegabyteSession::~MegabyteSession() = default;
 
 inline int MegabyteSession::context() const { return pool_ ? buf_->context : 0; }
 inline bool MegabyteSession::kv_f32() const { return pool_ && buf_->kv_f32; }
 inline const float* MegabyteSession::start() const { return pool_ ? start_.data() : nullptr; }
 
 inline bool MegabyteSession::prepare(const SessionOptions& options) {
-  if (model_.global.layers.empty()) return fail("session: the model is not open");
+  if (model_.file_bytes == 0) return fail("session: the model is not open");
   const int longest = model_.config.max_seq_len();
   if (options.context < 0 || options.context > longest)
     return fail(
         concat("session: context: expected 0 to ", longest, ", the size of the model, found ", options.context));
   if (!(kernels_ = choose_kernels(options.kernel, error))) return false;
   own_ = megabyte_kernels(*kernels_);
-  uint8_t* memory = reserve_memory(Buffers(model_, options, nullptr).bytes, error);
-  if (!memory) return false;
-  buf_ = std::make_unique<Buffers>(model_, options, memory);
+  memory_ = std::make_unique<Reservation>(Buffers(model_, options, nullptr).bytes, error);
+  if (!memory_->data) return false;
+  buf_ = std::make_unique<Buffers>(model_, options, memory_->data);
   bytes_.resize(size_t(buf_->context));
   rows_.reserve(kChunk);
   Config rope;  // with the default theta
@@ -585,13 +569,12 @@ inline bool MegabyteSession::begin_patches() {
     }
     if (!layers(s)) return false;
   }
-  const float* logits = logits_of(0, 1);
-  start_.assign(logits, logits + kByteValues);
+  if (!compute_logits(0, 1)) return false;
+  start_.assign(buf_->logits, buf_->logits + kByteValues);
   return true;
 }
 
 inline bool MegabyteSession::check(const int* bytes, size_t n) {
-  if (!pool_) return false;  // `error` has the reason
   error.clear();
   const size_t room = size_t(buf_->context - position_);
   if (n > room) error = concat("context: room for ", room, " more bytes, not for ", n);
@@ -602,12 +585,13 @@ inline bool MegabyteSession::check(const int* bytes, size_t n) {
 }
 
 inline const float* MegabyteSession::forward(const int* bytes, size_t n) {
-  if (!process(bytes, n, nullptr)) return nullptr;
-  return n == 0 ? start() : logits_of(int(rows_.size()) - 1, 1);
+  const auto run = [&] { return process(bytes, n, nullptr) && (n == 0 || compute_logits(int(rows_.size()) - 1, 1)); };
+  if (!pool_ || !guarded_forward(*pool_, position_, error, run)) return nullptr;
+  return n == 0 ? start() : buf_->logits;
 }
 
 inline bool MegabyteSession::forward(const int* bytes, size_t n, const EachLogits& each) {
-  return process(bytes, n, &each);
+  return pool_ && guarded_forward(*pool_, position_, error, [&] { return process(bytes, n, &each); });
 }
 
 // Up to kChunk patches at a time: first the global stage for all of them, then the local stage, kChunk bytes at a time,
@@ -621,19 +605,19 @@ inline bool MegabyteSession::process(const int* bytes, size_t n, const EachLogit
     const int end = std::min(start + int(n), position_ + kChunk * size), patches = (end - 1) / size + 1;
     for (int count; globals_ < patches; globals_ += count) {
       count = std::min(kChunk, patches - globals_);
-      if (!global_chunk(globals_, count)) return fail_at(start);
+      if (!global_chunk(globals_, count)) return false;
     }
     // After a rewind the local stage may not have the beginning of the patch.
     const bool known = open_patch_ == position_ / size && open_bytes_ >= position_ % size;
     int first = known ? position_ : position_ / size * size;
     for (int rows; first < end; first += rows) {
       rows = std::min(kChunk, end - first);
-      if (!local_chunk(first, rows)) return fail_at(start);
+      if (!local_chunk(first, rows)) return false;
       for (int t = std::max(0, position_ - first); each && t < rows; t += kLogitRows) {
         const int count = std::min(kLogitRows, rows - t);
-        const float* logits = logits_of(t, count);
+        if (!compute_logits(t, count)) return false;
         for (int r = 0; r < count; r++)
-          if (!(*each)(size_t(first + t + r - start), logits + size_t(r) * kByteValues)) {
+          if (!(*each)(size_t(first + t + r - start), buf_->logits + size_t(r) * kByteValues)) {
             position_ = first + t + r + 1;
             return true;
           }
@@ -856,12 +840,12 @@ inline void MegabyteSession::attend(Stage& s, int l, int head, int first, int n,
   }
 }
 
-// Logits of n rows of the local stage's chunk, from `first` on: (n, 256).
-inline const float* MegabyteSession::logits_of(int first, int n) {
+// buf_->logits (n, 256) of n rows of the local stage's chunk, from `first` on.
+inline bool MegabyteSession::compute_logits(int first, int n) {
   final_norm(buf_->local, first, n);
   matmul({{model_.output, buf_->logits}}, buf_->local.xn, n);
   for (int i = 0; i < n * kByteValues; i++) buf_->logits[i] += floats(model_.output_bias)[i % kByteValues];
-  return buf_->logits;
+  return check_finite(buf_->logits, n, kByteValues, kByteValues, error);
 }
 
 // A vocabulary of single bytes, for code that requires a tokenizer.
