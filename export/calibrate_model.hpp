@@ -41,7 +41,7 @@ inline Windows calibration_windows(const CalibrateArguments& a, const ModelParts
   });
   if (!created) throw Failure{1, a.output + ": " + std::strerror(errno)};
   write_with_progress(model.name(), temporary, read);
-  const std::vector<int> bos = tokenizer.encode("", true);
+  const std::vector<int> bos = ids_of(tokenizer, "", true);
   ProgressBar bar;
   const bool done = generate_text(
       model.name(), bos.empty() ? -1 : bos[0], parts.threads,

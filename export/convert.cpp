@@ -186,8 +186,9 @@ void write_outputs(const Arguments& a, ModelParts& parts, const ReadRows& read, 
   if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
   const uint64_t bytes = write_with_progress(a.output, parts, read);
   file.remove();
-  std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", a.output.c_str(), a.type.c_str(),
-               double(bytes) / 1e6, seconds() - start, a.output.c_str(),
+  const std::string output = one_line(a.output);
+  std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", output.c_str(), a.type.c_str(),
+               double(bytes) / 1e6, seconds() - start, output.c_str(),
                parts.chat.known() ? "-m chat" : "-i \"Once upon a time\"");
   if (a.calibrate.empty() && parts.type == Type::q4 && a.random.empty() && !parts.architecture)
     std::fprintf(
@@ -221,10 +222,10 @@ std::string set_chat_template(const Arguments& a, const Checkpoint& c, ModelPart
       throw Failure{1, "--template " + a.chat_template + ": " + error};
     family = std::string(chosen.name) + " (chosen)";
   } else if (!c.chat_template.empty() && !recognise_chat_template(c.chat_template, tokenizer, parts.chat, family)) {
-    std::fprintf(stderr,
-                 "convert: unknown chat template (%s); the model can continue text, but not chat; to choose a template "
-                 "use --template NAME: %s\n",
-                 family.c_str(), chat_family_keys().c_str());
+    print_message("convert", "unknown chat template (" + family +
+                                 "); the model can continue text, but not chat; to choose a template use --template "
+                                 "NAME: " +
+                                 chat_family_keys());
   }
   for (int id : c.stop_ids)
     if (std::find(parts.chat.stop_ids.begin(), parts.chat.stop_ids.end(), id) == parts.chat.stop_ids.end())
@@ -256,7 +257,8 @@ void convert_random(const Arguments& a) {
   if (!a.tokenizer.empty() && !read_tokenizer_file(a.tokenizer, c, error)) throw Failure{1, error};
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
   set_chat_template(a, c, parts);
-  parts.provenance = "source: random weights of the shape " + a.random + "\nweights: " + quantization(a) + "\n";
+  parts.provenance = provenance_line("source", "random weights of the shape " + a.random) +
+                     provenance_line("weights", quantization(a));
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
     random_rows(spec, first, count, out);
@@ -288,9 +290,9 @@ void convert_model(const Arguments& a, const Model& model) {
   parts.tokenizer = std::string(model.tokenizer_bytes());
   std::istringstream lines{std::string(model.provenance())};
   for (std::string text; std::getline(lines, text);)
-    if (text.rfind("weights: ", 0) != 0) parts.provenance += text + "\n";
-  for (const LoraAdapter& adapter : adapters) parts.provenance += "lora: " + adapter.description() + "\n";
-  parts.provenance += "weights: " + quantization(a) + "\n";
+    if (text.rfind("weights: ", 0) != 0) parts.provenance += one_line(text) + "\n";
+  for (const LoraAdapter& adapter : adapters) parts.provenance += provenance_line("lora", adapter.description());
+  parts.provenance += provenance_line("weights", quantization(a));
   const ReadRows read = rows_of_file(model);
   write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
     return read(spec, first, count, out, why) && merge_lora(adapters, spec, first, count, out, why);
@@ -315,7 +317,7 @@ void convert_checkpoint(const Arguments& a) {
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
   const std::string family = set_chat_template(a, c, parts);
   const auto line = [&](const char* name, const std::string& value) {
-    if (!value.empty()) parts.provenance += name + (": " + value) + "\n";
+    parts.provenance += provenance_line(name, value);
   };
   line("name", c.name);
   line("source", c.source);
@@ -340,9 +342,10 @@ void convert_megabyte(const Arguments& a) {
   if (a.random.empty() && !open_megabyte(a.model, a.config, c, error)) throw Failure{1, error};
   set_architecture(c.config, parts);
   if (a.random.empty()) parts.chat.stop_ids = {c.pad_id};
-  parts.provenance = (a.random.empty() ? "source: " + c.weights.source + "\nformat: " + c.weights.format
-                                       : "source: random weights of the shape " + a.random) +
-                     "\nweights: " + quantization(a) + "\n";
+  parts.provenance =
+      (a.random.empty() ? provenance_line("source", c.weights.source) + provenance_line("format", c.weights.format)
+                        : provenance_line("source", "random weights of the shape " + a.random)) +
+      provenance_line("weights", quantization(a));
   const int test = std::min(2 * c.config.patch_size + 3, c.config.max_seq_len());  // spans three patches
   parts.self_test_ids = self_test_prompt(kByteValues, -1, size_t(test));
   write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {

@@ -180,8 +180,11 @@ inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::
                         " bytes from the sizes in the llama2.c header, found ", file->size()});
   out.format = header.version == 0 ? "llama2.c" : "llama2.c version " + std::to_string(header.version);
   out.files.push_back(std::move(file));
-  return add_stop_id(out, path, 1, error) &&
-         add_stop_id(out, path, 2, error);  // BOS, where llama2.c's run.c stops, and EOS
+  for (int id : {1, 2})  // BOS, where llama2.c's run.c stops, and EOS
+    if (!add_stop_id(
+            out, id, [&] { return path; }, error))
+      return false;
+  return true;
 }
 
 /// A piece of tokenizer.bin: score, length, bytes.

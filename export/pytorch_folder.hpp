@@ -143,7 +143,8 @@ inline bool read_own_config(const std::string& folder, const FoundTensors& found
   if (!settings.parse(where, text)) return fail(error, settings.error);
   // llama2.c stops at BOS
   return read_meta_config(settings.root(), c.config, error) && check_config(c.config, where, {}, error) &&
-         add_stop_id(c, where, 1, error);
+         add_stop_id(
+             c, 1, [&] { return where; }, error);
 }
 
 /// Whether a folder without config.json has one of these configurations. weights: the name of a file, or "".

@@ -22,7 +22,7 @@ class TextWriter {
     if (file) saved_ = file->restore(*session_.llama_session());
     // The saved tokens were printed when they were generated, except for an incomplete UTF-8 character at the end.
     for (const int id : saved_.ids) text_of(id);
-    const std::vector<int> prompt = prompt_ids(job_, !file);
+    const std::vector<int> prompt = prompt_ids(job_, session_, !file);
     saved_.ids.insert(saved_.ids.end(), prompt.begin(), prompt.end());
     // The logits of the last position are not saved, so that its token is processed again.
     if (session_.position() == int(saved_.ids.size())) session_.rewind(session_.position() - 1);
@@ -65,7 +65,7 @@ class TextWriter {
   // Prints the text that was held back, at the end of a text without a stop text.
   void flush() {
     if (filter_.stopped) return;
-    job_.out.write(filter_.push(stream_.flush()));
+    job_.out.write(filter_.push(printed_rest(stream_)));
     job_.out.write(filter_.flush());
   }
 

@@ -68,6 +68,8 @@ class LanguageModel {
   virtual std::vector<int> encode(std::string_view text, bool bos) const = 0;
   // Tokens of a prompt that starts a text. Throws Failure if there are none, and the model cannot start without one.
   virtual std::vector<int> encode_prompt(std::string_view text) const = 0;
+  // A number of tokens that the text has at least, computed much faster than encode().
+  virtual size_t least_tokens(std::string_view text) const { return tokenizer().least_ids(text); }
   // Tokens that have no meaning inside a text.
   virtual std::vector<int> forbidden_ids() const { return {}; }
   // Whether a context larger than trained_context() is possible.
@@ -124,7 +126,7 @@ inline double million_parameters(const std::vector<TensorSpec>& specs, bool tied
   uint8_t head[64];
   const size_t n = file ? size_t(std::min<uint64_t>(file->size(), sizeof head)) : 0;
   const bool other = n > 0 && file->read(0, head, n, why) && (n < 8 || std::memcmp(head, kMagic, 8) != 0);
-  throw Failure{1, other ? path + ": expected a pocketllama model, found " + describe_file(head, n) : error};
+  throw Failure{1, other ? path + ": magic: expected a pocketllama model, found " + describe_file(head, n) : error};
 }
 
 }  // namespace pocket::cli

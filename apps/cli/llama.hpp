@@ -16,11 +16,13 @@ class LlamaSession : public SessionOf<Session> {
 class Llama : public LanguageModel {
  public:
   // tokenizer_file: a SentencePiece model, "" for the model's own tokenizer. kernel: as in --kernel. Throws Failure.
-  explicit Llama(const std::string& path, const std::string& tokenizer_file = "", const std::string& kernel = "")
+  explicit Llama(const std::string& path, const std::string& tokenizer_file = "", const std::string& kernel = "",
+                 Load load = Load::map)
       : reference_(kernel == "reference") {
-    if (!model.open(path.c_str())) throw_open_failure(path, model.error);
+    if (!model.open(path.c_str(), load)) throw_open_failure(path, model.error);
     const bool own = tokenizer_file.empty();
-    if (!(own ? tokenizer_.load(model.tokenizer_bytes()) : tokenizer_.load_sentencepiece(read_all(tokenizer_file))))
+    if (!(own ? tokenizer_.load(model.tokenizer_bytes())
+              : tokenizer_.load_sentencepiece(read_all(tokenizer_file, kLongestTokenizer))))
       throw Failure{1, (own ? path : tokenizer_file) + ": " + tokenizer_.error};
     if (tokenizer_.size() > model.config.vocab_size)
       throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(model.config.vocab_size) +
@@ -50,9 +52,9 @@ class Llama : public LanguageModel {
             {"--selftest", "--kernel reference gives other bits than the kernel sets, which are tested without it"}};
   }
 
-  std::vector<int> encode(std::string_view text, bool bos) const override { return tokenizer_.encode(text, bos); }
+  std::vector<int> encode(std::string_view text, bool bos) const override { return ids_of(tokenizer_, text, bos); }
   std::vector<int> encode_prompt(std::string_view text) const override {
-    std::vector<int> ids = tokenizer_.encode(text);
+    std::vector<int> ids = ids_of(tokenizer_, text);
     if (ids.empty() && tokenizer_.bos() >= 0) ids.push_back(tokenizer_.bos());
     if (ids.empty())
       throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};

@@ -2,6 +2,8 @@
 // same text and the same errors as the full program.
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "../support/program.hpp"
 #include "../support/test_data.hpp"
 
@@ -41,7 +43,7 @@ TEST(SmallProgram, ContinuesATextLikeTheFullProgram) {
 
 TEST(SmallProgram, ReportsErrorsLikeTheFullProgram) {
   const TemporaryFolder t;
-  t.write("notes.bin", "just a text");
+  t.write("short.bin", "PKTLLAMA");
   for (const std::vector<std::string>& args :
        std::vector<std::vector<std::string>>{{kStories, "-n", "x"},
                                              {kStories, "-t", "-1"},
@@ -53,8 +55,24 @@ TEST(SmallProgram, ReportsErrorsLikeTheFullProgram) {
                                              {kStories, "another.bin"},
                                              {kStories, "-z", t.file("none.model")},
                                              {kStories, "-f", t.file("none.txt")},
-                                             {t.file("notes.bin"), "-i", "a"}})
+                                             {t.file("short.bin"), "-i", "a"}})
     EXPECT_NE(expect_same(args).status, 0);
+}
+
+TEST(SmallProgram, ReportsAModelThatIsTruncatedWhileItRuns) {
+  const TemporaryFolder t;
+  const std::string model = t.write("m.bin", read_file(kStories)), prompt = t.file("prompt");
+  ASSERT_EQ(mkfifo(prompt.c_str(), 0600), 0);
+  std::thread other([&] {
+    const int file = open(prompt.c_str(), O_WRONLY);  // returns once the program, which has opened the model, reads it
+    EXPECT_EQ(truncate(model.c_str(), 4096), 0);
+    EXPECT_EQ(write(file, "Once", 4), 4);
+    close(file);
+  });
+  const ProgramResult r = run_program({POCKET_RUN_SMALL, model, "-f", prompt});
+  other.join();
+  EXPECT_EQ(r.status, 1);
+  EXPECT_NE(r.err.find("run: "), std::string::npos) << r.err;
 }
 
 TEST(SmallProgram, PrintsHelp) {

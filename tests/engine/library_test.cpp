@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <thread>
+#include <typeinfo>
 
 #include "../../tokenizer.hpp"
 #include "../support/program.hpp"
@@ -14,6 +15,8 @@
 
 std::string best_kernel_of_second_file();  // library_second.cpp
 int next_token_of_second_file(const pocket::Model& model, const std::vector<int>& ids);
+std::string type_of_wide_file();  // library_wide.cpp
+std::string tokenizer_type_of_wide_file();
 
 namespace library_test {
 
@@ -35,6 +38,14 @@ TEST(Library, TwoSourceFilesMayIncludeTheEngine) {
     EXPECT_EQ(next_token_of_second_file(m.model, ids), next_token(m.model, ids));
   }
 }
+
+#if defined(__x86_64__)
+// library_wide.cpp is compiled for AVX-512: the linker must not take its copy of an inline function for this file.
+TEST(Library, FilesCompiledForOtherCpusShareNoFunctions) {
+  EXPECT_NE(std::string(typeid(Model).name()), type_of_wide_file());
+  EXPECT_NE(std::string(typeid(Tokenizer).name()), tokenizer_type_of_wide_file());
+}
+#endif
 
 TEST(Library, SessionsOnSeveralThreadsShareOneModel) {
   const tiny::MemoryModel m(tiny::small_config(), Type::q4);
@@ -98,6 +109,22 @@ TEST(ReadmeProgram, ReportsErrors) {
   const ProgramResult by_default = run_program({POCKET_STORY}, in_folder);
   EXPECT_EQ(by_default.out, "model.bin: No such file or directory\n");
 }
+
+#if defined(__GNUC__) && !defined(__clang__)
+// The compiler defines a macro for each of these; clang does not, so that there run.cpp is compiled without them.
+TEST(Flags, ThatChangeFloatResultsAreRefused) {
+  const auto compiles = [](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), {"/usr/bin/env", "g++", "-std=c++17", "-E", "-o", "/dev/null"});
+    flags.push_back(POCKET_SOURCE_DIR "/run.cpp");
+    return run_program(flags).status == 0;
+  };
+  EXPECT_TRUE(compiles({"-O3"}));
+  for (const char* flag :
+       {"-ffast-math", "-funsafe-math-optimizations", "-freciprocal-math", "-ffinite-math-only", "-fno-signed-zeros"})
+    EXPECT_FALSE(compiles({flag})) << flag;
+  EXPECT_FALSE(compiles({"-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"}));
+}
+#endif
 
 // fused_test is session_test.cpp compiled with -ffp-contract=fast -march=native.
 TEST(FusedBuild, LogitsAreTheSameBits) {

@@ -193,33 +193,12 @@ TEST(Open, VerifyTensorsFailsBeforeOpen) {
 
 // ---- Not a model file ----
 
-TEST(NotAModel, RejectsEmptyAndShortFiles) {
-  EXPECT_EQ(error_of(std::string()), "magic: expected a pocketllama model, found an empty file");
-  EXPECT_EQ(error_of(std::string("PKTLLAM")), "magic: expected a pocketllama model, found a text file");
-  EXPECT_EQ(error_of(std::string("PKTLLAMA")), "size: expected at least 256 bytes of header, found 8");
-}
+const std::string kOther = "another format; make one with export/convert";
 
-TEST(NotAModel, NamesTheFormatOfAnotherFile) {
-  const std::string zeros(100, '\0');
-  const std::pair<std::string, const char*> foreign[] = {
-      {"GGUF\x03" + zeros, "a GGUF file; convert it"},
-      {"PK\x03\x04" + zeros, "a zip archive"},
-      {"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n", "a Git LFS pointer"},
-      {"<!DOCTYPE html><html>" + zeros, "a web page"},
-      {"<html><body>404</body></html>", "a web page"},
-      {"<HTML>" + zeros, "a web page"},
-      {"\x80\x02}q" + zeros, "a Python pickle"},
-      {std::string("\x10\0\0\0\0\0\0\0{\"a\":{}}", 16) + zeros, "a safetensors file; convert its folder"},
-      {std::string("\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x7d\0\0\0\1\0\0", 28),
-       "perhaps a llama2.c checkpoint"},
-      {"hello, world" + zeros, "an unknown format"},
-  };
-  for (const auto& [bytes, format] : foreign) {
-    const std::string error = error_of(bytes);
-    EXPECT_EQ(error.find("magic: expected a pocketllama model, found "), 0u) << error;
-    EXPECT_TRUE(contains(error, format)) << error;
-    for (size_t n = 0; n < bytes.size(); n++) EXPECT_NE(error_of(bytes.substr(0, n)), "");
-  }
+TEST(NotAModel, RejectsEmptyAndShortFiles) {
+  EXPECT_EQ(error_of(std::string()), "magic: expected a pocketllama model, found " + kOther);
+  EXPECT_EQ(error_of(std::string("PKTLLAM")), "magic: expected a pocketllama model, found " + kOther);
+  EXPECT_EQ(error_of(std::string("PKTLLAMA")), "size: expected at least 256 bytes of header, found 8");
 }
 
 TEST(NotAModel, RejectsPathsThatCannotBeMapped) {
@@ -239,7 +218,7 @@ TEST(NotAModel, RejectsPathsThatCannotBeMapped) {
   folder.write("empty.bin", "");
   EXPECT_EQ(error(folder.file("empty.bin")), "magic: expected a pocketllama model, found an empty file");
   folder.write("text.bin", "GGUF and more");
-  EXPECT_TRUE(contains(error(folder.file("text.bin")), "a GGUF file"));
+  EXPECT_EQ(error(folder.file("text.bin")), "magic: expected a pocketllama model, found " + kOther);
   folder.write("model.bin", tiny::text_of(valid()));
   EXPECT_TRUE(model.open(folder.file("model.bin").c_str())) << model.error;
   EXPECT_TRUE(model.verify_tensors());
@@ -253,6 +232,41 @@ TEST(NotAModel, RejectsUnalignedMemory) {
     EXPECT_FALSE(model.open_memory(moved.data() + by, valid().size()));
     EXPECT_EQ(model.error, "memory: expected an address on a 64-byte boundary");
   }
+}
+
+TEST(NotAModel, RejectsNull) {
+  Model model;
+  EXPECT_FALSE(model.open(nullptr));
+  EXPECT_EQ(model.error, "null: expected a file name");
+  EXPECT_FALSE(model.open_memory(nullptr, 4096));
+  EXPECT_EQ(model.error, "memory: magic: expected a pocketllama model, found " + kOther);
+}
+
+TEST(Open, FailureClosesTheModelThatWasOpen) {
+  Model model;
+  ASSERT_TRUE(model.open_memory(valid().data(), valid().size())) << model.error;
+  EXPECT_FALSE(model.open("/no such file"));
+  Session session(model);
+  EXPECT_EQ(session.error, "session: the model is not open");
+  const int id = 1;
+  EXPECT_EQ(session.forward(&id, 1), nullptr);
+}
+
+TEST(Open, ACopyDoesNotNeedTheFileAnyMore) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("model.bin", tiny::text_of(valid()));
+  Model mapped, copy;
+  ASSERT_TRUE(mapped.open(path.c_str())) << mapped.error;
+  ASSERT_TRUE(copy.open(path.c_str(), Load::copy)) << copy.error;
+  const std::vector<int> ids = tiny::random_ids(9, mapped.vocab_size());
+  Session on_mapped(mapped, {0, 1, KvType::automatic, nullptr}), on_copy(copy, {0, 1, KvType::automatic, nullptr});
+  const float* expected = on_mapped.forward(ids.data(), ids.size());
+  ASSERT_NE(expected, nullptr);
+  ASSERT_EQ(truncate(path.c_str(), 0), 0);
+  const float* logits = on_copy.forward(ids.data(), ids.size());
+  ASSERT_NE(logits, nullptr) << on_copy.error;
+  EXPECT_TRUE(tiny::same_bits(logits, expected, size_t(copy.vocab_size())));
+  EXPECT_TRUE(copy.verify_tensors());
 }
 
 // ---- Truncated and extended files ----
@@ -378,7 +392,7 @@ TEST(Header, NamesIntegersOutOfRange) {
     for (const uint32_t value : {0u, 0xffffffffu, 0x80000000u, 0x7fffffffu}) {
       const std::string error = error_of(patched(valid(), f.at, value));
       EXPECT_EQ(error.find(std::string(f.name) + ": expected "), 0u) << error;
-      EXPECT_TRUE(contains(error, ", found " + std::to_string(value))) << error;
+      EXPECT_TRUE(contains(error, ", found " + std::to_string(int(value)))) << error;
     }
 }
 

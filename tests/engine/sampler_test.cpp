@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <climits>
 #include <cmath>
 #include <map>
 #include <set>
@@ -99,6 +100,30 @@ TEST(Sampler, IgnoresNanAndReturnsAValidId) {
 }
 
 // ---- Random ----
+
+TEST(Sampler, NeverChoosesMinusInfinity) {
+  EXPECT_NE(pick_one(options(1, 1, 0, 0, 5618432), {-kInf, 5, 6}), 0) << "its random number is 0";
+  for (const float top_p : {1.f, 0.9f})
+    for (uint64_t seed = 0; seed < 2000; seed++)
+      EXPECT_EQ(pick_one(options(100, top_p, 0, 0, seed), {-kInf, -kInf, 3, -kInf, kNan}), 2);
+  EXPECT_EQ(pick_one(options(1), {-kInf, -kInf}), 0) << "nothing else is left";
+}
+
+TEST(Sampler, AlwaysChoosesPlusInfinity) {
+  std::set<int> chosen;
+  for (uint64_t seed = 0; seed < 200; seed++) {
+    EXPECT_EQ(pick_one(options(1, 0.9f, 0, 0, seed), {3, kInf, 1e30f, -kInf, kNan}), 1);
+    chosen.insert(pick_one(options(1, 1, 0, 0, seed), {kInf, 3, kInf}));
+  }
+  EXPECT_EQ(chosen, (std::set<int>{0, 2})) << "several have the same probability";
+  EXPECT_EQ(pick_one(options(0), {3, kInf}), 1);
+}
+
+TEST(Sampler, WithoutLogitsReturnsMinusOne) {
+  Sampler pick(options(1));
+  const float logit = 1;
+  for (const int n : {0, -1, INT_MIN}) EXPECT_EQ(pick(&logit, n), -1);
+}
 
 TEST(Sampler, FrequenciesMatchTheSoftmax) {
   const std::vector<float> logits = random_logits(20, 1);

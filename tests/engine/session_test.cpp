@@ -3,6 +3,7 @@
 #include "../../export/engine.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <climits>
@@ -431,7 +432,11 @@ TEST(Errors, RejectsAClosedModel) {
 TEST(Errors, RejectsInvalidOptions) {
   const MemoryModel m(small_config(), Type::q8);
   Session context(m.model, options_of(1, KvType::automatic, nullptr, -1));
-  EXPECT_EQ(context.error, "session: context: expected 0 or more, found -1");
+  EXPECT_EQ(context.error, "session: context: expected 0 to 4194304, found -1");
+  for (const int too_large : {kMaxContext + 1, INT_MAX}) {
+    const Session session(m.model, options_of(1, KvType::automatic, nullptr, too_large));
+    EXPECT_EQ(session.error, "session: context: expected 0 to 4194304, found " + std::to_string(too_large));
+  }
   Session kernel(m.model, options_of(1, KvType::automatic, "abacus"));
   EXPECT_EQ(kernel.error.find("kernel 'abacus' is not supported by this CPU; available: "), 0u) << kernel.error;
   EXPECT_NE(kernel.error.find("scalar"), std::string::npos) << kernel.error;
@@ -439,11 +444,17 @@ TEST(Errors, RejectsInvalidOptions) {
   EXPECT_EQ(kernel.forward(&id, 1), nullptr);
 }
 
-// 262 kB a position times 2^31 positions: more than 47 bits of addresses.
+// 262 kB a position times 2^22 positions.
 TEST(Errors, ReportsAContextTooLargeForMemory) {
   Config config = shape(8, 8, 4, 8, 8, 1024, 10);
   const MemoryModel m(config, Type::q4);
-  Session session(m.model, options_of(1, KvType::f32, nullptr, INT_MAX));
+  rlimit before, limited;
+  ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
+  limited = before;
+  limited.rlim_cur = rlim_t(1) << 38;
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &limited), 0);
+  Session session(m.model, options_of(1, KvType::f32, nullptr, kMaxContext));
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &before), 0);
   EXPECT_EQ(session.error.find("session: cannot reserve "), 0u) << session.error;
   const int id = 0;
   EXPECT_EQ(session.forward(&id, 1), nullptr);
@@ -478,6 +489,99 @@ TEST(Errors, ReportsATruncatedFileDuringForward) {
   EXPECT_EQ(session.forward(&id, 1), nullptr);
   EXPECT_EQ(session.error, "token_embedding: row 50 is no longer readable");
   EXPECT_EQ(session.position(), 0);
+}
+
+// Whatever tensor has it, for both types of the KV cache: the logits of this token and of those after it are undefined.
+TEST(Errors, RejectsWeightsThatAreNotFinite) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const Type type : {Type::f32, Type::q4})
+    for (const float value : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
+      MemoryModel m(small_config(), type);
+      const Layer& first = m.model.layers[0];
+      // A row scale of q4, an element of f32, in each matrix; an element of a norm.
+      std::vector<const uint8_t*> places = {first.attention_norm.data, m.model.final_norm.data};
+      const std::vector<const Tensor*> matrices = {&first.wq, &first.wk, &first.wv,      &first.wo,
+                                                   &first.w1, &first.w2, &m.model.output};
+      for (const Tensor* t : matrices)
+        places.push_back(t->data + (type == Type::f32 ? 0 : panel_bytes(type, t->cols) - 64));
+      for (const uint8_t* place : places) {
+        float& weight = *reinterpret_cast<float*>(m.bytes.data() + (place - m.bytes.data()));
+        const float before = weight;
+        weight = value;
+        for (const KvType kv : {KvType::f32, KvType::q8}) {
+          Session session(m.model, options_of(1, kv));
+          const int ids[] = {1, 2, 3};
+          const bool good = session.forward(ids, 3);
+          // A score of -infinity is a weight of nearly 0, the same on every CPU.
+          if (good && std::isinf(value) && (place == places[2] || place == places[3])) continue;
+          EXPECT_FALSE(good) << "place " << place - m.bytes.data() << ", value " << value;
+          EXPECT_EQ(session.error.find("logits: expected finite numbers"), 0u) << session.error;
+          EXPECT_EQ(session.position(), 0);
+        }
+        weight = before;
+      }
+      EXPECT_NE(Session(m.model).forward(std::vector<int>{1}.data(), 1), nullptr) << "the model is as before";
+    }
+}
+
+TEST(Errors, AnExceptionOfACallbackKeepsThePosition) {
+  const MemoryModel m(small_config(), Type::q8);
+  const std::vector<int> ids = random_ids(300, 100);
+  Session session(m.model, options_of(2)), fresh(m.model, options_of(2));
+  ASSERT_NE(session.forward(ids.data(), 5), nullptr);
+  const auto throws = [&](size_t i, const float*) {
+    if (i == 200) throw std::runtime_error("of the caller");
+    return true;
+  };
+  EXPECT_THROW(session.forward(&ids[5], 250, throws), std::runtime_error);
+  EXPECT_EQ(session.position(), 5);
+  session.observe([](const Observation&) { throw 7; });
+  EXPECT_THROW(session.forward(&ids[5], 10), int);
+  session.observe(nullptr);
+  EXPECT_EQ(session.position(), 5);
+  const float *found = session.forward(&ids[5], 295), *expected = fresh.forward(ids.data(), 300);
+  ASSERT_TRUE(found && expected);
+  EXPECT_TRUE(same_bits(found, expected, 100));
+}
+
+TEST(Errors, GuessesOutsideTheVocabularyAreIgnored) {
+  const MemoryModel m(small_config(), Type::q8);
+  const auto text = [&](const Propose& propose) {
+    std::vector<int> ids;
+    Session session(m.model, options_of(1));
+    Sampler pick({1.f, 0.9f, 4});
+    const auto keep = [&](int id) {
+      ids.push_back(id);
+      return true;
+    };
+    EXPECT_TRUE(generate(session, pick, {1, 2, 3}, 30, {}, keep, propose)) << session.error;
+    return ids;
+  };
+  const std::vector<int> expected = text(nullptr);
+  EXPECT_EQ(expected.size(), 30u);
+  for (const int bad : {-1, 100, INT_MAX, INT_MIN}) {
+    EXPECT_EQ(text([&] { return std::vector<int>{bad}; }), expected);
+    EXPECT_EQ(text([&] { return std::vector<int>(500, bad); }), expected);
+    EXPECT_EQ(text([&] { return std::vector<int>{5, bad, 7}; }), expected);
+  }
+}
+
+TEST(Errors, KvBlocksOutsideTheCacheAreNull) {
+  const MemoryModel m(small_config(), Type::q8);
+  const Session session(m.model, options_of(1, KvType::automatic, nullptr, 200));
+  EXPECT_NE(session.kv_block(1, 1, 1).k, nullptr);
+  const int outside[][3] = {{-1, 0, 0}, {2, 0, 0}, {0, -1, 0}, {0, 2, 0}, {0, 0, -1}, {0, 0, 2}, {0, 0, INT_MAX}};
+  for (const auto& [layer, head, block] : outside) EXPECT_EQ(session.kv_block(layer, head, block).k, nullptr);
+  const Model closed;
+  EXPECT_EQ(Session(closed).kv_block(0, 0, 0).k, nullptr);
+}
+
+TEST(Errors, ThePlainLlamaRejectsInvalidIds) {
+  const MemoryModel m(small_config(), Type::q8);
+  ReferenceLlama llama(m.model);
+  for (const int id : {-1, 100, INT_MAX}) EXPECT_EQ(llama.forward(id, 0), nullptr);
+  EXPECT_EQ(llama.forward(1, -1), nullptr);
+  EXPECT_NE(llama.forward(1, 0), nullptr);
 }
 
 // ---- Cancelling ----
@@ -575,7 +679,7 @@ TEST(Observe, DoesNotChangeTheBits) {
 
 // ---- Memory ----
 
-size_t item(const std::vector<MemoryItem>& items, const std::string& name) {
+size_t item(const std::array<MemoryItem, 4>& items, const std::string& name) {
   for (const MemoryItem& i : items)
     if (name == i.name) return i.bytes;
   ADD_FAILURE() << name << " is missing";
