@@ -215,10 +215,11 @@ TEST_F(Faults, BusErrorsAndOtherSignalsDeleteTemporaryFiles) {
   EXPECT_EQ(s.files, "out\n");
 }
 
-// The prompt is a FIFO, which is opened after the model.
+// The prompt is a FIFO, which is opened after the model. The file keeps its embedding table.
 TEST_F(Faults, ModelThatIsTruncatedWhileInUseEndsTheProgramWithAMessage) {
   const std::string script =
-      "mkfifo p; $0 $1 -f p -n 3 -q --save s & pid=$!; exec 3> p; : > $1; echo hello >&3; exec 3>&-; wait $pid";
+      "mkfifo p; $0 $1 -f p -n 3 -q --save s & pid=$!; exec 3> p; truncate -s 80000 $1; echo hello >&3; exec 3>&-; "
+      "wait $pid";
   const TemporaryFolder folder;
   ProgramOptions options;
   options.folder = folder.path();
