@@ -70,6 +70,8 @@ help:
 	@echo "make test            install what the tests require, and run all tests"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
 	@echo "make sanitize        run all tests under ASan and UBSan, threaded ones under TSan"
+	@echo "make fuzz            build the fuzz targets of tests/fuzz/; requires clang"
+	@echo "make fuzz-smoke      run each fuzz target for 10 seconds"
 	@echo "make bench           build apps/bench/bench: speed, memory and quality of a model on this machine"
 	@echo "make bench-kernels   build apps/bench/kernels: speed of single kernels; requires Google Benchmark"
 	@echo "make bench-training  build apps/bench/training: speed of models/train on this machine"
@@ -108,6 +110,34 @@ sanitized:
 	cmake --build build-$(SANITIZE) -j $(CORES) $(if $(TARGET),--target $(TARGET))
 	ctest --test-dir build-$(SANITIZE) -j $(CORES) --output-on-failure $(if $(ONLY),-R '$(ONLY)')
 
+# Fuzz targets: tests/fuzz/README.md. The kernels are compiled without UBSan, which would take two minutes; `make
+# sanitize` has it. They come last, so that the linker takes the inline functions of the readers from the target.
+FUZZ = build-fuzz
+FUZZ_ASAN = -fsanitize=address
+FUZZ_UBSAN = -fsanitize=undefined -fno-sanitize-recover=all
+FUZZ_CXX = clang++ -std=c++17 -Wall -Wextra -O1 -g1 -D_GLIBCXX_ASSERTIONS -ffp-contract=off -pthread $(FUZZ_ASAN)
+FUZZ_TARGET = $(FUZZ_CXX) $(FUZZ_UBSAN) -fsanitize=fuzzer -DPOCKET_SEPARATE_KERNELS
+FUZZ_TARGETS = $(basename $(notdir $(wildcard tests/fuzz/targets/*.cpp)))
+FUZZ_HEADERS = $(CLI) $(wildcard tests/fuzz/*.hpp tests/fuzz/targets/*.hpp tests/support/*.hpp)
+
+fuzz: $(FUZZ_TARGETS:%=$(FUZZ)/%)
+
+fuzz-smoke: fuzz
+	tests/fuzz/run --build $(FUZZ) --seconds 10 --jobs 2
+
+$(FUZZ)/%: tests/fuzz/targets/%.cpp $(FUZZ_HEADERS) $(FUZZ)/driver.o $(FUZZ)/kernels.a
+	$(FUZZ_TARGET) $< $(FUZZ)/driver.o $(FUZZ)/kernels.a -o $@
+
+$(FUZZ)/driver.o: tests/fuzz/driver.cpp $(FUZZ_HEADERS)
+	@mkdir -p $(FUZZ)
+	$(FUZZ_TARGET) -c $< -o $@
+
+# An archive: it is linked only to targets that run a model.
+$(FUZZ)/kernels.a: run.cpp
+	@mkdir -p $(FUZZ)
+	$(FUZZ_CXX) -fsanitize=fuzzer-no-link -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c $< -o $(FUZZ)/kernels.o
+	ar rcs $@ $(FUZZ)/kernels.o
+
 # ./run prints its help as troff.
 man/pocketllama.1: run
 	mkdir -p man
@@ -123,4 +153,4 @@ install: run man/pocketllama.1
 clean:
 	rm -rf run export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
 
-.PHONY: all bench bench-kernels bench-training help demo test test-arm sanitize sanitized install clean
+.PHONY: all bench bench-kernels bench-training fuzz fuzz-smoke help demo test test-arm sanitize sanitized install clean

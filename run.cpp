@@ -3201,10 +3201,10 @@ struct Program {
     });
     if (interrupted) throw Failure{130, ""};
     if (!good) throw Failure{1, session.error};
-    print(stream.flush());
+    print(printed_rest(stream));
   }
   void continue_text(const std::string& text) {
-    std::vector<int> prompt = tokenizer.encode(text);
+    std::vector<int> prompt = ids_of(tokenizer, text);
     if (prompt.empty() && tokenizer.bos() >= 0) prompt.push_back(tokenizer.bos());
     if (prompt.empty())
       throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};
@@ -3215,7 +3215,7 @@ struct Program {
   }
   // Replies to `message`, then to each line of standard input.
   void chat(const ChatTemplate& chat, const std::string& system, std::string message) {
-    const Encode encode = [&](std::string_view text, bool bos) { return tokenizer.encode(text, bos); };
+    const Encode encode = [&](std::string_view text, bool bos) { return ids_of(tokenizer, text, bos); };
     for (bool first = true;;) {
       if (!message.empty()) {
         Tokenizer::Stream stream(tokenizer);
@@ -3283,7 +3283,7 @@ int main(int argc, char** argv) try {
   for (const auto& o : kOptions) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
   return std::fflush(stdout) == 0 ? 0 : 1;
 } catch (const Failure& f) {
-  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", without_controls(f.what).c_str());
+  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", one_line(f.what).c_str());
   return f.status;
 } catch (const std::bad_alloc&) {
   std::fprintf(stderr, "run: out of memory\n");

@@ -22,8 +22,12 @@
 //
 // Text is bytes with a length: NUL is an ordinary character, and invalid UTF-8 becomes U+FFFD. Text never becomes a
 // control token, whatever it contains; a program adds control tokens by id. A loaded Tokenizer is immutable, so any
-// number of threads may share it. If memory runs out, load() fails, and encode() and decode() return an empty result;
-// the functions for converters throw std::bad_alloc.
+// number of threads may share it.
+//
+// No function of a Tokenizer, a Stream or a ChatTemplate throws. If memory runs out, load(), encode() and decode() return
+// false, Stream::failed() is true, and chat_turn() returns no ids. The short forms encode(text) and decode(ids) return an
+// empty result, which a program may take for that of an empty text: it should check a result of false instead, or use
+// ids_of() and printed_text(), which throw std::bad_alloc, as do the functions for converters.
 //
 // Contents: 1 interface · 2 UTF-8 · 3 merging · 4 encoding · 5 splitting into words · 6 decoding ·
 //           7 loading: the blob · 8 loading: SentencePiece .model files · 9 Unicode letters and numbers ·
@@ -38,6 +42,7 @@
 #include <functional>
 #include <initializer_list>
 #include <iterator>
+#include <new>
 #include <queue>
 #include <string>
 #include <string_view>
@@ -66,6 +71,29 @@ inline namespace POCKET_ISA {
 namespace tokenizer_detail {
 struct BlobHeader;
 struct Symbol;
+
+// Finds, at every byte of a text, the longest of some pieces that starts there. Takes time in proportion to the text, for
+// any pieces: the automaton of Aho and Corasick (1975) of the reversed pieces reads the text from its end.
+class PieceFinder {
+ public:
+  // Piece sizes are 1 to 65535 bytes.
+  PieceFinder() = default;  // no pieces
+  explicit PieceFinder(std::vector<std::string_view> pieces);
+  bool empty() const { return nodes_.empty(); }
+  // (bytes of text): the size of the piece; 0: none starts there.
+  std::vector<uint16_t> find(std::string_view text) const;
+
+ private:
+  // A node stands for the last bytes of some pieces. Nodes are in the order of their depth; the root is node 0.
+  struct Node {
+    uint32_t children;  // the first one; they end where those of the next node begin, and are sorted by byte
+    uint32_t shorter;   // the node of the longest of its prefixes that is a node; of the root: the root
+    uint16_t longest;   // size of the longest piece that it starts with; 0: none
+    uint8_t byte;       // its first byte
+  };
+  uint32_t next(uint32_t node, uint8_t byte) const;
+  std::vector<Node> nodes_;
+};
 }  // namespace tokenizer_detail
 
 class Tokenizer {
@@ -114,11 +142,15 @@ class Tokenizer {
   // For converters: the blob that load() reads.
   static std::string to_blob(const Vocabulary& vocabulary);
 
-  // Returns the ids of a text, after BOS if `bos` is true and the model uses it. Takes O(n log n) time. Returns no ids
-  // if nothing is loaded, memory runs out, or the text is longer than 1 GiB.
+  // Stores the ids of a text, after BOS if `bos` is true and the model uses it. Takes O(n log n) time. Returns false, and
+  // no ids, if nothing is loaded, memory runs out, or the text is longer than 1 GiB.
+  [[nodiscard]] bool encode(std::string_view text, bool bos, std::vector<int>& ids) const;
+  // Returns the ids; none where the function above returns false.
   std::vector<int> encode(std::string_view text, bool bos = true) const;
-  // Returns the text of the ids; "" if memory runs out. Ids out of range are skipped. SentencePiece: control tokens
-  // are skipped and the space added by encode() is removed. Byte-level: control tokens are written out.
+  // Stores the text of the ids. Ids out of range are skipped. SentencePiece: control tokens are skipped and the space
+  // added by encode() is removed. Byte-level: control tokens are written out. Returns false, and "", if memory runs out.
+  [[nodiscard]] bool decode(const std::vector<int>& ids, std::string& text) const;
+  // Returns the text; "" where the function above returns false.
   std::string decode(const std::vector<int>& ids) const;
 
   // Decodes one id at a time. The concatenated output equals that of decode().
@@ -129,6 +161,8 @@ class Tokenizer {
     std::string push(int id);
     // Ends the text: returns the kept bytes as U+FFFD. The next push() starts a new text.
     std::string flush();
+    // Whether memory ran out in a push() or flush(), which then returned "".
+    bool failed() const { return failed_; }
 
    private:
     void push_piece(int id, std::string& out);
@@ -139,6 +173,7 @@ class Tokenizer {
     bool has_output_ = false;     // the text so far is not empty
     bool at_start_ = true;        // SentencePiece: a leading space would be the one added by encode()
     bool removed_space_ = false;  // SentencePiece: the leading space of the last piece was removed
+    bool failed_ = false;
   };
 
   // Returns the id of the control or user-defined piece with this text, or -1.
@@ -203,8 +238,6 @@ class Tokenizer {
   std::string_view unk_surface() const { return std::string_view(blob_).substr(unk_surface_at_); }
   int find_piece(std::string_view text) const;
   int find_merge(int left, int right) const;
-  size_t user_defined_length(std::string_view text) const;
-
   std::string normalize(std::string_view text) const;
   void encode_sentencepiece(std::string_view text, std::vector<int>& ids) const;
   void append_ids(std::string_view symbol, int id, const std::unordered_map<int, size_t>& left_sizes,
@@ -220,16 +253,23 @@ class Tokenizer {
   int bos_ = -1, eos_ = -1, unk_ = -1;
   size_t n_pieces_ = 0, n_merges_ = 0;
   size_t ends_at_ = 0, scores_at_ = 0, merges_at_ = 0, types_at_ = 0, text_at_ = 0, unk_surface_at_ = 0;  // offsets
-  int byte_id_[256] = {};                     // id of each byte; -1: no piece
-  size_t longest_piece_ = 1;                  // in bytes
-  HashIndex by_text_;                         // ids of the pieces that text can become
-  HashIndex by_pair_;                         // ranks of the merges, by left and right id
-  std::vector<int> merged_;                   // by rank: id of the merged piece
-  std::vector<size_t> user_defined_lengths_;  // in bytes, distinct, descending
+  int byte_id_[256] = {};    // id of each byte; -1: no piece
+  HashIndex by_text_;        // ids of the pieces that text can become
+  HashIndex by_pair_;        // ranks of the merges, by left and right id
+  std::vector<int> merged_;  // by rank: id of the merged piece
+  tokenizer_detail::PieceFinder user_defined_;
+  size_t longest_piece_ = 1;  // of by_text_, in bytes
 };
 
-// Returns the text of the next id of a stream as a program prints it. A control token has none.
+// For programs: the ids of a text, and the text of ids. Throw std::bad_alloc where encode() and decode() return false.
+inline std::vector<int> ids_of(const Tokenizer& tokenizer, std::string_view text, bool bos = true);
+inline std::string text_of(const Tokenizer& tokenizer, const std::vector<int>& ids);
+
+// Returns the text of the next id of a stream as a program prints it. A control token has none. Throws std::bad_alloc if
+// the stream has failed.
 inline std::string printed_text(const Tokenizer& tokenizer, Tokenizer::Stream& stream, int id);
+// The same for the end of a text: flush().
+inline std::string printed_rest(Tokenizer::Stream& stream);
 
 // Whether a character acts on a terminal or on the order of a line instead of being shown: a control character, a line
 // or paragraph separator, or an explicit change of the writing direction.
@@ -249,6 +289,8 @@ namespace tokenizer_detail {
 
 inline constexpr char kSpaceMark[] = "\xE2\x96\x81";    // U+2581: a space in SentencePiece pieces
 inline constexpr char kReplacement[] = "\xEF\xBF\xBD";  // U+FFFD: replaces invalid UTF-8
+// Fits into the string object itself, so that a handler of std::bad_alloc can assign it.
+inline constexpr char kOutOfMemory[] = "out of memory";
 
 // The result of decoding one character.
 struct Utf8 {
@@ -326,23 +368,25 @@ struct Joined {
   double score = 0;  // the highest merges first
 };
 
+// A pair that may be merged.
+struct Candidate {
+  double score;
+  int id, left;
+  uint32_t left_size, right_size;
+  bool operator<(const Candidate& o) const { return score != o.score ? score < o.score : left > o.left; }
+};
+
 // Merges neighbours, the highest score first and the leftmost of equal scores first, until no pair merges.
 // join(left, right) -> Joined. Merging a pair leaves outdated candidates in the queue; a candidate is valid only if the
 // sizes of both symbols are unchanged.
 template <class Join> void join_symbols(std::vector<Symbol>& symbols, const Join& join) {
-  struct Candidate {
-    Joined joined;
-    int left;
-    uint32_t left_size, right_size;
-    bool operator<(const Candidate& o) const {
-      return joined.score != o.joined.score ? joined.score < o.joined.score : left > o.left;
-    }
-  };
-  std::priority_queue<Candidate> queue;
+  std::vector<Candidate> pairs;
+  pairs.reserve(symbols.size());
+  std::priority_queue<Candidate> queue(std::less<Candidate>(), std::move(pairs));
   const auto consider = [&](int i) {
     if (i < 0 || symbols[i].next < 0) return;
     const Symbol &left = symbols[i], &right = symbols[left.next];
-    if (const Joined j = join(left, right); j.id >= 0) queue.push({j, i, left.size, right.size});
+    if (const Joined j = join(left, right); j.id >= 0) queue.push({j.score, j.id, i, left.size, right.size});
   };
   for (size_t i = 0; i < symbols.size(); i++) consider(int(i));
   while (!queue.empty()) {
@@ -352,7 +396,7 @@ template <class Join> void join_symbols(std::vector<Symbol>& symbols, const Join
     if (left.size != best.left_size || left.next < 0 || symbols[left.next].size != best.right_size) continue;
     Symbol& right = symbols[left.next];
     left.size += right.size;
-    left.id = best.joined.id;
+    left.id = best.id;
     left.next = right.next;
     right.size = 0;
     if (left.next >= 0) symbols[left.next].prev = best.left;
@@ -360,6 +404,57 @@ template <class Join> void join_symbols(std::vector<Symbol>& symbols, const Join
     consider(best.left);
   }
 }
+
+// ---- User-defined pieces ----
+
+inline PieceFinder::PieceFinder(std::vector<std::string_view> pieces) {
+  const auto byte_of = [](std::string_view piece, size_t depth) { return uint8_t(piece[piece.size() - 1 - depth]); };
+  const auto less = [](char a, char b) { return uint8_t(a) < uint8_t(b); };
+  std::sort(pieces.begin(), pieces.end(), [&](std::string_view a, std::string_view b) {
+    return std::lexicographical_compare(a.rbegin(), a.rend(), b.rbegin(), b.rend(), less);
+  });
+  using Range = std::pair<size_t, size_t>;  // of the pieces that end with the bytes of a node
+  std::vector<Range> level = {{0, pieces.size()}}, deeper;
+  nodes_.push_back({0, 0, 0, 0});
+  uint32_t node = 0;
+  for (size_t depth = 0; !level.empty(); depth++, level.swap(deeper), deeper.clear())
+    for (auto [i, end] : level) {
+      nodes_[node].children = uint32_t(nodes_.size());
+      if (i < end && pieces[i].size() == depth) i++;  // the piece of the node itself
+      for (size_t j = i; i < end; i = j) {
+        const uint8_t byte = byte_of(pieces[i], depth);
+        while (j < end && byte_of(pieces[j], depth) == byte) j++;
+        const uint32_t shorter = depth == 0 ? 0 : next(nodes_[node].shorter, byte);
+        const bool whole = pieces[i].size() == depth + 1;
+        nodes_.push_back({0, shorter, whole ? uint16_t(depth + 1) : nodes_[shorter].longest, byte});
+        deeper.push_back({i, j});
+      }
+      node++;
+    }
+  nodes_.push_back({uint32_t(nodes_.size()), 0, 0, 0});  // the end of the last node's children
+}
+
+// The node of the longest text that starts with `byte` and continues with the text of `node`, or with the beginning of it.
+inline uint32_t PieceFinder::next(uint32_t node, uint8_t byte) const {
+  for (;; node = nodes_[node].shorter) {
+    const auto begin = nodes_.begin() + nodes_[node].children, end = nodes_.begin() + nodes_[node + 1].children;
+    const auto child = std::lower_bound(begin, end, byte, [](const Node& n, uint8_t b) { return n.byte < b; });
+    if (child != end && child->byte == byte) return uint32_t(child - nodes_.begin());
+    if (node == 0) return 0;
+  }
+}
+
+inline std::vector<uint16_t> PieceFinder::find(std::string_view text) const {
+  std::vector<uint16_t> found(text.size());
+  uint32_t node = 0;
+  for (size_t i = nodes_.empty() ? 0 : text.size(); i-- > 0;) {
+    node = next(node, uint8_t(text[i]));
+    found[i] = nodes_[node].longest;
+  }
+  return found;
+}
+
+// ---- Words ----
 
 // Calls each(word) for the words of a text in order; their concatenation is the text. Defined in section 5.
 template <class Each> void for_each_word(Tokenizer::Split split, std::string_view text, const Each& each);
@@ -370,10 +465,10 @@ template <class Each> void for_each_word(Tokenizer::Split split, std::string_vie
 // 4. Encoding
 // ====================================================================================================================
 
-inline std::vector<int> Tokenizer::encode(std::string_view text, bool bos) const try {
+inline bool Tokenizer::encode(std::string_view text, bool bos, std::vector<int>& ids) const try {
   constexpr size_t kMaxText = size_t(1) << 30;  // Symbol::begin has 32 bits, and a byte may become three (U+FFFD)
-  std::vector<int> ids;
-  if (n_pieces_ == 0 || text.size() > kMaxText) return ids;
+  ids.clear();
+  if (n_pieces_ == 0 || text.size() > kMaxText) return false;
   if (bos && add_bos_) ids.push_back(bos_);
   if (kind_ == Kind::sentencepiece) {
     encode_sentencepiece(normalize(text), ids);
@@ -383,25 +478,28 @@ inline std::vector<int> Tokenizer::encode(std::string_view text, bool bos) const
     while (!text.empty()) tokenizer_detail::take_character(text, false, valid);
     encode_byte_level(valid, ids);
   }
-  return ids;
+  return true;
 } catch (const std::exception&) {  // out of memory
-  return {};
+  ids.clear();
+  return false;
+}
+
+inline std::vector<int> Tokenizer::encode(std::string_view text, bool bos) const {
+  std::vector<int> ids;
+  if (!encode(text, bos, ids)) ids.clear();
+  return ids;
+}
+
+inline std::vector<int> ids_of(const Tokenizer& tokenizer, std::string_view text, bool bos) {
+  std::vector<int> ids;
+  if (!tokenizer.encode(text, bos, ids)) throw std::bad_alloc();
+  return ids;
 }
 
 inline size_t Tokenizer::least_ids(std::string_view text) const {
   if (kind_ == Kind::sentencepiece && (!byte_fallback_ || remove_extra_whitespaces_)) return 0;
   const auto counts = [this](char c) { return c != ' ' && !(c >= '\t' && c <= '\r') && byte_id_[uint8_t(c)] >= 0; };
   return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
-}
-
-// The length in bytes of the longest user-defined piece that the text starts with; 0: none.
-inline size_t Tokenizer::user_defined_length(std::string_view text) const {
-  for (size_t length : user_defined_lengths_) {
-    if (length > text.size()) continue;
-    const int id = find_piece(text.substr(0, length));
-    if (id >= 0 && type(id) == PieceType::user_defined) return length;
-  }
-  return 0;
 }
 
 // The SentencePiece normalizer with the "identity" rules (normalizer.cc).
@@ -412,10 +510,12 @@ inline std::string Tokenizer::normalize(std::string_view text) const {
   if (remove_extra_whitespaces_) text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
   if (text.empty()) return out;
   if (add_dummy_prefix_) out += space;
+  const std::vector<uint16_t> user_defined = user_defined_.find(text);
+  const size_t size = text.size();
   bool after_space = remove_extra_whitespaces_;
   while (!text.empty()) {
     std::string part;
-    if (const size_t n = user_defined_length(text)) {
+    if (const size_t n = user_defined[size - text.size()]) {
       part = text.substr(0, n);
       text.remove_prefix(n);
     } else {
@@ -437,15 +537,17 @@ inline std::string Tokenizer::normalize(std::string_view text) const {
 
 inline void Tokenizer::encode_sentencepiece(std::string_view text, std::vector<int>& ids) const {
   using namespace tokenizer_detail;
+  const std::vector<uint16_t> user_defined = user_defined_.find(text);
   std::vector<Symbol> symbols;
+  symbols.reserve(text.size());
   for (size_t i = 0; i < text.size(); i += symbols.back().size) {
-    const size_t user_defined = user_defined_length(text.substr(i));
-    const size_t size = user_defined ? user_defined : read_utf8(text.substr(i)).length;
+    const size_t size = user_defined[i] ? user_defined[i] : read_utf8(text.substr(i)).length;
     append_symbol(symbols, i, size, find_piece(text.substr(i, size)));
   }
   std::unordered_map<int, size_t> left_sizes;  // id of an unused piece -> bytes of its left part
   join_symbols(symbols, [&](const Symbol& left, const Symbol& right) -> Joined {
     if (type(left.id) == PieceType::user_defined || type(right.id) == PieceType::user_defined) return {};
+    if (size_t(left.size) + right.size > longest_piece_) return {};
     const int id = find_piece(text.substr(left.begin, left.size + right.size));
     if (id < 0) return {};
     if (type(id) == PieceType::unused) left_sizes[id] = left.size;
@@ -480,9 +582,11 @@ inline void Tokenizer::encode_byte_level(std::string_view text, std::vector<int>
   const auto encode_words = [&](std::string_view words) {
     tokenizer_detail::for_each_word(split_, words, [&](std::string_view word) { encode_word(word, symbols, ids); });
   };
+  if (user_defined_.empty()) return encode_words(text);
+  const std::vector<uint16_t> user_defined = user_defined_.find(text);
   size_t begin = 0;
-  for (size_t i = 0; i < text.size() && !user_defined_lengths_.empty();) {
-    const size_t n = user_defined_length(text.substr(i));
+  for (size_t i = 0; i < text.size();) {
+    const size_t n = user_defined[i];
     if (n > 0) {
       encode_words(text.substr(begin, i - begin));
       ids.push_back(find_piece(text.substr(i, n)));
@@ -573,7 +677,7 @@ inline size_t llama3_word_end(const Character* c, size_t i, size_t end) {
   const bool may_lead = (c[i].kind == Class::space || c[i].kind == Class::other) && !is_newline(c[i].code);
   size_t k = i + (may_lead && i + 1 < end);
   if (c[k].kind == Class::letter) return skip_class(c, k, end, Class::letter);
-  if (c[i].kind == Class::number) return std::min(skip_class(c, i, end, Class::number), i + 3);
+  if (c[i].kind == Class::number) return skip_class(c, i, std::min(end, i + 3), Class::number);
   k = i + (c[i].code == ' ' && i + 1 < end);
   if (c[k].kind == Class::other) {
     size_t j = skip_class(c, k, end, Class::other);
@@ -619,13 +723,28 @@ template <class Each> void for_each_word(Tokenizer::Split split, std::string_vie
 // 6. Decoding
 // ====================================================================================================================
 
-inline std::string Tokenizer::decode(const std::vector<int>& ids) const try {
-  std::string text;
+inline bool Tokenizer::decode(const std::vector<int>& ids, std::string& text) const try {
+  text.clear();
   Stream stream(*this);
   for (int id : ids) text += stream.push(id);
-  return text += stream.flush();
+  text += stream.flush();
+  if (stream.failed()) text.clear();
+  return !stream.failed();
 } catch (const std::exception&) {  // out of memory
-  return {};
+  text.clear();
+  return false;
+}
+
+inline std::string Tokenizer::decode(const std::vector<int>& ids) const {
+  std::string text;
+  if (!decode(ids, text)) text.clear();
+  return text;
+}
+
+inline std::string text_of(const Tokenizer& tokenizer, const std::vector<int>& ids) {
+  std::string text;
+  if (!tokenizer.decode(ids, text)) throw std::bad_alloc();
+  return text;
 }
 
 // A byte may continue the pending character; any other SentencePiece piece ends it.
@@ -643,6 +762,7 @@ inline std::string Tokenizer::Stream::push(int id) try {
   }
   return out;
 } catch (const std::exception&) {  // out of memory
+  failed_ = true;
   return {};
 }
 
@@ -683,14 +803,25 @@ inline void Tokenizer::Stream::drain(bool all, std::string& out) {
 inline std::string Tokenizer::Stream::flush() try {
   std::string out;
   drain(true, out);
-  *this = Stream(*tokenizer_);
+  has_output_ = removed_space_ = false;
+  at_start_ = true;
   return out;
 } catch (const std::exception&) {  // out of memory
+  failed_ = true;
   return {};
 }
 
 inline std::string printed_text(const Tokenizer& tokenizer, Tokenizer::Stream& stream, int id) {
-  return tokenizer.type(id) == Tokenizer::PieceType::control ? "" : stream.push(id);
+  if (tokenizer.type(id) == Tokenizer::PieceType::control) return "";
+  std::string text = stream.push(id);
+  if (stream.failed()) throw std::bad_alloc();
+  return text;
+}
+
+inline std::string printed_rest(Tokenizer::Stream& stream) {
+  std::string text = stream.flush();
+  if (stream.failed()) throw std::bad_alloc();
+  return text;
 }
 
 inline bool acts_on_terminal(char32_t code) {
@@ -835,17 +966,19 @@ inline int Tokenizer::find(std::string_view text) const {
 }
 
 inline bool Tokenizer::load(std::string_view blob) {
-  std::string why;
+  Tokenizer loaded;
   try {
-    *this = Tokenizer();
-    blob_ = blob;
-    if (parse_blob() && check_pieces() && index_pieces() && index_merges()) return true;
-    why = error;
+    loaded.blob_ = blob;
+    if (loaded.parse_blob() && loaded.check_pieces() && loaded.index_pieces() && loaded.index_merges()) {
+      *this = std::move(loaded);
+      return true;
+    }
   } catch (const std::exception&) {
-    why = "tokenizer: not enough memory";
+    loaded.error = tokenizer_detail::kOutOfMemory;
   }
+  std::string why = std::move(loaded.error);
   *this = Tokenizer();
-  error = why;
+  error = std::move(why);
   return false;
 }
 
@@ -855,11 +988,11 @@ inline bool Tokenizer::load_sentencepiece(std::string_view model) {
     Vocabulary v;
     if (parse_sentencepiece(model, v, why)) blob = to_blob(v);
   } catch (const std::exception&) {
-    why = "tokenizer: not enough memory";
+    why = tokenizer_detail::kOutOfMemory;
   }
   if (why.empty()) return load(blob);
   *this = Tokenizer();
-  error = why;
+  error = std::move(why);
   return false;
 }
 
@@ -884,7 +1017,8 @@ inline bool Tokenizer::check_header(const tokenizer_detail::BlobHeader& h) {
                 {"pieces", h.n_pieces, 1, kMaxPieces},
                 {"bos", h.bos, h.flags & kAddBos ? 0 : -1, last_id},
                 {"eos", h.eos, -1, last_id},
-                {"unk", h.unk, needs_unk ? 0 : -1, last_id}};
+                {"unk", h.unk, needs_unk ? 0 : -1, last_id},
+                {"bytes of unk_surface", h.unk_surface_bytes, 0, kMaxPieceBytes}};
   for (const auto& f : fields)
     if (f.value < f.low || f.value > f.high)
       return fail(f.name, std::to_string(f.low) + " to " + std::to_string(f.high), std::to_string(f.value));
@@ -957,19 +1091,20 @@ inline bool Tokenizer::index_pieces() {
   for (int id = 0; id < size(); id++) {
     const std::string_view text = piece(id);
     const PieceType t = type(id);
-    longest_piece_ = std::max(longest_piece_, text.size());
     if (t == PieceType::byte) byte_id_[tokenizer_detail::byte_value(text)] = id;
-    if (t == PieceType::user_defined && !text.empty()) user_defined_lengths_.push_back(text.size());
     // SentencePiece merges unused pieces too, and append_ids() splits them again.
     if (t != PieceType::normal && t != PieceType::user_defined &&
         !(t == PieceType::unused && kind_ == Kind::sentencepiece))
       continue;
     by_text_.insert(tokenizer_detail::hash_text(text), id, [&](int other) { return piece(other) == text; });
+    longest_piece_ = std::max(longest_piece_, text.size());
     if (kind_ == Kind::byte_level && text.size() == 1 && t == PieceType::normal) byte_id_[uint8_t(text[0])] = id;
   }
-  std::sort(user_defined_lengths_.rbegin(), user_defined_lengths_.rend());
-  user_defined_lengths_.erase(std::unique(user_defined_lengths_.begin(), user_defined_lengths_.end()),
-                              user_defined_lengths_.end());
+  std::vector<std::string_view> user_defined;
+  for (int id = 0; id < size(); id++)  // of equal pieces, the first counts
+    if (type(id) == PieceType::user_defined && !piece(id).empty() && find_piece(piece(id)) == id)
+      user_defined.push_back(piece(id));
+  if (!user_defined.empty()) user_defined_ = tokenizer_detail::PieceFinder(std::move(user_defined));
   for (int byte = 0; byte < 256 && byte_fallback_; byte++)
     if (byte_id_[byte] < 0) return fail("byte_fallback", "a piece for each byte", "none for " + std::to_string(byte));
   return true;
@@ -1125,6 +1260,8 @@ inline bool read_piece(std::string_view s, Tokenizer::Vocabulary& out, std::stri
   if (!read_message(s, where, {{1, "piece", &text}, {2, "score", &score}, {3, "type", &type}}, error)) return false;
   if (type < 1 || type > 6)
     error = "tokenizer: " + where + ": type: expected 1 to 6, found " + std::to_string(type);
+  else if (text.empty())
+    error = "tokenizer: " + where + ": piece: expected a text, found none";
   else
     out.pieces.push_back({std::string(text), score, Tokenizer::PieceType(type)});
   return error.empty();
@@ -1161,6 +1298,10 @@ inline bool Tokenizer::parse_sentencepiece(std::string_view model, Vocabulary& o
   out = Vocabulary();
   error.clear();
   ModelSpecs specs;
+  size_t pieces = 0;
+  std::string_view rest = model;
+  for (Field f; take_field(rest, f);) pieces += f.number == 1 && !f.bytes.empty();
+  out.pieces.reserve(pieces);
   for (Field f; !model.empty();) {
     if (!take_field(model, f) || (f.number <= 3 && f.wire_type != 2)) {
       error = "tokenizer: expected a SentencePiece model, found invalid data after " +
@@ -1410,7 +1551,7 @@ struct ChatTemplate {
   bool load(std::string_view bytes, int vocab_size);
 };
 
-inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) {
+inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) try {
   *this = {};
   bool ok = true;
   const auto take = [&](size_t n) {
@@ -1445,9 +1586,13 @@ inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) {
   if (ok && !bytes.empty()) trim = number();
   if (ok && bytes.empty() && trim <= 7) return true;
   return refuse("a complete template", "one that does not match its size");
+} catch (const std::exception&) {
+  *this = {};
+  error = tokenizer_detail::kOutOfMemory;
+  return false;
 }
 
-// Turns text into ids; bos: with the tokenizer's BOS first.
+// Turns text into ids; bos: with the tokenizer's BOS first. Throws std::bad_alloc on failure, as ids_of() does.
 using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
 
 // Without white space at both ends.
@@ -1457,7 +1602,7 @@ inline std::string trimmed(std::string_view text) {
   return std::string(text.substr(from, text.find_last_not_of(kSpace) + 1 - from));
 }
 
-// The text and control tokens before a reply: `message` as the next user turn, after the end of the last reply or, if
+// For programs: the text and control tokens before a reply: `message` as the next user turn, after the end of the last reply or, if
 // it is the first turn, after the system prompt.
 inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
                                       bool first) {
@@ -1484,7 +1629,7 @@ inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::strin
   return parts;
 }
 
-// Their token ids. Text between two control tokens is encoded in one piece, so that no token boundary depends on which
+// For programs: their token ids. Text between two control tokens is encoded in one piece, so that no token boundary depends on which
 // part it came from.
 inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos) {
   std::vector<int> ids;
@@ -1506,10 +1651,12 @@ inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Enc
   return ids;
 }
 
-// Both at once: the token ids of a turn.
+// Both at once: the token ids of a turn. Returns no ids if memory runs out, which Session::forward() refuses.
 inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
-                                  const std::string& message, bool first) {
+                                  const std::string& message, bool first) try {
   return encode_parts(chat_parts(chat, system, message, first), encode, first);
+} catch (const std::bad_alloc&) {
+  return {};
 }
 
 // Notices that a text has locked into a loop: it ends in one passage repeated at least four times and for 96 tokens.

@@ -300,13 +300,13 @@ inline bool Calibration::norm(const TensorSpec& s) {
   std::vector<float> weight(size_t(padded(s.cols)));
   if (!read_finite(s, 0, 1, weight.data(), read_, error)) return false;
   in_.resize(tokens_, padded(c_.dim));
-  pool_.parallel_for(int(tokens_), [&](int t, int) {
-    thread_local std::vector<float> y;
-    y.resize(size_t(in_.cols));
+  std::vector<float> rows(size_t(pool_.threads()) * in_.cols);  // the quantized stream's, one per thread
+  pool_.parallel_for(int(tokens_), [&](int t, int thread) {
     const size_t at = size_t(t) * in_.cols;
+    float* y = rows.data() + size_t(thread) * in_.cols;
     kernels_.rmsnorm(x_.data() + at, weight.data(), in_.exact.data() + at, c_.dim, c_.norm_eps);
-    kernels_.rmsnorm(xq_.data() + at, weight.data(), y.data(), c_.dim, c_.norm_eps);
-    in_.put_quantized(kernels_, size_t(t), y.data());
+    kernels_.rmsnorm(xq_.data() + at, weight.data(), y, c_.dim, c_.norm_eps);
+    in_.put_quantized(kernels_, size_t(t), y);
   });
   return true;
 }

@@ -34,14 +34,18 @@ inline Windows calibration_windows(const CalibrateArguments& a, const ModelParts
   }
   ModelParts temporary = parts;
   temporary.type = Type::q8;
-  const std::string path = a.output + ".self";
-  write_with_progress(path, temporary, read);
-  const std::vector<int> bos = tokenizer.encode("", true);
+  Temporary model;
+  const bool created = model.create_beside(a.output, [](const char* name) {
+    const int file = create_file(name, 0600);
+    return file >= 0 && ::close(file) == 0;
+  });
+  if (!created) throw Failure{1, a.output + ": " + std::strerror(errno)};
+  write_with_progress(model.name(), temporary, read);
+  const std::vector<int> bos = ids_of(tokenizer, "", true);
   ProgressBar bar;
   const bool done = generate_text(
-      path, bos.empty() ? -1 : bos[0], parts.threads, [&](double share) { return bar(share, "generating text"); },
-      windows, error);
-  unlink(path.c_str());
+      model.name(), bos.empty() ? -1 : bos[0], parts.threads,
+      [&](double share) { return bar(share, "generating text"); }, windows, error);
   if (interrupted) throw Failure{130, "interrupted; nothing was written"};
   if (!done) throw Failure{1, error};
   return windows;
@@ -78,26 +82,35 @@ inline void announce(Calibration& calibration, const ModelParts& parts, size_t t
       tokens, duration(calibration.work() / calibration.speed()).c_str(), calibration.memory_bytes() / 1e6, disk / 1e6);
 }
 
-/// Runs the calibration into `file`. Throws Failure; after an interruption `file` stays if it can be resumed.
-inline void run(Calibration& calibration, CalibrationFile& file, int n_layers) {
+/// Calls calibration.quantize() with a progress bar.
+inline bool quantize(Calibration& calibration, CalibrationFile& file) try {
   ProgressBar bar;
   std::string task = "calibrating";
-  const bool done = calibration.quantize(file, [&](double done, double total, const EncodedTensor* tensor) {
+  return calibration.quantize(file, [&](double done, double total, const EncodedTensor* tensor) {
     char error[32] = "";
     if (tensor) std::snprintf(error, sizeof error, ", error %.1f%%", 100 * tensor->error);
     if (tensor) task = tensor->spec.name + error;
     return bar(done / total, task);
   });
-  if (done) return;
-  if (interrupted && file.layers() > 0)
-    throw Failure{130, "interrupted after layer " + std::to_string(file.layers()) + " of " + std::to_string(n_layers) +
-                           "; repeat the command to resume"};
+} catch (const std::bad_alloc&) {
+  calibration.error = "out of memory";
+  return false;
+}
+
+/// Runs the calibration into `file`. Throws Failure; after an interruption `file` stays if it can be resumed.
+inline void run(Calibration& calibration, CalibrationFile& file, int n_layers) {
+  if (quantize(calibration, file)) return;
+  if (interrupted && file.resumable())
+    throw Failure{130, "interrupted after layer " + std::to_string(file.layers()) + " of " + std::to_string(n_layers)};
   file.remove();
   if (interrupted) throw Failure{130, "interrupted; nothing was written"};
   throw Failure{1, calibration.error};
 }
 
 }  // namespace calibrate_detail
+
+/// The name of the file of a calibration.
+inline std::string calibration_name(const std::string& output) { return output + ".calibrating"; }
 
 /// Quantizes the matrices for a text into `file`, which must outlive `parts`: parts.ready refers to it. Returns the
 /// errors of the matrices. Throws Failure.
@@ -118,7 +131,7 @@ inline std::vector<ReportRow> calibrate_model(const CalibrateArguments& a, Model
     matrices.push_back(spec);
     disk += double(tensor_bytes(spec, Type::q4));
   }
-  if (!file.open(a.output + ".calibrating", calibration_key(options, parts, windows, read), stream_bytes))
+  if (!file.open(calibration_name(a.output), calibration_key(options, parts, windows, read), stream_bytes, matrices))
     throw Failure{1, file.error};
   announce(calibration, parts, tokens, disk);
   if (file.layers() > 0)

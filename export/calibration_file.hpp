@@ -5,6 +5,8 @@
 //     4096   two slots for the streams of activations, written alternately: the slot of the last complete layer stays
 //     intact
 //     ...    for each quantized matrix, in the order of the model: Record, panels
+//
+// Everything that is read is covered by a checksum. A file without the magic number is neither changed nor deleted.
 #pragma once
 
 #include <sys/file.h>
@@ -40,32 +42,46 @@ class CalibrationFile {
   struct Record {
     TensorEntry entry;  // entry.offset: of the panels in this file
     double error, drift;
+    uint64_t checksum;  // of this record with checksum 0, and of the panels
   };
 
   std::string error;
 
+  CalibrationFile() = default;
   ~CalibrationFile() { close(); }
+  CalibrationFile(const CalibrationFile&) = delete;
+  CalibrationFile& operator=(const CalibrationFile&) = delete;
 
-  // Opens or creates the file. key: a hash of everything the result depends on; a file with another key or a damaged
-  // header is overwritten. stream_bytes: size of both streams together.
-  bool open(const std::string& path, uint64_t key, uint64_t stream_bytes) {
-    path_ = path;
+  // Opens or creates the file. key: a hash of everything the result depends on; a file of another key and a damaged file
+  // are overwritten. stream_bytes: size of both streams together. matrices: of the model, in its order. Without a
+  // complete layer the file is temporary: the destructor deletes it.
+  bool open(const std::string& path, uint64_t key, uint64_t stream_bytes, const std::vector<TensorSpec>& matrices) {
     stream_bytes_ = round_up<uint64_t>(stream_bytes, kPage);
-    file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (file_ < 0) return fail(std::strerror(errno));
+    if (!open_existing(path) || (file_ < 0 && !create())) return false;
     if (flock(file_, LOCK_EX | LOCK_NB) != 0) {
-      ::close(file_);
-      file_ = -1;
+      new_.release();
+      close();
       return fail("in use by another process");
     }
-    if (load_header(key)) return true;
+    if (load(key, matrices)) return true;
+    if (new_.name().empty()) new_.own(path);
     header_ = {{}, key, 0, kPage + 2 * stream_bytes_, 0, 0};
     std::memcpy(header_.magic, kMagic, sizeof header_.magic);
     records_.clear();
-    return ftruncate(file_, 0) == 0 || fail(std::strerror(errno));
+    if (ftruncate(file_, 0) != 0) return fail(std::strerror(errno));
+    return transfer(true, 0, &header_, sizeof header_);
+  }
+
+  // Checks that open() will not meet a file that is not of a calibration. False with `error` set.
+  bool check(const std::string& path) {
+    const bool good = open_existing(path);
+    close();
+    return good;
   }
 
   int layers() const { return int(header_.layers); }  // complete ones
+  // Whether the same calibration can continue from the file.
+  bool resumable() const { return file_ >= 0 && header_.layers > 0; }
   const std::vector<Record>& records() const { return records_; }
 
   // The streams after the last complete layer.
@@ -76,13 +92,16 @@ class CalibrationFile {
   }
 
   bool append(const EncodedTensor& t) {
-    Record r = {{}, t.error, t.drift};
+    Record r = {{}, t.error, t.drift, 0};
     r.entry.type = uint32_t(t.type);
     r.entry.rows = uint32_t(t.spec.rows);
     r.entry.cols = uint32_t(t.spec.cols);
     r.entry.offset = end_of_records() + sizeof r;
     r.entry.bytes = t.bytes.size();
     std::memcpy(r.entry.codebook, t.codebook, sizeof r.entry.codebook);
+    Hash64 hash = hash_of(r);
+    hash.update(t.bytes.data(), t.bytes.size());
+    r.checksum = hash.digest();
     if (!transfer(true, r.entry.offset - sizeof r, &r, sizeof r)) return false;
     if (!transfer(true, r.entry.offset, const_cast<uint8_t*>(t.bytes.data()), t.bytes.size())) return false;
     records_.push_back(r);
@@ -98,20 +117,28 @@ class CalibrationFile {
     header_.end = end_of_records();
     header_.stream_hash = stream_hash(x, xq, floats);
     header_.checksum = header_hash();
-    return transfer(true, 0, &header_, sizeof header_);
+    if (!transfer(true, 0, &header_, sizeof header_)) return false;
+    new_.release();
+    return true;
   }
 
-  // A record's panels, for the model writer. Refers to this object.
+  // A record's panels, for the model writer, which reads them in order. Refers to this object.
   ReadyTensor ready(const Record& r) {
-    ReadyTensor t = {Type(r.entry.type), {}, [this, r](uint64_t at, size_t n, void* out, std::string& why) {
-                       return transfer(false, r.entry.offset + at, out, n) || pocket::fail(why, error);
-                     }};
+    ReadyTensor t = {Type(r.entry.type), {}, {}};
     std::memcpy(t.codebook, r.entry.codebook, sizeof t.codebook);
+    t.read = [this, r, hash = Hash64()](uint64_t at, size_t n, void* out, std::string& why) mutable {
+      if (at == 0) hash = hash_of(r);
+      if (!transfer(false, r.entry.offset + at, out, n)) return pocket::fail(why, error);
+      hash.update(out, n);
+      return at + n < r.entry.bytes || hash.digest() == r.checksum ||
+             pocket::fail(why, {path_, ": changed while it was in use"});
+    };
     return t;
   }
 
   void remove() {
     if (file_ >= 0) unlink(path_.c_str());
+    new_.release();
     close();
   }
 
@@ -124,13 +151,37 @@ class CalibrationFile {
     uint64_t stream_hash;  // of the streams after them
     uint64_t checksum;     // of this header with checksum 0
   };
-  static constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'C', 'A', 'L', '1'};
+  static constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'C', 'A', 'L', '2'};
+  static constexpr size_t kAnyVersion = 7;  // bytes of the magic number that all versions share
+  static constexpr size_t kLayerMatrices = 7;
 
   bool fail(const std::string& why) { return pocket::fail(error, {path_, ": ", why}); }
 
   void close() {
     if (file_ >= 0) ::close(file_);
     file_ = -1;
+  }
+
+  // Opens the file, if there is one: a regular file with the magic number.
+  bool open_existing(const std::string& path) {
+    path_ = path;
+    file_ = ::open(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (file_ < 0) return errno == ENOENT || fail(std::strerror(errno));
+    struct stat info;
+    char magic[kAnyVersion] = {};
+    const bool regular = fstat(file_, &info) == 0 && S_ISREG(info.st_mode);
+    if (regular && pread(file_, magic, sizeof magic, 0) == sizeof magic &&
+        std::memcmp(magic, kMagic, sizeof magic) == 0)
+      return true;
+    close();
+    return fail(
+        "expected the file of an interrupted calibration, found another file; move it, or choose another name "
+        "for the model");
+  }
+
+  bool create() {
+    const auto make = [this](const char* name) { return (file_ = create_file(name, 0666)) >= 0; };
+    return new_.create(path_, make) || fail(std::strerror(errno));
   }
 
   uint64_t slot(uint64_t layers) const { return kPage + layers % 2 * stream_bytes_; }
@@ -149,22 +200,40 @@ class CalibrationFile {
     return hash.digest();
   }
 
-  // Reads the header and records of an existing file; false if they cannot be used.
-  bool load_header(uint64_t key) {
+  static Hash64 hash_of(Record r) {
+    r.checksum = 0;
+    Hash64 hash;
+    hash.update(&r, sizeof r);
+    return hash;
+  }
+
+  // Reads the header and the records of an existing file; false if they cannot be used.
+  bool load(uint64_t key, const std::vector<TensorSpec>& matrices) {
     struct stat st;
     if (fstat(file_, &st) != 0 || uint64_t(st.st_size) < kPage + 2 * stream_bytes_) return false;
     if (!transfer(false, 0, &header_, sizeof header_)) return false;
     if (std::memcmp(header_.magic, kMagic, sizeof kMagic) != 0 || header_.key != key ||
-        header_.checksum != header_hash() || header_.end > uint64_t(st.st_size))
+        header_.checksum != header_hash() || header_.layers > matrices.size() / kLayerMatrices)
       return false;
-    while (end_of_records() < header_.end) {
-      Record r;
-      const uint64_t at = end_of_records();
-      if (!transfer(false, at, &r, sizeof r)) return false;
-      if (r.entry.offset != at + sizeof r || r.entry.bytes > header_.end - r.entry.offset) return false;
-      records_.push_back(r);
-    }
-    return true;
+    while (records_.size() < header_.layers * kLayerMatrices)
+      if (!load_record(matrices[records_.size()])) return false;
+    return end_of_records() == header_.end;
+  }
+
+  bool load_record(const TensorSpec& spec) {
+    Record r;
+    const uint64_t at = end_of_records();
+    if (!transfer(false, at, &r, sizeof r)) return false;
+    const TensorEntry& e = r.entry;
+    if (e.type != uint32_t(Type::q4) || e.rows != uint32_t(spec.rows) || e.cols != uint32_t(spec.cols) ||
+        e.offset != at + sizeof r || e.bytes != tensor_bytes(spec, Type::q4))
+      return false;
+    Hash64 hash = hash_of(r);
+    std::vector<uint8_t> panels(e.bytes);
+    if (!transfer(false, e.offset, panels.data(), panels.size())) return false;
+    hash.update(panels.data(), panels.size());
+    records_.push_back(r);
+    return hash.digest() == r.checksum;
   }
 
   bool transfer(bool write, uint64_t at, void* data, size_t n) {
@@ -181,6 +250,7 @@ class CalibrationFile {
 
   std::string path_;
   int file_ = -1;
+  Temporary new_;  // the file, until a layer is complete
   uint64_t stream_bytes_ = 0;
   FileHeader header_ = {};
   std::vector<Record> records_;

@@ -42,7 +42,7 @@ inline bool read_text(const std::string& path, const Config& c, const Tokenizer&
     if (u.state != u.whole) return fail(error, {path, ": expected a text in UTF-8, found other bytes at offset ", i});
     i += u.length;
   }
-  const std::vector<int> ids = tokenizer.encode(text, false), bos = tokenizer.encode("", true);
+  const std::vector<int> ids = ids_of(tokenizer, text, false), bos = ids_of(tokenizer, "", true);
   if (text.find_first_not_of(" \t\r\n") == std::string::npos || ids.empty())
     return fail(error, {path, ": expected a text to calibrate with, found an empty one; about ",
                         enough_tokens(c) * 16 / 1000, " kB or more is a good size"});

@@ -30,6 +30,26 @@ struct JinjaToken {
 };
 using JinjaTokens = std::vector<JinjaToken>;
 
+/// Consecutive tokens of a tag.
+struct JinjaRange {
+  const JinjaToken *first, *last;
+
+  JinjaRange(const JinjaToken* from, const JinjaToken* to) : first(from), last(to) {}
+  JinjaRange(const JinjaTokens& all, size_t from) : first(all.data() + from), last(all.data() + all.size()) {}
+  size_t size() const { return size_t(last - first); }
+  const JinjaToken& operator[](size_t i) const { return first[i]; }
+  JinjaRange part(size_t from, size_t to) const { return {first + from, first + to}; }
+  const JinjaToken* begin() const { return first; }
+  const JinjaToken* end() const { return last; }
+};
+
+// Limits of a template, far above those of the known families: no template makes the reader take more time or memory
+// than its size justifies.
+inline constexpr size_t kJinjaDepth = 64;                // nested {% if %} and {% for %}
+inline constexpr size_t kLongestJinjaTag = 1024;         // tokens
+inline constexpr size_t kLongestJinjaStep = 16 << 10;    // bytes
+inline constexpr size_t kLargestJinjaSteps = 256 << 10;  // bytes of all steps
+
 /// Whether a text is an identifier.
 inline bool is_jinja_word(std::string_view s) {
   for (char c : s)
@@ -38,19 +58,25 @@ inline bool is_jinja_word(std::string_view s) {
 }
 
 /// Removes parentheses around a whole expression.
-inline JinjaTokens unwrap(JinjaTokens t) {
-  while (t.size() > 2 && t[0].is("(") && t.back().is(")")) {
-    int depth = 0;
-    for (size_t i = 0; i + 1 < t.size(); i++)
-      if ((depth += t[i].is("(") - t[i].is(")")) == 0) return t;
-    t = JinjaTokens(t.begin() + 1, t.end() - 1);
+inline JinjaRange unwrap(JinjaRange t) {
+  std::vector<size_t> closing(t.size(), t.size()), open;  // by parenthesis: the one that closes it
+  for (size_t i = 0; i < t.size(); i++) {
+    if (t[i].is("(")) open.push_back(i);
+    if (!t[i].is(")") || open.empty()) continue;
+    closing[open.back()] = i;
+    open.pop_back();
   }
-  return t;
+  size_t begin = 0, end = t.size();
+  while (end - begin > 2 && t[begin].is("(") && t[end - 1].is(")") && closing[begin] >= end - 1) {
+    begin++;
+    end--;
+  }
+  return t.part(begin, end);
 }
 
 /// The normalized spelling of an expression: message['role'] and message.role are both message.role.
-inline std::string spell(const JinjaTokens& tokens) {
-  const JinjaTokens t = unwrap(tokens);
+inline std::string spell(JinjaRange tokens) {
+  const JinjaRange t = unwrap(tokens);
   std::string out;
   for (size_t i = 0; i < t.size(); i++) {
     const bool member = t[i].is("[") && i + 2 < t.size() && t[i + 1].kind == JinjaToken::string && t[i + 2].is("]") &&
@@ -72,13 +98,13 @@ inline std::string spell(const JinjaTokens& tokens) {
 
 /// The output of an expression: string literals unchanged, other terms in braces, {message.content} or, if trimmed,
 /// {message.content|trim}. A brace in a literal becomes \1.
-inline std::string output_of(const JinjaTokens& tokens) {
-  const JinjaTokens t = unwrap(tokens);
+inline std::string output_of(JinjaRange tokens) {
+  const JinjaRange t = unwrap(tokens);
   std::string out;
   for (size_t i = 0, start = 0, depth = 0; i <= t.size(); i++) {
     if (i < t.size()) depth += size_t(t[i].is("(") || t[i].is("[")) - size_t(t[i].is(")") || t[i].is("]"));
     if (i < t.size() && (depth > 0 || !(t[i].is("+") || t[i].is("~")))) continue;
-    JinjaTokens term(t.begin() + long(start), t.begin() + long(i));
+    const JinjaRange term = t.part(start, i);
     start = i + 1;
     if (term.size() == 1 && term[0].kind == JinjaToken::string) {
       for (char c : term[0].text) out += c == '{' || c == '}' ? '\1' : c;
@@ -94,7 +120,7 @@ inline std::string output_of(const JinjaTokens& tokens) {
 }
 
 /// Whether a condition is never true in a conversation without tools and documents.
-inline bool never_true(const JinjaTokens& condition) {
+inline bool never_true(JinjaRange condition) {
   bool tools = false, other = false;
   for (const JinjaToken& t : condition) {
     for (const char* name : {"tools", "tool_calls", "documents", "custom_tools", "builtin_tools"})
@@ -111,6 +137,7 @@ class JinjaSteps {
   std::string error;
   std::vector<std::string> steps;
 
+  /// False with `error` set if the template is invalid or exceeds a limit.
   bool read(std::string_view jinja) {
     text_ =
         jinja.substr(0, jinja.size() - (!jinja.empty() && jinja.back() == '\n'));  // Jinja removes one trailing newline
@@ -120,7 +147,7 @@ class JinjaSteps {
       at_ = open;
       if (at_ < text_.size() && !tag()) return false;
     }
-    flush();
+    if (!flush()) return false;
     return frames_.empty() || fail(error, "expected an {% end... %} for each {% if %} and {% for %}, found fewer");
   }
 
@@ -131,6 +158,7 @@ class JinjaSteps {
     std::vector<std::string> tried;  // if: the conditions up to this branch
     bool live;                       // this branch may be taken
     bool was_live;                   // the enclosing branch may be taken
+    bool last_branch = false;        // if: this is the {% else %} branch
   };
 
   size_t find_tag(size_t from) const {
@@ -190,6 +218,8 @@ class JinjaSteps {
         return true;
       }
       if (std::isspace(uint8_t(rest[0]))) continue;
+      if (out.size() == kLongestJinjaTag)
+        return fail(error, {"expected at most ", kLongestJinjaTag, " tokens in a tag, found more"});
       if (rest[0] == '\'' || rest[0] == '"') {
         if (!string(out)) return false;
         continue;
@@ -224,38 +254,40 @@ class JinjaSteps {
 
   bool output(const JinjaTokens& tokens) {
     const bool refusal = !tokens.empty() && tokens[0].is("raise_exception");
-    if (live() && !refusal) pending_ += output_of(tokens);
+    if (live() && !refusal) pending_ += output_of({tokens, 0});
     return true;
   }
 
   bool statement(const JinjaTokens& tokens) {
     const std::string word = tokens.empty() ? "" : tokens[0].text;
-    const JinjaTokens rest(tokens.begin() + !tokens.empty(), tokens.end());
+    const JinjaRange rest(tokens, tokens.empty() ? 0 : 1);
     if (word == "generation" || word == "endgeneration") return true;  // training marks
-    flush();
-    if (word == "for") {
-      frames_.push_back({true, "for " + spell(rest), {}, live(), live()});
-      return true;
-    }
-    if (word == "if") {
-      frames_.push_back({false, "", {}, live(), live()});
-      return branch(&rest);
-    }
+    if (!flush()) return false;
+    if (word == "for") return open({true, "for " + spell(rest), {}, live(), live()});
+    if (word == "if") return open({false, "", {}, live(), live()}) && branch(&rest);
     if (word == "set" && rest.size() > 2 && rest[1].is("=")) {
-      if (live()) pending_ = "set " + rest[0].text + " = " + output_of({rest.begin() + 2, rest.end()});
-      flush();
-      return true;
+      if (live()) pending_ = "set " + rest[0].text + " = " + output_of(rest.part(2, rest.size()));
+      return flush();
     }
     if (frames_.empty() || (word != "elif" && word != "else" && word != "endif" && word != "endfor"))
       return fail(error, "{% " + word + " %}: unknown here");
-    if (frames_.back().loop != (word == "endfor")) return fail(error, "{% " + word + " %}: unexpected here");
-    if (word == "elif" || word == "else") return branch(word == "elif" ? &rest : nullptr);
+    const bool next_branch = word == "elif" || word == "else";
+    if (frames_.back().loop != (word == "endfor") || (next_branch && frames_.back().last_branch))
+      return fail(error, "{% " + word + " %}: unexpected here");
+    if (next_branch) return branch(word == "elif" ? &rest : nullptr);
     frames_.pop_back();
     return true;
   }
 
+  bool open(Frame frame) {
+    if (frames_.size() == kJinjaDepth)
+      return fail(error, {"expected at most ", kJinjaDepth, " nested {% if %} and {% for %}, found more"});
+    frames_.push_back(std::move(frame));
+    return true;
+  }
+
   // The next branch of an {% if %}; the {% else %} branch has no condition.
-  bool branch(const JinjaTokens* condition) {
+  bool branch(const JinjaRange* condition) {
     Frame& f = frames_.back();
     f.live = f.was_live && !(condition && never_true(*condition));
     if (condition) {
@@ -263,18 +295,25 @@ class JinjaSteps {
       if (!never_true(*condition)) f.tried.push_back(f.label);
       return true;
     }
+    f.last_branch = true;
     f.label.clear();
     for (const std::string& tried : f.tried) f.label += (f.label.empty() ? "not (" : " or ") + tried;
     if (!f.label.empty()) f.label += ")";
     return true;
   }
 
-  void flush() {
+  // Ends a step.
+  bool flush() {
+    if (pending_.empty()) return true;
     std::string path;
     for (const Frame& f : frames_)
       if (!f.label.empty()) path += (path.empty() ? "" : " / ") + f.label;
-    if (!pending_.empty()) steps.push_back(path + ": " + pending_);
+    steps.push_back(path + ": " + pending_);
     pending_.clear();
+    bytes_ += steps.back().size();
+    return (steps.back().size() <= kLongestJinjaStep && bytes_ <= kLargestJinjaSteps) ||
+           fail(error, {"expected steps of at most ", kLongestJinjaStep, " bytes each and ", kLargestJinjaSteps,
+                        " in total, found more"});
   }
 
   std::string_view text_;
@@ -282,6 +321,7 @@ class JinjaSteps {
   bool trim_line_ = false, trim_all_ = false;  // effect of the last tag on the text after it
   bool line_start_ = true;
   std::string pending_;  // output of the current step
+  size_t bytes_ = 0;     // of all steps
   std::vector<Frame> frames_;
 };
 
@@ -443,7 +483,9 @@ inline KnownTemplate plain_template() {
 class TemplateMatcher {
  public:
   TemplateMatcher(const KnownTemplate& known, const Tokenizer& tokenizer)
-      : known_(known), family_(*find_chat_family(known.family)), tokenizer_(tokenizer) {}
+      : known_(known), family_(*find_chat_family(known.family)), tokenizer_(tokenizer) {
+    for (const KnownStep& step : known.known) texts_.push_back(with_tokens_written(step.text, tokenizer));
+  }
 
   std::string error;
 
@@ -466,11 +508,11 @@ class TemplateMatcher {
     const std::string loop = "for message in ", trim = "|trim}", as_found = step;
     for (const std::string over : {"loop_messages", "messages"})
       if (step.rfind(loop + over, 0) == 0) step = "each message" + step.substr(loop.size() + over.size());
-    bool trims = false;
-    for (size_t at; (at = step.find(trim)) != std::string::npos; trims = true) step.erase(at, trim.size() - 1);
-    step = with_tokens_written(step, tokenizer_);
-    for (const KnownStep& known : known_.known) {
-      if (!fits(step, with_tokens_written(known.text, tokenizer_), out)) continue;
+    const bool trims = step.find(trim) != std::string::npos;
+    step = with_tokens_written(replaced(step, trim, "}"), tokenizer_);
+    for (size_t i = 0; i < texts_.size(); i++) {
+      const KnownStep& known = known_.known[i];
+      if (!fits(step, texts_[i], out)) continue;
       if (known.place < place || (given & known.gives)) return fail(error, "unexpected here: " + shown(as_found));
       place = known.place;
       given |= known.gives;
@@ -478,6 +520,14 @@ class TemplateMatcher {
       return true;
     }
     return fail(error, "unknown step of " + std::string(family_.name) + ": " + shown(step));
+  }
+
+  static std::string replaced(const std::string& text, const std::string& from, const char* to) {
+    std::string out;
+    size_t at = 0;
+    for (size_t next; (next = text.find(from, at)) != std::string::npos; at = next + from.size())
+      out.append(text, at, next - at).append(to);
+    return out.append(text, at);
   }
 
   // Whether a step equals a known step, with any text in place of {default}.
@@ -511,6 +561,7 @@ class TemplateMatcher {
   }
 
   const KnownTemplate& known_;
+  std::vector<std::string> texts_;  // of the known steps, with the texts of BOS and EOS
   const ChatFamily& family_;
   const Tokenizer& tokenizer_;
 };

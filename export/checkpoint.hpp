@@ -4,6 +4,7 @@
 // stay in the file until read_rows() reads some of them as float32.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <exception>
@@ -68,7 +69,7 @@ struct Checkpoint {
 
   // Reads rows first ... first + count - 1 of a tensor as float32 (count, cols), in the engine's order. False with
   // `error` set if that fails. Threads may read concurrently.
-  bool read_rows(const std::string& tensor, int64_t first, int64_t count, float* out, std::string& error) const {
+  bool read_rows(const std::string& tensor, int64_t first, int64_t count, float* out, std::string& error) const try {
     const auto found = tensors.find(tensor);
     if (found == tensors.end()) return fail(error, {"tensor ", tensor, ": not in this checkpoint"});
     const StoredTensor& t = found->second;
@@ -85,6 +86,8 @@ struct Checkpoint {
       if (t.group > 0 && !scale_row(t, row, out + i * t.cols, error)) return false;
     }
     return true;
+  } catch (const std::exception&) {
+    return fail_out_of_memory(error);
   }
 
  private:
@@ -109,15 +112,16 @@ inline bool open_checkpoint(const std::string& path, const std::string& tokenize
 // Shared by the readers
 // ====================================================================================================================
 
-/// The names of Config's fields in a file format, where they differ.
-using FieldNames = std::map<std::string_view, const char*>;
+/// The names of Config's fields in a file format, where they differ: pairs, then zeros.
+using FieldNames = std::array<std::pair<std::string_view, const char*>, 12>;
 
 /// Checks the limits of run.cpp; the message uses the names of the file format.
 inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error) {
   return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
-    const auto name = names.find(field);
-    return fail(error,
-                {file, ": ", (name == names.end() ? field : name->second), ": expected ", expected, ", found ", found});
+    const char* shown = field;
+    for (const auto& [ours, theirs] : names)
+      if (ours == field) shown = theirs;
+    return fail(error, {file, ": ", shown, ": expected ", expected, ", found ", found});
   });
 }
 
@@ -130,6 +134,7 @@ struct FoundTensor {
   int64_t block_rows = 0, block_stride = 0;  // as in StoredTensor
 };
 using FoundTensors = std::map<std::string, FoundTensor>;  // by the format's names
+inline constexpr size_t kMostDimensions = 8;              // of a tensor; a Llama's have two
 
 /// "(2, 3)".
 inline std::string shape_text(const std::vector<int64_t>& shape) {
@@ -227,12 +232,15 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
                       "; this is another architecture"});
 }
 
-/// Adds an end-of-text id from a file; -1 means none.
-inline bool add_stop_id(Checkpoint& c, const std::string& field, int64_t id, std::string& error) {
+/// Adds an end-of-text id from a file; -1 means none. where() names the place in the file, for a message.
+template <class Where> bool add_stop_id(Checkpoint& c, int64_t id, const Where& where, std::string& error) {
+  constexpr size_t kMostStopIds = 256;  // far above real models; the list is searched for every id
   if (id < -1 || id >= c.config.vocab_size)
-    return fail(error, {field, ": expected an id below ", c.config.vocab_size, ", found ", id});
-  if (id >= 0 && std::find(c.stop_ids.begin(), c.stop_ids.end(), int(id)) == c.stop_ids.end())
-    c.stop_ids.push_back(int(id));
+    return fail(error, {where(), ": expected an id below ", c.config.vocab_size, ", found ", id});
+  if (id < 0 || std::find(c.stop_ids.begin(), c.stop_ids.end(), int(id)) != c.stop_ids.end()) return true;
+  if (c.stop_ids.size() == kMostStopIds)
+    return fail(error, {where(), ": expected at most ", kMostStopIds, " end-of-text ids, found more"});
+  c.stop_ids.push_back(int(id));
   return true;
 }
 
@@ -250,6 +258,10 @@ inline int find_piece(const Tokenizer::Vocabulary& v, std::string_view text) {
   }
   return found;
 }
+
+/// Tokenizer files with fewer tokens than ids: the most ids without a token. A short file with a large id must not
+/// make a large vocabulary.
+inline constexpr size_t kMostGaps = 1 << 16;
 
 /// Extends a vocabulary to `size` tokens with unused pieces.
 inline void fill_vocabulary(Tokenizer::Vocabulary& v, size_t size) {
@@ -278,7 +290,8 @@ inline bool fit_vocabulary(Checkpoint& c, const std::string& path, std::string& 
   if (v.bos >= 0) c.bos_token = v.pieces[size_t(v.bos)].text;
   if (v.eos >= 0) c.eos_token = v.pieces[size_t(v.eos)].text;
   c.has_tokenizer = true;
-  return add_stop_id(c, path + ": eos token", v.eos, error);
+  return add_stop_id(
+      c, v.eos, [&] { return path + ": eos token"; }, error);
 }
 
 inline constexpr char kResavePyTorch[] =

@@ -165,18 +165,27 @@ std::string quantization(const Arguments& a) {
   return "q4, " + how + steps + (a.head == "q8" ? ", output q8" : "");
 }
 
-void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
+/// Checks the names of all files that will be written, before the work.
+void check_outputs(const Arguments& a) {
+  std::string error;
+  CalibrationFile calibration;
+  if (!check_output(a.output, OutputFile::Access::random, error)) throw Failure{1, error};
+  if (!a.report.empty() && !check_output(a.report, OutputFile::Access::sequential, error)) throw Failure{1, error};
+  if (!a.calibrate.empty() && !calibration.check(calibration_name(a.output))) throw Failure{1, calibration.error};
+}
+
+/// Calibrates into `file`, and writes the report and the model. Throws Failure.
+void write_outputs(const Arguments& a, ModelParts& parts, const ReadRows& read, CalibrationFile& file) {
   parts.type = type_of(a.type);
   parts.head_q8 = a.head == "q8";
   parts.threads = std::max(1, int(std::thread::hardware_concurrency()));
   const double start = seconds();
-  CalibrationFile file;
   std::vector<ReportRow> rows;
   std::string error;
   if (!a.calibrate.empty()) rows = calibrate_model({a.calibrate, a.steps, a.output}, parts, read, file);
+  if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
   const uint64_t bytes = write_with_progress(a.output, parts, read);
   file.remove();
-  if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
   const std::string output = one_line(a.output);
   std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", output.c_str(), a.type.c_str(),
                double(bytes) / 1e6, seconds() - start, output.c_str(),
@@ -186,6 +195,19 @@ void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
         stderr,
         "convert: --calibrate TEXT reduces the loss of q4 to a sixth (on two cores a few minutes for a model of "
         "135M parameters, half an hour for 1.1B)\n");
+}
+
+/// The same. A failure says if the calibration, which takes long, is not lost.
+void write_model(const Arguments& a, ModelParts& parts, const ReadRows& read) {
+  CalibrationFile file;
+  const auto hint = [&] { return std::string(file.resumable() ? "; repeat the command to resume" : ""); };
+  try {
+    write_outputs(a, parts, read, file);
+  } catch (const Failure& f) {
+    throw Failure{f.status, f.what + hint()};
+  } catch (const std::bad_alloc&) {
+    throw Failure{1, "out of memory" + hint()};
+  }
 }
 
 /// Sets the chat template: the one of --template, or else the checkpoint's own, if its family is known. Returns the
@@ -268,7 +290,7 @@ void convert_model(const Arguments& a, const Model& model) {
   parts.tokenizer = std::string(model.tokenizer_bytes());
   std::istringstream lines{std::string(model.provenance())};
   for (std::string text; std::getline(lines, text);)
-    if (text.rfind("weights: ", 0) != 0) parts.provenance += text + "\n";
+    if (text.rfind("weights: ", 0) != 0) parts.provenance += one_line(text) + "\n";
   for (const LoraAdapter& adapter : adapters) parts.provenance += provenance_line("lora", adapter.description());
   parts.provenance += provenance_line("weights", quantization(a));
   const ReadRows read = rows_of_file(model);
@@ -334,10 +356,9 @@ void convert_megabyte(const Arguments& a) {
 }
 
 void convert(int argc, char** argv) {
-  // Repeated signals must not kill the program either, or it would leave temporary files behind.
-  for (const int number : {SIGINT, SIGTERM}) std::signal(number, on_interrupt);
   const Arguments a = parse(argc, argv);
   if (a.help) return print_help();
+  check_outputs(a);
   is_megabyte(a) ? convert_megabyte(a) : a.random.empty() ? convert_checkpoint(a) : convert_random(a);
 }
 

@@ -112,6 +112,7 @@ class GgufHeader {
   bool get(std::string_view key, std::vector<std::string>& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       if (v.kind != GgufKind::array || v.element != GgufKind::string) return mismatch(key, "an array of strings");
+      out.reserve(size_t(v.count));  // read_pair() has checked that the file has as many
       for (uint64_t i = 0; i < v.count && in.ok(); i++) out.push_back(in.get_string(in.get<uint64_t>()));
       return true;
     });
@@ -119,6 +120,7 @@ class GgufHeader {
   bool get(std::string_view key, std::vector<float>& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       double value = 0;
+      out.reserve(size_t(v.count));
       for (uint64_t i = 0; i < v.count && in.ok(); i++) {
         if (!number(in, v.element, value)) break;
         out.push_back(float(value));
@@ -347,17 +349,17 @@ inline bool read_gguf_rope(GgufHeader& h, Config& c) {
   return true;
 }
 
-inline const FieldNames kGgufFields = {{"dim", "llama.embedding_length"},
-                                       {"hidden_dim", "llama.feed_forward_length"},
-                                       {"n_layers", "llama.block_count"},
-                                       {"n_heads", "llama.attention.head_count"},
-                                       {"n_kv_heads", "llama.attention.head_count_kv"},
-                                       {"head_dim", "llama.attention.key_length"},
-                                       {"vocab_size", "llama.vocab_size"},
-                                       {"max_seq_len", "llama.context_length"},
-                                       {"norm_eps", "llama.attention.layer_norm_rms_epsilon"},
-                                       {"rope_theta", "llama.rope.freq_base"},
-                                       {"rope_factor", "llama.rope.scaling.factor"}};
+inline constexpr FieldNames kGgufFields = {{{"dim", "llama.embedding_length"},
+                                            {"hidden_dim", "llama.feed_forward_length"},
+                                            {"n_layers", "llama.block_count"},
+                                            {"n_heads", "llama.attention.head_count"},
+                                            {"n_kv_heads", "llama.attention.head_count_kv"},
+                                            {"head_dim", "llama.attention.key_length"},
+                                            {"vocab_size", "llama.vocab_size"},
+                                            {"max_seq_len", "llama.context_length"},
+                                            {"norm_eps", "llama.attention.layer_norm_rms_epsilon"},
+                                            {"rope_theta", "llama.rope.freq_base"},
+                                            {"rope_factor", "llama.rope.scaling.factor"}}};
 
 /// Reads the configuration.
 inline bool read_gguf_config(GgufHeader& h, Config& c) {
@@ -480,6 +482,7 @@ class GgufTokenizer {
     };
     if (printable) scores.resize(tokens.size());  // byte-level BPE has merge ranks instead of scores
     if (!fits("tokenizer.ggml.scores", scores.size()) || !fits("tokenizer.ggml.token_type", types.size())) return false;
+    v_.pieces.reserve(tokens.size());
     for (size_t id = 0; id < tokens.size(); id++) {
       const std::string where = "tokenizer.ggml.tokens: token " + std::to_string(id) + ": ";
       if (!(types[id] >= 1 && types[id] <= 6)) return h_.refuse({where, "type: expected 1 to 6, found ", types[id]});
@@ -553,7 +556,9 @@ inline bool read_gguf_stop_ids(GgufHeader& h, Checkpoint& out, std::string& erro
        {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
     int id = -1;
     if (!h.get(key, 0, INT32_MAX, id)) return fail(error, h.error);
-    if (!add_stop_id(out, out.files[0]->path() + ": " + key, id, error)) return false;
+    if (!add_stop_id(
+            out, id, [&] { return out.files[0]->path() + ": " + key; }, error))
+      return false;
   }
   return true;
 }

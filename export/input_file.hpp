@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,8 +20,8 @@
 namespace pocket {
 
 /// The beginning of a text from a file, for a message, with '?' for characters other than printable ASCII.
-inline std::string printable(const std::string& text) {
-  std::string shown = text.substr(0, 100);
+inline std::string printable(std::string_view text) {
+  std::string shown(text.substr(0, 100));
   for (char& c : shown)
     if (c < ' ' || c > '~') c = '?';
   return shown.size() < text.size() ? shown + "..." : shown;

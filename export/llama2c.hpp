@@ -159,7 +159,7 @@ inline bool read_llama2c_header(const InputFile& file, Llama2cHeader& header, Co
     if (header.version == 2 && (header.group < 1 || header.group > 1 << 16))
       return fail(error, {where, ": group size: expected 1 to 65536, found ", header.group});
   }
-  return check_config(c, where, {{"max_seq_len", "seq_len"}}, error);
+  return check_config(c, where, {{{"max_seq_len", "seq_len"}}}, error);
 }
 
 /// Opens a checkpoint. Unrecognised files are passed to this reader, so the message describes what they are.
@@ -180,8 +180,11 @@ inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::
                         " bytes from the sizes in the llama2.c header, found ", file->size()});
   out.format = header.version == 0 ? "llama2.c" : "llama2.c version " + std::to_string(header.version);
   out.files.push_back(std::move(file));
-  return add_stop_id(out, path, 1, error) &&
-         add_stop_id(out, path, 2, error);  // BOS, where llama2.c's run.c stops, and EOS
+  for (int id : {1, 2})  // BOS, where llama2.c's run.c stops, and EOS
+    if (!add_stop_id(
+            out, id, [&] { return path; }, error))
+      return false;
+  return true;
 }
 
 /// A piece of tokenizer.bin: score, length, bytes.

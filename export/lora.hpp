@@ -12,8 +12,10 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
+#include <functional>
 #include <locale>
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -47,8 +49,13 @@ inline bool parse_lora(const std::string& text, LoraSource& out, std::string& er
   return fail(error, {text, ": expected a number after the colon, found '", text.substr(colon + 1), "'"});
 }
 
-/// Values for some modules that override the value for all; the first match counts.
-using LoraPattern = std::vector<std::pair<std::string, double>>;
+/// Values for some modules that override the value for all, by name. If several names select a module, the one with the
+/// smallest index in the file counts.
+struct LoraPatternValue {
+  size_t index;
+  double value;
+};
+using LoraPattern = std::map<std::string, LoraPatternValue, std::less<>>;
 
 /// adapter_config.json.
 struct LoraConfig {
@@ -56,14 +63,22 @@ struct LoraConfig {
   double alpha = 0;
   bool rank_stabilized = false;  // alpha / sqrt(r) instead of alpha / r: "rslora"
   LoraPattern ranks, alphas;
-  std::vector<std::string>
-      targets;  // of a list; a regular expression is ignored, since the tensors determine the targets
+  // Of a list; a regular expression is ignored, since the tensors determine the targets.
+  std::set<std::string, std::less<>> targets;
 };
 
 /// Whether a name selects a module. In PEFT "q_proj" and "self_attn.q_proj" select every module whose name ends so.
 inline bool names_module(std::string_view name, std::string_view module) {
   if (name.size() > module.size() || module.substr(module.size() - name.size()) != name) return false;
   return name.size() == module.size() || module[module.size() - name.size() - 1] == '.';
+}
+
+/// All names that select a module, the longest first.
+inline std::vector<std::string_view> names_of_module(std::string_view module) {
+  std::vector<std::string_view> names = {module};
+  for (size_t dot; (dot = names.back().find('.')) != std::string_view::npos;)
+    names.push_back(names.back().substr(dot + 1));
+  return names;
 }
 
 inline constexpr int kMostRank = 1 << 16;
@@ -81,7 +96,7 @@ inline bool read_lora_pattern(const JsonValue& root, const char* key, bool ranks
     if (!std::isfinite(n) || n <= 0) return pattern.refuse(name, "a number above 0", error);
     if (ranks && (n != std::floor(n) || n > kMostRank))
       return pattern.refuse(name, {"an integer from 1 to ", kMostRank}, error);
-    out.push_back({name, n});
+    out.insert({name, {out.size(), n}});
   }
   return true;
 }
@@ -122,7 +137,7 @@ inline bool read_lora_config(const JsonValue& root, LoraConfig& out, std::string
     return root.refuse("target_modules", "a list of names", error);
   for (const JsonValue& target : targets.elements()) {
     if (!target.is(JsonKind::string)) return root.refuse("target_modules", "a list of names", error);
-    out.targets.push_back(target.string());
+    out.targets.insert(target.string());
   }
   return true;
 }
@@ -150,8 +165,8 @@ class LoraAdapter {
     list_modules(model);
     return check_targets(document.root(), config) && open_weight_file(folder, weights_, storage_, found, error) &&
            bind(config, found) && check_finite();
-  } catch (const std::exception& e) {  // out of memory
-    return fail(error, {source.folder, ": ", e.what()});
+  } catch (const std::exception&) {
+    return fail_out_of_memory(error);
   }
 
   // The adapter's entry in the provenance of a model.
@@ -210,10 +225,11 @@ class LoraAdapter {
 
   // Checks that every name in target_modules selects matrices of the model.
   bool check_targets(const JsonValue& root, const LoraConfig& config) {
+    std::set<std::string_view> names;
+    for (const auto& [module, spec] : modules_)
+      for (std::string_view name : names_of_module(module)) names.insert(name);
     for (const std::string& target : config.targets) {
-      bool known = false;
-      for (const auto& [module, spec] : modules_) known = known || names_module(target, module);
-      if (!known)
+      if (names.count(target) == 0)
         return root.refuse(
             "target_modules",
             {"matrices of the model (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
@@ -227,13 +243,16 @@ class LoraAdapter {
 
   // Moves A and B of each module from `found` to storage_; remaining tensors are an error.
   bool bind(const LoraConfig& config, FoundTensors& found) {
-    std::map<std::string, bool> used;  // by target
+    std::set<std::string_view> used;  // targets
     for (const auto& [module, spec] : modules_) {
       const std::string name = kPrefix + module;
       if (found.count(name + kA) == 0 && found.count(name + kB) == 0) continue;
       bool wanted = config.targets.empty();
-      for (const std::string& target : config.targets)
-        if (names_module(target, module)) wanted = used[target] = true;
+      for (std::string_view selecting : names_of_module(module)) {
+        if (config.targets.count(selecting) == 0) continue;
+        used.insert(selecting);
+        wanted = true;
+      }
       if (!wanted) return refuse({"tensor ", name, kA, ": expected a module of target_modules, found another module"});
       const int64_t rank = int64_t(value_for(module, config.ranks, config.rank));
       if (!bind_factor(name + kA, {rank, spec.cols}, found) || !bind_factor(name + kB, {spec.rows, rank}, found))
@@ -245,7 +264,8 @@ class LoraAdapter {
       return refuse({"tensor ", found.begin()->first, ": expected lora_A.weight and lora_B.weight of the model's ",
                      "matrices, found another; is this another model's adapter?"});
     for (const std::string& target : config.targets)
-      if (!used[target]) return refuse({"expected tensors for \"", target, "\" of target_modules, found none"});
+      if (used.count(target) == 0)
+        return refuse({"expected tensors for \"", target, "\" of target_modules, found none"});
     return !pairs_.empty() || refuse({"expected tensors lora_A.weight and lora_B.weight, found none"});
   }
 
@@ -261,9 +281,11 @@ class LoraAdapter {
   }
 
   static double value_for(std::string_view module, const LoraPattern& pattern, double otherwise) {
-    for (const auto& [name, value] : pattern)
-      if (names_module(name, module)) return value;
-    return otherwise;
+    const LoraPatternValue* first = nullptr;
+    for (std::string_view name : names_of_module(module))
+      if (const auto found = pattern.find(name); found != pattern.end())
+        if (!first || found->second.index < first->index) first = &found->second;
+    return first ? first->value : otherwise;
   }
 
   // Finds infinity and NaN before the conversion starts.
@@ -308,8 +330,8 @@ inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpe
     for (size_t c = 0; c < cols; c++) row[c] = float(sum[c]);
   }
   return true;
-} catch (const std::exception& e) {  // out of memory
-  return fail(error, {"merging a LoRA adapter: ", e.what()});
+} catch (const std::exception&) {
+  return fail_out_of_memory(error);
 }
 
 }  // namespace pocket

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -126,22 +127,22 @@ struct ResultBlock {
   int row, rows, col, cols;
 };
 
-/// Computes one block of multiply().
+inline constexpr size_t kPackedFloats = size_t(kTaskRows + kTaskCols) * kDepth;  // of the packed factors of a block
+
+/// Computes one block of multiply(). packed (kPackedFloats): scratch memory.
 inline void multiply_block(int depth, float factor, const Factor& a, const Factor& b, const ResultMatrix& c, Part part,
-                           const ResultBlock& block) {
-  thread_local std::vector<float> packed_a, packed_b;
-  packed_a.resize(size_t(kTaskRows) * kDepth);
-  packed_b.resize(size_t(kTaskCols) * kDepth);
+                           const ResultBlock& block, float* packed) {
+  float *packed_a = packed, *packed_b = packed + size_t(kTaskRows) * kDepth;
   alignas(64) float sum[kTileRows * kTileCols];
   for (int k = 0; k < depth; k += kDepth) {
     const int d = std::min(kDepth, depth - k);
-    pack<kTileRows>(a.at(block.row, k), block.rows, d, packed_a.data());
-    pack<kTileCols>(b.at(block.col, k), block.cols, d, packed_b.data());
+    pack<kTileRows>(a.at(block.row, k), block.rows, d, packed_a);
+    pack<kTileCols>(b.at(block.col, k), block.cols, d, packed_b);
     for (int j = 0; j < block.cols; j += kTileCols)
       for (int i = 0; i < block.rows; i += kTileRows) {
         const int row = block.row + i, col = block.col + j;
         if (part == Part::lower && col > row + kTileRows - 1) continue;
-        multiply_tile(packed_a.data() + size_t(i) * d, packed_b.data() + size_t(j) * d, d, sum);
+        multiply_tile(packed_a + size_t(i) * d, packed_b + size_t(j) * d, d, sum);
         run_best<add_tile_body<16>, add_tile_body<8>>(
             static_cast<const float*>(sum), std::min(kTileRows, block.rows - i), std::min(kTileCols, block.cols - j),
             factor, c.data + size_t(row) * c.stride + col, c.stride);
@@ -157,11 +158,13 @@ inline void multiply(Pool& pool, const ProductSize& size, float factor, const Fa
   const auto block_size = [](int n, int most) { return std::min(most, round_up((n + 1) / 2, kTileCols)); };
   const int rows = block_size(size.rows, kTaskRows), cols = block_size(size.cols, kTaskCols);
   const int across = (size.cols + cols - 1) / cols;
-  pool.parallel_for((size.rows + rows - 1) / rows * across, [&](int task, int) {
+  const std::unique_ptr<float[]> packed(new float[size_t(pool.threads()) * kPackedFloats]);
+  pool.parallel_for((size.rows + rows - 1) / rows * across, [&](int task, int thread) {
     const int row = task / across * rows, col = task % across * cols;
     if (part == Part::lower && col > row + rows - 1) return;
     multiply_block(size.depth, factor, a, b, c, part,
-                   {row, std::min(rows, size.rows - row), col, std::min(cols, size.cols - col)});
+                   {row, std::min(rows, size.rows - row), col, std::min(cols, size.cols - col)},
+                   packed.get() + size_t(thread) * kPackedFloats);
   });
 }
 

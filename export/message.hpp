@@ -62,4 +62,10 @@ inline bool fail(std::string& error, std::string message) {
   return false;
 }
 
+/// For handlers of std::bad_alloc, which must not allocate: the message fits into the string object itself.
+inline bool fail_out_of_memory(std::string& error) {
+  error = "out of memory";
+  return false;
+}
+
 }  // namespace pocket

@@ -1,6 +1,6 @@
 // model_writer.hpp: writes model files. run.cpp reads them, and describes the format.
 // Tensors are read, encoded and written a few panels at a time, so that memory does not depend on the model's size. The
-// file is written under a temporary name in the same folder and renamed once it is complete and the self-test has run.
+// file appears under its name once it is complete and the self-test has run.
 #pragma once
 
 #include <functional>
@@ -12,6 +12,7 @@
 
 #include "engine.hpp"
 #include "message.hpp"
+#include "output_file.hpp"
 #include "quantize.hpp"
 
 namespace pocket {
@@ -34,7 +35,7 @@ inline bool read_finite(const TensorSpec& spec, int64_t first, int64_t count, fl
 /// Called regularly while tensors are written; returns false to stop, and then no file is left behind.
 using Progress = std::function<bool(const TensorSpec& spec, uint64_t bytes_done, uint64_t bytes_total)>;
 
-/// A matrix that is already encoded as panels.
+/// A matrix that is already encoded as panels, which `read` returns in pieces, in order.
 struct ReadyTensor {
   Type type;
   int8_t codebook[16];  // q4, else 0
@@ -172,30 +173,24 @@ class ModelWriter {
  public:
   std::string error;
 
-  ~ModelWriter() { discard(); }
-
   // Writes the model to `path`. On failure returns false with `error` set, and leaves no file behind.
   bool write(const std::string& path, const ModelParts& parts, const ReadRows& read, const Progress& progress) {
     path_ = path;
     lay_out(parts);
-    if (create() && write_contents(parts, read, progress) && publish()) return true;
-    discard();
-    return false;
+    OutputFile& file = file_.emplace();
+    const bool written = check(file.open(path, OutputFile::Access::random) && file.resize(header_.file_bytes)) &&
+                         write_contents(parts, read, progress) && check(file.finish());
+    file_.reset();
+    if (written) read_back();
+    return written;
   }
 
   uint64_t file_bytes() const { return header_.file_bytes; }
 
  private:
   bool fail(const std::string& why) { return pocket::fail(error, {path_, ": ", why}); }
-  bool fail_with_errno() { return fail(std::strerror(errno)); }
-
-  bool create() {
-    const std::string temporary = path_ + ".tmp." + std::to_string(getpid());
-    file_ = ::open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (file_ < 0) return fail_with_errno();  // an existing file is not ours: temporary_ stays ""
-    temporary_ = temporary;
-    return ftruncate(file_, off_t(header_.file_bytes)) == 0 || fail_with_errno();
-  }
+  // Passes on the result of a function of file_.
+  bool check(bool good) { return good || pocket::fail(error, file_->error()); }
 
   bool write_contents(const ModelParts& parts, const ReadRows& read, const Progress& progress) {
     at_ = header_.tensors.offset;
@@ -205,35 +200,20 @@ class ModelWriter {
     if (!write_front(parts, 0)) return false;
     uint64_t hash = 0;
     std::string why;
-    if (!architecture_.self_test(temporary_, parts, hash, why)) return fail(why);
+    if (!architecture_.self_test(file_->temporary_name(), parts, hash, why)) return fail(why);
     return write_front(parts, hash);
-  }
-
-  bool publish() {
-    if (fsync(file_) != 0 && errno != EINVAL) return fail_with_errno();  // EINVAL: not supported by this file
-    read_back();
-    if (::close(std::exchange(file_, -1)) != 0) return fail_with_errno();
-    if (std::rename(temporary_.c_str(), path_.c_str()) != 0) return fail_with_errno();
-    temporary_.clear();
-    return true;
   }
 
   // Written data is in small pages of the page cache. Dropped and read back, it is in pages of 2 MiB if the system
   // supports them for files, and a mapped model is then read 10% faster.
-  void read_back() {
+  void read_back() const {
 #ifdef POSIX_FADV_DONTNEED
-    if (posix_fadvise(file_, 0, 0, POSIX_FADV_DONTNEED) != 0) return;
-    std::vector<char> piece(1 << 20);
-    off_t at = 0;
-    for (ssize_t n; (n = pread(file_, piece.data(), piece.size(), at)) > 0;) at += n;
+    const int file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    char piece[1 << 16];
+    if (file >= 0 && posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) == 0)
+      while (::read(file, piece, sizeof piece) > 0) continue;
+    if (file >= 0) ::close(file);
 #endif
-  }
-
-  void discard() {
-    if (file_ >= 0) ::close(file_);
-    file_ = -1;
-    if (!temporary_.empty()) unlink(temporary_.c_str());
-    temporary_.clear();
   }
 
   static Section place(uint64_t& at, uint64_t bytes, uint64_t align) {
@@ -299,26 +279,14 @@ class ModelWriter {
     std::memcpy(&front[0], &header_, sizeof header_);
     header_.checksum = hash_bytes(front.data(), front.size());
     std::memcpy(&front[0], &header_, sizeof header_);
-    return write_at(0, front.data(), front.size());
-  }
-
-  bool write_at(uint64_t at, const void* data, size_t n) {
-    for (const char* p = static_cast<const char*>(data); n > 0;) {
-      const ssize_t wrote = pwrite(file_, p, n, off_t(at));
-      if (wrote < 0 && errno == EINTR) continue;
-      if (wrote <= 0) return fail(std::string("cannot write: ") + std::strerror(errno));
-      p += wrote;
-      at += uint64_t(wrote);
-      n -= size_t(wrote);
-    }
-    return true;
+    return check(file_->write_at(0, front.data(), front.size()));
   }
 
   bool append(const std::string& bytes) {
     tensors_hash_.update(bytes.data(), bytes.size());
     const uint64_t at = at_;
     at_ += bytes.size();
-    return write_at(at, bytes.data(), bytes.size());
+    return check(file_->write_at(at, bytes.data(), bytes.size()));
   }
 
   bool write_tensor(const TensorSpec& spec, const TensorEntry& entry, const ModelParts& parts, const ReadRows& read,
@@ -416,8 +384,8 @@ class ModelWriter {
     return !progress || progress(spec, at_ - start, header_.tensors.bytes) || fail("interrupted");
   }
 
-  std::string path_, temporary_;
-  int file_ = -1;
+  std::string path_;
+  std::optional<OutputFile> file_;  // while it is written
   uint64_t at_ = 0;
   Header header_ = {};
   Architecture architecture_;

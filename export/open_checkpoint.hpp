@@ -59,8 +59,8 @@ inline bool open_checkpoint(const std::string& path, const std::string& tokenize
     if (!opened) return false;
   }
   return own_tokenizer || read_tokenizer_file(tokenizer_path, out, error);
-} catch (const std::exception& e) {  // out of memory
-  return fail(error, {path, ": ", e.what()});
+} catch (const std::exception&) {
+  return fail_out_of_memory(error);
 }
 
 }  // namespace pocket

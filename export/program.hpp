@@ -1,5 +1,5 @@
 // program.hpp: the library of the command-line programs: failures and exit statuses, options with --help and a man
-// page, Ctrl-C, and output files that are renamed into place when they are complete.
+// page, and signals.
 //
 //     struct Arguments { std::string model; int steps = 100; bool help = false; };
 //     const pocket::Option<Arguments> kOptions[] = {
@@ -27,6 +27,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <new>
 #include <string>
 #include <utility>
@@ -34,6 +35,7 @@
 #include <vector>
 
 #include "../tokenizer.hpp"
+#include "output_file.hpp"
 
 namespace pocket {
 
@@ -199,12 +201,22 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
   return given;
 }
 
-// ---- Ctrl-C, time, files ----
+// ---- Signals, time, files ----
 
 inline volatile std::sig_atomic_t interrupted = 0;  // set by Ctrl-C (SIGINT)
 
-// The default handler of SIGINT.
-inline void on_interrupt(int) { interrupted = 1; }
+// Deletes temporary files and ends the process by the default action of a signal.
+inline void end_by_signal(int number) {
+  remove_temporary_files();
+  std::signal(number, SIG_DFL);
+  std::raise(number);
+}
+
+// The default handler of SIGINT. A second SIGINT ends the process.
+inline void on_interrupt(int number) {
+  std::signal(number, end_by_signal);
+  interrupted = 1;
+}
 
 // Throws Failure with status 130 after Ctrl-C.
 inline void stop_if_interrupted() {
@@ -243,52 +255,34 @@ inline std::string read_all(const std::string& name, uint64_t most) {
   return text;
 }
 
-// An output file that is written under a temporary name in the same folder and renamed by finish(), so that a file
-// under its own name is always complete. Without finish() nothing is left. Throws Failure.
-class NewFile {
- public:
-  explicit NewFile(const std::string& name) : name_(name), temporary_(name + ".tmp." + std::to_string(getpid())) {
-    file_ = std::fopen(temporary_.c_str(), "wb");
-    if (!file_) throw Failure{1, temporary_ + ": " + std::strerror(errno)};
-  }
-  ~NewFile() {
-    if (file_) std::fclose(file_);
-    if (!finished_) std::remove(temporary_.c_str());
-  }
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
-
-  // Returns false if writing fails; finish() then throws the reason.
-  bool write(const void* data, size_t n) {
-    if (!why_ && std::fwrite(data, 1, n, file_) != n) why_ = errno;
-    return !why_;
-  }
-  bool good() const { return !why_; }
-
-  // Closes the file and renames it.
-  void finish() {
-    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
-    if (!why_ && (!closed || std::rename(temporary_.c_str(), name_.c_str()) != 0)) why_ = errno;
-    if (why_) throw Failure{1, name_ + ": " + std::strerror(why_)};
-    finished_ = true;
-  }
-
- private:
-  std::string name_, temporary_;
-  std::FILE* file_;
-  int why_ = 0;  // errno of the first failure
-  bool finished_ = false;
-};
-
 // ---- main ----
 
-// Installs the handler for the first SIGINT; a second SIGINT kills the process. A write beyond the largest allowed file
-// size fails with EFBIG instead of raising SIGXFSZ, and a write to a closed pipe with EPIPE instead of SIGPIPE.
-inline void catch_signals(void (*handler)(int)) {
+inline char bus_message[256];  // of on_bus_error()
+
+// Handles SIGBUS, which the kernel raises if a mapped file was truncated or cannot be read.
+inline void on_bus_error(int) {
+  remove_temporary_files();
+  [[maybe_unused]] const ssize_t written = ::write(2, bus_message, std::strlen(bus_message));
+  _exit(1);
+}
+
+// Installs the handlers. SIGINT calls `handler`, which arranges that a second one ends the process. Other signals that
+// end the process delete temporary files first, unless they are ignored, as under nohup. A write beyond the largest
+// allowed file size fails with EFBIG instead of raising SIGXFSZ.
+inline void catch_signals(const char* program, void (*handler)(int), const char* bus_hint) {
+  std::snprintf(bus_message, sizeof bus_message,
+                "%s: a mapped file was truncated or became unreadable while in use; do not modify a model that is in "
+                "use%s\n",
+                program, bus_hint);
   struct sigaction action = {};
   action.sa_handler = handler;
-  action.sa_flags = SA_RESETHAND;
   sigaction(SIGINT, &action, nullptr);
+  for (const int number : {SIGHUP, SIGTERM, SIGQUIT, SIGXCPU}) {
+    struct sigaction before = {};
+    sigaction(number, nullptr, &before);
+    if (before.sa_handler == SIG_DFL) std::signal(number, end_by_signal);
+  }
+  std::signal(SIGBUS, on_bus_error);
   std::signal(SIGXFSZ, SIG_IGN);
   std::signal(SIGPIPE, SIG_IGN);
 }
@@ -304,11 +298,13 @@ inline void check_standard_files() {
   }
 }
 
-// Runs the body of a program and returns its exit status. A Failure is printed as one line on stderr.
-template <class F> int guarded(const char* program, const F& body, void (*handler)(int) = on_interrupt) {
+// Runs the body of a program and returns its exit status. A Failure is printed as one line on stderr. handler: of the
+// first SIGINT. bus_hint: what else helps against SIGBUS, after "; ".
+template <class F>
+int guarded(const char* program, const F& body, void (*handler)(int) = on_interrupt, const char* bus_hint = "") {
   try {
     check_standard_files();
-    catch_signals(handler);
+    catch_signals(program, handler, bus_hint);
     body();
     if (std::fflush(stdout) != 0 || std::ferror(stdout))
       throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
@@ -318,6 +314,9 @@ template <class F> int guarded(const char* program, const F& body, void (*handle
     return f.status;
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "%s: out of memory\n", program);
+    return 1;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s: %s\n", program, e.what());
     return 1;
   }
 }

@@ -17,6 +17,7 @@
 namespace pocket {
 
 inline constexpr uint64_t kLargestPickle = 16 << 20;  // bytes; about 150 per tensor
+inline constexpr size_t kLongestKey = 64;             // bytes of a storage's key, which is a number
 
 /// Reads the list of tensors of one file; the elements stay in the file.
 class PyTorchFile {
@@ -33,7 +34,7 @@ class PyTorchFile {
     members_ = std::move(zip.members);
     std::string bytes;
     if (!find_pickle() || !check_byte_order() || !read_member("data.pkl", kLargestPickle, bytes)) return false;
-    if (!pickle_.parse(file_.path() + ": data.pkl", bytes)) return fail(error, pickle_.error);
+    if (!pickle_.parse(file_.path() + ": data.pkl", std::move(bytes))) return fail(error, pickle_.error);
     const PickleValue* dict = unwrap();
     return dict && read_tensors(*dict, index, found);
   }
@@ -43,17 +44,20 @@ class PyTorchFile {
   std::string settings(const std::string& key) const {
     const PickleValue* dict = pickle_.find(pickle_.root(), key);
     std::string json;
-    for (size_t i = 0; dict && dict->kind == PickleKind::dict && i < dict->items.size(); i += 2) {
-      const PickleValue &name = pickle_[dict->items[i]], &value = pickle_[dict->items[i + 1]];
-      if (name.kind != PickleKind::text || printable(name.text) != name.text) continue;
-      if (name.text.find_first_of("\"\\") != std::string::npos) continue;
+    if (!dict || dict->kind != PickleKind::dict) return json;
+    const std::vector<const PickleValue*> items = pickle_.items(*dict);
+    for (size_t i = 0; i < items.size(); i += 2) {
+      const PickleValue& value = *items[i + 1];
+      const std::string name = printable(items[i]->string());
+      if (items[i]->kind != PickleKind::text || name != items[i]->string()) continue;
+      if (name.find_first_of("\"\\") != std::string::npos) continue;
       char number[40];
-      std::snprintf(number, sizeof number, "%.17g", value.real);
+      std::snprintf(number, sizeof number, "%.17g", value.kind == PickleKind::real ? value.real : 0);
       const std::string shown = value.kind == PickleKind::integer   ? std::to_string(value.integer)
                                 : value.kind == PickleKind::real    ? number
                                 : value.kind == PickleKind::boolean ? (value.integer ? "true" : "false")
                                                                     : "";
-      if (!shown.empty()) json += (json.empty() ? "{\"" : ", \"") + name.text + "\": " + shown;
+      if (!shown.empty()) json += (json.empty() ? "{\"" : ", \"") + name + "\": " + shown;
     }
     return json.empty() ? "" : json + "}";
   }
@@ -101,21 +105,25 @@ class PyTorchFile {
     return nullptr;
   }
 
+  // The tensors of a dictionary by their keys.
+  using NamedTensors = std::vector<std::pair<std::string_view, const PickleValue*>>;
+
   bool read_tensors(const PickleValue& dict, int index, FoundTensors& found) {
-    std::string keys;
-    std::vector<std::pair<std::string, const PickleValue*>> tensors;
-    for (size_t i = 0; i < dict.items.size(); i += 2) {
-      const PickleValue &key = pickle_[dict.items[i]], &value = pickle_[dict.items[i + 1]];
+    NamedTensors tensors;
+    const std::vector<const PickleValue*> items = pickle_.items(dict);
+    for (size_t i = 0; i < items.size(); i += 2) {
+      const PickleValue &key = *items[i], &value = *items[i + 1];
       if (value.kind == PickleKind::tensor && key.kind == PickleKind::text)
-        tensors.emplace_back(key.text, &value);
+        tensors.emplace_back(key.string(), &value);
       else if (value.kind > PickleKind::text)
         return refuse({"expected a dictionary of tensors (a state_dict), found ", pickle_kind_name(value.kind),
-                       " under ", (key.kind == PickleKind::text ? printable(key.text) : pickle_kind_name(key.kind))});
+                       " under ",
+                       (key.kind == PickleKind::text ? printable(key.string()) : pickle_kind_name(key.kind))});
     }
     if (tensors.empty()) return refuse({"expected a dictionary of tensors (a state_dict), found no tensors"});
     const size_t prefix = common_prefix(tensors);
     for (const auto& [key, value] : tensors) {
-      const std::string name = key.substr(prefix);
+      const std::string_view name = key.substr(prefix);
       FoundTensor t{index, 0, 0, DType::f32, {}};
       if (!place(*value, "tensor " + printable(name) + ": ", t)) return false;
       if (!found.emplace(name, std::move(t)).second)
@@ -125,38 +133,41 @@ class PyTorchFile {
   }
 
   // The length of the prefix that torch.compile() and DistributedDataParallel add to every name.
-  static size_t common_prefix(const std::vector<std::pair<std::string, const PickleValue*>>& tensors) {
-    for (const std::string prefix : {"_orig_mod.", "module."}) {
+  static size_t common_prefix(const NamedTensors& tensors) {
+    for (const std::string_view prefix : {"_orig_mod.", "module."}) {
       size_t with = 0;
-      for (const auto& tensor : tensors) with += tensor.first.rfind(prefix, 0) == 0;
+      for (const auto& tensor : tensors) with += tensor.first.substr(0, prefix.size()) == prefix;
       if (with == tensors.size()) return prefix.size();
     }
     return 0;
   }
 
-  bool dtype(const PickleValue& storage, DType& out) const {
-    const std::string& type = pickle_[storage.items[0]].text;
+  static bool dtype(std::string_view type, DType& out) {
     out = type == "torch.FloatStorage" ? DType::f32 : type == "torch.HalfStorage" ? DType::f16 : DType::bf16;
     return out != DType::bf16 || type == "torch.BFloat16Storage";
   }
 
   // Finds the elements of a tensor, which must be contiguous and row-major.
   bool place(const PickleValue& tensor, const std::string& where, FoundTensor& t) {
-    const PickleValue &storage = pickle_[tensor.items[0]], &shape = pickle_[tensor.items[1]];
+    const std::vector<const PickleValue*> parts = pickle_.items(tensor), of_storage = pickle_.items(*parts[0]);
+    const PickleValue &storage = *parts[0], &shape = *parts[1];
+    const std::string_view type = of_storage[0]->string(), key = of_storage[1]->string();
     std::vector<int64_t> strides;
-    if (!dtype(storage, t.dtype))
-      return refuse({where, "type: expected float32, float16 or bfloat16, found ", pickle_[storage.items[0]].text});
-    if (!integers(shape, t.shape) || !integers(pickle_[tensor.items[2]], strides) || strides.size() != t.shape.size())
+    if (!dtype(type, t.dtype)) return refuse({where, "type: expected float32, float16 or bfloat16, found ", type});
+    if (shape.size > kMostDimensions)
+      return refuse({where, "shape: expected at most ", kMostDimensions, " dimensions, found ", shape.size});
+    if (shape.size != parts[2]->size || !integers(shape, t.shape) || !integers(*parts[2], strides))
       return refuse({where, "shape and strides: expected whole numbers, one stride for each size"});
     const int64_t bytes = stored_bytes(t.dtype, t.shape), element = dtype_info(t.dtype).block_bytes;
     if (bytes < 0) return refuse({where, "shape: expected less than 2^62 bytes, found ", shape_text(t.shape)});
-    const auto member = members_.find(folder_ + "data/" + storage.text);
-    if (member == members_.end())
-      return refuse({where, "data/", printable(storage.text), ": expected this member, found none"});
+    if (key.size() > kLongestKey)
+      return refuse({where, "key of its storage: expected at most ", kLongestKey, " bytes, found ", key.size()});
+    const auto member = members_.find(text_of({folder_, "data/", key}));
+    if (member == members_.end()) return refuse({where, "data/", printable(key), ": expected this member, found none"});
     const uint64_t room = member->second.bytes;
     if (storage.integer < 0 || room % uint64_t(element) || uint64_t(storage.integer) != room / uint64_t(element))
-      return refuse({where, "data/", printable(storage.text), ": expected ", storage.integer, " elements, found ", room,
-                     " bytes"});
+      return refuse(
+          {where, "data/", printable(key), ": expected ", storage.integer, " elements, found ", room, " bytes"});
     if (bytes > 0 && !contiguous(t.shape, strides))
       return refuse({where, "expected contiguous elements, found strides ", shape_text(strides), " for shape ",
                      shape_text(t.shape),
@@ -171,9 +182,9 @@ class PyTorchFile {
   }
 
   bool integers(const PickleValue& tuple, std::vector<int64_t>& out) const {
-    for (uint32_t i : tuple.items) {
-      if (pickle_[i].kind != PickleKind::integer || pickle_[i].integer < 0) return false;
-      out.push_back(pickle_[i].integer);
+    for (const PickleValue* item : pickle_.items(tuple)) {
+      if (item->kind != PickleKind::integer || item->integer < 0) return false;
+      out.push_back(item->integer);
     }
     return true;
   }

@@ -45,12 +45,12 @@ inline bool read_heads(const JsonValue& root, const char* heads, const char* kv_
   return root.get(kv_heads, 0, kAny, k.n_kv_heads, error);
 }
 
-inline const FieldNames kLitGptFields = {{"dim", "n_embd"},
-                                         {"n_layers", "n_layer"},
-                                         {"n_heads", "n_head"},
-                                         {"n_kv_heads", "n_query_groups"},
-                                         {"max_seq_len", "block_size"},
-                                         {"rope_factor", "condense_ratio"}};
+inline constexpr FieldNames kLitGptFields = {{{"dim", "n_embd"},
+                                              {"n_layers", "n_layer"},
+                                              {"n_heads", "n_head"},
+                                              {"n_kv_heads", "n_query_groups"},
+                                              {"max_seq_len", "block_size"},
+                                              {"rope_factor", "condense_ratio"}}};
 
 /// Rejects other architectures. lit-gpt supports many, and its defaults are not a Llama's, so these settings are
 /// required.
@@ -143,7 +143,8 @@ inline bool read_own_config(const std::string& folder, const FoundTensors& found
   if (!settings.parse(where, text)) return fail(error, settings.error);
   // llama2.c stops at BOS
   return read_meta_config(settings.root(), c.config, error) && check_config(c.config, where, {}, error) &&
-         add_stop_id(c, where, 1, error);
+         add_stop_id(
+             c, 1, [&] { return where; }, error);
 }
 
 /// Whether a folder without config.json has one of these configurations. weights: the name of a file, or "".

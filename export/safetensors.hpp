@@ -50,6 +50,8 @@ inline bool read_safetensors_entry(const JsonValue& entry, const std::string& na
     for (const JsonValue& element : entry.find(key).elements()) {
       int64_t n = -1;
       if (!element.integer(n) || n < 0) return refuse({key, ": expected whole numbers, found ", element.describe()});
+      if (to.size() == kMostDimensions)
+        return refuse({key, ": expected at most ", kMostDimensions, " numbers, found more"});
       to.push_back(n);
     }
     return entry.find(key).is(JsonKind::array) ||
@@ -176,17 +178,17 @@ inline bool check_mistral_window(const JsonValue& root, int max_seq_len, std::st
   return window >= max_seq_len || root.refuse("sliding_window", "null, or at least max_position_embeddings", error);
 }
 
-inline const FieldNames kHuggingFaceFields = {{"dim", "hidden_size"},
-                                              {"hidden_dim", "intermediate_size"},
-                                              {"n_layers", "num_hidden_layers"},
-                                              {"n_heads", "num_attention_heads"},
-                                              {"n_kv_heads", "num_key_value_heads"},
-                                              {"max_seq_len", "max_position_embeddings"},
-                                              {"norm_eps", "rms_norm_eps"},
-                                              {"rope_factor", "factor"},
-                                              {"rope_low_freq", "low_freq_factor"},
-                                              {"rope_high_freq", "high_freq_factor"},
-                                              {"rope_original_len", "original_max_position_embeddings"}};
+inline constexpr FieldNames kHuggingFaceFields = {{{"dim", "hidden_size"},
+                                                   {"hidden_dim", "intermediate_size"},
+                                                   {"n_layers", "num_hidden_layers"},
+                                                   {"n_heads", "num_attention_heads"},
+                                                   {"n_kv_heads", "num_key_value_heads"},
+                                                   {"max_seq_len", "max_position_embeddings"},
+                                                   {"norm_eps", "rms_norm_eps"},
+                                                   {"rope_factor", "factor"},
+                                                   {"rope_low_freq", "low_freq_factor"},
+                                                   {"rope_high_freq", "high_freq_factor"},
+                                                   {"rope_original_len", "original_max_position_embeddings"}}};
 
 /// Reads config.json. Absent keys have the defaults of transformers' LlamaConfig or MistralConfig.
 inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error) {
@@ -217,16 +219,15 @@ inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error)
 /// Reads eos_token_id, a number or a list of numbers.
 inline bool read_hf_stop_ids(const JsonValue& root, Checkpoint& c, std::string& error) {
   const JsonValue eos = root.find("eos_token_id");
-  int64_t id = -1;
-  if (eos.missing()) return true;
+  const auto add = [&](const JsonValue& value, const char* expected) {
+    int64_t id = -1;
+    if (!value.integer(id)) return root.refuse("eos_token_id", expected, error);
+    return add_stop_id(
+        c, id, [&] { return value.where() + ": \"eos_token_id\""; }, error);
+  };
   for (const JsonValue& element : eos.elements())
-    if (!element.integer(id))
-      return root.refuse("eos_token_id", "ids", error);
-    else if (!add_stop_id(c, element.where() + ": \"eos_token_id\"", id, error))
-      return false;
-  if (eos.is(JsonKind::array)) return true;
-  if (!eos.integer(id)) return root.refuse("eos_token_id", "an id or a list of ids", error);
-  return add_stop_id(c, eos.where() + ": \"eos_token_id\"", id, error);
+    if (!add(element, "ids")) return false;
+  return eos.missing() || eos.is(JsonKind::array) || add(eos, "an id or a list of ids");
 }
 
 // ====================================================================================================================
@@ -253,6 +254,7 @@ inline bool add_sentencepiece_tokens(const JsonValue& config, Checkpoint& c, std
   std::map<int64_t, JsonValue> added;
   for (const auto& [key, token] : config.find("added_tokens_decoder").members())
     if (id_of_key(key) < c.config.vocab_size) added[id_of_key(key)] = token;
+  const size_t most = pieces.size() + added.size() + kMostGaps;
   for (const auto& [id, token] : added) {
     std::string text;
     bool special = false;
@@ -260,6 +262,7 @@ inline bool add_sentencepiece_tokens(const JsonValue& config, Checkpoint& c, std
         !token.get("special", special, error))
       return false;
     if (id < 0 || text.empty()) return config.refuse("added_tokens_decoder", "ids and texts", error);
+    if (size_t(id) >= most) return config.refuse("added_tokens_decoder", {"ids below ", most}, error);
     const PieceType type = special ? PieceType::control : PieceType::user_defined;
     if (size_t(id) >= pieces.size()) {
       fill_vocabulary(c.vocabulary, size_t(id));

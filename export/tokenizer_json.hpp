@@ -167,7 +167,12 @@ class TokenizerJson {
  public:
   // vocab_size: of the model.
   TokenizerJson(JsonValue root, std::string path, int vocab_size, Tokenizer::Vocabulary& out)
-      : root_(root), model_(root.find("model")), path_(std::move(path)), vocab_size_(vocab_size), out_(out) {}
+      : root_(root),
+        model_(root.find("model")),
+        path_(std::move(path)),
+        vocab_size_(vocab_size),
+        most_ids_(model_.find("vocab").size() + root.find("added_tokens").size() + kMostGaps),
+        out_(out) {}
 
   std::string error;
 
@@ -310,6 +315,7 @@ class TokenizerJson {
   // Sets a piece. Ids that are not set yet are unused pieces.
   bool put(int id, std::string text, PieceType type) {
     if (text.empty()) return refuse({"token ", id, ": expected a text, found none"});
+    if (size_t(id) >= most_ids_) return refuse({"token ", id, ": expected an id below ", most_ids_});
     fill_vocabulary(out_, size_t(id) + 1);
     Tokenizer::Piece& piece = out_.pieces[size_t(id)];
     if (piece.type != PieceType::unused)
@@ -421,6 +427,7 @@ class TokenizerJson {
   JsonValue root_, model_;
   std::string path_;
   int vocab_size_;
+  size_t most_ids_;  // with and without a token
   bool sentencepiece_ = false;
   Tokenizer::Vocabulary& out_;
 };

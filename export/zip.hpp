@@ -160,16 +160,16 @@ class ZipDirectory {
   bool read_local(const std::string& where, const std::string& name, uint64_t offset, ZipMember& member) {
     if (offset > start_ || start_ - offset < kLocal)
       return expected(where + "offset", "a header before the directory at " + std::to_string(start_), offset);
-    FileCursor in(file_, offset);
+    std::string header(size_t(kLocal) + name.size(), '\0');
+    if (!file_.read(offset, header.data(), header.size(), error)) return false;
+    ByteReader in{header};
     if (in.get<uint32_t>() != 0x04034b50) return refuse({where, "expected a header, found something else"});
-    in.skip(2);
+    in.take(2);
     const uint16_t flags = in.get<uint16_t>(), method = in.get<uint16_t>();
-    in.skip(8);
+    in.take(8);
     const uint32_t packed = in.get<uint32_t>(), bytes = in.get<uint32_t>();
     const uint16_t name_length = in.get<uint16_t>(), extra_length = in.get<uint16_t>();
-    const std::string own_name = in.get_string(name_length);
-    if (!in.ok()) return fail(error, in.error());
-    if (own_name != name || method != 0)
+    if (name_length != name.size() || in.bytes != name || method != 0)
       return refuse({where, "expected a local header that agrees with the directory"});
     for (uint32_t n : {packed, bytes})
       if (n != member.bytes && n != 0xffffffff && !(n == 0 && (flags & 8)))

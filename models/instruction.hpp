@@ -10,6 +10,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace pocket {
@@ -26,6 +27,11 @@ inline std::string feature_names() {
 // This line in the provenance of a model file marks a model that was trained on instructions. Existing files contain
 // it.
 inline constexpr char kTakesInstructions[] = "writes on command: --words, --features, --summary\n";
+
+// Whether the provenance of a model file has that line.
+inline bool takes_instructions(std::string_view provenance) {
+  return ("\n" + std::string(provenance)).find("\n" + std::string(kTakesInstructions)) != std::string::npos;
+}
 
 // The fields of an instruction.
 struct Instruction {

@@ -137,32 +137,41 @@ inline std::string lora_tensors(const Adapters& adapters) {
   return std::string(reinterpret_cast<const char*>(&size), sizeof size) + header + data;
 }
 
-// write_adapter() does not replace an existing folder. Fails if `folder` exists.
-inline bool check_adapter_folder(const std::string& folder, std::string& error) {
+// Creates a temporary folder for an adapter. On failure returns false with `error` set: `folder` exists, since
+// write_adapter() replaces nothing, or cannot be created.
+inline bool create_adapter_folder(const std::string& folder, Temporary& temporary, std::string& error) {
   struct stat info = {};
-  if (lstat(folder.c_str(), &info) != 0) return true;
-  return fail(error,
-              folder + ": already exists; " +
-                  (is_directory(folder) ? "delete the folder or choose another" : "choose the name of a new folder"));
+  if (lstat(folder.c_str(), &info) == 0)
+    return fail(error,
+                folder + ": already exists; " +
+                    (is_directory(folder) ? "delete the folder or choose another" : "choose the name of a new folder"));
+  return temporary.create_beside(folder, [](const char* name) { return ::mkdir(name, 0777) == 0; }) ||
+         fail(error, folder + ": " + std::strerror(errno));
+}
+
+// Checks that write_adapter() can write a folder.
+inline bool check_adapter_folder(const std::string& folder, std::string& error) {
+  Temporary temporary;
+  return create_adapter_folder(folder, temporary, error);
 }
 
 // Writes the folder under a temporary name and renames it when it is complete. On failure returns false with `error`
 // set and leaves no files.
 inline bool write_adapter(const std::string& folder, const LoraPlan& plan, const Adapters& adapters,
                           std::string& error) {
-  if (!check_adapter_folder(folder, error)) return false;
-  const std::string temporary = folder + ".tmp." + std::to_string(getpid());
-  const std::string config = join_path(temporary, "adapter_config.json"),
-                    tensors = join_path(temporary, "adapter_model.safetensors");
-  if (::mkdir(temporary.c_str(), 0755) != 0) return fail(error, folder + ": " + std::strerror(errno));
-  bool done = write_whole_file(config, lora_config_json(plan), error) &&
-              write_whole_file(tensors, lora_tensors(adapters), error);
-  if (done && std::rename(temporary.c_str(), folder.c_str()) != 0)
-    done = fail(error, folder + ": " + std::strerror(errno));
-  if (done) return true;
-  for (const std::string& file : {config, tensors}) std::remove(file.c_str());
-  ::rmdir(temporary.c_str());
-  return false;
+  Temporary temporary, config, tensors;  // the files are deleted before the folder
+  if (!create_adapter_folder(folder, temporary, error)) return false;
+  config.own(join_path(temporary.name(), "adapter_config.json"));
+  tensors.own(join_path(temporary.name(), "adapter_model.safetensors"));
+  if (!write_whole_file(config.name(), lora_config_json(plan), error) ||
+      !write_whole_file(tensors.name(), lora_tensors(adapters), error))
+    return false;
+  const std::string parent = folder_of(folder);
+  if (std::rename(temporary.name().c_str(), folder.c_str()) != 0)
+    return fail(error, folder + ": " + std::strerror(errno));
+  for (Temporary* t : {&config, &tensors, &temporary}) t->release();
+  std::string why;
+  return sync_folder(parent, why) || fail(error, folder + ": " + why);
 }
 
 }  // namespace pocket

@@ -27,8 +27,18 @@ struct TrainOptions {
   bool instruct = false, resume = false, help = false;
 
   bool megabyte() const { return architecture == "megabyte"; }
+  // The table and the chart of the losses, next to the model: story.loss.csv and story.loss.svg.
+  std::string loss_table() const { return loss_files() + ".csv"; }
+  std::string loss_chart() const { return loss_files() + ".svg"; }
   // The training kernels of --kernel; null if the CPU does not support them.
   const TrainKernels* kernels() const { return find_train_kernels(kernel.empty() ? nullptr : kernel.c_str()); }
+
+ private:
+  std::string loss_files() const {
+    const size_t dot = output.rfind(".bin");
+    const bool has_suffix = dot != std::string::npos && dot + 4 == output.size();
+    return output.substr(0, has_suffix ? dot : std::string::npos) + ".loss";
+  }
 };
 
 inline const Option<TrainOptions> kTrainOptions[] = {

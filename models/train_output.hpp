@@ -12,14 +12,13 @@ namespace train_detail {
 // The provenance of the model file. Part of the file, which is the same for the same training.
 inline std::string provenance_of(const TrainingSetup& t) {
   char how[200];
+  const std::string text = base_name(t.o.model) + (t.plan.distill.teacher ? ", and by a teacher" : "");
   const char* unit = t.architecture->unit();
-  std::snprintf(how, sizeof how,
-                "training: %lld steps of %lld %ss, seed %llu; %.4f bits a character on %zu %ss it has not seen\n",
+  std::snprintf(how, sizeof how, "%lld steps of %lld %ss, seed %llu; %.4f bits a character on %zu %ss it has not seen",
                 static_cast<long long>(t.plan.steps), static_cast<long long>(t.tokens_per_step()), unit,
                 static_cast<unsigned long long>(t.plan.seed), t.progress.bits, count_targets(t.validation), unit);
-  const std::string teacher = t.plan.distill.teacher ? ", and by a teacher" : "";
-  return provenance_line("source", "trained on " + base_name(t.o.model) + teacher) +
-         provenance_line("licence", t.o.licence) + provenance_line("weights", t.o.type) + how +
+  return provenance_line("source", "trained on " + text) + provenance_line("licence", t.o.licence) +
+         provenance_line("weights", t.o.type) + provenance_line("training", how) +
          (t.plan.instruct ? kTakesInstructions : "");
 }
 

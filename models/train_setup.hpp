@@ -29,8 +29,6 @@ class TrainingSetup {
   void prepare() {
     Texts texts = read_texts(o);
     o.resume ? resume(texts) : begin(texts);
-    std::string error;
-    if (plan.lora.rank > 0 && !check_adapter_folder(o.output, error)) throw Failure{1, error};
   }
 
   int64_t tokens_per_step() const { return int64_t(plan.batch) * plan.context; }
@@ -51,8 +49,20 @@ class TrainingSetup {
   std::unique_ptr<WindowStream> stream;
 
  private:
+  // Checks the names of all files that will be written, before the work.
+  void check_outputs(bool adapter) const {
+    using Access = OutputFile::Access;
+    std::string error;
+    const bool good =
+        (adapter ? check_adapter_folder(o.output, error) : check_output(o.output, Access::random, error)) &&
+        check_output(o.checkpoint, Access::random, error) && check_output(o.loss_table(), Access::sequential, error) &&
+        check_output(o.loss_chart(), Access::sequential, error);
+    if (!good) throw Failure{1, error};
+  }
+
   void begin(Texts& texts) {
     std::string error;
+    check_outputs(o.lora_rank > 0);
     Model init;
     if (!o.init.empty() && !init.open(o.init.c_str())) throw Failure{1, init.error};
     plan.seed = uint64_t(number("--seed", o.seed, 0, 9e15, true));
@@ -79,7 +89,10 @@ class TrainingSetup {
     if (!file.read(o.checkpoint, error)) throw Failure{1, error};
     plan = file.plan;
     progress = file.progress;
+    check_outputs(plan.lora.rank > 0);
     if (plan.instruct) add_instructions(texts, plan.seed);
+    if (plan.architecture == kMegabyte && file.tokenizer != Tokenizer::to_blob(byte_vocabulary()))
+      throw Failure{1, o.checkpoint + ": tokenizer: expected the 256 bytes, found another"};
     load_tokenizer(file.tokenizer);
     open_texts(texts);
     if (hash_of(train) != plan.text_hash || hash_of(valid) != plan.valid_hash)
@@ -89,6 +102,9 @@ class TrainingSetup {
     create();
     file.restore(*weights, *trainer);
     stream->seek(progress.epoch, progress.index);
+    if (progress.index > stream->windows())
+      throw Failure{1, o.checkpoint + ": index: expected 0 to " + std::to_string(stream->windows()) + ", found " +
+                           std::to_string(progress.index)};
     std::fprintf(stderr, "train: resuming after step %lld of %lld\n", static_cast<long long>(progress.step),
                  static_cast<long long>(plan.steps));
   }
@@ -131,6 +147,9 @@ class TrainingSetup {
       reject_byte_0(texts.bytes, o.model);
       reject_byte_0(texts.valid_bytes, o.valid);
     } else {
+      if (tokenizer.size() > plan.config.vocab_size)
+        throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(plan.config.vocab_size) +
+                             " pieces, found " + std::to_string(tokenizer.size())};
       architecture = std::make_unique<TrainedLlama>(plan.config, tokenizer);
     }
     train = encode_stories(texts.train, *architecture);
@@ -154,7 +173,7 @@ class TrainingSetup {
     lora.alpha = o.lora_alpha > 0 ? o.lora_alpha : float(o.lora_rank);
     if (!parse_lora_targets(o.lora_targets, lora.targets, error)) throw Failure{2, "--lora-targets: " + error};
     if (!check_lora(init.config, lora, error)) throw Failure{2, error};
-    if (plan.instruct && init.provenance().find(kTakesInstructions) == std::string_view::npos)
+    if (plan.instruct && !takes_instructions(init.provenance()))
       throw Failure{
           2, "--instruct: " + o.init + " was not trained on instructions; this cannot be recorded in an adapter"};
   }
@@ -256,6 +275,7 @@ class TrainingSetup {
     if (o.minutes > 0)
       plan.steps = int64_t(std::max(1.0, (time - validations * speed.validation) / (speed.step * 1.02)));
     if (o.steps) plan.steps = o.steps;
+    plan.steps = std::min(plan.steps, kMostSteps);
     plan.warmup = std::min<int64_t>(200, plan.steps / 20);
     plan.every = o.every ? o.every : std::max<int64_t>(1, int64_t(std::ceil(double(plan.steps) / validations)));
     print_plan(speed, double(plan.steps) * speed.step + validations * speed.validation);

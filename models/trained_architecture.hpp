@@ -61,11 +61,11 @@ class TrainedLlama : public TrainedArchitecture {
 
   void add_story(TokenText& text, std::string_view story) const override { text.add(story, tokenizer_); }
   std::vector<int> encode_prompt(const std::string& prompt) const override {
-    std::vector<int> ids = tokenizer_.encode(prompt);
+    std::vector<int> ids = ids_of(tokenizer_, prompt);
     if (ids.empty()) ids.push_back(std::max(0, tokenizer_.eos()));
     return ids;
   }
-  std::string decode(const std::vector<int>& ids) const override { return tokenizer_.decode(ids); }
+  std::string decode(const std::vector<int>& ids) const override { return text_of(tokenizer_, ids); }
 
   std::unique_ptr<LearnedWeights> new_weights() const override { return std::make_unique<TrainModel>(c_); }
   void initialize(LearnedWeights& weights, uint64_t seed) const override {

@@ -42,7 +42,7 @@ class Training {
   // Throws Failure.
   void run() {
     t_.prepare();
-    if (!o_.resume) checkpoint(true);  // detects a full disk or a missing folder early
+    if (!o_.resume) checkpoint(true);  // detects a full disk early
     open_log(o_.resume ? progress_.step : -1);
     while (progress_.step < plan_.steps) {
       step();
@@ -99,13 +99,10 @@ class Training {
                            std::to_string(plan_.steps) + "; to continue, give the same text and -o, and --resume"};
   }
 
-  // Opens the table and the chart of the losses, next to the model: story.loss.csv and story.loss.svg.
+  // Opens the table and the chart of the losses.
   void open_log(int64_t resume_step) {
-    const size_t dot = o_.output.rfind(".bin");
-    const bool has_suffix = dot != std::string::npos && dot + 4 == o_.output.size();
-    const std::string base = o_.output.substr(0, has_suffix ? dot : std::string::npos) + ".loss";
     std::string error;
-    if (!log_.open(base + ".csv", base + ".svg", base_name(o_.model) + " to " + base_name(o_.output), resume_step,
+    if (!log_.open(o_.loss_table(), o_.loss_chart(), base_name(o_.model) + " to " + base_name(o_.output), resume_step,
                    error))
       throw Failure{1, error};
   }

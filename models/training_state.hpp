@@ -1,8 +1,13 @@
 // training_state.hpp: the plan and the progress of a training, and the checkpoint that --resume continues from.
 #pragma once
 
+#include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <string>
+#include <string_view>
+#include <type_traits>
 
 #include "../export/byte_reader.hpp"
 #include "../export/output_file.hpp"
@@ -47,7 +52,110 @@ struct TrainProgress {
 };
 
 inline constexpr char kCheckpointMagic[8] = {'P', 'K', 'T', 'T', 'R', 'A', 'I', 'N'};
-inline constexpr uint32_t kCheckpointVersion = 2;
+inline constexpr uint32_t kCheckpointVersion = 3;
+
+// ---- The fields of a checkpoint ----
+//
+// for_each_field() lists the fields in the order of the file, each with its range: each(name, variable, low, high). The
+// range may depend on fields before it. Returns false once each() does.
+
+template <class Each> bool for_each_field(Config& c, const Each& each) {
+  constexpr int kAny = INT32_MAX;  // check_config() has the limits
+  return each("dim", c.dim, 0, kAny) && each("hidden_dim", c.hidden_dim, 0, kAny) &&
+         each("n_layers", c.n_layers, 0, kAny) && each("n_heads", c.n_heads, 0, kAny) &&
+         each("n_kv_heads", c.n_kv_heads, 0, kAny) && each("head_dim", c.head_dim, 0, kAny) &&
+         each("vocab_size", c.vocab_size, 0, kAny) && each("max_seq_len", c.max_seq_len, 0, kAny) &&
+         each("norm_eps", c.norm_eps, 0, 1e30) && each("rope_theta", c.rope_theta, 0, 1e30) &&
+         each("rope_scaling", c.rope_scaling, 0, int(RopeScaling::llama3)) &&
+         each("rope_factor", c.rope_factor, 0, 1e30) && each("rope_low_freq", c.rope_low_freq, 0, 1e30) &&
+         each("rope_high_freq", c.rope_high_freq, 0, 1e30) && each("rope_original_len", c.rope_original_len, 0, kAny) &&
+         each("tied", c.tied, 0, 1);
+}
+
+template <class Each> bool for_each_field(MegabyteConfig& c, const Each& each) {
+  constexpr int kAny = INT32_MAX;  // check_config() has the limits
+  return each("dim", c.global.dim, 0, kAny) && each("hidden_dim", c.global.hidden_dim, 0, kAny) &&
+         each("n_layers", c.global.n_layers, 0, kAny) && each("local dim", c.local.dim, 0, kAny) &&
+         each("local hidden_dim", c.local.hidden_dim, 0, kAny) && each("local n_layers", c.local.n_layers, 0, kAny) &&
+         each("n_heads", c.n_heads, 0, kAny) && each("head_dim", c.head_dim, 0, kAny) &&
+         each("patches", c.patches, 0, kAny) && each("patch_size", c.patch_size, 0, kAny) &&
+         each("rotary", c.rotary, 0, 1) && each("positions", c.positions, 0, 1);
+}
+
+template <class Each> bool for_each_field(AdamOptions& a, const Each& each) {
+  return each("beta1", a.beta1, 0, 0.9999) && each("beta2", a.beta2, 0, 0.999999) && each("eps", a.eps, 1e-30, 1) &&
+         each("weight decay", a.decay, 0, 10) && each("clip", a.clip, 0, 1e9);
+}
+
+// Times 2^32, the most tokens of a step, less than 2^63.
+inline constexpr int64_t kMostSteps = int64_t(1) << 30;
+
+// The ranges are those of the options of models/train. A MEGABYTE has no adapters, no teacher and no instructions.
+template <class Each> bool for_each_field(TrainPlan& p, const Each& each) {
+  if (!each("architecture", p.architecture, kLlama, kMegabyte)) return false;
+  const bool llama = p.architecture == kLlama;
+  const int64_t least = llama ? INT64_MIN : 0, most = llama ? INT64_MAX : 0;
+  return (llama ? for_each_field(p.config, each) : for_each_field(p.megabyte, each)) &&
+         each("steps", p.steps, 1, kMostSteps) && each("warmup", p.warmup, 0, p.steps) &&
+         each("every", p.every, 1, kMostSteps) && each("batch", p.batch, 1, 1 << 16) &&
+         each("context", p.context, 2, 1 << 16) && each("learning rate", p.rate, 1e-12, 1e31) &&
+         for_each_field(p.adam, each) && each("lora rank", p.lora.rank, 0, llama ? kMostRank : 0) &&
+         each("lora alpha", p.lora.alpha, 0, 1e7) &&
+         each("lora targets", p.lora.targets, p.lora.rank > 0, (1 << std::size(kLoraTargets)) - 1) &&
+         each("teacher weight", p.distill.share, 0, 1) && each("temperature", p.distill.temperature, 0.01, 1000) &&
+         each("teacher", p.distill.teacher, least, most) && each("seed", p.seed, 0, int64_t(9e15)) &&
+         each("instruct", p.instruct, 0, llama) && each("text", p.text_hash, INT64_MIN, INT64_MAX) &&
+         each("validation text", p.valid_hash, INT64_MIN, INT64_MAX);
+}
+
+template <class Each> bool for_each_field(TrainProgress& p, const TrainPlan& plan, const Each& each) {
+  const int64_t most_windows = plan.steps * plan.batch;  // an epoch has at least one
+  return each("step", p.step, 0, plan.steps) && each("epoch", p.epoch, 0, most_windows) &&
+         each("index", p.index, 0, most_windows) && each("seconds", p.seconds, 0, 1e12) &&
+         each("sum of losses", p.train, -1e300, 1e300) && each("losses", p.counted, 0, p.step) &&
+         each("bits per character", p.bits, -1e300, 1e300) && each("validated", p.validated, 0, p.step);
+}
+
+// Writes a field in 8 bytes: a whole number as int64, a real number as double.
+struct FieldWriter {
+  ByteWriter& out;
+
+  template <class T, class Low, class High> bool operator()(const char*, const T& value, Low, High) const {
+    if constexpr (std::is_floating_point_v<T>)
+      out.put(double(value));
+    else
+      out.put(int64_t(value));
+    return true;
+  }
+};
+
+// Reads a field. False with `error` set if it is not in its range.
+struct FieldReader {
+  ByteReader& in;
+  const std::string& path;
+  std::string& error;
+
+  template <class T, class Low, class High> bool operator()(const char* name, T& value, Low low, High high) const {
+    using Stored = std::conditional_t<std::is_floating_point_v<T>, double, int64_t>;
+    const Stored stored = in.get<Stored>();
+    if (!in.ok) return fail(error, {path, ": ", name, ": truncated"});
+    if (!(stored >= Stored(low) && stored <= Stored(high)))
+      return fail(error, {path, ": ", name, ": expected ", text(Stored(low)), " to ", text(Stored(high)), ", found ",
+                          text(stored)});
+    value = static_cast<T>(stored);
+    return true;
+  }
+
+ private:
+  static std::string text(int64_t number) { return std::to_string(number); }
+  static std::string text(double number) {
+    char digits[32];
+    std::snprintf(digits, sizeof digits, "%g", number);
+    return digits;
+  }
+};
+
+// ---- The file ----
 
 // The arrays of a checkpoint, in order: weights, adapters if there are any, AdamW's means and squares.
 template <class M, class T> auto arrays_of(M& model, T& trainer) {
@@ -56,18 +164,16 @@ template <class M, class T> auto arrays_of(M& model, T& trainer) {
   return all;
 }
 
-// Writes a checkpoint, little-endian: magic, version, the sizes of the two structs, the structs, the tokenizer's blob
-// after its size, the arrays, and XXH64 of all the bytes before.
-inline bool write_checkpoint(const std::string& path, const TrainPlan& plan, const TrainProgress& progress,
+// Writes a checkpoint, little-endian: magic, version, the fields of plan and progress, the tokenizer's blob after its
+// size, the arrays, and XXH64 of all the bytes before.
+inline bool write_checkpoint(const std::string& path, TrainPlan plan, TrainProgress progress,
                              const std::string& tokenizer, const LearnedWeights& model, const Trainer& trainer,
                              std::string& error) {
   ByteWriter out;
   out.bytes.append(kCheckpointMagic, sizeof kCheckpointMagic);
   out.put(kCheckpointVersion);
-  out.put(uint32_t(sizeof plan));
-  out.put(uint32_t(sizeof progress));
-  out.put(plan);
-  out.put(progress);
+  for_each_field(plan, FieldWriter{out});
+  for_each_field(progress, plan, FieldWriter{out});
   out.put_string(tokenizer);
   for (const Floats* f : arrays_of(model, trainer))
     out.bytes.append(reinterpret_cast<const char*>(f->data()), f->size() * sizeof(float));
@@ -90,21 +196,17 @@ struct CheckpointFile {
     const auto refuse = [&](const std::string& why) { return fail(error, path + ": " + why); };
     ByteReader in{bytes};
     if (in.take(8) != std::string_view(kCheckpointMagic, 8)) return refuse("is not a checkpoint of models/train");
-    const uint32_t version = in.get<uint32_t>();
-    if (version != kCheckpointVersion || in.get<uint32_t>() != sizeof plan || in.get<uint32_t>() != sizeof progress)
+    if (in.get<uint32_t>() != kCheckpointVersion)
       return refuse("the checkpoint was written by another version of models/train");
     if (bytes.size() < 40 || hash_bytes(bytes.data(), bytes.size() - 8) != load<uint64_t>(&bytes[bytes.size() - 8]))
       return refuse("checksum mismatch: the file is damaged or truncated");
-    plan = in.get<TrainPlan>();
-    progress = in.get<TrainProgress>();
+    in.bytes.remove_suffix(sizeof(uint64_t));
+    const FieldReader field{in, path, error};
+    if (!for_each_field(plan, field) || !check_plan(path, error) || !for_each_field(progress, plan, field))
+      return false;
     tokenizer = in.take(in.get<uint32_t>());
-    if (!check_plan(path, error)) return false;
-    const uint64_t expected = array_bytes();
-    if (!in.ok || in.bytes.size() != expected + 8)
-      return refuse("expected " + std::to_string(expected) + " bytes of weights, found " +
-                    std::to_string(in.bytes.size()));
-    arrays = in.bytes.substr(0, size_t(expected));
-    return true;
+    if (!in.ok) return refuse("tokenizer: truncated");
+    return read_arrays(path, in.bytes, error);
   }
 
   // Copies the arrays into a model and a trainer that fit the plan.
@@ -123,13 +225,22 @@ struct CheckpointFile {
       return fail(error, path + ": " + field + ": expected " + expected + ", found " + found);
     };
     const bool megabyte = plan.architecture == kMegabyte;
-    if (!megabyte && plan.architecture != kLlama)
-      return refuse("architecture", "1 or 2", std::to_string(plan.architecture));
     if (!(megabyte ? check_config(plan.megabyte, refuse) : check_config(plan.config, refuse))) return false;
-    const int largest = megabyte ? 0 : kMostRank;
-    if (plan.lora.rank < 0 || plan.lora.rank > largest)
-      return refuse("lora rank", "0 to " + std::to_string(largest), std::to_string(plan.lora.rank));
+    const int longest = megabyte ? plan.megabyte.max_seq_len() : plan.config.max_seq_len;
+    if (plan.context > longest)
+      return refuse("context", "at most the model's " + std::to_string(longest), std::to_string(plan.context));
     return megabyte || check_lora(plan.config, plan.lora, error) || fail(error, path + ": " + error);
+  }
+
+  bool read_arrays(const std::string& path, std::string_view found, std::string& error) {
+    const uint64_t expected = array_bytes();
+    if (found.size() != expected)
+      return fail(error, {path, ": expected ", expected, " bytes of weights, found ", found.size()});
+    for (size_t at = 0; at < found.size(); at += sizeof(float))
+      if (!std::isfinite(load<float>(found.data() + at)))
+        return fail(error, {path, ": weights: expected finite numbers, found ", load<float>(found.data() + at)});
+    arrays = found;
+    return true;
   }
 
   uint64_t array_bytes() const {

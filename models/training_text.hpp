@@ -28,7 +28,7 @@ struct TokenText {
 
   // Adds BOS, the story and EOS, as far as the tokenizer has them.
   void add(std::string_view story, const Tokenizer& tokenizer) {
-    std::vector<int> tokens = tokenizer.encode(story);
+    std::vector<int> tokens = ids_of(tokenizer, story);
     if (tokenizer.eos() >= 0) tokens.push_back(tokenizer.eos());
     add(tokens, story.size());
   }

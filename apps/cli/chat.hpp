@@ -149,14 +149,8 @@ class Chat {
     notify("removed the last message; messages left: " + std::to_string(conversation_.turns.size()));
   }
   void save(const std::string& path) {
-    const std::string text = conversation_.to_json();
-    try {
-      NewFile file(path);
-      file.write(text.data(), text.size());
-      file.finish();
-    } catch (const Failure& f) {
-      return report_error("/save: " + f.what);
-    }
+    std::string error;
+    if (!write_whole_file(path, conversation_.to_json(), error)) return report_error("/save: " + error);
     notify(path + ": saved; messages: " + std::to_string(conversation_.turns.size()));
   }
   void load(const std::string& path) {
@@ -257,7 +251,7 @@ class Chat {
   // ended the reply.
   void finish(Turn& turn, Reply& reply, size_t dropped) {
     if (!reply.filter.stopped) {
-      if (reply.end == End::stop_token) print(reply.filter.push(reply.stream.flush()), turn);
+      if (reply.end == End::stop_token) print(reply.filter.push(printed_rest(reply.stream)), turn);
       if (!reply.filter.stopped) print(reply.filter.flush(), turn);
     }
     const bool no_reply = turn.reply_ids.empty() && reply.end != End::stop_token;

@@ -13,8 +13,8 @@ inline volatile std::sig_atomic_t chat_interrupts = 0;  // number of Ctrl-C sinc
 // long.
 inline void on_chat_interrupt(int signal) {
   chat_interrupts = chat_interrupts + 1;
-  if (chat_interrupts > 1) std::signal(SIGINT, SIG_DFL);
-  on_signal(signal);
+  if (chat_interrupts > 1) std::signal(signal, end_by_signal);
+  interrupt();
 }
 
 // Installs on_chat_interrupt(). Throws Failure if Ctrl-C was pressed before.

@@ -12,13 +12,13 @@ namespace pocket::cli {
 class TokenText {
  public:
   explicit TokenText(const Tokenizer& tokenizer) : tokenizer_(tokenizer), stream_(tokenizer) {
-    for (const int id : tokenizer.encode("a", false)) stream_.push(id);
+    for (const int id : ids_of(tokenizer, "a", false)) stream_.push(id);
   }
   std::string operator()(int id) const {
     if (tokenizer_.type(id) == Tokenizer::PieceType::control) return std::string(tokenizer_.piece(id));
     Tokenizer::Stream stream = stream_;
-    const std::string text = stream.push(id);
-    return text + stream.flush();
+    const std::string text = printed_text(tokenizer_, stream, id);
+    return text + printed_rest(stream);
   }
 
  private:

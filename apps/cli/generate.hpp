@@ -65,12 +65,12 @@ class TextWriter {
   // Prints the text that was held back, at the end of a text without a stop text.
   void flush() {
     if (filter_.stopped) return;
-    job_.out.write(filter_.push(stream_.flush()));
+    job_.out.write(filter_.push(printed_rest(stream_)));
     job_.out.write(filter_.flush());
   }
 
   // Saves the session; the text that is held back goes with it. Throws Failure.
-  void save(const Sampler& sampler, NewFile& file) {
+  void save(const Sampler& sampler, OutputFile& file) {
     saved_.held = filter_.flush();
     saved_.seed = job_.seed;
     saved_.random_state = sampler.random_state();
@@ -94,8 +94,8 @@ class TextWriter {
       job_.out.write(filter_.push(text_of(id)));
       return !filter_.stopped && !interrupted;
     };
-    const bool good = generate(session_, sampler, last, std::min(room, job_.token_limit()),
-                               job_.model->file().stop_ids, on_token, propose);
+    const bool good = generate(session_, sampler, last, std::min(room, job_.token_limit()), job_.model->file().stop_ids,
+                               on_token, propose);
     job_.figures.add(ids.size(), start, saved_.ids.size() - before, first);
     return good;
   }
@@ -122,16 +122,16 @@ inline void generate_text(Job& job) {
   ActiveSession session(*job.model, options);
   TextWriter text(job, *session);
   const std::vector<int> unprocessed = text.start(file ? &*file : nullptr);
-  std::optional<NewFile> save_to;
-  if (!a.save.empty()) save_to.emplace(a.save);  // opened first, so that a wrong path fails before the text
+  OutputFile save_to;
+  if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   ReportingSampler sampler(job, text.sampler_options(file.has_value()));
   for (int i = 0; i < session->position(); i++) sampler.remember(text.ids()[size_t(i)]);
 
   const bool good = text.write(sampler, unprocessed);
-  if (!save_to) text.flush();
+  if (a.save.empty()) text.flush();
   job.out.end_text();
   sampler.print_held_lines();
-  if (save_to && (good || interrupted)) text.save(sampler, *save_to);
+  if (!a.save.empty() && (good || interrupted)) text.save(sampler, save_to);
   if (!good) throw_failure(*session);
   stop_if_interrupted();
   print_figures(job, *session);

@@ -46,9 +46,16 @@ struct Job {
 
 inline std::atomic<TextSession*> active_session{nullptr};  // the session that Ctrl-C cancels
 
-inline void on_signal(int) {
+// Stops what is being computed.
+inline void interrupt() {
   interrupted = 1;
   if (TextSession* session = active_session.load()) session->cancel();
+}
+
+// The handler of SIGINT. A second SIGINT ends the process.
+inline void on_signal(int number) {
+  std::signal(number, end_by_signal);
+  interrupt();
 }
 
 // A session that Ctrl-C cancels while this object lives.
@@ -106,7 +113,7 @@ inline std::vector<int> prompt_ids(const Job& job, const TextSession& session, b
     if (a.logits.empty()) check_forbidden(model, ids, "--ids");
     return ids;
   }
-  if (a.has_instruction() && model.file().provenance().find(kTakesInstructions) == std::string_view::npos)
+  if (a.has_instruction() && !takes_instructions(model.file().provenance()))
     throw Failure{1, a.model + ": was not trained on instructions, by its provenance; continue a text with -i"};
   const std::string text = a.file.empty() ? a.prompt : read_all(a.file, kLongestPrompt);
   check_room(job, session, model.least_tokens(text), "at least ");

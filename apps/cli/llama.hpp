@@ -52,9 +52,9 @@ class Llama : public LanguageModel {
             {"--selftest", "--kernel reference gives other bits than the kernel sets, which are tested without it"}};
   }
 
-  std::vector<int> encode(std::string_view text, bool bos) const override { return tokenizer_.encode(text, bos); }
+  std::vector<int> encode(std::string_view text, bool bos) const override { return ids_of(tokenizer_, text, bos); }
   std::vector<int> encode_prompt(std::string_view text) const override {
-    std::vector<int> ids = tokenizer_.encode(text);
+    std::vector<int> ids = ids_of(tokenizer_, text);
     if (ids.empty() && tokenizer_.bos() >= 0) ids.push_back(tokenizer_.bos());
     if (ids.empty())
       throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};

@@ -43,5 +43,5 @@ inline void dispatch(const Arguments& a) {
 int main(int argc, char** argv) {
   using namespace pocket;
   return guarded(
-      "run", [&] { cli::dispatch(cli::parse(argc, argv)); }, cli::on_signal);
+      "run", [&] { cli::dispatch(cli::parse(argc, argv)); }, cli::on_signal, "; or use --no-mmap");
 }

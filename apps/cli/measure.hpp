@@ -102,13 +102,14 @@ inline void write_logits(Job& job) {
   ActiveSession session(*job.model, session_options(job.args));
   const std::vector<int> ids = prompt_ids(job, *session);
   check_room(job, *session, ids.size());
-  NewFile file(job.args.logits);
+  OutputFile file;
+  open_output(file, job.args.logits);
   const size_t row = size_t(job.model->vocab_size()) * sizeof(float), batch = size_t(job.args.batch);
-  for (size_t i = 0; i < ids.size() && file.good(); i += batch) {
+  for (size_t i = 0; i < ids.size() && !file.failed(); i += batch) {
     const auto write = [&](size_t, const float* logits) { return file.write(logits, row); };
     if (!session->forward(ids.data() + i, std::min(batch, ids.size() - i), write)) throw_failure(*session);
   }
-  file.finish();
+  if (!file.finish()) throw Failure{1, file.error()};
 }
 
 }  // namespace pocket::cli

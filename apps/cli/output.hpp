@@ -1,10 +1,19 @@
-// output.hpp: stdout, which gets the text and nothing else, and how lines on stderr keep clear of it.
+// output.hpp: stdout, which gets the text and nothing else, how lines on stderr keep clear of it, and opening the files
+// of --save and --logits.
 #pragma once
 
 #include "../../export/engine.hpp"
+#include "../../export/output_file.hpp"
 #include "../../export/program.hpp"
 
 namespace pocket::cli {
+
+// Opens an output file. Throws Failure, also if Ctrl-C ends the wait for the reader of a FIFO.
+inline void open_output(OutputFile& file, const std::string& path) {
+  if (file.open(path)) return;
+  stop_if_interrupted();
+  throw Failure{1, file.error()};
+}
 
 // Standard output. A terminal gets no control characters but newline and tab, so that a model cannot send escape
 // sequences to it.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../export/byte_reader.hpp"
+#include "../../export/output_file.hpp"
 #include "../../export/program.hpp"
 #include "saved_session.hpp"
 
@@ -90,12 +91,12 @@ class SessionFile {
 };
 
 // Writes the file of --save. Throws Failure.
-inline void write_session_file(const Session& session, const SavedText& text, NewFile& file) {
+inline void write_session_file(const Session& session, const SavedText& text, OutputFile& file) {
   std::string error;
   const WriteBytes write = [&](const void* data, size_t n) { return file.write(data, n); };
   const bool good = save_session(session, text.to_bytes(), write, error);
-  if (!good && file.good()) throw Failure{1, error};
-  file.finish();
+  if (!good && !file.failed()) throw Failure{1, error};
+  if (!file.finish()) throw Failure{1, file.error()};
 }
 
 }  // namespace pocket::cli

@@ -215,8 +215,8 @@ inline bool open_megabyte(const std::string& path, const std::string& config_pat
   out.weights.format = "PyTorch, MEGABYTE";
   out.weights.source = base_name(path);
   return true;
-} catch (const std::exception& e) {  // out of memory
-  return fail(error, path + ": " + e.what());
+} catch (const std::exception&) {
+  return fail_out_of_memory(error);
 }
 
 }  // namespace pocket

@@ -38,7 +38,7 @@ class TrainedMegabyte : public TrainedArchitecture {
   std::string decode(const std::vector<int>& ids) const override {
     std::vector<int> bytes = ids;
     bytes.erase(std::remove(bytes.begin(), bytes.end(), kStartId), bytes.end());
-    return tokenizer_.decode(bytes);
+    return text_of(tokenizer_, bytes);
   }
 
   std::unique_ptr<LearnedWeights> new_weights() const override { return std::make_unique<MegabyteWeights>(c_); }

@@ -42,6 +42,13 @@ struct Result {
   std::vector<double> errors;
 };
 
+std::vector<TensorSpec> matrices_of(const Config& c) {
+  std::vector<TensorSpec> matrices;
+  for (const TensorSpec& spec : tensor_specs(c))
+    if (spec.layout == Layout::panels) matrices.push_back(spec);
+  return matrices;
+}
+
 // Calibrates and writes. stop_after: number of matrices after which progress returns false; 0: never.
 Result calibrated(const Config& c, const std::vector<std::vector<int>>& windows, const TemporaryFolder& folder,
                   CalibrationOptions options = {}, int stop_after = 0, const ReadRows& read = tiny::random_rows) {
@@ -50,7 +57,7 @@ Result calibrated(const Config& c, const std::vector<std::vector<int>>& windows,
   Result r = {};
   size_t tokens = 0;
   for (const auto& w : windows) tokens += w.size();
-  if (!file.open(folder.file("m.calibrating"), 7, 8 * Calibration::stream_floats(c, tokens))) {
+  if (!file.open(folder.file("m.calibrating"), 7, 8 * Calibration::stream_floats(c, tokens), matrices_of(c))) {
     r.error = file.error;
     return r;
   }
@@ -68,11 +75,10 @@ Result calibrated(const Config& c, const std::vector<std::vector<int>>& windows,
   EXPECT_NEAR(share, 1, 1e-9);
   ModelParts parts = tiny::parts_of(c, Type::q4);
   size_t i = 0;
-  for (const TensorSpec& spec : tensor_specs(c))
-    if (spec.layout == Layout::panels) {
-      r.errors.push_back(file.records()[i].error);
-      parts.ready[spec.name] = file.ready(file.records()[i++]);
-    }
+  for (const TensorSpec& spec : matrices_of(c)) {
+    r.errors.push_back(file.records()[i].error);
+    parts.ready[spec.name] = file.ready(file.records()[i++]);
+  }
   EXPECT_EQ(i, file.records().size());
   ModelWriter writer;
   EXPECT_TRUE(writer.write(folder.file("m.bin"), parts, read, {})) << writer.error;
@@ -139,33 +145,77 @@ TEST(Calibrate, ResumesAfterInterruption) {
     const Result stopped = calibrated(c, windows, folder, {}, stop);
     EXPECT_FALSE(stopped.done);
     EXPECT_EQ(stopped.error, "");
-    EXPECT_EQ(folder.list(), "m.bin\nm.calibrating\n");
+    EXPECT_EQ(folder.list(), stop > 7 ? "m.bin\nm.calibrating\n" : "m.bin\n") << "without a layer there is nothing";
     const Result rest = calibrated(c, windows, folder);
     EXPECT_EQ(rest.layers_before, (stop - 1) / 7) << "after " << stop << " matrices";
     EXPECT_TRUE(rest.bytes == whole.bytes) << "after " << stop << " matrices";
   }
 }
 
-// A file of another text, or of another program, is overwritten.
-TEST(Calibrate, RestartsIfFileDoesNotMatch) {
+// A file of another text, and a damaged one, is overwritten: no damage gives another model.
+TEST(Calibrate, RestartsIfFileIsDamagedOrDoesNotMatch) {
   const Config c = small_config();
   const TemporaryFolder folder;
   const auto windows = windows_of(c, 300);
   const Result whole = calibrated(c, windows, folder);
   ASSERT_FALSE(calibrated(c, windows, folder, {}, 9).done);
   const std::string left = read_file(folder.file("m.calibrating"));
-  for (const size_t at : {0, 9, 20, 40}) {  // magic, key, layers, checksum
+  // version, key, layers, end, checksum; the first record, its error, checksum and panels; the panels of the last one
+  const size_t records = 4096 + 2 * 307200;
+  ASSERT_EQ(left.size() > records + 20000, true);
+  for (const size_t at : {size_t(7), size_t(9), size_t(20), size_t(25), size_t(40), records, records + 20, records + 66,
+                          records + 82, records + 100, records + 5000}) {
     std::string damaged = left;
     damaged[at] = char(damaged[at] ^ 1);
     folder.write("m.calibrating", damaged);
-    const Result restarted = calibrated(c, windows, folder);
-    EXPECT_EQ(restarted.layers_before, 0) << "byte " << at;
-    EXPECT_TRUE(restarted.bytes == whole.bytes) << "byte " << at;
+    CalibrationFile file;
+    EXPECT_TRUE(file.open(folder.file("m.calibrating"), 7, 8 * Calibration::stream_floats(c, 300), matrices_of(c)));
+    EXPECT_EQ(file.layers(), 0) << "byte " << at;
+    EXPECT_TRUE(file.records().empty()) << "byte " << at;
   }
-  folder.write("m.calibrating", left.substr(0, left.size() - 10000));
+  folder.write("m.calibrating", left.substr(0, 4096 + 2 * 307200 + 10000));
   EXPECT_TRUE(calibrated(c, windows, folder).bytes == whole.bytes);
-  folder.write("m.calibrating", "a letter");
-  EXPECT_TRUE(calibrated(c, windows, folder).bytes == whole.bytes);
+}
+
+// Panels that change after the file was opened.
+TEST(Calibrate, RejectsPanelsThatChange) {
+  const Config c = small_config();
+  const TemporaryFolder folder;
+  CalibrationFile file;
+  ASSERT_TRUE(file.open(folder.file("x"), 1, 100, matrices_of(c))) << file.error;
+  const TensorSpec spec = matrices_of(c)[0];
+  ASSERT_TRUE(file.append({spec, Type::q4, {}, std::vector<uint8_t>(tensor_bytes(spec, Type::q4))})) << file.error;
+  const CalibrationFile::Record& r = file.records()[0];
+  std::vector<uint8_t> panels(r.entry.bytes);
+  std::string error;
+  EXPECT_TRUE(file.ready(r).read(0, panels.size(), panels.data(), error)) << error;
+  std::fstream(folder.file("x")).seekp(long(r.entry.offset + 1000)).put(1);
+  const ReadyTensor changed = file.ready(r);
+  EXPECT_TRUE(changed.read(0, 500, panels.data(), error));
+  EXPECT_FALSE(changed.read(500, panels.size() - 500, panels.data(), error));
+  EXPECT_EQ(error, folder.file("x") + ": changed while it was in use");
+}
+
+// Another file is neither changed nor deleted, nor is the target of a link.
+TEST(Calibrate, KeepsFilesThatAreNotItsOwn) {
+  const Config c = small_config();
+  const TemporaryFolder folder;
+  const auto windows = windows_of(c, 300);
+  for (const std::string& other : {std::string("a letter"), std::string(), std::string(700000, 'x')}) {
+    folder.write("m.calibrating", other);
+    const Result r = calibrated(c, windows, folder);
+    EXPECT_NE(r.error.find("m.calibrating: expected the file of an interrupted calibration"), std::string::npos)
+        << r.error;
+    EXPECT_EQ(read_file(folder.file("m.calibrating")), other);
+  }
+  for (const char* target : {"victim", "none"}) {
+    folder.write("victim", "victim");
+    std::filesystem::remove(folder.file("m.calibrating"));
+    std::filesystem::create_symlink(target, folder.file("m.calibrating"));
+    EXPECT_NE(calibrated(c, windows, folder).error, "");
+    EXPECT_EQ(read_file(folder.file("victim")), "victim");
+    EXPECT_TRUE(std::filesystem::is_symlink(folder.file("m.calibrating")));
+  }
 }
 
 TEST(Calibrate, RejectsDamagedStreams) {
@@ -185,8 +235,8 @@ TEST(Calibrate, RejectsDamagedStreams) {
 TEST(Calibrate, LocksItsFile) {
   const TemporaryFolder folder;
   CalibrationFile first, second;
-  ASSERT_TRUE(first.open(folder.file("x"), 1, 100));
-  EXPECT_FALSE(second.open(folder.file("x"), 1, 100));
+  ASSERT_TRUE(first.open(folder.file("x"), 1, 100, {}));
+  EXPECT_FALSE(second.open(folder.file("x"), 1, 100, {}));
   EXPECT_EQ(second.error, folder.file("x") + ": in use by another process");
 }
 

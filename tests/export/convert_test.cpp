@@ -123,9 +123,34 @@ TEST(Convert, KeepsExistingFileIfDiskIsFull) {
   EXPECT_EQ(read_file(t.file("o.bin")), "existing file");
 }
 
-TEST(Convert, ReportsMissingFolder) {
+// Before the checkpoint is read.
+TEST(Convert, ChecksOutputsFirst) {
   const TemporaryFolder t;
-  expect_failure(1, {"--random", "tiny", "-o", t.file("no/o.bin")}, {"no/o.bin", "No such file"});
+  std::filesystem::create_symlink("none", t.file("dangling"));
+  for (const auto& [path, why] : {std::pair{t.file("no/o.bin"), "No such file"},
+                                  {t.path(), "Is a directory"},
+                                  {t.file("dangling"), "is a symbolic link to"},
+                                  {std::string("/dev/null"), "expected a regular file"},
+                                  {std::string("/dev/stdout"), "expected a regular file"}}) {
+    expect_failure(1, {t.file("none"), "-o", path}, {path + ": " + why});
+    if (path[1] == 'd') continue;  // a report may be written to a device
+    expect_failure(
+        1, {"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", t.file("none"), "--report", path + "/r.csv"},
+        {path + "/r.csv: "});
+  }
+  struct stat null = {};
+  EXPECT_TRUE(lstat("/dev/null", &null) == 0 && S_ISCHR(null.st_mode));
+  EXPECT_EQ(t.list(), "dangling\n");
+}
+
+TEST(Convert, KeepsModeAndLinkOfReplacedFile) {
+  const TemporaryFolder t;
+  chmod(t.write("o.bin", "old").c_str(), 0600);
+  std::filesystem::create_symlink("o.bin", t.file("link"));
+  ASSERT_EQ(convert({"--random", "tiny", "-o", t.file("link")}).status, 0);
+  EXPECT_TRUE(std::filesystem::is_symlink(t.file("link")));
+  EXPECT_EQ(std::filesystem::status(t.file("o.bin")).permissions(), std::filesystem::perms(0600));
+  EXPECT_GT(std::filesystem::file_size(t.file("o.bin")), 1000u);
 }
 
 TEST(Convert, AcceptsValuesAfterEqualsSign) {
@@ -268,6 +293,43 @@ TEST(ConvertCalibrate, KeepsExistingFileIfDiskIsFull) {
   expect_failure(1, {"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", text}, {"File too large"}, small);
   EXPECT_EQ(t.list(), "o.bin\ntext\n");
   EXPECT_EQ(read_file(t.file("o.bin")), "existing file");
+}
+
+// The files of a user with the names that calibration once used for its own.
+TEST(ConvertCalibrate, KeepsFilesThatAreNotItsOwn) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", "Hello world"), o = t.file("o.bin"), victim = t.write("victim", "mine");
+  const std::vector<std::string> command = {"--random", "tiny", "-o", o, "--calibrate"};
+  const auto with = [&](const std::string& calibrate) {
+    std::vector<std::string> args = command;
+    args.push_back(calibrate);
+    return args;
+  };
+  t.write("o.bin.calibrating", "mine");
+  expect_failure(1, with(text), {"o.bin.calibrating: expected the file of an interrupted calibration"});
+  EXPECT_EQ(read_file(t.file("o.bin.calibrating")), "mine");
+  std::filesystem::remove(t.file("o.bin.calibrating"));
+  std::filesystem::create_symlink("victim", t.file("o.bin.calibrating"));
+  expect_failure(1, with(text), {"o.bin.calibrating: "});
+  std::filesystem::remove(t.file("o.bin.calibrating"));
+  std::filesystem::create_symlink("victim", t.file("o.bin.self"));
+  EXPECT_EQ(convert(with("self")).status, 0);
+  EXPECT_EQ(read_file(victim), "mine");
+  EXPECT_EQ(t.list(), "o.bin\no.bin.self\ntext\nvictim\n");
+}
+
+TEST(ConvertCalibrate, LeavesNothingIfOutOfMemory) {
+  if (kSanitized) GTEST_SKIP() << "sanitizers need more addresses";
+  const TemporaryFolder t;
+  const std::string text = t.write("text", long_text(300));
+  for (int megabytes = 14; megabytes < 36; megabytes += 3) {
+    const ProgramResult r =
+        run_program({"sh", "-c", "ulimit -v $0; exec \"$@\"", std::to_string(megabytes * 1024), POCKET_CONVERT,
+                     "--random", "tiny", "-o", t.file("o.bin"), "--calibrate", text});
+    EXPECT_EQ(r.status, 1) << megabytes << r.err;
+    EXPECT_NE(r.err.find("convert: out of memory\n"), std::string::npos) << megabytes << r.err;
+    EXPECT_EQ(t.list(), "text\n") << megabytes;
+  }
 }
 
 // ---- models/get ----

@@ -317,7 +317,7 @@ TEST(Pickle, RejectsInvalidPrograms) {
 }
 
 TEST(Pickle, RejectsBombs) {
-  const std::string four("\xff\xff\xff\xff", 4), most = std::to_string(PickleReader::kMost);
+  const std::string four("\xff\xff\xff\xff", 4), most = "expected at most ";
   const auto many = [](const std::string& op, size_t n) {
     std::string all;
     for (size_t i = 0; i < n; i++) all += op;
@@ -329,15 +329,15 @@ TEST(Pickle, RejectsBombs) {
       {std::string("X\0\0\0\x7f", 5), "truncated"},
       {"\x8c\xff", "truncated"},
       {"\x95" + four + four, "truncated"},
-      {"Nr" + four, "memo: expected at most 1048576 places, found 4294967295"},
+      {"Nr" + four, "places, found 4294967295"},
       {"j" + four, "memo: expected a value at 4294967295, found nothing"},
       {"\x8a\xff" + std::string(255, '\1'), "expected an integer of 64 bits, found 2040"},
-      {many("(", n), "expected at most " + most + " values"},
-      {many("]", n), "expected at most " + most + " values"},
-      {many("}K\1", n), "expected at most " + most + " values"},
+      {many("(", n), most},
+      {many("]", n), most},
+      {many("}K\1", n), most},
       {many("\x85", 3), "expected 1 values on the stack"},
-      {"N" + many("\x85", n), "expected at most " + most + " values"},  // nested tuples
-      {"Nq\1" + many("h\1", n), "expected at most " + most + " values"}};
+      {"N" + many("\x85", n), most},  // nested tuples
+      {"Nq\1" + many("h\1", n), most}};
   for (const auto& [ops, expected] : all) {
     const std::string error = error_of_pickle(Pickle().op(ops).end());
     EXPECT_TRUE(contains(error, expected)) << ops.substr(0, 10) << ": " << error;

@@ -195,8 +195,7 @@ TEST(LoraPlan, RejectsInvalidTargetsAndRanks) {
 
 TEST(LoraCheckpoint, RestoresTraining) {
   const TemporaryFolder t;
-  TrainPlan plan;
-  plan.config = odd_config(true, 2);
+  TrainPlan plan = small_plan(odd_config(true, 2));
   plan.lora = plan_of(plan.config, 3, 0x7f);
   TrainModel m(plan.config), other(plan.config);
   fill(m, 1);

@@ -109,6 +109,36 @@ TEST(TrainLora, TrainsAdapterThatConvertMerges) {
   EXPECT_NE(info.find("lora: a\nweights: f32, unchanged\n"), std::string::npos) << info;
 }
 
+// Before the vocabulary is trained.
+TEST(Train, ChecksOutputsFirst) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), o = t.file("o.bin");
+  std::filesystem::create_directory(t.file("m.loss.csv"));
+  const std::vector<std::vector<std::string>> refused = {{"-o", t.path()},
+                                                         {"-o", "/dev/null"},
+                                                         {"-o", t.file("no/o.bin")},
+                                                         {"-o", t.file("m.bin")},
+                                                         {"-o", o, "--checkpoint", t.path()},
+                                                         {"-o", o, "--checkpoint", "/dev/null"},
+                                                         {"-o", o, "--checkpoint", t.file("no/c")}};
+  for (const auto& options : refused)
+    expect_failed_in_a_line(train(std::vector<std::string>{text} + options), "train", 1, {});
+  EXPECT_EQ(t.list(), "m.loss.csv\ns.txt\n");
+}
+
+TEST(Train, KeepsModeOfReplacedFiles) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const std::vector<std::string> files = {"o.bin", "o.bin.checkpoint", "o.loss.csv", "o.loss.svg"};
+  for (const std::string& name : files)
+    std::filesystem::permissions(t.write(name, "old"), std::filesystem::perms(0600));
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "2", "-o", t.file("o.bin")}).status, 0);
+  for (const std::string& name : files) {
+    EXPECT_EQ(std::filesystem::status(t.file(name)).permissions(), std::filesystem::perms(0600)) << name;
+    EXPECT_NE(read_file(t.file(name)), "old") << name;
+  }
+}
+
 TEST(TrainLora, DoesNotReplaceExistingFiles) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);

@@ -279,10 +279,7 @@ TEST(ValidationWindows, CountEveryTokenOnceWithItsContext) {
 
 TEST(TrainCheckpoint, RestoresTraining) {
   const TemporaryFolder t;
-  TrainPlan plan;
-  plan.config = odd_config(true, 2);
-  plan.steps = 5;
-  plan.seed = 3;
+  const TrainPlan plan = small_plan(odd_config(true, 2));
   TrainProgress progress;
   progress.step = 2;
   progress.epoch = 1;
@@ -308,24 +305,114 @@ TEST(TrainCheckpoint, RestoresTraining) {
 
 TEST(TrainCheckpoint, RejectsDamagedFile) {
   const TemporaryFolder t;
-  TrainPlan plan;
-  plan.config = odd_config(true, 2);
+  const TrainPlan plan = small_plan(odd_config(true, 2));
   TrainModel m(plan.config);
   Trainer trainer(m, 1, 8, best());
   std::string error;
   ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, "blob", m, trainer, error)) << error;
   const std::string good = read_file(t.file("c"));
-  for (size_t n = 0; n < good.size(); n += n < 400 ? 1 : 997) {
+  for (size_t n = 0; n < good.size(); n += n < 400 ? 5 : 9973) {
     CheckpointFile file;
     EXPECT_FALSE(file.read(t.write("short", good.substr(0, n)), error)) << n;
     EXPECT_NE(error.find("short: "), std::string::npos) << error;
   }
-  for (size_t at = 0; at < good.size(); at += at < 400 ? 1 : 997) {
+  for (size_t at = 0; at < good.size(); at += at < 400 ? 5 : 9973) {
     std::string bad = good;
     bad[at] = char(bad[at] ^ 4);
     CheckpointFile file;
     EXPECT_FALSE(file.read(t.write("bad", bad), error)) << at;
   }
+}
+
+// The fields of a checkpoint in the order of the file.
+struct Field {
+  std::string name;
+  bool real;
+  double low, high;
+};
+
+std::vector<Field> fields_of(TrainPlan plan) {
+  std::vector<Field> all;
+  const auto each = [&](const char* name, const auto& value, auto low, auto high) {
+    all.push_back({name, std::is_floating_point_v<std::decay_t<decltype(value)>>, double(low), double(high)});
+    return true;
+  };
+  TrainProgress progress;
+  for_each_field(plan, each);
+  for_each_field(progress, plan, each);
+  return all;
+}
+
+std::string with_checksum(std::string bytes) {
+  const uint64_t hash = hash_bytes(bytes.data(), bytes.size() - sizeof(uint64_t));
+  std::memcpy(&bytes[bytes.size() - sizeof hash], &hash, sizeof hash);
+  return bytes;
+}
+
+// Anyone can compute the checksum: every field of every kind of training has a range.
+TEST(TrainCheckpoint, RejectsFieldsOutOfRangeByName) {
+  const TemporaryFolder t;
+  std::string error;
+  TrainPlan with_lora = small_plan(odd_config(true, 2)), megabyte = small_plan({});
+  with_lora.lora = {3, 3, 0x7f};
+  megabyte.architecture = kMegabyte;
+  megabyte.megabyte = {{8, 8, 1}, {8, 8, 1}, 2, 4, 4, 4, true, false};
+  for (const TrainPlan& plan : {small_plan(odd_config(true, 2)), with_lora, megabyte}) {
+    std::unique_ptr<LearnedWeights> m;
+    if (plan.architecture == kMegabyte)
+      m = std::make_unique<MegabyteWeights>(plan.megabyte);
+    else
+      m = std::make_unique<TrainModel>(plan.config);
+    if (plan.lora.rank > 0) m->adapt(adapters_for(plan.config, plan.lora));
+    Trainer trainer(*m, 1, 8, best());
+    ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, "blob", *m, trainer, error)) << error;
+    const std::string good = read_file(t.file("c"));
+    const std::vector<Field> fields = fields_of(plan);
+    for (size_t i = 0; i < fields.size(); i++) {
+      const Field& f = fields[i];
+      if (!f.real && f.low < -1e18) continue;  // a hash
+      const auto expect_rejected = [&](auto value) {
+        std::string bad = good;
+        std::memcpy(&bad[12 + 8 * i], &value, sizeof value);
+        CheckpointFile file;
+        EXPECT_FALSE(file.read(t.write("bad", with_checksum(bad)), error)) << f.name << " " << value;
+        EXPECT_EQ(error.find(t.file("bad") + ": " + f.name + ": expected "), 0u) << error;
+      };
+      if (f.real) {
+        for (double value : {f.low * 1.01 - 1, f.high * 1.01 + 1e-6, double(NAN), double(INFINITY), -1e308})
+          expect_rejected(value);
+      } else {
+        for (int64_t value : {int64_t(f.low) - 1, int64_t(f.high) + 1, INT64_MAX, INT64_MIN}) expect_rejected(value);
+      }
+    }
+  }
+}
+
+TEST(TrainCheckpoint, RejectsStateThatDoesNotFitTheModel) {
+  const TemporaryFolder t;
+  const TrainPlan plan = small_plan(odd_config(true, 2));
+  TrainModel m(plan.config);
+  Trainer trainer(m, 1, 8, best());
+  std::string error;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, "blob", m, trainer, error)) << error;
+  const std::string good = read_file(t.file("c"));
+  const auto error_of = [&](const std::string& bytes) {
+    CheckpointFile file;
+    EXPECT_FALSE(file.read(t.write("bad", with_checksum(bytes)), error));
+    return error;
+  };
+  EXPECT_NE(error_of(good + "1234").find("bytes of weights, found"), std::string::npos) << error;
+  EXPECT_NE(error_of(good.substr(4)).find("is not a checkpoint"), std::string::npos) << error;
+  std::string bad = good;
+  const float nan = NAN;
+  std::memcpy(&bad[bad.size() - 12], &nan, sizeof nan);
+  EXPECT_NE(error_of(bad).find("weights: expected finite numbers, found nan"), std::string::npos) << error;
+  TrainPlan longer = plan;
+  longer.context = 76;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), longer, {}, "blob", m, trainer, error)) << error;
+  EXPECT_NE(error_of(read_file(t.file("c"))).find("context: expected at most the model's 75, found 76"),
+            std::string::npos)
+      << error;
 }
 
 }  // namespace training_test

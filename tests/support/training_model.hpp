@@ -44,6 +44,19 @@ inline Config odd_config(bool tied, int kv_heads) {
   return c;
 }
 
+// A plan for such a model, as a checkpoint contains it.
+inline TrainPlan small_plan(const Config& c) {
+  TrainPlan plan;
+  plan.config = c;
+  plan.steps = 5;
+  plan.every = 1;
+  plan.batch = 2;
+  plan.context = 8;
+  plan.rate = 1e-2;
+  plan.seed = 3;
+  return plan;
+}
+
 // Large weights, so that every tensor has a large gradient; norms that are not 1, biases that are not 0.
 template <class Model> void fill(Model& m, uint64_t seed) {
   initialize(m, seed);

@@ -5,11 +5,25 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstdlib>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "../../export/tokenizer_json.hpp"
 #include "../support/test_data.hpp"
+
+// The number of allocations that succeed; all later ones fail. -1: no limit.
+static long allocations_left = -1;
+
+__attribute__((noinline)) void* operator new(size_t n) {
+  if (allocations_left == 0) throw std::bad_alloc();
+  if (allocations_left > 0) allocations_left--;
+  if (void* memory = std::malloc(n ? n : 1)) return memory;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace tokenizer_test {
 
@@ -442,12 +456,29 @@ TEST(Blob, RejectsFieldsOutOfRange) {
     size_t offset;
     uint32_t value;
     const char* named;
-  } cases[] = {{0, 0, "magic"},   {4, 0, "version"},          {4, 2, "version"},       {8, 0, "kind"},
-               {8, 3, "kind"},    {8, 0xFFFFFFFF, "kind"},    {12, 64, "flags"},       {12, 0xFFFFFFFF, "flags"},
-               {16, 4, "bos"},    {16, 0xFFFFFFFE, "bos"},    {20, 4, "eos"},          {20, 0x7FFFFFFF, "eos"},
-               {24, 4, "unk"},    {24, 0xFFFFFFFF, "unk"},    {28, 4, "split"},        {28, 0xFFFFFFFF, "split"},
-               {32, 0, "pieces"}, {32, 0xFFFFFFFF, "pieces"}, {36, 1, "size"},         {36, 0xFFFFFFFF, "size"},
-               {40, 0, "size"},   {40, 0xFFFFFFFF, "size"},   {44, 0xFFFFFFFF, "size"}};
+  } cases[] = {{0, 0, "magic"},
+               {4, 0, "version"},
+               {4, 2, "version"},
+               {8, 0, "kind"},
+               {8, 3, "kind"},
+               {8, 0xFFFFFFFF, "kind"},
+               {12, 64, "flags"},
+               {12, 0xFFFFFFFF, "flags"},
+               {16, 4, "bos"},
+               {16, 0xFFFFFFFE, "bos"},
+               {20, 4, "eos"},
+               {20, 0x7FFFFFFF, "eos"},
+               {24, 4, "unk"},
+               {24, 0xFFFFFFFF, "unk"},
+               {28, 4, "split"},
+               {28, 0xFFFFFFFF, "split"},
+               {32, 0, "pieces"},
+               {32, 0xFFFFFFFF, "pieces"},
+               {36, 1, "size"},
+               {36, 0xFFFFFFFF, "size"},
+               {40, 0, "size"},
+               {40, 0xFFFFFFFF, "size"},
+               {44, 0xFFFFFFFF, "unk_surface"}};
   for (const auto& c : cases) {
     const std::string error = error_of(put32(blob, c.offset, c.value));
     EXPECT_NE(error.find(c.named), std::string::npos) << c.offset << ": " << error;
@@ -590,6 +621,117 @@ TEST(SentencePieceFile, RejectsEveryTruncation) {
     EXPECT_EQ(tok.load_sentencepiece(whole.substr(0, n)), n == trained) << n;
     EXPECT_EQ(tok.error.empty(), n == trained);
   }
+}
+
+// ---- Out of memory ----
+
+// Calls a function once for each allocation that it makes, with that one and all later ones failing: it must throw
+// nothing and return false. Then without a limit.
+template <class F> void fail_every_allocation(const char* name, const F& call) {
+  for (long n = 0;; n++) {
+    allocations_left = n;
+    bool done = true;
+    try {
+      done = call();
+    } catch (...) {
+      allocations_left = -1;
+      FAIL() << name << ": throws at allocation " << n;
+    }
+    const bool ran_out = allocations_left == 0;
+    allocations_left = -1;
+    if (done) {
+      EXPECT_GT(n, 0) << name << " allocates nothing";
+      return;
+    }
+    ASSERT_TRUE(ran_out) << name << ": fails with memory left, at allocation " << n;
+  }
+}
+
+TEST(OutOfMemory, IsReportedByEveryFunctionOfTokenizer) {
+  Vocabulary spm = sentencepiece({{"a", 0}, {"aa", 1}, {"aaa", 2}});
+  const std::string user_defined = "a user-defined piece that is longer than a small string";
+  spm.pieces.push_back({user_defined, 0, PieceType::user_defined});
+  Vocabulary bytes = byte_level({"ab"}, {{'a', 'b'}});
+  bytes.pieces.push_back(spm.pieces.back());
+  const std::string text = "aaab " + user_defined + " \xE2\x82\xAC ab" + std::string(100, 'a');
+  for (const Vocabulary& v : {spm, bytes}) {
+    const std::string blob = Tokenizer::to_blob(v);
+    Tokenizer tok;
+    bool wrong = false;
+    fail_every_allocation("load", [&] {
+      Tokenizer other;
+      const bool done = other.load(blob);
+      wrong = wrong || (!done && (other.error != "out of memory" || other.size() > 0));
+      return done;
+    });
+    EXPECT_FALSE(wrong);
+    ASSERT_TRUE(tok.load(blob)) << tok.error;
+    const Ids expected = tok.encode(text);
+    EXPECT_GT(expected.size(), 10u);
+    fail_every_allocation("encode", [&] {
+      Ids ids;
+      const bool done = tok.encode(text, true, ids);
+      wrong = wrong || done == ids.empty();
+      return done;
+    });
+    fail_every_allocation("encode without a result", [&] { return !tok.encode(text).empty(); });
+    fail_every_allocation("decode", [&] {
+      std::string out;
+      const bool done = tok.decode(expected, out);
+      wrong = wrong || done == out.empty();
+      return done;
+    });
+    fail_every_allocation("Stream", [&] {
+      Tokenizer::Stream stream(tok);
+      for (int id : expected) stream.push(id);
+      stream.flush();
+      return !stream.failed();
+    });
+    EXPECT_FALSE(wrong);
+  }
+}
+
+TEST(OutOfMemory, IsReportedByLoadSentencepiece) {
+  const std::string file = kPieces + model_piece("a piece that is longer than a small string", 0, 1) + bytes(2, kBpe);
+  fail_every_allocation("load_sentencepiece", [&] { return Tokenizer().load_sentencepiece(file); });
+}
+
+TEST(OutOfMemory, IsThrownByFunctionsForPrograms) {
+  Tokenizer tok;
+  ASSERT_TRUE(tok.load(Tokenizer::to_blob(byte_level({"ab"}, {{'a', 'b'}}))));
+  allocations_left = 0;
+  EXPECT_THROW(ids_of(tok, "abc"), std::bad_alloc);
+  allocations_left = 0;
+  EXPECT_THROW(text_of(tok, {}).append(100, 'x'), std::bad_alloc);
+  allocations_left = -1;
+  EXPECT_EQ(text_of(tok, ids_of(tok, "abc")), "abc");
+}
+
+TEST(OutOfMemory, IsReportedByChatTemplate) {
+  std::string section;
+  const auto number = [&](uint32_t n) { section.append(reinterpret_cast<const char*>(&n), sizeof n); };
+  number(1);
+  number(7);  // a stop id
+  number(0);
+  for (int slot = 0; slot < ChatTemplate::kSlots; slot++) {
+    number(1);
+    number(uint32_t(-1));
+    number(40);
+    section += std::string(40, 'x');
+  }
+  ChatTemplate chat;
+  bool wrong = false;
+  fail_every_allocation("ChatTemplate::load", [&] {
+    ChatTemplate other;
+    const bool done = other.load(section, 10);
+    wrong = wrong || (!done && (other.error != "out of memory" || other.known()));
+    return done;
+  });
+  EXPECT_FALSE(wrong);
+  ASSERT_TRUE(chat.load(section, 10)) << chat.error;
+  const Encode encode = [](std::string_view text, bool) { return Ids(text.begin(), text.end()); };
+  const std::string message(50, 'm');
+  fail_every_allocation("chat_turn", [&] { return !chat_turn(chat, encode, "system", message, true).empty(); });
 }
 
 }  // namespace tokenizer_test

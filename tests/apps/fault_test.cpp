@@ -1,0 +1,231 @@
+// fault_test.cpp: what is left when memory runs out, a call of the system fails, or a signal arrives, at any point of a
+// program: a message, complete files under their names, no temporary files. support/fault.cpp makes the calls fail. By
+// default a few calls of each kind are tested; with POCKET_FAULTS=all in the environment, every one.
+#include <gtest/gtest.h>
+
+#include <sys/stat.h>
+
+#include <csignal>
+#include <functional>
+
+#include "../support/program.hpp"
+#include "../support/train_program.hpp"
+
+#ifdef POCKET_FAULT_LIBRARY  // not with sanitizers, which have allocators of their own
+
+namespace fault_test {
+
+using Args = std::vector<std::string>;
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// Runs a program that writes the file `out`, in a folder where `out` exists, with one fault at a time.
+class Faults : public testing::Test {
+ protected:
+  // A small model with random weights.
+  std::string model(const std::string& type = "q8") {
+    const std::string path = inputs.file(type + ".bin");
+    EXPECT_EQ(run_program({POCKET_CONVERT, "--random", "tiny", "--type", type, "-o", path}).status, 0);
+    return path;
+  }
+  // The command of a training of two steps.
+  Args training(const std::string& output, const Args& more = {}) {
+    return Args{POCKET_TRAIN, inputs.write("stories", pattern_stories(8)), "-o", output, "--dim", "16"} +
+           Args{"--layers", "1", "--ctx", "16", "--batch", "1", "--vocab", "270", "--steps", "2", "--threads", "1"} +
+           more;
+  }
+
+  // The state of a folder after a run.
+  struct State {
+    ProgramResult result;
+    std::string out, files;  // the contents of `out`; the names of all files, one per line
+    mode_t mode = 0;         // of `out`
+  };
+
+  // Runs the command with POCKET_FAULT in a new folder.
+  State run(const std::string& fault, const std::string& count_file = "") {
+    const TemporaryFolder folder;
+    if (!replaces_nothing) {
+      folder.write("out", "old");
+      chmod(folder.file("out").c_str(), 0600);
+    }
+    Args args = {"env", "LD_PRELOAD=" POCKET_FAULT_LIBRARY, "POCKET_FAULT=" + fault};
+    if (!count_file.empty()) args.push_back("POCKET_FAULT_COUNT=" + count_file);
+    ProgramOptions options;
+    options.folder = folder.path();
+    options.input = input;
+    State s = {run_program(args + command, options), read_file(folder.file("out")), folder.list()};
+    struct stat info = {};
+    if (stat(folder.file("out").c_str(), &info) == 0) s.mode = info.st_mode & 0777;
+    if (replaces_nothing) s.out = read_file(folder.file("out/adapter_model.safetensors"));
+    return s;
+  }
+
+  // The result without faults, and the number of calls of a kind.
+  State good(const std::string& kind, long& calls) {
+    State s = run(kind + ":0", inputs.file("count"));
+    EXPECT_EQ(s.result.status, 0) << s.result.err;
+    EXPECT_NE(s.out, old());
+    EXPECT_TRUE(replaces_nothing || s.mode == 0600);
+    calls = std::atol(read_file(inputs.file("count")).c_str());
+    EXPECT_GT(calls, 0) << kind;
+    std::filesystem::remove(inputs.file("count"));
+    return s;
+  }
+
+  // The calls to test: 1 ... calls, or some of them. The first allocation, of the C++ runtime, is before main().
+  static std::vector<long> points(const std::string& kind, long calls, long most) {
+    const long first = kind == "memory" ? 2 : 1;
+    std::vector<long> all;
+    if (std::getenv("POCKET_FAULTS")) most = calls;
+    for (long i = 0; i < std::min(calls - first + 1, most); i++)
+      all.push_back(calls - first + 1 <= most ? first + i : first + (calls - first) * i / (most - 1));
+    return all;
+  }
+
+  // Each call of a kind fails, alone or with all later ones.
+  void expect_clean_failures(const std::string& kind, long most) {
+    long calls = 0;
+    const State expected = good(kind, calls);
+    for (const long n : points(kind, calls, most))
+      for (const char* later : {"", "+"}) {
+        const std::string fault = kind + ":" + std::to_string(n) + later;
+        const State s = run(fault);
+        EXPECT_TRUE(s.result.status == 0 || s.result.status == 1) << fault << ": " << s.result.status << s.result.err;
+        EXPECT_TRUE(s.result.status == 0 || !s.result.err.empty()) << fault;
+        // After the rename, only the durability of the name can fail.
+        const bool complete = s.result.status == 0 || contains(s.result.err, "is complete, but");
+        EXPECT_TRUE(s.out == (complete ? expected.out : old())) << fault << ": " << s.result.err;
+        expect_no_traces(s, expected, fault);
+      }
+  }
+
+  // A signal at some calls of a kind.
+  void expect_clean_ends(int signal, const std::string& kind, long most) {
+    long calls = 0;
+    const State expected = good(kind, calls);
+    for (const long n : points(kind, calls, most)) {
+      const std::string fault = kind + ":" + std::to_string(n) + ":" + std::to_string(signal);
+      const State s = run(fault);
+      // A thread of the engine may have blocked it; the second status is that of Ctrl-C.
+      EXPECT_TRUE(s.result.status == 0 || s.result.status == 128 + signal) << fault << ": " << s.result.err;
+      EXPECT_TRUE(s.out == old() || s.out == expected.out || (signal == SIGINT && complete(s.out))) << fault;
+      if (signal != SIGKILL) expect_no_traces(s, expected, fault);
+    }
+  }
+
+  void expect_no_traces(const State& s, const State& expected, const std::string& fault) const {
+    std::string files = "\n" + s.files;
+    EXPECT_FALSE(contains(files, ".tmp.")) << fault << ": " << files;
+    const size_t kept = files.find("\nout.calibrating\n");
+    if (kept != files.npos) {
+      EXPECT_TRUE(s.result.status != 1 || contains(s.result.err, "repeat the command to resume")) << fault;
+      files.erase(kept, std::strlen("\nout.calibrating"));
+    }
+    for (size_t at = 1, end; at < files.size(); at = end + 1) {
+      end = files.find('\n', at);
+      EXPECT_TRUE(contains("\n" + expected.files, files.substr(at - 1, end - at + 2))) << fault << ": " << files;
+    }
+  }
+
+  void expect_clean(long most) {
+    for (const char* kind : {"write", "sync", "rename", "map"}) expect_clean_failures(kind, most);
+    expect_clean_failures("memory", 2 * most);
+    for (const int signal : {SIGTERM, SIGHUP, SIGINT, SIGKILL})
+      for (const char* kind : {"write", "memory"}) expect_clean_ends(signal, kind, most / 2);
+  }
+
+  std::string old() const { return replaces_nothing ? "" : "old"; }
+
+  const TemporaryFolder inputs;
+  Args command;
+  std::string input;  // stdin
+  // Whether `out` is a result after Ctrl-C, if it is another one then.
+  std::function<bool(const std::string& out)> complete = [](const std::string&) { return false; };
+  bool replaces_nothing = false;  // `out` is an adapter folder
+};
+
+TEST_F(Faults, Convert) {
+  command = {POCKET_CONVERT, model("f32"), "--type", "q8", "-o", "out"};
+  expect_clean(6);
+}
+
+TEST_F(Faults, ConvertCalibrate) {
+  command = {POCKET_CONVERT, "--random",  "tiny", "-o", "out", "--calibrate", inputs.write("text", "Hello world."),
+             "--report",     "report.csv"};
+  expect_clean(6);
+}
+
+TEST_F(Faults, RunSaveAndResume) {
+  const std::string session = inputs.file("session"), file = model();
+  complete = [&](const std::string& out) {
+    return run_program({POCKET_RUN, file, "-n", "1", "--resume", inputs.write("interrupted", out)}).status == 0;
+  };
+  command = {POCKET_RUN, file, "-i", "Hello", "-n", "5", "-s", "1", "--save", "out"};
+  expect_clean(4);
+  ASSERT_EQ(run_program({POCKET_RUN, file, "-i", "Hello", "-n", "5", "-s", "1", "--save", session}).status, 0);
+  command = {POCKET_RUN, file, "-n", "5", "-s", "1", "--resume", session, "--save", "out"};
+  expect_clean(4);
+}
+
+TEST_F(Faults, RunLogitsAndChat) {
+  const std::string file = model();
+  command = {POCKET_RUN, file, "--ids", "1,2,3", "--logits", "out"};
+  expect_clean(2);
+  command = {POCKET_RUN, file, "-m", "chat", "--template", "plain", "-n", "3", "-s", "1", "--threads", "1"};
+  input = "hello\n/save out\n";
+  expect_clean(4);
+}
+
+TEST_F(Faults, Train) {
+  command = training("out");
+  expect_clean(4);
+}
+
+TEST_F(Faults, TrainResume) {
+  ASSERT_EQ(run_program(training(inputs.file("m"))).status, 0);
+  command = {POCKET_TRAIN,   inputs.file("stories"),     "-o", "out", "--resume",
+             "--checkpoint", inputs.file("m.checkpoint")};
+  expect_clean(4);
+}
+
+TEST_F(Faults, TrainAdapter) {
+  ASSERT_EQ(run_program(training(inputs.file("m"), {"--type", "f32"})).status, 0);
+  const Args options = {"--init", inputs.file("m"), "--lora-rank", "2", "--ctx", "16", "--batch", "1", "--steps", "1"};
+  ASSERT_EQ(run_program(Args{POCKET_TRAIN, inputs.file("stories"), "-o", inputs.file("a")} + options).status, 0);
+  command = {POCKET_TRAIN,   inputs.file("stories"),     "-o", "out", "--resume",
+             "--checkpoint", inputs.file("a.checkpoint")};
+  replaces_nothing = true;
+  expect_clean(4);
+}
+
+// A second Ctrl-C, and the signals that end a program by default.
+TEST_F(Faults, BusErrorsAndOtherSignalsDeleteTemporaryFiles) {
+  command = {POCKET_CONVERT, "--random", "tiny", "-o", "out"};
+  for (const int signal : {SIGQUIT, SIGPIPE, SIGXCPU}) expect_clean_ends(signal, "write", 3);
+  const State s = run("write:3:" + std::to_string(SIGBUS));
+  EXPECT_EQ(s.result.status, 1);
+  EXPECT_EQ(s.result.err,
+            "convert: a mapped file was truncated or became unreadable while in use; do not modify a model that is in "
+            "use\n");
+  EXPECT_EQ(s.files, "out\n");
+}
+
+// The prompt is a FIFO, which is opened after the model.
+TEST_F(Faults, ModelThatIsTruncatedWhileInUseEndsTheProgramWithAMessage) {
+  const std::string script =
+      "mkfifo p; $0 $1 -f p -n 3 -q --save s & pid=$!; exec 3> p; : > $1; echo hello >&3; exec 3>&-; wait $pid";
+  const TemporaryFolder folder;
+  ProgramOptions options;
+  options.folder = folder.path();
+  const ProgramResult r = run_program({"sh", "-c", script, POCKET_RUN, model()}, options);
+  EXPECT_EQ(r.status, 1);
+  EXPECT_EQ(r.err,
+            "run: a mapped file was truncated or became unreadable while in use; do not modify a model that is in use; "
+            "or use --no-mmap\n");
+  EXPECT_EQ(folder.list(), "p\n");
+}
+
+}  // namespace fault_test
+
+#endif

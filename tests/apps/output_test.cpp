@@ -1,0 +1,70 @@
+// output_test.cpp: the files of --save, --logits and /save: only regular files are replaced, and a file that cannot be
+// written is reported before the text.
+#include <gtest/gtest.h>
+
+#include <sys/stat.h>
+
+#include "../support/run_program.hpp"
+
+namespace output_test {
+
+class RunOutputs : public RunProgram {
+ protected:
+  // A run that writes `path` with one of the options.
+  ProgramResult write(const std::string& option, const std::string& path) {
+    if (option == "/save")
+      return run({model(), "-m", "chat", "--template", "plain", "-n", "1", "-q"}, {"hello\n/save " + path + "\n"});
+    if (option == "--logits") return run({model(), "--ids", "1,2", option, path, "-q"});
+    return run({model(), "-i", "Hello", "-n", "1", "-q", option, path});
+  }
+  static mode_t mode_of(const std::string& path) {
+    struct stat info = {};
+    EXPECT_EQ(lstat(path.c_str(), &info), 0) << path;
+    return info.st_mode;
+  }
+
+  const TemporaryFolder t;
+  const std::vector<std::string> options = {"--save", "--logits", "/save"};
+};
+
+TEST_F(RunOutputs, ReplaceTargetsOfLinksAndKeepTheirMode) {
+  const std::string target = t.write("target", "old");
+  chmod(target.c_str(), 0600);
+  std::filesystem::create_symlink("target", t.file("link"));
+  for (const std::string& option : options) {
+    t.write("target", "old");
+    const ProgramResult r = write(option, t.file("link"));
+    EXPECT_EQ(r.status, 0) << option << r.err;
+    EXPECT_TRUE(S_ISLNK(mode_of(t.file("link")))) << option;
+    EXPECT_EQ(mode_of(target) & 0777, 0600u) << option;
+    EXPECT_NE(read_file(target), "old") << option;
+  }
+  EXPECT_EQ(t.list(), "link\ntarget\n");
+}
+
+TEST_F(RunOutputs, AreWrittenDirectlyToDevicesAndPipes) {
+  std::filesystem::create_symlink("/dev/null", t.file("null"));
+  for (const std::string& option : options) {
+    for (const std::string& path : {std::string("/dev/null"), t.file("null")}) EXPECT_EQ(write(option, path).status, 0);
+    EXPECT_TRUE(S_ISCHR(mode_of("/dev/null")));
+    const ProgramResult full = write(option, "/dev/full");
+    EXPECT_EQ(full.status, 1) << option;
+    EXPECT_NE(full.err.find("/dev/full: No space left on device"), std::string::npos) << full.err;
+  }
+  EXPECT_EQ(write("--logits", "/dev/stdout").out.size(), 2u * 512 * sizeof(float));
+  EXPECT_EQ(t.list(), "null\n");
+}
+
+TEST_F(RunOutputs, AreCheckedBeforeTheText) {
+  std::filesystem::create_symlink("none", t.file("dangling"));
+  for (const std::string& path : {t.path(), t.file("none/a"), t.file("dangling"), t.file("a/")})
+    for (const char* option : {"--save", "--logits"}) {
+      const ProgramResult r = write(option, path);
+      EXPECT_EQ(r.status, 1) << option << " " << path;
+      EXPECT_EQ(r.out, "");
+      EXPECT_EQ(r.err.rfind("run: " + path + ": ", 0), 0u) << r.err;
+    }
+  EXPECT_EQ(t.list(), "dangling\n");
+}
+
+}  // namespace output_test
