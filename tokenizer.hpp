@@ -185,7 +185,8 @@ class Tokenizer {
   // The number of pieces.
   int size() const { return int(n_pieces_); }
   // Returns a number of ids that encode() reaches or exceeds, in a fraction of its time: the size of the text, without
-  // white space and unknown bytes, divided by that of the longest piece; 0 if unknown characters share one id.
+  // white space and unknown bytes, divided by that of the longest piece; 0 if unknown characters share one id, or the
+  // normalizer removes spaces.
   size_t least_ids(std::string_view text) const;
   // The ids of "beginning of sequence" and "end of sequence"; -1: none.
   int bos() const { return bos_; }
@@ -496,7 +497,7 @@ inline std::vector<int> ids_of(const Tokenizer& tokenizer, std::string_view text
 }
 
 inline size_t Tokenizer::least_ids(std::string_view text) const {
-  if (kind_ == Kind::sentencepiece && !byte_fallback_) return 0;
+  if (kind_ == Kind::sentencepiece && (!byte_fallback_ || remove_extra_whitespaces_)) return 0;
   const auto counts = [this](char c) { return c != ' ' && !(c >= '\t' && c <= '\r') && byte_id_[uint8_t(c)] >= 0; };
   return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }
