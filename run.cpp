@@ -3283,7 +3283,7 @@ int main(int argc, char** argv) try {
   for (const auto& o : kOptions) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
   return std::fflush(stdout) == 0 ? 0 : 1;
 } catch (const Failure& f) {
-  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", without_controls(f.what).c_str());
+  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", one_line(f.what).c_str());
   return f.status;
 } catch (const std::bad_alloc&) {
   std::fprintf(stderr, "run: out of memory\n");

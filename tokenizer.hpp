@@ -184,6 +184,10 @@ class Tokenizer {
   PieceType type(int id) const;
   // The number of pieces.
   int size() const { return int(n_pieces_); }
+  // Returns a number of ids that encode() reaches or exceeds, in a fraction of its time: the size of the text, without
+  // white space and unknown bytes, divided by that of the longest piece; 0 if unknown characters share one id, or the
+  // normalizer removes spaces.
+  size_t least_ids(std::string_view text) const;
   // The ids of "beginning of sequence" and "end of sequence"; -1: none.
   int bos() const { return bos_; }
   int eos() const { return eos_; }
@@ -254,7 +258,7 @@ class Tokenizer {
   HashIndex by_pair_;        // ranks of the merges, by left and right id
   std::vector<int> merged_;  // by rank: id of the merged piece
   tokenizer_detail::PieceFinder user_defined_;
-  size_t longest_piece_ = 0;  // of by_text_, in bytes
+  size_t longest_piece_ = 1;  // of by_text_, in bytes
 };
 
 // For programs: the ids of a text, and the text of ids. Throw std::bad_alloc where encode() and decode() return false.
@@ -267,8 +271,15 @@ inline std::string printed_text(const Tokenizer& tokenizer, Tokenizer::Stream& s
 // The same for the end of a text: flush().
 inline std::string printed_rest(Tokenizer::Stream& stream);
 
-// Returns a text without control characters except newline and tab, so that it is safe to print on a terminal.
+// Whether a character acts on a terminal or on the order of a line instead of being shown: a control character, a line
+// or paragraph separator, or an explicit change of the writing direction.
+inline bool acts_on_terminal(char32_t code);
+// Returns a text without such characters except newline and tab, and with U+FFFD for invalid UTF-8, so that it is safe
+// to print on a terminal.
 inline std::string without_controls(const std::string& text);
+// The same as a part of one line, for messages that quote file names or names in a file: line breaks and tabs become
+// spaces.
+inline std::string one_line(const std::string& text);
 
 // ====================================================================================================================
 // 2. UTF-8
@@ -483,6 +494,12 @@ inline std::vector<int> ids_of(const Tokenizer& tokenizer, std::string_view text
   std::vector<int> ids;
   if (!tokenizer.encode(text, bos, ids)) throw std::bad_alloc();
   return ids;
+}
+
+inline size_t Tokenizer::least_ids(std::string_view text) const {
+  if (kind_ == Kind::sentencepiece && (!byte_fallback_ || remove_extra_whitespaces_)) return 0;
+  const auto counts = [this](char c) { return c != ' ' && !(c >= '\t' && c <= '\r') && byte_id_[uint8_t(c)] >= 0; };
+  return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }
 
 // The SentencePiece normalizer with the "identity" rules (normalizer.cc).
@@ -807,16 +824,28 @@ inline std::string printed_rest(Tokenizer::Stream& stream) {
   return text;
 }
 
+inline bool acts_on_terminal(char32_t code) {
+  return code < 32 || (code >= 127 && code < 160) || (code >= 0x2028 && code <= 0x202E) ||
+         (code >= 0x2066 && code <= 0x2069);
+}
+
 inline std::string without_controls(const std::string& text) {
   std::string clean;
-  for (size_t i = 0; i < text.size(); i++) {
-    const uint8_t c = uint8_t(text[i]), next = i + 1 < text.size() ? uint8_t(text[i + 1]) : 0;
-    if (c == 0xC2 && next >= 0x80 && next < 0xA0)
-      i++;  // U+0080 to U+009F
-    else if ((c >= 32 && c != 127) || c == '\n' || c == '\t')
-      clean += text[i];
+  for (std::string_view rest = text; !rest.empty();) {
+    const tokenizer_detail::Utf8 c = tokenizer_detail::read_utf8(rest);
+    if (c.state == c.whole && acts_on_terminal(c.code) && c.code != '\n' && c.code != '\t')
+      rest.remove_prefix(c.length);
+    else
+      tokenizer_detail::take_character(rest, false, clean);
   }
   return clean;
+}
+
+inline std::string one_line(const std::string& text) {
+  std::string line = without_controls(text);
+  for (char& c : line)
+    if (c == '\n' || c == '\t') c = ' ';
+  return line;
 }
 
 // ====================================================================================================================
@@ -1058,6 +1087,7 @@ inline bool Tokenizer::check_pieces() {
 inline bool Tokenizer::index_pieces() {
   by_text_.reserve(n_pieces_);
   for (int& id : byte_id_) id = -1;
+  longest_piece_ = 1;
   for (int id = 0; id < size(); id++) {
     const std::string_view text = piece(id);
     const PieceType t = type(id);

@@ -77,9 +77,11 @@ inline void announce(Calibration& calibration, const ModelParts& parts, size_t t
     std::fprintf(stderr,
                  "convert: the calibration text has %zu tokens; with %zu (about %zu kB) or more the model is better\n",
                  tokens, enough, enough * 4 / 1000 + 1);
-  std::fprintf(
-      stderr, "convert: calibrating on %zu tokens: about %s, %.0f MB of memory, %.0f MB of temporary disk space\n",
-      tokens, duration(calibration.work() / calibration.speed()).c_str(), calibration.memory_bytes() / 1e6, disk / 1e6);
+  const double work = calibration.work(), brief = 1e10;  // takes less time than measuring the speed
+  const double seconds = work < brief ? 0 : work / calibration.speed();
+  std::fprintf(stderr,
+               "convert: calibrating on %zu tokens: about %s, %.0f MB of memory, %.0f MB of temporary disk space\n",
+               tokens, duration(seconds).c_str(), calibration.memory_bytes() / 1e6, disk / 1e6);
 }
 
 /// Calls calibration.quantize() with a progress bar.

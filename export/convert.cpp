@@ -15,7 +15,6 @@
 #include "open_checkpoint.hpp"
 #include "program.hpp"
 #include "progress.hpp"
-#include "provenance.hpp"
 #include "random_model.hpp"
 
 namespace {
@@ -187,8 +186,9 @@ void write_outputs(const Arguments& a, ModelParts& parts, const ReadRows& read, 
   if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
   const uint64_t bytes = write_with_progress(a.output, parts, read);
   file.remove();
-  std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", a.output.c_str(), a.type.c_str(),
-               double(bytes) / 1e6, seconds() - start, a.output.c_str(),
+  const std::string output = one_line(a.output);
+  std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", output.c_str(), a.type.c_str(),
+               double(bytes) / 1e6, seconds() - start, output.c_str(),
                parts.chat.known() ? "-m chat" : "-i \"Once upon a time\"");
   if (a.calibrate.empty() && parts.type == Type::q4 && a.random.empty() && !parts.architecture)
     std::fprintf(
@@ -222,10 +222,10 @@ std::string set_chat_template(const Arguments& a, const Checkpoint& c, ModelPart
       throw Failure{1, "--template " + a.chat_template + ": " + error};
     family = std::string(chosen.name) + " (chosen)";
   } else if (!c.chat_template.empty() && !recognise_chat_template(c.chat_template, tokenizer, parts.chat, family)) {
-    std::fprintf(stderr,
-                 "convert: unknown chat template (%s); the model can continue text, but not chat; to choose a template "
-                 "use --template NAME: %s\n",
-                 family.c_str(), chat_family_keys().c_str());
+    print_message("convert", "unknown chat template (" + family +
+                                 "); the model can continue text, but not chat; to choose a template use --template "
+                                 "NAME: " +
+                                 chat_family_keys());
   }
   for (int id : c.stop_ids)
     if (std::find(parts.chat.stop_ids.begin(), parts.chat.stop_ids.end(), id) == parts.chat.stop_ids.end())
@@ -317,7 +317,7 @@ void convert_checkpoint(const Arguments& a) {
   parts.tokenizer = Tokenizer::to_blob(c.vocabulary);
   const std::string family = set_chat_template(a, c, parts);
   const auto line = [&](const char* name, const std::string& value) {
-    if (!value.empty()) parts.provenance += provenance_line(name, value);
+    parts.provenance += provenance_line(name, value);
   };
   line("name", c.name);
   line("source", c.source);

@@ -21,16 +21,21 @@ inline std::string json(double number) {
   return text;
 }
 
-/// A string in quotes. Invalid UTF-8 becomes U+FFFD; control characters, which would act on a terminal, become \u00XX.
+/// A string in quotes. Invalid UTF-8 becomes U+FFFD; characters that would act on a terminal become \uXXXX.
 inline std::string json(std::string_view text) {
-  std::string clean, out = "\"";
-  while (!text.empty()) tokenizer_detail::take_character(text, true, clean);
-  for (size_t i = 0; i < clean.size(); i++) {
-    const bool c1 = clean[i] == '\xC2' && uint8_t(clean[i + 1]) < 0xA0;  // U+0080 ... U+009F
-    const char c = c1 ? clean[++i] : clean[i];
-    char code[8];
-    std::snprintf(code, sizeof code, "\\u%04x", uint8_t(c));
-    out += c1 || uint8_t(c) < 32 || c == 127 ? code : c == '"' || c == '\\' ? std::string{'\\', c} : std::string{c};
+  std::string out = "\"";
+  while (!text.empty()) {
+    std::string character;
+    tokenizer_detail::take_character(text, true, character);
+    const char32_t code = tokenizer_detail::read_utf8(character).code;
+    if (acts_on_terminal(code)) {
+      char escaped[8];
+      std::snprintf(escaped, sizeof escaped, "\\u%04x", unsigned(code & 0xFFFF));
+      character = escaped;
+    } else if (code == '"' || code == '\\') {
+      character.insert(0, 1, '\\');
+    }
+    out += character;
   }
   return out + "\"";
 }

@@ -66,6 +66,11 @@ struct ModelParts {
   std::map<std::string, ReadyTensor> ready;  // by name: matrices to copy
 };
 
+/// A line of the provenance; "" without a value. The value, often from a checkpoint, cannot add lines of its own.
+inline std::string provenance_line(const std::string& name, const std::string& value) {
+  return value.empty() ? "" : name + ": " + one_line(value) + "\n";
+}
+
 /// The ids of the self-test: spread over the vocabulary, the same for every model.
 inline std::vector<int> self_test_prompt(int vocab_size, int bos, size_t count = 8) {
   std::vector<int> ids;

@@ -34,6 +34,7 @@
 #include <variant>
 #include <vector>
 
+#include "../tokenizer.hpp"
 #include "output_file.hpp"
 
 namespace pocket {
@@ -43,6 +44,13 @@ struct Failure {
   int status;        // exit status. 1: failed, 2: wrong usage, 130: interrupted by Ctrl-C
   std::string what;  // "subject: reason; hint"; empty: nothing is printed
 };
+
+// ---- Messages ----
+
+// Prints `PROGRAM: text` as one line on stderr, whatever the text quotes from outside.
+inline void print_message(const char* program, const std::string& text) {
+  std::fprintf(stderr, "%s: %s\n", program, one_line(text).c_str());
+}
 
 // ---- Options ----
 
@@ -168,6 +176,7 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
   std::vector<std::string> given;
   for (int i = 1; i < argc; i++) {
     std::string word = argv[i], value;
+    if (word.empty()) throw Failure{2, "expected an option or a file name, found ''"};
     if (word.size() < 2 || word[0] != '-') {
       if (!a.model.empty())
         throw Failure{2, "'" + word + "': one model only, already given as '" + a.model + "'; " + hint};
@@ -219,17 +228,30 @@ inline double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Reads a whole file; "-" is standard input. Throws Failure, also after Ctrl-C.
-inline std::string read_all(const std::string& name) {
+// The largest text inputs in bytes, far above any legitimate one, so that an endless one (/dev/zero) ends with a message
+// before it fills the memory.
+inline constexpr uint64_t kLongestPrompt = 64 << 20;         // a prompt or a line of a chat; no context holds more
+inline constexpr uint64_t kLongestMeasuredText = 256 << 20;  // of --perplexity and --kl: days of most models
+inline constexpr uint64_t kLongestTokenizer = 64 << 20;      // a SentencePiece file
+
+// A text to train on is kept in memory, with its tokens: half of the machine's memory.
+inline uint64_t longest_training_text() {
+  return uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE)) / 2;
+}
+
+// Reads a whole file of at most `most` bytes; "-" is standard input. Throws Failure, also after Ctrl-C.
+inline std::string read_all(const std::string& name, uint64_t most) {
   std::FILE* file = name == "-" ? stdin : std::fopen(name.c_str(), "rb");
   std::string text;
   char piece[65536];
-  for (size_t n; file && (n = std::fread(piece, 1, sizeof piece, file)) > 0;) text.append(piece, n);
+  for (size_t n; file && text.size() <= most && (n = std::fread(piece, 1, sizeof piece, file)) > 0;)
+    text.append(piece, n);
   const bool good = file && !std::ferror(file);
   const int why = errno;
   if (file && file != stdin) std::fclose(file);
   stop_if_interrupted();
   if (!good) throw Failure{1, name + ": " + std::strerror(why)};
+  if (text.size() > most) throw Failure{1, name + ": expected at most " + std::to_string(most) + " bytes, found more"};
   return text;
 }
 
@@ -255,13 +277,14 @@ inline void catch_signals(const char* program, void (*handler)(int), const char*
   struct sigaction action = {};
   action.sa_handler = handler;
   sigaction(SIGINT, &action, nullptr);
-  for (const int number : {SIGHUP, SIGTERM, SIGPIPE, SIGQUIT, SIGXCPU}) {
+  for (const int number : {SIGHUP, SIGTERM, SIGQUIT, SIGXCPU}) {
     struct sigaction before = {};
     sigaction(number, nullptr, &before);
     if (before.sa_handler == SIG_DFL) std::signal(number, end_by_signal);
   }
   std::signal(SIGBUS, on_bus_error);
   std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
 }
 
 // Opens /dev/null in place of closed standard files, because the next opened file would take their descriptors. Throws
@@ -287,7 +310,7 @@ int guarded(const char* program, const F& body, void (*handler)(int) = on_interr
       throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
     return 0;
   } catch (const Failure& f) {
-    if (!f.what.empty()) std::fprintf(stderr, "%s: %s\n", program, f.what.c_str());
+    if (!f.what.empty()) print_message(program, f.what);
     return f.status;
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "%s: out of memory\n", program);

@@ -3,7 +3,6 @@
 
 #include <string>
 
-#include "../export/provenance.hpp"
 #include "train_setup.hpp"
 
 namespace pocket {
@@ -18,9 +17,9 @@ inline std::string provenance_of(const TrainingSetup& t) {
   std::snprintf(how, sizeof how, "%lld steps of %lld %ss, seed %llu; %.4f bits a character on %zu %ss it has not seen",
                 static_cast<long long>(t.plan.steps), static_cast<long long>(t.tokens_per_step()), unit,
                 static_cast<unsigned long long>(t.plan.seed), t.progress.bits, count_targets(t.validation), unit);
-  return provenance_line("source", "trained on " + text) +
-         (t.o.licence.empty() ? "" : provenance_line("licence", t.o.licence)) + provenance_line("weights", t.o.type) +
-         provenance_line("training", how) + (t.plan.instruct ? kTakesInstructions : "");
+  return provenance_line("source", "trained on " + text) + provenance_line("licence", t.o.licence) +
+         provenance_line("weights", t.o.type) + provenance_line("training", how) +
+         (t.plan.instruct ? kTakesInstructions : "");
 }
 
 inline Type type_named(const std::string& name) {
@@ -38,18 +37,19 @@ inline void write_trained_model(const TrainingSetup& t) {
   ModelWriter writer;
   if (!writer.write(t.o.output, parts, t.architecture->rows(*t.weights), {}))
     throw Failure{1, writer.error + "; the checkpoint is complete: free some space and use --resume"};
-  std::fprintf(stderr, "%s: %s, %.2f MB, after %s of training; try: ./run %s -i \"%s\"\n", t.o.output.c_str(),
+  const std::string output = one_line(t.o.output);
+  std::fprintf(stderr, "%s: %s, %.2f MB, after %s of training; try: ./run %s -i \"%s\"\n", output.c_str(),
                t.o.type.c_str(), double(writer.file_bytes()) / 1e6, duration_text(t.progress.seconds).c_str(),
-               t.o.output.c_str(), t.o.prompt.c_str());
+               output.c_str(), one_line(t.o.prompt).c_str());
 }
 
 inline void write_trained_adapter(const TrainingSetup& t) {
   std::string error;
   if (!write_adapter(t.o.output, t.plan.lora, t.weights->adapters, error))
     throw Failure{1, error + "; the checkpoint is complete: use --resume to write the folder again"};
+  const std::string output = one_line(t.o.output), base = t.o.init.empty() ? "BASE" : one_line(t.o.init);
   std::fprintf(stderr, "%s: an adapter, after %s of training; try: export/convert %s --lora %s --type q8 -o OUT.bin\n",
-               t.o.output.c_str(), duration_text(t.progress.seconds).c_str(),
-               t.o.init.empty() ? "BASE" : t.o.init.c_str(), t.o.output.c_str());
+               output.c_str(), duration_text(t.progress.seconds).c_str(), base.c_str(), output.c_str());
 }
 
 }  // namespace train_detail
@@ -58,9 +58,9 @@ inline void write_trained_adapter(const TrainingSetup& t) {
 inline void write_result(const TrainingSetup& t) {
   const bool adapter = t.plan.lora.rank > 0;
   adapter ? train_detail::write_trained_adapter(t) : train_detail::write_trained_model(t);
-  std::fprintf(stderr, "train: the training state is in %s; --resume %s. Delete it if you do not need it.\n",
-               t.o.checkpoint.c_str(),
-               adapter ? "writes the folder again" : "--type f32 writes the model as another type");
+  print_message("train", "the training state is in " + t.o.checkpoint + "; --resume " +
+                             (adapter ? "writes the folder again" : "--type f32 writes the model as another type") +
+                             ". Delete it if you do not need it.");
 }
 
 }  // namespace pocket

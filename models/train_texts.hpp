@@ -22,7 +22,7 @@ struct Texts {
 namespace train_detail {
 
 inline std::string read_stories(const std::string& path) {
-  std::string text = read_all(path), error;
+  std::string text = read_all(path, longest_training_text()), error;
   if (!trainer_detail::check_text(text, error)) throw Failure{1, path + ": " + error};
   return text;
 }
@@ -109,7 +109,8 @@ inline std::string tokenizer_for(const TrainOptions& o, const Texts& texts, cons
   if (o.tokenizer.empty()) return teacher ? std::string(teacher->tokenizer_bytes()) : new_vocabulary(o, texts);
   Tokenizer::Vocabulary v;
   std::string error;
-  if (!Tokenizer::parse_sentencepiece(read_all(o.tokenizer), v, error)) throw Failure{1, o.tokenizer + ": " + error};
+  if (!Tokenizer::parse_sentencepiece(read_all(o.tokenizer, kLongestTokenizer), v, error))
+    throw Failure{1, o.tokenizer + ": " + error};
   return Tokenizer::to_blob(v);
 }
 

@@ -124,7 +124,7 @@ class Training {
 
   void warn(const std::string& error) {
     line_.clear();
-    std::fprintf(stderr, "train: %s; the training continues\n", error.c_str());
+    print_message("train", error + "; the training continues");
   }
 
   void validate(LossRow& row) {
@@ -160,7 +160,9 @@ class Training {
       if (id == architecture.end_id()) break;
       ids.push_back(id);
     }
-    std::printf("[step %lld] %s\n", static_cast<long long>(progress_.step), architecture.decode(ids).c_str());
+    const std::string text = architecture.decode(ids);
+    std::printf("[step %lld] %s\n", static_cast<long long>(progress_.step),
+                (isatty(1) ? without_controls(text) : text).c_str());
     std::fflush(stdout);
   }
 

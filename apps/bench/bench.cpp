@@ -193,9 +193,9 @@ void print_speed(const ModelSpeed& s) {
 
 void print_table(const SpeedReport& r) {
   const auto [layers, output] = multiplied_weights(r.model);
-  std::printf("%s: %.1f M weights in %s, %.1f MB read per token\n", r.file.c_str(), (layers + output) / 1e6,
+  std::printf("%s: %.1f M weights in %s, %.1f MB read per token\n", one_line(r.file).c_str(), (layers + output) / 1e6,
               type_name(r.model.layers[0].wq.type), double(r.model.bytes_per_token) / 1e6);
-  const std::string cpu = cpu_name();
+  const std::string cpu = one_line(cpu_name());
   std::printf("%s%s%u CPUs\n", cpu.c_str(), cpu.empty() ? "" : ", ", std::thread::hardware_concurrency());
   print_machine(r.machine);
   for (const ModelSpeed& s : r.speeds) print_speed(s);
@@ -244,8 +244,8 @@ void print_json(const Arguments& a, const Divergence& d) {
 }
 
 void print_table(const Arguments& a, const Divergence& d) {
-  std::printf("%s against %s, %zu positions of %zu tokens\n", a.model.c_str(), a.reference.c_str(), d.kl.size(),
-              d.tokens);
+  std::printf("%s against %s, %zu positions of %zu tokens\n", one_line(a.model).c_str(), one_line(a.reference).c_str(),
+              d.kl.size(), d.tokens);
   std::printf("  KL divergence   mean %.5f, median %.5f, 99th percentile %.4f nats\n", d.mean(), median(d.kl),
               quantile(d.kl, 0.99));
   std::printf("  perplexity      %.4f +- %.4f, reference %.4f +- %.4f, ratio %.4f\n", d.model.value(), d.model.error(),

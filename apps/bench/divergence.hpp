@@ -72,7 +72,7 @@ inline Divergence measure_divergence(const TextModel& a, const TextModel& b, Ses
                                      const std::string& file) {
   check_same_vocabulary(a, b);
   const int longest = std::min(a.model.config.max_seq_len, b.model.config.max_seq_len);
-  const cli::Windows text(ids_of(b.tokenizer, read_all(file)), longest, file);
+  const cli::Windows text(ids_of(b.tokenizer, read_all(file, kLongestMeasuredText)), longest, file);
   options.context = int(text.size);
   Session model(a.model, options), reference(b.model, options);
   check_open(model);

@@ -9,6 +9,10 @@
 
 #include <benchmark/benchmark.h>
 
+#include <iostream>
+
+#include "../../export/program.hpp"
+
 namespace {
 
 using namespace pocket;
@@ -176,10 +180,12 @@ void register_all(const Kernels& k) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (const std::string& name : kernel_names()) register_all(*find_kernels(name.c_str()));
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
-  return 0;
+  return guarded("kernels", [&] {
+    for (const std::string& name : kernel_names()) register_all(*find_kernels(name.c_str()));
+    benchmark::Initialize(&argc, argv);
+    if (benchmark::ReportUnrecognizedArguments(argc, argv)) throw Failure{2, ""};
+    benchmark::RunSpecifiedBenchmarks();
+    benchmark::Shutdown();
+    if (!std::cout.good()) throw Failure{1, "standard output: cannot be written"};
+  });
 }

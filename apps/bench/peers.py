@@ -17,17 +17,33 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BENCH = os.path.join(ROOT, "apps", "bench", "bench")
 CONVERT = os.path.join(ROOT, "export", "convert")
 SHAPE = "tinyllama-1.1b"
+CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pocketllama-peers")
 
 
 class Failure(Exception):
     """An error, reported to the user on one line."""
+
+
+def one_line(text):
+    """A text from outside as one line without characters that act on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def write(text):
+    """Writes a text to standard output. Raises Failure if that fails, also for the last bytes."""
+    if sys.stdout is None:
+        raise Failure("standard output: is closed")
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again at exit
+        raise Failure(f"standard output: {error.strerror}")
 
 
 # ---- The worker process of llama.cpp ----
@@ -166,7 +182,7 @@ class Engines:
 
 
 def progress(step):
-    print(f"peers: {step}", file=sys.stderr)
+    print(f"peers: {one_line(step)}", file=sys.stderr)
 
 
 def compare(ours, theirs, better, unit):
@@ -248,12 +264,12 @@ def measure_load(engines, args):
 
 
 def print_table(rows):
-    print(f"{'':28} {'ours':>10} {'llama.cpp':>10}        ours / theirs")
+    write(f"{'':28} {'ours':>10} {'llama.cpp':>10}        ours / theirs\n")
     for name, row in rows.items():
         theirs = row["theirs"][row["better_setting"]]
-        print(
+        write(
             f"{name:28} {row['ours']:10.1f} {theirs:10.1f} {row['unit']:6} {row['ratio']:8.2f}"
-            f"   (llama.cpp with {row['better_setting']})"
+            f"   (llama.cpp with {row['better_setting']})\n"
         )
 
 
@@ -355,16 +371,25 @@ def whole(low, high):
     return parse
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse itself ignores failed writes, and prints arguments unfiltered."""
+
+    def print_help(self, file=None):
+        write(self.format_help())
+
+    def error(self, message):
+        super().error(one_line(message))
+
+
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="model.bin and model.gguf")
     cpus = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=whole(1, 256), default=cpus, help="threads of each engine [one per CPU]")
     parser.add_argument("--context", type=whole(64, 1 << 22), default=2048, help="context of each engine [2048]")
     parser.add_argument("--rounds", type=whole(1, 1000), default=7, help="rounds of measuring in turns [7]")
     parser.add_argument("--tokens", type=whole(1, 100000), default=16, help="tokens per measurement of generation [16]")
-    parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "pocketllama-peers"), metavar="FOLDER",
-                        help="folder of the random models [%(default)s]")
+    parser.add_argument("--cache", default=CACHE, metavar="FOLDER", help="folder of the random models [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout instead of a table")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--flash", action="store_true", help=argparse.SUPPRESS)
@@ -375,8 +400,8 @@ def parse_arguments():
 
 
 def main():
-    args = parse_arguments()
     try:
+        args = parse_arguments()
         if args.worker:
             return serve_commands(args)
         if subprocess.run([sys.executable, "-c", "import llama_cpp"], stderr=subprocess.DEVNULL).returncode != 0:
@@ -388,11 +413,11 @@ def main():
         engines, depth = Engines(ours, theirs, args.threads), args.context * 1900 // 2048
         rows = measure_load(engines, args) | measure_memory(engines, args, depth) | measure_speed(engines, args, depth)
         if args.json:
-            print(json.dumps({"threads": args.threads, "rows": rows}))
+            write(json.dumps({"threads": args.threads, "rows": rows}) + "\n")
         else:
             print_table(rows)
     except (Failure, OSError) as failure:
-        sys.exit(f"peers: {failure}")
+        sys.exit(f"peers: {one_line(failure)}")
     except ModuleNotFoundError as missing:
         sys.exit(f"peers: {missing}; install it with: pip install numpy gguf")
     except KeyboardInterrupt:

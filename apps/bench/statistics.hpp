@@ -10,7 +10,7 @@ namespace pocket::bench {
 /// The q-quantile of the values, interpolated linearly; q = 0.5 is the median. NaN if there are no values.
 inline double quantile(std::vector<double> values, double q) {
   if (values.empty()) return std::nan("");
-  std::sort(values.begin(), values.end());
+  std::sort(values.begin(), values.end(), [](double a, double b) { return std::isnan(b) ? !std::isnan(a) : a < b; });
   const double at = q * double(values.size() - 1);
   const size_t low = size_t(at), high = std::min(low + 1, values.size() - 1);
   return values[low] + (at - double(low)) * (values[high] - values[low]);

@@ -3,6 +3,7 @@
 //
 //     make bench-training && apps/bench/training
 
+#include "../../export/program.hpp"
 #include "../../models/llama_train.hpp"
 #include "../../models/megabyte/megabyte_train.hpp"
 #include "../../models/optimizer.hpp"
@@ -10,8 +11,6 @@
 namespace {
 
 using namespace pocket;
-
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 /// Seconds of one call of f: the best of five measurements of about 0.2 seconds each.
 template <class F> double best_time(const F& f) {
@@ -177,8 +176,10 @@ void measure(const Set& set, int threads) {
 }  // namespace
 
 int main() {
-  const int cores = std::max(1, int(std::thread::hardware_concurrency()));
-  for (const Set& set : kSets)
-    if (find_train_kernels(set.name))
-      for (int threads = 1; threads <= cores; threads *= 2) measure(set, threads);
+  return guarded("training", [] {
+    const int cores = std::max(1, int(std::thread::hardware_concurrency()));
+    for (const Set& set : kSets)
+      if (find_train_kernels(set.name))
+        for (int threads = 1; threads <= cores; threads *= 2) measure(set, threads);
+  });
 }

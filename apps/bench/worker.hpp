@@ -133,7 +133,6 @@ class Worker {
 
  private:
   void start(char** argv) {
-    std::signal(SIGPIPE, SIG_IGN);  // ask() reports a failed write
     int in[2], out[2];
     if (pipe2(in, O_CLOEXEC) != 0) throw Failure{1, std::string("pipe: ") + std::strerror(errno)};
     if (pipe2(out, O_CLOEXEC) != 0) throw Failure{1, std::string("pipe: ") + std::strerror(errno)};

@@ -36,7 +36,8 @@ class Chat {
         sampler_(job.sampler_options()),
         conversation_(
             *job.model->chat_template(),
-            [&job](std::string_view text, bool bos) { return job.model->encode(text, bos); }, job.args.system) {
+            [&job](std::string_view text, bool bos) { return job.model->encode(text, bos); }, job.args.system,
+            [&job](std::string_view text) { return job.model->least_tokens(text); }) {
     active_session.store(nullptr);  // while the user types, Ctrl-C has nothing to cancel
     catch_chat_interrupts();
   }
@@ -44,7 +45,7 @@ class Chat {
   // Answers the prompt of the command line, then the lines of standard input until their end or /quit. Throws Failure.
   void start() {
     const Arguments& a = job_.args;
-    if (a.is_given("--prompt") || !a.file.empty()) answer(a.file.empty() ? a.prompt : read_all(a.file));
+    if (a.is_given("--prompt") || !a.file.empty()) answer(a.file.empty() ? a.prompt : read_all(a.file, kLongestPrompt));
     for (std::string line; !quit_ && read_line(line);) handle_line(line);
     print_figures(job_, session_);
     if (failed_ && !isatty(0)) throw Failure{1, ""};  // the reasons were printed
@@ -82,10 +83,10 @@ class Chat {
 
   // ---- Messages to the user ----
 
-  // Prints a line on stderr. It may contain file names and JSON texts, which may contain control characters.
+  // Prints a line on stderr.
   void notify(const std::string& text) {
     job_.out.start_stderr_line();
-    std::fprintf(stderr, "run: %s\n", without_controls(text).c_str());
+    print_message("run", text);
   }
   // The same for an error, which the exit status reports to a script.
   void report_error(const std::string& text) {
@@ -137,7 +138,7 @@ class Chat {
                  "  //...        a message that starts with /\n"
                  "Ctrl-C stops a reply; pressed twice, it ends the chat. For line editing and a history of lines, use\n"
                  "rlwrap: rlwrap run %s -m chat\n",
-                 without_controls(job_.args.model).c_str());
+                 one_line(job_.args.model).c_str());
   }
   void reset(const std::string&) {
     conversation_.reset();
@@ -180,7 +181,8 @@ class Chat {
     Reply reply(job_);
     size_t dropped = 0;
     while (reply.end == End::context_full) {
-      if (conversation_.ids().size() >= context) dropped += conversation_.drop_oldest(context / 2);
+      dropped += conversation_.make_room(context - 1, context / 2);
+      if (conversation_.least_tokens() > context) break;  // encoding the text could take long
       const std::vector<int> ids = conversation_.ids();
       if (ids.size() + !turn.reply_ids.empty() > context) break;
       generate_reply(ids, turn, reply);
@@ -270,6 +272,12 @@ class Chat {
     for (const int id : turn.reply_ids) turn.reply += printed_text(job_.model->tokenizer(), stream, id);
   }
 
+  std::string tokens_needed() const {
+    const size_t least = conversation_.least_tokens();
+    return least > size_t(session_.context()) ? "at least " + std::to_string(least)
+                                              : std::to_string(conversation_.ids().size());
+  }
+
   std::string full_context() const { return "the context (" + std::to_string(session_.context()) + " tokens) is full"; }
 
   void notify_dropped(size_t dropped) {
@@ -283,7 +291,7 @@ class Chat {
       notify("stopped: the reply repeats the same " + std::to_string(reply.loop.period()) +
              (reply.loop.period() == 1 ? " token" : " tokens") + "; one repetition is kept");
     if (reply.end == End::context_full && empty)
-      report_error("message: " + std::to_string(conversation_.ids().size()) + " tokens, but the context has room for " +
+      report_error("message: " + tokens_needed() + " tokens, but the context has room for " +
                    std::to_string(session_.context()) + "; shorten it, or enlarge the context with --ctx");
     if (reply.end == End::context_full && !empty)
       notify(full_context() + ": the reply ends here; --ctx sets a larger context");

@@ -32,13 +32,19 @@ class LineReader {
   enum class Result { line, end, interrupted };
 
   // Reads a line without its line break. `interrupted`: Ctrl-C was pressed first, and the text typed so far is lost.
+  // Throws Failure if the line is longer than any message may be.
   Result read(std::string& line) {
     const bool terminal = isatty(0);
     interrupted = 0;
     if (terminal) std::fprintf(stderr, "> ");
     line.clear();
     int c;
-    while ((c = next_byte()) >= 0 && c != '\n') line += char(c);
+    while ((c = next_byte()) >= 0 && c != '\n') {
+      line += char(c);
+      if (line.size() > kLongestPrompt)
+        throw Failure{
+            1, "standard input: line: expected at most " + std::to_string(kLongestPrompt) + " bytes, found more"};
+    }
     interrupted = 0;
     if (c != '\n' && terminal) std::fprintf(stderr, "\n");
     if (c == kInterrupted) return Result::interrupted;
@@ -62,9 +68,10 @@ class LineReader {
       if (interrupted) return kInterrupted;
       input_.resize(4096);
       const ssize_t n = ::read(0, &input_[0], input_.size());
-      input_.resize(n > 0 ? size_t(n) : 0);
+      if (n < 0) throw Failure{1, std::string("standard input: ") + std::strerror(errno)};
+      input_.resize(size_t(n));
       next_ = 0;
-      if (n <= 0) return EOF;
+      if (n == 0) return EOF;
     }
     return uint8_t(input_[next_++]);
   }

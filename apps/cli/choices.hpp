@@ -59,12 +59,16 @@ class ReportingSampler : public Sampler {
       print_line(chosen, top, probability);
   }
 
+  // NaN, which a comparison cannot order, comes last.
   std::vector<int> most_likely(const float* logits, int n) const {
+    const auto value = [&](int id) {
+      return std::isnan(logits[id]) ? -std::numeric_limits<float>::infinity() : logits[id];
+    };
     std::vector<int> ids(static_cast<size_t>(n));
     std::iota(ids.begin(), ids.end(), 0);
     const auto end = ids.begin() + std::min(job_.args.top, n);
     std::partial_sort(ids.begin(), end, ids.end(),
-                      [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+                      [&](int a, int b) { return value(a) != value(b) ? value(a) > value(b) : a < b; });
     ids.erase(end, ids.end());
     return ids;
   }

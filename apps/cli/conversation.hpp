@@ -1,6 +1,8 @@
 // conversation.hpp: the conversation of a chat as data: its turns, the tokens that the model processes, and its JSON.
 #pragma once
 
+#include <optional>
+
 #include "../../export/engine.hpp"
 #include "../../export/json_reader.hpp"
 #include "../../export/json_writer.hpp"
@@ -16,34 +18,32 @@ struct Turn {
 // The turns of a chat. The last one may have no reply yet, or the beginning of one.
 class Conversation {
  public:
-  Conversation(const ChatTemplate& chat, Encode encode, std::string system_prompt)
-      : system(std::move(system_prompt)), chat_(chat), encode_(std::move(encode)) {}
+  using Least = std::function<size_t(std::string_view text)>;  // a lower bound of the number of tokens; null: 0
 
-  std::string system;  // system prompt; "": that of the template, if it has one
+  Conversation(const ChatTemplate& chat, Encode encode, const std::string& system_prompt, Least least = {})
+      : chat_(chat), encode_(std::move(encode)), least_(std::move(least)) {
+    if (!system_prompt.empty()) system = system_prompt;
+  }
+
+  std::optional<std::string> system;  // system prompt; none or "": that of the template, if it has one
   std::vector<Turn> turns;
 
   // Number of the oldest turns that no longer fit the context. The model does not process them.
   size_t dropped() const { return dropped_; }
   size_t active() const { return turns.size() - dropped_; }
-  bool has_system() const { return !system.empty() || !chat_.default_system.empty(); }
+  bool has_system() const { return !system.value_or("").empty() || !chat_.default_system.empty(); }
 
   // All tokens that the model processes, from the system prompt to the last reply.
-  std::vector<int> ids() const {
-    ChatTemplate::Parts parts;
-    for (size_t i = dropped_; i < turns.size(); i++) {
-      const ChatTemplate::Parts more = chat_parts(chat_, system, turns[i].message, i == dropped_);
-      parts.insert(parts.end(), more.begin(), more.end());
-      for (const int id : turns[i].reply_ids) parts.push_back({id, ""});
-      if (turns[i].reply_ids.empty()) parts.push_back({-1, reply_text(turns[i].reply)});
-    }
-    return encode_parts(parts, encode_, true);
-  }
+  std::vector<int> ids() const { return ids_from(dropped_); }
 
-  // Drops the oldest turns, but never the last one, until there are at most so many tokens. Returns the number of turns
-  // it dropped.
-  size_t drop_oldest(size_t max_tokens) {
-    const size_t before = dropped_;
-    while (active() > 1 && ids().size() > max_tokens) dropped_++;
+  // A lower bound of their number, from the length of the texts alone.
+  size_t least_tokens() const { return least_tokens_from(dropped_); }
+
+  // If there are more than `most` tokens, drops the oldest turns, but never the last one, until there are at most
+  // `target`. Returns the number of turns it dropped.
+  size_t make_room(size_t most, size_t target) {
+    if (turns.empty() || first_that_fits(most) == dropped_) return 0;
+    const size_t before = std::exchange(dropped_, first_that_fits(target));
     return dropped_ - before;
   }
 
@@ -67,7 +67,7 @@ class Conversation {
     const auto add = [&](const char* role, const std::string& content) {
       out += (out.empty() ? "\n " : ",\n ") + json_object({{"role", json(role)}, {"content", json(content)}});
     };
-    if (!system.empty()) add("system", system);
+    if (system) add("system", *system);
     for (const Turn& turn : turns) {
       add("user", turn.message);
       add("assistant", turn.reply);
@@ -84,7 +84,8 @@ class Conversation {
     const JsonValue root = document.root(), list = root.is(JsonKind::object) ? root.find("messages") : root;
     if (!list.is(JsonKind::array))
       return pocket::fail(error, path + ": expected a list of messages, found " + list.describe());
-    Conversation loaded(chat_, encode_, system);
+    Conversation loaded(chat_, encode_, "", least_);
+    loaded.system = system;
     bool answered = true;
     for (const JsonValue& message : list.elements())
       if (!loaded.add(message, answered, error)) return false;
@@ -96,6 +97,49 @@ class Conversation {
   }
 
  private:
+  // The tokens without the turns before `first`.
+  std::vector<int> ids_from(size_t first) const {
+    ChatTemplate::Parts parts;
+    for (size_t i = first; i < turns.size(); i++) {
+      const ChatTemplate::Parts more = chat_parts(chat_, system.value_or(""), turns[i].message, i == first);
+      parts.insert(parts.end(), more.begin(), more.end());
+      for (const int id : turns[i].reply_ids) parts.push_back({id, ""});
+      if (turns[i].reply_ids.empty()) parts.push_back({-1, reply_text(turns[i].reply)});
+    }
+    return encode_parts(parts, encode_, true);
+  }
+
+  size_t least_tokens_from(size_t first) const {
+    if (!least_) return 0;
+    size_t n = least_(system.value_or(""));
+    for (size_t i = first; i < turns.size(); i++)
+      n += least_(turns[i].message) + (turns[i].reply_ids.empty() ? least_(turns[i].reply) : turns[i].reply_ids.size());
+    return n;
+  }
+
+  // The first active turn from which on there are at most so many tokens; if there is none, the last turn. Searches
+  // from the last turn in growing steps, so that its time depends on `most` and not on the number of turns.
+  size_t first_that_fits(size_t most) const {
+    const auto fits = [&](size_t first) { return least_tokens_from(first) <= most && ids_from(first).size() <= most; };
+    size_t low = dropped_, high = turns.size() - 1;  // the result is in low ... high
+    for (size_t step = 1; low < high; step *= 2) {
+      const size_t first = high - std::min(step, high - low);
+      if (!fits(first)) {
+        low = first + 1;
+        break;
+      }
+      high = first;
+    }
+    while (low < high) {
+      const size_t middle = low + (high - low) / 2;
+      if (fits(middle))
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    return high;
+  }
+
   // The text of a reply that was loaded. A model starts a reply with a space where the text before it does not end in
   // white space ("[/INST]" of Llama 2, "ASSISTANT:" of Vicuna), and so do the templates.
   std::string reply_text(const std::string& reply) const {
@@ -128,6 +172,7 @@ class Conversation {
 
   const ChatTemplate& chat_;
   Encode encode_;
+  Least least_;
   size_t dropped_ = 0;
 };
 

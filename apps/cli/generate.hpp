@@ -22,7 +22,7 @@ class TextWriter {
     if (file) saved_ = file->restore(*session_.llama_session());
     // The saved tokens were printed when they were generated, except for an incomplete UTF-8 character at the end.
     for (const int id : saved_.ids) text_of(id);
-    const std::vector<int> prompt = prompt_ids(job_, !file);
+    const std::vector<int> prompt = prompt_ids(job_, session_, !file);
     saved_.ids.insert(saved_.ids.end(), prompt.begin(), prompt.end());
     // The logits of the last position are not saved, so that its token is processed again.
     if (session_.position() == int(saved_.ids.size())) session_.rewind(session_.position() - 1);
@@ -116,14 +116,14 @@ class TextWriter {
 // Executes -m generate. Throws Failure.
 inline void generate_text(Job& job) {
   const Arguments& a = job.args;
+  OutputFile save_to;
+  if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   SessionOptions options = session_options(a);
   std::optional<SessionFile> file;
   if (!a.resume.empty()) file.emplace(a.resume, job.model->file()).fill(options);
   ActiveSession session(*job.model, options);
   TextWriter text(job, *session);
   const std::vector<int> unprocessed = text.start(file ? &*file : nullptr);
-  OutputFile save_to;
-  if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   ReportingSampler sampler(job, text.sampler_options(file.has_value()));
   for (int i = 0; i < session->position(); i++) sampler.remember(text.ids()[size_t(i)]);
 

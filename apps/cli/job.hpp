@@ -94,8 +94,17 @@ inline void check_forbidden(const LanguageModel& model, const std::vector<int>& 
                        ": the model was trained on it only as the end of a text; remove it"};
 }
 
-// The tokens of the prompt. `first`: the prompt starts the text. Throws Failure.
-inline std::vector<int> prompt_ids(const Job& job, bool first = true) {
+// Throws Failure if the context has no room for so many tokens of a prompt. `least`: "at least ", or "".
+inline void check_room(const Job& job, const TextSession& session, size_t tokens, const char* least = "") {
+  const size_t room = size_t(session.context() - session.position());
+  if (tokens > room)
+    throw Failure{1, "prompt: " + (least + std::to_string(tokens)) + " " + job.model->unit().plural +
+                         ", but the context has room for " + std::to_string(room) + "; shorten it" +
+                         (job.model->can_extend_context() ? ", or enlarge the context with --ctx" : "")};
+}
+
+// The tokens of the prompt. `first`: the prompt starts the text of the session. Throws Failure.
+inline std::vector<int> prompt_ids(const Job& job, const TextSession& session, bool first = true) {
   const Arguments& a = job.args;
   LanguageModel& model = *job.model;
   std::vector<int> ids;
@@ -106,19 +115,11 @@ inline std::vector<int> prompt_ids(const Job& job, bool first = true) {
   }
   if (a.has_instruction() && !takes_instructions(model.file().provenance()))
     throw Failure{1, a.model + ": was not trained on instructions, by its provenance; continue a text with -i"};
-  const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
+  const std::string text = a.file.empty() ? a.prompt : read_all(a.file, kLongestPrompt);
+  check_room(job, session, model.least_tokens(text), "at least ");
   ids = first ? model.encode_prompt(text) : model.encode(text, false);
   check_forbidden(model, ids, a.file.empty() ? "-i" : a.file);
   return ids;
-}
-
-// Throws Failure if the context has no room for so many tokens of a prompt.
-inline void check_room(const Job& job, const TextSession& session, size_t tokens) {
-  const size_t room = size_t(session.context() - session.position());
-  if (tokens > room)
-    throw Failure{1, "prompt: " + std::to_string(tokens) + " " + job.model->unit().plural +
-                         ", but the context has room for " + std::to_string(room) + "; shorten it" +
-                         (job.model->can_extend_context() ? ", or enlarge the context with --ctx" : "")};
 }
 
 // Processes all of a prompt but its last batch, and returns that batch, for generate(). Shows the progress of a long

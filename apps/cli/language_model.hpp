@@ -68,6 +68,8 @@ class LanguageModel {
   virtual std::vector<int> encode(std::string_view text, bool bos) const = 0;
   // Tokens of a prompt that starts a text. Throws Failure if there are none, and the model cannot start without one.
   virtual std::vector<int> encode_prompt(std::string_view text) const = 0;
+  // A number of tokens that the text has at least, computed much faster than encode().
+  virtual size_t least_tokens(std::string_view text) const { return tokenizer().least_ids(text); }
   // Tokens that have no meaning inside a text.
   virtual std::vector<int> forbidden_ids() const { return {}; }
   // Whether a context larger than trained_context() is possible.

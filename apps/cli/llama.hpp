@@ -16,11 +16,13 @@ class LlamaSession : public SessionOf<Session> {
 class Llama : public LanguageModel {
  public:
   // tokenizer_file: a SentencePiece model, "" for the model's own tokenizer. kernel: as in --kernel. Throws Failure.
-  explicit Llama(const std::string& path, const std::string& tokenizer_file = "", const std::string& kernel = "")
+  explicit Llama(const std::string& path, const std::string& tokenizer_file = "", const std::string& kernel = "",
+                 Load load = Load::map)
       : reference_(kernel == "reference") {
-    if (!model.open(path.c_str())) throw_open_failure(path, model.error);
+    if (!model.open(path.c_str(), load)) throw_open_failure(path, model.error);
     const bool own = tokenizer_file.empty();
-    if (!(own ? tokenizer_.load(model.tokenizer_bytes()) : tokenizer_.load_sentencepiece(read_all(tokenizer_file))))
+    if (!(own ? tokenizer_.load(model.tokenizer_bytes())
+              : tokenizer_.load_sentencepiece(read_all(tokenizer_file, kLongestTokenizer))))
       throw Failure{1, (own ? path : tokenizer_file) + ": " + tokenizer_.error};
     if (tokenizer_.size() > model.config.vocab_size)
       throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(model.config.vocab_size) +

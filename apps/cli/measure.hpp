@@ -9,7 +9,8 @@ namespace pocket::cli {
 inline void print_perplexity(Job& job) {
   const LanguageModel& model = *job.model;
   const std::string& file = job.args.perplexity;
-  const Windows text(model.encode(read_all(file), true), model.trained_context(), file, model.perplexity_window());
+  const Windows text(model.encode(read_all(file, kLongestMeasuredText), true), model.trained_context(), file,
+                     model.perplexity_window());
   check_forbidden(model, text.ids, file);
   SessionOptions options = session_options(job.args);
   options.context = int(text.size);
@@ -57,8 +58,13 @@ inline void print_memory(Job& job) {
   const LanguageModel& model = *job.model;
   const SessionOptions options = session_options(job.args);
   const int full = options.context > 0 ? options.context : model.trained_context(), some = std::min(128, full);
-  const std::vector<MemoryItem> few = model.memory_of(options, some), all = model.memory_of(options, full);
-  size_t sum_few = resident_memory(), sum_all = sum_few;
+  std::vector<MemoryItem> few = model.memory_of(options, some), all = model.memory_of(options, full);
+  size_t sum_few = resident_memory();
+  if (job.args.no_mmap) {  // the whole file, embedding table included, is in memory already
+    few[0].bytes = all[0].bytes = size_t(job.model->file().file_bytes);
+    sum_few -= std::min(sum_few, few[0].bytes);
+  }
+  size_t sum_all = sum_few;
   char line[120];
   const auto row = [&](const char* name, size_t x, size_t y) {
     std::snprintf(line, sizeof line, "  %-24s %10.1f %10.1f\n", name, double(x) / 1e6, double(y) / 1e6);
@@ -79,7 +85,7 @@ inline void print_memory(Job& job) {
 // --info.
 inline void print_info(Job& job) {
   job.out.write(job.model->description());
-  const std::string provenance(job.model->file().provenance());
+  const std::string provenance = without_controls(std::string(job.model->file().provenance()));
   job.out.write(provenance + (provenance.empty() || provenance.back() == '\n' ? "" : "\n"));
   print_memory(job);
 }
@@ -94,7 +100,7 @@ inline void print_ids(Job& job) {
 // --logits. Throws Failure.
 inline void write_logits(Job& job) {
   ActiveSession session(*job.model, session_options(job.args));
-  const std::vector<int> ids = prompt_ids(job);
+  const std::vector<int> ids = prompt_ids(job, *session);
   check_room(job, *session, ids.size());
   OutputFile file;
   open_output(file, job.args.logits);

@@ -9,8 +9,8 @@ namespace pocket::cli {
 class Megabyte : public LanguageModel {
  public:
   // Throws Failure.
-  explicit Megabyte(const std::string& path) {
-    if (!model_.open(path.c_str())) throw_open_failure(path, model_.error);
+  explicit Megabyte(const std::string& path, Load load = Load::map) {
+    if (!model_.open(path.c_str(), load)) throw_open_failure(path, model_.error);
     if (!tokenizer_.load(Tokenizer::to_blob(byte_vocabulary()))) throw Failure{1, path + ": " + tokenizer_.error};
   }
 
@@ -45,6 +45,7 @@ class Megabyte : public LanguageModel {
     return ids;
   }
   std::vector<int> encode_prompt(std::string_view text) const override { return encode(text, true); }
+  size_t least_tokens(std::string_view text) const override { return text.size(); }
   // The byte that ends and pads the texts of the training data, 0 as a rule, never occurs inside one.
   std::vector<int> forbidden_ids() const override { return model_.stop_ids; }
   bool can_extend_context() const override { return false; }

@@ -22,13 +22,14 @@ struct Arguments {
   int max_tokens = -1;  // new tokens; 0: until the context is full; -1: the default of the mode
   int top_k = 0, top = 0, threads = 0, context = 0, batch = 256;
   float temperature = 0.8f, top_p = 0.9f, min_p = 0, repeat_penalty = 1;
-  bool lookup = false, json = false, quiet = false;
+  bool no_mmap = false, lookup = false, json = false, quiet = false;
   bool info = false, self_test = false, kernels = false, help = false, man = false, version = false;
 
   std::vector<std::string> given;  // names of the options on the command line; "-m chat" is one
 
   bool is_given(std::string_view name) const { return std::find(given.begin(), given.end(), name) != given.end(); }
   bool chat() const { return mode == "chat"; }
+  Load load() const { return no_mmap ? Load::copy : Load::map; }
   bool has_instruction() const { return !words.empty() || !features.empty() || !summary.empty(); }
 };
 
@@ -72,6 +73,8 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "--kv", "TYPE", "type of the KV cache: q8, f32 or auto (f32 for f32 models, else q8) [auto]", &Arguments::kv},
     {"", "--kernel", "NAME", "a name from --kernels [the first]; reference: the plain forward pass of run.cpp, slow",
      &Arguments::kernel},
+    {"", "--no-mmap", "", "read the model into memory instead of mapping its file, which may then change",
+     &Arguments::no_mmap},
     {"", "--lookup", "", "predict tokens from repetitions in the text: the same text, sooner", &Arguments::lookup},
     {"", "", "model.bin -i \"2 + 2 =\" -n 3 -t 0 --top 5 --json 2> figures.json", "Figures on stderr"},
     {"", "--top", "N", "list the N most likely tokens at each step, with their probabilities", &Arguments::top, 0,
@@ -208,7 +211,7 @@ inline Arguments parse(int argc, char** argv) {
   if (a.is_given("--prompt") + !a.file.empty() + !a.ids.empty() > 1)
     throw Failure{2, "-i, -f and --ids: expected only one of them"};
   if (a.has_instruction()) set_instruction_prompt(a);
-  for (const char* option : {"--save", "--resume", "--lookup", "--top"})
+  for (const char* option : {"--ids", "--save", "--resume", "--lookup", "--top"})
     if (a.chat() && a.is_given(option))
       throw Failure{2, std::string(option) + " is not valid in a chat; remove it, or -m chat"};
   set_defaults(a);

@@ -49,8 +49,10 @@ class SessionFile {
   SessionFile(const std::string& name, const ModelFile& model) : name_(name) {
     const int fd = ::open(name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat st = {};
-    if (fd < 0 || fstat(fd, &st) != 0) throw Failure{1, name + ": " + std::strerror(errno) + "; --save writes one"};
+    if (fd < 0) throw Failure{1, name + ": " + std::strerror(errno) + "; --save writes one"};
     file_.reset(fdopen(fd, "rb"));
+    if (!file_) ::close(fd);
+    if (!file_ || fstat(fd, &st) != 0) fail(std::strerror(errno));
     if (!S_ISREG(st.st_mode)) fail("expected a saved session, found no regular file");
     bytes_ = uint64_t(st.st_size);
     if (bytes_ < sizeof head_) fail("size: expected at least 64 bytes, found " + std::to_string(bytes_));

@@ -1,7 +1,6 @@
 // chat_program_test.cpp: ./run -m chat as users run it, through pipes and on a terminal.
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "../support/terminal.hpp"
@@ -41,15 +40,6 @@ TemporaryFolder* ChatProgram::folder = nullptr;
 
 #define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (part) << " in " << (text)
 
-// Number of control characters that a terminal must not get.
-int controls(const std::string& s) {
-  int n = 0;
-  for (size_t i = 0; i < s.size(); i++)
-    n += (uint8_t(s[i]) < 32 && !std::strchr("\n\t\r", s[i])) || uint8_t(s[i]) == 127 ||
-         (uint8_t(s[i]) == 0xC2 && i + 1 < s.size() && uint8_t(s[i + 1]) < 0xA0);
-  return n;
-}
-
 // ---- Templates ----
 
 TEST_F(ChatProgram, ChoosesATemplateByName) {
@@ -68,6 +58,7 @@ TEST_F(ChatProgram, ChoosesATemplateByName) {
   fails(2, {"-m", "chat", "--template", "poem"}, {"--template: expected one of zephyr, chatml", "found 'poem'"});
   fails(1, {"-m", "chat", "--template", "chatml"}, {"plain.bin: --template chatml: expected the token <|im_start|>"});
   fails(2, {"-i", "a", "--template", "plain"}, {"--template is only valid with -m chat"});
+  fails(2, {"-m", "chat", "--ids", "1"}, {"--ids is not valid in a chat"});
 }
 
 TEST_F(ChatProgram, ConverterTakesATemplateName) {
@@ -165,6 +156,15 @@ TEST_F(ChatProgram, LoadsASavedConversation) {
   EXPECT_EQ(t.list(), "a conversation.json\nbroken\n");
 }
 
+TEST_F(ChatProgram, KeepsAnEmptySystemPrompt) {
+  const TemporaryFolder t;
+  t.write("loaded",
+          "[{\"role\": \"system\", \"content\": \"\"}, {\"role\": \"user\", \"content\": \"a\"}, "
+          "{\"role\": \"assistant\", \"content\": \"b\"}]");
+  EXPECT_EQ(chat({"/load " + t.file("loaded"), "/save " + t.file("saved")}).status, 0);
+  EXPECT_EQ(nlohmann::json::parse(read_file(t.file("saved"))), nlohmann::json::parse(read_file(t.file("loaded"))));
+}
+
 // ---- The end of the context ----
 
 TEST_F(ChatProgram, DropsTheOldestTurns) {
@@ -182,6 +182,26 @@ TEST_F(ChatProgram, RejectsAMessageThatDoesNotFit) {
   EXPECT_HAS(r.err, "message: ");
   EXPECT_HAS(r.err, "tokens, but the context has room for 256; shorten it, or enlarge the context with --ctx");
   EXPECT_EQ(r.out, chat({"one", "two"}).out);
+}
+
+// Encoding it would take much longer than finding that it cannot fit.
+TEST_F(ChatProgram, RejectsAMessageOfMegabytesWithoutEncodingIt) {
+  std::string words;
+  while (words.size() < 3000000) words += "some more words ";
+  const ProgramResult r = chat({"one", words, "two"});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_HAS(r.err, "message: at least ");
+  EXPECT_EQ(r.out, chat({"one", "two"}).out);
+}
+
+TEST_F(ChatProgram, EndlessLineEndsTheChat) {
+  const ProgramResult r = run_program({"sh", "-c", POCKET_RUN " " + model() + " -m chat < /dev/zero"});
+  expect_failed_in_a_line(r, "run", 1, {"standard input: line: expected at most 67108864 bytes, found more"});
+}
+
+TEST_F(ChatProgram, ReportsInputThatCannotBeRead) {
+  const ProgramResult r = run_program({"sh", "-c", POCKET_RUN " " + model() + " -m chat < /"});
+  expect_failed_in_a_line(r, "run", 1, {"standard input: Is a directory"});
 }
 
 TEST_F(ChatProgram, ReplyEndsWhenTheContextIsFull) {
@@ -237,7 +257,7 @@ TEST_F(ChatProgram, CtrlCTwiceEndsTheChat) {
 // Most tokens of the random model are single bytes, among them control characters.
 TEST_F(ChatProgram, TerminalGetsNoEscapeSequences) {
   const std::vector<std::string> hot = {"-t", "5", "-p", "1", "-s", "3", "-n", "200"};
-  EXPECT_GT(controls(chat({"hi"}, hot).out), 5) << "a pipe gets all control characters";
+  EXPECT_GT(count_controls(chat({"hi"}, hot).out), 5) << "a pipe gets all control characters";
   std::vector<std::string> args = {POCKET_RUN, model(), "-m", "chat"};
   args.insert(args.end(), hot.begin(), hot.end());
   const TemporaryFolder folder;
@@ -253,8 +273,21 @@ TEST_F(ChatProgram, TerminalGetsNoEscapeSequences) {
   ASSERT_TRUE(t.wait_for("expected a list of messages"));
   t.type("/quit\n");
   EXPECT_EQ(t.wait_for_exit(), 0);
-  EXPECT_EQ(controls(t.output()), 0);
+  EXPECT_EQ(count_controls(t.output()), 0);
   EXPECT_GT(t.output().size(), 200u);
+}
+
+// A model that is read into memory may lose its file.
+TEST_F(ChatProgram, GoesOnWhenTheFileOfAModelInMemoryIsTruncated) {
+  const TemporaryFolder folder;
+  std::filesystem::copy_file(model(), folder.file("m.bin"));
+  TerminalProgram t({POCKET_RUN, folder.file("m.bin"), "-m", "chat", "-n", "12", "-t", "0", "-r", "2", "--no-mmap"});
+  ASSERT_TRUE(t.wait_for("> "));
+  std::filesystem::resize_file(folder.file("m.bin"), 0);
+  t.type("one\n");
+  ASSERT_TRUE(t.wait_for("\n> "));
+  t.type("/quit\n");
+  EXPECT_EQ(t.wait_for_exit(), 0) << t.output();
 }
 
 // ---- A real model ----

@@ -122,11 +122,43 @@ TEST(JsonText, IsReadByOtherParsers) {
   const std::string text = std::string("a\"b\\c\n\t\x01\x7F\0 caf\xC3\xA9 \xC2\x9B[31m \xF0\x9F\x98\x80", 28);
   const std::string written = json(text);
   EXPECT_EQ(nlohmann::json::parse(written), text);
+  EXPECT_EQ(json("\u202E\u2028\u2066"), "\"\\u202e\\u2028\\u2066\"") << "they would change the order of the line";
   for (const char* control : {"\x7F", "\xC2\x9B", "\x01", "\n"})
     EXPECT_EQ(written.find(control), std::string::npos) << "a terminal would execute it";
   EXPECT_EQ(nlohmann::json::parse(json(std::string_view("\xFFx\xC3"))), "\uFFFDx\uFFFD");
   EXPECT_EQ(json(std::nan("")), "null");
   EXPECT_EQ(json_object({{"a", json_array({"1", "2"})}, {"b", json("x")}}), "{\"a\": [1, 2], \"b\": \"x\"}");
+}
+
+TEST(OneLine, KeepsTextAndDropsControls) {
+  EXPECT_EQ(one_line("caf\u00E9 \u4F60\u597D \U0001F642 \u0645\u0631\u062D\u0628\u0627"),
+            "caf\u00E9 \u4F60\u597D \U0001F642 \u0645\u0631\u062D\u0628\u0627");
+  EXPECT_EQ(one_line("a\nb\tc\r\nd"), "a b c d");
+  EXPECT_EQ(one_line(std::string("\x1B[31m\0\x7F\xC2\x9B"
+                                 "31m",
+                                 12)),
+            "[31m31m");
+  EXPECT_EQ(one_line("\u202Ea\u2066b\u2028c\u2029"), "abc");
+  EXPECT_EQ(one_line("\x9B"
+                     "31m\xC3"),
+            "\uFFFD31m\uFFFD")
+      << "invalid UTF-8";
+  EXPECT_EQ(provenance_line("licence", "MIT\nsource: forged"), "licence: MIT source: forged\n");
+  EXPECT_EQ(provenance_line("licence", ""), "");
+}
+
+TEST(ReadAll, EndsAtTheLimit) {
+  const TemporaryFolder t;
+  EXPECT_EQ(read_all(t.write("a", "12345"), 5), "12345");
+  for (const std::string& endless : {t.file("a"), std::string("/dev/zero")}) {
+    try {
+      read_all(endless, 4);
+      ADD_FAILURE() << endless;
+    } catch (const Failure& f) {
+      EXPECT_EQ(f.status, 1);
+      EXPECT_EQ(f.what, endless + ": expected at most 4 bytes, found more");
+    }
+  }
 }
 
 TEST(ManText, EscapesTroff) { EXPECT_EQ(man_text(".a-b\n'c\\d \"e\".f"), "\\&.a\\-b\n\\&\\(aqc\\ed \\(dqe\\(dq.f"); }

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "../support/test_data.hpp"
+#include "../support/tiny_model.hpp"
 
 namespace conversation_test {
 
@@ -83,22 +84,63 @@ TEST(Conversation, DropsTheOldestTurnsAndKeepsTheSystemPrompt) {
   Conversation conversation(chat, encode, "kind");
   for (const char* word : {"one", "two", "three", "four"}) conversation.turns.push_back({word, "r", {}});
   const size_t whole = conversation.ids().size();
-  EXPECT_EQ(conversation.drop_oldest(whole), 0u) << "it fits";
-  EXPECT_EQ(conversation.drop_oldest(whole - 1), 1u);
+  EXPECT_EQ(conversation.make_room(whole, whole), 0u) << "it fits";
+  EXPECT_EQ(conversation.make_room(whole - 1, whole - 1), 1u);
   EXPECT_EQ(tokens_of(conversation), "^S[kind]U[two]R[\nr]U[three]R[\nr]U[four]R[\nr");
   EXPECT_EQ(conversation.active(), 3u);
   EXPECT_EQ(conversation.dropped(), 1u);
-  EXPECT_EQ(conversation.drop_oldest(0), 2u) << "the last turn is never dropped";
+  EXPECT_EQ(conversation.make_room(0, 0), 2u) << "the last turn is never dropped";
   EXPECT_EQ(tokens_of(conversation), "^S[kind]U[four]R[\nr");
-  EXPECT_EQ(conversation.drop_oldest(0), 0u);
+  EXPECT_EQ(conversation.make_room(0, 0), 0u);
   EXPECT_EQ(conversation.turns.size(), 4u) << "dropped turns can still be saved";
+}
+
+// Only the texts near the end are encoded, and none that cannot fit.
+TEST(Conversation, TimeToDropTurnsDoesNotDependOnTheirNumber) {
+  const ChatTemplate chat = brackets();
+  size_t encoded = 0;
+  const auto counting = [&](std::string_view text, bool bos) {
+    encoded += text.size();
+    return encode(text, bos);
+  };
+  for (const size_t turns : {1000, 100000}) {
+    Conversation conversation(chat, counting, "kind", [](std::string_view text) { return text.size(); });
+    conversation.turns.assign(turns, {"some words", "a reply", {}});
+    conversation.turns[turns - 3].message.assign(1 << 20, 'x');
+    conversation.turns.push_back({"new", "", {}});
+    encoded = 0;
+    EXPECT_EQ(conversation.make_room(1000, 500), turns - 2);
+    EXPECT_LT(encoded, 10000u) << turns;
+    EXPECT_EQ(tokens_of(conversation), "^S[kind]U[some words]R[\na reply]U[some words]R[\na reply]U[new]R[\n");
+  }
+}
+
+TEST(Conversation, DropsAsManyTurnsAsOneByOne) {
+  const ChatTemplate chat = brackets();
+  tiny::Random random(1);
+  for (int i = 0; i < 300; i++) {
+    Conversation conversation(chat, encode, i % 2 ? "kind" : "");
+    for (int k = random.below(20); k >= 0; k--)
+      conversation.turns.push_back(
+          {std::string(size_t(random.below(30)), 'x'), std::string(size_t(random.below(9)), 'y'), {}});
+    const size_t most = size_t(random.below(400)), target = most / 2, all = conversation.ids().size();
+    std::vector<size_t> sizes;  // without the first 0, 1, ... turns
+    for (size_t first = 0; first < conversation.turns.size(); first++) {
+      Conversation rest(chat, encode, i % 2 ? "kind" : "");
+      rest.turns.assign(conversation.turns.begin() + long(first), conversation.turns.end());
+      sizes.push_back(rest.ids().size());
+    }
+    size_t expected = 0;
+    while (all > most && expected + 1 < sizes.size() && sizes[expected] > target) expected++;
+    EXPECT_EQ(conversation.make_room(most, target), expected) << i;
+  }
 }
 
 TEST(Conversation, UndoRemovesTheLastTurnAndRestoresDroppedTurns) {
   const ChatTemplate chat = brackets();
   Conversation conversation(chat, encode, "");
   for (const char* word : {"one", "two", "three"}) conversation.turns.push_back({word, "r", {}});
-  conversation.drop_oldest(0);
+  conversation.make_room(0, 0);
   EXPECT_TRUE(conversation.undo());
   EXPECT_EQ(tokens_of(conversation), "^U[one]R[\nr]U[two]R[\nr");
   EXPECT_TRUE(conversation.undo());
@@ -111,7 +153,7 @@ TEST(Conversation, ResetKeepsTheSystemPrompt) {
   const ChatTemplate chat = brackets();
   Conversation conversation(chat, encode, "kind");
   conversation.turns = {{"one", "1", {}}, {"two", "2", {}}};
-  conversation.drop_oldest(0);
+  conversation.make_room(0, 0);
   conversation.reset();
   EXPECT_EQ(conversation.dropped(), 0u);
   conversation.turns.push_back({"new", "", {}});

@@ -31,7 +31,7 @@ class Faults : public testing::Test {
   // The command of a training of two steps.
   Args training(const std::string& output, const Args& more = {}) {
     return Args{POCKET_TRAIN, inputs.write("stories", pattern_stories(8)), "-o", output, "--dim", "16"} +
-           Args{"--layers", "1", "--ctx", "16", "--batch", "1", "--vocab", "270", "--steps", "2", "--threads", "1"} +
+           Args{"--layers", "1", "--ctx", "16", "--batch", "1", "--vocab", "300", "--steps", "2", "--threads", "1"} +
            more;
   }
 
@@ -61,16 +61,16 @@ class Faults : public testing::Test {
     return s;
   }
 
-  // The result without faults, and the number of calls of a kind.
-  State good(const std::string& kind, long& calls) {
-    State s = run(kind + ":0", inputs.file("count"));
-    EXPECT_EQ(s.result.status, 0) << s.result.err;
-    EXPECT_NE(s.out, old());
-    EXPECT_TRUE(replaces_nothing || s.mode == 0600);
-    calls = std::atol(read_file(inputs.file("count")).c_str());
+  // A run without faults; returns the number of calls of a kind.
+  long count(const std::string& kind) {
+    expected = run(kind + ":0", inputs.file("count"));
+    EXPECT_EQ(expected.result.status, 0) << expected.result.err;
+    EXPECT_NE(expected.out, old());
+    EXPECT_TRUE(replaces_nothing || expected.mode == 0600);
+    const long calls = std::atol(read_file(inputs.file("count")).c_str());
     EXPECT_GT(calls, 0) << kind;
     std::filesystem::remove(inputs.file("count"));
-    return s;
+    return calls;
   }
 
   // The calls to test: 1 ... calls, or some of them. The first allocation, of the C++ runtime, is before main().
@@ -79,47 +79,47 @@ class Faults : public testing::Test {
     std::vector<long> all;
     if (std::getenv("POCKET_FAULTS")) most = calls;
     for (long i = 0; i < std::min(calls - first + 1, most); i++)
-      all.push_back(calls - first + 1 <= most ? first + i : first + (calls - first) * i / (most - 1));
+      all.push_back(calls - first + 1 <= most ? first + i : first + (2 * i + 1) * (calls - first) / (2 * most));
     return all;
   }
 
-  // Each call of a kind fails, alone or with all later ones.
-  void expect_clean_failures(const std::string& kind, long most) {
-    long calls = 0;
-    const State expected = good(kind, calls);
+  // Calls of a kind fail, alone or with all later ones. calls: all of them.
+  void expect_clean_failures(const std::string& kind, long calls, long most) {
     for (const long n : points(kind, calls, most))
       for (const char* later : {"", "+"}) {
         const std::string fault = kind + ":" + std::to_string(n) + later;
         const State s = run(fault);
-        EXPECT_TRUE(s.result.status == 0 || s.result.status == 1) << fault << ": " << s.result.status << s.result.err;
-        EXPECT_TRUE(s.result.status == 0 || !s.result.err.empty()) << fault;
-        // After the rename, only the durability of the name can fail.
-        const bool complete = s.result.status == 0 || contains(s.result.err, "is complete, but");
-        EXPECT_TRUE(s.out == (complete ? expected.out : old())) << fault << ": " << s.result.err;
-        expect_no_traces(s, expected, fault);
+        const bool failed = s.result.status != 0;
+        EXPECT_TRUE(!failed || s.result.status == 1) << fault << ": " << s.result.status << s.result.err;
+        EXPECT_TRUE(!failed || !s.result.err.empty()) << fault;
+        // After the rename, only the durability of the name can fail, or what a chat does next.
+        const bool written =
+            !failed || contains(s.result.err, "out: is complete, but") || contains(s.result.err, "out: saved");
+        EXPECT_TRUE(s.out == (written ? expected.out : old())) << fault << ": " << s.result.err;
+        expect_no_traces(s, fault);
       }
   }
 
-  // A signal at some calls of a kind.
-  void expect_clean_ends(int signal, const std::string& kind, long most) {
-    long calls = 0;
-    const State expected = good(kind, calls);
+  // A signal at calls of a kind.
+  void expect_clean_ends(int signal, const std::string& kind, long calls, long most) {
     for (const long n : points(kind, calls, most)) {
       const std::string fault = kind + ":" + std::to_string(n) + ":" + std::to_string(signal);
       const State s = run(fault);
-      // A thread of the engine may have blocked it; the second status is that of Ctrl-C.
+      // A signal to a thread of the engine, which blocks it, is lost. 130: Ctrl-C was handled.
       EXPECT_TRUE(s.result.status == 0 || s.result.status == 128 + signal) << fault << ": " << s.result.err;
       EXPECT_TRUE(s.out == old() || s.out == expected.out || (signal == SIGINT && complete(s.out))) << fault;
-      if (signal != SIGKILL) expect_no_traces(s, expected, fault);
+      if (signal != SIGKILL) expect_no_traces(s, fault);
     }
   }
 
-  void expect_no_traces(const State& s, const State& expected, const std::string& fault) const {
+  void expect_no_traces(const State& s, const std::string& fault) const {
     std::string files = "\n" + s.files;
     EXPECT_FALSE(contains(files, ".tmp.")) << fault << ": " << files;
     const size_t kept = files.find("\nout.calibrating\n");
     if (kept != files.npos) {
-      EXPECT_TRUE(s.result.status != 1 || contains(s.result.err, "repeat the command to resume")) << fault;
+      EXPECT_TRUE(s.result.status != 1 || contains(s.result.err, "repeat the command to resume") ||
+                  contains(s.result.err, "out of memory"))
+          << fault << s.result.err;
       files.erase(kept, std::strlen("\nout.calibrating"));
     }
     for (size_t at = 1, end; at < files.size(); at = end + 1) {
@@ -129,10 +129,12 @@ class Faults : public testing::Test {
   }
 
   void expect_clean(long most) {
-    for (const char* kind : {"write", "sync", "rename", "map"}) expect_clean_failures(kind, most);
-    expect_clean_failures("memory", 2 * most);
-    for (const int signal : {SIGTERM, SIGHUP, SIGINT, SIGKILL})
-      for (const char* kind : {"write", "memory"}) expect_clean_ends(signal, kind, most / 2);
+    for (const std::string kind : {"write", "sync", "rename", "map", "memory"}) {
+      const long calls = count(kind);
+      expect_clean_failures(kind, calls, kind == "memory" ? 2 * most : most);
+      for (const int signal : {SIGTERM, SIGHUP, SIGINT, SIGKILL})
+        if (kind == "write" || kind == "memory") expect_clean_ends(signal, kind, calls, most / 2);
+    }
   }
 
   std::string old() const { return replaces_nothing ? "" : "old"; }
@@ -143,6 +145,7 @@ class Faults : public testing::Test {
   // Whether `out` is a result after Ctrl-C, if it is another one then.
   std::function<bool(const std::string& out)> complete = [](const std::string&) { return false; };
   bool replaces_nothing = false;  // `out` is an adapter folder
+  State expected;                 // without faults
 };
 
 TEST_F(Faults, Convert) {
@@ -202,7 +205,8 @@ TEST_F(Faults, TrainAdapter) {
 // A second Ctrl-C, and the signals that end a program by default.
 TEST_F(Faults, BusErrorsAndOtherSignalsDeleteTemporaryFiles) {
   command = {POCKET_CONVERT, "--random", "tiny", "-o", "out"};
-  for (const int signal : {SIGQUIT, SIGPIPE, SIGXCPU}) expect_clean_ends(signal, "write", 3);
+  const long calls = count("write");
+  for (const int signal : {SIGQUIT, SIGPIPE, SIGXCPU}) expect_clean_ends(signal, "write", calls, 3);
   const State s = run("write:3:" + std::to_string(SIGBUS));
   EXPECT_EQ(s.result.status, 1);
   EXPECT_EQ(s.result.err,
@@ -211,10 +215,11 @@ TEST_F(Faults, BusErrorsAndOtherSignalsDeleteTemporaryFiles) {
   EXPECT_EQ(s.files, "out\n");
 }
 
-// The prompt is a FIFO, which is opened after the model.
+// The prompt is a FIFO, which is opened after the model. The file keeps its embedding table.
 TEST_F(Faults, ModelThatIsTruncatedWhileInUseEndsTheProgramWithAMessage) {
   const std::string script =
-      "mkfifo p; $0 $1 -f p -n 3 -q --save s & pid=$!; exec 3> p; : > $1; echo hello >&3; exec 3>&-; wait $pid";
+      "mkfifo p; $0 $1 -f p -n 3 -q --save s & pid=$!; exec 3> p; truncate -s 80000 $1; echo hello >&3; exec 3>&-; "
+      "wait $pid";
   const TemporaryFolder folder;
   ProgramOptions options;
   options.folder = folder.path();

