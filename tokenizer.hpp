@@ -185,7 +185,8 @@ class Tokenizer {
   // The number of pieces.
   int size() const { return int(n_pieces_); }
   // Returns a number of ids that encode() reaches or exceeds, in a fraction of its time: the size of the text, without
-  // white space and unknown bytes, divided by that of the longest piece; 0 if unknown characters share one id.
+  // white space and unknown bytes, divided by that of the longest piece; 0 if unknown characters share one id, or the
+  // normalizer removes spaces.
   size_t least_ids(std::string_view text) const;
   // The ids of "beginning of sequence" and "end of sequence"; -1: none.
   int bos() const { return bos_; }
@@ -412,6 +413,13 @@ inline PieceFinder::PieceFinder(std::vector<std::string_view> pieces) {
   std::sort(pieces.begin(), pieces.end(), [&](std::string_view a, std::string_view b) {
     return std::lexicographical_compare(a.rbegin(), a.rend(), b.rbegin(), b.rend(), less);
   });
+  size_t nodes = 2;  // with the root and the end
+  for (size_t i = 0; i < pieces.size(); i++) {
+    const std::string_view before = i > 0 ? pieces[i - 1] : std::string_view(), piece = pieces[i];
+    const auto shared = std::mismatch(piece.rbegin(), piece.rend(), before.rbegin(), before.rend()).first;
+    nodes += size_t(piece.rend() - shared);
+  }
+  nodes_.reserve(nodes);
   using Range = std::pair<size_t, size_t>;  // of the pieces that end with the bytes of a node
   std::vector<Range> level = {{0, pieces.size()}}, deeper;
   nodes_.push_back({0, 0, 0, 0});
@@ -496,7 +504,7 @@ inline std::vector<int> ids_of(const Tokenizer& tokenizer, std::string_view text
 }
 
 inline size_t Tokenizer::least_ids(std::string_view text) const {
-  if (kind_ == Kind::sentencepiece && !byte_fallback_) return 0;
+  if (kind_ == Kind::sentencepiece && (!byte_fallback_ || remove_extra_whitespaces_)) return 0;
   const auto counts = [this](char c) { return c != ' ' && !(c >= '\t' && c <= '\r') && byte_id_[uint8_t(c)] >= 0; };
   return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }

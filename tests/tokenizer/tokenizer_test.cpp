@@ -101,6 +101,7 @@ TEST_P(Vectors, EncodesAndDecodesLikeTheReference) {
   std::string first;
   const auto check = [&](const Json& row, const std::string& line) {
     const Ids ids = row["ids"];
+    EXPECT_LE(tok.least_ids(unhex(row["text_hex"])), ids.size()) << line;
     if (tok.encode(unhex(row["text_hex"]), false) != ids && encode++ == 0) first += "encode: " + line + "\n";
     if (row.contains("decoded_hex") && tok.decode(ids) != unhex(row["decoded_hex"]) && decode++ == 0)
       first += "decode: " + line + "\n";
@@ -274,6 +275,7 @@ TEST(SentencePiece, IgnoresOutdatedCandidates) {
 TEST(SentencePiece, EncodesConsecutiveUnknownCharactersAsOne) {
   const Tokenizer tok = load(sentencepiece({{"a", 0}}));
   EXPECT_EQ(tok.encode("xyaz"), (Ids{0, 3, 0}));
+  EXPECT_EQ(tok.least_ids("xyaz"), 0u) << "an unknown text of any length is one id";
   EXPECT_EQ(tok.decode({0, 3, 0}), " ? a ? ");
 }
 
@@ -364,6 +366,7 @@ TEST(ByteLevel, DropsBytesWithoutAPiece) {
   v.pieces['x'].type = PieceType::unused;
   EXPECT_EQ(load(v).encode("axb"), (Ids{256}));
   EXPECT_EQ(load(v).encode("x"), Ids{});
+  EXPECT_EQ(load(v).least_ids("axbx  abx"), 2u) << "bytes that become ids, by the longest piece";
 }
 
 TEST(ByteLevel, SplitsOffUserDefinedPiecesFirst) {
