@@ -156,7 +156,7 @@ TEST_F(Faults, Convert) {
 TEST_F(Faults, ConvertCalibrate) {
   command = {POCKET_CONVERT, "--random",  "tiny", "-o", "out", "--calibrate", inputs.write("text", "Hello world."),
              "--report",     "report.csv"};
-  expect_clean(6);
+  expect_clean(1);
 }
 
 TEST_F(Faults, RunSaveAndResume) {
