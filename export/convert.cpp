@@ -184,9 +184,9 @@ void write_outputs(const Arguments& a, ModelParts& parts, const ReadRows& read, 
   std::string error;
   if (!a.calibrate.empty()) rows = calibrate_model({a.calibrate, a.steps, a.output}, parts, read, file);
   if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
+  const std::string output = one_line(a.output);  // first, since nothing may fail once the model is written
   const uint64_t bytes = write_with_progress(a.output, parts, read);
   file.remove();
-  const std::string output = one_line(a.output);
   std::fprintf(stderr, "%s: %s, %.1f MB, in %.1f s; try: ./run %s %s\n", output.c_str(), a.type.c_str(),
                double(bytes) / 1e6, seconds() - start, output.c_str(),
                parts.chat.known() ? "-m chat" : "-i \"Once upon a time\"");

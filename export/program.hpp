@@ -47,9 +47,11 @@ struct Failure {
 
 // ---- Messages ----
 
-// Prints `PROGRAM: text` as one line on stderr, whatever the text quotes from outside.
-inline void print_message(const char* program, const std::string& text) {
+// Prints `PROGRAM: text` as one line on stderr, whatever the text quotes from outside. Throws nothing.
+inline void print_message(const char* program, const std::string& text) try {
   std::fprintf(stderr, "%s: %s\n", program, one_line(text).c_str());
+} catch (const std::bad_alloc&) {
+  std::fprintf(stderr, "%s: no memory for a message\n", program);
 }
 
 // ---- Options ----

@@ -54,10 +54,10 @@ class Faults : public testing::Test {
     ProgramOptions options;
     options.folder = folder.path();
     options.input = input;
-    State s = {run_program(args + command, options), read_file(folder.file("out")), folder.list()};
+    State s = {run_program(args + command, options), {}, folder.list()};
+    s.out = read_file(folder.file(replaces_nothing ? "out/adapter_model.safetensors" : "out"));
     struct stat info = {};
     if (stat(folder.file("out").c_str(), &info) == 0) s.mode = info.st_mode & 0777;
-    if (replaces_nothing) s.out = read_file(folder.file("out/adapter_model.safetensors"));
     return s;
   }
 
@@ -68,7 +68,7 @@ class Faults : public testing::Test {
     EXPECT_NE(expected.out, old());
     EXPECT_TRUE(replaces_nothing || expected.mode == 0600);
     const long calls = std::atol(read_file(inputs.file("count")).c_str());
-    EXPECT_GT(calls, 0) << kind;
+    EXPECT_TRUE(calls > 0 || kind == "map") << kind;
     std::filesystem::remove(inputs.file("count"));
     return calls;
   }
@@ -133,7 +133,7 @@ class Faults : public testing::Test {
       const long calls = count(kind);
       expect_clean_failures(kind, calls, kind == "memory" ? 2 * most : most);
       for (const int signal : {SIGTERM, SIGHUP, SIGINT, SIGKILL})
-        if (kind == "write" || kind == "memory") expect_clean_ends(signal, kind, calls, most / 2);
+        if (kind == "write" || kind == "memory") expect_clean_ends(signal, kind, calls, (most + 1) / 2);
     }
   }
 
@@ -156,7 +156,7 @@ TEST_F(Faults, Convert) {
 TEST_F(Faults, ConvertCalibrate) {
   command = {POCKET_CONVERT, "--random",  "tiny", "-o", "out", "--calibrate", inputs.write("text", "Hello world."),
              "--report",     "report.csv"};
-  expect_clean(6);
+  expect_clean(1);
 }
 
 TEST_F(Faults, RunSaveAndResume) {

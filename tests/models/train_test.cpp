@@ -155,16 +155,17 @@ TEST(Train, ChecksOutputsFirst) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), o = t.file("o.bin");
   std::filesystem::create_directory(t.file("m.loss.csv"));
+  ASSERT_EQ(mkfifo(t.file("fifo").c_str(), 0600), 0);
   const std::vector<std::vector<std::string>> refused = {{"-o", t.path()},
-                                                         {"-o", "/dev/null"},
+                                                         {"-o", t.file("fifo")},
                                                          {"-o", t.file("no/o.bin")},
                                                          {"-o", t.file("m.bin")},
                                                          {"-o", o, "--checkpoint", t.path()},
-                                                         {"-o", o, "--checkpoint", "/dev/null"},
+                                                         {"-o", o, "--checkpoint", t.file("fifo")},
                                                          {"-o", o, "--checkpoint", t.file("no/c")}};
   for (const auto& options : refused)
     expect_failed_in_a_line(train(std::vector<std::string>{text} + options), "train", 1, {});
-  EXPECT_EQ(t.list(), "m.loss.csv\ns.txt\n");
+  EXPECT_EQ(t.list(), "fifo\nm.loss.csv\ns.txt\n");
 }
 
 TEST(Train, KeepsModeOfReplacedFiles) {

@@ -1,6 +1,9 @@
 // files.hpp: temporary files of the tests.
 #pragma once
 
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -36,6 +39,10 @@ class TemporaryFolder {
     std::ofstream(file(name), std::ios::binary) << bytes;
     return file(name);
   }
+  // Creates a device like /dev/null. A test that writes to the machine's own would replace it, as root, if it failed.
+  // Returns "" if this user cannot create or open devices here.
+  std::string null_device(const std::string& name) const { return device(name, 3); }
+  std::string full_device(const std::string& name) const { return device(name, 7); }
   // The names in the folder, sorted, one per line.
   std::string list() const {
     std::vector<std::string> names;
@@ -48,5 +55,12 @@ class TemporaryFolder {
   }
 
  private:
+  std::string device(const std::string& name, unsigned minor) const {
+    if (mknod(file(name).c_str(), S_IFCHR | 0666, makedev(1, minor)) != 0) return "";
+    if (std::ofstream(file(name)).is_open()) return file(name);
+    std::filesystem::remove(file(name));
+    return "";
+  }
+
   std::string path_;
 };
