@@ -116,7 +116,7 @@ FUZZ = build-fuzz
 FUZZ_ASAN = -fsanitize=address
 FUZZ_UBSAN = -fsanitize=undefined -fno-sanitize-recover=all
 FUZZ_CXX = clang++ -std=c++17 -Wall -Wextra -O1 -g1 -D_GLIBCXX_ASSERTIONS -ffp-contract=off -pthread $(FUZZ_ASAN)
-FUZZ_TARGET = $(FUZZ_CXX) $(FUZZ_UBSAN) -fsanitize=fuzzer -DPOCKET_SEPARATE_KERNELS
+FUZZ_TARGET = $(FUZZ_CXX) -fsanitize=fuzzer $(FUZZ_UBSAN) -DPOCKET_SEPARATE_KERNELS
 FUZZ_TARGETS = $(basename $(notdir $(wildcard tests/fuzz/targets/*.cpp)))
 FUZZ_HEADERS = $(CLI) $(wildcard tests/fuzz/*.hpp tests/fuzz/targets/*.hpp tests/support/*.hpp)
 
