@@ -413,6 +413,13 @@ inline PieceFinder::PieceFinder(std::vector<std::string_view> pieces) {
   std::sort(pieces.begin(), pieces.end(), [&](std::string_view a, std::string_view b) {
     return std::lexicographical_compare(a.rbegin(), a.rend(), b.rbegin(), b.rend(), less);
   });
+  size_t nodes = 2;  // with the root and the end
+  for (size_t i = 0; i < pieces.size(); i++) {
+    const std::string_view before = i > 0 ? pieces[i - 1] : std::string_view(), piece = pieces[i];
+    const auto shared = std::mismatch(piece.rbegin(), piece.rend(), before.rbegin(), before.rend()).first;
+    nodes += size_t(piece.rend() - shared);
+  }
+  nodes_.reserve(nodes);
   using Range = std::pair<size_t, size_t>;  // of the pieces that end with the bytes of a node
   std::vector<Range> level = {{0, pieces.size()}}, deeper;
   nodes_.push_back({0, 0, 0, 0});

@@ -261,7 +261,7 @@ inline int find_piece(const Tokenizer::Vocabulary& v, std::string_view text) {
 
 /// Tokenizer files with fewer tokens than ids: the most ids without a token. A short file with a large id must not
 /// make a large vocabulary.
-inline constexpr size_t kMostGaps = 1 << 16;
+inline constexpr size_t kMostGaps = 1 << 12;
 
 /// Extends a vocabulary to `size` tokens with unused pieces.
 inline void fill_vocabulary(Tokenizer::Vocabulary& v, size_t size) {

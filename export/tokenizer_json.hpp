@@ -192,6 +192,7 @@ class TokenizerJson {
   static std::vector<JsonValue> steps_of(const JsonValue& v, const char* list) {
     std::vector<JsonValue> steps;
     if (type_of(v) != "Sequence") return v.missing() ? steps : std::vector<JsonValue>{v};
+    steps.reserve(v.find(list).size());
     for (const JsonValue& step : v.find(list).elements()) steps.push_back(step);
     return steps;
   }
