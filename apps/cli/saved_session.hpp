@@ -138,7 +138,7 @@ inline bool save_session(const Session& session, std::string_view note, const Wr
   if (!good) error = "saved session: cannot be written";
   return good;
 } catch (const std::bad_alloc&) {
-  error = "saved session: out of memory";
+  error = "out of memory";
   return false;
 }
 
@@ -196,9 +196,9 @@ inline bool restore_session(Session& session, uint64_t size, const ReadBytes& re
   if (hash.digest() == head.data_checksum) return true;
   return fail("data_checksum: expected " + std::to_string(head.data_checksum) + ", found " +
               std::to_string(hash.digest()) + "; the file is damaged");
-} catch (const std::bad_alloc&) {
+} catch (const std::exception&) {  // no memory, or more bytes for the note than a string can have
   session.rewind(0);
-  error = "saved session: out of memory";
+  error = "out of memory";
   return false;
 }
 

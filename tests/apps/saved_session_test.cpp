@@ -155,6 +155,26 @@ TEST(SavedSession, NamesTheInvalidField) {
   expect(changed, "checksum of the header: expected ");
 }
 
+// The caller states the size: the note would have the rest of it.
+TEST(SavedSession, ASizeBeyondMemoryIsAnError) {
+  const MemoryModel m(small_config(), Type::q8);
+  Session session(m.model), other(m.model);
+  const int id = 1;
+  ASSERT_TRUE(session.forward(&id, 1));
+  const std::string bytes = saved(session);
+  for (const uint64_t size : {~uint64_t(0), uint64_t(1) << 63, uint64_t(1) << 50}) {
+    const std::string head = patched(bytes, offsetof(SavedSession, note_bytes), size - bytes.size());
+    const ReadBytes read = [&](void* data, size_t n) {
+      std::memcpy(data, head.data(), std::min(n, head.size()));
+      return true;
+    };
+    std::string note, error;
+    EXPECT_FALSE(restore_session(other, size, read, note, error));
+    EXPECT_EQ(error, "out of memory");
+    EXPECT_EQ(other.position(), 0);
+  }
+}
+
 TEST(SavedSession, RejectsAnotherModelKvTypeAndASmallContext) {
   const MemoryModel m(small_config(), Type::q8), q4(small_config(), Type::q4);
   Session session(m.model);
