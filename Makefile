@@ -99,7 +99,8 @@ test: all models/train apps/bench/bench
 test-arm: all
 	tests/aarch64
 
-# By clang, whose UndefinedBehaviorSanitizer finds more. Under TSan only the tests that share data between threads: the pool, sessions, sessions that share a model.
+# By clang, whose UndefinedBehaviorSanitizer finds more. Under TSan only the tests that share data between threads: the
+# pool, sessions, sessions that share a model.
 sanitize:
 	tests/setup
 	$(MAKE) sanitized CXX=clang++ SANITIZE=address,undefined
