@@ -115,20 +115,23 @@ sanitized:
 FUZZ = build-fuzz
 FUZZ_ASAN = -fsanitize=address
 FUZZ_UBSAN = -fsanitize=undefined -fno-sanitize-recover=all
-FUZZ_CXX = clang++ -std=c++17 -Wall -Wextra -O1 -g1 -D_GLIBCXX_ASSERTIONS -ffp-contract=off -pthread $(FUZZ_ASAN)
-FUZZ_TARGET = $(FUZZ_CXX) $(FUZZ_UBSAN) -fsanitize=fuzzer -DPOCKET_SEPARATE_KERNELS
-FUZZ_TARGETS = $(basename $(notdir $(wildcard tests/fuzz/targets/*.cpp)))
-FUZZ_HEADERS = $(CLI) $(wildcard tests/fuzz/*.hpp tests/fuzz/targets/*.hpp tests/support/*.hpp)
+FUZZ_CXX = clang++ -std=c++17 -Wall -Wextra -O1 -g1 -MMD -MP -D_GLIBCXX_ASSERTIONS -ffp-contract=off -pthread $(FUZZ_ASAN)
+FUZZ_TARGET = $(FUZZ_CXX) -fsanitize=fuzzer $(FUZZ_UBSAN) -DPOCKET_SEPARATE_KERNELS
+FUZZ_TARGETS = $(patsubst tests/fuzz/targets/%.cpp,$(FUZZ)/%,$(wildcard tests/fuzz/targets/*.cpp))
 
-fuzz: $(FUZZ_TARGETS:%=$(FUZZ)/%)
+fuzz: $(FUZZ_TARGETS)
 
 fuzz-smoke: fuzz
 	tests/fuzz/run --build $(FUZZ) --seconds 10 --jobs 2
 
-$(FUZZ)/%: tests/fuzz/targets/%.cpp $(FUZZ_HEADERS) $(FUZZ)/driver.o $(FUZZ)/kernels.a
-	$(FUZZ_TARGET) $< $(FUZZ)/driver.o $(FUZZ)/kernels.a -o $@
+$(FUZZ_TARGETS): $(FUZZ)/%: $(FUZZ)/%.o $(FUZZ)/driver.o $(FUZZ)/kernels.a
+	$(FUZZ_TARGET) $^ -o $@
 
-$(FUZZ)/driver.o: tests/fuzz/driver.cpp $(FUZZ_HEADERS)
+$(FUZZ_TARGETS:%=%.o): $(FUZZ)/%.o: tests/fuzz/targets/%.cpp
+	@mkdir -p $(FUZZ)
+	$(FUZZ_TARGET) -c $< -o $@
+
+$(FUZZ)/driver.o: tests/fuzz/driver.cpp
 	@mkdir -p $(FUZZ)
 	$(FUZZ_TARGET) -c $< -o $@
 
@@ -137,6 +140,8 @@ $(FUZZ)/kernels.a: run.cpp
 	@mkdir -p $(FUZZ)
 	$(FUZZ_CXX) -fsanitize=fuzzer-no-link -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c $< -o $(FUZZ)/kernels.o
 	ar rcs $@ $(FUZZ)/kernels.o
+
+-include $(wildcard $(FUZZ)/*.d)
 
 # ./run prints its help as troff.
 man/pocketllama.1: run

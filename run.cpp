@@ -3165,11 +3165,15 @@ Arguments parse(int argc, char** argv) {
   return a;
 }
 
+constexpr size_t kLongestText = 64 << 20;  // bytes; more is no text, but a device such as /dev/zero
+
 std::string read_all(const std::string& name) {
   std::FILE* file = name == "-" ? stdin : std::fopen(name.c_str(), "rb");
   std::string text;
-  for (int c; file && (c = std::getc(file)) != EOF;) text += char(c);
+  for (int c; file && text.size() <= kLongestText && (c = std::getc(file)) != EOF;) text += char(c);
   if (!file || std::ferror(file)) throw Failure{1, name + ": " + std::strerror(errno)};
+  if (text.size() > kLongestText)
+    throw Failure{1, concat(name, ": expected at most ", kLongestText, " bytes, found more")};
   return text;
 }
 
@@ -3229,7 +3233,10 @@ struct Program {
       }
       if (isatty(0)) std::fprintf(stderr, "> ");
       int c;
-      for (message.clear(); (c = std::getchar()) != EOF && c != '\n';) message += char(c);
+      for (message.clear(); (c = std::getchar()) != EOF && c != '\n';) {
+        if (message.size() == kLongestText) throw Failure{1, "standard input: line: expected at most 64 MiB"};
+        message += char(c);
+      }
       if ((c == EOF && message.empty()) || message == "/quit") return;
     }
   }

@@ -318,7 +318,7 @@ int guarded(const char* program, const F& body, void (*handler)(int) = on_interr
     std::fprintf(stderr, "%s: out of memory\n", program);
     return 1;
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "%s: %s\n", program, e.what());
+    print_message(program, e.what());
     return 1;
   }
 }

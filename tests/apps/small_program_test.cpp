@@ -64,7 +64,12 @@ TEST(SmallProgram, ReportsAModelThatIsTruncatedWhileItRuns) {
   const std::string model = t.write("m.bin", read_file(kStories)), prompt = t.file("prompt");
   ASSERT_EQ(mkfifo(prompt.c_str(), 0600), 0);
   std::thread other([&] {
-    const int file = open(prompt.c_str(), O_WRONLY);  // returns once the program, which has opened the model, reads it
+    int file = -1;  // opened once the program, which has opened the model then, reads it
+    for (int wait = 0; file < 0 && wait < 20000; wait++) {
+      file = open(prompt.c_str(), O_WRONLY | O_NONBLOCK);
+      usleep(1000);
+    }
+    ASSERT_GE(file, 0);
     EXPECT_EQ(truncate(model.c_str(), 4096), 0);
     EXPECT_EQ(write(file, "Once", 4), 4);
     close(file);

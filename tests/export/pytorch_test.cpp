@@ -316,6 +316,22 @@ TEST(Pickle, RejectsInvalidPrograms) {
   }
 }
 
+// One long tuple in the memo must not be copied into every tensor.
+TEST(PyTorch, RejectsTensorsOfMoreDimensionsThanAnyModel) {
+  for (const size_t dimensions : {8, 9, 1000}) {
+    const TemporaryFolder folder;
+    const std::vector<int64_t> shape(dimensions, 1);
+    const std::string path = folder.write("x.pt", pytorch::save({{"x", shape, std::string(4, '\0')}}));
+    std::string error;
+    const auto file = InputFile::open(path, error);
+    PyTorchFile reader(*file);
+    FoundTensors found;
+    EXPECT_EQ(reader.read(0, found), dimensions == 8) << reader.error;
+    const std::string expected = "tensor x: shape: expected at most 8 dimensions, found " + std::to_string(dimensions);
+    EXPECT_EQ(contains(reader.error, expected), dimensions > 8) << reader.error;
+  }
+}
+
 TEST(Pickle, RejectsBombs) {
   const std::string four("\xff\xff\xff\xff", 4), most = "expected at most ";
   const auto many = [](const std::string& op, size_t n) {

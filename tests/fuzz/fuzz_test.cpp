@@ -68,9 +68,8 @@ TEST(Fuzz, ReplaysEveryTarget) {
   for (const auto& file : std::filesystem::directory_iterator(kFolder / "targets"))
     if (file.path().extension() == ".cpp") files.insert(file.path().stem().string());
   EXPECT_EQ(known, files);
-  if (std::filesystem::exists(kFolder / "regressions"))
-    for (const auto& folder : std::filesystem::directory_iterator(kFolder / "regressions"))
-      EXPECT_EQ(known.count(folder.path().filename().string()), 1u) << folder.path();
+  for (const auto& folder : std::filesystem::directory_iterator(kFolder / "regressions"))
+    EXPECT_EQ(known.count(folder.path().filename().string()), 1u) << folder.path();
 }
 
 // The promises of a target are checked here, too.

@@ -2,10 +2,13 @@
 // distillation, and errors.
 #include <gtest/gtest.h>
 
+#include "../../models/training_state.hpp"
 #include "../support/test_data.hpp"
 #include "../support/train_program.hpp"
 
 namespace train_test {
+
+using namespace pocket;
 
 // The random choices of a story, 2.6 + 2.6 + 2 bits, are 0.03 bits for each of its 230 characters.
 TEST(Train, LearnsSimpleStories) {
@@ -52,6 +55,44 @@ TEST(Train, ContinuesFromFinishedModel) {
                 {"--ctx: expected at most 32, the context of the model, found 64"});
   expect_failed(train({more, "-o", t.file("h.bin"), "--resume", "--checkpoint", t.file("a.bin.checkpoint")}), 1,
                 {"is of a training on other texts"});
+}
+
+// A checkpoint with `value` in a field and a valid checksum.
+std::string with_field(std::string bytes, TrainPlan plan, const std::string& field, int64_t value) {
+  size_t at = sizeof kCheckpointMagic + sizeof kCheckpointVersion, found = 0;
+  const auto each = [&](const char* name, auto&, auto, auto) {
+    if (name == field) found = at;
+    at += sizeof value;
+    return true;
+  };
+  TrainProgress progress;
+  for_each_field(plan, each);
+  for_each_field(progress, plan, each);
+  EXPECT_GT(found, 0u) << field;
+  std::memcpy(&bytes[found], &value, sizeof value);
+  const uint64_t hash = hash_bytes(bytes.data(), bytes.size() - sizeof hash);
+  std::memcpy(&bytes[bytes.size() - sizeof hash], &hash, sizeof hash);
+  return bytes;
+}
+
+TEST(Train, RejectsCheckpointThatDoesNotFitTheText) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "100", "-o", t.file("a.bin")}).status, 0);
+  const std::string good = read_file(t.file("a.bin.checkpoint"));
+  CheckpointFile file;
+  std::string error;
+  ASSERT_TRUE(file.read(t.file("a.bin.checkpoint"), error)) << error;
+  const auto resume = [&](const std::string& bytes) {
+    t.write("a.bin.checkpoint", bytes);
+    return train({text, "-o", t.file("a.bin"), "--resume"});
+  };
+  expect_failed(resume(with_field(good, file.plan, "index", 399)), 1, {"a.bin.checkpoint: index: expected 0 to "});
+  expect_failed(resume(with_field(good, file.plan, "index", INT64_MAX)), 1, {"index: expected 0 to 400, found 9223"});
+  expect_failed(resume(with_field(good, file.plan, "batch", 0)), 1, {"batch: expected 1 to 65536, found 0"});
+  expect_failed(resume(with_field(good, file.plan, "context", 33)), 1, {"context: expected at most the model's 32"});
+  expect_failed(resume(with_field(good, file.plan, "vocab_size", 319)), 1, {"bytes of weights, found"});
+  EXPECT_EQ(resume(good).status, 0);
 }
 
 // Trains a model of type f32 on `text`, for --init.

@@ -13,13 +13,16 @@ void run(std::string_view input) {
   chat.slot[ChatTemplate::kReplyPrefix] = {{-1, "Reply:"}};
   chat.trim = ChatTemplate::kTrimReply;
   const Encode encode = [](std::string_view text, bool) { return std::vector<int>(text.begin(), text.end()); };
-  cli::Conversation conversation(chat, encode, ""), again(chat, encode, "");
+  const cli::Conversation::Least least = [](std::string_view text) { return text.size(); };
+  cli::Conversation conversation(chat, encode, "", least), again(chat, encode, "");
   std::string error;
   if (!conversation.load(file.write(input), error)) return require(!error.empty(), "conversation: an error");
   require(again.load(saved.write(conversation.to_json()), error), "conversation: /load reads what /save writes");
   require(again.system == conversation.system && again.ids() == conversation.ids(), "conversation: the same tokens");
-  conversation.drop_oldest(40);
-  require(conversation.active() <= 1 || conversation.ids().size() <= 40, "conversation: it fits the context");
+  conversation.make_room(80, 40);
+  again.make_room(80, 40);
+  require(conversation.active() <= 1 || conversation.ids().size() <= 80, "conversation: it fits the context");
+  require(conversation.dropped() == again.dropped(), "conversation: the lower bound changes nothing");
 }
 
 std::vector<std::string> seeds() {
