@@ -289,6 +289,7 @@ void convert_model(const Arguments& a, const Model& model) {
   parts.self_test_ids = model.self_test_ids;
   parts.tokenizer = std::string(model.tokenizer_bytes());
   std::istringstream lines{std::string(model.provenance())};
+  lines.exceptions(std::ios::badbit);  // a failed allocation is thrown, and is not the end of the lines
   for (std::string text; std::getline(lines, text);)
     if (text.rfind("weights: ", 0) != 0) parts.provenance += one_line(text) + "\n";
   for (const LoraAdapter& adapter : adapters) parts.provenance += provenance_line("lora", adapter.description());

@@ -392,6 +392,7 @@ inline std::string JsonValue::string() const {
 inline double JsonValue::number() const {
   if (!is(JsonKind::number)) return 0;
   std::istringstream in{std::string(raw())};
+  in.exceptions(std::ios::badbit);   // a failed allocation is not a number
   in.imbue(std::locale::classic());  // a decimal point in any locale
   double value = 0;
   if (in >> value) return value;

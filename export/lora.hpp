@@ -43,6 +43,7 @@ inline bool parse_lora(const std::string& text, LoraSource& out, std::string& er
   const size_t colon = text.rfind(':');
   if (colon == std::string::npos || is_directory(text) || !is_directory(text.substr(0, colon))) return true;
   std::istringstream in(text.substr(colon + 1));
+  in.exceptions(std::ios::badbit);   // a failed allocation is thrown
   in.imbue(std::locale::classic());  // a decimal point in any locale
   out.folder = text.substr(0, colon);
   if ((in >> std::noskipws >> out.scale) && in.peek() == EOF && std::isfinite(out.scale)) return true;
@@ -172,6 +173,7 @@ class LoraAdapter {
   // The adapter's entry in the provenance of a model.
   std::string description() const {
     std::ostringstream text;
+    text.exceptions(std::ios::badbit);  // a failed allocation is thrown
     text.imbue(std::locale::classic());
     text << base_name(source_.folder);
     if (source_.scale != 1) text << ", scale " << source_.scale;
