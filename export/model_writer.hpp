@@ -115,9 +115,6 @@ template <class AnySession>
 bool hash_self_test(AnySession& session, const std::vector<int>& ids, uint64_t& hash, std::string& error) {
   const float* logits = session.error.empty() ? session.forward(ids.data(), ids.size()) : nullptr;
   if (!logits) return fail(error, {"self-test: ", session.error});
-  for (int i = 0; i < session.vocab_size(); i++)
-    if (!std::isfinite(logits[i]))
-      return fail(error, {"self-test: the logits are not finite; is the checkpoint damaged?"});
   hash = hash_logits(logits, session.vocab_size());
   return true;
 }
