@@ -164,17 +164,22 @@ template <class M, class T> auto arrays_of(M& model, T& trainer) {
   return all;
 }
 
-// Writes a checkpoint, little-endian: magic, version, the fields of plan and progress, the tokenizer's blob after its
-// size, the arrays, and XXH64 of all the bytes before.
-inline bool write_checkpoint(const std::string& path, TrainPlan plan, TrainProgress progress,
-                             const std::string& tokenizer, const LearnedWeights& model, const Trainer& trainer,
-                             std::string& error) {
+// The beginning of a checkpoint: magic, version, the fields of plan and progress, the tokenizer's blob after its size.
+inline ByteWriter checkpoint_head(TrainPlan plan, TrainProgress progress, const std::string& tokenizer) {
   ByteWriter out;
   out.bytes.append(kCheckpointMagic, sizeof kCheckpointMagic);
   out.put(kCheckpointVersion);
   for_each_field(plan, FieldWriter{out});
   for_each_field(progress, plan, FieldWriter{out});
   out.put_string(tokenizer);
+  return out;
+}
+
+// Writes a checkpoint, little-endian: checkpoint_head(), the arrays, and XXH64 of all the bytes before.
+inline bool write_checkpoint(const std::string& path, const TrainPlan& plan, const TrainProgress& progress,
+                             const std::string& tokenizer, const LearnedWeights& model, const Trainer& trainer,
+                             std::string& error) {
+  ByteWriter out = checkpoint_head(plan, progress, tokenizer);
   for (const Floats* f : arrays_of(model, trainer))
     out.bytes.append(reinterpret_cast<const char*>(f->data()), f->size() * sizeof(float));
   out.put(hash_bytes(out.bytes.data(), out.bytes.size()));
