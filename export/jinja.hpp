@@ -21,7 +21,7 @@
 namespace pocket {
 
 // Limits of a template, far above those of known ones: none takes more time or memory than its size justifies.
-inline constexpr size_t kLongestTemplate = 256 << 10;  // bytes
+inline constexpr size_t kLongestTemplate = 128 << 10;  // bytes
 inline constexpr int kJinjaDepth = 100;                // nested statements, parentheses, operations
 inline constexpr size_t kJinjaSteps = 20000;           // of a rendering: evaluated nodes, and 16 bytes of text each
 inline constexpr int64_t kLargestJinjaNumber = 1000000000;
@@ -1102,7 +1102,7 @@ class JinjaRenderer {
     const size_t dot = node.text.find('.');
     const Value space = find(node, node.text.substr(0, dot));
     if (space.kind != Value::object || space.name != "namespace") refuse_use(node, space, "{% set %} of a member");
-    (*space.members)[node.text.substr(dot + 1)] = evaluate(node.parts[0]);
+    (*space.members)[node.text.substr(dot + 1)] = no_namespace(node, evaluate(node.parts[0]));
   }
 
   Flow execute_capture(const Node& node) {
@@ -1132,7 +1132,7 @@ class JinjaRenderer {
       case Kind::name:
         return find(node, node.text);
       case Kind::list:
-        return Value::of_list(evaluate_all(node, 0));
+        return list(node);
       case Kind::member:
         return member(node, evaluate(node.parts[0]), node.text, true);
       case Kind::item:
@@ -1164,6 +1164,19 @@ class JinjaRenderer {
       default:
         refuse(node, "a dictionary: not supported");
     }
+  }
+
+  // Values refer to each other by reference counts, so no value may contain itself: a list contains texts and numbers, and a
+  // namespace no namespace.
+  Value list(const Node& node) {
+    std::vector<Value> items = evaluate_all(node, 0);
+    for (const Value& item : items)
+      if (item.kind >= Value::list) refuse_use(node, item, "a list");
+    return Value::of_list(std::move(items));
+  }
+  static Value no_namespace(const Node& node, Value v) {
+    if (v.kind == Value::object && v.name == "namespace") refuse_use(node, v, "a namespace");
+    return v;
   }
 
   std::vector<Value> evaluate_all(const Node& node, size_t from) {
@@ -1468,7 +1481,7 @@ class JinjaRenderer {
     for (size_t i = 1; i < node.parts.size(); i++) {
       const Node& argument = node_at(node.parts[i]);
       if (argument.kind != Kind::keyword) refuse(node, "namespace() with unnamed arguments: not supported");
-      members[argument.text] = evaluate(argument.parts[0]);
+      members[argument.text] = no_namespace(node, evaluate(argument.parts[0]));
     }
     return Value::of_object("namespace", std::move(members));
   }

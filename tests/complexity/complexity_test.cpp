@@ -286,32 +286,42 @@ TEST(Complexity, JinjaTemplate) {
   const auto both = [=](const std::string& a, const std::string& b) {
     return [=](size_t n) { return Input{mark + repeated(a, n / 2) + repeated(b, n / 2)}; };
   };
-  check({{"parentheses", text(mark, "{{ " + std::string(500, '(') + "a" + std::string(500, ')') + " }}"), run},
-         {"one tag of parentheses",
-          [=](size_t n) { return Input{mark + "{{" + std::string(n / 2, '(') + "a" + std::string(n / 2, ')') + "}}"}; },
-          run},
-         {"open parentheses", text(mark + "{{", "("), run},
-         {"nested ifs", text(mark, "{% if a %}b"), run},
-         {"nested loops", text(mark, "{% for a in b %}c"), run},
-         {"branches", text(mark + "{% if a %}", "{% elif b %}c"), run},
-         {"else branches", text(mark + "{% if a %}", "{% else %}c"), run},
-         {"steps in a long condition",
-          [=](size_t n) {
-            return Input{mark + "{% if " + std::string(n / 2, 'a') + " %}" + repeated("{% set a = 'b' %}", n / 2)};
-          },
-          run},
-         {"steps in nested conditions", both("{% if " + std::string(500, 'a') + " %}", "{% set a = 'b' %}"), run},
-         {"known steps", text(mark, "{% set add_generation_prompt = false %}"), run},
-         {"outputs", text(mark, "{{ a | trim }}"), run},
-         {"tokens", text(mark, "{{ eos_token }}"), run},
-         {"concatenation", text(mark, "{{ 'a' + b ~ c.strip() }}"), run},
-         {"strings", text(mark + "{{ ", "'a' "), run},
-         {"one string", text(mark + "{{ '", "\\n"), run},
-         {"words", text(mark + "{{ ", "word "), run},
-         {"comments", text(mark, "{# a #}"), run},
-         {"braces", text(mark, "{"), run},
-         {"spaces", text(mark + "{{ a -}}", " "), run},
-         {"lines", text(mark, "\n  {%- if a -%}  \n {%- endif -%}"), run}});
+  const std::string chat =
+      "{% for message in messages %}{{ '<|im_start|>' + message.role + message.content + '<|im_end|>' }}{% endfor %}"
+      "<|im_start|>assistant";
+  std::vector<Case> cases = {
+      {"parentheses", text(mark, "{{ " + std::string(500, '(') + "a" + std::string(500, ')') + " }}"), run},
+      {"one tag of parentheses",
+       [=](size_t n) { return Input{mark + "{{" + std::string(n / 2, '(') + "a" + std::string(n / 2, ')') + "}}"}; },
+       run},
+      {"open parentheses", text(mark + "{{", "("), run},
+      {"nested ifs", text(mark, "{% if a %}b"), run},
+      {"nested loops", text(mark, "{% for a in b %}c"), run},
+      {"branches", text(mark + "{% if a %}", "{% elif b %}c"), run},
+      {"else branches", text(mark + "{% if a %}", "{% else %}c"), run},
+      {"steps in a long condition",
+       [=](size_t n) {
+         return Input{mark + "{% if " + std::string(n / 2, 'a') + " %}" + repeated("{% set a = 'b' %}", n / 2)};
+       },
+       run},
+      {"steps in nested conditions", both("{% if " + std::string(500, 'a') + " %}", "{% set a = 'b' %}"), run},
+      {"known steps", text(mark, "{% set add_generation_prompt = false %}"), run},
+      {"outputs", text(mark, "{{ a | trim }}"), run},
+      {"tokens", text(mark, "{{ eos_token }}"), run},
+      {"concatenation", text(mark, "{{ 'a' + b ~ c.strip() }}"), run},
+      {"strings", text(mark + "{{ ", "'a' "), run},
+      {"one string", text(mark + "{{ '", "\\n"), run},
+      {"words", text(mark + "{{ ", "word "), run},
+      {"comments", text(mark, "{# a #}"), run},
+      {"braces", text(mark, "{"), run},
+      {"spaces", text(mark + "{{ a -}}", " "), run},
+      {"lines", text(mark, "\n  {%- if a -%}  \n {%- endif -%}"), run},
+      {"rendered statements", text("", "{% set a = 'b' %}", chat), run},
+      {"doubled texts", text("{% set a = 'b' %}", "{% set a = a + a %}", chat), run},
+      {"doubled lists", text("{% set a = [1, 2] %}", "{% for b in a %}{% for c in a %}{% endfor %}{% endfor %}", chat),
+       run}};
+  for (Case& c : cases) c.memory = 110;  // a token or a part of the tree for each byte; templates are at most 128 KiB
+  check(cases);
 }
 
 // ---- JSON, and files that are JSON ----
