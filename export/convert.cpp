@@ -310,6 +310,7 @@ void convert_checkpoint(const Arguments& a) {
                                ": a MEGABYTE checkpoint, which does not contain its configuration; add --config "
                                "CONFIG.json (see --help)"
                          : error};
+  for (const std::string& note : c.notes) print_message("convert", note);
   const std::vector<LoraAdapter> adapters = open_adapters(a, c.config);
   if (!c.has_tokenizer)
     throw Failure{1, a.model + ": no tokenizer found; name one with -z (a SentencePiece tokenizer.model)"};

@@ -109,6 +109,16 @@ class GgufHeader {
       return true;
     });
   }
+  // A token id; -1 for 2^32 - 1, which means none.
+  bool get_id(std::string_view key, int& out) {
+    return take(key, [&](FileCursor& in, const Value& v) {
+      double value = 0;
+      if (!number(in, v.kind, value) || value != std::floor(value) || value < -1 || value > double(UINT32_MAX))
+        return mismatch(key, "a token id");
+      out = value == double(UINT32_MAX) ? -1 : int(std::min(value, double(INT32_MAX)));
+      return true;
+    });
+  }
   bool get(std::string_view key, std::vector<std::string>& out) {
     return take(key, [&](FileCursor& in, const Value& v) {
       if (v.kind != GgufKind::array || v.element != GgufKind::string) return mismatch(key, "an array of strings");
@@ -460,13 +470,20 @@ class GgufTokenizer {
           {"tokenizer.ggml.model: expected llama or gpt2, found ", model, "; use another tokenizer with -z"});
     const bool sentencepiece = model == "llama";
     if (!pieces(!sentencepiece) || !(sentencepiece ? sentencepiece_flags() : byte_level())) return false;
-    const int last = int(v_.pieces.size()) - 1;
-    return h_.get("tokenizer.ggml.bos_token_id", 0, last, v_.bos) &&
-           h_.get("tokenizer.ggml.eos_token_id", 0, last, v_.eos) && h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
+    return special_id("tokenizer.ggml.bos_token_id", v_.bos) && special_id("tokenizer.ggml.eos_token_id", v_.eos) &&
+           h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
   }
 
  private:
   using PieceType = Tokenizer::PieceType;
+
+  // As in llama.cpp, an id outside the vocabulary leaves the default.
+  bool special_id(const char* key, int& out) {
+    int id = out;
+    if (!h_.get_id(key, id)) return false;
+    if (id < int(v_.pieces.size())) out = id;
+    return true;
+  }
 
   bool pieces(bool printable) {
     std::vector<std::string> tokens;
@@ -555,7 +572,7 @@ inline bool read_gguf_stop_ids(GgufHeader& h, Checkpoint& out, std::string& erro
   for (const char* key :
        {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
     int id = -1;
-    if (!h.get(key, 0, INT32_MAX, id)) return fail(error, h.error);
+    if (!h.get_id(key, id)) return fail(error, h.error);
     if (!add_stop_id(
             out, id, [&] { return out.files[0]->path() + ": " + key; }, error))
       return false;

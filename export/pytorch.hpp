@@ -125,7 +125,11 @@ class PyTorchFile {
     for (const auto& [key, value] : tensors) {
       const std::string_view name = key.substr(prefix);
       FoundTensor t{index, 0, 0, DType::f32, {}};
-      if (!place(*value, "tensor " + printable(name) + ": ", t)) return false;
+      if (!place(*value, "tensor " + printable(name) + ": ", t)) {
+        if (!is_derivable(name, t.shape)) return false;
+        error.clear();
+        continue;
+      }
       if (!found.emplace(name, std::move(t)).second)
         return refuse({"tensor ", printable(name), ": expected once, found twice"});
     }
@@ -153,11 +157,11 @@ class PyTorchFile {
     const PickleValue &storage = *parts[0], &shape = *parts[1];
     const std::string_view type = of_storage[0]->string(), key = of_storage[1]->string();
     std::vector<int64_t> strides;
-    if (!dtype(type, t.dtype)) return refuse({where, "type: expected float32, float16 or bfloat16, found ", type});
     if (shape.size > kMostDimensions)
       return refuse({where, "shape: expected at most ", kMostDimensions, " dimensions, found ", shape.size});
     if (shape.size != parts[2]->size || !integers(shape, t.shape) || !integers(*parts[2], strides))
       return refuse({where, "shape and strides: expected whole numbers, one stride for each size"});
+    if (!dtype(type, t.dtype)) return refuse({where, "type: expected float32, float16 or bfloat16, found ", type});
     const int64_t bytes = stored_bytes(t.dtype, t.shape), element = dtype_info(t.dtype).block_bytes;
     if (bytes < 0) return refuse({where, "shape: expected less than 2^62 bytes, found ", shape_text(t.shape)});
     if (key.size() > kLongestKey)

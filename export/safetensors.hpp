@@ -43,8 +43,10 @@ inline bool read_safetensors_entry(const JsonValue& entry, const std::string& na
                                    uint64_t data, FoundTensor& out, std::string& error) {
   const auto refuse = [&](Message why) { return fail(error, {file.path(), ": tensor ", name, ": ", text_of(why)}); };
   const std::string dtype = entry.find("dtype").string();
-  if (dtype != "F32" && dtype != "F16" && dtype != "BF16")
+  const auto unknown_dtype = [&] {
     return refuse({"dtype: expected F32, F16 or BF16, found ", entry.find("dtype").describe()});
+  };
+  if (!entry.find("dtype").is(JsonKind::string)) return unknown_dtype();
   out.dtype = dtype == "F32" ? DType::f32 : dtype == "F16" ? DType::f16 : DType::bf16;
   const auto numbers = [&](const char* key, std::vector<int64_t>& to) {
     for (const JsonValue& element : entry.find(key).elements()) {
@@ -63,12 +65,13 @@ inline bool read_safetensors_entry(const JsonValue& entry, const std::string& na
   const uint64_t begin = uint64_t(offsets[0]), end = uint64_t(offsets[1]);
   if (begin > end || end > file.size() - data)
     return refuse({"data_offsets: expected a range within ", file.size() - data, " bytes, found ", begin, " to ", end});
+  out.offset = data + begin;
+  out.bytes = end - begin;
+  if (dtype != "F32" && dtype != "F16" && dtype != "BF16") return is_derivable(name, out.shape) || unknown_dtype();
   const int64_t bytes = stored_bytes(out.dtype, out.shape);
   if (bytes < 0 || uint64_t(bytes) != end - begin)
     return refuse({"expected ", (bytes < 0 ? "fewer" : std::to_string(bytes)), " bytes for ", dtype, " of shape ",
                    shape_text(out.shape), ", found ", end - begin});
-  out.offset = data + begin;
-  out.bytes = end - begin;
   return true;
 }
 
@@ -364,30 +367,27 @@ inline bool open_weight_file(const std::string& folder, const std::string& name,
   return true;
 }
 
-/// Opens the shards of an index, which must agree with it.
+/// Opens the shards of an index: all files that it names. Tensors are in the file that contains them, whatever the index
+/// says.
 inline bool open_shards(const std::string& folder, const JsonDocument& index, Checkpoint& c, FoundTensors& found,
                         std::string& error) {
   const JsonValue root = index.root(), map = root.find("weight_map");
   if (!root.need("weight_map", JsonKind::object, error)) return false;
-  std::map<std::string, int> shards;
-  std::map<std::string, std::string> shard_of;
+  std::set<std::string> shards;
+  std::vector<std::string> tensors;
   for (const auto& [tensor, shard] : map.members()) {
     const std::string name = shard.string();
     if (!is_plain_name(name)) return map.refuse(tensor, "the name of a file in the same folder", error);
-    shards[name] = -1;
-    shard_of[tensor] = name;
+    shards.insert(name);
+    tensors.push_back(tensor);
   }
-  for (auto& [name, file] : shards) {
+  for (const std::string& name : shards)
     if (!open_weight_file(folder, name, c, found, error)) return false;
-    file = int(c.files.size()) - 1;
-  }
-  for (const auto& [tensor, name] : shard_of) {
-    const auto it = found.find(tensor);
-    if (it == found.end() || it->second.file != shards[name])
-      return map.refuse(tensor, "a tensor of that shard", error);
-  }
-  for (const auto& [name, t] : found)
-    if (shard_of.count(name) == 0) return map.refuse(name, "the name of the shard that it is in", error);
+  const auto stale = [&](const std::string& name) { return found.count(name) == 0 && !is_derivable(name, {}); };
+  const auto first = std::find_if(tensors.begin(), tensors.end(), stale);
+  if (first != tensors.end())
+    c.notes.push_back(text_of({map.where(), ": names ", std::count_if(first, tensors.end(), stale),
+                               " tensors that are in none of the shards, such as ", printable(*first), "; ignored"}));
   return true;
 }
 

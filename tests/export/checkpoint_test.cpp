@@ -159,16 +159,62 @@ TEST(HuggingFaceFolder, UsesTransformersDefaults) {
 TEST(HuggingFaceFolder, TiesOutputToEmbedding) {
   HfFolder f;
   f.config["tie_word_embeddings"] = true;
+  f.weights["lm_head.weight"] = f.weights["model.embed_tokens.weight"];
   for (const bool has_head : {true, false}) {
     if (!has_head) f.weights.erase("lm_head.weight");
     f.save();
     ASSERT_TRUE(f.open()) << f.error;
-    EXPECT_TRUE(f.c.config.tied);
+    EXPECT_TRUE(f.c.config.tied && f.c.notes.empty());
     EXPECT_EQ(f.read("output"), f.read("token_embedding"));
   }
   f.config["tie_word_embeddings"] = false;
   f.save();
   EXPECT_EQ(f.what(), "tensor lm_head.weight: expected shape (5, 8), found no such tensor");
+}
+
+// One changed weight, in any row, makes the output matrix another one.
+TEST(HuggingFaceFolder, KeepsTrainedOutputMatrixOfTiedModel) {
+  HfFolder f;
+  f.config["tie_word_embeddings"] = true;
+  for (const size_t changed : {0, 17, 39}) {
+    f.weights["lm_head.weight"] = f.weights["model.embed_tokens.weight"];
+    f.weights["lm_head.weight"].numbers[changed] += 0.001f;
+    f.save();
+    ASSERT_TRUE(f.open()) << f.error;
+    EXPECT_FALSE(f.c.config.tied);
+    f.expect_all_numbers();
+    EXPECT_EQ(f.c.notes, std::vector<std::string>{
+                             f.path + ": tensor lm_head.weight differs from the embedding, though the configuration "
+                                      "says that they are the same; it is kept"});
+  }
+}
+
+TEST(HuggingFaceFolder, ReadsBaseModels) {
+  HfFolder f;
+  const auto without_prefix = [](const AllWeights& weights) {
+    AllWeights named;
+    for (const auto& [name, w] : weights) named[name.rfind("model.", 0) == 0 ? name.substr(6) : name] = w;
+    return named;
+  };
+  f.write("model.safetensors", safetensors_of(without_prefix(f.weights)));
+  ASSERT_TRUE(f.open()) << f.error;
+  EXPECT_TRUE(!f.c.config.tied && f.c.notes.empty());
+  f.expect_all_numbers();
+  AllWeights headless = f.weights;
+  headless.erase("lm_head.weight");
+  for (const bool tied : {true, false}) {
+    f.config["tie_word_embeddings"] = tied;
+    f.save();
+    f.write("model.safetensors", safetensors_of(without_prefix(headless)));
+    ASSERT_TRUE(f.open()) << f.error;
+    EXPECT_TRUE(f.c.config.tied);
+    EXPECT_EQ(f.read("output"), f.read("token_embedding"));
+    EXPECT_EQ(f.c.notes.size(), tied ? 0u : 1u);
+  }
+  headless["layers.0.self_attn.q_proj.scale"] = {{8}, std::vector<float>(8)};
+  f.write("model.safetensors", safetensors_of(without_prefix(headless)));
+  EXPECT_TRUE(contains(f.what(), "tensor model.layers.0.self_attn.q_proj.scale: expected the tensors of a plain Llama"))
+      << f.error;
 }
 
 TEST(HuggingFaceFolder, OpensByFileName) {
@@ -183,11 +229,40 @@ TEST(HuggingFaceFolder, OpensByFileName) {
             "file with another name, name the file");
 }
 
-TEST(HuggingFaceFolder, IgnoresSavedRopeFrequencies) {
+// dtypes are those of float32 bytes under another name.
+TEST(HuggingFaceFolder, IgnoresSavedBuffersOfAnyType) {
   HfFolder f;
-  f.weights["model.layers.1.self_attn.rotary_emb.inv_freq"] = {{1}, {1}};
-  f.save();
-  EXPECT_EQ(f.what(), "");
+  const std::pair<const char*, std::vector<int>> all[] = {
+      {"model.layers.1.self_attn.rotary_emb.inv_freq", {2}},
+      {"model.rotary_emb.inv_freq", {2}},
+      {"model.layers.0.self_attn.rotary_emb.cos_cached", {1, 1, 2, 2}},
+      {"rope.freqs", {2}},
+      {"freqs_cos", {16, 2}},
+      {"model.freqs_sin", {16, 2}},
+      {"model.layers.0.attention.mask", {1, 1, 4, 4}},
+      {"model.layers.0.attention.bias", {1, 1, 4, 4}},
+      {"model.layers.0.attn.masked_bias", {1}},
+  };
+  for (const auto& [name, shape] : all)
+    for (const char* dtype : {"F32", "F64", "I64", "BOOL", "U8"}) {
+      AllWeights more = f.weights;
+      more[name] = random_weights(shape, 1);
+      std::string file = safetensors_of(more);
+      const size_t entry = file.find(std::string("\"") + name + "\""), length = file.find("F32\"", entry);
+      file.replace(file.rfind("F32", length), 4, std::string(dtype) + "\"");
+      const uint64_t header = load<uint64_t>(file.data()) + std::string(dtype).size() - 3;
+      std::memcpy(file.data(), &header, 8);
+      f.write("model.safetensors", file);
+      ASSERT_EQ(f.what(), "") << name << " " << dtype;
+      f.expect_all_numbers();
+    }
+  for (const char* real :
+       {"model.layers.0.self_attn.bias", "model.layers.0.attention.bias", "model.mask", "inv_freq"}) {
+    AllWeights more = f.weights;
+    more[real] = {{8}, std::vector<float>(8)};
+    f.write("model.safetensors", safetensors_of(more));
+    EXPECT_TRUE(contains(f.what(), "this is another architecture")) << real;
+  }
 }
 
 TEST(HuggingFaceFolder, ReadsLicenceFromModelCard) {
@@ -244,14 +319,22 @@ TEST(HuggingFaceFolder, ChecksEndOfTextIds) {
   EXPECT_EQ(f.c.stop_ids, (std::vector<int>{1, 3}));
   EXPECT_EQ(f.with("eos_token_id", -1) + f.with("eos_token_id", nullptr) + f.with("eos_token_id", Json::array()), "");
   EXPECT_TRUE(f.c.stop_ids.empty());
-  for (const char* bad : {"5", "-2", "2147483648", "9223372036854775807", "[1, 5]", "[-2]"})
-    EXPECT_TRUE(contains(f.with("eos_token_id", Json::parse(bad)), "\"eos_token_id\": expected an id below 5, found "))
-        << bad;
+  for (const char* outside : {"5", "-2", "2147483648", "9223372036854775807", "[1, 5]", "[-2]"}) {
+    EXPECT_EQ(f.with("eos_token_id", Json::parse(outside)), "");
+    EXPECT_EQ(f.c.stop_ids, (outside == std::string("[1, 5]") ? std::vector<int>{1} : std::vector<int>()));
+    EXPECT_TRUE(f.c.notes.size() == 1 && contains(f.c.notes[0], "\"eos_token_id\": expected an id below 5, found "))
+        << outside;
+  }
+  EXPECT_EQ(f.with("eos_token_id", Json(std::vector<int>(100000, 7))), "");
+  EXPECT_LT(f.c.notes.size(), 10u);
   for (const char* bad : {"1.0", "\"2\"", "{}", "true", "9223372036854775808", "[1.5]", "[\"2\"]", "[[2]]", "[null]"})
     EXPECT_TRUE(contains(f.with("eos_token_id", Json::parse(bad)), "\"eos_token_id\": expected ")) << bad << f.error;
   f.save();
   f.write("generation_config.json", "{\n \"eos_token_id\": 99}");
-  EXPECT_EQ(f.what(), "generation_config.json:2:18: \"eos_token_id\": expected an id below 5, found 99");
+  EXPECT_EQ(f.what(), "");
+  EXPECT_EQ(f.c.notes,
+            std::vector<std::string>{
+                f.path + "/generation_config.json:2:18: \"eos_token_id\": expected an id below 5, found 99; ignored"});
   f.write("generation_config.json", "{\"eos_token_id\": 1");
   EXPECT_EQ(f.what(), "generation_config.json:1:19: expected ',' or '}', found the end");
 }
@@ -774,20 +857,34 @@ TEST(FolderShards, RejectsMissingShards) {
   EXPECT_TRUE(contains(f.what(), kSecond) && contains(f.error, "(truncated?)")) << f.error;
 }
 
-TEST(FolderShards, RejectsIndexThatDisagrees) {
+// transformers reads all tensors of all files that the index names.
+TEST(FolderShards, StaleEntriesOfIndexAreIgnored) {
   Sharded f;
   const std::string tensor = f.shards[kFirst].begin()->first;
-  EXPECT_TRUE(contains(f.with_shard(tensor, kSecond),
-                       "\"" + tensor + "\": expected a tensor of that shard, found \"" + kSecond + "\""))
-      << f.error;
-  EXPECT_TRUE(contains(f.with_shard("model.ghost", kFirst), "\"model.ghost\": expected a tensor of that shard, found "))
-      << f.error;
+  EXPECT_EQ(f.with_shard(tensor, kSecond), "");
+  EXPECT_TRUE(f.c.notes.empty());
+  f.expect_all_numbers();
   Json less = f.map;
   less.erase(tensor);
   f.save_map(less);
-  EXPECT_TRUE(contains(f.what(), "\"" + tensor + "\": expected the name of the shard that it is in, found nothing"))
-      << f.error;
-  f.save_map(f.map);
+  EXPECT_EQ(f.what(), "");
+  f.expect_all_numbers();
+  EXPECT_EQ(f.with_shard("model.layers.0.self_attn.rotary_emb.inv_freq", kFirst), "");
+  EXPECT_TRUE(f.c.notes.empty());
+  Json stale = f.map;
+  for (const char* name : {"model.ghost", "model.layers.7.mlp.up_proj.weight"}) stale[name] = kFirst;
+  f.save_map(stale);
+  EXPECT_EQ(f.what(), "");
+  EXPECT_TRUE(f.c.notes.size() == 1 &&
+              contains(f.c.notes[0], "names 2 tensors that are in none of the shards, such as model.ghost; ignored"));
+  f.shards[kFirst].erase(tensor);
+  f.save_shards();
+  EXPECT_TRUE(contains(f.what(), "tensor " + tensor + ": expected shape ")) << f.error;
+}
+
+TEST(FolderShards, RejectsTensorInTwoShards) {
+  Sharded f;
+  const std::string tensor = f.shards[kFirst].begin()->first;
   f.shards[kSecond][tensor] = f.weights[tensor];
   f.save_shards();
   EXPECT_EQ(f.what(),

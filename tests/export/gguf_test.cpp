@@ -416,10 +416,10 @@ TEST(GgufTokenizer, RejectsInvalidSettings) {
       {"tokenizer.ggml.tokens", strings({}), "expected one for each of 0 tokens"},
       {"tokenizer.ggml.token_type", floats({2, 3, 3, 1, 9}), "token 4: type: expected 1 to 6"},
       {"tokenizer.ggml.token_type", floats({2, 3, 3, 1, NAN}), "token 4: type: expected 1 to 6"},
-      {"tokenizer.ggml.bos_token_id", u32(5), "tokenizer.ggml.bos_token_id: expected an integer from 0 to 4"},
-      {"tokenizer.ggml.eos_token_id", kind(GgufKind::i32) + raw(-1), "tokenizer.ggml.eos_token_id: expected"},
-      {"tokenizer.ggml.precompiled_charsmap", strings({"x"}), "tokenizer.ggml.precompiled_charsmap: expected none"},
-      {"tokenizer.ggml.eot_token_id", u32(5), "tokenizer.ggml.eot_token_id: expected an id below 5, found 5"}};
+      {"tokenizer.ggml.bos_token_id", string("1"), "tokenizer.ggml.bos_token_id: expected a token id"},
+      {"tokenizer.ggml.eos_token_id", kind(GgufKind::i32) + raw(-2), "tokenizer.ggml.eos_token_id: expected a token"},
+      {"tokenizer.ggml.eos_token_id", f32(1.5f), "tokenizer.ggml.eos_token_id: expected a token id"},
+      {"tokenizer.ggml.precompiled_charsmap", strings({"x"}), "tokenizer.ggml.precompiled_charsmap: expected none"}};
   for (const auto& [key, value, expected] : all) {
     GgufFile g = with_tokenizer();
     g[key] = value;
@@ -430,6 +430,24 @@ TEST(GgufTokenizer, RejectsInvalidSettings) {
     g.erase(key);
     EXPECT_EQ(error_of(g), "metadata " + std::string(key) + ": expected a value, found none");
   }
+}
+
+// As in llama.cpp, which leaves the default id. 2^32 - 1 means none.
+TEST(GgufTokenizer, IgnoresSpecialIdsOutsideVocabulary) {
+  for (const char* key : {"bos", "eos", "eot", "eom"})
+    for (const uint32_t id : {5u, 99999u, 1u << 31, UINT32_MAX}) {
+      GgufFile g = with_tokenizer();
+      g[std::string("tokenizer.ggml.") + key + "_token_id"] = u32(id);
+      Opened f(g.bytes());
+      ASSERT_EQ(f.error, "") << key << " " << id;
+      EXPECT_EQ(f.c.vocabulary.bos, key == std::string("bos") && id == UINT32_MAX ? -1 : 1) << id;
+      EXPECT_EQ(f.c.vocabulary.eos, key == std::string("eos") && id == UINT32_MAX ? -1 : 2) << id;
+      const std::string note = std::string("tokenizer.ggml.") + key + "_token_id: expected an id below 5, found ";
+      if (key == std::string("bos") || id == UINT32_MAX)
+        EXPECT_TRUE(f.c.notes.empty());
+      else
+        EXPECT_TRUE(f.c.notes.size() == 1 && contains(f.c.notes[0], note)) << f.c.notes.size();
+    }
 }
 
 // ---- Invalid headers ----

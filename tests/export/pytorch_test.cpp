@@ -691,6 +691,42 @@ TEST(PyTorchLlama, ReadsHuggingFaceNames) {
   f.expect_model(c, "weights.pth");
 }
 
+TEST(PyTorchLlama, IgnoresSavedBuffersOfAnyType) {
+  const Config c = llama_config();
+  std::vector<NamedTensor> all = llama(c, kHuggingFace);
+  const std::string eight(8 * 16, '\1');
+  all.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", {16}, eight, "DoubleStorage", 8});
+  all.push_back({"model.layers.0.attention.mask", {1, 1, 4, 4}, eight.substr(0, 16), "BoolStorage", 1});
+  all.push_back({"model.layers.1.attention.bias", {1, 1, 4, 4}, eight.substr(0, 16), "ByteStorage", 1});
+  all.push_back({"freqs_cos", {8, 2}, eight, "LongStorage", 8});
+  Folder f;
+  f.write("config.json", hugging_face_config(c).dump()).write("pytorch_model.bin", pytorch::save(all));
+  f.expect_model(c);
+  all.push_back({"model.layers.1.attention.bias2", {1, 1, 4, 4}, eight.substr(0, 16), "ByteStorage", 1});
+  f.write("pytorch_model.bin", pytorch::save(all));
+  EXPECT_TRUE(contains(f.what(), "bias2: type: expected float32, float16 or bfloat16, found torch.ByteStorage"));
+}
+
+// An output matrix with the values of the embedding is the embedding, in the same storage or in another one.
+TEST(PyTorchLlama, KeepsTrainedOutputMatrixOfTiedModel) {
+  Config c = llama_config();
+  std::vector<NamedTensor> all = llama(c, kHuggingFace);
+  const auto output =
+      std::find_if(all.begin(), all.end(), [](const NamedTensor& t) { return t.name == "lm_head.weight"; });
+  Json config = hugging_face_config(c);
+  config["tie_word_embeddings"] = true;
+  Folder f;
+  f.write("config.json", config.dump()).write("pytorch_model.bin", pytorch::save(all));
+  f.expect_model(c);
+  EXPECT_TRUE(f.c.notes.size() == 1 && contains(f.c.notes[0], "lm_head.weight differs from the embedding"));
+  output->elements = all[0].elements;
+  ASSERT_EQ(all[0].name, "model.embed_tokens.weight");
+  f.write("pytorch_model.bin", pytorch::save(all));
+  c.tied = true;
+  f.expect_model(c);
+  EXPECT_TRUE(f.c.config.tied && f.c.notes.empty());
+}
+
 TEST(PyTorchLlama, ReadsShards) {
   const Config c = llama_config();
   const std::vector<NamedTensor> all = llama(c, kHuggingFace);
