@@ -3,8 +3,12 @@
 
 #include <cstring>
 #include <exception>
+#include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "checkpoint.hpp"
@@ -33,10 +37,31 @@ inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::str
   return fit_vocabulary(c, path, error);
 }
 
+/// The path of the GGUF file in a folder: the only one, or a part of the only split one. "" if there is no such file.
+inline std::string only_gguf_file(const std::string& folder) {
+  constexpr std::string_view kPart = "-00000-of-00000.gguf";
+  std::map<std::string, std::string> paths;  // by the names without the number of a part
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    std::string path = entry.path().string();
+    if (entry.path().extension() != ".gguf" || !is_file(path)) continue;
+    std::string end = path.substr(path.size() - std::min(path.size(), kPart.size()));
+    for (char& c : end)
+      if (c >= '0' && c <= '9') c = '0';
+    paths[end == kPart ? path.substr(0, path.size() - kPart.size()) : path] = path;
+  }
+  return paths.size() == 1 ? paths.begin()->second : "";
+}
+
 /// Opens a folder; weights: the name of a file of tensors in it, "" for the default.
 inline bool open_folder(const std::string& folder, const std::string& weights, bool own_tokenizer, Checkpoint& out,
                         std::string& error) {
   const bool own_config = !is_file(join_path(folder, "config.json")) && has_own_config(folder, weights);
+  if (weights.empty() && !own_config && !is_file(join_path(folder, "config.json")))
+    if (const std::string gguf = only_gguf_file(folder); !gguf.empty()) {
+      auto file = InputFile::open(gguf, error);
+      return file && open_gguf(std::move(file), own_tokenizer, out, error);
+    }
   return (own_config ? open_pytorch_folder : open_hugging_face)(folder, weights, own_tokenizer, out, error);
 }
 

@@ -5,12 +5,15 @@
 // the header. The tensors fill the rest of the file without gaps.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -438,10 +441,17 @@ inline std::string licence_of_card(const std::string& folder) {
 
 /// Sets the error for a folder without config.json.
 inline bool no_config(const std::string& folder, std::string& error) {
-  const bool adapter = is_file(join_path(folder, "adapter_config.json"));
-  return fail(error, {folder, ": expected config.json, found ",
-                      (adapter ? "a LoRA adapter; name its base model, and the adapter with --lora"
-                               : "none; name a file, or a folder in the format of Hugging Face's transformers")});
+  std::string found = "none; name a file, or a folder in the format of Hugging Face's transformers";
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() == ".gguf") found = "GGUF files; name one of them";
+    if (entry.path().extension() == ".safetensors") found = "weights without it; download config.json too";
+  }
+  if (is_file(join_path(folder, "model_config.yaml")))
+    found = "a checkpoint of litgpt; convert it with: litgpt convert_from_litgpt, and name the result's folder";
+  if (is_file(join_path(folder, "adapter_config.json")))
+    found = "a LoRA adapter; name its base model, and the adapter with --lora";
+  return fail(error, {folder, ": expected config.json, found ", found});
 }
 
 /// Opens a folder.

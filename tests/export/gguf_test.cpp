@@ -1,6 +1,6 @@
 // gguf_test.cpp: GGUF files, made here by the description of the format. Blocks of every supported type are decoded,
 // settings are read or rejected with their key, and every field of a header is checked.
-#include "../../export/gguf.hpp"
+#include "../../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
 
@@ -300,7 +300,6 @@ TEST(GgufRejects, MissingKeysAndTensors) {
 TEST(GgufRejects, OtherArchitectures) {
   const std::tuple<const char*, std::string, const char*> all[] = {
       {"general.architecture", string("qwen2"), "general.architecture: expected llama, found qwen2"},
-      {"split.count", u32(2), "split.count: expected 1"},
       {"llama.expert_count", u32(8), "llama.expert_count: expected 0"},
       {"llama.attention.sliding_window", u32(4096), "llama.attention.sliding_window: expected 0"},
       {"llama.logit_scale", f32(0.5), "llama.logit_scale: expected 1"},
@@ -372,6 +371,115 @@ TEST(GgufRopeFactors, BecomeLlama3Scaling) {
   EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected the factors of Llama 3's scaling"));
   g.tensors.back().sizes = {2};
   EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected F32 of shape (4), found F32 (2)"));
+}
+
+// ---- Split files ----
+
+/// with_tokenizer() in parts: all metadata in the first, as llama-gguf-split and gguf-py write them.
+struct Split {
+  TemporaryFolder folder;
+  std::vector<GgufFile> parts;
+  Checkpoint c;
+
+  explicit Split(size_t count, bool tensors_in_first = true) {
+    const GgufFile whole = with_tokenizer();
+    for (size_t i = 0; i < count; i++) {
+      GgufFile part;
+      if (i == 0) part.metadata = whole.metadata;
+      const auto u16 = [](size_t n) { return kind(GgufKind::u16) + raw(uint16_t(n)); };
+      part["split.no"] = u16(i);
+      part["split.count"] = u16(count);
+      part["split.tensors.count"] = kind(GgufKind::i32) + raw(int32_t(whole.tensors.size()));
+      parts.push_back(part);
+    }
+    const size_t first = tensors_in_first ? 0 : 1;
+    for (size_t i = 0; i < whole.tensors.size(); i++)
+      parts[first + i * (count - first) / whole.tensors.size()].tensors.push_back(whole.tensors[i]);
+    for (size_t i = 0; i < count; i++) save(i);
+  }
+  std::string name(size_t i) const { return "m" + gguf_part_suffix(int(i), int(parts.size())); }
+  void save(size_t i) {
+    std::filesystem::remove(folder.file(name(i)));
+    folder.write(name(i), parts[i].bytes());
+  }
+  // The error after the folder's name; "" if it opens.
+  std::string what(const std::string& file) {
+    std::string error;
+    const bool ok = open_checkpoint(file.empty() ? folder.path() : folder.file(file), "", c, error);
+    EXPECT_EQ(ok, error.empty()) << error;
+    return error.substr(std::min(error.size(), folder.path().size() + 1));
+  }
+};
+
+TEST(GgufSplit, AnyPartOrTheFolderOpensAllParts) {
+  Opened whole(with_tokenizer().bytes());
+  ASSERT_EQ(whole.error, "");
+  for (const size_t count : {1, 2, 3, 5})
+    for (const bool tensors_in_first : {true, false}) {
+      if (count == 1 && !tensors_in_first) continue;
+      Split split(count, tensors_in_first);
+      for (size_t part = 0; part <= count; part++) {
+        ASSERT_EQ(split.what(part < count ? split.name(part) : ""), "");
+        EXPECT_EQ(split.c.files.size(), count);
+        EXPECT_EQ(split.c.name, "a test");
+        EXPECT_EQ(split.c.vocabulary.pieces.size(), 5u);
+        for (const auto& [name, t] : whole.c.tensors) {
+          tiny::Floats found(size_t(t.rows * t.cols));
+          std::string error;
+          ASSERT_TRUE(split.c.read_rows(name, 0, t.rows, found.data(), error)) << error;
+          EXPECT_EQ(found, whole.read(name)) << name;
+        }
+      }
+    }
+}
+
+TEST(GgufSplit, RejectsMissingAndForeignParts) {
+  Split split(3);
+  std::filesystem::rename(split.folder.file(split.name(1)), split.folder.file("away"));
+  for (const size_t part : {0, 2})
+    EXPECT_EQ(split.what(split.name(part)),
+              split.name(1) + ": No such file or directory; the model is split into 3 files, which are all needed");
+  std::filesystem::copy(split.folder.file(split.name(2)), split.folder.file(split.name(1)));
+  EXPECT_EQ(split.what(split.name(0)), split.name(1) + ": expected part 2 of 3, found part 3 of 3");
+  split.parts[1].tensors.pop_back();
+  split.save(1);
+  EXPECT_EQ(
+      split.what(split.name(0)),
+      split.name(0) + ": split.tensors.count: expected 12 tensors in all parts, found 11; a part is of another model");
+  split.parts[1].tensors.push_back(split.parts[0].tensors[0]);
+  split.save(1);
+  EXPECT_EQ(split.what(split.name(0)),
+            split.name(1) + ": tensor token_embd.weight: expected once, found also in an earlier part");
+  std::filesystem::rename(split.folder.file(split.name(2)), split.folder.file("renamed.gguf"));
+  EXPECT_EQ(split.what("renamed.gguf"),
+            "renamed.gguf: part 3 of a GGUF file that is split into 3: expected a name that ends in "
+            "-00003-of-00003.gguf, with the other parts beside it");
+  split.parts[0]["split.no"] = u32(3);
+  split.save(0);
+  EXPECT_TRUE(contains(split.what(split.name(0)), "metadata split.no: expected an integer from 0 to 2"));
+}
+
+TEST(GgufSplit, AFolderWithTwoModelsIsNotOpened) {
+  Split split(2);
+  EXPECT_EQ(split.what(""), "");
+  split.folder.write("other.gguf", with_tokenizer().bytes());
+  EXPECT_TRUE(contains(split.what(""), "GGUF files; name one of them"));
+}
+
+TEST(GgufRejects, FilesThatAreNotLanguageModels) {
+  for (const auto& [type, expected] : {std::pair{"adapter", "found a LoRA adapter"},
+                                       {"mmproj", "found the vision or audio encoder"},
+                                       {"imatrix", "found an importance matrix"},
+                                       {"vocab", "found a vocabulary without a model"}}) {
+    GgufFile g = small();
+    g["general.type"] = string(type);
+    EXPECT_TRUE(contains(error_of(g), expected)) << error_of(g);
+    g["general.architecture"] = string("clip");
+    EXPECT_TRUE(contains(error_of(g), "found the vision or audio encoder")) << error_of(g);
+  }
+  GgufFile g = small();
+  g["general.type"] = string("model");
+  EXPECT_EQ(error_of(g), "");
 }
 
 // ---- The tokenizer ----
