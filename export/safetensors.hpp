@@ -447,8 +447,6 @@ inline bool no_config(const std::string& folder, std::string& error) {
     if (entry.path().extension() == ".gguf") found = "GGUF files; name one of them";
     if (entry.path().extension() == ".safetensors") found = "weights without it; download config.json too";
   }
-  if (is_file(join_path(folder, "model_config.yaml")))
-    found = "a checkpoint of litgpt; convert it with: litgpt convert_from_litgpt, and name the result's folder";
   if (is_file(join_path(folder, "adapter_config.json")))
     found = "a LoRA adapter; name its base model, and the adapter with --lora";
   return fail(error, {folder, ": expected config.json, found ", found});
