@@ -340,6 +340,8 @@ inline std::string describe_unreadable(const InputFile& file) {
            "converted again)";
   if (starts("lmgg") || starts("tjgg") || starts("fmgg"))
     return "a GGML file, the predecessor of GGUF; download the model as GGUF";
+  if (starts("algg")) return "a LoRA adapter in GGML's format; download it in the format of PEFT, and use --lora";
+  if (n > 12 && s.substr(8, 4) == "blk.") return "an importance matrix of llama.cpp, which is not a model";
   if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); download the model as safetensors";
   if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12)
     return "an ONNX model; download it as safetensors or GGUF";

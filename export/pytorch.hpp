@@ -4,9 +4,11 @@
 // strides. Two tensors may be views of the same storage.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -74,7 +76,22 @@ class PyTorchFile {
         return refuse({"a TorchScript archive; load it in Python and torch.save() its state_dict()"});
       if (name.substr(slash) == "/data.pkl") folder_ = name.substr(0, slash + 1);
     }
-    return !folder_.empty() || refuse({"expected a file of torch.save(), found a zip archive without data.pkl"});
+    return !folder_.empty() || refuse({"expected a file of torch.save(), found ", kind_of_archive()});
+  }
+
+  // What a zip archive without data.pkl is.
+  const char* kind_of_archive() const {
+    const auto has = [&](std::string_view end) {
+      return std::any_of(members_.begin(), members_.end(), [&](const auto& member) {
+        const std::string_view name = member.first;
+        return name.size() >= end.size() && name.substr(name.size() - end.size()) == end;
+      });
+    };
+    if (has(".npy")) return "a NumPy archive (.npz); save the model as safetensors";
+    if (has(".weights.h5")) return "a Keras model; download the model as safetensors";
+    for (const char* file : {"config.json", ".safetensors", ".gguf", ".bin", ".pth", "tokenizer.model"})
+      if (has(file)) return "a zip archive of a model's files; unpack it, and name the folder";
+    return "a zip archive without data.pkl, which is not a model";
   }
 
   bool read_member(const std::string& name, uint64_t most, std::string& out) {

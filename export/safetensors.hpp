@@ -394,6 +394,26 @@ inline bool open_shards(const std::string& folder, const JsonDocument& index, Ch
   return true;
 }
 
+/// Whether a name is of one of several shards: NAME-00001-of-00002.safetensors or .bin.
+inline bool is_shard_name(const std::string& name) {
+  const size_t of = name.rfind("-of-"), dot = name.rfind('.');
+  if (of == std::string::npos || dot == std::string::npos || of < 6 || dot < of + 5) return false;
+  const std::string number = name.substr(of - 5, 5), count = name.substr(of + 4, dot - of - 4);
+  const auto is_number = [](const std::string& s) { return s.find_first_not_of("0123456789") == std::string::npos; };
+  return name[of - 6] == '-' && is_number(number) && is_number(count) &&
+         count.find_first_not_of('0') != std::string::npos && count != "00001";
+}
+
+/// A shard in a folder; "" if there is none.
+inline std::string find_shard(const std::string& folder) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+    if (is_shard_name(name) && (extension == ".safetensors" || extension == ".bin")) return name;
+  }
+  return "";
+}
+
 /// The names of the weights in a folder, single file and index of shards; the first existing one is read.
 struct WeightsName {
   const char *single, *index;
@@ -417,6 +437,11 @@ inline bool open_weights(const std::string& folder, const std::string& weights, 
     if (is_shard && has_index) return open_shards(folder, index, c, found, error);
     if (weights.empty() && has_single) return open_weight_file(folder, name.single, c, found, error);
   }
+  const std::string shard = weights.empty() ? find_shard(folder) : is_shard_name(weights) ? weights : "";
+  if (!shard.empty())
+    return fail(error, {join_path(folder, shard), ": one of several shards: expected their index beside it (such as ",
+                        kWeightsNames[shard.rfind(".bin") == std::string::npos ? 0 : 1].index,
+                        "), found none; download it too"});
   if (!weights.empty()) return open_weight_file(folder, weights, c, found, error);
   return fail(error, {folder,
                       ": expected weights (model.safetensors, pytorch_model.bin, or the index of shards), "

@@ -26,6 +26,7 @@ inline std::string yaml_to_json(const std::string& text) {
   const auto is_item = [](const std::string& line) { return line.compare(line.find_first_not_of(' '), 2, "- ") == 0; };
   const auto is_nested = [&](const std::string& line) { return !line.empty() && (line[0] == ' ' || is_item(line)); };
   std::istringstream in(text);
+  in.exceptions(std::ios::badbit);  // a failed allocation is thrown, and is not the end of the lines
   const auto next_line = [&](std::string& out) {
     const bool found = bool(std::getline(in, out));
     out.resize(found ? out.find_last_not_of(" \r") + 1 : 0);

@@ -380,7 +380,7 @@ TEST(HuggingFaceFolder, ReadsAddedTokens) {
 TEST(HuggingFaceFolder, RejectsSettingsThatAreNotAnObject) {
   for (const char* name : {"generation_config.json", "tokenizer_config.json"}) {
     HfFolder f;
-    for (const char* bad : {"", "{", "[2", "{\"eos_token_id\": }"}) {
+    for (const char* bad : {" ", "{", "[2", "{\"eos_token_id\": }"}) {
       f.write(name, bad);
       EXPECT_EQ(f.what().find(std::string(name) + ":1:"), 0u) << f.error;
     }
@@ -558,7 +558,7 @@ TEST(ConfigJson, AcceptsMistralWithinItsWindow) {
 TEST(ConfigJson, RejectsInvalidJson) {
   HfFolder f;
   const std::pair<const char*, const char*> all[] = {
-      {"", "config.json:1:1: expected a value, found the end"},
+      {"", "config.json: expected JSON, found an empty file"},
       {"{\n\"model_type\": }", "config.json:2:15: expected a value, found '}'"},
       {"[]", "config.json: expected an object, found an array"},
       {"null", "config.json: expected an object, found null"},
@@ -568,8 +568,11 @@ TEST(ConfigJson, RejectsInvalidJson) {
     EXPECT_EQ(f.what(), expected);
   }
   f.remove("config.json");
+  EXPECT_EQ(f.what(), "expected config.json, found weights without it; download config.json too");
+  f.remove("model.safetensors");
   EXPECT_EQ(f.what(),
             "expected config.json, found none; name a file, or a folder in the format of Hugging Face's transformers");
+  f.write("model.safetensors", safetensors_of(f.weights));
   f.write("params.json", "{}");
   EXPECT_EQ(f.what(), "params.json:1:1: \"dim\": expected a number, found nothing");
   f.remove("params.json");
@@ -771,6 +774,29 @@ TEST(FolderTensors, ExplainsOldPyTorchFiles) {
             "(torch.save(torch.load(OLD), NEW)) or as safetensors");
 }
 
+// A repository that was cloned without Git LFS has a pointer in place of any large file; a failed download leaves a web
+// page or an empty file.
+TEST(FolderTensors, NamesFilesThatWereNotDownloaded) {
+  const std::pair<const char*, const char*> all[] = {
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n", "found a Git LFS pointer"},
+      {"<!DOCTYPE html><html><head><title>404</title></head></html>", "found a web page (HTML)"},
+      {"", "found an empty file"}};
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
+                           "tokenizer_config.json", "generation_config.json"})
+    for (const auto& [bytes, expected] : all) {
+      HfFolder f;
+      f.write(name, bytes);
+      EXPECT_EQ(f.what().find(std::string(name) + ": expected "), 0u) << f.error;
+      EXPECT_TRUE(contains(f.error, expected)) << name << f.error;
+    }
+  HfFolder f;
+  f.write("tokenizer.model", "IQ== 0\nIg== 1\nIw== 2\n");
+  EXPECT_TRUE(contains(f.what(),
+                       "tokenizer.model: expected a tokenizer (SentencePiece, tokenizer.json or llama2.c), "
+                       "found a vocabulary of tiktoken"))
+      << f.error;
+}
+
 // ---- Shards ----
 
 struct Sharded : HfFolder {
@@ -891,10 +917,26 @@ TEST(FolderShards, RejectsTensorInTwoShards) {
             std::string(kSecond) + ": tensor " + tensor + ": expected once, found also in " + f.path + "/" + kFirst);
 }
 
+TEST(FolderShards, RequireTheirIndex) {
+  Sharded f;
+  f.remove(kIndex);
+  const std::string expected =
+      ": one of several shards: expected their index beside it (such as model.safetensors.index.json), found none; "
+      "download it too";
+  EXPECT_TRUE(contains(f.what(), "-of-00003.safetensors" + expected)) << f.error;
+  EXPECT_EQ(f.what(kSecond), kSecond + expected);
+  for (const auto& [name, w] : f.shards) f.remove(name);
+  f.write("pytorch_model-00001-of-00002.bin", "");
+  EXPECT_TRUE(contains(f.what(), "(such as pytorch_model.bin.index.json), found none")) << f.error;
+  f.write("model-00001-of-00001.safetensors", safetensors_of(f.weights));
+  EXPECT_EQ(f.what("model-00001-of-00001.safetensors"), "");
+  f.expect_all_numbers();
+}
+
 TEST(FolderShards, RejectsInvalidIndex) {
   Sharded f;
   const std::pair<const char*, const char*> all[] = {
-      {"", ":1:1: expected a value, found the end"},
+      {"", ": expected JSON, found an empty file"},
       {"{}", ":1:1: \"weight_map\": expected an object, found nothing"},
       {"[]", ":1:1: \"weight_map\": expected an object, found nothing"},
       {"{\"weight_map\": []}", ":1:16: \"weight_map\": expected an object, found an array"},

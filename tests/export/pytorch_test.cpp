@@ -452,8 +452,16 @@ TEST(ZipArchive, RejectsCompressedAndEncryptedMembers) {
 
 TEST(ZipArchive, DescribesOtherArchives) {
   EXPECT_EQ(error_of(pytorch::zip_of({{"a.txt", "x"}})),
-            "expected a file of torch.save(), found a zip archive without data.pkl");
-  EXPECT_EQ(error_of(pytorch::zip_of({})), "expected a file of torch.save(), found a zip archive without data.pkl");
+            "expected a file of torch.save(), found a zip archive without data.pkl, which is not a model");
+  EXPECT_EQ(error_of(pytorch::zip_of({})),
+            "expected a file of torch.save(), found a zip archive without data.pkl, which is not a model");
+  for (const auto& [member, kind] : {std::pair{"wte.npy", "a NumPy archive (.npz)"},
+                                     {"model.weights.h5", "a Keras model"},
+                                     {"llama/model.safetensors", "a zip archive of a model's files; unpack it"},
+                                     {"config.json", "a zip archive of a model's files; unpack it"}})
+    EXPECT_TRUE(contains(error_of(pytorch::zip_of({{"README.md", "x"}, {member, "x"}})),
+                         std::string("expected a file of torch.save(), found ") + kind))
+        << member;
   EXPECT_EQ(with([](auto& m) {
               m.push_back({"archive/constants.pkl", "x"});
             }),
