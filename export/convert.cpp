@@ -165,8 +165,25 @@ std::string quantization(const Arguments& a) {
   return "q4, " + how + steps + (a.head == "q8" ? ", output q8" : "");
 }
 
+/// The files that will be read.
+std::vector<std::string> inputs(const Arguments& a) {
+  std::vector<std::string> files = {a.tokenizer, a.config, a.calibrate};
+  const auto add = [&](const std::string& path) {
+    for (std::string& file : files_of_checkpoint(path)) files.push_back(std::move(file));
+  };
+  if (!a.model.empty()) add(a.model);
+  for (const std::string& lora : a.lora) {
+    LoraSource source;
+    std::string error;
+    if (!parse_lora(lora, source, error)) throw Failure{2, "--lora " + error};
+    add(source.folder + "/adapter_model.bin");
+  }
+  return files;
+}
+
 /// Checks the names of all files that will be written, before the work.
 void check_outputs(const Arguments& a) {
+  check_not_input({a.output, a.report, calibration_name(a.output)}, inputs(a));
   std::string error;
   CalibrationFile calibration;
   if (!check_output(a.output, OutputFile::Access::random, error)) throw Failure{1, error};

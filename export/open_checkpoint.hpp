@@ -10,6 +10,7 @@
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "checkpoint.hpp"
 #include "gguf.hpp"
@@ -63,6 +64,21 @@ inline bool open_folder(const std::string& folder, const std::string& weights, b
       return file && open_gguf(std::move(file), own_tokenizer, out, error);
     }
   return (own_config ? open_pytorch_folder : open_hugging_face)(folder, weights, own_tokenizer, out, error);
+}
+
+/// The files that open_checkpoint() may read: the named file, and the files in its folder that are parts of checkpoints.
+inline std::vector<std::string> files_of_checkpoint(const std::string& path) {
+  std::vector<std::string> files = {path};
+  std::error_code ignored;
+  const std::string folder = is_directory(path) ? path : folder_of(path);
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+    bool part = name.rfind("pytorch_model", 0) == 0;
+    for (const char* known : {".safetensors", ".gguf", ".pth", ".pt", ".json", ".yaml", ".jinja", ".model"})
+      part = part || extension == known;
+    if (part) files.push_back(entry.path().string());
+  }
+  return files;
 }
 
 inline bool open_checkpoint(const std::string& path, const std::string& tokenizer_path, Checkpoint& out,
