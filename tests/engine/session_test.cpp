@@ -94,6 +94,14 @@ std::vector<std::pair<std::string, Config>> shapes() {
   llama3.norm_eps = 1e-3f;
   all.push_back({"linear rope", linear});
   all.push_back({"llama3 rope", llama3});
+  Config biases = small_config(), norms = shape(50, 70, 3, 3, 3, 10, 37), everything = shape(24, 20, 4, 6, 2, 20, 33);
+  biases.qkv_bias = true;  // Qwen2
+  norms.qk_norm = true;    // Qwen3
+  everything.qkv_bias = everything.o_bias = everything.mlp_bias = everything.qk_norm = true;
+  everything.no_rope[0] = everything.no_rope[3] = true;
+  all.push_back({"biases of q, k and v", biases});
+  all.push_back({"norms of q and k", norms});
+  all.push_back({"all parts, some layers without rope", everything});
   return all;
 }
 
