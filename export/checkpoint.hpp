@@ -48,7 +48,7 @@ struct StoredTensor {
   // The stored row that is row r in the engine's order.
   int64_t stored_row(int64_t r) const {
     if (block_rows > 0) return r / block_rows * block_stride + r % block_rows;
-    if (interleaved_heads == 0) return r;
+    if (interleaved_heads == 0 || rows == 1) return r;
     const int64_t head_dim = rows / interleaved_heads, half = head_dim / 2, i = r % head_dim;
     return r - i + 2 * (i % half) + i / half;
   }
@@ -201,17 +201,28 @@ inline bool check_layout(const std::string& path, const FoundTensors& found, int
 
 /// The tensor names of a format.
 struct TensorNames {
+  struct OfLayer {
+    const char *ours, *theirs;  // by the name in Layer, the suffix after the layer number
+  };
   const char* token_embedding;
-  const char* layers;       // prefix before the layer number
-  const char* of_layer[9];  // suffix: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w3, w2
+  const char* layers;  // prefix before the layer number
+  std::array<OfLayer, 18> of_layer;
   const char *final_norm, *output;
 
-  // The name of tensor i in the order of tensor_specs().
-  std::string name(size_t i, int n_layers) const {
-    if (i == 0) return token_embedding;
-    const size_t layer = (i - 1) / 9, which = (i - 1) % 9;
-    if (layer < size_t(n_layers)) return layers + std::to_string(layer) + of_layer[which];
-    return which == 0 ? final_norm : output;
+  // The suffix of a tensor of a layer; null if the format has no such tensor.
+  const char* suffix(std::string_view ours) const {
+    for (const OfLayer& t : of_layer)
+      if (t.ours && t.ours == ours) return t.theirs;
+    return nullptr;
+  }
+  // The name of a tensor of tensor_specs(); ours, if the format has no such tensor.
+  std::string name(const std::string& ours) const {
+    if (ours == "token_embedding") return token_embedding;
+    if (ours == "final_norm") return final_norm;
+    if (ours == "output") return output;
+    const size_t number = ours.find('.') + 1, dot = ours.find('.', number);  // layers.NUMBER.NAME
+    const char* const theirs = suffix(std::string_view(ours).substr(dot + 1));
+    return theirs ? layers + ours.substr(number, dot - number) + theirs : ours;
   }
 };
 
@@ -220,10 +231,8 @@ struct TensorNames {
 /// tensors are an error: they belong to another architecture.
 inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleaved, FoundTensors& found,
                          const std::string& where, std::string& error) {
-  const std::vector<TensorSpec> specs = tensor_specs(c.config);
-  for (size_t i = 0; i < specs.size(); i++) {
-    const TensorSpec& spec = specs[i];
-    const std::string name = names.name(i, c.config.n_layers);
+  for (const TensorSpec& spec : tensor_specs(c.config)) {
+    const std::string name = names.name(spec.name);
     if (c.config.tied && spec.name == "output") {
       c.tensors[spec.name] = c.tensors["token_embedding"];
       found.erase(name);
@@ -241,14 +250,15 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
       return fail(error,
                   {path, ": tensor ", name, ": expected shape ", shape_text(shape), ", found ", shape_text(t.shape)});
     const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
-    const int heads = !interleaved ? 0 : last == "wq" ? c.config.n_heads : last == "wk" ? c.config.n_kv_heads : 0;
+    const bool q = last == "wq" || last == "bq", k = last == "wk" || last == "bk";
+    const int heads = !interleaved ? 0 : q ? c.config.n_heads : k ? c.config.n_kv_heads : 0;
     c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads, t.block_rows, t.block_stride};
     found.erase(it);
   }
   if (found.empty()) return true;
   const auto& [name, t] = *found.begin();
   return fail(error, {c.files[size_t(t.file)]->path(), ": tensor ", name,
-                      ": expected the tensors of a plain Llama, found another tensor, ", shape_text(t.shape),
+                      ": expected the tensors of a Llama, found another tensor, ", shape_text(t.shape),
                       "; this is another architecture"});
 }
 

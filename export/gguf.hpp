@@ -382,13 +382,28 @@ inline bool open_other_gguf_parts(GgufHeader& h, const GgufPart& first, Checkpoi
 // The model
 // ====================================================================================================================
 
-inline constexpr TensorNames kGgufNames = {
-    "token_embd.weight",
-    "blk.",
-    {".attn_norm.weight", ".attn_q.weight", ".attn_k.weight", ".attn_v.weight", ".attn_output.weight",
-     ".ffn_norm.weight", ".ffn_gate.weight", ".ffn_up.weight", ".ffn_down.weight"},
-    "output_norm.weight",
-    "output.weight"};
+inline constexpr TensorNames kGgufNames = {"token_embd.weight",
+                                           "blk.",
+                                           {{{"attention_norm", ".attn_norm.weight"},
+                                             {"wq", ".attn_q.weight"},
+                                             {"wk", ".attn_k.weight"},
+                                             {"wv", ".attn_v.weight"},
+                                             {"wo", ".attn_output.weight"},
+                                             {"ffn_norm", ".ffn_norm.weight"},
+                                             {"w1", ".ffn_gate.weight"},
+                                             {"w3", ".ffn_up.weight"},
+                                             {"w2", ".ffn_down.weight"},
+                                             {"bq", ".attn_q.bias"},
+                                             {"bk", ".attn_k.bias"},
+                                             {"bv", ".attn_v.bias"},
+                                             {"bo", ".attn_output.bias"},
+                                             {"q_norm", ".attn_q_norm.weight"},
+                                             {"k_norm", ".attn_k_norm.weight"},
+                                             {"b1", ".ffn_gate.bias"},
+                                             {"b3", ".ffn_up.bias"},
+                                             {"b2", ".ffn_down.bias"}}},
+                                           "output_norm.weight",
+                                           "output.weight"};
 
 /// Rejects GGUF files that are not language models.
 inline bool check_gguf_type(GgufHeader& h) {

@@ -18,47 +18,78 @@ struct LlamaNames {
   bool interleaved;  // the order of wq's and wk's rows, as in StoredTensor::interleaved_heads
 };
 
-inline constexpr LlamaNames kHuggingFaceNames = {
-    {"model.embed_tokens.weight",
-     "model.layers.",
-     {".input_layernorm.weight", ".self_attn.q_proj.weight", ".self_attn.k_proj.weight", ".self_attn.v_proj.weight",
-      ".self_attn.o_proj.weight", ".post_attention_layernorm.weight", ".mlp.gate_proj.weight", ".mlp.up_proj.weight",
-      ".mlp.down_proj.weight"},
-     "model.norm.weight",
-     "lm_head.weight"},
-    false};
+inline constexpr LlamaNames kHuggingFaceNames = {{"model.embed_tokens.weight",
+                                                  "model.layers.",
+                                                  {{{"attention_norm", ".input_layernorm.weight"},
+                                                    {"wq", ".self_attn.q_proj.weight"},
+                                                    {"wk", ".self_attn.k_proj.weight"},
+                                                    {"wv", ".self_attn.v_proj.weight"},
+                                                    {"wo", ".self_attn.o_proj.weight"},
+                                                    {"ffn_norm", ".post_attention_layernorm.weight"},
+                                                    {"w1", ".mlp.gate_proj.weight"},
+                                                    {"w3", ".mlp.up_proj.weight"},
+                                                    {"w2", ".mlp.down_proj.weight"},
+                                                    {"bq", ".self_attn.q_proj.bias"},
+                                                    {"bk", ".self_attn.k_proj.bias"},
+                                                    {"bv", ".self_attn.v_proj.bias"},
+                                                    {"bo", ".self_attn.o_proj.bias"},
+                                                    {"q_norm", ".self_attn.q_norm.weight"},
+                                                    {"k_norm", ".self_attn.k_norm.weight"},
+                                                    {"b1", ".mlp.gate_proj.bias"},
+                                                    {"b3", ".mlp.up_proj.bias"},
+                                                    {"b2", ".mlp.down_proj.bias"}}},
+                                                  "model.norm.weight",
+                                                  "lm_head.weight"},
+                                                 false};
 
 // lit-gpt (github.com/Lightning-AI/litgpt, lit_gpt/model.py) rotates the halves of a head, as Hugging Face does. wq, wk
 // and wv are one tensor, which split_fused() splits into three with these names.
-inline constexpr LlamaNames kLitGptNames = {
-    {"transformer.wte.weight",
-     "transformer.h.",
-     {".norm_1.weight", ".attn q", ".attn k", ".attn v", ".attn.proj.weight", ".norm_2.weight", ".mlp.fc_1.weight",
-      ".mlp.fc_2.weight", ".mlp.proj.weight"},
-     "transformer.ln_f.weight",
-     "lm_head.weight"},
-    false};
+inline constexpr LlamaNames kLitGptNames = {{"transformer.wte.weight",
+                                             "transformer.h.",
+                                             {{{"attention_norm", ".norm_1.weight"},
+                                               {"wq", ".attn q"},
+                                               {"wk", ".attn k"},
+                                               {"wv", ".attn v"},
+                                               {"wo", ".attn.proj.weight"},
+                                               {"ffn_norm", ".norm_2.weight"},
+                                               {"w1", ".mlp.fc_1.weight"},
+                                               {"w3", ".mlp.fc_2.weight"},
+                                               {"w2", ".mlp.proj.weight"}}},
+                                             "transformer.ln_f.weight",
+                                             "lm_head.weight"},
+                                            false};
 
 // The version of TinyLlama (github.com/jzhang38/TinyLlama, lit_gpt/model.py): its feed-forward block is xformers'
 // SwiGLU, where w2 is the up and w3 the down projection, the reverse of Meta's names.
-inline constexpr LlamaNames kTinyLlamaNames = {
-    {"transformer.wte.weight",
-     "transformer.h.",
-     {".norm_1.weight", ".attn q", ".attn k", ".attn v", ".attn.proj.weight", ".norm_2.weight", ".mlp.swiglu.w1.weight",
-      ".mlp.swiglu.w2.weight", ".mlp.swiglu.w3.weight"},
-     "transformer.ln_f.weight",
-     "lm_head.weight"},
-    false};
+inline constexpr LlamaNames kTinyLlamaNames = {{"transformer.wte.weight",
+                                                "transformer.h.",
+                                                {{{"attention_norm", ".norm_1.weight"},
+                                                  {"wq", ".attn q"},
+                                                  {"wk", ".attn k"},
+                                                  {"wv", ".attn v"},
+                                                  {"wo", ".attn.proj.weight"},
+                                                  {"ffn_norm", ".norm_2.weight"},
+                                                  {"w1", ".mlp.swiglu.w1.weight"},
+                                                  {"w3", ".mlp.swiglu.w2.weight"},
+                                                  {"w2", ".mlp.swiglu.w3.weight"}}},
+                                                "transformer.ln_f.weight",
+                                                "lm_head.weight"},
+                                               false};
 
-inline constexpr LlamaNames kMetaNames = {
-    {"tok_embeddings.weight",
-     "layers.",
-     {".attention_norm.weight", ".attention.wq.weight", ".attention.wk.weight", ".attention.wv.weight",
-      ".attention.wo.weight", ".ffn_norm.weight", ".feed_forward.w1.weight", ".feed_forward.w3.weight",
-      ".feed_forward.w2.weight"},
-     "norm.weight",
-     "output.weight"},
-    true};
+inline constexpr LlamaNames kMetaNames = {{"tok_embeddings.weight",
+                                           "layers.",
+                                           {{{"attention_norm", ".attention_norm.weight"},
+                                             {"wq", ".attention.wq.weight"},
+                                             {"wk", ".attention.wk.weight"},
+                                             {"wv", ".attention.wv.weight"},
+                                             {"wo", ".attention.wo.weight"},
+                                             {"ffn_norm", ".ffn_norm.weight"},
+                                             {"w1", ".feed_forward.w1.weight"},
+                                             {"w3", ".feed_forward.w3.weight"},
+                                             {"w2", ".feed_forward.w2.weight"}}},
+                                           "norm.weight",
+                                           "output.weight"},
+                                          true};
 
 /// The naming scheme of these tensors; Hugging Face's if it is unknown, so that messages use its names.
 inline const LlamaNames& names_of(const FoundTensors& found) {
@@ -66,7 +97,7 @@ inline const LlamaNames& names_of(const FoundTensors& found) {
   for (const LlamaNames* n : {&kHuggingFaceNames, &kLitGptNames, &kTinyLlamaNames, &kMetaNames}) {
     if (found.count(n->names.token_embedding) == 0) continue;
     best = n;
-    if (found.count(n->names.layers + std::string("0") + n->names.of_layer[6]) > 0) break;
+    if (found.count(n->names.name("layers.0.w1")) > 0) break;
   }
   return *best;
 }
@@ -91,9 +122,9 @@ inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& e
     const struct {
       const char* name;
       int64_t rows, first, first_of_group, in_group;
-    } parts[] = {{kLitGptNames.names.of_layer[1], k.q_dim(), 0, 0, group},
-                 {kLitGptNames.names.of_layer[2], k.kv_dim(), k.q_dim(), group, head},
-                 {kLitGptNames.names.of_layer[3], k.kv_dim(), k.q_dim() + k.kv_dim(), group + head, head}};
+    } parts[] = {{kLitGptNames.names.suffix("wq"), k.q_dim(), 0, 0, group},
+                 {kLitGptNames.names.suffix("wk"), k.kv_dim(), k.q_dim(), group, head},
+                 {kLitGptNames.names.suffix("wv"), k.kv_dim(), k.q_dim() + k.kv_dim(), group + head, head}};
     for (const auto& part : parts) {
       t.shape = {part.rows, dim};
       t.offset = start + uint64_t(by_group ? part.first_of_group : part.first) * row;

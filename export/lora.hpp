@@ -219,11 +219,10 @@ class LoraAdapter {
   }
 
   void list_modules(const Config& model) {
-    const std::vector<TensorSpec> specs = tensor_specs(model);
-    for (size_t i = 0; i < specs.size(); i++) {
-      const std::string name = kHuggingFaceNames.names.name(i, model.n_layers);
-      if (specs[i].layout == Layout::panels && !(model.tied && specs[i].name == "output"))
-        modules_[name.substr(0, name.rfind('.'))] = specs[i];
+    for (const TensorSpec& spec : tensor_specs(model)) {
+      const std::string name = kHuggingFaceNames.names.name(spec.name);
+      if (spec.layout == Layout::panels && !(model.tied && spec.name == "output"))
+        modules_[name.substr(0, name.rfind('.'))] = spec;
     }
   }
 

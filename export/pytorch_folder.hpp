@@ -19,7 +19,7 @@ namespace pocket {
 /// the output matrix is the embedding.
 inline bool read_shapes(const Checkpoint& c, const FoundTensors& found, Config& k, std::string& error) {
   const TensorNames& names = names_of(found).names;
-  const std::string w1 = names.layers + std::string("0") + names.of_layer[6];
+  const std::string w1 = names.name("layers.0.w1");
   const struct {
     std::string name;
     int& into;

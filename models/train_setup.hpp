@@ -136,6 +136,7 @@ class TrainingSetup {
       plan.megabyte = megabyte_shape(o, size);
     else
       plan.config = o.init.empty() ? llama_shape(o, size, tokenizer.size()) : init.config;
+    if (std::string error; !check_trainable(plan.config, o.init, error)) throw Failure{1, error};
     plan.context = o.context;
     plan.batch = o.batch;
     if (!o.init.empty() && plan.context > plan.config.max_seq_len)

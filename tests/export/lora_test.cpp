@@ -94,11 +94,10 @@ void write_gguf(Base& base, const AllWeights& weights) {
     k.n_layers = 2;
     return k;
   }();
-  const std::vector<TensorSpec> specs = tensor_specs(c);
-  for (size_t i = 0; i < specs.size(); i++) {
-    const Weights& tensor = w.at(specs[i].name);
+  for (const TensorSpec& spec : tensor_specs(c)) {
+    const Weights& tensor = w.at(spec.name);
     std::vector<uint64_t> sizes(tensor.shape.rbegin(), tensor.shape.rend());
-    g.tensors.push_back({kGgufNames.name(i, 2), sizes, gguf::kF32, floats_of(tensor)});
+    g.tensors.push_back({kGgufNames.name(spec.name), sizes, gguf::kF32, floats_of(tensor)});
   }
   base.path = base.folder.write("model.gguf", g.bytes());
 }

@@ -18,7 +18,7 @@ Shapes shapes() {
   c.vocab_size = 5;
   Shapes shapes;
   for (const TensorSpec& spec : tensor_specs(c)) {
-    const std::string name = kHuggingFaceNames.names.name(shapes.size(), c.n_layers);
+    const std::string name = kHuggingFaceNames.names.name(spec.name);
     shapes.push_back({name, {spec.rows, spec.cols}});
     if (spec.layout == Layout::vector) shapes.back().second = {spec.cols};
   }
