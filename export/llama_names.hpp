@@ -138,14 +138,34 @@ inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& e
   return true;
 }
 
+/// Splits Phi-3's fused matrices: q, k and v; gate and up.
+inline bool split_phi3(const Checkpoint& c, FoundTensors& found, std::string& error) {
+  const Config& k = c.config;
+  for (int l = 0; l < k.n_layers; l++) {
+    const std::string layer = kHuggingFaceNames.names.layers + std::to_string(l), attention = layer + ".self_attn.";
+    if (!split_rows(c, attention + "qkv_proj.weight", k.dim,
+                    {{attention + "q_proj.weight", k.q_dim()},
+                     {attention + "k_proj.weight", k.kv_dim()},
+                     {attention + "v_proj.weight", k.kv_dim()}},
+                    found, error) ||
+        !split_rows(c, layer + ".mlp.gate_up_proj.weight", k.dim,
+                    {{layer + ".mlp.gate_proj.weight", k.hidden_dim}, {layer + ".mlp.up_proj.weight", k.hidden_dim}},
+                    found, error))
+      return false;
+  }
+  return true;
+}
+
 /// Finds every tensor of the model. RoPE frequencies, which some files contain, are ignored: they follow from the
-/// configuration.
-inline bool bind_llama(Checkpoint& c, FoundTensors& found, const std::string& where, std::string& error) {
+/// configuration. interleaved: rows of wq and wk are in this order even with names of Hugging Face.
+inline bool bind_llama(Checkpoint& c, FoundTensors& found, const std::string& where, bool interleaved,
+                       std::string& error) {
   for (auto it = found.begin(); it != found.end();)
     it = it->first.find("rotary_emb.inv_freq") != std::string::npos || it->first == "rope.freqs" ? found.erase(it)
                                                                                                  : std::next(it);
   const LlamaNames& n = names_of(found);
-  return split_fused(c, found, error) && bind_tensors(c, n.names, n.interleaved, found, where, error);
+  return split_fused(c, found, error) && split_phi3(c, found, error) &&
+         bind_tensors(c, n.names, n.interleaved || interleaved, found, where, error);
 }
 
 }  // namespace pocket
