@@ -247,6 +247,23 @@ TEST(Conversation, InvalidFileLeavesItUnchanged) {
   EXPECT_EQ(conversation.to_json(), before);
 }
 
+TEST(Conversation, LoadRefusesASystemPromptThatTheTemplateDoesNotTake) {
+  ChatTemplate chat = brackets();
+  chat.commands = {"/no_think"};
+  const TemporaryFolder t;
+  Conversation conversation(chat, encode, "");
+  const auto load = [&](const std::string& system) {
+    std::string error;
+    conversation.load(t.write("c.json", "[{\"role\": \"system\", \"content\": \"" + system + "\"}]"), error);
+    return error;
+  };
+  EXPECT_EQ(load("Be kind."), "");
+  EXPECT_NE(load("Be kind. /no_think").find("treats '/no_think' in a system prompt"), std::string::npos);
+  chat.no_system = true;
+  EXPECT_NE(load("Be kind.").find("the chat template takes no system prompt"), std::string::npos);
+  EXPECT_EQ(load(""), "");
+}
+
 // ---- Loops ----
 
 // Number of tokens after which a loop is detected; 0: never.
