@@ -215,7 +215,7 @@ TEST(Conversation, InvalidFileLeavesItUnchanged) {
                     model = "{\"role\":\"assistant\",\"content\":\"b\"}",
                     system = "{\"role\":\"system\",\"content\":\"c\"}";
   const std::pair<std::string, std::string> cases[] = {
-      {"", "expected a value, found the end"},
+      {"", "expected JSON, found an empty file"},
       {"hello", "expected a value, found 'h'"},
       {"7", "expected a list of messages, found 7"},
       {"{}", "expected a list of messages, found nothing"},
