@@ -72,6 +72,7 @@ struct Checkpoint {
   std::string chat_template;         // Jinja source; "" if none
   std::string bos_token, eos_token;  // texts; "" if none
   std::vector<int> stop_ids;         // end-of-text tokens
+  std::vector<std::string> notes;    // what was ignored or decided and a user may care about; a line each
   std::vector<std::unique_ptr<InputFile>> files;
   std::map<std::string, StoredTensor> tensors;  // all tensors, by the engine's names (tensor_specs in run.cpp)
   bool interleaved_adapters = false;  // LoRA adapters have q and k in interleaved order (StoredTensor), as ERNIE 4.5
@@ -165,6 +166,25 @@ inline std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text;
   for (int64_t n : shape) text += (text.empty() ? "(" : ", ") + std::to_string(n);
   return text.empty() ? "()" : text + ")";
+}
+
+/// Whether a tensor follows from the configuration: tables of RoPE and causal masks, which are saved by modules that
+/// registered them as buffers. They are ignored, whatever their type.
+inline bool is_derivable(std::string_view name, const std::vector<int64_t>& shape) {
+  const auto ends = [&](std::string_view with) {
+    if (name.size() < with.size() || name.substr(name.size() - with.size()) != with) return false;
+    return name.size() == with.size() || name[name.size() - with.size() - 1] == '.';
+  };
+  for (const char* table : {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_emb.cos_cached",
+                            "rotary_emb.sin_cached", "rope.freqs", "freqs_cos", "freqs_sin", "freqs_cis"})
+    if (ends(table)) return true;
+  const size_t n = shape.size();
+  const bool square = n >= 2 && shape[n - 1] == shape[n - 2];  // unlike the bias of a projection
+  for (const char* attention : {"attention", "attn", "self_attn"}) {
+    const std::string module = attention;
+    if (ends(module + ".masked_bias") || (square && (ends(module + ".mask") || ends(module + ".bias")))) return true;
+  }
+  return false;
 }
 
 /// The size in bytes of a tensor of this shape; -1 if a row is not a whole number of blocks, or from 2^62 bytes.
@@ -320,11 +340,17 @@ inline void fold_multipliers(Checkpoint& c, const Multipliers& m) {
   c.config.tied = c.config.tied && m.embedding == m.logits;
 }
 
-/// Adds an end-of-text id from a file; -1 means none. where() names the place in the file, for a message.
+/// Adds an end-of-text id from a file; -1 means none. An id outside the vocabulary is ignored. where() names the place in
+/// the file, for a message.
 template <class Where> bool add_stop_id(Checkpoint& c, int64_t id, const Where& where, std::string& error) {
   constexpr size_t kMostStopIds = 256;  // far above real models; the list is searched for every id
-  if (id < -1 || id >= c.config.vocab_size)
-    return fail(error, {where(), ": expected an id below ", c.config.vocab_size, ", found ", id});
+  constexpr size_t kMostNotes = 8;
+  if (id >= c.config.vocab_size || id < -1) {
+    if (c.notes.size() < kMostNotes)
+      c.notes.push_back(
+          text_of({where(), ": expected an id below ", c.config.vocab_size, ", found ", id, "; ignored"}));
+    return true;
+  }
   if (id < 0 || std::find(c.stop_ids.begin(), c.stop_ids.end(), int(id)) != c.stop_ids.end()) return true;
   if (c.stop_ids.size() == kMostStopIds)
     return fail(error, {where(), ": expected at most ", kMostStopIds, " end-of-text ids, found more"});
@@ -402,6 +428,8 @@ inline std::string describe_unreadable(const InputFile& file) {
            "converted again)";
   if (starts("lmgg") || starts("tjgg") || starts("fmgg"))
     return "a GGML file, the predecessor of GGUF; download the model as GGUF";
+  if (starts("algg")) return "a LoRA adapter in GGML's format; download it in the format of PEFT, and use --lora";
+  if (n > 12 && s.substr(8, 4) == "blk.") return "an importance matrix of llama.cpp, which is not a model";
   if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); download the model as safetensors";
   if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12)
     return "an ONNX model; download it as safetensors or GGUF";

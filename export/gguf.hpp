@@ -4,12 +4,14 @@
 //     metadata: key, uint32 type, value                      a string is a uint64 length and its bytes
 //     tensors:  name, uint32 dimensions, uint64 sizes (fastest first), uint32 type, uint64 offset
 //     padding to general.alignment, then the tensor data; offsets are relative to its start
-// The metadata are checked and skipped at open; values are read later by key.
+// The metadata are checked and skipped at open; values are read later by key. A model may be split into several files,
+// NAME-00001-of-00003.gguf and so on: the metadata are in the first one, the tensors in all of them.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <map>
 #include <memory>
@@ -49,12 +51,13 @@ inline const char* ggml_type_name(uint32_t type) {
 /// Reads and checks the header of a file. Metadata values stay in the file until get() reads them.
 class GgufHeader {
  public:
-  explicit GgufHeader(const InputFile& file) : file_(file), in_(file) {}
+  // index: FoundTensor::file of its tensors.
+  explicit GgufHeader(const InputFile& file, int index = 0) : file_(file), index_(index), in_(file) {}
 
   std::string error;
   uint32_t version = 0;
   std::string architecture;  // general.architecture, once read
-  FoundTensors tensors;      // of file 0
+  FoundTensors tensors;
 
   // A key of the model, whose name begins with the architecture.
   std::string key(std::string_view name) const { return architecture + "." + std::string(name); }
@@ -111,6 +114,16 @@ class GgufHeader {
       if (!number(in, v.kind, value) || value != std::floor(value) || value < double(low) || value > double(high))
         return mismatch(key, "an integer from " + std::to_string(low) + " to " + std::to_string(high));
       out = int(value);
+      return true;
+    });
+  }
+  // A token id; -1 for 2^32 - 1, which means none.
+  bool get_id(std::string_view key, int& out) {
+    return take(key, [&](FileCursor& in, const Value& v) {
+      double value = 0;
+      if (!number(in, v.kind, value) || value != std::floor(value) || value < -1 || value > double(UINT32_MAX))
+        return mismatch(key, "a token id");
+      out = value == double(UINT32_MAX) ? -1 : int(std::min(value, double(INT32_MAX)));
       return true;
     });
   }
@@ -204,7 +217,7 @@ class GgufHeader {
     const uint32_t dimensions = in_.get<uint32_t>();
     if (in_.ok() && (dimensions < 1 || dimensions > kGgufDimensions))
       return refuse({where, "dimensions: expected 1 to 4, found ", dimensions});
-    FoundTensor t{0, 0, 0, DType::f32, {}};
+    FoundTensor t{index_, 0, 0, DType::f32, {}};
     for (uint32_t d = 0; d < dimensions; d++) {
       const uint64_t size = in_.get<uint64_t>();
       if (size > uint64_t(INT64_MAX)) return refuse({where, "size: expected less than 2^63, found ", size});
@@ -249,7 +262,7 @@ class GgufHeader {
                        room - std::min(room, t.offset), " (truncated?)"});
       t.offset += data;
     }
-    return check_layout(file_.path(), tensors, 0, data, file_.size(), false, error);
+    return check_layout(file_.path(), tensors, index_, data, file_.size(), false, error);
   }
 
   template <class F> bool take(std::string_view key, F read) {
@@ -295,9 +308,80 @@ class GgufHeader {
   }
 
   const InputFile& file_;
+  int index_;
   FileCursor in_;
   std::map<std::string, Value, std::less<>> values_;
 };
+
+// ====================================================================================================================
+// Split files
+// ====================================================================================================================
+
+/// A part of a split file, from its metadata. A file that is not split is part 0 of 1.
+struct GgufPart {
+  int number = 0, count = 1;  // split.no, split.count
+  int tensors = -1;           // split.tensors.count: of all parts; -1: not in this file
+
+  // False with h.error set.
+  bool read(GgufHeader& h) {
+    constexpr int kMost = UINT16_MAX;
+    if (!h.get("split.count", 0, kMost, count)) return false;
+    if (count == 0) count = 1;
+    return h.get("split.no", 0, count - 1, number) && h.get("split.tensors.count", 0, INT32_MAX, tensors);
+  }
+};
+
+/// "-00002-of-00003.gguf", the end of the name of part 1.
+inline std::string gguf_part_suffix(int number, int count) {
+  char suffix[40];
+  std::snprintf(suffix, sizeof suffix, "-%05d-of-%05d.gguf", number + 1, count);
+  return suffix;
+}
+
+/// The path of a part, from the path of another part. "" if that does not end in its number.
+inline std::string gguf_part_path(const std::string& path, const GgufPart& part, int number) {
+  const std::string suffix = gguf_part_suffix(part.number, part.count);
+  if (path.size() < suffix.size() || path.compare(path.size() - suffix.size(), suffix.size(), suffix) != 0) return "";
+  return path.substr(0, path.size() - suffix.size()) + gguf_part_suffix(number, part.count);
+}
+
+/// Opens a part of the file that `path` is another part of.
+inline std::unique_ptr<InputFile> open_gguf_part(const std::string& path, const GgufPart& part, int number,
+                                                 std::string& error) {
+  const std::string name = gguf_part_path(path, part, number);
+  if (name.empty()) {
+    fail(error, {path, ": part ", part.number + 1, " of a GGUF file that is split into ", part.count,
+                 ": expected a name that ends in ", gguf_part_suffix(part.number, part.count),
+                 ", with the other parts beside it"});
+    return nullptr;
+  }
+  auto file = InputFile::open(name, error);
+  if (!file) error += "; the model is split into " + std::to_string(part.count) + " files, which are all needed";
+  return file;
+}
+
+/// Opens parts 1 and up. Their tensors are added to the header of part 0, whose file is c.files[0].
+inline bool open_other_gguf_parts(GgufHeader& h, const GgufPart& first, Checkpoint& c, std::string& error) {
+  const std::string& path = c.files[0]->path();
+  for (int number = 1; number < first.count; number++) {
+    auto file = open_gguf_part(path, first, number, error);
+    if (!file) return false;
+    c.files.push_back(std::move(file));
+    GgufHeader other(*c.files.back(), number);
+    GgufPart part;
+    if (!other.read() || !part.read(other)) return fail(error, other.error);
+    if (part.number != number || part.count != first.count)
+      return fail(error, {c.files.back()->path(), ": expected part ", number + 1, " of ", first.count, ", found part ",
+                          part.number + 1, " of ", part.count});
+    for (auto& [name, tensor] : other.tensors)
+      if (!h.tensors.emplace(name, std::move(tensor)).second)
+        return fail(error,
+                    {c.files.back()->path(), ": tensor ", name, ": expected once, found also in an earlier part"});
+  }
+  return first.tensors < 0 || h.tensors.size() == size_t(first.tensors) ||
+         fail(error, {path, ": split.tensors.count: expected ", first.tensors, " tensors in all parts, found ",
+                      h.tensors.size(), "; a part is of another model"});
+}
 
 // ====================================================================================================================
 // The model
@@ -325,6 +409,24 @@ inline constexpr TensorNames kGgufNames = {"token_embd.weight",
                                              {"b2", ".ffn_down.bias"}}},
                                            "output_norm.weight",
                                            "output.weight"};
+
+/// Rejects GGUF files that are not language models.
+inline bool check_gguf_type(GgufHeader& h) {
+  std::string type, architecture;
+  if (!h.get("general.type", type) || !h.get("general.architecture", architecture)) return false;
+  if (architecture == "clip") type = "mmproj";
+  const struct {
+    const char *type, *what;
+  } others[] = {{"adapter",
+                 "a LoRA adapter; convert its base model, and name the adapter's folder, as saved by PEFT, "
+                 "with --lora"},
+                {"mmproj", "the vision or audio encoder of a multimodal model; name the file of its language model"},
+                {"imatrix", "an importance matrix for quantizing with llama.cpp, which is not a model"},
+                {"vocab", "a vocabulary without a model"}};
+  for (const auto& other : others)
+    if (type == other.type) return h.refuse({"expected a language model, found ", other.what});
+  return true;
+}
 
 /// What llama.cpp's code for an architecture does.
 struct GgufFamily {
@@ -356,8 +458,7 @@ inline bool check_gguf_variant(GgufHeader& h, const GgufFamily& family) {
     std::string key;
     float neutral;
     bool multiplier;
-  } numbers[] = {{"split.count", 1, false},
-                 {h.key("expert_count"), 0, false},
+  } numbers[] = {{h.key("expert_count"), 0, false},
                  {h.key("attention.clamp_kqv"), 0, false},
                  {h.key("attention.max_alibi_bias"), 0, false},
                  {h.key("attention.temperature_scale"), 0, false},
@@ -544,14 +645,17 @@ inline bool express_rope_factors(const std::vector<float>& factors, Config& c) {
 }
 
 /// Reads the tensor of factors, if there is one, and removes it from the list.
-inline bool read_rope_factors(GgufHeader& h, const InputFile& file, Config& c, std::string& error) {
+inline bool read_rope_factors(GgufHeader& h, Checkpoint& out, std::string& error) {
   for (const char* name : {"rope_factors_long.weight", "rope_factors_short.weight"})
-    if (h.tensors.count(name) > 0)
-      return fail(error, {file.path(), ": tensor ", name, ": expected none: long RoPE is not supported"});
+    if (const auto t = h.tensors.find(name); t != h.tensors.end())
+      return fail(error, {out.files[size_t(t->second.file)]->path(), ": tensor ", name,
+                          ": expected none: long RoPE is not supported"});
   const auto it = h.tensors.find("rope_freqs.weight");
   if (it == h.tensors.end()) return true;
-  const std::string where = file.path() + ": tensor rope_freqs.weight: ";
   const FoundTensor t = it->second;
+  Config& c = out.config;
+  const InputFile& file = *out.files[size_t(t.file)];
+  const std::string where = file.path() + ": tensor rope_freqs.weight: ";
   const std::vector<int64_t> shape = {c.head_dim / 2};
   if (t.dtype != DType::f32 || t.shape != shape)
     return fail(error, {where, "expected F32 of shape ", shape_text(shape), ", found ", dtype_info(t.dtype).name, " ",
@@ -584,13 +688,20 @@ class GgufTokenizer {
           {"tokenizer.ggml.model: expected llama or gpt2, found ", model, "; use another tokenizer with -z"});
     const bool sentencepiece = model == "llama";
     if (!pieces(!sentencepiece) || !(sentencepiece ? sentencepiece_flags() : byte_level())) return false;
-    const int last = int(v_.pieces.size()) - 1;
-    return h_.get("tokenizer.ggml.bos_token_id", 0, last, v_.bos) &&
-           h_.get("tokenizer.ggml.eos_token_id", 0, last, v_.eos) && h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
+    return special_id("tokenizer.ggml.bos_token_id", v_.bos) && special_id("tokenizer.ggml.eos_token_id", v_.eos) &&
+           h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
   }
 
  private:
   using PieceType = Tokenizer::PieceType;
+
+  // As in llama.cpp, an id outside the vocabulary leaves the default.
+  bool special_id(const char* key, int& out) {
+    int id = out;
+    if (!h_.get_id(key, id)) return false;
+    if (id < int(v_.pieces.size())) out = id;
+    return true;
+  }
 
   bool pieces(bool printable) {
     std::vector<std::string> tokens;
@@ -679,7 +790,7 @@ inline bool read_gguf_stop_ids(GgufHeader& h, Checkpoint& out, std::string& erro
   for (const char* key :
        {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
     int id = -1;
-    if (!h.get(key, 0, INT32_MAX, id)) return fail(error, h.error);
+    if (!h.get_id(key, id)) return fail(error, h.error);
     if (!add_stop_id(
             out, id, [&] { return out.files[0]->path() + ": " + key; }, error))
       return false;
@@ -687,20 +798,27 @@ inline bool read_gguf_stop_ids(GgufHeader& h, Checkpoint& out, std::string& erro
   return true;
 }
 
-/// Opens a GGUF file.
+/// Opens a GGUF file, or all parts of a split one, of which `file` is any.
 inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Checkpoint& out, std::string& error) {
+  out.files.clear();
   out.files.push_back(std::move(file));
   const InputFile& in = *out.files[0];
   GgufHeader h(in);
-  if (!h.read()) return fail(error, h.error);
-  const GgufFamily* family = find_gguf_family(h);
+  GgufPart part;
+  if (!h.read() || !part.read(h)) return fail(error, h.error);
+  if (part.number > 0) {
+    auto first = open_gguf_part(in.path(), part, 0, error);
+    if (!first) return false;
+    return open_gguf(std::move(first), own_tokenizer, out, error);
+  }
+  if (!open_other_gguf_parts(h, part, out, error)) return false;
+  const GgufFamily* family = check_gguf_type(h) ? find_gguf_family(h) : nullptr;
   Multipliers multipliers;
   if (!family || !check_gguf_variant(h, *family) || !read_gguf_config(h, out.config) ||
       !read_gguf_multipliers(h, *family, multipliers) || !read_gguf_texts(h, out))
     return fail(error, h.error);
-  if (!check_config(out.config, in.path(), kGgufFields, error, h.key("")) ||
-      !read_rope_factors(h, in, out.config, error) || !split_gguf(out, h, error) ||
-      !read_gguf_layer(h, in.path(), out.config, error) ||
+  if (!check_config(out.config, in.path(), kGgufFields, error, h.key("")) || !read_rope_factors(h, out, error) ||
+      !split_gguf(out, h, error) || !read_gguf_layer(h, in.path(), out.config, error) ||
       !bind_tensors(out, kGgufNames, family->interleaved, h.tensors, in.path(), error))
     return false;
   fold_multipliers(out, multipliers);

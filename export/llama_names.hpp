@@ -2,6 +2,7 @@
 // (which TinyLlama was trained with), and Meta's code, whose names llama2.c uses.
 #pragma once
 
+#include <cstring>
 #include <iterator>
 #include <string>
 #include <utility>
@@ -156,16 +157,67 @@ inline bool split_phi3(const Checkpoint& c, FoundTensors& found, std::string& er
   return true;
 }
 
-/// Finds every tensor of the model. RoPE frequencies, which some files contain, are ignored: they follow from the
-/// configuration. interleaved: rows of wq and wk are in this order even with names of Hugging Face.
+/// Removes tensors that follow from the configuration.
+inline void drop_derivable(FoundTensors& found) {
+  for (auto it = found.begin(); it != found.end();)
+    it = is_derivable(it->first, it->second.shape) ? found.erase(it) : std::next(it);
+}
+
+/// Adds "model." to the names of a model that was saved without its output matrix, as transformers' LlamaModel instead of
+/// LlamaForCausalLM. Its output is then the embedding.
+inline void name_base_model(Checkpoint& c, FoundTensors& found, const std::string& where) {
+  const std::string prefix = "model.", embedding = kHuggingFaceNames.names.token_embedding;
+  if (found.count(embedding.substr(prefix.size())) == 0 || found.count(embedding) > 0) return;
+  FoundTensors named;
+  for (auto& [name, t] : found) {
+    const bool head = name.rfind("lm_head.", 0) == 0;
+    named[(head ? "" : prefix) + name] = std::move(t);
+  }
+  found = std::move(named);
+  if (c.config.tied || found.count(kHuggingFaceNames.names.output) > 0) return;
+  c.config.tied = true;
+  c.notes.push_back(where +
+                    ": a base model without an output matrix (lm_head.weight); the embedding is used in its place, "
+                    "which is right for models with tied embeddings only");
+}
+
+/// Whether two tensors of c have the same values. They have the same shape.
+inline bool same_values(const Checkpoint& c, const std::string& a, const std::string& b, bool& same,
+                        std::string& error) {
+  const StoredTensor &x = c.tensors.at(a), &y = c.tensors.at(b);
+  same = x.file == y.file && x.offset == y.offset && x.dtype == y.dtype;
+  if (same) return true;
+  std::vector<float> row_a(size_t(x.cols)), row_b(size_t(x.cols));
+  same = true;
+  for (int64_t r = 0; r < x.rows && same; r++) {
+    if (!c.read_rows(a, r, 1, row_a.data(), error) || !c.read_rows(b, r, 1, row_b.data(), error)) return false;
+    same = std::memcmp(row_a.data(), row_b.data(), row_a.size() * sizeof(float)) == 0;
+  }
+  return true;
+}
+
+/// Finds every tensor of the model. An output matrix in a checkpoint whose configuration says that it is the embedding
+/// was trained if it differs from the embedding; then it is kept. interleaved: rows of wq and wk are in this order even
+/// with names of Hugging Face.
 inline bool bind_llama(Checkpoint& c, FoundTensors& found, const std::string& where, bool interleaved,
                        std::string& error) {
-  for (auto it = found.begin(); it != found.end();)
-    it = it->first.find("rotary_emb.inv_freq") != std::string::npos || it->first == "rope.freqs" ? found.erase(it)
-                                                                                                 : std::next(it);
+  drop_derivable(found);
+  name_base_model(c, found, where);
   const LlamaNames& n = names_of(found);
-  return split_fused(c, found, error) && split_phi3(c, found, error) &&
-         bind_tensors(c, n.names, n.interleaved || interleaved, found, where, error);
+  const bool compare = c.config.tied && found.count(n.names.output) > 0;
+  if (compare) c.config.tied = false;
+  if (!split_fused(c, found, error) || !split_phi3(c, found, error) ||
+      !bind_tensors(c, n.names, n.interleaved || interleaved, found, where, error))
+    return false;
+  if (!compare) return true;
+  if (!same_values(c, "output", "token_embedding", c.config.tied, error)) return false;
+  if (c.config.tied)
+    c.tensors["output"] = c.tensors["token_embedding"];
+  else
+    c.notes.push_back(
+        text_of({where, ": tensor ", n.names.output,
+                 " differs from the embedding, though the configuration says that they are the same; it is kept"}));
+  return true;
 }
 
 }  // namespace pocket

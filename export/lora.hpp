@@ -115,7 +115,9 @@ inline bool check_lora_variant(const JsonValue& root, std::string& error) {
     const JsonValue v = root.find(key);
     const bool off =
         v.missing() || (v.is(JsonKind::boolean) && !v.boolean()) || (v.kind() >= JsonKind::array && v.size() == 0);
-    if (!off) return root.refuse(key, "none; only plain LoRA is supported", error);
+    if (!off)
+      return root.refuse(key, "none; only plain LoRA is supported: merge the adapter in Python with merge_and_unload()",
+                         error);
   }
   const std::string start = root.find("init_lora_weights").string();
   for (const char* changed : {"pissa", "olora", "loftq", "corda"})
@@ -262,6 +264,12 @@ class LoraAdapter {
       const double divisor = config.rank_stabilized ? std::sqrt(double(rank)) : double(rank);
       pairs_[spec.name] = {name, source_.scale * value_for(module, config.alphas, config.alpha) / divisor};
     }
+    for (const auto& [name, tensor] : found)
+      if (name.find(".lora_") == std::string::npos)
+        return refuse({"tensor ", name, ": expected the factors of a LoRA, found a whole tensor ",
+                       shape_text(tensor.shape),
+                       ", which PEFT saves for modules_to_save and for a changed vocabulary; ",
+                       "merge the adapter in Python (merge_and_unload()), save the model and convert it"});
     if (!found.empty())
       return refuse({"tensor ", found.begin()->first, ": expected lora_A.weight and lora_B.weight of the model's ",
                      "matrices, found another; is this another model's adapter?"});

@@ -5,12 +5,15 @@
 // the header. The tensors fill the rest of the file without gaps.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -43,8 +46,10 @@ inline bool read_safetensors_entry(const JsonValue& entry, const std::string& na
                                    uint64_t data, FoundTensor& out, std::string& error) {
   const auto refuse = [&](Message why) { return fail(error, {file.path(), ": tensor ", name, ": ", text_of(why)}); };
   const std::string dtype = entry.find("dtype").string();
-  if (dtype != "F32" && dtype != "F16" && dtype != "BF16")
+  const auto unknown_dtype = [&] {
     return refuse({"dtype: expected F32, F16 or BF16, found ", entry.find("dtype").describe()});
+  };
+  if (!entry.find("dtype").is(JsonKind::string)) return unknown_dtype();
   out.dtype = dtype == "F32" ? DType::f32 : dtype == "F16" ? DType::f16 : DType::bf16;
   const auto numbers = [&](const char* key, std::vector<int64_t>& to) {
     for (const JsonValue& element : entry.find(key).elements()) {
@@ -63,12 +68,13 @@ inline bool read_safetensors_entry(const JsonValue& entry, const std::string& na
   const uint64_t begin = uint64_t(offsets[0]), end = uint64_t(offsets[1]);
   if (begin > end || end > file.size() - data)
     return refuse({"data_offsets: expected a range within ", file.size() - data, " bytes, found ", begin, " to ", end});
+  out.offset = data + begin;
+  out.bytes = end - begin;
+  if (dtype != "F32" && dtype != "F16" && dtype != "BF16") return is_derivable(name, out.shape) || unknown_dtype();
   const int64_t bytes = stored_bytes(out.dtype, out.shape);
   if (bytes < 0 || uint64_t(bytes) != end - begin)
     return refuse({"expected ", (bytes < 0 ? "fewer" : std::to_string(bytes)), " bytes for ", dtype, " of shape ",
                    shape_text(out.shape), ", found ", end - begin});
-  out.offset = data + begin;
-  out.bytes = end - begin;
   return true;
 }
 
@@ -259,31 +265,48 @@ inline bool open_weight_file(const std::string& folder, const std::string& name,
   return true;
 }
 
-/// Opens the shards of an index, which must agree with it.
+/// Opens the shards of an index: all files that it names. Tensors are in the file that contains them, whatever the index
+/// says.
 inline bool open_shards(const std::string& folder, const JsonDocument& index, Checkpoint& c, FoundTensors& found,
                         std::string& error) {
   const JsonValue root = index.root(), map = root.find("weight_map");
   if (!root.need("weight_map", JsonKind::object, error)) return false;
-  std::map<std::string, int> shards;
-  std::map<std::string, std::string> shard_of;
+  std::set<std::string> shards;
+  std::vector<std::string> tensors;
   for (const auto& [tensor, shard] : map.members()) {
     const std::string name = shard.string();
     if (!is_plain_name(name)) return map.refuse(tensor, "the name of a file in the same folder", error);
-    shards[name] = -1;
-    shard_of[tensor] = name;
+    shards.insert(name);
+    tensors.push_back(tensor);
   }
-  for (auto& [name, file] : shards) {
+  for (const std::string& name : shards)
     if (!open_weight_file(folder, name, c, found, error)) return false;
-    file = int(c.files.size()) - 1;
-  }
-  for (const auto& [tensor, name] : shard_of) {
-    const auto it = found.find(tensor);
-    if (it == found.end() || it->second.file != shards[name])
-      return map.refuse(tensor, "a tensor of that shard", error);
-  }
-  for (const auto& [name, t] : found)
-    if (shard_of.count(name) == 0) return map.refuse(name, "the name of the shard that it is in", error);
+  const auto stale = [&](const std::string& name) { return found.count(name) == 0 && !is_derivable(name, {}); };
+  const auto first = std::find_if(tensors.begin(), tensors.end(), stale);
+  if (first != tensors.end())
+    c.notes.push_back(text_of({map.where(), ": names ", std::count_if(first, tensors.end(), stale),
+                               " tensors that are in none of the shards, such as ", printable(*first), "; ignored"}));
   return true;
+}
+
+/// Whether a name is of one of several shards: NAME-00001-of-00002.safetensors or .bin.
+inline bool is_shard_name(const std::string& name) {
+  const size_t of = name.rfind("-of-"), dot = name.rfind('.');
+  if (of == std::string::npos || dot == std::string::npos || of < 6 || dot < of + 5) return false;
+  const std::string number = name.substr(of - 5, 5), count = name.substr(of + 4, dot - of - 4);
+  const auto is_number = [](const std::string& s) { return s.find_first_not_of("0123456789") == std::string::npos; };
+  return name[of - 6] == '-' && is_number(number) && is_number(count) &&
+         count.find_first_not_of('0') != std::string::npos && count != "00001";
+}
+
+/// A shard in a folder; "" if there is none.
+inline std::string find_shard(const std::string& folder) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+    if (is_shard_name(name) && (extension == ".safetensors" || extension == ".bin")) return name;
+  }
+  return "";
 }
 
 /// The names of the weights in a folder, single file and index of shards; the first existing one is read.
@@ -309,6 +332,11 @@ inline bool open_weights(const std::string& folder, const std::string& weights, 
     if (is_shard && has_index) return open_shards(folder, index, c, found, error);
     if (weights.empty() && has_single) return open_weight_file(folder, name.single, c, found, error);
   }
+  const std::string shard = weights.empty() ? find_shard(folder) : is_shard_name(weights) ? weights : "";
+  if (!shard.empty())
+    return fail(error, {join_path(folder, shard), ": one of several shards: expected their index beside it (such as ",
+                        kWeightsNames[shard.rfind(".bin") == std::string::npos ? 0 : 1].index,
+                        "), found none; download it too"});
   if (!weights.empty()) return open_weight_file(folder, weights, c, found, error);
   return fail(error, {folder,
                       ": expected weights (model.safetensors, pytorch_model.bin, or the index of shards), "
@@ -333,10 +361,15 @@ inline std::string licence_of_card(const std::string& folder) {
 
 /// Sets the error for a folder without config.json.
 inline bool no_config(const std::string& folder, std::string& error) {
-  const bool adapter = is_file(join_path(folder, "adapter_config.json"));
-  return fail(error, {folder, ": expected config.json, found ",
-                      (adapter ? "a LoRA adapter; name its base model, and the adapter with --lora"
-                               : "none; name a file, or a folder in the format of Hugging Face's transformers")});
+  std::string found = "none; name a file, or a folder in the format of Hugging Face's transformers";
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() == ".gguf") found = "GGUF files; name one of them";
+    if (entry.path().extension() == ".safetensors") found = "weights without it; download config.json too";
+  }
+  if (is_file(join_path(folder, "adapter_config.json")))
+    found = "a LoRA adapter; name its base model, and the adapter with --lora";
+  return fail(error, {folder, ": expected config.json, found ", found});
 }
 
 /// Opens a folder.

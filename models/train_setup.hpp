@@ -27,6 +27,8 @@ class TrainingSetup {
 
   // Reads the texts and sets up a new training, or the training of the checkpoint.
   void prepare() {
+    check_not_input({o.output, o.checkpoint, o.loss_table(), o.loss_chart()},
+                    {o.model, o.valid, o.init, o.teacher, o.tokenizer});
     Texts texts = read_texts(o);
     o.resume ? resume(texts) : begin(texts);
   }

@@ -345,6 +345,17 @@ TEST(Complexity, Json) {
          {"lines", text("[", "\n", "x"), run}});
 }
 
+TEST(Complexity, Yaml) {
+  const auto run = [](const Input& in) { yaml_to_json(in[0]); };
+  check({{"settings", text("", "a: 1\n"), run},
+         {"nested settings", text("a:\n", "  b: c\n"), run},
+         {"objects", text("", "a:\n  b: c\n"), run},
+         {"lists", text("", "a:\n- 1\n"), run},
+         {"empty lines", text("a: 1\n", "\n", "b: 1"), run},
+         {"one line", text("a: ", "b: "), run},
+         {"brackets", text("a: ", "["), run}});
+}
+
 /// Writes a file and returns its path.
 std::string write(const TemporaryFolder& folder, const std::string& name, const std::string& bytes) {
   return folder.write(name, bytes);
@@ -404,6 +415,10 @@ TEST(Complexity, HuggingFaceConfig) {
          {"one end-of-text id",
           config(
               ",\"eos_token_id\":[0", [](size_t) { return ",1"; }, "]}"),
+          run},
+         {"ids outside the vocabulary",
+          config(
+              ",\"eos_token_id\":[0", [](size_t i) { return "," + number(200000 + i); }, "]}"),
           run},
          {"invalid ids",
           config(

@@ -1,6 +1,6 @@
 // gguf_test.cpp: GGUF files, made here by the description of the format. Blocks of every supported type are decoded,
 // settings are read or rejected with their key, and every field of a header is checked.
-#include "../../export/gguf.hpp"
+#include "../../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
 
@@ -301,7 +301,6 @@ TEST(GgufRejects, OtherArchitectures) {
   const std::tuple<const char*, std::string, const char*> all[] = {
       {"general.architecture", string("gemma"), "general.architecture: expected one of llama mistral3 qwen2 "},
       {"general.architecture", string("qwen3moe"), ", found qwen3moe"},
-      {"split.count", u32(2), "split.count: expected 1"},
       {"llama.expert_count", u32(8), "llama.expert_count: expected 0"},
       {"llama.attention.sliding_window", u32(127),
        "llama.attention.sliding_window: expected 0, or at least the context"},
@@ -571,6 +570,115 @@ TEST(GgufRopeFactors, BecomeLlama3Scaling) {
   EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected F32 of shape (4), found F32 (2)"));
 }
 
+// ---- Split files ----
+
+/// with_tokenizer() in parts: all metadata in the first, as llama-gguf-split and gguf-py write them.
+struct Split {
+  TemporaryFolder folder;
+  std::vector<GgufFile> parts;
+  Checkpoint c;
+
+  explicit Split(size_t count, bool tensors_in_first = true) {
+    const GgufFile whole = with_tokenizer();
+    for (size_t i = 0; i < count; i++) {
+      GgufFile part;
+      if (i == 0) part.metadata = whole.metadata;
+      const auto u16 = [](size_t n) { return kind(GgufKind::u16) + raw(uint16_t(n)); };
+      part["split.no"] = u16(i);
+      part["split.count"] = u16(count);
+      part["split.tensors.count"] = kind(GgufKind::i32) + raw(int32_t(whole.tensors.size()));
+      parts.push_back(part);
+    }
+    const size_t first = tensors_in_first ? 0 : 1;
+    for (size_t i = 0; i < whole.tensors.size(); i++)
+      parts[first + i * (count - first) / whole.tensors.size()].tensors.push_back(whole.tensors[i]);
+    for (size_t i = 0; i < count; i++) save(i);
+  }
+  std::string name(size_t i) const { return "m" + gguf_part_suffix(int(i), int(parts.size())); }
+  void save(size_t i) {
+    std::filesystem::remove(folder.file(name(i)));
+    folder.write(name(i), parts[i].bytes());
+  }
+  // The error after the folder's name; "" if it opens.
+  std::string what(const std::string& file) {
+    std::string error;
+    const bool ok = open_checkpoint(file.empty() ? folder.path() : folder.file(file), "", c, error);
+    EXPECT_EQ(ok, error.empty()) << error;
+    return error.substr(std::min(error.size(), folder.path().size() + 1));
+  }
+};
+
+TEST(GgufSplit, AnyPartOrTheFolderOpensAllParts) {
+  Opened whole(with_tokenizer().bytes());
+  ASSERT_EQ(whole.error, "");
+  for (const size_t count : {1, 2, 3, 5})
+    for (const bool tensors_in_first : {true, false}) {
+      if (count == 1 && !tensors_in_first) continue;
+      Split split(count, tensors_in_first);
+      for (size_t part = 0; part <= count; part++) {
+        ASSERT_EQ(split.what(part < count ? split.name(part) : ""), "");
+        EXPECT_EQ(split.c.files.size(), count);
+        EXPECT_EQ(split.c.name, "a test");
+        EXPECT_EQ(split.c.vocabulary.pieces.size(), 5u);
+        for (const auto& [name, t] : whole.c.tensors) {
+          tiny::Floats found(size_t(t.rows * t.cols));
+          std::string error;
+          ASSERT_TRUE(split.c.read_rows(name, 0, t.rows, found.data(), error)) << error;
+          EXPECT_EQ(found, whole.read(name)) << name;
+        }
+      }
+    }
+}
+
+TEST(GgufSplit, RejectsMissingAndForeignParts) {
+  Split split(3);
+  std::filesystem::rename(split.folder.file(split.name(1)), split.folder.file("away"));
+  for (const size_t part : {0, 2})
+    EXPECT_EQ(split.what(split.name(part)),
+              split.name(1) + ": No such file or directory; the model is split into 3 files, which are all needed");
+  std::filesystem::copy(split.folder.file(split.name(2)), split.folder.file(split.name(1)));
+  EXPECT_EQ(split.what(split.name(0)), split.name(1) + ": expected part 2 of 3, found part 3 of 3");
+  split.parts[1].tensors.pop_back();
+  split.save(1);
+  EXPECT_EQ(
+      split.what(split.name(0)),
+      split.name(0) + ": split.tensors.count: expected 12 tensors in all parts, found 11; a part is of another model");
+  split.parts[1].tensors.push_back(split.parts[0].tensors[0]);
+  split.save(1);
+  EXPECT_EQ(split.what(split.name(0)),
+            split.name(1) + ": tensor token_embd.weight: expected once, found also in an earlier part");
+  std::filesystem::rename(split.folder.file(split.name(2)), split.folder.file("renamed.gguf"));
+  EXPECT_EQ(split.what("renamed.gguf"),
+            "renamed.gguf: part 3 of a GGUF file that is split into 3: expected a name that ends in "
+            "-00003-of-00003.gguf, with the other parts beside it");
+  split.parts[0]["split.no"] = u32(3);
+  split.save(0);
+  EXPECT_TRUE(contains(split.what(split.name(0)), "metadata split.no: expected an integer from 0 to 2"));
+}
+
+TEST(GgufSplit, AFolderWithTwoModelsIsNotOpened) {
+  Split split(2);
+  EXPECT_EQ(split.what(""), "");
+  split.folder.write("other.gguf", with_tokenizer().bytes());
+  EXPECT_TRUE(contains(split.what(""), "GGUF files; name one of them"));
+}
+
+TEST(GgufRejects, FilesThatAreNotLanguageModels) {
+  for (const auto& [type, expected] : {std::pair{"adapter", "found a LoRA adapter"},
+                                       {"mmproj", "found the vision or audio encoder"},
+                                       {"imatrix", "found an importance matrix"},
+                                       {"vocab", "found a vocabulary without a model"}}) {
+    GgufFile g = small();
+    g["general.type"] = string(type);
+    EXPECT_TRUE(contains(error_of(g), expected)) << error_of(g);
+    g["general.architecture"] = string("clip");
+    EXPECT_TRUE(contains(error_of(g), "found the vision or audio encoder")) << error_of(g);
+  }
+  GgufFile g = small();
+  g["general.type"] = string("model");
+  EXPECT_EQ(error_of(g), "");
+}
+
 // ---- The tokenizer ----
 
 TEST(GgufTokenizer, ReadsSentencePiece) {
@@ -613,10 +721,10 @@ TEST(GgufTokenizer, RejectsInvalidSettings) {
       {"tokenizer.ggml.tokens", strings({}), "expected one for each of 0 tokens"},
       {"tokenizer.ggml.token_type", floats({2, 3, 3, 1, 9}), "token 4: type: expected 1 to 6"},
       {"tokenizer.ggml.token_type", floats({2, 3, 3, 1, NAN}), "token 4: type: expected 1 to 6"},
-      {"tokenizer.ggml.bos_token_id", u32(5), "tokenizer.ggml.bos_token_id: expected an integer from 0 to 4"},
-      {"tokenizer.ggml.eos_token_id", kind(GgufKind::i32) + raw(-1), "tokenizer.ggml.eos_token_id: expected"},
-      {"tokenizer.ggml.precompiled_charsmap", strings({"x"}), "tokenizer.ggml.precompiled_charsmap: expected none"},
-      {"tokenizer.ggml.eot_token_id", u32(5), "tokenizer.ggml.eot_token_id: expected an id below 5, found 5"}};
+      {"tokenizer.ggml.bos_token_id", string("1"), "tokenizer.ggml.bos_token_id: expected a token id"},
+      {"tokenizer.ggml.eos_token_id", kind(GgufKind::i32) + raw(-2), "tokenizer.ggml.eos_token_id: expected a token"},
+      {"tokenizer.ggml.eos_token_id", f32(1.5f), "tokenizer.ggml.eos_token_id: expected a token id"},
+      {"tokenizer.ggml.precompiled_charsmap", strings({"x"}), "tokenizer.ggml.precompiled_charsmap: expected none"}};
   for (const auto& [key, value, expected] : all) {
     GgufFile g = with_tokenizer();
     g[key] = value;
@@ -627,6 +735,24 @@ TEST(GgufTokenizer, RejectsInvalidSettings) {
     g.erase(key);
     EXPECT_EQ(error_of(g), "metadata " + std::string(key) + ": expected a value, found none");
   }
+}
+
+// As in llama.cpp, which leaves the default id. 2^32 - 1 means none.
+TEST(GgufTokenizer, IgnoresSpecialIdsOutsideVocabulary) {
+  for (const char* key : {"bos", "eos", "eot", "eom"})
+    for (const uint32_t id : {5u, 99999u, 1u << 31, UINT32_MAX}) {
+      GgufFile g = with_tokenizer();
+      g[std::string("tokenizer.ggml.") + key + "_token_id"] = u32(id);
+      Opened f(g.bytes());
+      ASSERT_EQ(f.error, "") << key << " " << id;
+      EXPECT_EQ(f.c.vocabulary.bos, key == std::string("bos") && id == UINT32_MAX ? -1 : 1) << id;
+      EXPECT_EQ(f.c.vocabulary.eos, key == std::string("eos") && id == UINT32_MAX ? -1 : 2) << id;
+      const std::string note = std::string("tokenizer.ggml.") + key + "_token_id: expected an id below 5, found ";
+      if (key == std::string("bos") || id == UINT32_MAX)
+        EXPECT_TRUE(f.c.notes.empty());
+      else
+        EXPECT_TRUE(f.c.notes.size() == 1 && contains(f.c.notes[0], note)) << f.c.notes.size();
+    }
 }
 
 // ---- Invalid headers ----

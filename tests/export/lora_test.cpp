@@ -358,7 +358,9 @@ TEST(LoraRejects, UnsupportedSettings) {
       {"peft_type", "IA3", "\"peft_type\": expected \"LORA\", found \"IA3\""},
       {"peft_type", nullptr, "\"peft_type\": expected a string, found null"},
       {"bias", "all", "\"bias\": expected \"none\", found \"all\""},
-      {"use_dora", true, "\"use_dora\": expected none; only plain LoRA is supported, found true"},
+      {"use_dora", true,
+       "\"use_dora\": expected none; only plain LoRA is supported: merge the adapter in Python with "
+       "merge_and_unload(), found true"},
       {"lora_bias", true, "\"lora_bias\": expected none"},
       {"modules_to_save", {"embed_tokens"}, "\"modules_to_save\": expected none"},
       {"layer_replication", {{0, 1}}, "\"layer_replication\": expected none"},
@@ -418,7 +420,7 @@ TEST(LoraRejects, WrongTensors) {
   EXPECT_EQ(error_with([&](AllWeights& w) { w[q + "A.weight"] = hf::random_weights({48}, 1); }),
             file + "tensor " + q + "A.weight: expected shape (3, 16), found (48)");
   for (const char* other : {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight",
-                            "base_model.model.model.embed_tokens.lora_embedding_A", "base_model.model.lm_head.weight",
+                            "base_model.model.model.embed_tokens.lora_embedding_A",
                             "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
                             "model.layers.0.self_attn.q_proj.lora_A.weight"})
     EXPECT_EQ(error_with([&](AllWeights& w) {
@@ -427,6 +429,15 @@ TEST(LoraRejects, WrongTensors) {
               file + "tensor " + other +
                   ": expected lora_A.weight and lora_B.weight of the model's matrices, found "
                   "another; is this another model's adapter?");
+  for (const char* whole : {"base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight",
+                            "base_model.model.lm_head.modules_to_save.weight"})
+    EXPECT_EQ(error_with([&](AllWeights& w) {
+                w[whole] = hf::random_weights({5, 16}, 1);
+              }),
+              file + "tensor " + whole +
+                  ": expected the factors of a LoRA, found a whole tensor (5, 16), which PEFT saves for "
+                  "modules_to_save and for a changed vocabulary; merge the adapter in Python (merge_and_unload()), "
+                  "save the model and convert it");
   EXPECT_EQ(
       error_with([&](AllWeights& w) {
         for (const char* layer : {"0", "1"})

@@ -1,5 +1,5 @@
-// The configuration files of checkpoints: config.json of transformers, lit_config.json, params.json, adapter_config.json
-// of PEFT, and the arguments of MEGABYTE. Every reader gets every document.
+// The configuration files of checkpoints: config.json of transformers, lit_config.json or model_config.yaml, params.json,
+// adapter_config.json of PEFT, and the arguments of MEGABYTE. Every reader gets every document.
 #include "../../../export/lora.hpp"
 #include "../../../export/pytorch_folder.hpp"
 #include "../../../models/megabyte/megabyte_checkpoint.hpp"
@@ -11,7 +11,8 @@ using namespace pocket;
 
 void run(std::string_view input) {
   JsonDocument document;
-  if (!document.parse("config.json", std::string(input))) return;
+  const bool yaml = document.parse("model_config.yaml", yaml_to_json(std::string(input)));
+  if (!yaml && !document.parse("config.json", std::string(input))) return;
   const JsonValue root = document.root();
   std::string error;
   Checkpoint c;
@@ -56,6 +57,10 @@ std::vector<std::string> seeds() {
           R"({"n_embd": 8, "n_layer": 1, "n_head": 2, "n_query_groups": 1, "block_size": 16, "bias": false,
  "parallel_residual": false, "shared_attention_norm": false, "rotary_percentage": 1.0, "condense_ratio": 2,
  "_norm_class": "RMSNorm", "_mlp_class": "LLaMAMLP"})",
+          "n_embd: 8\nn_layer: 1\nn_head: 2\nhead_size: 4\nblock_size: 16\nbias: false\nparallel_residual: false\n"
+          "rotary_percentage: 1.0\nrope_adjustments:\n  factor: 8.0\n  low_freq_factor: 1.0\n"
+          "  high_freq_factor: 4.0\n  original_max_seq_len: 8\nnorm_class_name: RMSNorm\nmlp_class_name: LLaMAMLP\n"
+          "name: 'a'\nsliding_window_indices:\n- 1\n- 0\n",
           R"({"dim": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "norm_eps": 1e-5, "rope_theta": 500000.0,
  "use_scaled_rope": false, "max_seq_len": 16})",
           R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "use_rslora": true,
