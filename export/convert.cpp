@@ -283,13 +283,16 @@ void convert_random(const Arguments& a) {
   });
 }
 
-std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model) {
+// The line of the provenance that tells that adapters cannot be merged into the model file.
+constexpr char kAdapters[] = "adapters", kOfCheckpoint[] = "for the original checkpoint only";
+
+std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model, bool interleaved) {
   std::vector<LoraAdapter> adapters(a.lora.size());
   for (size_t i = 0; i < adapters.size(); i++) {
     LoraSource source;
     std::string error;
     if (!parse_lora(a.lora[i], source, error)) throw Failure{2, "--lora " + error};
-    if (!adapters[i].open(source, model)) throw Failure{1, adapters[i].error};
+    if (!adapters[i].open(source, model, interleaved)) throw Failure{1, adapters[i].error};
   }
   return adapters;
 }
@@ -299,7 +302,10 @@ void convert_model(const Arguments& a, const Model& model) {
   for (const auto& [name, given] :
        {std::pair{"--template", !a.chat_template.empty()}, {"--tokenizer", !a.tokenizer.empty()}})
     if (given) throw Failure{2, name + (": not valid for " + a.model) + ", a model file that has its own"};
-  const std::vector<LoraAdapter> adapters = open_adapters(a, model.config);
+  const std::vector<LoraAdapter> adapters = open_adapters(a, model.config, false);
+  if (!adapters.empty() && model.provenance().find(provenance_line(kAdapters, kOfCheckpoint)) != std::string_view::npos)
+    throw Failure{2, "--lora: not valid for " + a.model + ", whose weights differ from those of the original " +
+                         "checkpoint; convert that with the adapter"};
   ModelParts parts;
   parts.config = model.config;
   if (!parts.chat.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, a.model + ": " + parts.chat.error};
@@ -328,7 +334,7 @@ void convert_checkpoint(const Arguments& a) {
                                "CONFIG.json (see --help)"
                          : error};
   for (const std::string& note : c.notes) print_message("convert", note);
-  const std::vector<LoraAdapter> adapters = open_adapters(a, c.config);
+  const std::vector<LoraAdapter> adapters = open_adapters(a, c.config, c.interleaved_adapters);
   if (!c.has_tokenizer)
     throw Failure{1, a.model + ": no tokenizer found; name one with -z (a SentencePiece tokenizer.model)"};
   ModelParts parts;
@@ -342,6 +348,7 @@ void convert_checkpoint(const Arguments& a) {
   line("source", c.source);
   line("format", c.format);
   line("licence", c.licence);
+  if (c.differs_for_adapters()) line(kAdapters, kOfCheckpoint);
   for (const LoraAdapter& adapter : adapters) line("lora", adapter.description());
   line("weights", quantization(a));
   line("chat template", family);

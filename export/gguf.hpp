@@ -853,6 +853,7 @@ inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Check
       !bind_tensors(out, kGgufNames, family->interleaved, h.tensors, in.path(), error))
     return false;
   fold_multipliers(out, multipliers);
+  out.interleaved_adapters = h.architecture == "ernie4_5";
   out.format = "GGUF v" + std::to_string(h.version);
   if (own_tokenizer && h.has("tokenizer.ggml.model")) {
     if (!GgufTokenizer(h, in.path(), out.vocabulary).read()) return fail(error, h.error);
