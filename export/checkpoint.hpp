@@ -27,14 +27,16 @@ namespace pocket {
 // A checkpoint
 // ====================================================================================================================
 
-/// A matrix (rows, cols) in one of the checkpoint's files, row-major, contiguous. The weights of a norm are one row.
+/// A matrix (rows, cols) in one of the checkpoint's files, row-major, contiguous. The weights of a norm and a bias are
+/// one row.
 struct StoredTensor {
   int file;         // index into Checkpoint::files
   uint64_t offset;  // of its first byte
   DType dtype;
   int64_t rows, cols;
   // More than 0: the number of heads whose rows are in "interleaved" RoPE order (Meta, llama2.c, GGUF): the two rows
-  // that rotate together are adjacent. The engine uses the "half-split" order of Hugging Face.
+  // that rotate together are adjacent. The engine uses the "half-split" order of Hugging Face. In a bias the elements
+  // are in this order.
   int interleaved_heads = 0;
   // More than 0: the rows are stored in blocks of block_rows; a block starts every block_stride rows.
   int64_t block_rows = 0, block_stride = 0;
@@ -42,15 +44,21 @@ struct StoredTensor {
   // order.
   int64_t group = 0;
   uint64_t scales = 0;
+  float scale = 1;  // a multiplier of all weights: fold_multipliers()
 
   int64_t row_bytes() const { return cols / dtype_info(dtype).block * dtype_info(dtype).block_bytes; }
 
   // The stored row that is row r in the engine's order.
   int64_t stored_row(int64_t r) const {
     if (block_rows > 0) return r / block_rows * block_stride + r % block_rows;
-    if (interleaved_heads == 0 || rows == 1) return r;
-    const int64_t head_dim = rows / interleaved_heads, half = head_dim / 2, i = r % head_dim;
-    return r - i + 2 * (i % half) + i / half;
+    return rows == 1 ? r : interleaved(r, rows);
+  }
+
+  // The position in interleaved order of element i of n, which is in half-split order.
+  int64_t interleaved(int64_t i, int64_t n) const {
+    if (interleaved_heads == 0) return i;
+    const int64_t head_dim = n / interleaved_heads, half = head_dim / 2, in_head = i % head_dim;
+    return i - in_head + 2 * (in_head % half) + in_head / half;
   }
 };
 
@@ -85,6 +93,12 @@ struct Checkpoint {
       if (!files[size_t(t.file)]->read(at, bytes.get(), uint64_t(t.row_bytes()), error)) return false;
       dtype_info(t.dtype).decode(bytes.get(), t.cols / dtype_info(t.dtype).block, out + i * t.cols);
       if (t.group > 0 && !scale_row(t, row, out + i * t.cols, error)) return false;
+      if (t.scale != 1)
+        for (int64_t k = 0; k < t.cols; k++) out[i * t.cols + k] *= t.scale;
+    }
+    if (t.rows == 1 && t.interleaved_heads > 0) {
+      const std::vector<float> stored(out, out + count * t.cols);
+      for (size_t k = 0; k < stored.size(); k++) out[k] = stored[size_t(t.interleaved(int64_t(k), t.cols))];
     }
     return true;
   } catch (const std::exception&) {
@@ -116,12 +130,13 @@ inline bool open_checkpoint(const std::string& path, const std::string& tokenize
 /// The names of Config's fields in a file format, where they differ: pairs, then zeros.
 using FieldNames = std::array<std::pair<std::string_view, const char*>, 12>;
 
-/// Checks the limits of run.cpp; the message uses the names of the file format.
-inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error) {
+/// Checks the limits of run.cpp; the message uses the names of the file format, after `prefix`.
+inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error,
+                         const std::string& prefix = "") {
   return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
-    const char* shown = field;
+    std::string shown = field;
     for (const auto& [ours, theirs] : names)
-      if (ours == field) shown = theirs;
+      if (ours == field) shown = prefix + theirs;
     return fail(error, {file, ": ", shown, ": expected ", expected, ", found ", found});
   });
 }
@@ -260,6 +275,60 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
   return fail(error, {c.files[size_t(t.file)]->path(), ": tensor ", name,
                       ": expected the tensors of a Llama, found another tensor, ", shape_text(t.shape),
                       "; this is another architecture"});
+}
+
+/// Splits a fused matrix (rows, cols), or a bias (rows) if cols is 0, into parts with these names and numbers of rows, in
+/// order. Does nothing if the file has no such tensor.
+inline bool split_rows(const Checkpoint& c, const std::string& fused, int64_t cols,
+                       const std::vector<std::pair<std::string, int64_t>>& parts, FoundTensors& found,
+                       std::string& error) {
+  const auto it = found.find(fused);
+  if (it == found.end()) return true;
+  const auto shape = [&](int64_t rows) {
+    return cols > 0 ? std::vector<int64_t>{rows, cols} : std::vector<int64_t>{rows};
+  };
+  int64_t rows = 0;
+  for (const auto& part : parts) rows += part.second;
+  FoundTensor t = it->second;
+  const std::string where = c.files[size_t(t.file)]->path() + ": tensor ";
+  if (t.shape != shape(rows))
+    return fail(error, {where, fused, ": expected shape ", shape_text(shape(rows)), ", found ", shape_text(t.shape)});
+  found.erase(it);
+  for (const auto& [name, count] : parts) {
+    t.shape = shape(count);
+    const int64_t bytes = stored_bytes(t.dtype, t.shape);
+    if (bytes < 0) return fail(error, {where, fused, ": expected parts of whole blocks, found ", shape_text(t.shape)});
+    t.bytes = uint64_t(bytes);
+    if (!found.emplace(name, t).second)
+      return fail(error, {where, name, ": expected no such tensor beside ", fused, ", found one"});
+    t.offset += t.bytes;
+  }
+  return true;
+}
+
+/// Multipliers that some model types apply to intermediate results.
+struct Multipliers {
+  double embedding = 1;  // of the embedding of a token
+  double residual = 1;   // of what a block adds to the residual stream
+  double attention = 0;  // of q . k; 0: 1 / sqrt(head_dim)
+  double logits = 1;     // of the logits
+};
+
+/// Whether a multiplier is in a range that holds all real models and is far from the limits of float.
+inline bool is_multiplier(double value) { return value >= 1e-6 && value <= 1e6; }
+inline constexpr char kMultiplierRange[] = "a number from 0.000001 to 1000000";
+
+/// Folds multipliers into the weights, so that the engine needs none.
+inline void fold_multipliers(Checkpoint& c, const Multipliers& m) {
+  const double q = m.attention > 0 ? m.attention * std::sqrt(double(c.config.head_dim)) : 1;
+  for (auto& [name, t] : c.tensors) {
+    const std::string_view last = std::string_view(name).substr(name.rfind('.') + 1);
+    if (last == "token_embedding") t.scale = float(m.embedding);
+    if (last == "output") t.scale = float(m.logits);
+    if (last == "wo" || last == "bo" || last == "w2" || last == "b2") t.scale = float(m.residual);
+    if (c.config.qk_norm ? last == "q_norm" : last == "wq" || last == "bq") t.scale = float(q);
+  }
+  c.config.tied = c.config.tied && m.embedding == m.logits;
 }
 
 /// Adds an end-of-text id from a file; -1 means none. An id outside the vocabulary is ignored. where() names the place in

@@ -360,7 +360,8 @@ void convert_checkpoint(const Arguments& a) {
   line("chat template", family);
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
-    return c.read_rows(spec.name, first, count, out, why) && merge_lora(adapters, spec, first, count, out, why);
+    return c.read_rows(spec.name, first, count, out, why) &&
+           merge_lora(adapters, spec, first, count, out, why, c.tensors.at(spec.name).scale);
   });
 }
 

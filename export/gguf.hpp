@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "checkpoint.hpp"
+#include "hf_config.hpp"
 #include "tokenizer_json.hpp"
 
 namespace pocket {
@@ -55,7 +56,11 @@ class GgufHeader {
 
   std::string error;
   uint32_t version = 0;
+  std::string architecture;  // general.architecture, once read
   FoundTensors tensors;
+
+  // A key of the model, whose name begins with the architecture.
+  std::string key(std::string_view name) const { return architecture + "." + std::string(name); }
 
   bool read() {
     if (in_.get<uint32_t>() != 0x46554747) return refuse({"magic: expected \"GGUF\""});
@@ -423,85 +428,186 @@ inline bool check_gguf_type(GgufHeader& h) {
   return true;
 }
 
+/// What llama.cpp's code for an architecture does.
+struct GgufFamily {
+  const char* architecture;
+  bool interleaved;  // the order of wq's and wk's rows, as in StoredTensor::interleaved_heads
+  bool multipliers;  // has keys for them
+};
+
+inline constexpr GgufFamily kGgufFamilies[] = {
+    {"llama", true, false},  {"mistral3", true, false}, {"qwen2", false, false},
+    {"qwen3", false, false}, {"smollm3", true, false},  {"granite", true, true},
+    {"minicpm", true, true}, {"phi3", false, false},    {"ernie4_5", true, false}};
+
+/// Reads general.architecture. Null with header.error set if it is not supported.
+inline const GgufFamily* find_gguf_family(GgufHeader& h) {
+  std::string names;
+  if (!h.need("general.architecture") || !h.get("general.architecture", h.architecture)) return nullptr;
+  for (const GgufFamily& family : kGgufFamilies) {
+    if (h.architecture == family.architecture) return &family;
+    names += std::string(" ") + family.architecture;
+  }
+  h.refuse({"general.architecture: expected one of", names, ", found ", h.architecture});
+  return nullptr;
+}
+
 /// Rejects models that compute another function: these keys must be absent or have the neutral value.
-inline bool check_gguf_variant(GgufHeader& h) {
-  std::string architecture;
-  if (!h.need("general.architecture") || !h.get("general.architecture", architecture)) return false;
-  if (architecture != "llama") return h.refuse({"general.architecture: expected llama, found ", architecture});
+inline bool check_gguf_variant(GgufHeader& h, const GgufFamily& family) {
   const struct {
-    const char* key;
+    std::string key;
     float neutral;
-  } numbers[] = {{"llama.expert_count", 0},
-                 {"llama.attention.sliding_window", 0},
-                 {"llama.attention.clamp_kqv", 0},
-                 {"llama.attention.max_alibi_bias", 0},
-                 {"llama.attention.scale", 0},
-                 {"llama.logit_scale", 1},
-                 {"llama.residual_scale", 1},
-                 {"llama.embedding_scale", 1},
-                 {"llama.rope.scaling.attn_factor", 1}};
-  for (const auto& [key, neutral] : numbers) {
+    bool multiplier;
+  } numbers[] = {{h.key("expert_count"), 0, false},
+                 {h.key("attention.clamp_kqv"), 0, false},
+                 {h.key("attention.max_alibi_bias"), 0, false},
+                 {h.key("attention.temperature_scale"), 0, false},
+                 {h.key("attention.scale"), 0, true},
+                 {h.key("logit_scale"), 1, true},
+                 {h.key("residual_scale"), 1, true},
+                 {h.key("embedding_scale"), 1, true},
+                 {h.key("rope.scaling.attn_factor"), 1, false}};
+  for (const auto& [key, neutral, multiplier] : numbers) {
     float value = neutral;
+    if (multiplier && family.multipliers) continue;
     if (!h.get(key, value)) return false;
     if (value != neutral && value != 0) return h.refuse({key, ": expected ", neutral, ", found ", value});
   }
-  bool causal = true, parallel = false;
-  if (!h.get("llama.attention.causal", causal) || !h.get("llama.use_parallel_residual", parallel)) return false;
-  if (!causal) return h.refuse({"llama.attention.causal: expected true, found false"});
-  return !parallel || h.refuse({"llama.use_parallel_residual: expected false, found true"});
+  bool causal = true, parallel = false, rotated = true;
+  if (!h.get(h.key("attention.causal"), causal) || !h.get(h.key("use_parallel_residual"), parallel) ||
+      (h.architecture == "granite" && !h.get("granite.rope.scaling.finetuned", rotated)))
+    return false;
+  if (!causal) return h.refuse({h.key("attention.causal"), ": expected true, found false"});
+  if (!rotated) return h.refuse({"granite.rope.scaling.finetuned: expected true (with RoPE), found false"});
+  return !parallel || h.refuse({h.key("use_parallel_residual"), ": expected false, found true"});
 }
 
 /// Reads the RoPE settings. As in llama.cpp, scaling without a type is linear.
 inline bool read_gguf_rope(GgufHeader& h, Config& c) {
   std::string type = "linear";
   float factor = 0;
-  if (!h.get("llama.rope.freq_base", c.rope_theta) || !h.get("llama.rope.scaling.type", type) ||
-      !h.get("llama.rope.scale_linear", factor) || !h.get("llama.rope.scaling.factor", factor))
+  if (!h.get(h.key("rope.freq_base"), c.rope_theta) || !h.get(h.key("rope.scaling.type"), type) ||
+      !h.get(h.key("rope.scale_linear"), factor) || !h.get(h.key("rope.scaling.factor"), factor))
     return false;
   if (type == "none" || (type == "linear" && (factor == 0 || factor == 1))) return true;
-  if (type != "linear") return h.refuse({"llama.rope.scaling.type: expected none or linear, found ", type});
+  if (type != "linear") return h.refuse({h.key("rope.scaling.type"), ": expected none or linear, found ", type});
   c.rope_scaling = RopeScaling::linear;
   c.rope_factor = factor;
   return true;
 }
 
-inline constexpr FieldNames kGgufFields = {{{"dim", "llama.embedding_length"},
-                                            {"hidden_dim", "llama.feed_forward_length"},
-                                            {"n_layers", "llama.block_count"},
-                                            {"n_heads", "llama.attention.head_count"},
-                                            {"n_kv_heads", "llama.attention.head_count_kv"},
-                                            {"head_dim", "llama.attention.key_length"},
-                                            {"vocab_size", "llama.vocab_size"},
-                                            {"max_seq_len", "llama.context_length"},
-                                            {"norm_eps", "llama.attention.layer_norm_rms_epsilon"},
-                                            {"rope_theta", "llama.rope.freq_base"},
-                                            {"rope_factor", "llama.rope.scaling.factor"}}};
+inline constexpr FieldNames kGgufFields = {{{"dim", "embedding_length"},
+                                            {"hidden_dim", "feed_forward_length"},
+                                            {"n_layers", "block_count"},
+                                            {"n_heads", "attention.head_count"},
+                                            {"n_kv_heads", "attention.head_count_kv"},
+                                            {"head_dim", "attention.key_length"},
+                                            {"vocab_size", "vocab_size"},
+                                            {"max_seq_len", "context_length"},
+                                            {"norm_eps", "attention.layer_norm_rms_epsilon"},
+                                            {"rope_theta", "rope.freq_base"},
+                                            {"rope_factor", "rope.scaling.factor"}}};
+
+/// Rejects a sliding window shorter than the context; 0 means none.
+inline bool check_gguf_window(GgufHeader& h, const Config& c) {
+  int window = 0;
+  if (!h.get(h.key("attention.sliding_window"), 0, INT32_MAX, window)) return false;
+  return window == 0 || window >= c.max_seq_len ||
+         h.refuse({h.key("attention.sliding_window"), ": expected 0, or at least the context length, ", c.max_seq_len,
+                   ", found ", window});
+}
 
 /// Reads the configuration.
 inline bool read_gguf_config(GgufHeader& h, Config& c) {
   constexpr int kAny = INT32_MAX;  // check_config() has the limits
   for (const char* key : {"context_length", "embedding_length", "block_count", "feed_forward_length",
                           "attention.head_count", "attention.layer_norm_rms_epsilon"})
-    if (!h.need(std::string("llama.") + key)) return false;
-  if (!h.get("llama.context_length", 0, kAny, c.max_seq_len) || !h.get("llama.embedding_length", 0, kAny, c.dim) ||
-      !h.get("llama.block_count", 0, kAny, c.n_layers) || !h.get("llama.feed_forward_length", 0, kAny, c.hidden_dim) ||
-      !h.get("llama.attention.head_count", 0, kAny, c.n_heads) ||
-      !h.get("llama.attention.layer_norm_rms_epsilon", c.norm_eps))
+    if (!h.need(h.key(key))) return false;
+  if (!h.get(h.key("context_length"), 0, kAny, c.max_seq_len) || !h.get(h.key("embedding_length"), 0, kAny, c.dim) ||
+      !h.get(h.key("block_count"), 0, kAny, c.n_layers) ||
+      !h.get(h.key("feed_forward_length"), 0, kAny, c.hidden_dim) ||
+      !h.get(h.key("attention.head_count"), 0, kAny, c.n_heads) ||
+      !h.get(h.key("attention.layer_norm_rms_epsilon"), c.norm_eps))
     return false;
   c.n_kv_heads = c.n_heads;
   c.head_dim = c.n_heads > 0 && c.dim % c.n_heads == 0 ? c.dim / c.n_heads : 0;
-  if (!h.get("llama.attention.head_count_kv", 0, kAny, c.n_kv_heads) ||
-      !h.get("llama.attention.key_length", 0, kAny, c.head_dim))
+  if (!h.get(h.key("attention.head_count_kv"), 0, kAny, c.n_kv_heads) ||
+      !h.get(h.key("attention.key_length"), 0, kAny, c.head_dim))
     return false;
-  for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"}) {
+  for (const char* key : {"attention.value_length", "rope.dimension_count"}) {
     int width = c.head_dim;
-    if (!h.get(key, 0, kAny, width)) return false;
-    if (width != c.head_dim) return h.refuse({key, ": expected head_dim, ", c.head_dim, ", found ", width});
+    if (!h.get(h.key(key), 0, kAny, width)) return false;
+    if (width != c.head_dim) return h.refuse({h.key(key), ": expected head_dim, ", c.head_dim, ", found ", width});
   }
-  const auto embedding = h.tensors.find(kGgufNames.token_embedding);
+  const auto embedding = h.tensors.find("token_embd.weight");
   if (embedding != h.tensors.end()) c.vocab_size = int(std::min<int64_t>(embedding->second.shape[0], kAny));
-  c.tied = h.tensors.count(kGgufNames.output) == 0;
-  return h.get("llama.vocab_size", 0, kAny, c.vocab_size) && read_gguf_rope(h, c);
+  c.tied = h.tensors.count("output.weight") == 0;
+  return h.get(h.key("vocab_size"), 0, kAny, c.vocab_size) && read_gguf_rope(h, c) && check_gguf_window(h, c);
+}
+
+/// Reads a multiplier; as in llama.cpp, 0 means none.
+inline bool get_gguf_multiplier(GgufHeader& h, const std::string& key, double& out) {
+  float value = 0;
+  if (!h.get(key, value)) return false;
+  if (value != 0) out = double(value);
+  return is_multiplier(value != 0 ? out : 1) || h.refuse({key, ": expected ", kMultiplierRange, ", found ", value});
+}
+
+/// Reads the multipliers. Older files of MiniCPM lack them; llama.cpp assumes those of one model then.
+inline bool read_gguf_multipliers(GgufHeader& h, const GgufFamily& family, Multipliers& m) {
+  if (!family.multipliers) return true;
+  double logits = 1;
+  for (const char* key : {"logit_scale", "residual_scale", "embedding_scale"})
+    if ((h.architecture == "minicpm" || key == std::string("logit_scale")) && !h.need(h.key(key))) return false;
+  if (!get_gguf_multiplier(h, h.key("embedding_scale"), m.embedding) ||
+      !get_gguf_multiplier(h, h.key("residual_scale"), m.residual) ||
+      !get_gguf_multiplier(h, h.key("attention.scale"), m.attention) ||
+      !get_gguf_multiplier(h, h.key("logit_scale"), logits))
+    return false;
+  m.logits = 1 / logits;
+  return true;
+}
+
+/// Splits fused matrices and biases. Phi-3's ffn_up is gate and up.
+inline bool split_gguf(const Checkpoint& c, GgufHeader& h, std::string& error) {
+  const Config& k = c.config;
+  for (int l = 0; l < k.n_layers; l++) {
+    const std::string layer = "blk." + std::to_string(l) + ".";
+    for (const char* kind : {".weight", ".bias"})
+      if (!split_rows(c, layer + "attn_qkv" + kind, kind == std::string(".bias") ? 0 : k.dim,
+                      {{layer + "attn_q" + kind, k.q_dim()},
+                       {layer + "attn_k" + kind, k.kv_dim()},
+                       {layer + "attn_v" + kind, k.kv_dim()}},
+                      h.tensors, error))
+        return false;
+    if (h.architecture == "phi3" &&
+        !split_rows(c, layer + "ffn_up.weight", k.dim,
+                    {{layer + "ffn_gate.weight", k.hidden_dim}, {layer + "ffn_up.weight", k.hidden_dim}}, h.tensors,
+                    error))
+      return false;
+  }
+  return true;
+}
+
+/// Reads what a layer consists of. No key states the biases: the tensors decide. Files of SmolLM3 do not state the
+/// layers without RoPE either; if config.json of the model is beside the file, it counts, else every fourth layer has
+/// none, as llama.cpp assumes.
+inline bool read_gguf_layer(const GgufHeader& h, const std::string& path, Config& c, std::string& error) {
+  const auto has = [&](const char* name) { return h.tensors.count("blk.0." + std::string(name)) > 0; };
+  c.qkv_bias = has("attn_q.bias") || has("attn_k.bias") || has("attn_v.bias");
+  c.o_bias = has("attn_output.bias");
+  c.mlp_bias = has("ffn_gate.bias") || has("ffn_up.bias") || has("ffn_down.bias");
+  c.qk_norm = h.architecture == "qwen3";
+  if (h.architecture != "smollm3") return true;
+  JsonDocument config;
+  std::string ignored;
+  int64_t layers = 0, dim = 0;
+  const std::string beside = join_path(folder_of(path), "config.json");
+  const bool same = is_file(beside) && read_settings(beside, config, ignored) &&
+                    config.root().find("model_type").string() == "smollm3" &&
+                    config.root().find("num_hidden_layers").integer(layers) && layers == c.n_layers &&
+                    config.root().find("hidden_size").integer(dim) && dim == c.dim;
+  return read_no_rope_layers(same ? config.root() : JsonValue(), c, error);
 }
 
 /// Llama 3's RoPE scaling is stored as a tensor of factors (head_dim / 2) that divide the frequencies. Determines the
@@ -540,6 +646,10 @@ inline bool express_rope_factors(const std::vector<float>& factors, Config& c) {
 
 /// Reads the tensor of factors, if there is one, and removes it from the list.
 inline bool read_rope_factors(GgufHeader& h, Checkpoint& out, std::string& error) {
+  for (const char* name : {"rope_factors_long.weight", "rope_factors_short.weight"})
+    if (const auto t = h.tensors.find(name); t != h.tensors.end())
+      return fail(error, {out.files[size_t(t->second.file)]->path(), ": tensor ", name,
+                          ": expected none: long RoPE is not supported"});
   const auto it = h.tensors.find("rope_freqs.weight");
   if (it == h.tensors.end()) return true;
   const FoundTensor t = it->second;
@@ -554,7 +664,7 @@ inline bool read_rope_factors(GgufHeader& h, Checkpoint& out, std::string& error
   if (!file.read(t.offset, factors.data(), t.bytes, error)) return false;
   h.tensors.erase(it);
   if (c.rope_scaling != RopeScaling::none)
-    return fail(error, {where, "expected no other scaling, found linear scaling (llama.rope.scaling.factor)"});
+    return fail(error, {where, "expected no other scaling, found linear scaling (", h.key("rope.scaling.factor"), ")"});
   return express_rope_factors(factors, c) ||
          fail(error, where + "expected the factors of Llama 3's scaling, found other factors, which are not supported");
 }
@@ -611,10 +721,9 @@ class GgufTokenizer {
     for (size_t id = 0; id < tokens.size(); id++) {
       const std::string where = "tokenizer.ggml.tokens: token " + std::to_string(id) + ": ";
       if (!(types[id] >= 1 && types[id] <= 6)) return h_.refuse({where, "type: expected 1 to 6, found ", types[id]});
-      const PieceType type = PieceType(int(types[id]));
+      PieceType type = PieceType(int(types[id]));
       std::string text = tokens[id];
-      if (printable && type == PieceType::normal && !undo_printable(tokens[id], text))
-        return h_.refuse({where, "expected GPT-2's printable characters, found \"", tokens[id], "\""});
+      if (printable && type == PieceType::normal && !undo_printable(tokens[id], text)) type = kNotFromText;
       v_.pieces.push_back({std::move(text), scores[id], type});
       tokens[id] = std::string();
     }
@@ -646,20 +755,52 @@ class GgufTokenizer {
     if (!h_.get("tokenizer.ggml.pre", pre) || !h_.need("tokenizer.ggml.merges") ||
         !h_.get("tokenizer.ggml.merges", merges))
       return false;
-    const bool llama3 = pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3";
-    if (!llama3 && pre != "smollm" && pre != "gpt-2")
-      return h_.refuse({"tokenizer.ggml.pre: expected gpt-2, smollm or llama-bpe, found ", (pre.empty() ? "none" : pre),
-                        "; use the model's tokenizer.json with -z"});
-    set_byte_level(v_,
-                   llama3            ? Tokenizer::Split::llama3
-                   : pre == "smollm" ? Tokenizer::Split::smollm
-                                     : Tokenizer::Split::gpt2,
-                   llama3);
-    v_.add_bos = llama3;  // llama.cpp's default
+    if (!pre_tokenizer(pre)) return false;
     MergeBuilder builder(v_);
     for (const std::string& merge : merges)
       if (!builder.add(merge, path_, h_.error)) return false;
     return true;
+  }
+
+  // Settings that the file does not have are those of the tokenizer.json of the models named; llama.cpp itself ignores
+  // NFC. add_bos is llama.cpp's default.
+  bool pre_tokenizer(const std::string& name) {
+    using Split = Tokenizer::Split;
+    constexpr bool kIgnoreMerges = true, kNfc = true, kAddBos = true;
+    static constexpr struct {
+      const char* name;
+      Split split;
+      bool ignore_merges = false, nfc = false, add_bos = false;
+    } known[] = {{"gpt-2", Split::gpt2},
+                 {"phi-2", Split::gpt2},
+                 {"mpt", Split::gpt2, !kIgnoreMerges, kNfc},
+                 {"smollm", Split::smollm},
+                 {"starcoder", Split::smollm},
+                 {"refact", Split::smollm},
+                 {"command-r", Split::smollm, !kIgnoreMerges, kNfc},
+                 {"llama-bpe", Split::llama3, kIgnoreMerges, !kNfc, kAddBos},
+                 {"llama3", Split::llama3, kIgnoreMerges, !kNfc, kAddBos},
+                 {"llama-v3", Split::llama3, kIgnoreMerges, !kNfc, kAddBos},
+                 {"dbrx", Split::llama3},
+                 {"qwen2", Split::qwen2, !kIgnoreMerges, kNfc},
+                 {"deepseek-r1-qwen", Split::qwen2, !kIgnoreMerges, kNfc},
+                 {"qwen35", Split::qwen35},
+                 {"gpt-4o", Split::gpt4o},
+                 {"tekken", Split::tekken, kIgnoreMerges, !kNfc, kAddBos},
+                 {"deepseek-coder", Split::deepseek_coder},
+                 {"deepseek-llm", Split::deepseek_llm},
+                 {"deepseek-v3", Split::deepseek_v3},
+                 {"falcon", Split::falcon}};
+    std::string names;
+    for (const auto& each : known) {
+      names += names.empty() ? each.name : std::string(", ") + each.name;
+      if (name != each.name) continue;
+      set_byte_level(v_, each.split, each.ignore_merges, each.nfc);
+      v_.add_bos = each.add_bos;
+      return true;
+    }
+    return h_.refuse({"tokenizer.ggml.pre: expected one of ", names, "; found ", (name.empty() ? "none" : name),
+                      "; use the model's tokenizer.json with -z"});
   }
 
   GgufHeader& h_;
@@ -702,11 +843,16 @@ inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Check
     return open_gguf(std::move(first), own_tokenizer, out, error);
   }
   if (!open_other_gguf_parts(h, part, out, error)) return false;
-  if (!check_gguf_type(h) || !check_gguf_variant(h) || !read_gguf_config(h, out.config) || !read_gguf_texts(h, out))
+  const GgufFamily* family = check_gguf_type(h) ? find_gguf_family(h) : nullptr;
+  Multipliers multipliers;
+  if (!family || !check_gguf_variant(h, *family) || !read_gguf_config(h, out.config) ||
+      !read_gguf_multipliers(h, *family, multipliers) || !read_gguf_texts(h, out))
     return fail(error, h.error);
-  if (!check_config(out.config, in.path(), kGgufFields, error) || !read_rope_factors(h, out, error) ||
-      !bind_tensors(out, kGgufNames, true, h.tensors, in.path(), error))
+  if (!check_config(out.config, in.path(), kGgufFields, error, h.key("")) || !read_rope_factors(h, out, error) ||
+      !split_gguf(out, h, error) || !read_gguf_layer(h, in.path(), out.config, error) ||
+      !bind_tensors(out, kGgufNames, family->interleaved, h.tensors, in.path(), error))
     return false;
+  fold_multipliers(out, multipliers);
   out.format = "GGUF v" + std::to_string(h.version);
   if (own_tokenizer && h.has("tokenizer.ggml.model")) {
     if (!GgufTokenizer(h, in.path(), out.vocabulary).read()) return fail(error, h.error);

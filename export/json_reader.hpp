@@ -25,7 +25,8 @@
 
 namespace pocket {
 
-inline constexpr int kJsonDepth = 256;  // nesting of arrays and objects
+inline constexpr int kJsonDepth = 256;                // nesting of arrays and objects
+inline constexpr uint64_t kLargestConfig = 16 << 20;  // bytes of config.json and similar files
 
 enum class JsonKind : uint8_t { absent, null, boolean, number, string, array, object };
 
@@ -503,6 +504,13 @@ inline bool JsonValue::get(std::string_view key, int64_t low, int64_t high, int&
     return refuse(key, {"an integer from ", low, " to ", high}, error);
   out = int(value);
   return true;
+}
+
+/// Reads a file that contains a JSON object.
+inline bool read_settings(const std::string& path, JsonDocument& document, std::string& error) {
+  if (!document.parse_file(path, kLargestConfig)) return fail(error, document.error);
+  return document.root().is(JsonKind::object) ||
+         fail(error, {path, ": expected an object, found ", document.root().describe()});
 }
 
 }  // namespace pocket

@@ -139,6 +139,24 @@ inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& e
   return true;
 }
 
+/// Splits Phi-3's fused matrices: q, k and v; gate and up.
+inline bool split_phi3(const Checkpoint& c, FoundTensors& found, std::string& error) {
+  const Config& k = c.config;
+  for (int l = 0; l < k.n_layers; l++) {
+    const std::string layer = kHuggingFaceNames.names.layers + std::to_string(l), attention = layer + ".self_attn.";
+    if (!split_rows(c, attention + "qkv_proj.weight", k.dim,
+                    {{attention + "q_proj.weight", k.q_dim()},
+                     {attention + "k_proj.weight", k.kv_dim()},
+                     {attention + "v_proj.weight", k.kv_dim()}},
+                    found, error) ||
+        !split_rows(c, layer + ".mlp.gate_up_proj.weight", k.dim,
+                    {{layer + ".mlp.gate_proj.weight", k.hidden_dim}, {layer + ".mlp.up_proj.weight", k.hidden_dim}},
+                    found, error))
+      return false;
+  }
+  return true;
+}
+
 /// Removes tensors that follow from the configuration.
 inline void drop_derivable(FoundTensors& found) {
   for (auto it = found.begin(); it != found.end();)
@@ -179,14 +197,18 @@ inline bool same_values(const Checkpoint& c, const std::string& a, const std::st
 }
 
 /// Finds every tensor of the model. An output matrix in a checkpoint whose configuration says that it is the embedding
-/// was trained if it differs from the embedding; then it is kept.
-inline bool bind_llama(Checkpoint& c, FoundTensors& found, const std::string& where, std::string& error) {
+/// was trained if it differs from the embedding; then it is kept. interleaved: rows of wq and wk are in this order even
+/// with names of Hugging Face.
+inline bool bind_llama(Checkpoint& c, FoundTensors& found, const std::string& where, bool interleaved,
+                       std::string& error) {
   drop_derivable(found);
   name_base_model(c, found, where);
   const LlamaNames& n = names_of(found);
   const bool compare = c.config.tied && found.count(n.names.output) > 0;
   if (compare) c.config.tied = false;
-  if (!split_fused(c, found, error) || !bind_tensors(c, n.names, n.interleaved, found, where, error)) return false;
+  if (!split_fused(c, found, error) || !split_phi3(c, found, error) ||
+      !bind_tensors(c, n.names, n.interleaved || interleaved, found, where, error))
+    return false;
   if (!compare) return true;
   if (!same_values(c, "output", "token_embedding", c.config.tied, error)) return false;
   if (c.config.tied)

@@ -318,10 +318,10 @@ class LoraAdapter {
   Checkpoint storage_;  // A and B
 };
 
-/// Adds the adapters to rows first ... first + count - 1 of a tensor, (count, cols) in the engine's order. Threads may
-/// call it concurrently.
+/// Adds the adapters to rows first ... first + count - 1 of a tensor, (count, cols) in the engine's order. scale: the
+/// multiplier that the rows contain already (StoredTensor). Threads may call it concurrently.
 inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpec& spec, int64_t first, int64_t count,
-                       float* rows, std::string& error) try {
+                       float* rows, std::string& error, float scale = 1) try {
   std::vector<LoraAdapter::Factors> factors(adapters.size());
   for (size_t i = 0; i < adapters.size(); i++)
     if (!adapters[i].read(spec, first, count, factors[i], error)) return false;
@@ -332,7 +332,7 @@ inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpe
     std::copy(row, row + cols, sum.begin());
     for (const LoraAdapter::Factors& f : factors)
       for (size_t k = 0; k < size_t(f.rank); k++) {
-        const double weight = f.scale * double(f.b[r * size_t(f.rank) + k]);
+        const double weight = double(scale) * f.scale * double(f.b[r * size_t(f.rank) + k]);
         const float* a = &f.a[k * cols];
         for (size_t c = 0; c < cols; c++) sum[c] += weight * double(a[c]);
       }

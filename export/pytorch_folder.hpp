@@ -237,7 +237,7 @@ inline bool open_pytorch_folder(const std::string& folder, const std::string& we
                                 Checkpoint& out, std::string& error) {
   FoundTensors found;
   if (!open_weights(folder, weights, out, found, error) || !read_own_config(folder, found, out, error) ||
-      !bind_llama(out, found, folder, error))
+      !bind_llama(out, found, folder, false, error))
     return false;
   out.format = weights_format(out);
   out.licence = licence_of_card(folder);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "checkpoint.hpp"
+#include "hf_config.hpp"
 #include "json_reader.hpp"
 #include "llama_names.hpp"
 #include "pytorch.hpp"
@@ -26,7 +27,6 @@
 namespace pocket {
 
 inline constexpr uint64_t kLargestHeader = 100000000;  // bytes; the format's own limit
-inline constexpr uint64_t kLargestConfig = 16 << 20;   // bytes of config.json and similar files
 
 // ====================================================================================================================
 // .safetensors files
@@ -114,113 +114,8 @@ inline bool list_safetensors(const Checkpoint& c, int file, FoundTensors& found,
 }
 
 // ====================================================================================================================
-// config.json
+// End-of-text ids
 // ====================================================================================================================
-
-/// Reads the RoPE settings. Newer files have rope_parameters instead of rope_scaling, with rope_theta in it; older ones
-/// "type" instead of "rope_type".
-inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
-  const char* settings = root.find("rope_parameters").missing() ? "rope_scaling" : "rope_parameters";
-  const JsonValue rope = root.find(settings);
-  if (!rope.missing() && !root.need(settings, JsonKind::object, error)) return false;
-  double theta = c.rope_theta, factor = 1, low = 1, high = 4, rotated = 1;
-  std::string type = "default";
-  const auto numbers = [&](const JsonValue& v) {
-    return v.get("rope_theta", theta, error) && v.get("partial_rotary_factor", rotated, error);
-  };
-  if (!numbers(root) || !numbers(rope)) return false;
-  if (rotated != 1) return fail(error, {root.where(), ": \"partial_rotary_factor\": expected 1, found ", rotated});
-  c.rope_theta = float(theta);
-  if (rope.missing()) return true;
-  const char* key = rope.find("rope_type").missing() ? "type" : "rope_type";
-  if (!rope.get(key, type, error)) return false;
-  if (type == "default") return true;
-  if (type != "linear" && type != "llama3") return rope.refuse(key, "\"default\", \"linear\" or \"llama3\"", error);
-  if (!rope.need("factor", JsonKind::number, error) || !rope.get("factor", factor, error)) return false;
-  c.rope_factor = float(factor);
-  c.rope_scaling = type == "linear" ? RopeScaling::linear : RopeScaling::llama3;
-  if (type == "linear") return true;
-  for (const char* needed : {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
-    if (!rope.need(needed, JsonKind::number, error)) return false;
-  if (!rope.get("low_freq_factor", low, error) || !rope.get("high_freq_factor", high, error)) return false;
-  c.rope_low_freq = float(low);
-  c.rope_high_freq = float(high);
-  return rope.get("original_max_position_embeddings", 0, INT32_MAX, c.rope_original_len, error);
-}
-
-/// Reads a file that contains a JSON object.
-inline bool read_settings(const std::string& path, JsonDocument& document, std::string& error) {
-  if (!document.parse_file(path, kLargestConfig)) return fail(error, document.error);
-  return document.root().is(JsonKind::object) ||
-         fail(error, {path, ": expected an object, found ", document.root().describe()});
-}
-
-/// Rejects settings for which the model computes another function. Absent settings have the defaults of transformers.
-inline bool check_hf_variant(const JsonValue& root, std::string& error) {
-  std::string type, activation = "silu";
-  if (!root.need("model_type", JsonKind::string, error) || !root.get("model_type", type, error) ||
-      !root.get("hidden_act", activation, error))
-    return false;
-  if (type != "llama" && type != "mistral") return root.refuse("model_type", "\"llama\"", error);
-  if (activation != "silu") return root.refuse("hidden_act", "\"silu\"", error);
-  for (const char* key : {"attention_bias", "mlp_bias"}) {
-    bool bias = false;
-    if (!root.get(key, bias, error)) return false;
-    if (bias) return root.refuse(key, "false", error);
-  }
-  if (!root.find("quantization_config").missing()) {
-    const JsonValue method = root.find("quantization_config").find("quant_method");
-    return root.refuse("quantization_config", {"none: quantized weights are not supported (", method.describe(), ")"},
-                       error);
-  }
-  return true;
-}
-
-/// Mistral is a Llama if the context fits its sliding window. An absent window differs from null: it has a default.
-inline bool check_mistral_window(const JsonValue& root, int max_seq_len, std::string& error) {
-  int window = 4096;
-  if (root.find("sliding_window").is(JsonKind::null)) return true;
-  if (!root.get("sliding_window", 0, INT32_MAX, window, error)) return false;
-  return window >= max_seq_len || root.refuse("sliding_window", "null, or at least max_position_embeddings", error);
-}
-
-inline constexpr FieldNames kHuggingFaceFields = {{{"dim", "hidden_size"},
-                                                   {"hidden_dim", "intermediate_size"},
-                                                   {"n_layers", "num_hidden_layers"},
-                                                   {"n_heads", "num_attention_heads"},
-                                                   {"n_kv_heads", "num_key_value_heads"},
-                                                   {"max_seq_len", "max_position_embeddings"},
-                                                   {"norm_eps", "rms_norm_eps"},
-                                                   {"rope_factor", "factor"},
-                                                   {"rope_low_freq", "low_freq_factor"},
-                                                   {"rope_high_freq", "high_freq_factor"},
-                                                   {"rope_original_len", "original_max_position_embeddings"}}};
-
-/// Reads config.json. Absent keys have the defaults of transformers' LlamaConfig or MistralConfig.
-inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error) {
-  if (!check_hf_variant(root, error)) return false;
-  const bool mistral = root.find("model_type").string() == "mistral";
-  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
-    if (!root.need(key, JsonKind::number, error)) return false;
-  double eps = 1e-6;
-  c.max_seq_len = mistral ? 4096 * 32 : 2048;
-  constexpr int kAny = INT32_MAX;  // check_config() has the limits
-  if (!root.get("hidden_size", 0, kAny, c.dim, error) || !root.get("intermediate_size", 0, kAny, c.hidden_dim, error) ||
-      !root.get("num_hidden_layers", 0, kAny, c.n_layers, error) ||
-      !root.get("num_attention_heads", 0, kAny, c.n_heads, error) ||
-      !root.get("vocab_size", 0, kAny, c.vocab_size, error) || !root.get("rms_norm_eps", eps, error) ||
-      !root.get("max_position_embeddings", 0, kAny, c.max_seq_len, error) ||
-      !root.get("tie_word_embeddings", c.tied, error))
-    return false;
-  c.norm_eps = float(eps);
-  c.n_kv_heads = mistral ? 8 : c.n_heads;
-  c.head_dim = c.n_heads > 0 ? c.dim / c.n_heads : 0;
-  if (root.find("head_dim").missing() && c.n_heads > 0 && c.dim % c.n_heads)
-    return root.refuse("hidden_size", "a multiple of num_attention_heads", error);
-  return root.get("num_key_value_heads", 0, kAny, c.n_kv_heads, error) &&
-         root.get("head_dim", 0, kAny, c.head_dim, error) && read_hf_rope(root, c, error) &&
-         (!mistral || check_mistral_window(root, c.max_seq_len, error));
-}
 
 /// Reads eos_token_id, a number or a list of numbers.
 inline bool read_hf_stop_ids(const JsonValue& root, Checkpoint& c, std::string& error) {
@@ -484,12 +379,15 @@ inline bool open_hugging_face(const std::string& folder, const std::string& weig
   const std::string generation_path = join_path(folder, "generation_config.json");
   JsonDocument config, generation;
   if (!is_file(path)) return no_config(folder, error);
+  HfModel model;
   if (!read_settings(path, config, error)) return false;
-  if (!read_hf_config(config.root(), out.config, error) || !check_config(out.config, path, kHuggingFaceFields, error))
+  if (!read_hf_config(config.root(), model, error) || !check_config(model.config, path, kHuggingFaceFields, error))
     return false;
+  out.config = model.config;
   FoundTensors found;
   if (!open_weights(folder, weights, out, found, error)) return false;
-  if (!bind_llama(out, found, folder, error)) return false;
+  if (!bind_llama(out, found, folder, model.interleaved, error)) return false;
+  fold_multipliers(out, model.multipliers);
   if (is_file(generation_path) && !read_settings(generation_path, generation, error)) return false;
   out.format = weights_format(out);
   out.name = config.root().find("_name_or_path").string();

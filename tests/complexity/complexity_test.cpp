@@ -400,9 +400,10 @@ TEST(Complexity, HuggingFaceConfig) {
   const auto run = [&](const Input& in) {
     JsonDocument document;
     Checkpoint c;
+    HfModel model;
     std::string error;
     const std::string path = write(folder, "config.json", in[0]);
-    read_settings(path, document, error) && read_hf_config(document.root(), c.config, error) &&
+    read_settings(path, document, error) && read_hf_config(document.root(), model, error) &&
         read_hf_stop_ids(document.root(), c, error);
   };
   const auto config = [](const std::string& begin, const std::function<std::string(size_t)>& part,
@@ -422,6 +423,18 @@ TEST(Complexity, HuggingFaceConfig) {
          {"invalid ids",
           config(
               ",\"eos_token_id\":[0", [](size_t) { return ",\"\""; }, "]}"),
+          run},
+         {"layers without RoPE",
+          config(
+              ",\"model_type\":\"smollm3\",\"no_rope_layers\":[0", [](size_t) { return ",1"; }, "]}"),
+          run},
+         {"layer types",
+          config(
+              ",\"layer_types\":[\"\"", [](size_t) { return ",\"full_attention\""; }, "]}"),
+          run},
+         {"RoPE settings",
+          config(
+              ",\"rope_parameters\":{\"factor\":1", [](size_t i) { return ",\"" + number(i) + "\":0"; }, "}}"),
           run},
          {"keys",
           config(

@@ -137,23 +137,20 @@ TEST(HuggingFaceFolder, ReadsHeadDim) {
 }
 
 TEST(HuggingFaceFolder, UsesTransformersDefaults) {
+  HfFolder f;
   Json json = small_config();
-  for (const bool null : {false, true}) {
-    for (const char* key :
-         {"num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings", "hidden_act",
-          "attention_bias", "tie_word_embeddings", "rope_scaling", "head_dim", "torch_dtype"})
-      if (json.erase(key); null) json[key] = nullptr;
-    Json with_heads = json;
-    with_heads["num_key_value_heads"] = 4;
-    with_heads["head_dim"] = 2;
-    HfFolder f(with_heads);
-    EXPECT_EQ(f.with(json), "");
-    EXPECT_EQ(f.c.config.n_kv_heads, 4);
-    EXPECT_EQ(f.c.config.norm_eps, 1e-6f);
-    EXPECT_EQ(f.c.config.rope_theta, 10000.f);
-    EXPECT_EQ(f.c.config.max_seq_len, 2048);
-    EXPECT_FALSE(f.c.config.tied);
-  }
+  for (const char* key : {"num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings", "hidden_act",
+                          "attention_bias", "tie_word_embeddings", "rope_scaling", "head_dim", "torch_dtype"})
+    json.erase(key);
+  f.config["num_key_value_heads"] = 4;
+  f.weights = weights_of(f.config);
+  f.save();
+  EXPECT_EQ(f.with(json), "");
+  EXPECT_EQ(f.c.config.n_kv_heads, 4);
+  EXPECT_EQ(f.c.config.norm_eps, 1e-6f);
+  EXPECT_EQ(f.c.config.rope_theta, 10000.f);
+  EXPECT_EQ(f.c.config.max_seq_len, 2048);
+  EXPECT_FALSE(f.c.config.tied);
 }
 
 TEST(HuggingFaceFolder, TiesOutputToEmbedding) {
@@ -213,7 +210,7 @@ TEST(HuggingFaceFolder, ReadsBaseModels) {
   }
   headless["layers.0.self_attn.q_proj.scale"] = {{8}, std::vector<float>(8)};
   f.write("model.safetensors", safetensors_of(without_prefix(headless)));
-  EXPECT_TRUE(contains(f.what(), "tensor model.layers.0.self_attn.q_proj.scale: expected the tensors of a plain Llama"))
+  EXPECT_TRUE(contains(f.what(), "tensor model.layers.0.self_attn.q_proj.scale: expected the tensors of a Llama"))
       << f.error;
 }
 
@@ -529,12 +526,10 @@ TEST(ConfigJson, RejectsOtherArchitectures) {
     EXPECT_TRUE(contains(f.with(key, value), "config.json:1:") && contains(f.error, "\"" + key + "\": expected " + why))
         << f.error;
   };
-  for (const char* type : {"qwen2", "gemma", "gpt2", "mixtral", "phi3", "LLAMA", "llama4", ""})
-    refused("model_type", type, "\"llama\", found " + Json(type).dump());
+  for (const char* type : {"gemma", "gpt2", "mixtral", "LLAMA", "llama4", ""})
+    refused("model_type", type, "one of \"llama\", ");
   for (const char* activation : {"gelu", "gelu_new", "relu", "swish", "SiLU", ""})
     refused("hidden_act", activation, "\"silu\", found " + Json(activation).dump());
-  refused("attention_bias", true, "false, found true");
-  refused("mlp_bias", true, "false, found true");
   refused("quantization_config", {{"quant_method", "gptq"}}, "none: quantized weights are not supported (\"gptq\")");
   refused("quantization_config", "awq", "none: quantized weights are not supported");
   f.with("partial_rotary_factor", 0.5);
@@ -637,16 +632,10 @@ TEST(ConfigJsonRope, ReadsLlama3Scaling) {
 
 TEST(ConfigJsonRope, ReadsThetaFromRopeParameters) {
   HfFolder f;
+  f.config.erase("rope_theta");
   ASSERT_EQ(f.with("rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1000000.0}}), "");
   EXPECT_EQ(f.c.config.rope_theta, 1000000.f);
   EXPECT_EQ(f.c.config.rope_scaling, RopeScaling::none);
-  Json json = f.config;
-  json.erase("rope_theta");
-  json["rope_scaling"] = kLlama3;
-  json["rope_parameters"] = {{"rope_type", "linear"}, {"factor", 4.0}, {"rope_theta", 20000.0}};
-  ASSERT_EQ(f.with(json), "") << "the newer ones count";
-  EXPECT_EQ(f.c.config.rope_scaling, RopeScaling::linear);
-  EXPECT_EQ(f.c.config.rope_theta, 20000.f);
 }
 
 TEST(ConfigJsonRope, RejectsUnknownTypes) {
@@ -751,7 +740,7 @@ TEST(FolderTensors, ReportsExtraTensors) {
     f.write("model.safetensors", safetensors_of(more));
     EXPECT_EQ(f.what(),
               std::string("model.safetensors: tensor ") + extra +
-                  ": expected the tensors of a plain Llama, found another tensor, (8); this is another architecture");
+                  ": expected the tensors of a Llama, found another tensor, (8); this is another architecture");
   }
 }
 

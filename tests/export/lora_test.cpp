@@ -150,12 +150,12 @@ struct Adapter {
 
   /// The error after the folder's name, "" if it opens.
   std::string what(const Json& model = base_config()) const {
-    Config c;
+    HfModel base;
     LoraAdapter adapter;
     std::string error;
     JsonDocument document;
-    EXPECT_TRUE(document.parse("", model.dump()) && read_hf_config(document.root(), c, error)) << error;
-    if (adapter.open({path, 1}, c)) return "";
+    EXPECT_TRUE(document.parse("", model.dump()) && read_hf_config(document.root(), base, error)) << error;
+    if (adapter.open({path, 1}, base.config)) return "";
     EXPECT_EQ(adapter.error.rfind(path, 0), 0u) << adapter.error;
     const size_t more = adapter.error.rfind(path + "/", 0) == 0 ? 1 : 2;  // "FOLDER/FILE: ..." or "FOLDER: ..."
     return adapter.error.substr(std::min(adapter.error.size(), path.size() + more));
@@ -191,11 +191,12 @@ std::vector<float> logits(const std::string& base, const std::vector<LoraSource>
   EXPECT_TRUE(open_checkpoint(base, "", c, error)) << error;
   std::vector<LoraAdapter> adapters(sources.size());
   for (size_t i = 0; i < sources.size(); i++) EXPECT_TRUE(adapters[i].open(sources[i], c.config)) << adapters[i].error;
-  const tiny::MemoryModel m(tiny::model_bytes(
-      tiny::parts_of(c.config, Type::f32),
-      [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
-        return c.read_rows(spec.name, first, count, out, why) && merge_lora(adapters, spec, first, count, out, why);
-      }));
+  const tiny::MemoryModel m(
+      tiny::model_bytes(tiny::parts_of(c.config, Type::f32),
+                        [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
+                          return c.read_rows(spec.name, first, count, out, why) &&
+                                 merge_lora(adapters, spec, first, count, out, why, c.tensors.at(spec.name).scale);
+                        }));
   std::vector<float> all;
   for (const int n : {1, 3, 5}) {
     const int ids[] = {1, 4, 0, 2, 3};

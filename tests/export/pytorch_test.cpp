@@ -998,7 +998,7 @@ TEST(PyTorchLlama, ReportsMissingAndExtraTensors) {
   more.push_back({"transformer.h.0.attn.attn.bias", {96}, raw(Floats(96))});
   f.write("lit_model.pth", pytorch::save(more));
   EXPECT_EQ(f.what(),
-            "lit_model.pth: tensor transformer.h.0.attn.attn.bias: expected the tensors of a plain Llama, found "
+            "lit_model.pth: tensor transformer.h.0.attn.attn.bias: expected the tensors of a Llama, found "
             "another tensor, (96); this is another architecture");
 }
 

@@ -20,7 +20,8 @@ void run(std::string_view input) {
     require(accepted == error.empty(), "settings: an error if and only if they are rejected");
     error.clear();
   };
-  check(read_hf_config(root, c.config, error) && check_config(c.config, "config.json", kHuggingFaceFields, error) &&
+  HfModel model;
+  check(read_hf_config(root, model, error) && check_config(model.config, "config.json", kHuggingFaceFields, error) &&
         read_hf_stop_ids(root, c, error));
   c.config = Config();
   c.config.dim = 8;
@@ -41,6 +42,18 @@ std::vector<std::string> seeds() {
           R"({"model_type": "mistral", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1,
  "num_attention_heads": 8, "vocab_size": 5, "max_position_embeddings": 16, "sliding_window": 16, "head_dim": 2,
  "rope_scaling": {"type": "linear", "factor": 2}})",
+          R"({"model_type": "qwen3", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 2,
+ "num_attention_heads": 2, "num_key_value_heads": null, "vocab_size": 5, "max_position_embeddings": 16,
+ "attention_bias": true, "use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1,
+ "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}})",
+          R"({"model_type": "smollm3", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 2,
+ "num_attention_heads": 4, "vocab_size": 5, "mlp_bias": true, "no_rope_layers": [1, 0], "no_rope_layer_interval": 2,
+ "layer_types": ["full_attention", "full_attention"]})",
+          R"({"model_type": "granite", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1,
+ "num_attention_heads": 2, "vocab_size": 5, "embedding_multiplier": 12, "residual_multiplier": 0.22,
+ "attention_multiplier": 0.5, "logits_scaling": 8})",
+          R"({"model_type": "minicpm", "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1,
+ "num_attention_heads": 2, "vocab_size": 5, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 4})",
           R"({"n_embd": 8, "n_layer": 1, "n_head": 2, "n_query_groups": 1, "block_size": 16, "bias": false,
  "parallel_residual": false, "shared_attention_norm": false, "rotary_percentage": 1.0, "condense_ratio": 2,
  "_norm_class": "RMSNorm", "_mlp_class": "LLaMAMLP"})",
