@@ -188,6 +188,18 @@ class ModelWriter {
     return written;
   }
 
+  // Writes a file whose weights are a hole, which takes no space on most file systems. `run --info` shows the memory that
+  // the model takes.
+  bool write_outline(const std::string& path, const ModelParts& parts) {
+    path_ = path;
+    lay_out(parts);
+    OutputFile& file = file_.emplace();
+    const bool written = check(file.open(path, OutputFile::Access::random) && file.resize(header_.file_bytes)) &&
+                         write_front(parts, 0) && check(file.finish());
+    file_.reset();
+    return written;
+  }
+
   uint64_t file_bytes() const { return header_.file_bytes; }
 
  private:
