@@ -37,9 +37,11 @@
 #include <algorithm>
 #include <atomic>
 #include <bitset>
+#include <cctype>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <exception>
 #include <functional>
 #include <initializer_list>
@@ -1655,35 +1657,150 @@ inline bool Tokenizer::parse_sentencepiece(std::string_view model, Vocabulary& o
 //
 // A model file describes the layout of a conversation as data, not as a program:
 //
-//   stop ids | default system prompt | for each slot: its parts, each an id (-1: text) and a text | trim, if not 0
-//   count, int32 each                  count, then each part; a text is its size and its bytes
+//   stop ids | -1 | slots up to kReplySuffix: their parts, each an id and a text | flags | the other slots | commands
+//
+// Numbers are int32; a list begins with its count; a text is its size and its bytes. The flags: kTextBits bits of Edit for
+// each Text, system_in_last_turn, no_system. Older files had a default system prompt in place of -1, and ended with the
+// slots, or with flags: bits 0 to 2 for trimmed system prompts, messages, replies.
 
-// The strings around the turns of a conversation. A part is a control token or plain text.
+// The size of the white space character that a text begins with; 0: none. White space is that of Python's strip(), which
+// chat templates call.
+inline size_t white_space(std::string_view text) {
+  static constexpr std::string_view kSpaces[] = {
+      " ",        "\t",       "\n",     "\v",     "\f",     "\r",     "\x1C",   "\x1D",   "\x1E",   "\x1F",
+      "\xC2\x85", "\xC2\xA0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+      "\u2007",   "\u2008",   "\u2009", "\u200A", "\u2028", "\u2029", "\u202F", "\u205F", "\u3000"};
+  for (const std::string_view space : kSpaces)
+    if (text.substr(0, space.size()) == space) return space.size();
+  return 0;
+}
+
+// A text without leading, without trailing white space.
+inline std::string_view without_space(std::string_view text, bool front, bool back) {
+  while (const size_t n = front ? white_space(text) : 0) text.remove_prefix(n);
+  for (size_t n = back ? 1 : 4; n <= 3 && n <= text.size();) {
+    const bool space = white_space(text.substr(text.size() - n)) == n;
+    if (space) text.remove_suffix(n);
+    n = space ? 1 : n + 1;
+  }
+  return text;
+}
+
+// Without white space at both ends.
+inline std::string trimmed(std::string_view text) { return std::string(without_space(text, true, true)); }
+
+// Whether strftime() can write a date in this format, the same one all day: conversions are those of days, months, years.
+inline bool is_date_format(std::string_view format) {
+  for (size_t i = 0; i < format.size(); i++)
+    if (format[i] == '%' && (++i == format.size() || !std::strchr("aAbBdjmyY%", format[i]) || !format[i])) return false;
+  return !format.empty() && format.size() <= 64;
+}
+
+// A day in a valid format, in local time.
+inline std::string written_date(const std::string& format, std::time_t day) {
+  char text[1024];
+  std::tm local{};
+  localtime_r(&day, &local);
+  return std::string(text, std::strftime(text, sizeof text, format.c_str(), &local));
+}
+
+// The strings around the turns of a conversation.
 struct ChatTemplate {
+  static constexpr int kText = -1, kDate = -2;
   struct Part {
-    int id = -1;  // a control token; -1: text
-    std::string text;
+    int id = kText;    // a control token; kText; or kDate: today's date in the format `text`, as for strftime
+    std::string text;  // of a control token: ""
   };
   using Parts = std::vector<Part>;
-  enum Slot { kSystemPrefix, kSystemSuffix, kFirstUserPrefix, kUserPrefix, kUserSuffix, kReplyPrefix, kReplySuffix };
-  static constexpr int kSlots = 7;
-  enum Trim : unsigned { kTrimSystem = 1, kTrimUser = 2, kTrimReply = 4 };
+  enum Slot {
+    kSystemPrefix,
+    kSystemSuffix,
+    kFirstUserPrefix,  // before the message after a system prompt
+    kUserPrefix,       // before any other message, but the first
+    kUserSuffix,
+    kReplyPrefix,  // before a reply that is to be generated
+    kReplySuffix,
+    kOpening,         // before the first message of a conversation without a system prompt
+    kPastReplyPrefix  // before the text of an earlier reply
+  };
+  static constexpr int kSlots = 9;
+  // The texts of a conversation, and what happens to them. A first message is one after a system prompt.
+  enum Text { kSystemText, kFirstUserText, kUserText, kReplyText, kThinkingReplyText };
+  static constexpr std::string_view kThinkingEnd = "</think>";  // a reply with it is a kThinkingReplyText
+  static constexpr int kTexts = 5;
+  enum Edit : unsigned {
+    kTrimFront = 1,     // removes leading white space
+    kTrimBack = 2,      // removes trailing white space
+    kTrimNewlines = 4,  // removes leading newlines
+    kDropThinking = 8,  // removes all up to the last </think>
+    kTrim = kTrimFront | kTrimBack
+  };
+  static constexpr int kTextBits = 4;
 
-  Parts slot[kSlots];          // kFirstUserPrefix replaces kUserPrefix right after a system turn
-  std::string default_system;  // the system prompt if the user gives none; "": no system turn
-  std::vector<int> stop_ids;   // tokens that end a reply, or a text
-  unsigned trim = 0;           // bits of Trim: turns whose leading and trailing white space is removed
-  std::string error;           // of load()
+  Parts slot[kSlots];
+  std::vector<int> stop_ids;          // tokens that end a reply, or a text
+  unsigned edit[kTexts] = {};         // bits of Edit; the removal of thinking comes first
+  bool system_in_last_turn = false;   // the system prompt comes before the last message, not before the first
+  bool no_system = false;             // the model takes no system prompt
+  std::vector<std::string> commands;  // texts that change more than the system prompt that they are in
+  std::string error;                  // of load()
 
   // Whether there is a template: a model that was not trained on conversations has none.
   bool known() const {
     return std::any_of(std::begin(slot), std::end(slot), [](const Parts& parts) { return !parts.empty(); });
   }
 
+  // Whether the template describes conversations with this system prompt. "": none.
+  bool takes(const std::string& system) const {
+    const auto has = [&](const std::string& command) { return system.find(command) != system.npos; };
+    return system.empty() || (!no_system && std::none_of(commands.begin(), commands.end(), has));
+  }
+
   // Reads the chat section of a model file (Model::chat_bytes). On failure returns false with `error` set, and the
   // template is empty.
   bool load(std::string_view bytes, int vocab_size);
+
+  // The flags of the chat section.
+  uint32_t flags() const;
+
+ private:
+  void set_flags(uint32_t flags);
+  void complete(const std::string& default_system, uint32_t trim);
+  bool has_valid_parts(int vocab_size);
 };
+
+inline uint32_t ChatTemplate::flags() const {
+  uint32_t flags = uint32_t(system_in_last_turn) << kTexts * kTextBits | uint32_t(no_system)
+                                                                             << (kTexts * kTextBits + 1);
+  for (int i = 0; i < kTexts; i++) flags |= edit[i] << i * kTextBits;
+  return flags;
+}
+
+inline void ChatTemplate::set_flags(uint32_t flags) {
+  for (int i = 0; i < kTexts; i++) edit[i] = flags >> i * kTextBits & ((1u << kTextBits) - 1);
+  system_in_last_turn = flags >> kTexts * kTextBits & 1;
+  no_system = flags >> (kTexts * kTextBits + 1) & 1;
+}
+
+// Adds to the template of an older file what the format has gained. A model started its reply with a space after text
+// that did not end in white space.
+inline void ChatTemplate::complete(const std::string& default_system, uint32_t trim) {
+  const Text texts[] = {kSystemText, kFirstUserText, kUserText, kReplyText, kThinkingReplyText};
+  const uint32_t bits[] = {1, 2, 2, 4, 4};
+  for (int i = 0; i < kTexts; i++) edit[texts[i]] = trim & bits[i] ? unsigned(kTrim) : 0;
+  slot[kOpening] = slot[kUserPrefix];
+  if (!default_system.empty()) {
+    slot[kOpening] = slot[kSystemPrefix];
+    slot[kOpening].push_back({kText, trim & 1 ? trimmed(default_system) : default_system});
+    for (const Slot next : {kSystemSuffix, kFirstUserPrefix})
+      slot[kOpening].insert(slot[kOpening].end(), slot[next].begin(), slot[next].end());
+  }
+  slot[kPastReplyPrefix] = slot[kReplyPrefix];
+  const Parts& before = slot[kReplyPrefix].empty() ? slot[kUserSuffix] : slot[kReplyPrefix];
+  const bool separate =
+      before.empty() || before.back().text.empty() || std::isspace(uint8_t(before.back().text.back()));
+  if (!separate) slot[kPastReplyPrefix].push_back({kText, " "});
+}
 
 inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) try {
   *this = {};
@@ -1700,66 +1817,94 @@ inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) try {
     if (ok) std::memcpy(&value, raw.data(), sizeof value);
     return value;
   };
-  const auto refuse = [&](const std::string& expected, const std::string& found) {
-    *this = {};
-    error = "section chat: expected " + expected + ", found " + found;
-    return false;
-  };
-  for (uint32_t left = number(); ok && left > 0; left--) {
-    stop_ids.push_back(int(number()));
-    if (ok && (stop_ids.back() < 0 || stop_ids.back() >= vocab_size))
-      return refuse("stop ids within the vocabulary", std::to_string(stop_ids.back()));
-  }
-  default_system = std::string(take(number()));
-  for (Parts& parts : slot)
+  const auto read_slot = [&](Parts& parts) {
     for (uint32_t left = number(); ok && left > 0; left--) {
       const int id = int(number());
-      if (id < -1 || id >= vocab_size) return refuse("ids within the vocabulary", std::to_string(id));
       parts.push_back({id, std::string(take(number()))});
     }
-  if (ok && !bytes.empty()) trim = number();
-  if (ok && bytes.empty() && trim <= 7) return true;
-  return refuse("a complete template", "one that does not match its size");
+  };
+  for (uint32_t left = number(); ok && left > 0; left--) stop_ids.push_back(int(number()));
+  const uint32_t size = number();
+  const bool older = size != UINT32_MAX;
+  const std::string default_system(older ? take(size) : "");
+  for (int i = 0; i <= kReplySuffix; i++) read_slot(slot[i]);
+  const uint32_t flags = older && bytes.empty() ? 0 : number();
+  for (int i = kReplySuffix + 1; i < kSlots && !older; i++) read_slot(slot[i]);
+  for (uint32_t left = older ? 0 : number(); ok && left > 0; left--) commands.emplace_back(take(number()));
+  if (!has_valid_parts(vocab_size)) return false;
+  older ? complete(default_system, flags) : set_flags(flags);
+  if (ok && bytes.empty() && (older ? flags <= 7 : flags == this->flags())) return true;
+  *this = {};
+  error = "section chat: expected a complete template, found one that does not match its size";
+  return false;
 } catch (const std::exception&) {
   *this = {};
   error = tokenizer_detail::kOutOfMemory;
   return false;
 }
 
+// False with `error` set, and the template empty, if an id or the format of a date is invalid.
+inline bool ChatTemplate::has_valid_parts(int vocab_size) {
+  const auto refuse = [&](const std::string& expected, const std::string& found) {
+    *this = {};
+    error = "section chat: expected " + expected + ", found " + found;
+    return false;
+  };
+  for (const int id : stop_ids)
+    if (id < 0 || id >= vocab_size) return refuse("stop ids within the vocabulary", std::to_string(id));
+  for (const Parts& parts : slot)
+    for (const Part& part : parts) {
+      if (part.id < kDate || part.id >= vocab_size) return refuse("ids within the vocabulary", std::to_string(part.id));
+      if (part.id == kDate && !is_date_format(part.text)) return refuse("the format of a date", "'" + part.text + "'");
+    }
+  return true;
+}
+
 // Turns text into ids; bos: with the tokenizer's BOS first. Throws std::bad_alloc on failure, as ids_of() does.
 using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
 
-// Without white space at both ends.
-inline std::string trimmed(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\n\v\f\r";
-  const size_t from = std::min(text.find_first_not_of(kSpace), text.size());
-  return std::string(text.substr(from, text.find_last_not_of(kSpace) + 1 - from));
+// A text after edits, bits of ChatTemplate::Edit.
+inline std::string edited(std::string_view text, unsigned edits) {
+  const std::string_view end = ChatTemplate::kThinkingEnd;
+  const size_t at = edits & ChatTemplate::kDropThinking ? text.rfind(end) : text.npos;
+  if (at != text.npos) text.remove_prefix(at + end.size());
+  if (edits & ChatTemplate::kTrimNewlines) text.remove_prefix(std::min(text.find_first_not_of('\n'), text.size()));
+  return std::string(without_space(text, edits & ChatTemplate::kTrimFront, edits & ChatTemplate::kTrimBack));
 }
 
+// A reply as the template renders it.
+inline std::string edited_reply(const ChatTemplate& chat, const std::string& text) {
+  const bool thinks = text.find(ChatTemplate::kThinkingEnd) != text.npos;
+  return edited(text, chat.edit[thinks ? ChatTemplate::kThinkingReplyText : ChatTemplate::kReplyText]);
+}
+
+// The reply after a message: to be generated, or of an earlier turn, whose tokens or text follow.
+enum class Reply { next, tokens, text };
+
 // For programs: the text and control tokens before a reply: `message` as the next user turn, after the end of the last reply or, if
-// it is the first turn, after the system prompt.
+// it is the first turn, after the system prompt. None if the template does not take the system prompt.
 inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
-                                      bool first) {
+                                      bool first, Reply reply = Reply::next) {
   ChatTemplate::Parts parts;
+  if (!chat.takes(system)) return parts;
   const auto add = [&](ChatTemplate::Slot slot) {
     parts.insert(parts.end(), chat.slot[slot].begin(), chat.slot[slot].end());
   };
-  const auto add_text = [&](const std::string& text, ChatTemplate::Trim trim) {
-    parts.push_back({-1, chat.trim & trim ? trimmed(text) : text});
+  const auto add_text = [&](ChatTemplate::Text kind, const std::string& text) {
+    parts.push_back({ChatTemplate::kText, edited(text, chat.edit[kind])});
   };
-  const std::string& prompt = system.empty() ? chat.default_system : system;
-  if (first && !prompt.empty()) {
+  const bool with_system = !system.empty() && (chat.system_in_last_turn ? reply == Reply::next : first);
+  if (!first) add(ChatTemplate::kReplySuffix);
+  if (!with_system || chat.system_in_last_turn) add(first ? ChatTemplate::kOpening : ChatTemplate::kUserPrefix);
+  if (with_system) {
     add(ChatTemplate::kSystemPrefix);
-    add_text(prompt, ChatTemplate::kTrimSystem);
+    add_text(ChatTemplate::kSystemText, system);
     add(ChatTemplate::kSystemSuffix);
     add(ChatTemplate::kFirstUserPrefix);
-  } else {
-    if (!first) add(ChatTemplate::kReplySuffix);
-    add(ChatTemplate::kUserPrefix);
   }
-  add_text(message, ChatTemplate::kTrimUser);
+  add_text(with_system ? ChatTemplate::kFirstUserText : ChatTemplate::kUserText, message);
   add(ChatTemplate::kUserSuffix);
-  add(ChatTemplate::kReplyPrefix);
+  add(reply == Reply::text ? ChatTemplate::kPastReplyPrefix : ChatTemplate::kReplyPrefix);
   return parts;
 }
 
@@ -1776,7 +1921,7 @@ inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Enc
     text.clear();
   };
   for (const ChatTemplate::Part& part : parts) {
-    text += part.text;
+    text += part.id == ChatTemplate::kDate ? written_date(part.text, std::time(nullptr)) : part.text;
     if (part.id < 0) continue;
     flush();
     ids.push_back(part.id);
@@ -1785,10 +1930,13 @@ inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Enc
   return ids;
 }
 
-// Both at once: the token ids of a turn. Returns no ids if memory runs out, which Session::forward() refuses.
+// Both at once: the token ids of a turn. Returns no ids, which Session::forward() refuses, if memory runs out, or if the
+// template does not take the system prompt.
 inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
                                   const std::string& message, bool first) try {
-  return encode_parts(chat_parts(chat, system, message, first), encode, first);
+  const ChatTemplate::Parts parts = chat_parts(chat, first ? system : "", message, first);
+  if (parts.empty()) return {};
+  return encode_parts(parts, encode, first);
 } catch (const std::bad_alloc&) {
   return {};
 }

@@ -98,15 +98,19 @@ class ByteWriter {
 inline std::string chat_bytes(const ChatTemplate& chat) {
   ByteWriter out;
   out.put_ids(chat.stop_ids);
-  out.put_string(chat.default_system);
-  for (const auto& slot : chat.slot) {
+  out.put(int32_t(-1));  // where older files had a default system prompt
+  const auto put_slot = [&](const ChatTemplate::Parts& slot) {
     out.put(uint32_t(slot.size()));
     for (const ChatTemplate::Part& part : slot) {
       out.put(int32_t(part.id));
       out.put_string(part.text);
     }
-  }
-  if (chat.trim) out.put(uint32_t(chat.trim));
+  };
+  for (int i = 0; i <= ChatTemplate::kReplySuffix; i++) put_slot(chat.slot[i]);
+  out.put(chat.flags());
+  for (int i = ChatTemplate::kReplySuffix + 1; i < ChatTemplate::kSlots; i++) put_slot(chat.slot[i]);
+  out.put(uint32_t(chat.commands.size()));
+  for (const std::string& command : chat.commands) out.put_string(command);
   return out.bytes;
 }
 
@@ -160,6 +164,8 @@ inline Architecture llama_architecture(const Config& c) {
   h.rope_low_freq = c.rope_low_freq;
   h.rope_high_freq = c.rope_high_freq;
   h.rope_original_len = uint32_t(c.rope_original_len);
+  h.parts = uint32_t(c.qkv_bias | c.o_bias << 1 | c.mlp_bias << 2 | c.qk_norm << 3);
+  for (size_t l = 0; l < c.no_rope.size(); l++) h.no_rope[l / 8] |= uint8_t(c.no_rope[l] << l % 8);
   a.specs = tensor_specs(c);
   a.self_test = self_test_llama;
   return a;

@@ -922,13 +922,17 @@ TEST(OutOfMemory, IsReportedByChatTemplate) {
   const auto number = [&](uint32_t n) { section.append(reinterpret_cast<const char*>(&n), sizeof n); };
   number(1);
   number(7);  // a stop id
-  number(0);
+  number(uint32_t(-1));
   for (int slot = 0; slot < ChatTemplate::kSlots; slot++) {
+    if (slot == ChatTemplate::kOpening) number(0);  // flags
     number(1);
     number(uint32_t(-1));
     number(40);
     section += std::string(40, 'x');
   }
+  number(1);  // a command
+  number(40);
+  section += std::string(40, 'x');
   ChatTemplate chat;
   bool wrong = false;
   fail_every_allocation("ChatTemplate::load", [&] {
