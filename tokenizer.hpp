@@ -35,6 +35,8 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <bitset>
 #include <cctype>
 #include <cmath>
 #include <cstdint>
@@ -44,8 +46,8 @@
 #include <functional>
 #include <initializer_list>
 #include <iterator>
+#include <memory>
 #include <new>
-#include <queue>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -72,7 +74,7 @@ inline namespace POCKET_ISA {
 
 namespace tokenizer_detail {
 struct BlobHeader;
-struct Symbol;
+struct Scratch;
 
 // Finds, at every byte of a text, the longest of some pieces that starts there. Takes time in proportion to the text, for
 // any pieces: the automaton of Aho and Corasick (1975) of the reversed pieces reads the text from its end.
@@ -82,7 +84,7 @@ class PieceFinder {
   PieceFinder() = default;  // no pieces
   explicit PieceFinder(std::vector<std::string_view> pieces);
   bool empty() const { return nodes_.empty(); }
-  // (bytes of text): the size of the piece; 0: none starts there.
+  // (bytes of text): the size of the piece; 0: none starts there. Empty if there are no pieces.
   std::vector<uint16_t> find(std::string_view text) const;
 
  private:
@@ -240,13 +242,14 @@ class Tokenizer {
     std::vector<int> slots_;  // -1: empty; the size is a power of two
   };
 
-  using Symbol = tokenizer_detail::Symbol;
+  using Scratch = tokenizer_detail::Scratch;
 
   bool check_header(const tokenizer_detail::BlobHeader& h);
   bool parse_blob();
   bool check_pieces();
   bool index_pieces();
   bool index_merges();
+  void index_neighbours();
   bool fail(const std::string& field, const std::string& expected, const std::string& found);
 
   template <class T> T at(size_t offset) const;
@@ -257,10 +260,12 @@ class Tokenizer {
   int find_merge(int left, int right) const;
   std::string normalize(std::string_view text) const;
   void encode_sentencepiece(std::string_view text, std::vector<int>& ids) const;
+  bool merges_into(int id, Scratch& scratch) const;
+  void merge_characters(std::string_view text, Scratch& scratch, bool& after_unknown, std::vector<int>& ids) const;
   void append_ids(std::string_view symbol, int id, const std::unordered_map<int, size_t>& left_sizes,
                   bool& after_unknown, std::vector<int>& ids) const;
   void encode_byte_level(std::string_view text, std::vector<int>& ids) const;
-  void encode_word(std::string_view word, std::vector<Symbol>& symbols, std::vector<int>& ids) const;
+  void encode_word(std::string_view word, Scratch& scratch, std::vector<int>& ids) const;
 
   std::string blob_;  // the only copy of the vocabulary; the members below are fields of it, offsets and indices
   Kind kind_ = Kind::sentencepiece;
@@ -276,6 +281,10 @@ class Tokenizer {
   std::vector<int> merged_;  // by rank: id of the merged piece
   tokenizer_detail::PieceFinder user_defined_;
   size_t longest_piece_ = 1;  // of by_text_, in bytes
+  // SentencePiece: the pairs of find_neighbours() in all pieces; null if a text cannot be encoded in parts. What
+  // merges_into() has found out of each piece: any thread may add to it, and all find the same.
+  std::shared_ptr<const std::bitset<65536>> neighbours_;
+  std::shared_ptr<std::atomic<uint8_t>[]> merges_into_;
 };
 
 // For programs: the ids of a text, and the text of ids. Throw std::bad_alloc where encode() and decode() return false.
@@ -349,6 +358,13 @@ inline void take_character(std::string_view& s, bool each_byte, std::string& out
   s.remove_prefix(n);
 }
 
+// The bytes of the ASCII characters at the start of s, up to a space.
+inline size_t ascii_size(std::string_view s) {
+  size_t n = 0;
+  while (n < s.size() && uint8_t(s[n]) < 0x80 && s[n] != ' ') n++;
+  return n;
+}
+
 // Appends a character in UTF-8.
 inline void append_utf8(char32_t code, std::string& out) {
   if (code < 0x80) {
@@ -404,22 +420,33 @@ struct Candidate {
   bool operator<(const Candidate& o) const { return score != o.score ? score < o.score : left > o.left; }
 };
 
+// Memory for the merging of a word, reused for every word of a text.
+struct Scratch {
+  std::vector<Symbol> symbols;
+  std::vector<Candidate> queue;
+};
+
 // Merges neighbours, the highest score first and the leftmost of equal scores first, until no pair merges.
 // join(left, right) -> Joined. Merging a pair leaves outdated candidates in the queue; a candidate is valid only if the
 // sizes of both symbols are unchanged.
-template <class Join> void join_symbols(std::vector<Symbol>& symbols, const Join& join) {
-  std::vector<Candidate> pairs;
-  pairs.reserve(symbols.size());
-  std::priority_queue<Candidate> queue(std::less<Candidate>(), std::move(pairs));
+template <class Join> void join_symbols(Scratch& scratch, const Join& join) {
+  std::vector<Symbol>& symbols = scratch.symbols;
+  std::vector<Candidate>& queue = scratch.queue;  // a heap
   const auto consider = [&](int i) {
     if (i < 0 || symbols[i].next < 0) return;
     const Symbol &left = symbols[i], &right = symbols[left.next];
-    if (const Joined j = join(left, right); j.id >= 0) queue.push({j.score, j.id, i, left.size, right.size});
+    const Joined j = join(left, right);
+    if (j.id < 0) return;
+    queue.push_back({j.score, j.id, i, left.size, right.size});
+    std::push_heap(queue.begin(), queue.end());
   };
+  queue.clear();
+  queue.reserve(symbols.size());
   for (size_t i = 0; i < symbols.size(); i++) consider(int(i));
   while (!queue.empty()) {
-    const Candidate best = queue.top();
-    queue.pop();
+    std::pop_heap(queue.begin(), queue.end());
+    const Candidate best = queue.back();
+    queue.pop_back();
     Symbol& left = symbols[best.left];
     if (left.size != best.left_size || left.next < 0 || symbols[left.next].size != best.right_size) continue;
     Symbol& right = symbols[left.next];
@@ -480,13 +507,33 @@ inline uint32_t PieceFinder::next(uint32_t node, uint8_t byte) const {
 }
 
 inline std::vector<uint16_t> PieceFinder::find(std::string_view text) const {
-  std::vector<uint16_t> found(text.size());
+  std::vector<uint16_t> found(nodes_.empty() ? 0 : text.size());
   uint32_t node = 0;
-  for (size_t i = nodes_.empty() ? 0 : text.size(); i-- > 0;) {
+  for (size_t i = found.size(); i-- > 0;) {
     node = next(node, uint8_t(text[i]));
     found[i] = nodes_[node].longest;
   }
   return found;
+}
+
+// ---- Parts of a text ----
+
+// Characters that stand side by side, as a number below 65536: characters with the same first byte are taken for one,
+// except that the space mark is taken for a space. Finds the first such pair that found(pair) accepts, and returns the
+// offset of the second character; the size of the text if there is none.
+template <class Found> size_t find_neighbours(std::string_view text, const Found& found) {
+  const auto byte_of = [&](size_t i) {
+    const bool mark = text[i] == kSpaceMark[0] && text.substr(i, 3) == kSpaceMark;
+    return mark ? size_t(' ') : size_t(uint8_t(text[i]));
+  };
+  size_t left = text.empty() ? 0 : byte_of(0);
+  for (size_t i = 1; i < text.size(); i++) {
+    if ((text[i] & 0xC0) == 0x80) continue;  // inside a character
+    const size_t right = byte_of(i);
+    if (found(left << 8 | right)) return i;
+    left = right;
+  }
+  return text.size();
 }
 
 // ---- Words ----
@@ -552,8 +599,14 @@ inline std::string Tokenizer::normalize(std::string_view text) const {
   const size_t size = text.size();
   bool after_space = remove_extra_whitespaces_;
   while (!text.empty()) {
+    if (const size_t n = user_defined.empty() ? tokenizer_detail::ascii_size(text) : 0; n > 0) {
+      out.append(text, 0, n);
+      after_space = false;
+      text.remove_prefix(n);
+      continue;
+    }
     std::string part;
-    if (const size_t n = user_defined[size - text.size()]) {
+    if (const size_t n = user_defined.empty() ? 0 : user_defined[size - text.size()]) {
       part = text.substr(0, n);
       text.remove_prefix(n);
     } else {
@@ -573,17 +626,56 @@ inline std::string Tokenizer::normalize(std::string_view text) const {
   return out;
 }
 
+// Merges each part of the text that ends between two characters which no piece has side by side: merges do not cross
+// such a place. Most parts are words of which the vocabulary has a piece.
 inline void Tokenizer::encode_sentencepiece(std::string_view text, std::vector<int>& ids) const {
+  Scratch scratch;
+  bool after_unknown = false;
+  while (!text.empty()) {
+    const auto never_merge = [&](size_t pair) { return !(*neighbours_)[pair]; };
+    const std::string_view part =
+        text.substr(0, neighbours_ ? tokenizer_detail::find_neighbours(text, never_merge) : text.size());
+    const int id = neighbours_ ? find_piece(part) : -1;
+    if (id >= 0 && merges_into(id, scratch)) {
+      ids.push_back(id);
+      after_unknown = false;
+    } else {
+      merge_characters(part, scratch, after_unknown, ids);
+    }
+    text.remove_prefix(part.size());
+  }
+}
+
+// Whether the text of a piece merges into the piece: another order of merges may lead elsewhere.
+inline bool Tokenizer::merges_into(int id, Scratch& scratch) const {
+  enum : uint8_t { unknown, yes, no };
+  std::atomic<uint8_t>& known = merges_into_[size_t(id)];
+  uint8_t answer = known.load(std::memory_order_relaxed);
+  if (answer == unknown) {
+    std::vector<int> ids;
+    bool after_unknown = false;
+    merge_characters(piece(id), scratch, after_unknown, ids);
+    answer = ids.size() == 1 && ids[0] == id ? yes : no;
+    known.store(answer, std::memory_order_relaxed);
+  }
+  return answer == yes;
+}
+
+// Merges the characters of a text into pieces.
+inline void Tokenizer::merge_characters(std::string_view text, Scratch& scratch, bool& after_unknown,
+                                        std::vector<int>& ids) const {
   using namespace tokenizer_detail;
-  const std::vector<uint16_t> user_defined = user_defined_.find(text);
-  std::vector<Symbol> symbols;
+  std::vector<Symbol>& symbols = scratch.symbols;
+  symbols.clear();
   symbols.reserve(text.size());
+  const std::vector<uint16_t> user_defined = user_defined_.find(text);
   for (size_t i = 0; i < text.size(); i += symbols.back().size) {
-    const size_t size = user_defined[i] ? user_defined[i] : read_utf8(text.substr(i)).length;
-    append_symbol(symbols, i, size, find_piece(text.substr(i, size)));
+    const size_t defined = user_defined.empty() ? 0 : user_defined[i];
+    append_symbol(symbols, i, defined > 0 ? defined : read_utf8(text.substr(i)).length,
+                  defined > 0 ? find_piece(text.substr(i, defined)) : -1);
   }
   std::unordered_map<int, size_t> left_sizes;  // id of an unused piece -> bytes of its left part
-  join_symbols(symbols, [&](const Symbol& left, const Symbol& right) -> Joined {
+  join_symbols(scratch, [&](const Symbol& left, const Symbol& right) -> Joined {
     if (type(left.id) == PieceType::user_defined || type(right.id) == PieceType::user_defined) return {};
     if (size_t(left.size) + right.size > longest_piece_) return {};
     const int id = find_piece(text.substr(left.begin, left.size + right.size));
@@ -591,9 +683,10 @@ inline void Tokenizer::encode_sentencepiece(std::string_view text, std::vector<i
     if (type(id) == PieceType::unused) left_sizes[id] = left.size;
     return {id, score(id)};
   });
-  bool after_unknown = false;
-  for (int i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next)
-    append_ids(text.substr(symbols[i].begin, symbols[i].size), symbols[i].id, left_sizes, after_unknown, ids);
+  for (int i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next) {
+    const std::string_view symbol = text.substr(symbols[i].begin, symbols[i].size);
+    append_ids(symbol, symbols[i].id >= 0 ? symbols[i].id : find_piece(symbol), left_sizes, after_unknown, ids);
+  }
 }
 
 // Appends the ids of a symbol. An unused piece is split into its parts again; consecutive unknown characters become
@@ -616,11 +709,11 @@ inline void Tokenizer::append_ids(std::string_view symbol, int id, const std::un
 }
 
 inline void Tokenizer::encode_byte_level(std::string_view text, std::vector<int>& ids) const {
-  std::vector<Symbol> symbols;
+  Scratch scratch;
   const auto encode_words = [&](std::string_view words) {
     const std::string normalized = nfc_ ? tokenizer_detail::nfc(words) : std::string();
     tokenizer_detail::for_each_word(split_, nfc_ ? normalized : words,
-                                    [&](std::string_view word) { encode_word(word, symbols, ids); });
+                                    [&](std::string_view word) { encode_word(word, scratch, ids); });
   };
   if (user_defined_.empty()) return encode_words(text);
   const std::vector<uint16_t> user_defined = user_defined_.find(text);
@@ -637,17 +730,18 @@ inline void Tokenizer::encode_byte_level(std::string_view text, std::vector<int>
   encode_words(text.substr(begin));
 }
 
-// `symbols` is scratch memory, reused for every word.
-inline void Tokenizer::encode_word(std::string_view word, std::vector<Symbol>& symbols, std::vector<int>& ids) const {
+inline void Tokenizer::encode_word(std::string_view word, Scratch& scratch, std::vector<int>& ids) const {
   using namespace tokenizer_detail;
   if (const int id = ignore_merges_ ? find_piece(word) : -1; id >= 0) {
     ids.push_back(id);
     return;
   }
+  std::vector<Symbol>& symbols = scratch.symbols;
   symbols.clear();
+  symbols.reserve(word.size());
   for (size_t i = 0; i < word.size(); i++)
     if (const int id = byte_id_[uint8_t(word[i])]; id >= 0) append_symbol(symbols, i, 1, id);
-  join_symbols(symbols, [&](const Symbol& left, const Symbol& right) -> Joined {
+  join_symbols(scratch, [&](const Symbol& left, const Symbol& right) -> Joined {
     const int rank = find_merge(left.id, right.id);
     return rank < 0 ? Joined{} : Joined{merged_[size_t(rank)], -double(rank)};
   });
@@ -1179,6 +1273,7 @@ inline bool Tokenizer::load(std::string_view blob) {
   try {
     loaded.blob_ = blob;
     if (loaded.parse_blob() && loaded.check_pieces() && loaded.index_pieces() && loaded.index_merges()) {
+      loaded.index_neighbours();
       *this = std::move(loaded);
       return true;
     }
@@ -1336,6 +1431,23 @@ inline bool Tokenizer::index_merges() {
                     [&, pair = merge(rank)](int other) { return merge(other) == pair; });
   }
   return true;
+}
+
+// Prepares the encoding of a text in parts. It is not possible with unused pieces, which append_ids() splits as they were
+// merged last in the whole text, nor with user-defined pieces, which may begin anywhere.
+inline void Tokenizer::index_neighbours() {
+  if (kind_ != Kind::sentencepiece || !user_defined_.empty()) return;
+  const auto pairs = std::make_shared<std::bitset<65536>>();
+  for (int id = 0; id < size(); id++) {
+    if (type(id) == PieceType::unused && piece(id).size() > 1) return;
+    if (type(id) != PieceType::normal) continue;
+    tokenizer_detail::find_neighbours(piece(id), [&](size_t pair) {
+      pairs->set(pair);
+      return false;
+    });
+  }
+  neighbours_ = pairs;
+  merges_into_.reset(new std::atomic<uint8_t>[n_pieces_]());
 }
 
 // ====================================================================================================================

@@ -191,20 +191,14 @@ inline constexpr char kDeepSeekV3[] =
 inline constexpr char kEastAsian[] = "[一-龥ࠀ-一가-\xED\x9F\xBF]+";
 inline constexpr char kHanOrKana[] = "[一-龥぀-ゟ゠-ヿ]+";
 inline constexpr char kDeepSeekSigns[] = R"(\s?[!-/:-~！-／：-～‘-‟　-。]+)";
+// clang-format off
 inline constexpr char kDeepSeekLetters[] =
     "\\s?["
-    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-"
-    "ὅὈ-"
-    "Ὅὐ-"
-    "ὗὙὛὝὟ-"
-    "\u1F7Dᾀ-ᾴ"
-    "ᾶ-ᾼ\u1FBEῂ-ῄῆ-ῌῐ-\u1FD3ῖ-\u1FDBῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212A-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-"
-    "ꝯꝱ-"
-    "ꞇꞋ-"
-    "ꞎꭰ-"
-    "ꮿ"
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1F7Dᾀ-ᾴ"
+    "ᾶ-ᾼ\u1FBEῂ-ῄῆ-ῌῐ-\u1FD3ῖ-\u1FDBῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212A-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿ"
     "ﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
     "]+";
+// clang-format on
 }  // namespace split_pattern
 
 /// Reads one tokenizer.json; unsupported settings are an error.
@@ -379,11 +373,10 @@ class TokenizerJson {
          {"Punctuation(Contiguous)", gpt2, "Digits(individual_digits=false)", isolated("[0-9][0-9][0-9]")}},
     };
     const std::vector<JsonValue> steps = steps_of(root_.find("pre_tokenizer"), "pretokenizers");
-    std::vector<std::string> found;
-    for (const JsonValue& step : steps) found.push_back(step_text(step));
+    const auto has_text = [](const JsonValue& step, const std::string& text) { return step_text(step) == text; };
     for (const auto& each : known) {
       out_.split = each.split;
-      if (found == each.steps) return true;
+      if (std::equal(steps.begin(), steps.end(), each.steps.begin(), each.steps.end(), has_text)) return true;
     }
     return refuse(
         {"pre_tokenizer: expected that of GPT-2, SmolLM, Llama 3, Qwen2, GPT-4o, Tekken, DeepSeek or Falcon, "

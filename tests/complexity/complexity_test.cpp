@@ -215,6 +215,9 @@ TEST(Complexity, Encode) {
   words.remove_extra_whitespaces = words.add_dummy_prefix = true;
   Vocabulary bytes = byte_level(Tokenizer::Split::none);
   add_doubled(bytes, 'a');
+  Vocabulary nfc = byte_level(Tokenizer::Split::qwen2), parts = doubled;
+  nfc.nfc = true;
+  parts.pieces.push_back({",", -1, PieceType::normal});
   const auto user_defined = [](const std::string& end) {
     return [end](size_t n) {
       Vocabulary v = sentencepiece();
@@ -222,10 +225,15 @@ TEST(Complexity, Encode) {
       return v;
     };
   };
-  check({encodes("merges of equal pieces", doubled, "a"), encodes("merges of growing pieces", growing, "a"),
-         encodes("unused pieces", unused, "a"), encodes("spaces", words, " "), encodes("words", words, "a  "),
-         encodes("invalid UTF-8", doubled, "\xFF"), encodes("unknown characters", doubled, "\u20AC"),
-         encodes("bytes", bytes, "a"), encodes("digits, Llama 3", byte_level(Tokenizer::Split::llama3), "1"),
+  check({encodes("merges of equal pieces", doubled, "a"),
+         encodes("merges of growing pieces", growing, "a"),
+         encodes("unused pieces", unused, "a"),
+         encodes("spaces", words, " "),
+         encodes("words", words, "a  "),
+         encodes("invalid UTF-8", doubled, "\xFF"),
+         encodes("unknown characters", doubled, "\u20AC"),
+         encodes("bytes", bytes, "a"),
+         encodes("digits, Llama 3", byte_level(Tokenizer::Split::llama3), "1"),
          encodes("spaces, Llama 3", byte_level(Tokenizer::Split::llama3), " "),
          encodes("lines, Llama 3", byte_level(Tokenizer::Split::llama3), "\n "),
          encodes("signs, Llama 3", byte_level(Tokenizer::Split::llama3), "'"),
@@ -233,6 +241,15 @@ TEST(Complexity, Encode) {
          encodes("spaces, GPT-2", byte_level(Tokenizer::Split::gpt2), " "),
          encodes("digits, SmolLM", byte_level(Tokenizer::Split::smollm), "1"),
          encodes("words and digits, SmolLM", byte_level(Tokenizer::Split::smollm), " a1"),
+         encodes("upper case, GPT-4o", byte_level(Tokenizer::Split::gpt4o), "A"),
+         encodes("marks and upper case, GPT-4o", byte_level(Tokenizer::Split::gpt4o), "\u0301A"),
+         encodes("contractions, GPT-4o", byte_level(Tokenizer::Split::gpt4o), "A's"),
+         encodes("spaces, Tekken", byte_level(Tokenizer::Split::tekken), " \u2003"),
+         encodes("spaces not at the end, DeepSeek", byte_level(Tokenizer::Split::deepseek_llm), "\u0E01    "),
+         encodes("controls, DeepSeek V3", byte_level(Tokenizer::Split::deepseek_v3), "\x01"),
+         encodes("marks, NFC", nfc, "\u0345\u0323\u0301"),
+         encodes("Hangul, NFC", nfc, "\u1100\u1161\u11A8"),
+         encodes("parts", parts, "aa,"),
          loads_and_encodes("user-defined pieces of all lengths", user_defined(""), "a"),
          loads_and_encodes("user-defined pieces that almost occur", user_defined("b"), "a"),
          loads_and_encodes("user-defined pieces that occur", user_defined("b"), "aaaaaaab")});

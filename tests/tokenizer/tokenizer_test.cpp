@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <new>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "../../export/tokenizer_json.hpp"
@@ -302,6 +303,47 @@ TEST(SentencePiece, SplitsUnusedPieces) {
   EXPECT_EQ(tok.encode("ab"), (Ids{3, 4}));
   EXPECT_EQ(tok.encode("abc"), (Ids{7})) << "a used piece may be merged from an unused one";
   EXPECT_EQ(tok.encode("abca"), (Ids{7, 3}));
+}
+
+// "bc" has the highest score, and neither "abc" nor "bcd" is a piece: merging never gets to "abcd".
+TEST(SentencePiece, IgnoresPiecesThatMergingDoesNotReach) {
+  const Tokenizer tok =
+      load(sentencepiece({{"a", 0}, {"b", 0}, {"c", 0}, {"d", 0}, {"bc", -1}, {"ab", -2}, {"cd", -2}, {"abcd", -3}}));
+  for (int i = 0; i < 2; i++) EXPECT_EQ(tok.encode("abcd"), (Ids{3, 7, 6})) << "first, and when it is known";
+  const Tokenizer copy = tok;
+  EXPECT_EQ(copy.encode("abcd, abcd"), (Ids{3, 7, 6, 0, 3, 7, 6}));
+}
+
+// Texts are encoded in parts; an unused piece, which does not occur, makes the tokenizer encode them as a whole.
+TEST(SentencePiece, PartsHaveTheIdsOfTheWholeText) {
+  uint64_t state = 1;
+  const auto random = [&](uint64_t n) {
+    state = state * 6364136223846793005 + 1442695040888963407;
+    return (state >> 33) % n;
+  };
+  const std::string characters[] = {"a", "b", "c", ",", "\n", "\r", "\u00E9", "\u2019", "\u2581", "\u2581"};
+  const auto random_text = [&](uint64_t most) {
+    std::string text;
+    for (uint64_t n = 1 + random(most); n > 0; n--) text += characters[random(std::size(characters))];
+    return text;
+  };
+  for (int round = 0; round < 60; round++) {
+    Vocabulary v = sentencepiece({});
+    v.escape_whitespaces = true;
+    v.add_dummy_prefix = round % 2;
+    v.remove_extra_whitespaces = round % 5 == 0;
+    std::set<std::string> texts(std::begin(characters), std::end(characters) - round % 4);
+    while (texts.size() < size_t(12 + round)) texts.insert(random_text(round % 3 ? 3 : 5));
+    for (const std::string& text : texts) v.pieces.push_back({text, -float(random(20))});
+    const Tokenizer parts = load(v);
+    v.pieces.push_back({"zz", 0, PieceType::unused});
+    const Tokenizer whole = load(v);
+    for (int i = 0; i < 200; i++) {
+      std::string text = random_text(40);
+      for (size_t at; i % 2 && (at = text.find("\u2581")) != text.npos;) text.replace(at, 3, " ");
+      ASSERT_EQ(parts.encode(text), whole.encode(text)) << text;
+    }
+  }
 }
 
 TEST(SentencePiece, KeepsUserDefinedPiecesWhole) {
