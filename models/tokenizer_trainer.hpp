@@ -48,10 +48,9 @@ enum class Group : uint8_t { letters, punctuation, single };
 // Combining marks count as letters: they are the characters above U+0300 outside of the blocks of punctuation, symbols
 // and emoji.
 inline Group group_of(char32_t code) {
-  using tokenizer_detail::Class;
-  const Class c = tokenizer_detail::class_of(code);
-  if (c == Class::letter) return Group::letters;
-  if (c != Class::other) return Group::single;
+  const tokenizer_detail::Set sets = tokenizer_detail::sets_of(code);
+  if (sets & tokenizer_detail::kLetter) return Group::letters;
+  if (sets & (tokenizer_detail::kNumber | tokenizer_detail::kSpace)) return Group::single;
   const bool symbol = code < 0x300 || (code >= 0x2000 && code < 0x2E80) || (code >= 0x3000 && code < 0x3040) ||
                       (code >= 0xFE10 && code < 0xFE20) || (code >= 0xFE30 && code < 0x10000) || code >= 0x1F000;
   return symbol ? Group::punctuation : Group::letters;
