@@ -244,10 +244,11 @@ class PieceLearner {
 
   void merge_word(std::vector<int>& ids) {
     using namespace tokenizer_detail;
-    std::vector<Symbol> symbols;
+    Scratch scratch;
+    std::vector<Symbol>& symbols = scratch.symbols;
     for (size_t i = 0, at = 0; i < ids.size(); i++, at += symbols.back().size)
       append_symbol(symbols, at, spellings_[size_t(ids[i])].text.size(), ids[i]);
-    join_symbols(symbols, [&](const Symbol& left, const Symbol& right) -> Joined {
+    join_symbols(scratch, [&](const Symbol& left, const Symbol& right) -> Joined {
       const auto pair = by_pair_.find(uint64_t(left.id) << 32 | uint32_t(right.id));
       const int id = pair != by_pair_.end() ? pair->second : spelling_of(left.id, right.id);
       if (id < 0 || spellings_[size_t(id)].rank < 0) return {};
