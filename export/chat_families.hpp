@@ -140,7 +140,8 @@ inline void append_parts(const ChatFamily& family, const Tokenizer& tokenizer, c
       if (text.compare(i, mark.size(), mark) == 0 && tokenizer.find(mark) >= 0) length = mark.size();
     if (length > 0) {
       flush();
-      out.push_back({tokenizer.find(text.substr(i, length)), ""});
+      const int id = tokenizer.find(text.substr(i, length));
+      out.push_back({id, "", tokenizer.strip(id)});
     } else {
       plain += text[i];
     }
@@ -163,6 +164,11 @@ inline bool make_chat_template(const ChatFamily& family, const Tokenizer& tokeni
   made.trim = family.trim;
   for (int i = 0; i < ChatTemplate::kSlots; i++)
     append_parts(family, tokenizer, with_tokens_written(family.slot[i], tokenizer), made.slot[i]);
+  for (const int id : made.ids())
+    if (tokenizer.strip(id) & Tokenizer::kSingleWord) {
+      error = "token " + std::string(tokenizer.piece(id)) + ": single_word is not supported in a chat template";
+      return false;
+    }
   if (const int stop = tokenizer.find(with_tokens_written(family.stop, tokenizer)); stop >= 0) made.stop_ids = {stop};
   out = std::move(made);
   return true;

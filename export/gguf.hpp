@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -461,7 +462,7 @@ class GgufTokenizer {
     const bool sentencepiece = model == "llama";
     if (!pieces(!sentencepiece) || !(sentencepiece ? sentencepiece_flags() : byte_level())) return false;
     const int last = int(v_.pieces.size()) - 1;
-    return h_.get("tokenizer.ggml.bos_token_id", 0, last, v_.bos) &&
+    return strip_phi3() && h_.get("tokenizer.ggml.bos_token_id", 0, last, v_.bos) &&
            h_.get("tokenizer.ggml.eos_token_id", 0, last, v_.eos) && h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
   }
 
@@ -490,17 +491,32 @@ class GgufTokenizer {
       std::string text = tokens[id];
       if (printable && type == PieceType::normal && !undo_printable(tokens[id], text))
         return h_.refuse({where, "expected GPT-2's printable characters, found \"", tokens[id], "\""});
-      v_.pieces.push_back({std::move(text), scores[id], type});
+      // llama.cpp's converter writes added tokens as user-defined, and llama.cpp treats both as added ones.
+      v_.pieces.push_back({std::move(text), scores[id], type == PieceType::user_defined ? PieceType::added : type});
       tokens[id] = std::string();
     }
     return !v_.pieces.empty() || h_.refuse({"tokenizer.ggml.tokens: expected tokens, found none"});
+  }
+
+  // GGUF does not store the settings of added tokens. As in llama.cpp, the name of the model tells Phi-3, whose tokens
+  // strip the white space after them.
+  bool strip_phi3() {
+    std::string name;
+    if (!h_.get("general.name", name)) return false;
+    for (char& c : name) c = char(std::tolower(uint8_t(c)));
+    if (name.find("phi-3") == std::string::npos && name.find("phi3") == std::string::npos) return true;
+    for (Tokenizer::Piece& p : v_.pieces) {
+      const bool added = p.type == PieceType::control || p.type == PieceType::added;
+      if (added && p.text != "<s>" && p.text != "<|endoftext|>") p.strip = Tokenizer::kStripRight;
+    }
+    return true;
   }
 
   // Missing ids and flags have llama.cpp's defaults.
   bool sentencepiece_flags() {
     v_.kind = Tokenizer::Kind::sentencepiece;
     v_.split = Tokenizer::Split::none;
-    v_.ignore_merges = v_.remove_extra_whitespaces = false;
+    v_.ignore_merges = v_.remove_extra_whitespaces = v_.prefix_only_at_start = v_.metaspace = false;
     v_.add_bos = v_.add_dummy_prefix = v_.escape_whitespaces = true;
     v_.unk = 0;
     v_.bos = 1;

@@ -495,4 +495,13 @@ inline bool JsonValue::get(std::string_view key, int64_t low, int64_t high, int&
   return true;
 }
 
+inline constexpr uint64_t kLargestConfig = 16 << 20;  // bytes of config.json and similar files
+
+/// Reads a file that contains a JSON object.
+inline bool read_settings(const std::string& path, JsonDocument& document, std::string& error) {
+  if (!document.parse_file(path, kLargestConfig)) return fail(error, document.error);
+  return document.root().is(JsonKind::object) ||
+         fail(error, {path, ": expected an object, found ", document.root().describe()});
+}
+
 }  // namespace pocket
