@@ -19,8 +19,7 @@
 //     int next = pick(logits, model.config.vocab_size);             // feed it back: session.forward(&next, 1)
 //
 // The library throws no exception, never exits, prints nothing and has no global state that changes. Many sessions may
-// share one model; a session belongs to one caller at a time, except session.cancel(), which any thread or signal
-// handler may call.
+// share a model; a session belongs to one caller at a time, but any thread or signal handler may cancel() it.
 //
 // Contents, in the order of a lesson. After section 3 you know how a Llama works; the rest makes it fast and safe.
 //    1. The data of a model                  7. Model file: map and check
@@ -68,6 +67,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bitset>
 #include <cerrno>
 #include <cfenv>
 #include <cfloat>
@@ -75,6 +75,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <csignal>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -150,6 +151,11 @@ struct Config {
   float rope_low_freq = 1, rope_high_freq = 4;   // llama3
   int rope_original_len = 0;                     // llama3
   bool tied = false;                             // the output matrix is the embedding table
+  // What relatives of Llama add to a layer, or leave out:
+  bool qkv_bias = false, o_bias = false, mlp_bias = false;  // biases of wq, wk, wv (Qwen2), of wo, of w1, w3, w2
+  bool qk_norm = false;                                     // rmsnorm of each head of q and k before rope (Qwen3)
+  std::bitset<256> no_rope;                                 // layers without rope (SmolLM3)
+  bool has_rope(int layer) const { return layer >= int(no_rope.size()) || !no_rope[size_t(layer)]; }
   int q_dim() const { return n_heads * head_dim; }
   int kv_dim() const { return n_kv_heads * head_dim; }
 };
@@ -175,6 +181,9 @@ struct Layer {
   Tensor ffn_norm;        // (dim)
   Tensor w1, w3;          // (hidden_dim, dim): gate and up
   Tensor w2;              // (dim, hidden_dim): down
+  // Empty, cols 0, in a model without them:
+  Tensor bq, bk, bv, bo, b1, b3, b2;  // biases: as many numbers as their matrix has rows
+  Tensor q_norm, k_norm;              // (head_dim)
 };
 
 // map: the weights are the pages of the file, which must not change while the model is open. The system ends a process
@@ -190,8 +199,7 @@ class ModelFile {
   ModelFile(const ModelFile&) = delete;
   ModelFile& operator=(const ModelFile&) = delete;
 
-  // Opens the file and checks everything except the values of the tensors, once. On failure false, with `error` set,
-  // and the model is closed.
+  // Opens the file and checks all but the values of the tensors, once. On failure false: `error` is set, nothing open.
   bool open(const char* path, Load load = Load::map);
   // The same for bytes that the caller keeps alive and in place, on a 64-byte boundary.
   bool open_memory(const void* data, size_t size);
@@ -287,20 +295,25 @@ class ReferenceLlama {
   std::function<void(Vector&)> round_input, round_kv;  // optional: what int8 does to matrix inputs, to keys and values
 
  private:
-  // y = W x: element r is the dot product of row r with x.
-  Vector matmul(const Tensor& w, Vector x) const {
+  // y = W x + b: element r is the dot product of row r with x. Llama has no biases, b is empty.
+  Vector matmul(const Tensor& w, Vector x, const Tensor& bias = {}) const {
     if (round_input) round_input(x);
     Vector y(size_t(w.rows));
     for (int r = 0; r < w.rows; r++)
       for (int k = 0; k < w.cols; k++) y[r] = std::fma(weight(w, r, k), x[k], y[r]);  // y += w * x, rounded once
+    for (int r = 0; r < bias.cols; r++) y[r] += weight(bias, 0, r);
     return y;
   }
-  // Divides x by its root mean square, then scales each element by a learned weight (Zhang and Sennrich 2019).
+  // Divides x by its root mean square, then scales each element by a learned weight (Zhang and Sennrich 2019). Fewer
+  // weights than elements: each head by itself.
   Vector rmsnorm(Vector x, const Tensor& weights) const {
-    float sum = 0;
-    for (float v : x) sum = std::fma(v, v, sum);
-    const float scale = 1 / std::sqrt(sum / float(x.size()) + c_.norm_eps);
-    for (int i = 0; i < c_.dim; i++) x[i] *= scale * weight(weights, 0, i);
+    const int n = weights.cols;
+    for (float* at = x.data(); at < x.data() + x.size(); at += n) {
+      float sum = 0;
+      for (int i = 0; i < n; i++) sum = std::fma(at[i], at[i], sum);
+      const float scale = 1 / std::sqrt(sum / float(n) + c_.norm_eps);
+      for (int i = 0; i < n; i++) at[i] *= scale * weight(weights, 0, i);
+    }
     return x;
   }
   // Encodes the position in every head by rotating pairs of elements, each at its own speed (RoPE, Su et al. 2021).
@@ -319,9 +332,9 @@ class ReferenceLlama {
   // by softmax(q . k / sqrt(head_dim)). The keys and values of earlier tokens are kept: they are the KV cache.
   Vector attention(int l, const Vector& x) {
     const Layer& w = model_.layers[l];
-    Vector q = matmul(w.wq, x), k = matmul(w.wk, x), v = matmul(w.wv, x), out(q.size());
-    rope(q);
-    rope(k);
+    Vector q = matmul(w.wq, x, w.bq), k = matmul(w.wk, x, w.bk), v = matmul(w.wv, x, w.bv), out(q.size());
+    if (c_.qk_norm) q = rmsnorm(q, w.q_norm), k = rmsnorm(k, w.k_norm);
+    if (c_.has_rope(l)) rope(q), rope(k);
     for (auto [cache, row] : {std::pair(&keys_[l], &k), std::pair(&values_[l], &v)}) {
       if (round_kv) round_kv(*row);
       cache->resize(size_t(position_) * c_.kv_dim());
@@ -343,7 +356,7 @@ class ReferenceLlama {
         for (int i = 0; i < c_.head_dim; i++)
           out[q_at + i] = std::fma(score[t], values_[l][size_t(t) * c_.kv_dim() + kv_at + i], out[q_at + i]);
     }
-    return matmul(w.wo, out);
+    return matmul(w.wo, out, w.bo);
   }
   // Scores to weights that are positive and sum to 1: e^score over the sum of all.
   static void softmax(Vector& score) {
@@ -357,10 +370,10 @@ class ReferenceLlama {
   }
   // w2 (silu(w1 x) * w3 x), silu(g) = g / (1 + e^-g): a gated feed-forward block (SwiGLU, Shazeer 2020).
   Vector feed_forward(const Layer& w, const Vector& x) const {
-    Vector gate = matmul(w.w1, x);
-    const Vector up = matmul(w.w3, x);
+    Vector gate = matmul(w.w1, x, w.b1);
+    const Vector up = matmul(w.w3, x, w.b3);
     for (size_t i = 0; i < gate.size(); i++) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
-    return matmul(w.w2, gate);
+    return matmul(w.w2, gate, w.b2);
   }
   static void add(Vector& x, const Vector& y) {
     for (size_t i = 0; i < x.size(); i++) x[i] += y[i];
@@ -546,6 +559,11 @@ bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, i
 inline constexpr int kMaxContext = 1 << 22;
 enum class KvType { automatic, q8, f32 };  // of keys and values; automatic: f32 for f32 models, else q8
 
+// Sets an error; false, so that a caller can return it.
+inline bool set_error(std::string& error, std::string why) {
+  error = std::move(why);
+  return false;
+}
 struct SessionOptions {
   int context = 0;  // positions to reserve, at most kMaxContext; 0: the model's max_seq_len
   int threads = 0;  // 0: one per CPU
@@ -585,11 +603,7 @@ class Session {
   void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
 
   std::string error;  // "": no error
-  // Sets `error`; returns false.
-  bool fail(const char* why) {
-    error = why;
-    return false;
-  }
+  bool fail(const char* why) { return set_error(error, why); }
 
  private:
   friend struct Transformer;
@@ -645,7 +659,6 @@ template <class T> constexpr T round_up(T n, T to) { return (n + to - 1) / to * 
 constexpr int padded(int cols) { return round_up(cols, kAlign); }
 inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 inline const float* floats(const Tensor& vector) { return reinterpret_cast<const float*>(vector.data); }
-
 // Texts and numbers, one after the other, for messages.
 template <class... A> std::string concat(const A&... parts) try {
   std::string out;
@@ -685,14 +698,12 @@ struct Activations {
   // Reserves memory for kChunk tokens; take(pointer, count) places one array. floats: f too.
   template <class Take> void place(int width, bool floats, Take& take);
 };
-
 // The result of attention over some keys: the largest score, the sum of e^(score - max), and the values weighted by
 // e^(score - max). Divided by `sum` the values are the output of a head.
 struct AttentionState {
   float max, sum;
   float* values;  // (head_dim padded to 16)
 };
-
 // The keys and values of one layer, KV head and block of positions. Keys lie in transposed tiles of 16, so that a lane
 // is a key: k[(tile * head_dim + i) * 16 + lane]. Values lie row by row, so that a lane is an element:
 // v[key * width + i]. The numbers are int8 with one scale per key and per value, or float32.
@@ -704,7 +715,6 @@ struct KvBlock {
   ptrdiff_t ahead = 0;                           // bytes to the block that is read next, to prefetch it; 0: none
   int key_at(int key) const { return key / 16 * 16 * head_dim + key % 16; }  // its first element; the others: + 16 i
 };
-
 // A part of a matmul: panels first ... first + count - 1 of w times n tokens. Row r of w gives y[t * ldy + r].
 struct PanelProduct {
   const Tensor& w;
@@ -714,7 +724,6 @@ struct PanelProduct {
   float* y;
   size_t ldy;
 };
-
 // Two panels of int8 weights, or of codebook values, times n tokens: see matmul_blocked.
 struct BlockProduct {
   Type type;
@@ -725,7 +734,6 @@ struct BlockProduct {
   int n;
   float* acc[2];  // (n, 16 rows): the groups are added to it, in order
 };
-
 // One instruction set's version of everything that takes time: section 10 fills a table of these. The float blocks are
 // the same C++ for all (section 9), compiled for the instruction set; the integer functions are written by hand.
 struct Kernels {
@@ -740,7 +748,6 @@ struct Kernels {
   void (*attend_f32)(const KvBlock& kv, int n, const float* const* q, const int* keys, AttentionState* const* out);
   void (*merge)(AttentionState& state, const AttentionState& part, int width);
   void (*matmul_f32)(const PanelProduct& p);
-
   // Null if the set has no such kernel. The scalar set has none: it uses dot_scalar of section 6.
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
@@ -750,17 +757,14 @@ struct Kernels {
 };
 inline const Kernels* find_kernels(const char* name);  // null: the fastest; null result: not supported by this CPU
 inline const Kernels* choose_kernels(const char* name, std::string& error);  // the same with `error` set
-
 inline size_t kv_block_bytes(int head_dim, bool f32, int keys = kBlockKeys);
 inline KvBlock kv_block_at(uint8_t* at, int head_dim, bool f32, int keys = kBlockKeys);
 inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, const float* v);
-
 struct Query {
   const float* q;         // (head_dim)
   int keys;               // of the block that the query may see
   AttentionState* state;  // its attention so far
 };
-
 // Threads that share jobs: section 8. Which thread runs which task varies; no result may depend on it.
 class Pool {
  public:
@@ -771,7 +775,6 @@ class Pool {
   void forget_lost_workers() {
     if (process_ != getpid()) (void)workers_.release();  // destroying a thread or what it waits for would hang
   }
-
   // f(task, thread) for every task below n, on all threads, the caller among them; returns when all are done. work: of
   // the whole job, in ns of one thread. Waking others takes microseconds: a smaller job stays with the caller. Throws
   // std::bad_alloc if a task does, on whatever thread.
@@ -785,7 +788,6 @@ class Pool {
   void take_tasks(int thread);
   void work(int thread);
   void sleep(uint64_t seen);
-
   std::atomic<uint64_t> ticket_{0};
   std::atomic<int> done_{0}, sleepers_{0};
   std::atomic<bool> stop_{false}, failed_{false};  // failed_: a task had no memory
@@ -800,13 +802,11 @@ class Pool {
   const pid_t process_ = getpid();
   std::vector<int> starts_;  // of the ranges of parallel_ranges
 };
-
 // Nanoseconds that one thread of a current CPU takes, roughly, for the pool: a matmul with so many bytes of weights, n
 // vectors passed over once, and the attention of one token to so many keys.
 inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
 inline double vector_work(int width, int n) { return double(width) * n / 2; }
 inline double attention_work(int q_dim, int keys) { return double(keys) * q_dim / 16; }
-
 // f(t) for each of n tokens. A thread gets up to 16 neighbours, since their keys and packed activations share cache
 // lines, which should not travel between cores.
 template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
@@ -814,7 +814,6 @@ template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
     for (int t = first; t < end; t++) f(t);
   });
 }
-
 // y = w x, one of the products of a matmul.
 struct Product {
   const Tensor& w;
@@ -830,19 +829,16 @@ void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool f
 namespace exact {
 inline void sincos(double x, double& s, double& c);
 }
-
 inline int thread_count(const SessionOptions& o) {
   return o.threads > 0 ? std::min(o.threads, 256) : std::max(1, int(std::thread::hardware_concurrency()));
 }
 inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
   return o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
 }
-
 // Zeroed memory, which the system backs page by page as it is touched: a KV cache costs what is used of it.
 struct Reservation {
   uint8_t* data = nullptr;
   const size_t bytes;
-
   // If there is no room, data is null and `error` is set.
   Reservation(size_t n, std::string& error) : bytes(n) {
     void* memory = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -860,7 +856,6 @@ struct Reservation {
   }
   Reservation(const Reservation&) = delete;
 };
-
 // Places arrays one after the other, each on a 64-byte boundary.
 struct Placement {
   uintptr_t at;
@@ -869,13 +864,11 @@ struct Placement {
     at += round_up<size_t>(count * sizeof(T), 64);
   }
 };
-
 // Attention states with their values. A state is touched when it is used, so that unused ones occupy no memory.
 struct AttentionStates {
   AttentionState* state;
   float* values;  // (count, width)
   int width;
-
   void place(Placement& take, size_t count, int head_dim) {
     width = round_up(head_dim, 16);
     take(state, count);
@@ -886,7 +879,6 @@ struct AttentionStates {
     return state + i;
   }
 };
-
 // Runs a forward pass of a session. If it fails, also by an exception, the position stays where it was.
 template <class F> bool guarded_forward(Pool& pool, int& position, std::string& error, const F& run) {
   const FloatMode mode;
@@ -903,7 +895,16 @@ template <class F> bool guarded_forward(Pool& pool, int& position, std::string& 
   position = start;
   return false;
 }
-
+// rmsnorm of each of `heads` heads of x. weights: (head_dim padded to 16)
+inline void normalize_heads(const Kernels& k, const Config& c, float* x, int heads, const float* weights) {
+  alignas(64) float head[kMaxHeadDim];
+  std::fill_n(head, round_up(c.head_dim, 16), 0.f);  // with padding
+  for (float* const end = x + heads * c.head_dim; x < end; x += c.head_dim) {
+    std::copy_n(x, c.head_dim, head);
+    k.rmsnorm(head, weights, head, c.head_dim, c.norm_eps);
+    std::copy_n(head, c.head_dim, x);
+  }
+}
 // Checks n rows of logits, `stride` apart. An infinite or undefined weight makes them undefined (NaN), with bits that
 // differ between CPUs: that is an error.
 inline bool check_finite(const float* logits, int n, int vocab_size, int stride, std::string& error) {
@@ -932,7 +933,6 @@ struct Buffers {
   size_t position_bytes;          // of the KV cache, per position
   size_t token_bytes;             // of x ... sin, per token of a chunk
   size_t attention_bytes, bytes;  // of the attention states; of everything
-
   Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
     const Config& c = model.config;
     context = o.context > 0 ? o.context : c.max_seq_len;
@@ -960,7 +960,6 @@ struct Buffers {
     bytes = take.at - begin;
   }
 };
-
 POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
   const Buffers b(model, options, nullptr);
   const size_t filled = size_t(std::min(tokens, b.context));
@@ -982,7 +981,6 @@ struct Transformer {
   Pool pool;
   Reservation memory;
   Buffers buf;
-
   // options.threads is above 0. On failure sets session.error.
   Transformer(Session& s, const SessionOptions& options, const Kernels& k)
       : session(s),
@@ -992,11 +990,7 @@ struct Transformer {
         buf(model, options, memory.data) {
     for (int i = 0; i < c.head_dim / 2; i++) frequencies.push_back(rope_frequency(c, i));
   }
-
-  bool fail(std::string why) {
-    session.error = std::move(why);
-    return false;
-  }
+  bool fail(std::string why) { return set_error(session.error, std::move(why)); }
   bool check(const int* ids, size_t n) {
     session.error.clear();
     const size_t room = size_t(buf.context - position);
@@ -1049,20 +1043,17 @@ struct Transformer {
   // x += wo attention(rmsnorm(x)); x += w2 (silu(w1 rmsnorm(x)) * w3 rmsnorm(x)).
   void layer(int l, int n) {
     const Layer& w = model.layers[l];
-
     rmsnorm(w.attention_norm, 0, n);
     multiply({{w.wq, buf.q.f}, {w.wk, buf.k}, {w.wv, buf.v}}, buf.xn, n);
     rope_and_store(l, n);
     if (session.observer_) observe_attention(l, n);
     attention(l, n);
     multiply({{w.wo, buf.xn.f}}, buf.q, n);
-    add_residual(n);
-
+    add_residual(w.bo, n);
     rmsnorm(w.ffn_norm, 0, n);
     gate_and_up(w, n);
     multiply({{w.w2, buf.xn.f}}, buf.gate, n);
-    add_residual(n);
-
+    add_residual(w.b2, n);
     for (int t = 0; session.observer_ && t < n; t++)
       session.observer_({Observation::layer_output, l, -1, position + t, buf.x + size_t(t) * padded(c.dim), c.dim});
   }
@@ -1087,9 +1078,15 @@ struct Transformer {
       quantize(buf.xn, t, n);
     });
   }
-  void add_residual(int n) {
+  // Adds n elements of a bias, from `first` on, to x. Without a bias, or beyond its end, nothing happens.
+  static void add_bias(float* x, const Tensor& bias, int n, int first = 0) {
+    for (int i = 0; i < std::min(n, bias.cols - first); i++) x[i] += floats(bias)[first + i];
+  }
+  // x += xn + bias.
+  void add_residual(const Tensor& bias, int n) {
     const size_t width = size_t(padded(c.dim));
     each_token(pool, n, vector_work(int(width), n), [&](int t) {
+      add_bias(buf.xn.f + t * width, bias, c.dim);
       for (size_t i = t * width; i < (t + 1) * width; i++) buf.x[i] += buf.xn.f[i];
     });
   }
@@ -1117,6 +1114,8 @@ struct Transformer {
         matmul_panels(kernels, {rows_from(w.w3, panel), 0, count, x, n, up, size_t(cols)});
         for (int t = 0; t < n; t++) {
           float* g = gate + size_t(t) * cols;
+          add_bias(g, w.b1, cols, at * kGroup);
+          add_bias(up + size_t(t) * cols, w.b3, cols, at * kGroup);
           kernels.swiglu(g, up + size_t(t) * cols, cols);
           if (!model.all_f32) buf.gate.quantize(kernels, g, t, n, at * kGroup, cols);
           if (buf.gate.f) std::memcpy(buf.gate.f + size_t(t) * buf.gate.cols + at * kGroup, g, cols * sizeof(float));
@@ -1126,13 +1125,19 @@ struct Transformer {
   }
   // Rotates queries and keys to their positions, and writes keys and values to the cache.
   void rope_and_store(int l, int n) {
+    const Layer& w = model.layers[l];
     const int half = c.head_dim / 2;
     each_token(pool, n, vector_work(c.q_dim() + 2 * c.kv_dim(), n), [&](int t) {
       float* k = buf.k + size_t(t) * padded(c.kv_dim());
       float* v = buf.v + size_t(t) * padded(c.kv_dim());
       const float *cos = buf.cos + t * half, *sin = buf.sin + t * half;
-      kernels.rope(query(t, 0), c.n_heads, c.head_dim, cos, sin);
-      kernels.rope(k, c.n_kv_heads, c.head_dim, cos, sin);
+      add_bias(query(t, 0), w.bq, c.q_dim());
+      add_bias(k, w.bk, c.kv_dim());
+      add_bias(v, w.bv, c.kv_dim());
+      if (c.qk_norm) normalize_heads(kernels, c, query(t, 0), c.n_heads, floats(w.q_norm));
+      if (c.qk_norm) normalize_heads(kernels, c, k, c.n_kv_heads, floats(w.k_norm));
+      if (c.has_rope(l)) kernels.rope(query(t, 0), c.n_heads, c.head_dim, cos, sin);
+      if (c.has_rope(l)) kernels.rope(k, c.n_kv_heads, c.head_dim, cos, sin);
       const int block = (position + t) / kBlockKeys, key = (position + t) % kBlockKeys;
       for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim)
         store_key(kv_block(l, h, block), buf.kv_f32, key, k, v);
@@ -1145,7 +1150,6 @@ struct Transformer {
     return kv;
   }
   float* query(int t, int head) const { return buf.q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim; }
-
   // q = softmax(q k / sqrt(head_dim)) v, and its quantized form.
   void attention(int l, int n) {
     if (n == 1)
@@ -1231,7 +1235,6 @@ struct Transformer {
       }
   }
 };
-
 POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : model_(model) {
   const FloatMode mode;
   options.threads = thread_count(options);  // once: it may change
@@ -1248,7 +1251,6 @@ POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : mod
   }
   if (!error.empty()) transformer_.reset();
 }
-
 POCKET_SHARED Session::~Session() = default;
 POCKET_SHARED int Session::threads() const { return transformer_ ? transformer_->pool.threads() : 0; }
 POCKET_SHARED const char* Session::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
@@ -1392,8 +1394,7 @@ inline void Activations::quantize(const Kernels& k, const float* x, int token, i
 
 // ---- Matmul: the loops around the kernels ----
 #if !defined(POCKET_SEPARATE_KERNELS)
-// Integer matmul of many tokens: two panels at a time and a block of columns at a time, which is unpacked once for all
-// tokens.
+// Integer matmul of many tokens: two panels and a block of columns at a time, which is unpacked once for all tokens.
 void matmul_blocked(const Kernels& k, const PanelProduct& m) {
   alignas(64) uint8_t unpacked[2][kBlockCols * kPanelRows];
   alignas(64) float unpacked_scales[2][kBlockCols / kGroup * kPanelRows];
@@ -1437,8 +1438,7 @@ void matmul_panels(const Kernels& k, const PanelProduct& m) {
 }
 #endif
 
-// Panels that a thread takes together: four, which are read as four streams at once (reads_four_streams), or two if
-// each is used for many tokens.
+// Panels that a thread takes together: four, which can be read as four streams, or two if used for several tokens.
 inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
 // y = w x for each product. Matrices that share their input are processed in one pass, as if stacked vertically.
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n) {
@@ -1460,8 +1460,7 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
 }
 
 // ==== 7. Model file: map and check ===================================================================================
-// Everything is checked once, when a file is opened, in 64-bit arithmetic that cannot overflow. The rest of the engine
-// relies on it.
+// A file is checked once, when it is opened, in 64-bit arithmetic that cannot overflow. All other code relies on it.
 struct Section {
   uint64_t offset, bytes;
 };
@@ -1481,11 +1480,14 @@ struct Header {
   Section tokenizer, chat, provenance, self_test, tensor_table, tensors;
   uint64_t tensors_checksum;  // XXH64 of the tensors section
   uint64_t checksum;          // XXH64 of this header with this field 0, then of the sections before the tensors
-  uint8_t reserved[56];       // 0 in a Llama
+  uint32_t parts;             // of a layer beyond Llama's. 1: qkv_bias, 2: o_bias, 4: mlp_bias, 8: qk_norm
+  uint8_t no_rope[32];        // bit l % 8 of byte l / 8: layer l has no rope
+  uint8_t reserved[20];       // 0
 };
 static_assert(sizeof(Header) == 256);
 inline constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'L', 'A', 'M', 'A'};
-inline constexpr uint32_t kFormatVersion = 1, kLlama = 1, kMegabyte = 2;
+// Version 1: the last 56 bytes of a Llama's header are 0.
+inline constexpr uint32_t kFormatVersion = 2, kOldestVersion = 1, kLlama = 1, kMegabyte = 2;
 inline constexpr uint64_t kPage = 4096;  // alignment of the tensors section
 
 struct TensorEntry {
@@ -1500,21 +1502,47 @@ struct TensorSpec {
   Layout layout;
   int rows, cols;
 };
+// A tensor of a layer, by its name in Layer.
+struct LayerTensor {
+  const char* name;
+  Tensor Layer::*tensor;
+  Layout layout;
+  int rows, cols;
+};
+// The tensors that every layer of a model has, in the order of the file.
+inline std::vector<LayerTensor> layer_tensors(const Config& c) {
+  std::vector<LayerTensor> all;
+  const auto add = [&](bool exists, const char* name, Tensor Layer::*tensor, int rows, int cols = 0) {
+    if (exists && cols == 0) all.push_back({name, tensor, Layout::vector, 1, rows});
+    if (exists && cols > 0) all.push_back({name, tensor, Layout::panels, rows, cols});
+  };
+  add(true, "attention_norm", &Layer::attention_norm, c.dim);
+  add(true, "wq", &Layer::wq, c.q_dim(), c.dim);
+  add(true, "wk", &Layer::wk, c.kv_dim(), c.dim);
+  add(true, "wv", &Layer::wv, c.kv_dim(), c.dim);
+  add(c.qkv_bias, "bq", &Layer::bq, c.q_dim());
+  add(c.qkv_bias, "bk", &Layer::bk, c.kv_dim());
+  add(c.qkv_bias, "bv", &Layer::bv, c.kv_dim());
+  add(c.qk_norm, "q_norm", &Layer::q_norm, c.head_dim);
+  add(c.qk_norm, "k_norm", &Layer::k_norm, c.head_dim);
+  add(true, "wo", &Layer::wo, c.dim, c.q_dim());
+  add(c.o_bias, "bo", &Layer::bo, c.dim);
+  add(true, "ffn_norm", &Layer::ffn_norm, c.dim);
+  add(true, "w1", &Layer::w1, c.hidden_dim, c.dim);
+  add(true, "w3", &Layer::w3, c.hidden_dim, c.dim);
+  add(c.mlp_bias, "b1", &Layer::b1, c.hidden_dim);
+  add(c.mlp_bias, "b3", &Layer::b3, c.hidden_dim);
+  add(true, "w2", &Layer::w2, c.dim, c.hidden_dim);
+  add(c.mlp_bias, "b2", &Layer::b2, c.dim);
+  return all;
+}
 // Every tensor of a Llama, in the order of the file.
 inline std::vector<TensorSpec> tensor_specs(const Config& c) {
+  const std::vector<LayerTensor> of_layer = layer_tensors(c);
   std::vector<TensorSpec> specs = {{"token_embedding", Layout::rows, c.vocab_size, c.dim}};
-  for (int l = 0; l < c.n_layers; l++) {
-    const std::string p = "layers." + std::to_string(l) + ".";
-    specs.push_back({p + "attention_norm", Layout::vector, 1, c.dim});
-    specs.push_back({p + "wq", Layout::panels, c.q_dim(), c.dim});
-    specs.push_back({p + "wk", Layout::panels, c.kv_dim(), c.dim});
-    specs.push_back({p + "wv", Layout::panels, c.kv_dim(), c.dim});
-    specs.push_back({p + "wo", Layout::panels, c.dim, c.q_dim()});
-    specs.push_back({p + "ffn_norm", Layout::vector, 1, c.dim});
-    specs.push_back({p + "w1", Layout::panels, c.hidden_dim, c.dim});
-    specs.push_back({p + "w3", Layout::panels, c.hidden_dim, c.dim});
-    specs.push_back({p + "w2", Layout::panels, c.dim, c.hidden_dim});
-  }
+  for (int l = 0; l < c.n_layers; l++)
+    for (const LayerTensor& t : of_layer)
+      specs.push_back({concat("layers.", l, ".", t.name), t.layout, t.rows, t.cols});
   specs.push_back({"final_norm", Layout::vector, 1, c.dim});
   specs.push_back({"output", Layout::panels, c.vocab_size, c.dim});
   return specs;
@@ -1597,8 +1625,7 @@ struct ModelReader {
   Header h;
 
   template <class E, class F> bool refuse(const std::string& field, const E& expected, const F& found) {
-    m.error = concat(field, ": expected ", expected, ", found ", found);
-    return false;
+    return set_error(m.error, concat(field, ": expected ", expected, ", found ", found));
   }
   bool equal(const std::string& field, uint64_t expected, uint64_t found) {
     return expected == found || refuse(field, expected, found);
@@ -1608,7 +1635,8 @@ struct ModelReader {
       return refuse("magic", "a pocketllama model", "another format; make one with export/convert");
     if (m.size_ < sizeof(Header)) return refuse("size", "at least 256 bytes of header", m.size_);
     std::memcpy(&h, m.base_, sizeof h);
-    if (!equal("version", kFormatVersion, h.version)) return false;
+    if (h.version < kOldestVersion || h.version > kFormatVersion)
+      return refuse("version", concat(kOldestVersion, " or ", kFormatVersion), h.version);
     if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, concat(m.size_, " (truncated?)"));
     if (h.architecture != architecture)
       return refuse("architecture", architecture_name(architecture), architecture_name(h.architecture));
@@ -1712,17 +1740,20 @@ inline bool read_config(ModelReader& reader, Config& c) {
   const Header& h = reader.h;
   if (h.tied > 1) return reader.refuse("tied", "0 or 1", h.tied);
   if (h.rope_scaling > 2) return reader.refuse("rope_scaling", "0 to 2", h.rope_scaling);
-  for (uint8_t byte : h.reserved)
-    if (byte) return reader.refuse("reserved", 0, int(byte));
-  c.dim = int(h.dim);
-  c.hidden_dim = int(h.hidden_dim);
-  c.n_layers = int(h.n_layers);
-  c.n_heads = int(h.n_heads);
-  c.n_kv_heads = int(h.n_kv_heads);
-  c.head_dim = int(h.head_dim);
-  c.vocab_size = int(h.vocab_size);
-  c.max_seq_len = int(h.max_seq_len);
-  c.rope_original_len = int(h.rope_original_len);
+  const size_t used = h.version == 1 ? offsetof(Header, parts) : offsetof(Header, reserved);
+  for (size_t i = used; i < sizeof h; i++)
+    if (const int byte = reinterpret_cast<const uint8_t*>(&h)[i]) return reader.refuse("reserved", 0, byte);
+  if (h.parts > 15) return reader.refuse("parts", "0 to 15", h.parts);
+  c.qkv_bias = h.parts & 1;
+  c.o_bias = h.parts & 2;
+  c.mlp_bias = h.parts & 4;
+  c.qk_norm = h.parts & 8;
+  for (size_t l = 0; l < c.no_rope.size(); l++) c.no_rope[l] = h.no_rope[l / 8] >> l % 8 & 1;
+  int* const sizes[] = {&c.dim,      &c.hidden_dim, &c.n_layers,    &c.n_heads,          &c.n_kv_heads,
+                        &c.head_dim, &c.vocab_size, &c.max_seq_len, &c.rope_original_len};
+  const uint32_t found[] = {h.dim,      h.hidden_dim, h.n_layers,    h.n_heads,          h.n_kv_heads,
+                            h.head_dim, h.vocab_size, h.max_seq_len, h.rope_original_len};
+  for (size_t i = 0; i < std::size(sizes); i++) *sizes[i] = int(found[i]);
   c.rope_scaling = RopeScaling(h.rope_scaling);
   c.rope_theta = h.rope_theta;
   c.rope_factor = h.rope_factor;
@@ -1737,12 +1768,14 @@ inline bool Model::read() {
   ModelReader reader{*this, {}};
   std::vector<Tensor> t;
   const auto specs = [&] { return tensor_specs(config); };
-  if (!reader.header(kLlama) || !read_config(reader, config) ||
-      !reader.tensors(uint64_t(config.n_layers) * 9 + 3, specs, t) || !reader.finish(config.vocab_size))
-    return false;
+  if (!reader.header(kLlama) || !read_config(reader, config)) return false;
+  const std::vector<LayerTensor> of_layer = layer_tensors(config);
+  const size_t count = size_t(config.n_layers) * of_layer.size() + 3;
+  if (!reader.tensors(count, specs, t) || !reader.finish(config.vocab_size)) return false;
   token_embedding = t[0];
-  for (size_t i = 1; i + 2 < t.size(); i += 9)
-    layers.push_back({t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6], t[i + 7], t[i + 8]});
+  layers.resize(size_t(config.n_layers));
+  for (size_t l = 0, i = 1; l < layers.size(); l++)
+    for (const LayerTensor& part : of_layer) layers[l].*part.tensor = t[i++];
   final_norm = t[t.size() - 2];
   output = t[t.size() - 1];
   bytes_per_token = 0;
@@ -1769,10 +1802,7 @@ inline bool ModelFile::open_memory(const void* data, size_t size) {
   return open_with("memory", [&] { return map_memory(data, size); });
 }
 inline bool ModelFile::map_file(const char* path, Load load) {
-  const auto fail = [&](const char* why) {
-    error = why;
-    return false;
-  };
+  const auto fail = [&](const char* why) { return set_error(error, why); };
   file_ = path ? ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
   struct stat st;
   if (!path || file_ < 0 || fstat(file_, &st) != 0) return fail(path ? std::strerror(errno) : "expected a file name");
@@ -1800,10 +1830,7 @@ inline bool ModelFile::map_file(const char* path, Load load) {
   return true;
 }
 inline bool ModelFile::map_memory(const void* data, size_t size) {
-  if (reinterpret_cast<uintptr_t>(data) % kAlign) {
-    error = "expected an address on a 64-byte boundary";
-    return false;
-  }
+  if (reinterpret_cast<uintptr_t>(data) % kAlign) return set_error(error, "expected an address on a 64-byte boundary");
   base_ = static_cast<const uint8_t*>(data);
   size_ = data ? size : 0;
   return true;
@@ -1821,9 +1848,8 @@ inline void ModelFile::unmap() {
 }
 inline bool ModelFile::verify_tensors() {
   const uint64_t found = hash_bytes(base_ + tensors_at_, size_ - tensors_at_);
-  if (found == tensors_hash_) return true;
-  error = concat("tensors: expected checksum ", tensors_hash_, ", found ", found);
-  return false;
+  return found == tensors_hash_ ||
+         set_error(error, concat("tensors: expected checksum ", tensors_hash_, ", found ", found));
 }
 // Reads the row from the file instead of the mapping: a page fault would bring in 64 KiB around it, which would stay.
 inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const {
@@ -2005,16 +2031,8 @@ POCKET_BODY float sum16(float* s) {
     for (int i = 0; i < width; i++) s[i] += s[i + width];
   return s[0];
 }
-POCKET_BODY uint32_t float_bits(float f) {
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  return bits;
-}
-POCKET_BODY float bits_float(uint32_t bits) {
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
+POCKET_BODY uint32_t float_bits(float f) { return load<uint32_t>(&f); }
+POCKET_BODY float bits_float(uint32_t bits) { return load<float>(&bits); }
 // Adding and subtracting 1.5 * 2^23 rounds a float to an integer, half to even, for |x| < 2^22.
 inline constexpr float kRound = 12582912.f;
 
@@ -2245,8 +2263,7 @@ void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool f
     ready = 0;
   }
 }
-// Panels of an f32 matrix times n tokens: a panel is (cols, 16 rows), and its product is one combination of its
-// columns.
+// Panels of an f32 matrix times n tokens: a panel is (cols, 16 rows), its product a combination of its columns.
 template <int W> POCKET_BODY void matmul_f32_body(const PanelProduct& m) {
   const size_t bytes = panel_bytes(Type::f32, m.w.cols);
   for (int p = m.first; p < m.first + m.count; p++) {
@@ -2351,18 +2368,22 @@ struct X86Features {
 
 #endif  // __x86_64__
 
-// Prefetches for a kernel that reads a long stream. A single stream: the line six pages ahead to the L2 cache, since
-// the hardware prefetcher stops at page boundaries, and the line 1 KB ahead to the L1 cache. Several: the line 2 KB
-// ahead.
+// Prefetches for a kernel that reads long streams. One stream: the line six pages ahead to the L2 cache, since the
+// hardware prefetcher stops at page boundaries, and the line 1 KB ahead to the L1 cache. Several: the line 2 KB ahead.
 template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
   if (streams == 1) __builtin_prefetch(p + 6 * 4096, 0, 2);
   __builtin_prefetch(p + (streams == 1 ? 1024 : 2048), 0, 3);
 }
-// The part of a kernel set that all instruction sets share: the float blocks of section 9, W floats a register.
-template <class Blocks, int W> Kernels float_kernels(const char* name, bool (*supported)()) {
+// A kernel set: the float blocks of section 9, W floats a register, and the integer kernels, if it has some.
+template <class Blocks, int W>
+Kernels kernel_set(const char* name, bool (*supported)(), decltype(Kernels::unpack_q4) unpack = nullptr,
+                   decltype(Kernels::gemv_q4) gemv = nullptr, decltype(Kernels::dot) dot = nullptr) {
   Kernels k = {};
   k.name = name;
   k.supported = supported;
+  k.unpack_q4 = unpack;
+  k.gemv_q4 = gemv;
+  k.dot = dot;
   k.rmsnorm = Blocks::template call<rmsnorm_body>;
   k.quantize = Blocks::template call<quantize_body>;
   k.rope = Blocks::template call<rope_body>;
@@ -2372,14 +2393,6 @@ template <class Blocks, int W> Kernels float_kernels(const char* name, bool (*su
   k.attend_f32 = Blocks::template call<attend_body<W, float>>;
   k.merge = Blocks::template call<merge_body>;
   k.matmul_f32 = Blocks::template call<matmul_f32_body<W>>;
-  return k;
-}
-// With the integer kernels of the set.
-inline Kernels with_integers(Kernels k, decltype(Kernels::unpack_q4) unpack, decltype(Kernels::gemv_q4) gemv,
-                             decltype(Kernels::dot) dot) {
-  k.unpack_q4 = unpack;
-  k.gemv_q4 = gemv;
-  k.dot = dot;
   return k;
 }
 
@@ -2535,7 +2548,8 @@ template <class Dot> POCKET_AVX2 POCKET_BODY void dot_any(const BlockProduct& p)
 POCKET_AVX2 inline void gemv_q4(const PanelProduct& m) { gemv_q4_any<Maddubs>(m); }
 POCKET_AVX2 inline void dot(const BlockProduct& p) { dot_any<Maddubs>(p); }
 inline Kernels kernels() {
-  return with_integers(float_kernels<FloatAvx2, 8>("avx2", [] { return X86Features().avx2; }), unpack_q4, gemv_q4, dot);
+  return kernel_set<FloatAvx2, 8>(
+      "avx2", [] { return X86Features().avx2; }, unpack_q4, gemv_q4, dot);
 }
 }  // namespace avx2
 
@@ -2552,8 +2566,8 @@ struct Dpbusd {
 POCKET_AVXVNNI inline void gemv_q4(const PanelProduct& m) { avx2::gemv_q4_any<Dpbusd>(m); }
 POCKET_AVXVNNI inline void dot(const BlockProduct& p) { avx2::dot_any<Dpbusd>(p); }
 inline Kernels kernels() {
-  const Kernels k = float_kernels<FloatAvx2, 8>("avxvnni", [] { return X86Features().avxvnni; });
-  return with_integers(k, avx2::unpack_q4, gemv_q4, dot);
+  return kernel_set<FloatAvx2, 8>(
+      "avxvnni", [] { return X86Features().avxvnni; }, avx2::unpack_q4, gemv_q4, dot);
 }
 }  // namespace avxvnni
 
@@ -2680,8 +2694,8 @@ POCKET_AVX512 inline void dot(const BlockProduct& p) {
   p.type == Type::q4 ? dot_tokens<Type::q4>(p) : dot_tokens<Type::q8>(p);
 }
 inline Kernels kernels() {
-  const Kernels k = float_kernels<FloatAvx512, 16>("avx512vnni", [] { return X86Features().avx512vnni; });
-  return with_integers(k, unpack_q4<64>, gemv_q4, dot);
+  const auto supported = [] { return X86Features().avx512vnni; };
+  return kernel_set<FloatAvx512, 16>("avx512vnni", supported, unpack_q4<64>, gemv_q4, dot);
 }
 }  // namespace avx512
 
@@ -2716,8 +2730,7 @@ struct Tiles {
   static void weights(const uint8_t* w) {
     asm volatile("tileloadd (%0,%1,1), %%tmm6\n tileloadd 512(%0,%1,1), %%tmm7" ::"r"(w), "r"(size_t(64)) : "memory");
   }
-  // Starts the products with x (16 tokens, 64 columns). The sums of the first group start at 0, of the second at
-  // kRound.
+  // Starts the products with x (16 tokens, 64 columns): the sums of the first group at 0, of the second at kRound.
   template <int odd> static void multiply(const uint8_t* x) {
     asm volatile(
         "tilezero %%tmm%c3\n tileloadd (%0,%1,1), %%tmm4\n tdpbssd %%tmm6, %%tmm4, %%tmm%c3\n"
@@ -2853,9 +2866,8 @@ inline bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
 inline bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
 #endif
 
-// The target attributes of the two optional instructions. They are written in assembler, since clang before 16 has
-// their intrinsics only if a whole file is compiled for them; volatile, because g++ otherwise reorders them and runs
-// out of registers.
+// The target attributes of the two optional instructions. These are in assembler, since clang before 16 has intrinsics
+// only if a whole file is compiled for them; volatile, because g++ otherwise reorders them and runs out of registers.
 #if defined(__clang__)
 #define POCKET_DOTPROD __attribute__((target("dotprod")))
 #define POCKET_I8MM __attribute__((target("i8mm")))
@@ -3039,11 +3051,11 @@ POCKET_I8MM inline void dot_i8mm(const BlockProduct& p) {
   p.n == 1 ? dot(p) : dot_tokens<Smmla, Type::q8>(p);
 }
 inline Kernels dotprod_kernels() {
-  return with_integers(float_kernels<FloatScalar, 4>("neon-dotprod", has_dotprod), unpack_q4<Sdot>, gemv_q4, dot);
+  return kernel_set<FloatScalar, 4>("neon-dotprod", has_dotprod, unpack_q4<Sdot>, gemv_q4, dot);
 }
 inline Kernels i8mm_kernels() {
-  const Kernels k = float_kernels<FloatScalar, 4>("neon-i8mm", [] { return has_dotprod() && has_i8mm(); });
-  return with_integers(k, unpack_q4<Smmla>, gemv_q4, dot_i8mm);
+  const auto supported = [] { return has_dotprod() && has_i8mm(); };
+  return kernel_set<FloatScalar, 4>("neon-i8mm", supported, unpack_q4<Smmla>, gemv_q4, dot_i8mm);
 }
 }  // namespace neon
 #endif  // __aarch64__
@@ -3061,7 +3073,7 @@ const Kernels* kernel_table() {
 #elif defined(__aarch64__)
       neon::i8mm_kernels(), neon::dotprod_kernels(),
 #endif
-    float_kernels<FloatScalar, 8>("scalar", [] { return true; }),
+    kernel_set<FloatScalar, 8>("scalar", [] { return true; }),
     {}
   };
   return table;
@@ -3114,12 +3126,10 @@ struct Failure {
   int status;  // of the process: 1 failed, 2 wrong usage, 130 interrupted
   std::string what;
 };
-
 struct Arguments {
   std::string model, prompt, file, tokens, mode = "generate", system, temperature = "0.8", top_p = "0.9";
   std::string seed, tokenizer, threads;
 };
-
 constexpr struct {
   const char *letter, *name, *value, *help;
   std::string Arguments::*into;
@@ -3134,7 +3144,6 @@ constexpr struct {
     {"-s", "--seed", "N", "random seed: the same one gives the same text [the time]", &Arguments::seed},
     {"", "--threads", "N", "number of threads [one per CPU]", &Arguments::threads},
     {"-z", "--tokenizer", "FILE", "a SentencePiece .model in place of the model's own", &Arguments::tokenizer}};
-
 double number(const char* name, const std::string& text, double low, double high, bool whole = true) {
   char *end = nullptr, range[80];
   const double value = std::strtod(text.c_str(), &end);
@@ -3144,7 +3153,6 @@ double number(const char* name, const std::string& text, double low, double high
   std::snprintf(range, sizeof range, "%s from %g to %g", whole ? "a whole number" : "a number", low, high);
   throw Failure{2, concat(name, ": expected ", range, ", found '", text, "'")};
 }
-
 Arguments parse(int argc, char** argv) {
   Arguments a;
   for (int i = 1; i < argc; i++) {
@@ -3164,9 +3172,7 @@ Arguments parse(int argc, char** argv) {
   if (a.model.empty()) throw Failure{2, "no model given; try: run model.bin -i \"Once upon a time\""};
   return a;
 }
-
 constexpr size_t kLongestText = 64 << 20;  // bytes; more is no text, but a device such as /dev/zero
-
 std::string read_all(const std::string& name) {
   std::FILE* file = name == "-" ? stdin : std::fopen(name.c_str(), "rb");
   std::string text;
@@ -3176,7 +3182,6 @@ std::string read_all(const std::string& name) {
     throw Failure{1, concat(name, ": expected at most ", kLongestText, " bytes, found more")};
   return text;
 }
-
 // A terminal gets no control characters from the model.
 void print(const std::string& text) {
   static const bool terminal = isatty(1);
@@ -3184,17 +3189,14 @@ void print(const std::string& text) {
   if (std::fwrite(out.data(), 1, out.size(), stdout) != out.size() || std::fflush(stdout) != 0)
     throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
 }
-
 Session* running = nullptr;  // the session that Ctrl-C stops
 volatile std::sig_atomic_t interrupted = 0;
-
 struct Program {
   const Tokenizer& tokenizer;
   Session& session;
   Sampler pick;
   int limit;  // new tokens of a text, or of a reply
   size_t prompt_tokens = 0, new_tokens = 0;
-
   // Prints the continuation of `prompt`, until the watch notices a loop.
   void generate_text(const std::vector<int>& prompt, Tokenizer::Stream& stream, LoopWatch* watch) {
     prompt_tokens += prompt.size();
@@ -3241,7 +3243,6 @@ struct Program {
     }
   }
 };
-
 void execute(const Arguments& a) {
   const bool chat = a.mode == "chat", own = a.tokenizer.empty();
   const auto now = std::chrono::system_clock::now().time_since_epoch().count();
@@ -3278,9 +3279,7 @@ void execute(const Arguments& a) {
   std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %llu\n", program.prompt_tokens,
                program.new_tokens, session.kernel(), session.threads(), static_cast<unsigned long long>(seed));
 }
-
 }  // namespace
-
 int main(int argc, char** argv) try {
   if (argc != 2 || (std::strcmp(argv[1], "-h") && std::strcmp(argv[1], "--help"))) {
     execute(parse(argc, argv));

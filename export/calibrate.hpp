@@ -94,6 +94,7 @@ class Calibration {
       : c_(config),
         options_(options),
         specs_(tensor_specs(config)),
+        of_layer_(layer_tensors(config)),
         windows_(windows),
         read_(read),
         kernels_(*find_kernels(nullptr)),
@@ -125,19 +126,26 @@ class Calibration {
     return (*progress_)(done_, total_, tensor);
   }
 
-  // Tensor `which` of the current layer: 0 attention_norm, 1 wq ... 8 w2.
-  const TensorSpec& spec(int which) const { return specs_[size_t(1 + 9 * layer_ + which)]; }
+  // The index in specs_ of a tensor of a layer, by its name in Layer; -1: the model has none.
+  int at(int layer, std::string_view name) const {
+    for (size_t i = 0; i < of_layer_.size(); i++)
+      if (of_layer_[i].name == name) return 1 + layer * int(of_layer_.size()) + int(i);
+    return -1;
+  }
+  // The numbers of a vector of the current layer, padded with zeros; empty if the model has none.
+  bool read_vector(std::string_view name, std::vector<float>& out);
 
   double site_work(int first, int count, bool residual = false) const;
   double attention_work() const;
   void make_rotations();
   bool embed();
   bool layer();
-  bool norm(const TensorSpec& weight);
+  bool norm(int weight);
   void project(int matrix, size_t first, int n, float* y);
   void project_quantized(int matrix, size_t first, int n, float* y);
+  void add_bias(int matrix, int n, float* y);
   template <class F> void for_chunks(const F& f);
-  void attend();
+  bool attend();
   template <class T> void attend_window(float* q, float* k, float* v, int n, int kv_head);
   void swiglu();
   void add_residual();
@@ -152,6 +160,7 @@ class Calibration {
   const Config c_;
   const CalibrationOptions options_;
   const std::vector<TensorSpec> specs_;
+  const std::vector<LayerTensor> of_layer_;
   const std::vector<std::vector<int>>& windows_;
   const ReadRows& read_;
   const Kernels& kernels_;
@@ -167,6 +176,8 @@ class Calibration {
   CalibrationFile* file_ = nullptr;
   std::vector<EncodedTensor> encoded_;       // the current matrices, quantized
   std::vector<std::vector<float>> weights_;  // (rows, cols padded to 64): the current matrices, exact
+  std::vector<std::vector<float>> biases_;   // (rows padded to 64): theirs; empty without
+  std::vector<float> q_norm_, k_norm_;       // (head_dim padded to 64); empty without
 };
 
 // ====================================================================================================================
@@ -196,8 +207,8 @@ inline double Calibration::attention_work() const {
 
 inline double Calibration::work() const {
   const int last = int(specs_.size()) - 1;
-  return c_.n_layers *
-             (site_work(2, 3) + attention_work() + site_work(5, 1, true) + site_work(7, 2) + site_work(9, 1, true)) +
+  return c_.n_layers * (site_work(at(0, "wq"), 3) + attention_work() + site_work(at(0, "wo"), 1, true) +
+                        site_work(at(0, "w1"), 2) + site_work(at(0, "w2"), 1, true)) +
          site_work(last, 1);
 }
 
@@ -246,7 +257,7 @@ inline bool Calibration::quantize(CalibrationFile& file, const Progress& progres
     if (!layer()) return false;
     if (!file.finish_layer(x_.data(), xq_.data(), x_.size())) return fail(file.error);
   }
-  return norm(specs_[size_t(last) - 1]) && quantize_site(last, 1, options_.head, false);
+  return norm(last - 1) && quantize_site(last, 1, options_.head, false);
 }
 
 inline void Calibration::make_rotations() {
@@ -284,19 +295,24 @@ inline bool Calibration::embed() {
 }
 
 inline bool Calibration::layer() {
-  const int at = 1 + 9 * layer_;
-  if (!norm(spec(0)) || !quantize_site(at + 1, 3, Type::q4, false)) return false;
-  attend();
-  if (!report(attention_work()) || !quantize_site(at + 4, 1, Type::q4, true)) return false;
+  if (!norm(at(layer_, "attention_norm")) || !quantize_site(at(layer_, "wq"), 3, Type::q4, false)) return false;
+  if (!attend() || !report(attention_work()) || !quantize_site(at(layer_, "wo"), 1, Type::q4, true)) return false;
   add_residual();
-  if (!norm(spec(5)) || !quantize_site(at + 6, 2, Type::q4, false)) return false;
+  if (!norm(at(layer_, "ffn_norm")) || !quantize_site(at(layer_, "w1"), 2, Type::q4, false)) return false;
   swiglu();
-  if (!quantize_site(at + 8, 1, Type::q4, true)) return false;
+  if (!quantize_site(at(layer_, "w2"), 1, Type::q4, true)) return false;
   add_residual();
   return true;
 }
 
-inline bool Calibration::norm(const TensorSpec& s) {
+inline bool Calibration::read_vector(std::string_view name, std::vector<float>& out) {
+  const int i = at(layer_, name);
+  if (i >= 0) out.assign(size_t(padded(specs_[size_t(i)].cols)), 0.f);
+  return i < 0 || read_finite(specs_[size_t(i)], 0, 1, out.data(), read_, error);
+}
+
+inline bool Calibration::norm(int weights) {
+  const TensorSpec& s = specs_[size_t(weights)];
   std::vector<float> weight(size_t(padded(s.cols)));
   if (!read_finite(s, 0, 1, weight.data(), read_, error)) return false;
   in_.resize(tokens_, padded(c_.dim));
@@ -317,6 +333,7 @@ inline void Calibration::project(int matrix, size_t first, int n, float* y) {
   std::fill(y, y + size_t(n) * ldy, 0.f);
   multiply(pool_, {n, rows, in_.cols}, 1, rows_of(in_.exact.data() + first * in_.cols, size_t(in_.cols)),
            rows_of(weights_[matrix].data(), size_t(in_.cols)), {y, size_t(ldy)});
+  add_bias(matrix, n, y);
 }
 
 // ... and with the engine's quantized kernels.
@@ -328,6 +345,13 @@ inline void Calibration::project_quantized(int matrix, size_t first, int n, floa
     matmul_panels(kernels_,
                   {w, 0, panels_of(w.rows), in_.quantized(first + t), std::min(kChunk, n - t), y + t * ldy, ldy});
   });
+  add_bias(matrix, n, y);
+}
+
+inline void Calibration::add_bias(int matrix, int n, float* y) {
+  const std::vector<float>& bias = biases_[size_t(matrix)];
+  for (int t = 0; t < n; t++, y += padded(encoded_[size_t(matrix)].spec.rows))
+    for (size_t r = 0; r < bias.size(); r++) y[r] += bias[r];
 }
 
 // Calls f(first window, end window, first token, tokens) for whole windows, about kChunkTokens at a time.
@@ -340,7 +364,8 @@ template <class F> void Calibration::for_chunks(const F& f) {
   }
 }
 
-inline void Calibration::attend() {
+inline bool Calibration::attend() {
+  if (!read_vector("q_norm", q_norm_) || !read_vector("k_norm", k_norm_)) return false;
   const size_t q_width = size_t(padded(c_.q_dim())), kv_width = size_t(padded(c_.kv_dim()));
   std::vector<float> q(kChunkTokens * q_width), k(kChunkTokens * kv_width), v(k.size());
   next_.resize(tokens_, int(q_width));
@@ -359,6 +384,7 @@ inline void Calibration::attend() {
     }
   });
   std::swap(in_, next_);
+  return true;
 }
 
 // One KV head over a window of n tokens. q (n, q_dim), k and v (n, kv_dim), widths padded to 64, before RoPE; the
@@ -377,8 +403,10 @@ template <class T> void Calibration::attend_window(float* q, float* k, float* v,
   v += kv_head * head_dim;
   for (int t = 0; t < n; t++) {
     const float *cos = cos_.data() + size_t(t) * half, *sin = sin_.data() + size_t(t) * half;
-    kernels_.rope(q + t * q_width, group, head_dim, cos, sin);
-    kernels_.rope(k + t * kv_width, 1, head_dim, cos, sin);
+    if (c_.qk_norm) normalize_heads(kernels_, c_, q + t * q_width, group, q_norm_.data());
+    if (c_.qk_norm) normalize_heads(kernels_, c_, k + t * kv_width, 1, k_norm_.data());
+    if (c_.has_rope(layer_)) kernels_.rope(q + t * q_width, group, head_dim, cos, sin);
+    if (c_.has_rope(layer_)) kernels_.rope(k + t * kv_width, 1, head_dim, cos, sin);
     store_key(block(t / kBlockKeys), kF32, t % kBlockKeys, k + t * kv_width, v + t * kv_width);
   }
   for (int i = 0; i < n * group; i++) {
@@ -464,6 +492,7 @@ inline void Calibration::gather_moments(bool residual, Moments& m) {
 inline bool Calibration::quantize_site(int first, int count, Type type, bool residual) {
   encoded_.clear();
   weights_.clear();
+  biases_.clear();
   const bool keep = first + 1 < int(specs_.size());  // the outputs of the output matrix are not inputs
   Hessian hessian;
   Moments moments;
@@ -475,7 +504,10 @@ inline bool Calibration::quantize_site(int first, int count, Type type, bool res
                   ": expected finite inputs, found infinity or NaN; is the checkpoint damaged?");
   }
   for (int i = first; i < first + count; i++)
-    if (!quantize_matrix(specs_[size_t(i)], type, keep, hessian, moments)) return false;
+    if (!quantize_matrix(specs_[size_t(i)], type, keep, hessian, moments) ||
+        (keep && !read_vector("b" + specs_[size_t(i)].name.substr(specs_[size_t(i)].name.rfind('.') + 2),
+                              biases_.emplace_back())))
+      return false;
   for (const EncodedTensor& t : encoded_) {
     if (!file_->append(t)) return fail(file_->error);
     if (!report(site_work(first, count, residual) / count, &t)) return false;

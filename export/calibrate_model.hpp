@@ -58,6 +58,7 @@ inline uint64_t calibration_key(const CalibrationOptions& o, const ModelParts& p
   const auto add = [&](auto value) { hash.update(&value, sizeof value); };
   const Config& c = parts.config;
   for (int v : {c.n_heads, c.n_kv_heads, c.head_dim, int(c.rope_scaling), c.rope_original_len, int(o.head)}) add(v);
+  for (int l = 0; l < c.n_layers; l++) add(c.has_rope(l));
   for (float v : {c.norm_eps, c.rope_theta, c.rope_factor, c.rope_low_freq, c.rope_high_freq}) add(v);
   for (double v : {o.shrink, o.shrink_few, o.damping, o.correction, double(o.lag)}) add(v);
   for (const auto& w : windows) hash.update(w.data(), w.size() * sizeof(int));

@@ -27,14 +27,16 @@ namespace pocket {
 // A checkpoint
 // ====================================================================================================================
 
-/// A matrix (rows, cols) in one of the checkpoint's files, row-major, contiguous. The weights of a norm are one row.
+/// A matrix (rows, cols) in one of the checkpoint's files, row-major, contiguous. The weights of a norm and a bias are
+/// one row.
 struct StoredTensor {
   int file;         // index into Checkpoint::files
   uint64_t offset;  // of its first byte
   DType dtype;
   int64_t rows, cols;
   // More than 0: the number of heads whose rows are in "interleaved" RoPE order (Meta, llama2.c, GGUF): the two rows
-  // that rotate together are adjacent. The engine uses the "half-split" order of Hugging Face.
+  // that rotate together are adjacent. The engine uses the "half-split" order of Hugging Face. In a bias the elements
+  // are in this order.
   int interleaved_heads = 0;
   // More than 0: the rows are stored in blocks of block_rows; a block starts every block_stride rows.
   int64_t block_rows = 0, block_stride = 0;
@@ -42,15 +44,21 @@ struct StoredTensor {
   // order.
   int64_t group = 0;
   uint64_t scales = 0;
+  float scale = 1;  // a multiplier of all weights: fold_multipliers()
 
   int64_t row_bytes() const { return cols / dtype_info(dtype).block * dtype_info(dtype).block_bytes; }
 
   // The stored row that is row r in the engine's order.
   int64_t stored_row(int64_t r) const {
     if (block_rows > 0) return r / block_rows * block_stride + r % block_rows;
-    if (interleaved_heads == 0) return r;
-    const int64_t head_dim = rows / interleaved_heads, half = head_dim / 2, i = r % head_dim;
-    return r - i + 2 * (i % half) + i / half;
+    return rows == 1 ? r : interleaved(r, rows);
+  }
+
+  // The position in interleaved order of element i of n, which is in half-split order.
+  int64_t interleaved(int64_t i, int64_t n) const {
+    if (interleaved_heads == 0) return i;
+    const int64_t head_dim = n / interleaved_heads, half = head_dim / 2, in_head = i % head_dim;
+    return i - in_head + 2 * (in_head % half) + in_head / half;
   }
 };
 
@@ -64,6 +72,7 @@ struct Checkpoint {
   std::string chat_template;         // Jinja source; "" if none
   std::string bos_token, eos_token;  // texts; "" if none
   std::vector<int> stop_ids;         // end-of-text tokens
+  std::vector<std::string> notes;    // what was ignored or decided and a user may care about; a line each
   std::vector<std::unique_ptr<InputFile>> files;
   std::map<std::string, StoredTensor> tensors;  // all tensors, by the engine's names (tensor_specs in run.cpp)
 
@@ -84,6 +93,12 @@ struct Checkpoint {
       if (!files[size_t(t.file)]->read(at, bytes.get(), uint64_t(t.row_bytes()), error)) return false;
       dtype_info(t.dtype).decode(bytes.get(), t.cols / dtype_info(t.dtype).block, out + i * t.cols);
       if (t.group > 0 && !scale_row(t, row, out + i * t.cols, error)) return false;
+      if (t.scale != 1)
+        for (int64_t k = 0; k < t.cols; k++) out[i * t.cols + k] *= t.scale;
+    }
+    if (t.rows == 1 && t.interleaved_heads > 0) {
+      const std::vector<float> stored(out, out + count * t.cols);
+      for (size_t k = 0; k < stored.size(); k++) out[k] = stored[size_t(t.interleaved(int64_t(k), t.cols))];
     }
     return true;
   } catch (const std::exception&) {
@@ -115,12 +130,13 @@ inline bool open_checkpoint(const std::string& path, const std::string& tokenize
 /// The names of Config's fields in a file format, where they differ: pairs, then zeros.
 using FieldNames = std::array<std::pair<std::string_view, const char*>, 12>;
 
-/// Checks the limits of run.cpp; the message uses the names of the file format.
-inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error) {
+/// Checks the limits of run.cpp; the message uses the names of the file format, after `prefix`.
+inline bool check_config(const Config& c, const std::string& file, const FieldNames& names, std::string& error,
+                         const std::string& prefix = "") {
   return check_config(c, [&](const char* field, const std::string& expected, const std::string& found) {
-    const char* shown = field;
+    std::string shown = field;
     for (const auto& [ours, theirs] : names)
-      if (ours == field) shown = theirs;
+      if (ours == field) shown = prefix + theirs;
     return fail(error, {file, ": ", shown, ": expected ", expected, ", found ", found});
   });
 }
@@ -141,6 +157,25 @@ inline std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text;
   for (int64_t n : shape) text += (text.empty() ? "(" : ", ") + std::to_string(n);
   return text.empty() ? "()" : text + ")";
+}
+
+/// Whether a tensor follows from the configuration: tables of RoPE and causal masks, which are saved by modules that
+/// registered them as buffers. They are ignored, whatever their type.
+inline bool is_derivable(std::string_view name, const std::vector<int64_t>& shape) {
+  const auto ends = [&](std::string_view with) {
+    if (name.size() < with.size() || name.substr(name.size() - with.size()) != with) return false;
+    return name.size() == with.size() || name[name.size() - with.size() - 1] == '.';
+  };
+  for (const char* table : {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_emb.cos_cached",
+                            "rotary_emb.sin_cached", "rope.freqs", "freqs_cos", "freqs_sin", "freqs_cis"})
+    if (ends(table)) return true;
+  const size_t n = shape.size();
+  const bool square = n >= 2 && shape[n - 1] == shape[n - 2];  // unlike the bias of a projection
+  for (const char* attention : {"attention", "attn", "self_attn"}) {
+    const std::string module = attention;
+    if (ends(module + ".masked_bias") || (square && (ends(module + ".mask") || ends(module + ".bias")))) return true;
+  }
+  return false;
 }
 
 /// The size in bytes of a tensor of this shape; -1 if a row is not a whole number of blocks, or from 2^62 bytes.
@@ -181,17 +216,28 @@ inline bool check_layout(const std::string& path, const FoundTensors& found, int
 
 /// The tensor names of a format.
 struct TensorNames {
+  struct OfLayer {
+    const char *ours, *theirs;  // by the name in Layer, the suffix after the layer number
+  };
   const char* token_embedding;
-  const char* layers;       // prefix before the layer number
-  const char* of_layer[9];  // suffix: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w3, w2
+  const char* layers;  // prefix before the layer number
+  std::array<OfLayer, 18> of_layer;
   const char *final_norm, *output;
 
-  // The name of tensor i in the order of tensor_specs().
-  std::string name(size_t i, int n_layers) const {
-    if (i == 0) return token_embedding;
-    const size_t layer = (i - 1) / 9, which = (i - 1) % 9;
-    if (layer < size_t(n_layers)) return layers + std::to_string(layer) + of_layer[which];
-    return which == 0 ? final_norm : output;
+  // The suffix of a tensor of a layer; null if the format has no such tensor.
+  const char* suffix(std::string_view ours) const {
+    for (const OfLayer& t : of_layer)
+      if (t.ours && t.ours == ours) return t.theirs;
+    return nullptr;
+  }
+  // The name of a tensor of tensor_specs(); ours, if the format has no such tensor.
+  std::string name(const std::string& ours) const {
+    if (ours == "token_embedding") return token_embedding;
+    if (ours == "final_norm") return final_norm;
+    if (ours == "output") return output;
+    const size_t number = ours.find('.') + 1, dot = ours.find('.', number);  // layers.NUMBER.NAME
+    const char* const theirs = suffix(std::string_view(ours).substr(dot + 1));
+    return theirs ? layers + ours.substr(number, dot - number) + theirs : ours;
   }
 };
 
@@ -200,10 +246,8 @@ struct TensorNames {
 /// tensors are an error: they belong to another architecture.
 inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleaved, FoundTensors& found,
                          const std::string& where, std::string& error) {
-  const std::vector<TensorSpec> specs = tensor_specs(c.config);
-  for (size_t i = 0; i < specs.size(); i++) {
-    const TensorSpec& spec = specs[i];
-    const std::string name = names.name(i, c.config.n_layers);
+  for (const TensorSpec& spec : tensor_specs(c.config)) {
+    const std::string name = names.name(spec.name);
     if (c.config.tied && spec.name == "output") {
       c.tensors[spec.name] = c.tensors["token_embedding"];
       found.erase(name);
@@ -221,22 +265,83 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
       return fail(error,
                   {path, ": tensor ", name, ": expected shape ", shape_text(shape), ", found ", shape_text(t.shape)});
     const std::string_view last = std::string_view(spec.name).substr(spec.name.rfind('.') + 1);
-    const int heads = !interleaved ? 0 : last == "wq" ? c.config.n_heads : last == "wk" ? c.config.n_kv_heads : 0;
+    const bool q = last == "wq" || last == "bq", k = last == "wk" || last == "bk";
+    const int heads = !interleaved ? 0 : q ? c.config.n_heads : k ? c.config.n_kv_heads : 0;
     c.tensors[spec.name] = {t.file, t.offset, t.dtype, spec.rows, spec.cols, heads, t.block_rows, t.block_stride};
     found.erase(it);
   }
   if (found.empty()) return true;
   const auto& [name, t] = *found.begin();
   return fail(error, {c.files[size_t(t.file)]->path(), ": tensor ", name,
-                      ": expected the tensors of a plain Llama, found another tensor, ", shape_text(t.shape),
+                      ": expected the tensors of a Llama, found another tensor, ", shape_text(t.shape),
                       "; this is another architecture"});
 }
 
-/// Adds an end-of-text id from a file; -1 means none. where() names the place in the file, for a message.
+/// Splits a fused matrix (rows, cols), or a bias (rows) if cols is 0, into parts with these names and numbers of rows, in
+/// order. Does nothing if the file has no such tensor.
+inline bool split_rows(const Checkpoint& c, const std::string& fused, int64_t cols,
+                       const std::vector<std::pair<std::string, int64_t>>& parts, FoundTensors& found,
+                       std::string& error) {
+  const auto it = found.find(fused);
+  if (it == found.end()) return true;
+  const auto shape = [&](int64_t rows) {
+    return cols > 0 ? std::vector<int64_t>{rows, cols} : std::vector<int64_t>{rows};
+  };
+  int64_t rows = 0;
+  for (const auto& part : parts) rows += part.second;
+  FoundTensor t = it->second;
+  const std::string where = c.files[size_t(t.file)]->path() + ": tensor ";
+  if (t.shape != shape(rows))
+    return fail(error, {where, fused, ": expected shape ", shape_text(shape(rows)), ", found ", shape_text(t.shape)});
+  found.erase(it);
+  for (const auto& [name, count] : parts) {
+    t.shape = shape(count);
+    const int64_t bytes = stored_bytes(t.dtype, t.shape);
+    if (bytes < 0) return fail(error, {where, fused, ": expected parts of whole blocks, found ", shape_text(t.shape)});
+    t.bytes = uint64_t(bytes);
+    if (!found.emplace(name, t).second)
+      return fail(error, {where, name, ": expected no such tensor beside ", fused, ", found one"});
+    t.offset += t.bytes;
+  }
+  return true;
+}
+
+/// Multipliers that some model types apply to intermediate results.
+struct Multipliers {
+  double embedding = 1;  // of the embedding of a token
+  double residual = 1;   // of what a block adds to the residual stream
+  double attention = 0;  // of q . k; 0: 1 / sqrt(head_dim)
+  double logits = 1;     // of the logits
+};
+
+/// Whether a multiplier is in a range that holds all real models and is far from the limits of float.
+inline bool is_multiplier(double value) { return value >= 1e-6 && value <= 1e6; }
+inline constexpr char kMultiplierRange[] = "a number from 0.000001 to 1000000";
+
+/// Folds multipliers into the weights, so that the engine needs none.
+inline void fold_multipliers(Checkpoint& c, const Multipliers& m) {
+  const double q = m.attention > 0 ? m.attention * std::sqrt(double(c.config.head_dim)) : 1;
+  for (auto& [name, t] : c.tensors) {
+    const std::string_view last = std::string_view(name).substr(name.rfind('.') + 1);
+    if (last == "token_embedding") t.scale = float(m.embedding);
+    if (last == "output") t.scale = float(m.logits);
+    if (last == "wo" || last == "bo" || last == "w2" || last == "b2") t.scale = float(m.residual);
+    if (c.config.qk_norm ? last == "q_norm" : last == "wq" || last == "bq") t.scale = float(q);
+  }
+  c.config.tied = c.config.tied && m.embedding == m.logits;
+}
+
+/// Adds an end-of-text id from a file; -1 means none. An id outside the vocabulary is ignored. where() names the place in
+/// the file, for a message.
 template <class Where> bool add_stop_id(Checkpoint& c, int64_t id, const Where& where, std::string& error) {
   constexpr size_t kMostStopIds = 256;  // far above real models; the list is searched for every id
-  if (id < -1 || id >= c.config.vocab_size)
-    return fail(error, {where(), ": expected an id below ", c.config.vocab_size, ", found ", id});
+  constexpr size_t kMostNotes = 8;
+  if (id >= c.config.vocab_size || id < -1) {
+    if (c.notes.size() < kMostNotes)
+      c.notes.push_back(
+          text_of({where(), ": expected an id below ", c.config.vocab_size, ", found ", id, "; ignored"}));
+    return true;
+  }
   if (id < 0 || std::find(c.stop_ids.begin(), c.stop_ids.end(), int(id)) != c.stop_ids.end()) return true;
   if (c.stop_ids.size() == kMostStopIds)
     return fail(error, {where(), ": expected at most ", kMostStopIds, " end-of-text ids, found more"});
@@ -314,6 +419,8 @@ inline std::string describe_unreadable(const InputFile& file) {
            "converted again)";
   if (starts("lmgg") || starts("tjgg") || starts("fmgg"))
     return "a GGML file, the predecessor of GGUF; download the model as GGUF";
+  if (starts("algg")) return "a LoRA adapter in GGML's format; download it in the format of PEFT, and use --lora";
+  if (n > 12 && s.substr(8, 4) == "blk.") return "an importance matrix of llama.cpp, which is not a model";
   if (starts("\x89HDF")) return "an HDF5 file (TensorFlow); download the model as safetensors";
   if (n > 2 && head[0] == 8 && head[1] < 32 && head[2] == 0x12)
     return "an ONNX model; download it as safetensors or GGUF";

@@ -68,8 +68,8 @@ constexpr char kHelp[] =
     "  Hugging Face folder     config.json, safetensors or PyTorch .bin, single or sharded (f32, f16, bf16),\n"
     "                          tokenizer.model or tokenizer.json, chat template\n"
     "  PyTorch file or folder  .pth, .pt, .bin written by torch.save(), read as data; no code in it is run: lit-gpt\n"
-    "                          with lit_config.json (TinyLlama), Meta with params.json, llama2.c's ckpt.pt\n"
-    "  GGUF file               version 2 or 3; F32, F16, BF16, Q8_0, Q4_0 to Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS;\n"
+    "                          with lit_config.json or model_config.yaml, Meta with params.json, llama2.c's ckpt.pt\n"
+    "  GGUF file, or its parts version 2 or 3; F32, F16, BF16, Q8_0, Q4_0 to Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS;\n"
     "                          includes tokenizer and chat template\n"
     "  llama2.c checkpoint     .bin of version 0, 1 (f32) or 2 (int8); requires -z\n"
     "  MEGABYTE checkpoint     state_dict of MEGABYTE-pytorch 0.3.2 to 0.3.6 with two stages; requires --config\n"
@@ -165,8 +165,25 @@ std::string quantization(const Arguments& a) {
   return "q4, " + how + steps + (a.head == "q8" ? ", output q8" : "");
 }
 
+/// The files that will be read.
+std::vector<std::string> inputs(const Arguments& a) {
+  std::vector<std::string> files = {a.tokenizer, a.config, a.calibrate};
+  const auto add = [&](const std::string& path) {
+    for (std::string& file : files_of_checkpoint(path)) files.push_back(std::move(file));
+  };
+  if (!a.model.empty()) add(a.model);
+  for (const std::string& lora : a.lora) {
+    LoraSource source;
+    std::string error;
+    if (!parse_lora(lora, source, error)) throw Failure{2, "--lora " + error};
+    add(source.folder + "/adapter_model.bin");
+  }
+  return files;
+}
+
 /// Checks the names of all files that will be written, before the work.
 void check_outputs(const Arguments& a) {
+  check_not_input({a.output, a.report, calibration_name(a.output)}, inputs(a));
   std::string error;
   CalibrationFile calibration;
   if (!check_output(a.output, OutputFile::Access::random, error)) throw Failure{1, error};
@@ -313,6 +330,7 @@ void convert_checkpoint(const Arguments& a) {
                                ": a MEGABYTE checkpoint, which does not contain its configuration; add --config "
                                "CONFIG.json (see --help)"
                          : error};
+  for (const std::string& note : c.notes) print_message("convert", note);
   const std::vector<LoraAdapter> adapters = open_adapters(a, c.config);
   if (!c.has_tokenizer)
     throw Failure{1, a.model + ": no tokenizer found; name one with -z (a SentencePiece tokenizer.model)"};
@@ -332,7 +350,8 @@ void convert_checkpoint(const Arguments& a) {
   line("chat template", family);
   parts.self_test_ids = self_test_prompt(c.config.vocab_size, c.vocabulary.bos);
   write_model(a, parts, [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
-    return c.read_rows(spec.name, first, count, out, why) && merge_lora(adapters, spec, first, count, out, why);
+    return c.read_rows(spec.name, first, count, out, why) &&
+           merge_lora(adapters, spec, first, count, out, why, c.tensors.at(spec.name).scale);
   });
 }
 

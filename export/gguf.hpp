@@ -4,13 +4,15 @@
 //     metadata: key, uint32 type, value                      a string is a uint64 length and its bytes
 //     tensors:  name, uint32 dimensions, uint64 sizes (fastest first), uint32 type, uint64 offset
 //     padding to general.alignment, then the tensor data; offsets are relative to its start
-// The metadata are checked and skipped at open; values are read later by key.
+// The metadata are checked and skipped at open; values are read later by key. A model may be split into several files,
+// NAME-00001-of-00003.gguf and so on: the metadata are in the first one, the tensors in all of them.
 #pragma once
 
 #include <algorithm>
 #include <cctype>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <map>
 #include <memory>
@@ -20,6 +22,7 @@
 #include <vector>
 
 #include "checkpoint.hpp"
+#include "hf_config.hpp"
 #include "tokenizer_json.hpp"
 
 namespace pocket {
@@ -49,11 +52,16 @@ inline const char* ggml_type_name(uint32_t type) {
 /// Reads and checks the header of a file. Metadata values stay in the file until get() reads them.
 class GgufHeader {
  public:
-  explicit GgufHeader(const InputFile& file) : file_(file), in_(file) {}
+  // index: FoundTensor::file of its tensors.
+  explicit GgufHeader(const InputFile& file, int index = 0) : file_(file), index_(index), in_(file) {}
 
   std::string error;
   uint32_t version = 0;
-  FoundTensors tensors;  // of file 0
+  std::string architecture;  // general.architecture, once read
+  FoundTensors tensors;
+
+  // A key of the model, whose name begins with the architecture.
+  std::string key(std::string_view name) const { return architecture + "." + std::string(name); }
 
   bool read() {
     if (in_.get<uint32_t>() != 0x46554747) return refuse({"magic: expected \"GGUF\""});
@@ -107,6 +115,16 @@ class GgufHeader {
       if (!number(in, v.kind, value) || value != std::floor(value) || value < double(low) || value > double(high))
         return mismatch(key, "an integer from " + std::to_string(low) + " to " + std::to_string(high));
       out = int(value);
+      return true;
+    });
+  }
+  // A token id; -1 for 2^32 - 1, which means none.
+  bool get_id(std::string_view key, int& out) {
+    return take(key, [&](FileCursor& in, const Value& v) {
+      double value = 0;
+      if (!number(in, v.kind, value) || value != std::floor(value) || value < -1 || value > double(UINT32_MAX))
+        return mismatch(key, "a token id");
+      out = value == double(UINT32_MAX) ? -1 : int(std::min(value, double(INT32_MAX)));
       return true;
     });
   }
@@ -200,7 +218,7 @@ class GgufHeader {
     const uint32_t dimensions = in_.get<uint32_t>();
     if (in_.ok() && (dimensions < 1 || dimensions > kGgufDimensions))
       return refuse({where, "dimensions: expected 1 to 4, found ", dimensions});
-    FoundTensor t{0, 0, 0, DType::f32, {}};
+    FoundTensor t{index_, 0, 0, DType::f32, {}};
     for (uint32_t d = 0; d < dimensions; d++) {
       const uint64_t size = in_.get<uint64_t>();
       if (size > uint64_t(INT64_MAX)) return refuse({where, "size: expected less than 2^63, found ", size});
@@ -245,7 +263,7 @@ class GgufHeader {
                        room - std::min(room, t.offset), " (truncated?)"});
       t.offset += data;
     }
-    return check_layout(file_.path(), tensors, 0, data, file_.size(), false, error);
+    return check_layout(file_.path(), tensors, index_, data, file_.size(), false, error);
   }
 
   template <class F> bool take(std::string_view key, F read) {
@@ -291,102 +309,306 @@ class GgufHeader {
   }
 
   const InputFile& file_;
+  int index_;
   FileCursor in_;
   std::map<std::string, Value, std::less<>> values_;
 };
 
 // ====================================================================================================================
+// Split files
+// ====================================================================================================================
+
+/// A part of a split file, from its metadata. A file that is not split is part 0 of 1.
+struct GgufPart {
+  int number = 0, count = 1;  // split.no, split.count
+  int tensors = -1;           // split.tensors.count: of all parts; -1: not in this file
+
+  // False with h.error set.
+  bool read(GgufHeader& h) {
+    constexpr int kMost = UINT16_MAX;
+    if (!h.get("split.count", 0, kMost, count)) return false;
+    if (count == 0) count = 1;
+    return h.get("split.no", 0, count - 1, number) && h.get("split.tensors.count", 0, INT32_MAX, tensors);
+  }
+};
+
+/// "-00002-of-00003.gguf", the end of the name of part 1.
+inline std::string gguf_part_suffix(int number, int count) {
+  char suffix[40];
+  std::snprintf(suffix, sizeof suffix, "-%05d-of-%05d.gguf", number + 1, count);
+  return suffix;
+}
+
+/// The path of a part, from the path of another part. "" if that does not end in its number.
+inline std::string gguf_part_path(const std::string& path, const GgufPart& part, int number) {
+  const std::string suffix = gguf_part_suffix(part.number, part.count);
+  if (path.size() < suffix.size() || path.compare(path.size() - suffix.size(), suffix.size(), suffix) != 0) return "";
+  return path.substr(0, path.size() - suffix.size()) + gguf_part_suffix(number, part.count);
+}
+
+/// Opens a part of the file that `path` is another part of.
+inline std::unique_ptr<InputFile> open_gguf_part(const std::string& path, const GgufPart& part, int number,
+                                                 std::string& error) {
+  const std::string name = gguf_part_path(path, part, number);
+  if (name.empty()) {
+    fail(error, {path, ": part ", part.number + 1, " of a GGUF file that is split into ", part.count,
+                 ": expected a name that ends in ", gguf_part_suffix(part.number, part.count),
+                 ", with the other parts beside it"});
+    return nullptr;
+  }
+  auto file = InputFile::open(name, error);
+  if (!file) error += "; the model is split into " + std::to_string(part.count) + " files, which are all needed";
+  return file;
+}
+
+/// Opens parts 1 and up. Their tensors are added to the header of part 0, whose file is c.files[0].
+inline bool open_other_gguf_parts(GgufHeader& h, const GgufPart& first, Checkpoint& c, std::string& error) {
+  const std::string& path = c.files[0]->path();
+  for (int number = 1; number < first.count; number++) {
+    auto file = open_gguf_part(path, first, number, error);
+    if (!file) return false;
+    c.files.push_back(std::move(file));
+    GgufHeader other(*c.files.back(), number);
+    GgufPart part;
+    if (!other.read() || !part.read(other)) return fail(error, other.error);
+    if (part.number != number || part.count != first.count)
+      return fail(error, {c.files.back()->path(), ": expected part ", number + 1, " of ", first.count, ", found part ",
+                          part.number + 1, " of ", part.count});
+    for (auto& [name, tensor] : other.tensors)
+      if (!h.tensors.emplace(name, std::move(tensor)).second)
+        return fail(error,
+                    {c.files.back()->path(), ": tensor ", name, ": expected once, found also in an earlier part"});
+  }
+  return first.tensors < 0 || h.tensors.size() == size_t(first.tensors) ||
+         fail(error, {path, ": split.tensors.count: expected ", first.tensors, " tensors in all parts, found ",
+                      h.tensors.size(), "; a part is of another model"});
+}
+
+// ====================================================================================================================
 // The model
 // ====================================================================================================================
 
-inline constexpr TensorNames kGgufNames = {
-    "token_embd.weight",
-    "blk.",
-    {".attn_norm.weight", ".attn_q.weight", ".attn_k.weight", ".attn_v.weight", ".attn_output.weight",
-     ".ffn_norm.weight", ".ffn_gate.weight", ".ffn_up.weight", ".ffn_down.weight"},
-    "output_norm.weight",
-    "output.weight"};
+inline constexpr TensorNames kGgufNames = {"token_embd.weight",
+                                           "blk.",
+                                           {{{"attention_norm", ".attn_norm.weight"},
+                                             {"wq", ".attn_q.weight"},
+                                             {"wk", ".attn_k.weight"},
+                                             {"wv", ".attn_v.weight"},
+                                             {"wo", ".attn_output.weight"},
+                                             {"ffn_norm", ".ffn_norm.weight"},
+                                             {"w1", ".ffn_gate.weight"},
+                                             {"w3", ".ffn_up.weight"},
+                                             {"w2", ".ffn_down.weight"},
+                                             {"bq", ".attn_q.bias"},
+                                             {"bk", ".attn_k.bias"},
+                                             {"bv", ".attn_v.bias"},
+                                             {"bo", ".attn_output.bias"},
+                                             {"q_norm", ".attn_q_norm.weight"},
+                                             {"k_norm", ".attn_k_norm.weight"},
+                                             {"b1", ".ffn_gate.bias"},
+                                             {"b3", ".ffn_up.bias"},
+                                             {"b2", ".ffn_down.bias"}}},
+                                           "output_norm.weight",
+                                           "output.weight"};
+
+/// Rejects GGUF files that are not language models.
+inline bool check_gguf_type(GgufHeader& h) {
+  std::string type, architecture;
+  if (!h.get("general.type", type) || !h.get("general.architecture", architecture)) return false;
+  if (architecture == "clip") type = "mmproj";
+  const struct {
+    const char *type, *what;
+  } others[] = {{"adapter",
+                 "a LoRA adapter; convert its base model, and name the adapter's folder, as saved by PEFT, "
+                 "with --lora"},
+                {"mmproj", "the vision or audio encoder of a multimodal model; name the file of its language model"},
+                {"imatrix", "an importance matrix for quantizing with llama.cpp, which is not a model"},
+                {"vocab", "a vocabulary without a model"}};
+  for (const auto& other : others)
+    if (type == other.type) return h.refuse({"expected a language model, found ", other.what});
+  return true;
+}
+
+/// What llama.cpp's code for an architecture does.
+struct GgufFamily {
+  const char* architecture;
+  bool interleaved;  // the order of wq's and wk's rows, as in StoredTensor::interleaved_heads
+  bool multipliers;  // has keys for them
+};
+
+inline constexpr GgufFamily kGgufFamilies[] = {
+    {"llama", true, false},  {"mistral3", true, false}, {"qwen2", false, false},
+    {"qwen3", false, false}, {"smollm3", true, false},  {"granite", true, true},
+    {"minicpm", true, true}, {"phi3", false, false},    {"ernie4_5", true, false}};
+
+/// Reads general.architecture. Null with header.error set if it is not supported.
+inline const GgufFamily* find_gguf_family(GgufHeader& h) {
+  std::string names;
+  if (!h.need("general.architecture") || !h.get("general.architecture", h.architecture)) return nullptr;
+  for (const GgufFamily& family : kGgufFamilies) {
+    if (h.architecture == family.architecture) return &family;
+    names += std::string(" ") + family.architecture;
+  }
+  h.refuse({"general.architecture: expected one of", names, ", found ", h.architecture});
+  return nullptr;
+}
 
 /// Rejects models that compute another function: these keys must be absent or have the neutral value.
-inline bool check_gguf_variant(GgufHeader& h) {
-  std::string architecture;
-  if (!h.need("general.architecture") || !h.get("general.architecture", architecture)) return false;
-  if (architecture != "llama") return h.refuse({"general.architecture: expected llama, found ", architecture});
+inline bool check_gguf_variant(GgufHeader& h, const GgufFamily& family) {
   const struct {
-    const char* key;
+    std::string key;
     float neutral;
-  } numbers[] = {{"split.count", 1},
-                 {"llama.expert_count", 0},
-                 {"llama.attention.sliding_window", 0},
-                 {"llama.attention.clamp_kqv", 0},
-                 {"llama.attention.max_alibi_bias", 0},
-                 {"llama.attention.scale", 0},
-                 {"llama.logit_scale", 1},
-                 {"llama.residual_scale", 1},
-                 {"llama.embedding_scale", 1},
-                 {"llama.rope.scaling.attn_factor", 1}};
-  for (const auto& [key, neutral] : numbers) {
+    bool multiplier;
+  } numbers[] = {{h.key("expert_count"), 0, false},
+                 {h.key("attention.clamp_kqv"), 0, false},
+                 {h.key("attention.max_alibi_bias"), 0, false},
+                 {h.key("attention.temperature_scale"), 0, false},
+                 {h.key("attention.scale"), 0, true},
+                 {h.key("logit_scale"), 1, true},
+                 {h.key("residual_scale"), 1, true},
+                 {h.key("embedding_scale"), 1, true},
+                 {h.key("rope.scaling.attn_factor"), 1, false}};
+  for (const auto& [key, neutral, multiplier] : numbers) {
     float value = neutral;
+    if (multiplier && family.multipliers) continue;
     if (!h.get(key, value)) return false;
     if (value != neutral && value != 0) return h.refuse({key, ": expected ", neutral, ", found ", value});
   }
-  bool causal = true, parallel = false;
-  if (!h.get("llama.attention.causal", causal) || !h.get("llama.use_parallel_residual", parallel)) return false;
-  if (!causal) return h.refuse({"llama.attention.causal: expected true, found false"});
-  return !parallel || h.refuse({"llama.use_parallel_residual: expected false, found true"});
+  bool causal = true, parallel = false, rotated = true;
+  if (!h.get(h.key("attention.causal"), causal) || !h.get(h.key("use_parallel_residual"), parallel) ||
+      (h.architecture == "granite" && !h.get("granite.rope.scaling.finetuned", rotated)))
+    return false;
+  if (!causal) return h.refuse({h.key("attention.causal"), ": expected true, found false"});
+  if (!rotated) return h.refuse({"granite.rope.scaling.finetuned: expected true (with RoPE), found false"});
+  return !parallel || h.refuse({h.key("use_parallel_residual"), ": expected false, found true"});
 }
 
 /// Reads the RoPE settings. As in llama.cpp, scaling without a type is linear.
 inline bool read_gguf_rope(GgufHeader& h, Config& c) {
   std::string type = "linear";
   float factor = 0;
-  if (!h.get("llama.rope.freq_base", c.rope_theta) || !h.get("llama.rope.scaling.type", type) ||
-      !h.get("llama.rope.scale_linear", factor) || !h.get("llama.rope.scaling.factor", factor))
+  if (!h.get(h.key("rope.freq_base"), c.rope_theta) || !h.get(h.key("rope.scaling.type"), type) ||
+      !h.get(h.key("rope.scale_linear"), factor) || !h.get(h.key("rope.scaling.factor"), factor))
     return false;
   if (type == "none" || (type == "linear" && (factor == 0 || factor == 1))) return true;
-  if (type != "linear") return h.refuse({"llama.rope.scaling.type: expected none or linear, found ", type});
+  if (type != "linear") return h.refuse({h.key("rope.scaling.type"), ": expected none or linear, found ", type});
   c.rope_scaling = RopeScaling::linear;
   c.rope_factor = factor;
   return true;
 }
 
-inline constexpr FieldNames kGgufFields = {{{"dim", "llama.embedding_length"},
-                                            {"hidden_dim", "llama.feed_forward_length"},
-                                            {"n_layers", "llama.block_count"},
-                                            {"n_heads", "llama.attention.head_count"},
-                                            {"n_kv_heads", "llama.attention.head_count_kv"},
-                                            {"head_dim", "llama.attention.key_length"},
-                                            {"vocab_size", "llama.vocab_size"},
-                                            {"max_seq_len", "llama.context_length"},
-                                            {"norm_eps", "llama.attention.layer_norm_rms_epsilon"},
-                                            {"rope_theta", "llama.rope.freq_base"},
-                                            {"rope_factor", "llama.rope.scaling.factor"}}};
+inline constexpr FieldNames kGgufFields = {{{"dim", "embedding_length"},
+                                            {"hidden_dim", "feed_forward_length"},
+                                            {"n_layers", "block_count"},
+                                            {"n_heads", "attention.head_count"},
+                                            {"n_kv_heads", "attention.head_count_kv"},
+                                            {"head_dim", "attention.key_length"},
+                                            {"vocab_size", "vocab_size"},
+                                            {"max_seq_len", "context_length"},
+                                            {"norm_eps", "attention.layer_norm_rms_epsilon"},
+                                            {"rope_theta", "rope.freq_base"},
+                                            {"rope_factor", "rope.scaling.factor"}}};
+
+/// Rejects a sliding window shorter than the context; 0 means none.
+inline bool check_gguf_window(GgufHeader& h, const Config& c) {
+  int window = 0;
+  if (!h.get(h.key("attention.sliding_window"), 0, INT32_MAX, window)) return false;
+  return window == 0 || window >= c.max_seq_len ||
+         h.refuse({h.key("attention.sliding_window"), ": expected 0, or at least the context length, ", c.max_seq_len,
+                   ", found ", window});
+}
 
 /// Reads the configuration.
 inline bool read_gguf_config(GgufHeader& h, Config& c) {
   constexpr int kAny = INT32_MAX;  // check_config() has the limits
   for (const char* key : {"context_length", "embedding_length", "block_count", "feed_forward_length",
                           "attention.head_count", "attention.layer_norm_rms_epsilon"})
-    if (!h.need(std::string("llama.") + key)) return false;
-  if (!h.get("llama.context_length", 0, kAny, c.max_seq_len) || !h.get("llama.embedding_length", 0, kAny, c.dim) ||
-      !h.get("llama.block_count", 0, kAny, c.n_layers) || !h.get("llama.feed_forward_length", 0, kAny, c.hidden_dim) ||
-      !h.get("llama.attention.head_count", 0, kAny, c.n_heads) ||
-      !h.get("llama.attention.layer_norm_rms_epsilon", c.norm_eps))
+    if (!h.need(h.key(key))) return false;
+  if (!h.get(h.key("context_length"), 0, kAny, c.max_seq_len) || !h.get(h.key("embedding_length"), 0, kAny, c.dim) ||
+      !h.get(h.key("block_count"), 0, kAny, c.n_layers) ||
+      !h.get(h.key("feed_forward_length"), 0, kAny, c.hidden_dim) ||
+      !h.get(h.key("attention.head_count"), 0, kAny, c.n_heads) ||
+      !h.get(h.key("attention.layer_norm_rms_epsilon"), c.norm_eps))
     return false;
   c.n_kv_heads = c.n_heads;
   c.head_dim = c.n_heads > 0 && c.dim % c.n_heads == 0 ? c.dim / c.n_heads : 0;
-  if (!h.get("llama.attention.head_count_kv", 0, kAny, c.n_kv_heads) ||
-      !h.get("llama.attention.key_length", 0, kAny, c.head_dim))
+  if (!h.get(h.key("attention.head_count_kv"), 0, kAny, c.n_kv_heads) ||
+      !h.get(h.key("attention.key_length"), 0, kAny, c.head_dim))
     return false;
-  for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"}) {
+  for (const char* key : {"attention.value_length", "rope.dimension_count"}) {
     int width = c.head_dim;
-    if (!h.get(key, 0, kAny, width)) return false;
-    if (width != c.head_dim) return h.refuse({key, ": expected head_dim, ", c.head_dim, ", found ", width});
+    if (!h.get(h.key(key), 0, kAny, width)) return false;
+    if (width != c.head_dim) return h.refuse({h.key(key), ": expected head_dim, ", c.head_dim, ", found ", width});
   }
-  const auto embedding = h.tensors.find(kGgufNames.token_embedding);
+  const auto embedding = h.tensors.find("token_embd.weight");
   if (embedding != h.tensors.end()) c.vocab_size = int(std::min<int64_t>(embedding->second.shape[0], kAny));
-  c.tied = h.tensors.count(kGgufNames.output) == 0;
-  return h.get("llama.vocab_size", 0, kAny, c.vocab_size) && read_gguf_rope(h, c);
+  c.tied = h.tensors.count("output.weight") == 0;
+  return h.get(h.key("vocab_size"), 0, kAny, c.vocab_size) && read_gguf_rope(h, c) && check_gguf_window(h, c);
+}
+
+/// Reads a multiplier; as in llama.cpp, 0 means none.
+inline bool get_gguf_multiplier(GgufHeader& h, const std::string& key, double& out) {
+  float value = 0;
+  if (!h.get(key, value)) return false;
+  if (value != 0) out = double(value);
+  return is_multiplier(value != 0 ? out : 1) || h.refuse({key, ": expected ", kMultiplierRange, ", found ", value});
+}
+
+/// Reads the multipliers. Older files of MiniCPM lack them; llama.cpp assumes those of one model then.
+inline bool read_gguf_multipliers(GgufHeader& h, const GgufFamily& family, Multipliers& m) {
+  if (!family.multipliers) return true;
+  double logits = 1;
+  for (const char* key : {"logit_scale", "residual_scale", "embedding_scale"})
+    if ((h.architecture == "minicpm" || key == std::string("logit_scale")) && !h.need(h.key(key))) return false;
+  if (!get_gguf_multiplier(h, h.key("embedding_scale"), m.embedding) ||
+      !get_gguf_multiplier(h, h.key("residual_scale"), m.residual) ||
+      !get_gguf_multiplier(h, h.key("attention.scale"), m.attention) ||
+      !get_gguf_multiplier(h, h.key("logit_scale"), logits))
+    return false;
+  m.logits = 1 / logits;
+  return true;
+}
+
+/// Splits fused matrices and biases. Phi-3's ffn_up is gate and up.
+inline bool split_gguf(const Checkpoint& c, GgufHeader& h, std::string& error) {
+  const Config& k = c.config;
+  for (int l = 0; l < k.n_layers; l++) {
+    const std::string layer = "blk." + std::to_string(l) + ".";
+    for (const char* kind : {".weight", ".bias"})
+      if (!split_rows(c, layer + "attn_qkv" + kind, kind == std::string(".bias") ? 0 : k.dim,
+                      {{layer + "attn_q" + kind, k.q_dim()},
+                       {layer + "attn_k" + kind, k.kv_dim()},
+                       {layer + "attn_v" + kind, k.kv_dim()}},
+                      h.tensors, error))
+        return false;
+    if (h.architecture == "phi3" &&
+        !split_rows(c, layer + "ffn_up.weight", k.dim,
+                    {{layer + "ffn_gate.weight", k.hidden_dim}, {layer + "ffn_up.weight", k.hidden_dim}}, h.tensors,
+                    error))
+      return false;
+  }
+  return true;
+}
+
+/// Reads what a layer consists of. No key states the biases: the tensors decide. Files of SmolLM3 do not state the
+/// layers without RoPE either; if config.json of the model is beside the file, it counts, else every fourth layer has
+/// none, as llama.cpp assumes.
+inline bool read_gguf_layer(const GgufHeader& h, const std::string& path, Config& c, std::string& error) {
+  const auto has = [&](const char* name) { return h.tensors.count("blk.0." + std::string(name)) > 0; };
+  c.qkv_bias = has("attn_q.bias") || has("attn_k.bias") || has("attn_v.bias");
+  c.o_bias = has("attn_output.bias");
+  c.mlp_bias = has("ffn_gate.bias") || has("ffn_up.bias") || has("ffn_down.bias");
+  c.qk_norm = h.architecture == "qwen3";
+  if (h.architecture != "smollm3") return true;
+  JsonDocument config;
+  std::string ignored;
+  int64_t layers = 0, dim = 0;
+  const std::string beside = join_path(folder_of(path), "config.json");
+  const bool same = is_file(beside) && read_settings(beside, config, ignored) &&
+                    config.root().find("model_type").string() == "smollm3" &&
+                    config.root().find("num_hidden_layers").integer(layers) && layers == c.n_layers &&
+                    config.root().find("hidden_size").integer(dim) && dim == c.dim;
+  return read_no_rope_layers(same ? config.root() : JsonValue(), c, error);
 }
 
 /// Llama 3's RoPE scaling is stored as a tensor of factors (head_dim / 2) that divide the frequencies. Determines the
@@ -424,11 +646,17 @@ inline bool express_rope_factors(const std::vector<float>& factors, Config& c) {
 }
 
 /// Reads the tensor of factors, if there is one, and removes it from the list.
-inline bool read_rope_factors(GgufHeader& h, const InputFile& file, Config& c, std::string& error) {
+inline bool read_rope_factors(GgufHeader& h, Checkpoint& out, std::string& error) {
+  for (const char* name : {"rope_factors_long.weight", "rope_factors_short.weight"})
+    if (const auto t = h.tensors.find(name); t != h.tensors.end())
+      return fail(error, {out.files[size_t(t->second.file)]->path(), ": tensor ", name,
+                          ": expected none: long RoPE is not supported"});
   const auto it = h.tensors.find("rope_freqs.weight");
   if (it == h.tensors.end()) return true;
-  const std::string where = file.path() + ": tensor rope_freqs.weight: ";
   const FoundTensor t = it->second;
+  Config& c = out.config;
+  const InputFile& file = *out.files[size_t(t.file)];
+  const std::string where = file.path() + ": tensor rope_freqs.weight: ";
   const std::vector<int64_t> shape = {c.head_dim / 2};
   if (t.dtype != DType::f32 || t.shape != shape)
     return fail(error, {where, "expected F32 of shape ", shape_text(shape), ", found ", dtype_info(t.dtype).name, " ",
@@ -437,7 +665,7 @@ inline bool read_rope_factors(GgufHeader& h, const InputFile& file, Config& c, s
   if (!file.read(t.offset, factors.data(), t.bytes, error)) return false;
   h.tensors.erase(it);
   if (c.rope_scaling != RopeScaling::none)
-    return fail(error, {where, "expected no other scaling, found linear scaling (llama.rope.scaling.factor)"});
+    return fail(error, {where, "expected no other scaling, found linear scaling (", h.key("rope.scaling.factor"), ")"});
   return express_rope_factors(factors, c) ||
          fail(error, where + "expected the factors of Llama 3's scaling, found other factors, which are not supported");
 }
@@ -461,13 +689,20 @@ class GgufTokenizer {
           {"tokenizer.ggml.model: expected llama or gpt2, found ", model, "; use another tokenizer with -z"});
     const bool sentencepiece = model == "llama";
     if (!pieces(!sentencepiece) || !(sentencepiece ? sentencepiece_flags() : byte_level())) return false;
-    const int last = int(v_.pieces.size()) - 1;
-    return strip_phi3() && h_.get("tokenizer.ggml.bos_token_id", 0, last, v_.bos) &&
-           h_.get("tokenizer.ggml.eos_token_id", 0, last, v_.eos) && h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
+    return strip_phi3() && special_id("tokenizer.ggml.bos_token_id", v_.bos) &&
+           special_id("tokenizer.ggml.eos_token_id", v_.eos) && h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
   }
 
  private:
   using PieceType = Tokenizer::PieceType;
+
+  // As in llama.cpp, an id outside the vocabulary leaves the default.
+  bool special_id(const char* key, int& out) {
+    int id = out;
+    if (!h_.get_id(key, id)) return false;
+    if (id < int(v_.pieces.size())) out = id;
+    return true;
+  }
 
   bool pieces(bool printable) {
     std::vector<std::string> tokens;
@@ -571,7 +806,7 @@ inline bool read_gguf_stop_ids(GgufHeader& h, Checkpoint& out, std::string& erro
   for (const char* key :
        {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
     int id = -1;
-    if (!h.get(key, 0, INT32_MAX, id)) return fail(error, h.error);
+    if (!h.get_id(key, id)) return fail(error, h.error);
     if (!add_stop_id(
             out, id, [&] { return out.files[0]->path() + ": " + key; }, error))
       return false;
@@ -579,16 +814,30 @@ inline bool read_gguf_stop_ids(GgufHeader& h, Checkpoint& out, std::string& erro
   return true;
 }
 
-/// Opens a GGUF file.
+/// Opens a GGUF file, or all parts of a split one, of which `file` is any.
 inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Checkpoint& out, std::string& error) {
+  out.files.clear();
   out.files.push_back(std::move(file));
   const InputFile& in = *out.files[0];
   GgufHeader h(in);
-  if (!h.read() || !check_gguf_variant(h) || !read_gguf_config(h, out.config) || !read_gguf_texts(h, out))
+  GgufPart part;
+  if (!h.read() || !part.read(h)) return fail(error, h.error);
+  if (part.number > 0) {
+    auto first = open_gguf_part(in.path(), part, 0, error);
+    if (!first) return false;
+    return open_gguf(std::move(first), own_tokenizer, out, error);
+  }
+  if (!open_other_gguf_parts(h, part, out, error)) return false;
+  const GgufFamily* family = check_gguf_type(h) ? find_gguf_family(h) : nullptr;
+  Multipliers multipliers;
+  if (!family || !check_gguf_variant(h, *family) || !read_gguf_config(h, out.config) ||
+      !read_gguf_multipliers(h, *family, multipliers) || !read_gguf_texts(h, out))
     return fail(error, h.error);
-  if (!check_config(out.config, in.path(), kGgufFields, error) || !read_rope_factors(h, in, out.config, error) ||
-      !bind_tensors(out, kGgufNames, true, h.tensors, in.path(), error))
+  if (!check_config(out.config, in.path(), kGgufFields, error, h.key("")) || !read_rope_factors(h, out, error) ||
+      !split_gguf(out, h, error) || !read_gguf_layer(h, in.path(), out.config, error) ||
+      !bind_tensors(out, kGgufNames, family->interleaved, h.tensors, in.path(), error))
     return false;
+  fold_multipliers(out, multipliers);
   out.format = "GGUF v" + std::to_string(h.version);
   if (own_tokenizer && h.has("tokenizer.ggml.model")) {
     if (!GgufTokenizer(h, in.path(), out.vocabulary).read()) return fail(error, h.error);

@@ -173,6 +173,13 @@ inline bool is_file(const std::string& path) {
   return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);
 }
 
+/// Whether two paths are names of one regular file, which may be links or differently spelled.
+inline bool is_same_file(const std::string& a, const std::string& b) {
+  struct stat x = {}, y = {};
+  return ::stat(a.c_str(), &x) == 0 && ::stat(b.c_str(), &y) == 0 && S_ISREG(x.st_mode) && x.st_dev == y.st_dev &&
+         x.st_ino == y.st_ino;
+}
+
 /// Reads a whole file of at most `most` bytes.
 inline bool read_small_file(const std::string& path, uint64_t most, std::string& out, std::string& error) {
   const auto file = InputFile::open(path, error);

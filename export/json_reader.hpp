@@ -19,12 +19,14 @@
 #include <utility>
 #include <vector>
 
+#include "describe_file.hpp"
 #include "engine.hpp"
 #include "input_file.hpp"
 
 namespace pocket {
 
-inline constexpr int kJsonDepth = 256;  // nesting of arrays and objects
+inline constexpr int kJsonDepth = 256;                // nesting of arrays and objects
+inline constexpr uint64_t kLargestConfig = 16 << 20;  // bytes of config.json and similar files
 
 enum class JsonKind : uint8_t { absent, null, boolean, number, string, array, object };
 
@@ -132,6 +134,7 @@ class JsonDocument {
     if (whole) skip_space();
     if (whole && at_ < text_.size()) whole = expected("the end of the text");
     if (!whole) nodes_.clear();  // no partial document
+    if (!whole) name_other_kind();
     nodes_.shrink_to_fit();
     return whole;
   }
@@ -146,6 +149,14 @@ class JsonDocument {
 
  private:
   friend class JsonValue;
+
+  // Replaces the error for a text that is a file of another kind.
+  void name_other_kind() {
+    const size_t first = text_.find_first_not_of(" \t\r\n");
+    if (first != std::string::npos && (text_[first] == '{' || text_[first] == '[')) return;
+    const std::string kind = known_kind(reinterpret_cast<const uint8_t*>(text_.data()), text_.size());
+    if (!kind.empty()) pocket::fail(error, {name_, ": expected JSON, found ", kind});
+  }
 
   bool expected(const std::string& what) {
     std::string found = "the end";
@@ -494,8 +505,6 @@ inline bool JsonValue::get(std::string_view key, int64_t low, int64_t high, int&
   out = int(value);
   return true;
 }
-
-inline constexpr uint64_t kLargestConfig = 16 << 20;  // bytes of config.json and similar files
 
 /// Reads a file that contains a JSON object.
 inline bool read_settings(const std::string& path, JsonDocument& document, std::string& error) {

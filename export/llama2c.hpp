@@ -3,15 +3,15 @@
 // tensor is stored for all layers consecutively.
 //
 //     version 0   the 7 numbers, then float32. vocab_size is negative if the output matrix is separate. There is no
-//     magic
-//                 number: such a file is recognised if the sizes match the length of the file exactly
+//                 magic number: such a file is recognised if the sizes match its length exactly
 //     version 1   "24ka", int32 1, the 7 numbers, uint8 1 if the output matrix is the embedding, zeros up to byte 256;
 //                 then float32, all norms first
 //     version 2   "24ka", int32 2, the 7 numbers, the same uint8, int32 group size, zeros up to byte 256; then the
-//     norms
-//                 as float32, the matrices as int8, and for each matrix in the same order one float32 scale per group
+//                 norms as float32, and each matrix as int8 weights and one float32 scale per group of them. Files of
+//                 the first exporter have the scales of all matrices, in the same order, after the last matrix
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -33,10 +33,14 @@ struct Llama2cHeader {
   uint64_t bytes = 7 * sizeof(int32_t);
 };
 
+/// Where the scales of a matrix of version 2 are.
+enum class Llama2cScales { after_matrix, after_all_matrices };
+
 /// Computes the offsets of the tensors, which are stored consecutively.
 class Llama2cLayout {
  public:
-  Llama2cLayout(Checkpoint& c, const Llama2cHeader& header) : c_(c), header_(header) {}
+  Llama2cLayout(Checkpoint& c, const Llama2cHeader& header, Llama2cScales scales)
+      : c_(c), header_(header), scales_(scales) {}
 
   // Returns the expected size of the file.
   uint64_t place() {
@@ -47,7 +51,8 @@ class Llama2cLayout {
     else
       place_norms_first();
     if (!k.tied) put("output", k.vocab_size, k.dim);
-    for (const std::string& name : quantized_) place_scales(c_.tensors[name]);
+    if (scales_ == Llama2cScales::after_all_matrices)
+      for (const std::string& name : quantized_) place_scales(c_.tensors[name]);
     if (k.tied) c_.tensors["output"] = c_.tensors["token_embedding"];
     return at_;
   }
@@ -100,6 +105,7 @@ class Llama2cLayout {
       t.group = header_.group;
       if (rows * cols % t.group) not_in_groups_ = name;
       quantized_.push_back(name);
+      if (scales_ == Llama2cScales::after_matrix) place_scales(t);
     }
     c_.tensors[name] = t;
   }
@@ -115,6 +121,7 @@ class Llama2cLayout {
 
   Checkpoint& c_;
   const Llama2cHeader& header_;
+  Llama2cScales scales_;
   bool matrices_in_groups_ = false;
   std::vector<std::string> quantized_;
   std::string not_in_groups_;
@@ -162,6 +169,40 @@ inline bool read_llama2c_header(const InputFile& file, Llama2cHeader& header, Co
   return check_config(c, where, {{{"max_seq_len", "seq_len"}}}, error);
 }
 
+/// Whether the first scales of each matrix are numbers that an exporter writes: 0, or the magnitude of weights. Weights,
+/// four int8 read as a float32, have any sign and exponent.
+inline bool has_plausible_scales(const Checkpoint& c) {
+  constexpr int64_t kEnough = 16;  // random int8 pass with a probability of 1e-7
+  constexpr float kSmallest = 1e-20f, kLargest = 1e20f;
+  for (const auto& [name, t] : c.tensors) {
+    if (t.group == 0) continue;
+    float scales[kEnough];
+    const size_t n = size_t(std::min(kEnough, t.rows * t.cols / t.group));
+    std::string error;
+    if (!c.files[0]->read(t.scales, scales, n * sizeof(float), error)) return false;
+    const auto plausible = [](float s) { return s == 0 || (s > kSmallest && s < kLargest); };
+    if (!std::all_of(scales, scales + n, plausible)) return false;
+  }
+  return true;
+}
+
+/// Places the tensors of c.files[0]. For version 2 the scales decide which of the two layouts the file has.
+inline bool place_llama2c(Checkpoint& c, const Llama2cHeader& header, std::string& error) {
+  const InputFile& file = *c.files[0];
+  Llama2cLayout layout(c, header, Llama2cScales::after_matrix);
+  const uint64_t expected = layout.place();
+  if (!layout.not_in_groups().empty())
+    return fail(error, {file.path(), ": llama2.c header: group size: expected a divisor of the size of ",
+                        layout.not_in_groups(), ", found ", header.group});
+  if (file.size() != expected)
+    return fail(error, {file.path(), ": file size: expected ", expected,
+                        " bytes from the sizes in the llama2.c header, found ", file.size()});
+  if (has_plausible_scales(c)) return true;
+  Llama2cLayout(c, header, Llama2cScales::after_all_matrices).place();
+  if (!has_plausible_scales(c)) Llama2cLayout(c, header, Llama2cScales::after_matrix).place();
+  return true;
+}
+
 /// Opens a checkpoint. Unrecognised files are passed to this reader, so the message describes what they are.
 inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::string& error) {
   const std::string path = file->path();
@@ -170,16 +211,9 @@ inline bool open_llama2c(std::unique_ptr<InputFile> file, Checkpoint& out, std::
     return fail(error, has_llama2c_magic(*file) ? why
                                                 : path + ": expected a checkpoint (" + kReadableFormats + "), found " +
                                                       describe_unreadable(*file) + " (" + why + ")");
-  Llama2cLayout layout(out, header);
-  const uint64_t expected = layout.place();
-  if (!layout.not_in_groups().empty())
-    return fail(error, {path, ": llama2.c header: group size: expected a divisor of the size of ",
-                        layout.not_in_groups(), ", found ", header.group});
-  if (file->size() != expected)
-    return fail(error, {path, ": file size: expected ", expected,
-                        " bytes from the sizes in the llama2.c header, found ", file->size()});
-  out.format = header.version == 0 ? "llama2.c" : "llama2.c version " + std::to_string(header.version);
   out.files.push_back(std::move(file));
+  if (!place_llama2c(out, header, error)) return false;
+  out.format = header.version == 0 ? "llama2.c" : "llama2.c version " + std::to_string(header.version);
   for (int id : {1, 2})  // BOS, where llama2.c's run.c stops, and EOS
     if (!add_stop_id(
             out, id, [&] { return path; }, error))

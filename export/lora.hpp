@@ -115,7 +115,9 @@ inline bool check_lora_variant(const JsonValue& root, std::string& error) {
     const JsonValue v = root.find(key);
     const bool off =
         v.missing() || (v.is(JsonKind::boolean) && !v.boolean()) || (v.kind() >= JsonKind::array && v.size() == 0);
-    if (!off) return root.refuse(key, "none; only plain LoRA is supported", error);
+    if (!off)
+      return root.refuse(key, "none; only plain LoRA is supported: merge the adapter in Python with merge_and_unload()",
+                         error);
   }
   const std::string start = root.find("init_lora_weights").string();
   for (const char* changed : {"pissa", "olora", "loftq", "corda"})
@@ -217,11 +219,10 @@ class LoraAdapter {
   }
 
   void list_modules(const Config& model) {
-    const std::vector<TensorSpec> specs = tensor_specs(model);
-    for (size_t i = 0; i < specs.size(); i++) {
-      const std::string name = kHuggingFaceNames.names.name(i, model.n_layers);
-      if (specs[i].layout == Layout::panels && !(model.tied && specs[i].name == "output"))
-        modules_[name.substr(0, name.rfind('.'))] = specs[i];
+    for (const TensorSpec& spec : tensor_specs(model)) {
+      const std::string name = kHuggingFaceNames.names.name(spec.name);
+      if (spec.layout == Layout::panels && !(model.tied && spec.name == "output"))
+        modules_[name.substr(0, name.rfind('.'))] = spec;
     }
   }
 
@@ -262,6 +263,12 @@ class LoraAdapter {
       const double divisor = config.rank_stabilized ? std::sqrt(double(rank)) : double(rank);
       pairs_[spec.name] = {name, source_.scale * value_for(module, config.alphas, config.alpha) / divisor};
     }
+    for (const auto& [name, tensor] : found)
+      if (name.find(".lora_") == std::string::npos)
+        return refuse({"tensor ", name, ": expected the factors of a LoRA, found a whole tensor ",
+                       shape_text(tensor.shape),
+                       ", which PEFT saves for modules_to_save and for a changed vocabulary; ",
+                       "merge the adapter in Python (merge_and_unload()), save the model and convert it"});
     if (!found.empty())
       return refuse({"tensor ", found.begin()->first, ": expected lora_A.weight and lora_B.weight of the model's ",
                      "matrices, found another; is this another model's adapter?"});
@@ -311,10 +318,10 @@ class LoraAdapter {
   Checkpoint storage_;  // A and B
 };
 
-/// Adds the adapters to rows first ... first + count - 1 of a tensor, (count, cols) in the engine's order. Threads may
-/// call it concurrently.
+/// Adds the adapters to rows first ... first + count - 1 of a tensor, (count, cols) in the engine's order. scale: the
+/// multiplier that the rows contain already (StoredTensor). Threads may call it concurrently.
 inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpec& spec, int64_t first, int64_t count,
-                       float* rows, std::string& error) try {
+                       float* rows, std::string& error, float scale = 1) try {
   std::vector<LoraAdapter::Factors> factors(adapters.size());
   for (size_t i = 0; i < adapters.size(); i++)
     if (!adapters[i].read(spec, first, count, factors[i], error)) return false;
@@ -325,7 +332,7 @@ inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpe
     std::copy(row, row + cols, sum.begin());
     for (const LoraAdapter::Factors& f : factors)
       for (size_t k = 0; k < size_t(f.rank); k++) {
-        const double weight = f.scale * double(f.b[r * size_t(f.rank) + k]);
+        const double weight = double(scale) * f.scale * double(f.b[r * size_t(f.rank) + k]);
         const float* a = &f.a[k * cols];
         for (size_t c = 0; c < cols; c++) sum[c] += weight * double(a[c]);
       }

@@ -13,8 +13,7 @@ namespace pocket {
 inline ReadRows rows_of_file(const Model& model) {
   std::vector<const Tensor*> tensors = {&model.token_embedding};
   for (const Layer& l : model.layers)
-    for (const Tensor* t : {&l.attention_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.ffn_norm, &l.w1, &l.w3, &l.w2})
-      tensors.push_back(t);
+    for (const LayerTensor& t : layer_tensors(model.config)) tensors.push_back(&(l.*t.tensor));
   tensors.push_back(&model.final_norm);
   tensors.push_back(&model.output);
   std::map<std::string, const Tensor*> by_name;

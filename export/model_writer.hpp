@@ -160,6 +160,8 @@ inline Architecture llama_architecture(const Config& c) {
   h.rope_low_freq = c.rope_low_freq;
   h.rope_high_freq = c.rope_high_freq;
   h.rope_original_len = uint32_t(c.rope_original_len);
+  h.parts = uint32_t(c.qkv_bias | c.o_bias << 1 | c.mlp_bias << 2 | c.qk_norm << 3);
+  for (size_t l = 0; l < c.no_rope.size(); l++) h.no_rope[l / 8] |= uint8_t(c.no_rope[l] << l % 8);
   a.specs = tensor_specs(c);
   a.self_test = self_test_llama;
   return a;

@@ -3,9 +3,14 @@
 
 #include <cstring>
 #include <exception>
+#include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <utility>
+#include <vector>
 
 #include "checkpoint.hpp"
 #include "gguf.hpp"
@@ -33,11 +38,47 @@ inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::str
   return fit_vocabulary(c, path, error);
 }
 
+/// The path of the GGUF file in a folder: the only one, or a part of the only split one. "" if there is no such file.
+inline std::string only_gguf_file(const std::string& folder) {
+  constexpr std::string_view kPart = "-00000-of-00000.gguf";
+  std::map<std::string, std::string> paths;  // by the names without the number of a part
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    std::string path = entry.path().string();
+    if (entry.path().extension() != ".gguf" || !is_file(path)) continue;
+    std::string end = path.substr(path.size() - std::min(path.size(), kPart.size()));
+    for (char& c : end)
+      if (c >= '0' && c <= '9') c = '0';
+    paths[end == kPart ? path.substr(0, path.size() - kPart.size()) : path] = path;
+  }
+  return paths.size() == 1 ? paths.begin()->second : "";
+}
+
 /// Opens a folder; weights: the name of a file of tensors in it, "" for the default.
 inline bool open_folder(const std::string& folder, const std::string& weights, bool own_tokenizer, Checkpoint& out,
                         std::string& error) {
   const bool own_config = !is_file(join_path(folder, "config.json")) && has_own_config(folder, weights);
+  if (weights.empty() && !own_config && !is_file(join_path(folder, "config.json")))
+    if (const std::string gguf = only_gguf_file(folder); !gguf.empty()) {
+      auto file = InputFile::open(gguf, error);
+      return file && open_gguf(std::move(file), own_tokenizer, out, error);
+    }
   return (own_config ? open_pytorch_folder : open_hugging_face)(folder, weights, own_tokenizer, out, error);
+}
+
+/// The files that open_checkpoint() may read: the named file, and the files in its folder that are parts of checkpoints.
+inline std::vector<std::string> files_of_checkpoint(const std::string& path) {
+  std::vector<std::string> files = {path};
+  std::error_code ignored;
+  const std::string folder = is_directory(path) ? path : folder_of(path);
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+    bool part = name.rfind("pytorch_model", 0) == 0;
+    for (const char* known : {".safetensors", ".gguf", ".pth", ".pt", ".json", ".yaml", ".jinja", ".model"})
+      part = part || extension == known;
+    if (part) files.push_back(entry.path().string());
+  }
+  return files;
 }
 
 inline bool open_checkpoint(const std::string& path, const std::string& tokenizer_path, Checkpoint& out,

@@ -230,6 +230,14 @@ inline double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Throws Failure if an output is an input, which it would replace.
+inline void check_not_input(const std::vector<std::string>& outputs, const std::vector<std::string>& inputs) {
+  for (const std::string& output : outputs)
+    for (const std::string& input : inputs)
+      if (is_same_file(output, input))
+        throw Failure{1, output + ": expected another file to write than " + input + ", which is read"};
+}
+
 // The largest text inputs in bytes, far above any legitimate one, so that an endless one (/dev/zero) ends with a message
 // before it fills the memory.
 inline constexpr uint64_t kLongestPrompt = 64 << 20;         // a prompt or a line of a chat; no context holds more

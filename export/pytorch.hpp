@@ -4,9 +4,11 @@
 // strides. Two tensors may be views of the same storage.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -74,7 +76,22 @@ class PyTorchFile {
         return refuse({"a TorchScript archive; load it in Python and torch.save() its state_dict()"});
       if (name.substr(slash) == "/data.pkl") folder_ = name.substr(0, slash + 1);
     }
-    return !folder_.empty() || refuse({"expected a file of torch.save(), found a zip archive without data.pkl"});
+    return !folder_.empty() || refuse({"expected a file of torch.save(), found ", kind_of_archive()});
+  }
+
+  // What a zip archive without data.pkl is.
+  const char* kind_of_archive() const {
+    const auto has = [&](std::string_view end) {
+      return std::any_of(members_.begin(), members_.end(), [&](const auto& member) {
+        const std::string_view name = member.first;
+        return name.size() >= end.size() && name.substr(name.size() - end.size()) == end;
+      });
+    };
+    if (has(".npy")) return "a NumPy archive (.npz); save the model as safetensors";
+    if (has(".weights.h5")) return "a Keras model; download the model as safetensors";
+    for (const char* file : {"config.json", ".safetensors", ".gguf", ".bin", ".pth", "tokenizer.model"})
+      if (has(file)) return "a zip archive of a model's files; unpack it, and name the folder";
+    return "a zip archive without data.pkl, which is not a model";
   }
 
   bool read_member(const std::string& name, uint64_t most, std::string& out) {
@@ -125,7 +142,11 @@ class PyTorchFile {
     for (const auto& [key, value] : tensors) {
       const std::string_view name = key.substr(prefix);
       FoundTensor t{index, 0, 0, DType::f32, {}};
-      if (!place(*value, "tensor " + printable(name) + ": ", t)) return false;
+      if (!place(*value, "tensor " + printable(name) + ": ", t)) {
+        if (!is_derivable(name, t.shape)) return false;
+        error.clear();
+        continue;
+      }
       if (!found.emplace(name, std::move(t)).second)
         return refuse({"tensor ", printable(name), ": expected once, found twice"});
     }
@@ -153,11 +174,11 @@ class PyTorchFile {
     const PickleValue &storage = *parts[0], &shape = *parts[1];
     const std::string_view type = of_storage[0]->string(), key = of_storage[1]->string();
     std::vector<int64_t> strides;
-    if (!dtype(type, t.dtype)) return refuse({where, "type: expected float32, float16 or bfloat16, found ", type});
     if (shape.size > kMostDimensions)
       return refuse({where, "shape: expected at most ", kMostDimensions, " dimensions, found ", shape.size});
     if (shape.size != parts[2]->size || !integers(shape, t.shape) || !integers(*parts[2], strides))
       return refuse({where, "shape and strides: expected whole numbers, one stride for each size"});
+    if (!dtype(type, t.dtype)) return refuse({where, "type: expected float32, float16 or bfloat16, found ", type});
     const int64_t bytes = stored_bytes(t.dtype, t.shape), element = dtype_info(t.dtype).block_bytes;
     if (bytes < 0) return refuse({where, "shape: expected less than 2^62 bytes, found ", shape_text(t.shape)});
     if (key.size() > kLongestKey)

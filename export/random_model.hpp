@@ -16,20 +16,34 @@ struct Preset {
   Config config;
 };
 
+/// What presets() adds to the numbers of a shape.
+enum class PresetKind { llama, llama3, qwen2, qwen3, smollm3 };
+
 /// The shapes as published.
 inline const std::vector<Preset>& presets() {
+  using Kind = PresetKind;
   static const struct {
     const char* name;
-    int dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len;
+    int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, max_seq_len;
     float rope_theta;
     bool tied;
+    PresetKind kind;
   } kShapes[] = {
-      {"tinyllama-1.1b", 2048, 5632, 22, 32, 4, 32000, 2048, 10000, false},
-      {"smollm2-135m", 576, 1536, 30, 9, 3, 49152, 8192, 100000, true},
-      {"smollm2-360m", 960, 2560, 32, 15, 5, 49152, 8192, 100000, true},
-      {"stories15m", 288, 768, 6, 6, 6, 32000, 256, 10000, true},
-      {"stories110m", 768, 2048, 12, 12, 12, 32000, 1024, 10000, true},
-      {"tiny", 64, 172, 2, 8, 4, 512, 256, 10000, true},
+      {"tinyllama-1.1b", 2048, 5632, 22, 32, 4, 64, 32000, 2048, 1e4f, false, Kind::llama},
+      {"smollm2-135m", 576, 1536, 30, 9, 3, 64, 49152, 8192, 1e5f, true, Kind::llama},
+      {"smollm2-360m", 960, 2560, 32, 15, 5, 64, 49152, 8192, 1e5f, true, Kind::llama},
+      {"smollm2-1.7b", 2048, 8192, 24, 32, 32, 64, 49152, 8192, 1.3e5f, true, Kind::llama},
+      {"smollm3-3b", 2048, 11008, 36, 16, 4, 128, 128256, 65536, 5e6f, true, Kind::smollm3},
+      {"llama-3.2-1b", 2048, 8192, 16, 32, 8, 64, 128256, 131072, 5e5f, true, Kind::llama3},
+      {"llama-3.2-3b", 3072, 8192, 28, 24, 8, 128, 128256, 131072, 5e5f, true, Kind::llama3},
+      {"qwen2.5-0.5b", 896, 4864, 24, 14, 2, 64, 151936, 32768, 1e6f, true, Kind::qwen2},
+      {"qwen2.5-1.5b", 1536, 8960, 28, 12, 2, 128, 151936, 32768, 1e6f, true, Kind::qwen2},
+      {"qwen3-0.6b", 1024, 3072, 28, 16, 8, 128, 151936, 40960, 1e6f, true, Kind::qwen3},
+      {"qwen3-1.7b", 2048, 6144, 28, 16, 8, 128, 151936, 40960, 1e6f, true, Kind::qwen3},
+      {"stories15m", 288, 768, 6, 6, 6, 48, 32000, 256, 1e4f, true, Kind::llama},
+      {"stories42m", 512, 1376, 8, 8, 8, 64, 32000, 1024, 1e4f, true, Kind::llama},
+      {"stories110m", 768, 2048, 12, 12, 12, 64, 32000, 1024, 1e4f, true, Kind::llama},
+      {"tiny", 64, 172, 2, 8, 4, 8, 512, 256, 1e4f, true, Kind::llama},
   };
   static const std::vector<Preset> all = [] {
     std::vector<Preset> presets;
@@ -40,11 +54,20 @@ inline const std::vector<Preset>& presets() {
       c.n_layers = shape.n_layers;
       c.n_heads = shape.n_heads;
       c.n_kv_heads = shape.n_kv_heads;
-      c.head_dim = shape.dim / shape.n_heads;
+      c.head_dim = shape.head_dim;
       c.vocab_size = shape.vocab_size;
       c.max_seq_len = shape.max_seq_len;
       c.rope_theta = shape.rope_theta;
       c.tied = shape.tied;
+      c.qkv_bias = shape.kind == Kind::qwen2;
+      c.qk_norm = shape.kind == Kind::qwen3;
+      if (c.qkv_bias || c.qk_norm || shape.kind == Kind::smollm3) c.norm_eps = 1e-6f;
+      for (int l = 3; shape.kind == Kind::smollm3 && l < c.n_layers; l += 4) c.no_rope[size_t(l)] = true;
+      if (shape.kind == Kind::llama3) {
+        c.rope_scaling = RopeScaling::llama3;
+        c.rope_factor = 32;
+        c.rope_original_len = 8192;
+      }
       presets.push_back({shape.name, c});
     }
     return presets;

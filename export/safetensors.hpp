@@ -5,16 +5,20 @@
 // the header. The tensors fill the rest of the file without gaps.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "checkpoint.hpp"
+#include "hf_config.hpp"
 #include "hf_tokenizer.hpp"
 #include "json_reader.hpp"
 #include "llama_names.hpp"
@@ -42,8 +46,10 @@ inline bool read_safetensors_entry(const JsonValue& entry, const std::string& na
                                    uint64_t data, FoundTensor& out, std::string& error) {
   const auto refuse = [&](Message why) { return fail(error, {file.path(), ": tensor ", name, ": ", text_of(why)}); };
   const std::string dtype = entry.find("dtype").string();
-  if (dtype != "F32" && dtype != "F16" && dtype != "BF16")
+  const auto unknown_dtype = [&] {
     return refuse({"dtype: expected F32, F16 or BF16, found ", entry.find("dtype").describe()});
+  };
+  if (!entry.find("dtype").is(JsonKind::string)) return unknown_dtype();
   out.dtype = dtype == "F32" ? DType::f32 : dtype == "F16" ? DType::f16 : DType::bf16;
   const auto numbers = [&](const char* key, std::vector<int64_t>& to) {
     for (const JsonValue& element : entry.find(key).elements()) {
@@ -62,12 +68,13 @@ inline bool read_safetensors_entry(const JsonValue& entry, const std::string& na
   const uint64_t begin = uint64_t(offsets[0]), end = uint64_t(offsets[1]);
   if (begin > end || end > file.size() - data)
     return refuse({"data_offsets: expected a range within ", file.size() - data, " bytes, found ", begin, " to ", end});
+  out.offset = data + begin;
+  out.bytes = end - begin;
+  if (dtype != "F32" && dtype != "F16" && dtype != "BF16") return is_derivable(name, out.shape) || unknown_dtype();
   const int64_t bytes = stored_bytes(out.dtype, out.shape);
   if (bytes < 0 || uint64_t(bytes) != end - begin)
     return refuse({"expected ", (bytes < 0 ? "fewer" : std::to_string(bytes)), " bytes for ", dtype, " of shape ",
                    shape_text(out.shape), ", found ", end - begin});
-  out.offset = data + begin;
-  out.bytes = end - begin;
   return true;
 }
 
@@ -107,106 +114,8 @@ inline bool list_safetensors(const Checkpoint& c, int file, FoundTensors& found,
 }
 
 // ====================================================================================================================
-// config.json
+// End-of-text ids
 // ====================================================================================================================
-
-/// Reads the RoPE settings. Newer files have rope_parameters instead of rope_scaling, with rope_theta in it; older ones
-/// "type" instead of "rope_type".
-inline bool read_hf_rope(const JsonValue& root, Config& c, std::string& error) {
-  const char* settings = root.find("rope_parameters").missing() ? "rope_scaling" : "rope_parameters";
-  const JsonValue rope = root.find(settings);
-  if (!rope.missing() && !root.need(settings, JsonKind::object, error)) return false;
-  double theta = c.rope_theta, factor = 1, low = 1, high = 4, rotated = 1;
-  std::string type = "default";
-  const auto numbers = [&](const JsonValue& v) {
-    return v.get("rope_theta", theta, error) && v.get("partial_rotary_factor", rotated, error);
-  };
-  if (!numbers(root) || !numbers(rope)) return false;
-  if (rotated != 1) return fail(error, {root.where(), ": \"partial_rotary_factor\": expected 1, found ", rotated});
-  c.rope_theta = float(theta);
-  if (rope.missing()) return true;
-  const char* key = rope.find("rope_type").missing() ? "type" : "rope_type";
-  if (!rope.get(key, type, error)) return false;
-  if (type == "default") return true;
-  if (type != "linear" && type != "llama3") return rope.refuse(key, "\"default\", \"linear\" or \"llama3\"", error);
-  if (!rope.need("factor", JsonKind::number, error) || !rope.get("factor", factor, error)) return false;
-  c.rope_factor = float(factor);
-  c.rope_scaling = type == "linear" ? RopeScaling::linear : RopeScaling::llama3;
-  if (type == "linear") return true;
-  for (const char* needed : {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
-    if (!rope.need(needed, JsonKind::number, error)) return false;
-  if (!rope.get("low_freq_factor", low, error) || !rope.get("high_freq_factor", high, error)) return false;
-  c.rope_low_freq = float(low);
-  c.rope_high_freq = float(high);
-  return rope.get("original_max_position_embeddings", 0, INT32_MAX, c.rope_original_len, error);
-}
-
-/// Rejects settings for which the model computes another function. Absent settings have the defaults of transformers.
-inline bool check_hf_variant(const JsonValue& root, std::string& error) {
-  std::string type, activation = "silu";
-  if (!root.need("model_type", JsonKind::string, error) || !root.get("model_type", type, error) ||
-      !root.get("hidden_act", activation, error))
-    return false;
-  if (type != "llama" && type != "mistral") return root.refuse("model_type", "\"llama\"", error);
-  if (activation != "silu") return root.refuse("hidden_act", "\"silu\"", error);
-  for (const char* key : {"attention_bias", "mlp_bias"}) {
-    bool bias = false;
-    if (!root.get(key, bias, error)) return false;
-    if (bias) return root.refuse(key, "false", error);
-  }
-  if (!root.find("quantization_config").missing()) {
-    const JsonValue method = root.find("quantization_config").find("quant_method");
-    return root.refuse("quantization_config", {"none: quantized weights are not supported (", method.describe(), ")"},
-                       error);
-  }
-  return true;
-}
-
-/// Mistral is a Llama if the context fits its sliding window. An absent window differs from null: it has a default.
-inline bool check_mistral_window(const JsonValue& root, int max_seq_len, std::string& error) {
-  int window = 4096;
-  if (root.find("sliding_window").is(JsonKind::null)) return true;
-  if (!root.get("sliding_window", 0, INT32_MAX, window, error)) return false;
-  return window >= max_seq_len || root.refuse("sliding_window", "null, or at least max_position_embeddings", error);
-}
-
-inline constexpr FieldNames kHuggingFaceFields = {{{"dim", "hidden_size"},
-                                                   {"hidden_dim", "intermediate_size"},
-                                                   {"n_layers", "num_hidden_layers"},
-                                                   {"n_heads", "num_attention_heads"},
-                                                   {"n_kv_heads", "num_key_value_heads"},
-                                                   {"max_seq_len", "max_position_embeddings"},
-                                                   {"norm_eps", "rms_norm_eps"},
-                                                   {"rope_factor", "factor"},
-                                                   {"rope_low_freq", "low_freq_factor"},
-                                                   {"rope_high_freq", "high_freq_factor"},
-                                                   {"rope_original_len", "original_max_position_embeddings"}}};
-
-/// Reads config.json. Absent keys have the defaults of transformers' LlamaConfig or MistralConfig.
-inline bool read_hf_config(const JsonValue& root, Config& c, std::string& error) {
-  if (!check_hf_variant(root, error)) return false;
-  const bool mistral = root.find("model_type").string() == "mistral";
-  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
-    if (!root.need(key, JsonKind::number, error)) return false;
-  double eps = 1e-6;
-  c.max_seq_len = mistral ? 4096 * 32 : 2048;
-  constexpr int kAny = INT32_MAX;  // check_config() has the limits
-  if (!root.get("hidden_size", 0, kAny, c.dim, error) || !root.get("intermediate_size", 0, kAny, c.hidden_dim, error) ||
-      !root.get("num_hidden_layers", 0, kAny, c.n_layers, error) ||
-      !root.get("num_attention_heads", 0, kAny, c.n_heads, error) ||
-      !root.get("vocab_size", 0, kAny, c.vocab_size, error) || !root.get("rms_norm_eps", eps, error) ||
-      !root.get("max_position_embeddings", 0, kAny, c.max_seq_len, error) ||
-      !root.get("tie_word_embeddings", c.tied, error))
-    return false;
-  c.norm_eps = float(eps);
-  c.n_kv_heads = mistral ? 8 : c.n_heads;
-  c.head_dim = c.n_heads > 0 ? c.dim / c.n_heads : 0;
-  if (root.find("head_dim").missing() && c.n_heads > 0 && c.dim % c.n_heads)
-    return root.refuse("hidden_size", "a multiple of num_attention_heads", error);
-  return root.get("num_key_value_heads", 0, kAny, c.n_kv_heads, error) &&
-         root.get("head_dim", 0, kAny, c.head_dim, error) && read_hf_rope(root, c, error) &&
-         (!mistral || check_mistral_window(root, c.max_seq_len, error));
-}
 
 /// Reads eos_token_id, a number or a list of numbers.
 inline bool read_hf_stop_ids(const JsonValue& root, Checkpoint& c, std::string& error) {
@@ -247,31 +156,48 @@ inline bool open_weight_file(const std::string& folder, const std::string& name,
   return true;
 }
 
-/// Opens the shards of an index, which must agree with it.
+/// Opens the shards of an index: all files that it names. Tensors are in the file that contains them, whatever the index
+/// says.
 inline bool open_shards(const std::string& folder, const JsonDocument& index, Checkpoint& c, FoundTensors& found,
                         std::string& error) {
   const JsonValue root = index.root(), map = root.find("weight_map");
   if (!root.need("weight_map", JsonKind::object, error)) return false;
-  std::map<std::string, int> shards;
-  std::map<std::string, std::string> shard_of;
+  std::set<std::string> shards;
+  std::vector<std::string> tensors;
   for (const auto& [tensor, shard] : map.members()) {
     const std::string name = shard.string();
     if (!is_plain_name(name)) return map.refuse(tensor, "the name of a file in the same folder", error);
-    shards[name] = -1;
-    shard_of[tensor] = name;
+    shards.insert(name);
+    tensors.push_back(tensor);
   }
-  for (auto& [name, file] : shards) {
+  for (const std::string& name : shards)
     if (!open_weight_file(folder, name, c, found, error)) return false;
-    file = int(c.files.size()) - 1;
-  }
-  for (const auto& [tensor, name] : shard_of) {
-    const auto it = found.find(tensor);
-    if (it == found.end() || it->second.file != shards[name])
-      return map.refuse(tensor, "a tensor of that shard", error);
-  }
-  for (const auto& [name, t] : found)
-    if (shard_of.count(name) == 0) return map.refuse(name, "the name of the shard that it is in", error);
+  const auto stale = [&](const std::string& name) { return found.count(name) == 0 && !is_derivable(name, {}); };
+  const auto first = std::find_if(tensors.begin(), tensors.end(), stale);
+  if (first != tensors.end())
+    c.notes.push_back(text_of({map.where(), ": names ", std::count_if(first, tensors.end(), stale),
+                               " tensors that are in none of the shards, such as ", printable(*first), "; ignored"}));
   return true;
+}
+
+/// Whether a name is of one of several shards: NAME-00001-of-00002.safetensors or .bin.
+inline bool is_shard_name(const std::string& name) {
+  const size_t of = name.rfind("-of-"), dot = name.rfind('.');
+  if (of == std::string::npos || dot == std::string::npos || of < 6 || dot < of + 5) return false;
+  const std::string number = name.substr(of - 5, 5), count = name.substr(of + 4, dot - of - 4);
+  const auto is_number = [](const std::string& s) { return s.find_first_not_of("0123456789") == std::string::npos; };
+  return name[of - 6] == '-' && is_number(number) && is_number(count) &&
+         count.find_first_not_of('0') != std::string::npos && count != "00001";
+}
+
+/// A shard in a folder; "" if there is none.
+inline std::string find_shard(const std::string& folder) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+    if (is_shard_name(name) && (extension == ".safetensors" || extension == ".bin")) return name;
+  }
+  return "";
 }
 
 /// The names of the weights in a folder, single file and index of shards; the first existing one is read.
@@ -297,6 +223,11 @@ inline bool open_weights(const std::string& folder, const std::string& weights, 
     if (is_shard && has_index) return open_shards(folder, index, c, found, error);
     if (weights.empty() && has_single) return open_weight_file(folder, name.single, c, found, error);
   }
+  const std::string shard = weights.empty() ? find_shard(folder) : is_shard_name(weights) ? weights : "";
+  if (!shard.empty())
+    return fail(error, {join_path(folder, shard), ": one of several shards: expected their index beside it (such as ",
+                        kWeightsNames[shard.rfind(".bin") == std::string::npos ? 0 : 1].index,
+                        "), found none; download it too"});
   if (!weights.empty()) return open_weight_file(folder, weights, c, found, error);
   return fail(error, {folder,
                       ": expected weights (model.safetensors, pytorch_model.bin, or the index of shards), "
@@ -321,10 +252,15 @@ inline std::string licence_of_card(const std::string& folder) {
 
 /// Sets the error for a folder without config.json.
 inline bool no_config(const std::string& folder, std::string& error) {
-  const bool adapter = is_file(join_path(folder, "adapter_config.json"));
-  return fail(error, {folder, ": expected config.json, found ",
-                      (adapter ? "a LoRA adapter; name its base model, and the adapter with --lora"
-                               : "none; name a file, or a folder in the format of Hugging Face's transformers")});
+  std::string found = "none; name a file, or a folder in the format of Hugging Face's transformers";
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() == ".gguf") found = "GGUF files; name one of them";
+    if (entry.path().extension() == ".safetensors") found = "weights without it; download config.json too";
+  }
+  if (is_file(join_path(folder, "adapter_config.json")))
+    found = "a LoRA adapter; name its base model, and the adapter with --lora";
+  return fail(error, {folder, ": expected config.json, found ", found});
 }
 
 /// Opens a folder.
@@ -334,12 +270,15 @@ inline bool open_hugging_face(const std::string& folder, const std::string& weig
   const std::string generation_path = join_path(folder, "generation_config.json");
   JsonDocument config, generation;
   if (!is_file(path)) return no_config(folder, error);
+  HfModel model;
   if (!read_settings(path, config, error)) return false;
-  if (!read_hf_config(config.root(), out.config, error) || !check_config(out.config, path, kHuggingFaceFields, error))
+  if (!read_hf_config(config.root(), model, error) || !check_config(model.config, path, kHuggingFaceFields, error))
     return false;
+  out.config = model.config;
   FoundTensors found;
   if (!open_weights(folder, weights, out, found, error)) return false;
-  if (!bind_llama(out, found, folder, error)) return false;
+  if (!bind_llama(out, found, folder, model.interleaved, error)) return false;
+  fold_multipliers(out, model.multipliers);
   if (is_file(generation_path) && !read_settings(generation_path, generation, error)) return false;
   out.format = weights_format(out);
   out.name = config.root().find("_name_or_path").string();

@@ -12,6 +12,14 @@ inline std::vector<Parameter> parameters_of(const Config& c) {
   if (c.tied) specs.pop_back();
   return placed(specs);
 }
+/// Whether a model of this shape can be trained: the backward pass knows plain Llamas only. Its name is for the message.
+inline bool check_trainable(const Config& c, const std::string& name, std::string& error) {
+  const char* const part = c.qkv_bias || c.o_bias || c.mlp_bias ? "biases"
+                           : c.qk_norm                          ? "norms of q and k"
+                           : c.no_rope.any()                    ? "layers without rope"
+                                                                : nullptr;
+  return !part || fail(error, {name, ": expected a Llama without additions, which can be trained, found ", part});
+}
 inline size_t count_parameters(const Config& c) { return count_parameters(parameters_of(c)); }
 
 // The weights of one layer.

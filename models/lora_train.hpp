@@ -45,12 +45,11 @@ inline bool parse_lora_targets(const std::string& text, uint32_t& targets, std::
 // The tensors of a model that get adapters, with PEFT's name of the module.
 inline std::vector<std::pair<std::string, Parameter>> adapted_modules(const Config& c, uint32_t targets) {
   std::vector<std::pair<std::string, Parameter>> all;
-  const std::vector<Parameter> parameters = parameters_of(c);
-  for (size_t i = 0; i < parameters.size(); i++) {
-    const std::string tensor = kHuggingFaceNames.names.name(i, c.n_layers);
+  for (const Parameter& p : parameters_of(c)) {
+    const std::string tensor = kHuggingFaceNames.names.name(p.spec.name);
     const std::string module = tensor.substr(0, tensor.rfind('.'));
     for (size_t t = 0; t < std::size(kLoraTargets); t++)
-      if (targets >> t & 1 && names_module(kLoraTargets[t], module)) all.push_back({module, parameters[i]});
+      if (targets >> t & 1 && names_module(kLoraTargets[t], module)) all.push_back({module, p});
   }
   return all;
 }

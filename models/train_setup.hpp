@@ -27,6 +27,8 @@ class TrainingSetup {
 
   // Reads the texts and sets up a new training, or the training of the checkpoint.
   void prepare() {
+    check_not_input({o.output, o.checkpoint, o.loss_table(), o.loss_chart()},
+                    {o.model, o.valid, o.init, o.teacher, o.tokenizer});
     Texts texts = read_texts(o);
     o.resume ? resume(texts) : begin(texts);
   }
@@ -134,6 +136,7 @@ class TrainingSetup {
       plan.megabyte = megabyte_shape(o, size);
     else
       plan.config = o.init.empty() ? llama_shape(o, size, tokenizer.size()) : init.config;
+    if (std::string error; !check_trainable(plan.config, o.init, error)) throw Failure{1, error};
     plan.context = o.context;
     plan.batch = o.batch;
     if (!o.init.empty() && plan.context > plan.config.max_seq_len)

@@ -70,13 +70,19 @@ class Llama : public LanguageModel {
     const Config& c = model.config;
     const char* scaling[] = {"none", "linear", "llama3"};  // by RopeScaling
     char lines[2048];
+    std::string parts;
+    for (const auto& [has, name] :
+         {std::pair(c.qkv_bias, "biases of q, k and v"), std::pair(c.o_bias, "bias of o"),
+          std::pair(c.mlp_bias, "biases of the feed-forward block"), std::pair(c.qk_norm, "norms of q and k")})
+      if (has) parts += std::string("; ") + name;
+    if (c.no_rope.any()) parts += "; " + std::to_string(c.no_rope.count()) + " layers without rope";
     std::snprintf(lines, sizeof lines,
                   "%.1f M parameters: dim %d, hidden %d, %d layers, %d heads, %d KV heads of %d, vocabulary %d%s\n"
-                  "trained for %d positions; rope theta %g, scaling %s; norm eps %g\n"
+                  "trained for %d positions; rope theta %g, scaling %s; norm eps %g%s\n"
                   "matrices %s, embedding %s; file %.1f MB; tokenizer %s, %d pieces; chat %s\n",
                   million_parameters(tensor_specs(c), c.tied), c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads,
                   c.head_dim, c.vocab_size, c.tied ? " (tied)" : "", c.max_seq_len, c.rope_theta,
-                  scaling[int(c.rope_scaling)], c.norm_eps, type_name(model.layers[0].wq.type),
+                  scaling[int(c.rope_scaling)], c.norm_eps, parts.c_str(), type_name(model.layers[0].wq.type),
                   type_name(model.token_embedding.type), double(model.file_bytes) / 1e6,
                   tokenizer_.kind() == Tokenizer::Kind::sentencepiece ? "SentencePiece" : "byte-level BPE",
                   tokenizer_.size(), chat_.known() ? "yes" : "no");

@@ -133,13 +133,15 @@ template <class Refuse> bool check_config(const MegabyteConfig& c, const Refuse&
   return !c.rotary || c.head_dim % 2 == 0 || refuse("head_dim", "an even number", std::to_string(c.head_dim));
 }
 
-// The fields that a MEGABYTE file has in place of Header::reserved; the others describe the global stage.
+// The fields that a MEGABYTE file has in place of the header's last, from `parts` on; the others describe the global
+// stage.
 struct MegabyteHeader {
   uint32_t local_dim, local_hidden_dim, local_layers, patch_size;
   uint32_t rotary, positions;  // 0 or 1
   uint32_t reserved[8];        // 0
 };
-static_assert(sizeof(MegabyteHeader) == sizeof Header::reserved);
+inline constexpr size_t kMegabyteHeaderAt = offsetof(Header, parts);
+static_assert(kMegabyteHeaderAt + sizeof(MegabyteHeader) == sizeof(Header));
 
 inline void set_header(const MegabyteConfig& c, Header& h) {
   h.architecture = kMegabyte;
@@ -157,7 +159,7 @@ inline void set_header(const MegabyteConfig& c, Header& h) {
                               c.rotary,
                               c.positions,
                               {}};
-  std::memcpy(h.reserved, &own, sizeof own);
+  std::memcpy(reinterpret_cast<uint8_t*>(&h) + kMegabyteHeaderAt, &own, sizeof own);
 }
 
 class MegabyteModel : public ModelFile {
@@ -196,7 +198,7 @@ class MegabyteModel : public ModelFile {
 // The shape, from the header.
 inline bool read_config(ModelReader& reader, MegabyteConfig& c) {
   const Header& h = reader.h;
-  const auto own = load<MegabyteHeader>(h.reserved);
+  const auto own = load<MegabyteHeader>(reinterpret_cast<const uint8_t*>(&h) + kMegabyteHeaderAt);
   c.global = {int(h.dim), int(h.hidden_dim), int(h.n_layers)};
   c.local = {int(own.local_dim), int(own.local_hidden_dim), int(own.local_layers)};
   c.n_heads = int(h.n_heads);

@@ -345,6 +345,17 @@ TEST(Complexity, Json) {
          {"lines", text("[", "\n", "x"), run}});
 }
 
+TEST(Complexity, Yaml) {
+  const auto run = [](const Input& in) { yaml_to_json(in[0]); };
+  check({{"settings", text("", "a: 1\n"), run},
+         {"nested settings", text("a:\n", "  b: c\n"), run},
+         {"objects", text("", "a:\n  b: c\n"), run},
+         {"lists", text("", "a:\n- 1\n"), run},
+         {"empty lines", text("a: 1\n", "\n", "b: 1"), run},
+         {"one line", text("a: ", "b: "), run},
+         {"brackets", text("a: ", "["), run}});
+}
+
 /// Writes a file and returns its path.
 std::string write(const TemporaryFolder& folder, const std::string& name, const std::string& bytes) {
   return folder.write(name, bytes);
@@ -389,9 +400,10 @@ TEST(Complexity, HuggingFaceConfig) {
   const auto run = [&](const Input& in) {
     JsonDocument document;
     Checkpoint c;
+    HfModel model;
     std::string error;
     const std::string path = write(folder, "config.json", in[0]);
-    read_settings(path, document, error) && read_hf_config(document.root(), c.config, error) &&
+    read_settings(path, document, error) && read_hf_config(document.root(), model, error) &&
         read_hf_stop_ids(document.root(), c, error);
   };
   const auto config = [](const std::string& begin, const std::function<std::string(size_t)>& part,
@@ -404,9 +416,25 @@ TEST(Complexity, HuggingFaceConfig) {
           config(
               ",\"eos_token_id\":[0", [](size_t) { return ",1"; }, "]}"),
           run},
+         {"ids outside the vocabulary",
+          config(
+              ",\"eos_token_id\":[0", [](size_t i) { return "," + number(200000 + i); }, "]}"),
+          run},
          {"invalid ids",
           config(
               ",\"eos_token_id\":[0", [](size_t) { return ",\"\""; }, "]}"),
+          run},
+         {"layers without RoPE",
+          config(
+              ",\"model_type\":\"smollm3\",\"no_rope_layers\":[0", [](size_t) { return ",1"; }, "]}"),
+          run},
+         {"layer types",
+          config(
+              ",\"layer_types\":[\"\"", [](size_t) { return ",\"full_attention\""; }, "]}"),
+          run},
+         {"RoPE settings",
+          config(
+              ",\"rope_parameters\":{\"factor\":1", [](size_t i) { return ",\"" + number(i) + "\":0"; }, "}}"),
           run},
          {"keys",
           config(

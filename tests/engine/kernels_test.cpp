@@ -156,7 +156,9 @@ void expect_same_products(const Matrix& w, Inputs in) {
   for (const int first : {0, 1}) {
     const int count = panels - first;
     if (count < 1) continue;
-    Floats expected = product(w, n, [&](float* y, size_t ldy) { matmul_scalar({w.tensor, first, count, x, n, y, ldy}); });
+    Floats expected = product(w, n, [&](float* y, size_t ldy) {
+      matmul_scalar({w.tensor, first, count, x, n, y, ldy});
+    });
     canonicalize_nans(expected);
     const auto check = [&](const Kernels& k, const char* path, const auto& fill) {
       Floats found = product(w, n, fill);
@@ -166,18 +168,21 @@ void expect_same_products(const Matrix& w, Inputs in) {
           << w.tensor.cols << "), " << n << " tokens, from panel " << first;
     };
     for (const Kernels* k : matmul_sets()) {
-      check(*k, "matmul_panels",
-            [&](float* y, size_t ldy) { matmul_panels(*k, {w.tensor, first, count, x, n, y, ldy}); });
+      check(*k, "matmul_panels", [&](float* y, size_t ldy) {
+        matmul_panels(*k, {w.tensor, first, count, x, n, y, ldy});
+      });
       if (w.tensor.type == Type::f32 || !k->dot) continue;
-      check(*k, "matmul_blocked",
-            [&](float* y, size_t ldy) { matmul_blocked(*k, {w.tensor, first, count, x, n, y, ldy}); });
+      check(*k, "matmul_blocked", [&](float* y, size_t ldy) {
+        matmul_blocked(*k, {w.tensor, first, count, x, n, y, ldy});
+      });
       if (k->matmul_packed) {
         tiny::Bytes packed = in.pack();
         Activations all = x;
         all.packed = packed.data();
         all.use_packed = true;
-        check(*k, "matmul_packed",
-              [&](float* y, size_t ldy) { k->matmul_packed({w.tensor, first, count, all, n, y, ldy}); });
+        check(*k, "matmul_packed", [&](float* y, size_t ldy) {
+          k->matmul_packed({w.tensor, first, count, all, n, y, ldy});
+        });
       }
       if (w.tensor.type != Type::q4) continue;
       check(*k, "gemv_q4", [&](float* y, size_t ldy) { k->gemv_q4({w.tensor, first, count, x, n, y, ldy}); });
@@ -198,8 +203,9 @@ TEST(Formats, OneHotActivationsReturnTheWeight) {
         in.q[size_t(k)] = 1;
         std::fill(in.scale.begin(), in.scale.end(), 1.f);
         in.update_sums();
-        const Floats y = product(
-            w, 1, [&](float* out, size_t ldy) { matmul_scalar({w.tensor, 0, w.panels(), in.get(), 1, out, ldy}); });
+        const Floats y = product(w, 1, [&](float* out, size_t ldy) {
+          matmul_scalar({w.tensor, 0, w.panels(), in.get(), 1, out, ldy});
+        });
         for (int r = 0; r < w.tensor.rows; r++)
           ASSERT_EQ(y[size_t(r)], float(tiny::panel_weight(w.tensor, r, k)))
               << type_name(type) << " row " << r << ", column " << k << " of " << cols;
@@ -232,8 +238,9 @@ TEST(Formats, ScalarProductsMatchDequantizedWeights) {
     for (const int cols : {1, 31, 32, 63, 64, 65, 100, 512, 513, 576, 1100}) {
       Matrix w(type, 33, cols, random);
       Inputs in(3, cols, random);
-      const Floats y = product(
-          w, in.n, [&](float* out, size_t ldy) { matmul_scalar({w.tensor, 0, w.panels(), in.get(), in.n, out, ldy}); });
+      const Floats y = product(w, in.n, [&](float* out, size_t ldy) {
+        matmul_scalar({w.tensor, 0, w.panels(), in.get(), in.n, out, ldy});
+      });
       for (int t = 0; t < in.n; t++)
         for (int r = 0; r < w.tensor.rows; r++) {
           double sum = 0, magnitudes = 0;

@@ -409,8 +409,9 @@ TEST(Header, RejectsIntegersThatDoNotMatchTheTensors) {
 TEST(Header, RejectsUnknownFlagsAndKinds) {
   const auto error = [](size_t at, uint32_t value) { return error_of(patched(llama3(), at, value)); };
   ASSERT_EQ(error_of(llama3()), "");
-  EXPECT_EQ(error(offsetof(Header, version), 2), "version: expected 1, found 2");
-  EXPECT_EQ(error(offsetof(Header, version), 0), "version: expected 1, found 0");
+  EXPECT_EQ(error(offsetof(Header, version), 3), "version: expected 1 or 2, found 3");
+  EXPECT_EQ(error(offsetof(Header, version), 0), "version: expected 1 or 2, found 0");
+  EXPECT_EQ(error(offsetof(Header, parts), 16), "parts: expected 0 to 15, found 16");
   EXPECT_EQ(error(offsetof(Header, architecture), 0), "architecture: expected 1 (llama), found 0");
   EXPECT_EQ(error(offsetof(Header, architecture), 0xffffffff), "architecture: expected 1 (llama), found 4294967295");
   EXPECT_EQ(error(offsetof(Header, tied), 2), "tied: expected 0 or 1, found 2");
@@ -420,6 +421,41 @@ TEST(Header, RejectsUnknownFlagsAndKinds) {
   EXPECT_EQ(error_of(patched(valid(), offsetof(Header, rope_original_len), 0x7fffffffu)), "") << "not used here";
   for (size_t i = 0; i < sizeof Header().reserved; i++)
     EXPECT_EQ(error_of(patched(valid(), offsetof(Header, reserved) + i, uint8_t(1))), "reserved: expected 0, found 1");
+}
+
+TEST(Header, OfVersion1HasNoFieldsOfVersion2) {
+  const tiny::Bytes old = patched(valid(), offsetof(Header, version), 1u);
+  EXPECT_EQ(error_of(old), "") << "still opens";
+  for (size_t i = offsetof(Header, parts); i < sizeof(Header); i++)
+    EXPECT_EQ(error_of(patched(old, i, uint8_t(1))), "reserved: expected 0, found 1") << i;
+}
+
+TEST(Header, TellsWhatALayerHas) {
+  Config c = tiny::small_config();
+  for (const uint32_t parts : {1u, 2u, 4u, 8u, 15u}) {
+    c.qkv_bias = parts & 1;
+    c.o_bias = parts & 2;
+    c.mlp_bias = parts & 4;
+    c.qk_norm = parts & 8;
+    c.no_rope = parts;
+    const tiny::MemoryModel m(c, Type::q8);
+    EXPECT_EQ(m.model.config.qkv_bias, c.qkv_bias);
+    EXPECT_EQ(m.model.config.o_bias, c.o_bias);
+    EXPECT_EQ(m.model.config.mlp_bias, c.mlp_bias);
+    EXPECT_EQ(m.model.config.qk_norm, c.qk_norm);
+    EXPECT_EQ(m.model.config.no_rope, c.no_rope);
+    EXPECT_EQ(m.model.config.has_rope(0), !(parts & 1));
+    const Layer& w = m.model.layers[1];
+    EXPECT_EQ(w.bq.cols, c.qkv_bias ? c.q_dim() : 0);
+    EXPECT_EQ(w.bk.cols, c.qkv_bias ? c.kv_dim() : 0);
+    EXPECT_EQ(w.bv.cols, c.qkv_bias ? c.kv_dim() : 0);
+    EXPECT_EQ(w.bo.cols, c.o_bias ? c.dim : 0);
+    EXPECT_EQ(w.b1.cols, c.mlp_bias ? c.hidden_dim : 0);
+    EXPECT_EQ(w.b3.cols, c.mlp_bias ? c.hidden_dim : 0);
+    EXPECT_EQ(w.b2.cols, c.mlp_bias ? c.dim : 0);
+    EXPECT_EQ(w.q_norm.cols, c.qk_norm ? c.head_dim : 0);
+    EXPECT_EQ(w.k_norm.cols, c.qk_norm ? c.head_dim : 0);
+  }
 }
 
 TEST(Header, RejectsFloatsThatAreNotPositiveAndFinite) {

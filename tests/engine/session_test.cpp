@@ -69,6 +69,14 @@ Config shape(int dim, int hidden, int layers, int heads, int kv_heads, int head_
   return c;
 }
 
+/// All that a layer may have besides a Llama's parts, and layers without rope.
+Config with_all_additions() {
+  Config c = shape(24, 20, 4, 6, 2, 20, 33);
+  c.qkv_bias = c.o_bias = c.mlp_bias = c.qk_norm = true;
+  c.no_rope[0] = c.no_rope[3] = true;
+  return c;
+}
+
 /// Usual and odd shapes that a model file may have.
 std::vector<std::pair<std::string, Config>> shapes() {
   std::vector<std::pair<std::string, Config>> all = {
@@ -94,6 +102,12 @@ std::vector<std::pair<std::string, Config>> shapes() {
   llama3.norm_eps = 1e-3f;
   all.push_back({"linear rope", linear});
   all.push_back({"llama3 rope", llama3});
+  Config biases = small_config(), norms = shape(50, 70, 3, 3, 3, 10, 37);
+  biases.qkv_bias = true;  // Qwen2
+  norms.qk_norm = true;    // Qwen3
+  all.push_back({"biases of q, k and v", biases});
+  all.push_back({"norms of q and k", norms});
+  all.push_back({"all additions", with_all_additions()});
   return all;
 }
 
@@ -282,6 +296,20 @@ TEST(SameBits, LogitsMatchKnownHashes) {
     const float* logits = session.forward(ids.data(), ids.size());
     ASSERT_NE(logits, nullptr);
     EXPECT_EQ(hash_logits(logits, 100), hash) << type_name(type) << std::hex << " 0x" << hash_logits(logits, 100);
+  }
+}
+
+TEST(SameBits, AdditionsToALayerMatchKnownHashes) {
+  const std::vector<int> ids = random_ids(20, 33);
+  const std::pair<Type, uint64_t> expected[] = {
+      {Type::f32, 0x8689ad65fde0fc8c}, {Type::q8, 0x63cd459fcdba613e}, {Type::q4, 0x62d48b062cbc2955}};
+  for (const auto& [type, hash] : expected) {
+    const MemoryModel m(with_all_additions(), type);
+    for (const Kernels* k : tiny::kernel_sets()) {
+      const Floats found = all_logits(m.model, options_of(2, KvType::automatic, k->name), ids, 7);
+      EXPECT_EQ(hash_logits(found.data(), int(found.size())), hash)
+          << type_name(type) << ", " << k->name << std::hex << " 0x" << hash_logits(found.data(), int(found.size()));
+    }
   }
 }
 

@@ -185,6 +185,47 @@ TEST(Convert, ChecksOutputsFirst) {
   EXPECT_EQ(t.list(), "dangling\nfifo\nstdout\n");
 }
 
+// The output is named as an input is, through links, or with another spelling.
+TEST(Convert, RefusesToReplaceItsInputs) {
+  const TemporaryFolder t;
+  ASSERT_EQ(convert({"--random", "tiny", "--type", "f32", "-o", t.file("m.bin")}).status, 0);
+  std::filesystem::create_directories(t.file("hf/sub"));
+  std::filesystem::create_directory(t.file("lora"));
+  for (const char* name : {"hf/config.json", "hf/model-00001-of-00002.safetensors", "hf/tokenizer.json", "hf/w.gguf",
+                           "lora/adapter_model.safetensors", "lora/adapter_config.json", "tok.model", "text.txt"})
+    t.write(name, "an input");
+  std::filesystem::create_symlink("m.bin", t.file("link"));
+  std::filesystem::create_hard_link(t.file("m.bin"), t.file("hard"));
+  std::filesystem::create_symlink("../hf/config.json", t.file("hf/other"));
+  std::filesystem::create_hard_link(t.file("text.txt"), t.file("report.csv"));
+  const std::string before = read_file(t.file("m.bin"));
+  const std::string m = t.file("m.bin"), hf = t.file("hf"), shard = hf + "/model-00001-of-00002.safetensors";
+  const std::vector<std::vector<std::string>> all = {
+      {m, "-o", m},
+      {m, "-o", t.file("link")},
+      {m, "-o", t.file("hard")},
+      {t.file("link"), "-o", m},
+      {m, "-o", t.file("hf/../m.bin")},
+      {m, "-o", t.file("new.bin"), "--calibrate", t.file("text.txt"), "--report", t.file("report.csv")},
+      {m, "-o", t.file("text.txt"), "--calibrate", t.file("text.txt")},
+      {hf, "-o", shard},
+      {hf, "-o", hf + "/config.json"},
+      {hf, "-o", hf + "/other"},
+      {shard, "-o", hf + "/tokenizer.json"},
+      {hf + "/w.gguf", "-o", hf + "/sub/../w.gguf"},
+      {m, "-o", t.file("tok.model"), "-z", t.file("tok.model")},
+      {"--random", "tiny", "-o", t.file("tok.model"), "-z", t.file("tok.model")},
+      {m, "-o", t.file("lora/adapter_model.safetensors"), "--lora", t.file("lora")},
+      {m, "-o", t.file("lora/adapter_config.json"), "--lora", t.file("lora") + ":0.5"}};
+  for (const std::vector<std::string>& arguments : all)
+    expect_failure(1, arguments, {": expected another file to write than ", ", which is read"});
+  EXPECT_EQ(read_file(m), before);
+  EXPECT_EQ(read_file(shard), "an input");
+  EXPECT_EQ(read_file(t.file("tok.model")), "an input");
+  ASSERT_EQ(convert({m, "--type", "q8", "-o", hf + "/m.bin"}).status, 0);
+  EXPECT_EQ(convert({m, "--type", "q4", "-o", hf + "/m.bin"}).status, 0) << "an earlier output may be replaced";
+}
+
 TEST(Convert, KeepsModeAndLinkOfReplacedFile) {
   const TemporaryFolder t;
   chmod(t.write("o.bin", "old").c_str(), 0600);

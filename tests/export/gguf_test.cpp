@@ -1,6 +1,6 @@
 // gguf_test.cpp: GGUF files, made here by the description of the format. Blocks of every supported type are decoded,
 // settings are read or rejected with their key, and every field of a header is checked.
-#include "../../export/gguf.hpp"
+#include "../../export/open_checkpoint.hpp"
 
 #include <gtest/gtest.h>
 
@@ -299,10 +299,11 @@ TEST(GgufRejects, MissingKeysAndTensors) {
 
 TEST(GgufRejects, OtherArchitectures) {
   const std::tuple<const char*, std::string, const char*> all[] = {
-      {"general.architecture", string("qwen2"), "general.architecture: expected llama, found qwen2"},
-      {"split.count", u32(2), "split.count: expected 1"},
+      {"general.architecture", string("gemma"), "general.architecture: expected one of llama mistral3 qwen2 "},
+      {"general.architecture", string("qwen3moe"), ", found qwen3moe"},
       {"llama.expert_count", u32(8), "llama.expert_count: expected 0"},
-      {"llama.attention.sliding_window", u32(4096), "llama.attention.sliding_window: expected 0"},
+      {"llama.attention.sliding_window", u32(127),
+       "llama.attention.sliding_window: expected 0, or at least the context"},
       {"llama.logit_scale", f32(0.5), "llama.logit_scale: expected 1"},
       {"llama.attention.causal", boolean(false), "llama.attention.causal: expected true"},
       {"llama.use_parallel_residual", boolean(true), "llama.use_parallel_residual: expected false"},
@@ -321,8 +322,8 @@ TEST(GgufRejects, OtherArchitectures) {
     EXPECT_TRUE(contains(error_of(g), expected)) << error_of(g);
   }
   GgufFile g = small();
-  g.tensors.push_back({"blk.0.attn_q.bias", {32}, kF32, random_floats(32, 1)});
-  EXPECT_TRUE(contains(error_of(g), "blk.0.attn_q.bias")) << error_of(g);
+  g.tensors.push_back({"blk.0.attn_q_norm.weight", {8}, kF32, random_floats(8, 1)});
+  EXPECT_TRUE(contains(error_of(g), "blk.0.attn_q_norm.weight")) << error_of(g);
 }
 
 TEST(GgufRejects, InvalidSizes) {
@@ -341,6 +342,201 @@ TEST(GgufRejects, InvalidSizes) {
   GgufFile g = small();
   g["llama.attention.head_count_kv"] = u32(3);
   EXPECT_EQ(error_of(g), "llama.attention.head_count_kv: expected a divisor of 4 heads, found 3");
+}
+
+// ---- Architectures ----
+
+/// Fuses q, k and v, and gate and up, as in Phi-3.
+void fuse(GgufFile& g) {
+  auto& all = g.tensors;
+  all[2] = {"blk.0.attn_qkv.weight", {32, 64}, all[2].type, all[2].bytes + all[3].bytes + all[4].bytes};
+  all[8] = {"blk.0.ffn_up.weight", {32, 128}, all[8].type, all[7].bytes + all[8].bytes};
+  all.erase(all.begin() + 7);
+  all.erase(all.begin() + 3, all.begin() + 5);
+}
+
+/// small() as another architecture.
+GgufFile small_of(const std::string& architecture) {
+  GgufFile g = small();
+  for (auto& [key, value] : g.metadata)
+    if (key.rfind("llama.", 0) == 0) key = architecture + key.substr(5);
+  g["general.architecture"] = string(architecture);
+  if (architecture == "granite" || architecture == "minicpm")
+    for (const char* key : {".logit_scale", ".residual_scale", ".embedding_scale"}) g[architecture + key] = f32(1);
+  if (architecture == "qwen3")
+    for (const char* name : {"blk.0.attn_q_norm.weight", "blk.0.attn_k_norm.weight"})
+      g.tensors.push_back({name, {8}, kF32, random_floats(8, g.tensors.size() + 1)});
+  if (architecture == "phi3") fuse(g);
+  return g;
+}
+
+void add_bias(GgufFile& g, const std::string& name, uint64_t size) {
+  g.tensors.push_back({"blk.0." + name + ".bias", {size}, kF32, random_floats(size, g.tensors.size() + 1)});
+}
+
+const std::vector<float> floats_of(const std::string& bytes) {
+  std::vector<float> out(bytes.size() / 4);
+  std::memcpy(out.data(), bytes.data(), bytes.size());
+  return out;
+}
+
+// llama.cpp rotates adjacent rows or, "NEOX", rows i and i + half. The biases of q and k are in the same order.
+TEST(GgufArchitectures, ReadRowsAndBiasesInTheOrderOfLlamaCpp) {
+  for (const auto& [architecture, adjacent] : {std::pair{"llama", true},
+                                               {"mistral3", true},
+                                               {"smollm3", true},
+                                               {"granite", true},
+                                               {"minicpm", true},
+                                               {"ernie4_5", true},
+                                               {"qwen2", false},
+                                               {"qwen3", false}}) {
+    GgufFile g = small_of(architecture);
+    const size_t bias = g.tensors.size();
+    add_bias(g, "attn_q", 32);
+    add_bias(g, "attn_k", 16);
+    add_bias(g, "attn_v", 16);
+    Opened f(g.bytes());
+    ASSERT_EQ(f.error, "") << architecture;
+    EXPECT_TRUE(f.c.config.qkv_bias && !f.c.config.o_bias && !f.c.config.mlp_bias);
+    EXPECT_EQ(f.c.config.qk_norm, architecture == std::string("qwen3"));
+    const auto stored = [&](size_t row) { return adjacent ? row - row % 8 + row % 4 * 2 + row % 8 / 4 : row; };
+    for (const auto& [name, tensor] : {std::pair{"layers.0.bq", bias}, {"layers.0.bk", bias + 1}}) {
+      const tiny::Floats found = f.read(name);
+      const std::vector<float> expected = floats_of(g.tensors[tensor].bytes);
+      for (size_t i = 0; i < expected.size(); i++) EXPECT_EQ(found[i], expected[stored(i)]) << architecture << i;
+    }
+    const tiny::Floats wq = f.read("layers.0.wq"), bv = f.read("layers.0.bv");
+    for (size_t row = 0; row < 32; row++)
+      EXPECT_EQ(std::memcmp(&wq[row * 32], &g.tensors[2].bytes[stored(row) * 128], 128), 0) << architecture << row;
+    EXPECT_EQ(std::memcmp(bv.data(), g.tensors[bias + 2].bytes.data(), 64), 0);
+  }
+}
+
+TEST(GgufArchitectures, TensorsDecideTheBiases) {
+  GgufFile g = small();
+  add_bias(g, "attn_output", 32);
+  Opened o(g.bytes());
+  EXPECT_TRUE(o.error.empty() && o.c.config.o_bias && !o.c.config.qkv_bias && !o.c.config.mlp_bias) << o.error;
+  add_bias(g, "ffn_down", 32);
+  EXPECT_TRUE(contains(error_of(g), "tensor blk.0.ffn_gate.bias: expected shape (64), found no such tensor"));
+  add_bias(g, "ffn_gate", 64);
+  add_bias(g, "ffn_up", 64);
+  Opened f(g.bytes());
+  EXPECT_TRUE(f.error.empty() && f.c.config.mlp_bias) << f.error;
+  EXPECT_EQ(std::memcmp(f.read("layers.0.b1").data(), g.tensors[g.tensors.size() - 2].bytes.data(), 256), 0);
+}
+
+TEST(GgufArchitectures, SplitFusedMatrices) {
+  for (const uint32_t type : {kF32, kQ8_0}) {
+    GgufFile split = small_of("qwen2"), fused = small_of("phi3");
+    for (TensorOf& t : split.tensors)
+      if (type == kQ8_0 && t.sizes.size() == 2) {
+        t.type = type;
+        t.bytes = std::string(t.sizes[0] / 32 * 34 * t.sizes[1], '\0');
+        for (size_t i = 0; i < t.bytes.size(); i++) t.bytes[i] = char(i % 34 == 0 ? 0 : i % 34 == 1 ? 0x3c : i * 7);
+      }
+    fused.tensors = split.tensors;
+    fuse(fused);
+    Opened expected(split.bytes()), found(fused.bytes());  // both stay open
+    ASSERT_EQ(expected.error + found.error, "");
+    for (const TensorSpec& spec : tensor_specs(found.c.config))
+      EXPECT_EQ(found.read(spec.name), expected.read(spec.name)) << spec.name;
+    fused.tensors[2].sizes = {32, 63};
+    EXPECT_TRUE(contains(error_of(fused), "tensor blk.0.attn_qkv.weight: expected shape (64, 32), found (63, 32)"));
+    fused.tensors[2].sizes = {32, 64};
+    fused.tensors.push_back({"blk.0.attn_q.weight", {32, 32}, kF32, random_floats(32 * 32, 9)});
+    EXPECT_TRUE(contains(error_of(fused), "tensor blk.0.attn_q.weight: expected no such tensor beside"));
+  }
+}
+
+TEST(GgufArchitectures, FoldMultipliersIntoWeights) {
+  for (const char* architecture : {"granite", "minicpm"}) {
+    const std::string prefix = architecture;
+    GgufFile g = small_of(prefix);
+    g.tensors.pop_back();  // tied
+    Opened plain(g.bytes());
+    EXPECT_TRUE(plain.c.config.tied) << plain.error;
+    g[prefix + ".embedding_scale"] = f32(12);
+    g[prefix + ".residual_scale"] = f32(0.25);
+    g[prefix + ".logit_scale"] = f32(8);
+    g[prefix + ".attention.scale"] = f32(0.5);
+    Opened f(g.bytes());
+    ASSERT_EQ(f.error, "");
+    EXPECT_FALSE(f.c.config.tied) << "embedding and output have different multipliers";
+    const std::pair<const char*, float> all[] = {{"token_embedding", 12},
+                                                 {"output", 1 / 8.f},
+                                                 {"layers.0.wo", 0.25f},
+                                                 {"layers.0.w2", 0.25f},
+                                                 {"layers.0.wq", 0.5f * std::sqrt(8.f)},
+                                                 {"layers.0.wk", 1},
+                                                 {"layers.0.wv", 1},
+                                                 {"layers.0.w1", 1},
+                                                 {"layers.0.attention_norm", 1},
+                                                 {"final_norm", 1}};
+    for (const auto& [name, scale] : all) {
+      const tiny::Floats found = f.read(name), expected = plain.read(name);
+      for (size_t i = 0; i < found.size(); i++) ASSERT_FLOAT_EQ(found[i], scale * expected[i]) << name;
+    }
+    g[prefix + ".residual_scale"] = f32(0);  // none
+    EXPECT_EQ(Opened(g.bytes()).read("layers.0.wo"), plain.read("layers.0.wo"));
+    g[prefix + ".embedding_scale"] = f32(-1);
+    EXPECT_TRUE(contains(error_of(g), prefix + ".embedding_scale: expected a number from "));
+    g.erase(prefix + ".logit_scale");
+    EXPECT_EQ(error_of(g), "metadata " + prefix + ".logit_scale: expected a value, found none");
+  }
+}
+
+// llama.cpp assumes every fourth layer; the files contain nothing about it.
+TEST(GgufArchitectures, ReadLayersWithoutRopeFromConfigJson) {
+  GgufFile g = small_of("smollm3");
+  g["smollm3.block_count"] = u32(5);
+  for (int l = 1; l < 5; l++)
+    for (int i = 1; i < 10; i++) {
+      TensorOf t = g.tensors[size_t(i)];
+      t.name = "blk." + std::to_string(l) + t.name.substr(5);
+      g.tensors.push_back(t);
+    }
+  Opened plain(g.bytes());
+  ASSERT_EQ(plain.error, "");
+  EXPECT_EQ(plain.c.config.no_rope, std::bitset<256>(0b01000));
+  const TemporaryFolder folder;
+  const std::string model = folder.write("m.gguf", g.bytes());
+  const auto layers_with = [&](const std::string& config) {
+    folder.write("config.json", config);
+    Checkpoint c;
+    std::string error;
+    EXPECT_TRUE(open_gguf(InputFile::open(model, error), true, c, error)) << error;
+    return c.config.no_rope;
+  };
+  const std::string start = R"({"model_type": "smollm3", "num_hidden_layers": 5, )";
+  EXPECT_EQ(layers_with(start + R"("hidden_size": 32, "no_rope_layers": [1, 0, 1, 0, 1]})"), std::bitset<256>(0b01010));
+  EXPECT_EQ(layers_with(start + R"("hidden_size": 32, "no_rope_layer_interval": 5})"), std::bitset<256>(0b10000));
+  EXPECT_EQ(layers_with(start + R"("hidden_size": 64, "no_rope_layer_interval": 5})"), plain.c.config.no_rope);
+  EXPECT_EQ(layers_with("not JSON"), plain.c.config.no_rope);
+}
+
+TEST(GgufArchitectures, RejectOtherSettingsByName) {
+  const std::tuple<const char*, const char*, std::string, const char*> all[] = {
+      {"qwen2", "qwen2.rope.scaling.type", string("yarn"), "qwen2.rope.scaling.type: expected none or linear"},
+      {"phi3", "phi3.attention.sliding_window", u32(127), "phi3.attention.sliding_window: expected 0, or at least"},
+      {"phi3", "phi3.rope.dimension_count", u32(4), "phi3.rope.dimension_count: expected head_dim, 8, found 4"},
+      {"mistral3", "mistral3.attention.temperature_scale", f32(0.1f), "temperature_scale: expected 0"},
+      {"qwen3", "qwen3.expert_count", u32(8), "qwen3.expert_count: expected 0"},
+      {"smollm3", "smollm3.logit_scale", f32(2), "smollm3.logit_scale: expected 1"},
+      {"granite", "granite.rope.scaling.finetuned", boolean(false),
+       "finetuned: expected true (with RoPE), found false"},
+      {"ernie4_5", "ernie4_5.block_count", u32(0), "ernie4_5.block_count: expected 1 to 1024, found 0"}};
+  for (const auto& [architecture, key, value, expected] : all) {
+    GgufFile g = small_of(architecture);
+    ASSERT_EQ(error_of(g), "") << architecture;
+    g[key] = value;
+    EXPECT_TRUE(contains(error_of(g), expected)) << error_of(g);
+  }
+  GgufFile g = small_of("phi3");
+  g["phi3.attention.sliding_window"] = u32(128);
+  EXPECT_EQ(error_of(g), "") << "as long as the context";
+  g.tensors.push_back({"rope_factors_long.weight", {4}, kF32, random_floats(4, 1)});
+  EXPECT_TRUE(contains(error_of(g), "tensor rope_factors_long.weight: expected none: long RoPE is not supported"));
 }
 
 // ---- Rotary factors ----
@@ -372,6 +568,115 @@ TEST(GgufRopeFactors, BecomeLlama3Scaling) {
   EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected the factors of Llama 3's scaling"));
   g.tensors.back().sizes = {2};
   EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected F32 of shape (4), found F32 (2)"));
+}
+
+// ---- Split files ----
+
+/// with_tokenizer() in parts: all metadata in the first, as llama-gguf-split and gguf-py write them.
+struct Split {
+  TemporaryFolder folder;
+  std::vector<GgufFile> parts;
+  Checkpoint c;
+
+  explicit Split(size_t count, bool tensors_in_first = true) {
+    const GgufFile whole = with_tokenizer();
+    for (size_t i = 0; i < count; i++) {
+      GgufFile part;
+      if (i == 0) part.metadata = whole.metadata;
+      const auto u16 = [](size_t n) { return kind(GgufKind::u16) + raw(uint16_t(n)); };
+      part["split.no"] = u16(i);
+      part["split.count"] = u16(count);
+      part["split.tensors.count"] = kind(GgufKind::i32) + raw(int32_t(whole.tensors.size()));
+      parts.push_back(part);
+    }
+    const size_t first = tensors_in_first ? 0 : 1;
+    for (size_t i = 0; i < whole.tensors.size(); i++)
+      parts[first + i * (count - first) / whole.tensors.size()].tensors.push_back(whole.tensors[i]);
+    for (size_t i = 0; i < count; i++) save(i);
+  }
+  std::string name(size_t i) const { return "m" + gguf_part_suffix(int(i), int(parts.size())); }
+  void save(size_t i) {
+    std::filesystem::remove(folder.file(name(i)));
+    folder.write(name(i), parts[i].bytes());
+  }
+  // The error after the folder's name; "" if it opens.
+  std::string what(const std::string& file) {
+    std::string error;
+    const bool ok = open_checkpoint(file.empty() ? folder.path() : folder.file(file), "", c, error);
+    EXPECT_EQ(ok, error.empty()) << error;
+    return error.substr(std::min(error.size(), folder.path().size() + 1));
+  }
+};
+
+TEST(GgufSplit, AnyPartOrTheFolderOpensAllParts) {
+  Opened whole(with_tokenizer().bytes());
+  ASSERT_EQ(whole.error, "");
+  for (const size_t count : {1, 2, 3, 5})
+    for (const bool tensors_in_first : {true, false}) {
+      if (count == 1 && !tensors_in_first) continue;
+      Split split(count, tensors_in_first);
+      for (size_t part = 0; part <= count; part++) {
+        ASSERT_EQ(split.what(part < count ? split.name(part) : ""), "");
+        EXPECT_EQ(split.c.files.size(), count);
+        EXPECT_EQ(split.c.name, "a test");
+        EXPECT_EQ(split.c.vocabulary.pieces.size(), 5u);
+        for (const auto& [name, t] : whole.c.tensors) {
+          tiny::Floats found(size_t(t.rows * t.cols));
+          std::string error;
+          ASSERT_TRUE(split.c.read_rows(name, 0, t.rows, found.data(), error)) << error;
+          EXPECT_EQ(found, whole.read(name)) << name;
+        }
+      }
+    }
+}
+
+TEST(GgufSplit, RejectsMissingAndForeignParts) {
+  Split split(3);
+  std::filesystem::rename(split.folder.file(split.name(1)), split.folder.file("away"));
+  for (const size_t part : {0, 2})
+    EXPECT_EQ(split.what(split.name(part)),
+              split.name(1) + ": No such file or directory; the model is split into 3 files, which are all needed");
+  std::filesystem::copy(split.folder.file(split.name(2)), split.folder.file(split.name(1)));
+  EXPECT_EQ(split.what(split.name(0)), split.name(1) + ": expected part 2 of 3, found part 3 of 3");
+  split.parts[1].tensors.pop_back();
+  split.save(1);
+  EXPECT_EQ(
+      split.what(split.name(0)),
+      split.name(0) + ": split.tensors.count: expected 12 tensors in all parts, found 11; a part is of another model");
+  split.parts[1].tensors.push_back(split.parts[0].tensors[0]);
+  split.save(1);
+  EXPECT_EQ(split.what(split.name(0)),
+            split.name(1) + ": tensor token_embd.weight: expected once, found also in an earlier part");
+  std::filesystem::rename(split.folder.file(split.name(2)), split.folder.file("renamed.gguf"));
+  EXPECT_EQ(split.what("renamed.gguf"),
+            "renamed.gguf: part 3 of a GGUF file that is split into 3: expected a name that ends in "
+            "-00003-of-00003.gguf, with the other parts beside it");
+  split.parts[0]["split.no"] = u32(3);
+  split.save(0);
+  EXPECT_TRUE(contains(split.what(split.name(0)), "metadata split.no: expected an integer from 0 to 2"));
+}
+
+TEST(GgufSplit, AFolderWithTwoModelsIsNotOpened) {
+  Split split(2);
+  EXPECT_EQ(split.what(""), "");
+  split.folder.write("other.gguf", with_tokenizer().bytes());
+  EXPECT_TRUE(contains(split.what(""), "GGUF files; name one of them"));
+}
+
+TEST(GgufRejects, FilesThatAreNotLanguageModels) {
+  for (const auto& [type, expected] : {std::pair{"adapter", "found a LoRA adapter"},
+                                       {"mmproj", "found the vision or audio encoder"},
+                                       {"imatrix", "found an importance matrix"},
+                                       {"vocab", "found a vocabulary without a model"}}) {
+    GgufFile g = small();
+    g["general.type"] = string(type);
+    EXPECT_TRUE(contains(error_of(g), expected)) << error_of(g);
+    g["general.architecture"] = string("clip");
+    EXPECT_TRUE(contains(error_of(g), "found the vision or audio encoder")) << error_of(g);
+  }
+  GgufFile g = small();
+  g["general.type"] = string("model");
+  EXPECT_EQ(error_of(g), "");
 }
 
 // ---- The tokenizer ----
@@ -439,10 +744,10 @@ TEST(GgufTokenizer, RejectsInvalidSettings) {
       {"tokenizer.ggml.tokens", strings({}), "expected one for each of 0 tokens"},
       {"tokenizer.ggml.token_type", floats({2, 3, 3, 1, 9}), "token 4: type: expected 1 to 6"},
       {"tokenizer.ggml.token_type", floats({2, 3, 3, 1, NAN}), "token 4: type: expected 1 to 6"},
-      {"tokenizer.ggml.bos_token_id", u32(5), "tokenizer.ggml.bos_token_id: expected an integer from 0 to 4"},
-      {"tokenizer.ggml.eos_token_id", kind(GgufKind::i32) + raw(-1), "tokenizer.ggml.eos_token_id: expected"},
-      {"tokenizer.ggml.precompiled_charsmap", strings({"x"}), "tokenizer.ggml.precompiled_charsmap: expected none"},
-      {"tokenizer.ggml.eot_token_id", u32(5), "tokenizer.ggml.eot_token_id: expected an id below 5, found 5"}};
+      {"tokenizer.ggml.bos_token_id", string("1"), "tokenizer.ggml.bos_token_id: expected a token id"},
+      {"tokenizer.ggml.eos_token_id", kind(GgufKind::i32) + raw(-2), "tokenizer.ggml.eos_token_id: expected a token"},
+      {"tokenizer.ggml.eos_token_id", f32(1.5f), "tokenizer.ggml.eos_token_id: expected a token id"},
+      {"tokenizer.ggml.precompiled_charsmap", strings({"x"}), "tokenizer.ggml.precompiled_charsmap: expected none"}};
   for (const auto& [key, value, expected] : all) {
     GgufFile g = with_tokenizer();
     g[key] = value;
@@ -453,6 +758,24 @@ TEST(GgufTokenizer, RejectsInvalidSettings) {
     g.erase(key);
     EXPECT_EQ(error_of(g), "metadata " + std::string(key) + ": expected a value, found none");
   }
+}
+
+// As in llama.cpp, which leaves the default id. 2^32 - 1 means none.
+TEST(GgufTokenizer, IgnoresSpecialIdsOutsideVocabulary) {
+  for (const char* key : {"bos", "eos", "eot", "eom"})
+    for (const uint32_t id : {5u, 99999u, 1u << 31, UINT32_MAX}) {
+      GgufFile g = with_tokenizer();
+      g[std::string("tokenizer.ggml.") + key + "_token_id"] = u32(id);
+      Opened f(g.bytes());
+      ASSERT_EQ(f.error, "") << key << " " << id;
+      EXPECT_EQ(f.c.vocabulary.bos, key == std::string("bos") && id == UINT32_MAX ? -1 : 1) << id;
+      EXPECT_EQ(f.c.vocabulary.eos, key == std::string("eos") && id == UINT32_MAX ? -1 : 2) << id;
+      const std::string note = std::string("tokenizer.ggml.") + key + "_token_id: expected an id below 5, found ";
+      if (key == std::string("bos") || id == UINT32_MAX)
+        EXPECT_TRUE(f.c.notes.empty());
+      else
+        EXPECT_TRUE(f.c.notes.size() == 1 && contains(f.c.notes[0], note)) << f.c.notes.size();
+    }
 }
 
 // ---- Invalid headers ----

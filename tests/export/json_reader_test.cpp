@@ -392,7 +392,7 @@ TEST(JsonReader, RejectsInvalidNumbers) {
 // ---- Invalid documents ----
 
 TEST(JsonReader, ReportsLineAndColumn) {
-  const std::pair<const char*, const char*> all[] = {{"", "1:1: expected a value, found the end"},
+  const std::pair<const char*, const char*> all[] = {{" ", "1:2: expected a value, found the end"},
                                                      {" \n\t ", "2:3: expected a value, found the end"},
                                                      {"x", "1:1: expected a value, found 'x'"},
                                                      {"{\n  \"a\": x}", "2:8: expected a value, found 'x'"},
@@ -427,9 +427,21 @@ TEST(JsonReader, ReportsLineAndColumn) {
   EXPECT_EQ(error_of(std::string("t\0", 2)), "t.json:1:2: expected true, found byte 0x00");
 }
 
+TEST(JsonReader, NamesFilesOfOtherKinds) {
+  const std::pair<std::string, const char*> all[] = {
+      {"", "an empty file"},
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "a Git LFS pointer"},
+      {"<!DOCTYPE html>\n<html>", "a web page (HTML)"},
+      {std::string("PK\3\4", 4) + std::string(60, '\0'), "a zip archive"},
+      {"\x1f\x8b\x08", "a compressed archive; unpack it first"},
+      {std::string("GGUF\3\0\0\0", 8), "a GGUF file"}};
+  for (const auto& [text, kind] : all)
+    EXPECT_EQ(error_of(text).find("t.json: expected JSON, found " + std::string(kind)), 0u) << error_of(text);
+}
+
 TEST(JsonReader, RejectsEveryTruncation) {
   ASSERT_EQ(error_of(kSample), "");
-  for (size_t n = 0; n < kSample.rfind('}'); n++) {
+  for (size_t n = 1; n < kSample.rfind('}'); n++) {
     const std::string error = error_of(kSample.substr(0, n));
     ASSERT_NE(error, "") << "cut at " << n;
     ASSERT_FALSE(Json::accept(kSample.substr(0, n)));

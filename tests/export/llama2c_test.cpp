@@ -232,11 +232,12 @@ const std::pair<const char*, bool> kNormsFirst[] = {{"attention_norm", true},
                                                     {"w3", false},
                                                     {"output", false}};
 
-/// A value for each weight: a power of two times 1 to 127, so that int8 represents it exactly.
-float exact(size_t part, int index) { return std::ldexp(float(1 + (index * 37 + int(part) * 11) % 127), -8); }
+/// A value for each weight: a power of two times -127 to 127, so that int8 represents it exactly.
+float exact(size_t part, int index) { return std::ldexp(float((index * 37 + int(part) * 11) % 255 - 127), -8); }
 
-/// The same model in one of the versions. The scales of version 2 differ between groups.
-std::string version_of(int32_t version, const Header7& h, int32_t group) {
+/// The same model in one of the versions. The scales of version 2 differ between groups. scales_last: the layout of the
+/// first exporter.
+std::string version_of(int32_t version, const Header7& h, int32_t group, bool scales_last = false) {
   const bool tied = h.vocab_size > 0;
   Header7 positive = h;
   positive.vocab_size = std::abs(h.vocab_size);
@@ -253,6 +254,9 @@ std::string version_of(int32_t version, const Header7& h, int32_t group) {
       else
         append(file, integer * s);
       if (version == 2 && !norm && n % a_layer % group == 0) append(scales, s);
+      if (scales_last || (n + 1) % a_layer) continue;
+      file += scales;
+      scales.clear();
     }
   };
   if (version == 0) {
@@ -271,11 +275,11 @@ std::string version_of(int32_t version, const Header7& h, int32_t group) {
 TEST(Llama2cVersions, GiveSameLogits) {
   for (const Header7& h : {Header7{16, 20, 2, 4, 2, 6, 8}, Header7{16, 20, 1, 4, 4, -6, 8}})
     for (const int32_t group : {1, 4, 8, 16, 32}) {
-      std::vector<float> logits[3];
-      for (const int32_t version : {0, 1, 2}) {
-        Opened f(version_of(version, h, group));
+      std::vector<float> logits[4];
+      for (const int32_t version : {0, 1, 2, 3}) {  // 3: version 2, scales last
+        Opened f(version_of(std::min(version, 2), h, group, version == 3));
         ASSERT_EQ(f.error, "");
-        EXPECT_EQ(f.c.format, version ? "llama2.c version " + std::to_string(version) : "llama2.c");
+        EXPECT_EQ(f.c.format, version ? "llama2.c version " + std::to_string(std::min(version, 2)) : "llama2.c");
         EXPECT_EQ(f.c.config.tied, h.vocab_size > 0);
         EXPECT_EQ(f.c.config.vocab_size, 6);
         const tiny::MemoryModel m(
@@ -340,6 +344,56 @@ TEST(Llama2cVersions, RejectsInvalidHeaders) {
     for (const int32_t version : {1, 2})
       EXPECT_EQ(error(version, bad, 1, 4),
                 "llama2.c header: vocab_size: expected 1 to 4194304, found " + std::to_string(vocab_size));
+  }
+}
+
+/// A quantized matrix as export.py writes it: for each group the largest magnitude / 127 as the scale, and the rounded
+/// quotients. A group of zeros has the scale 0 and, as 0 / 0, any weights.
+void append_q80(std::string& weights, std::string& scales, const Floats& w, size_t group) {
+  for (size_t at = 0; at < w.size(); at += group) {
+    float most = 0;
+    for (size_t i = at; i < at + group; i++) most = std::max(most, std::fabs(w[i]));
+    append(scales, most / 127);
+    for (size_t i = at; i < at + group; i++) weights += most > 0 ? char(std::nearbyint(w[i] / (most / 127))) : '\x80';
+  }
+}
+
+// The matrices of random models, in both layouts: within half a step of the original weights.
+TEST(Llama2cVersions, ReadsQuantizedMatricesOfBothLayouts) {
+  tiny::Random random(5);
+  for (int model = 0; model < 20; model++) {
+    const Header7 h = {32, 64, 1 + model % 3, 4, model % 2 ? 4 : 2, model % 4 < 2 ? 40 : -40, 8};
+    Header7 positive = h;
+    positive.vocab_size = 40;
+    const float size = std::pow(10.f, float(model % 5 - 3));  // of the weights
+    std::map<std::string, Floats> matrices;
+    std::string norms_first[2], all_scales;
+    for (std::string& file : norms_first) file = header_of(2, positive, h.vocab_size > 0, 32);
+    for (const auto& [name, norm] : kNormsFirst)
+      for (const Part& p : parts_of(h))
+        for (int l = 0; l < std::max(1, p.layers) && p.name == std::string(name); l++) {
+          Floats w(size_t(p.rows * p.cols));
+          for (float& x : w) x = size * random.normal();
+          if (std::string(name) == "wo") std::fill(w.begin(), w.begin() + 64, 0.f);
+          std::string weights, scales;
+          if (norm)
+            for (const float x : w) append(weights, x);
+          else
+            append_q80(weights, scales, w, 32);
+          norms_first[0] += weights + scales;
+          norms_first[1] += weights;
+          all_scales += scales;
+          if (!norm) matrices[(p.layers ? "layers." + std::to_string(l) + "." : "") + name] = w;
+        }
+    for (const std::string& file : {norms_first[0], norms_first[1] + all_scales}) {
+      Opened f(file);
+      ASSERT_EQ(f.error, "");
+      for (const auto& [name, w] : matrices) {
+        if (name.substr(name.size() - 2) == "wq" || name.substr(name.size() - 2) == "wk") continue;  // reordered
+        const Floats found = f.read(name);
+        for (size_t i = 0; i < w.size(); i++) ASSERT_NEAR(found[i], w[i], size * 6 / 127) << name << " " << i;
+      }
+    }
   }
 }
 

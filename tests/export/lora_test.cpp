@@ -94,11 +94,10 @@ void write_gguf(Base& base, const AllWeights& weights) {
     k.n_layers = 2;
     return k;
   }();
-  const std::vector<TensorSpec> specs = tensor_specs(c);
-  for (size_t i = 0; i < specs.size(); i++) {
-    const Weights& tensor = w.at(specs[i].name);
+  for (const TensorSpec& spec : tensor_specs(c)) {
+    const Weights& tensor = w.at(spec.name);
     std::vector<uint64_t> sizes(tensor.shape.rbegin(), tensor.shape.rend());
-    g.tensors.push_back({kGgufNames.name(i, 2), sizes, gguf::kF32, floats_of(tensor)});
+    g.tensors.push_back({kGgufNames.name(spec.name), sizes, gguf::kF32, floats_of(tensor)});
   }
   base.path = base.folder.write("model.gguf", g.bytes());
 }
@@ -151,12 +150,12 @@ struct Adapter {
 
   /// The error after the folder's name, "" if it opens.
   std::string what(const Json& model = base_config()) const {
-    Config c;
+    HfModel base;
     LoraAdapter adapter;
     std::string error;
     JsonDocument document;
-    EXPECT_TRUE(document.parse("", model.dump()) && read_hf_config(document.root(), c, error)) << error;
-    if (adapter.open({path, 1}, c)) return "";
+    EXPECT_TRUE(document.parse("", model.dump()) && read_hf_config(document.root(), base, error)) << error;
+    if (adapter.open({path, 1}, base.config)) return "";
     EXPECT_EQ(adapter.error.rfind(path, 0), 0u) << adapter.error;
     const size_t more = adapter.error.rfind(path + "/", 0) == 0 ? 1 : 2;  // "FOLDER/FILE: ..." or "FOLDER: ..."
     return adapter.error.substr(std::min(adapter.error.size(), path.size() + more));
@@ -192,11 +191,12 @@ std::vector<float> logits(const std::string& base, const std::vector<LoraSource>
   EXPECT_TRUE(open_checkpoint(base, "", c, error)) << error;
   std::vector<LoraAdapter> adapters(sources.size());
   for (size_t i = 0; i < sources.size(); i++) EXPECT_TRUE(adapters[i].open(sources[i], c.config)) << adapters[i].error;
-  const tiny::MemoryModel m(tiny::model_bytes(
-      tiny::parts_of(c.config, Type::f32),
-      [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
-        return c.read_rows(spec.name, first, count, out, why) && merge_lora(adapters, spec, first, count, out, why);
-      }));
+  const tiny::MemoryModel m(
+      tiny::model_bytes(tiny::parts_of(c.config, Type::f32),
+                        [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
+                          return c.read_rows(spec.name, first, count, out, why) &&
+                                 merge_lora(adapters, spec, first, count, out, why, c.tensors.at(spec.name).scale);
+                        }));
   std::vector<float> all;
   for (const int n : {1, 3, 5}) {
     const int ids[] = {1, 4, 0, 2, 3};
@@ -326,7 +326,9 @@ TEST(LoraRejects, UnsupportedSettings) {
       {"peft_type", "IA3", "\"peft_type\": expected \"LORA\", found \"IA3\""},
       {"peft_type", nullptr, "\"peft_type\": expected a string, found null"},
       {"bias", "all", "\"bias\": expected \"none\", found \"all\""},
-      {"use_dora", true, "\"use_dora\": expected none; only plain LoRA is supported, found true"},
+      {"use_dora", true,
+       "\"use_dora\": expected none; only plain LoRA is supported: merge the adapter in Python with "
+       "merge_and_unload(), found true"},
       {"lora_bias", true, "\"lora_bias\": expected none"},
       {"modules_to_save", {"embed_tokens"}, "\"modules_to_save\": expected none"},
       {"layer_replication", {{0, 1}}, "\"layer_replication\": expected none"},
@@ -386,7 +388,7 @@ TEST(LoraRejects, WrongTensors) {
   EXPECT_EQ(error_with([&](AllWeights& w) { w[q + "A.weight"] = hf::random_weights({48}, 1); }),
             file + "tensor " + q + "A.weight: expected shape (3, 16), found (48)");
   for (const char* other : {"base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight",
-                            "base_model.model.model.embed_tokens.lora_embedding_A", "base_model.model.lm_head.weight",
+                            "base_model.model.model.embed_tokens.lora_embedding_A",
                             "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
                             "model.layers.0.self_attn.q_proj.lora_A.weight"})
     EXPECT_EQ(error_with([&](AllWeights& w) {
@@ -395,6 +397,15 @@ TEST(LoraRejects, WrongTensors) {
               file + "tensor " + other +
                   ": expected lora_A.weight and lora_B.weight of the model's matrices, found "
                   "another; is this another model's adapter?");
+  for (const char* whole : {"base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight",
+                            "base_model.model.lm_head.modules_to_save.weight"})
+    EXPECT_EQ(error_with([&](AllWeights& w) {
+                w[whole] = hf::random_weights({5, 16}, 1);
+              }),
+              file + "tensor " + whole +
+                  ": expected the factors of a LoRA, found a whole tensor (5, 16), which PEFT saves for "
+                  "modules_to_save and for a changed vocabulary; merge the adapter in Python (merge_and_unload()), "
+                  "save the model and convert it");
   EXPECT_EQ(
       error_with([&](AllWeights& w) {
         for (const char* layer : {"0", "1"})

@@ -452,8 +452,16 @@ TEST(ZipArchive, RejectsCompressedAndEncryptedMembers) {
 
 TEST(ZipArchive, DescribesOtherArchives) {
   EXPECT_EQ(error_of(pytorch::zip_of({{"a.txt", "x"}})),
-            "expected a file of torch.save(), found a zip archive without data.pkl");
-  EXPECT_EQ(error_of(pytorch::zip_of({})), "expected a file of torch.save(), found a zip archive without data.pkl");
+            "expected a file of torch.save(), found a zip archive without data.pkl, which is not a model");
+  EXPECT_EQ(error_of(pytorch::zip_of({})),
+            "expected a file of torch.save(), found a zip archive without data.pkl, which is not a model");
+  for (const auto& [member, kind] : {std::pair{"wte.npy", "a NumPy archive (.npz)"},
+                                     {"model.weights.h5", "a Keras model"},
+                                     {"llama/model.safetensors", "a zip archive of a model's files; unpack it"},
+                                     {"config.json", "a zip archive of a model's files; unpack it"}})
+    EXPECT_TRUE(contains(error_of(pytorch::zip_of({{"README.md", "x"}, {member, "x"}})),
+                         std::string("expected a file of torch.save(), found ") + kind))
+        << member;
   EXPECT_EQ(with([](auto& m) {
               m.push_back({"archive/constants.pkl", "x"});
             }),
@@ -691,6 +699,42 @@ TEST(PyTorchLlama, ReadsHuggingFaceNames) {
   f.expect_model(c, "weights.pth");
 }
 
+TEST(PyTorchLlama, IgnoresSavedBuffersOfAnyType) {
+  const Config c = llama_config();
+  std::vector<NamedTensor> all = llama(c, kHuggingFace);
+  const std::string eight(8 * 16, '\1');
+  all.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", {16}, eight, "DoubleStorage", 8});
+  all.push_back({"model.layers.0.attention.mask", {1, 1, 4, 4}, eight.substr(0, 16), "BoolStorage", 1});
+  all.push_back({"model.layers.1.attention.bias", {1, 1, 4, 4}, eight.substr(0, 16), "ByteStorage", 1});
+  all.push_back({"freqs_cos", {8, 2}, eight, "LongStorage", 8});
+  Folder f;
+  f.write("config.json", hugging_face_config(c).dump()).write("pytorch_model.bin", pytorch::save(all));
+  f.expect_model(c);
+  all.push_back({"model.layers.1.attention.bias2", {1, 1, 4, 4}, eight.substr(0, 16), "ByteStorage", 1});
+  f.write("pytorch_model.bin", pytorch::save(all));
+  EXPECT_TRUE(contains(f.what(), "bias2: type: expected float32, float16 or bfloat16, found torch.ByteStorage"));
+}
+
+// An output matrix with the values of the embedding is the embedding, in the same storage or in another one.
+TEST(PyTorchLlama, KeepsTrainedOutputMatrixOfTiedModel) {
+  Config c = llama_config();
+  std::vector<NamedTensor> all = llama(c, kHuggingFace);
+  const auto output =
+      std::find_if(all.begin(), all.end(), [](const NamedTensor& t) { return t.name == "lm_head.weight"; });
+  Json config = hugging_face_config(c);
+  config["tie_word_embeddings"] = true;
+  Folder f;
+  f.write("config.json", config.dump()).write("pytorch_model.bin", pytorch::save(all));
+  f.expect_model(c);
+  EXPECT_TRUE(f.c.notes.size() == 1 && contains(f.c.notes[0], "lm_head.weight differs from the embedding"));
+  output->elements = all[0].elements;
+  ASSERT_EQ(all[0].name, "model.embed_tokens.weight");
+  f.write("pytorch_model.bin", pytorch::save(all));
+  c.tied = true;
+  f.expect_model(c);
+  EXPECT_TRUE(f.c.config.tied && f.c.notes.empty());
+}
+
 TEST(PyTorchLlama, ReadsShards) {
   const Config c = llama_config();
   const std::vector<NamedTensor> all = llama(c, kHuggingFace);
@@ -735,8 +779,8 @@ TEST(PyTorchLlama, ChecksLitGptSettings) {
   Folder f;
   f.write("lit_model.pth", pytorch::save(llama(c, lit_gpt(true), "attn.attn.weight")));
   EXPECT_EQ(f.what("lit_model.pth"),
-            "expected config.json, lit_config.json or params.json beside lit_model.pth, with the model's "
-            "configuration, found none");
+            "expected config.json, lit_config.json, model_config.yaml or params.json beside lit_model.pth, with the "
+            "model's configuration, found none");
   const auto changed = [&](const char* key, const Json& value) {
     Json json = lit_config(c);
     json[key] = value;
@@ -771,6 +815,111 @@ TEST(PyTorchLlama, ChecksLitGptSettings) {
                        "tensor transformer.h.0.attn.attn.weight: expected shape (128, "
                        "64), found (96, 64)"))
       << f.error;
+}
+
+/// lit_config() as lit-gpt writes it since September 2023, with all its settings.
+Json later_lit_config(const Config& c) {
+  Json json = lit_config(c);
+  for (const char* old : {"condense_ratio", "_norm_class", "_mlp_class"}) json.erase(old);
+  json.update({{"name", "a: Llama"},
+               {"hf_config", {{"org", "meta-llama"}, {"name", "x"}}},
+               {"head_size", c.head_dim},
+               {"norm_class_name", "RMSNorm"},
+               {"norm_qk", false},
+               {"norm_1", true},
+               {"norm_2", true},
+               {"mlp_class_name", "LLaMAMLP"},
+               {"gelu_approximate", "none"},
+               {"n_expert", 0},
+               {"lm_head_bias", false},
+               {"scale_embeddings", false},
+               {"rope_condense_ratio", 1},
+               {"rope_adjustments", nullptr},
+               {"rope_base", 500000},
+               {"attention_scores_scalar", nullptr},
+               {"sliding_window_size", nullptr},
+               {"final_logit_softcapping", nullptr},
+               {"latent_attention", nullptr}});
+  return json;
+}
+
+// Settings under their names since September 2023; settings of other models are refused, known or not.
+TEST(PyTorchLlama, ReadsLaterLitGptSettings) {
+  const Config c = llama_config();
+  Folder f;
+  f.write("lit_model.pth", pytorch::save(llama(c, lit_gpt(false), "attn.qkv.weight")));
+  const auto with = [&](const char* key, const Json& value) {
+    Json json = later_lit_config(c);
+    json[key] = value;
+    f.write("lit_config.json", json.dump());
+    return f.what();
+  };
+  EXPECT_EQ(with("rope_condense_ratio", 4), "");
+  EXPECT_TRUE(f.c.config.rope_scaling == RopeScaling::linear && f.c.config.rope_factor == 4.f);
+  const Json llama3 = {
+      {"factor", 32.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0}, {"original_max_seq_len", 8192}};
+  EXPECT_EQ(with("rope_adjustments", llama3), "");
+  const Config& k = f.c.config;
+  EXPECT_TRUE(k.rope_scaling == RopeScaling::llama3 && k.rope_factor == 32 && k.rope_low_freq == 1 &&
+              k.rope_high_freq == 4 && k.rope_original_len == 8192 && k.rope_theta == 500000);
+  EXPECT_EQ(with("rope_adjustments", {{"factor", 8.0}}), "");
+  EXPECT_TRUE(k.rope_scaling == RopeScaling::linear && k.rope_factor == 8);
+  EXPECT_EQ(with("sliding_window_size", c.max_seq_len) + with("attention_scores_scalar", c.head_dim), "");
+  const std::pair<const char*, Json> refused[] = {{"scale_embeddings", true},
+                                                  {"lm_head_bias", true},
+                                                  {"norm_qk", true},
+                                                  {"norm_1", false},
+                                                  {"post_mlp_norm", true},
+                                                  {"n_expert", 8},
+                                                  {"attention_scores_scalar", 256},
+                                                  {"final_logit_softcapping", 30.0},
+                                                  {"sliding_window_size", 16},
+                                                  {"head_size", 16},
+                                                  {"norm_class_name", "LayerNorm"},
+                                                  {"mlp_class_name", "GemmaMLP"},
+                                                  {"setting_of_next_year", "a text"},
+                                                  {"rope_adjustments", {{"factor", 8.0}, {"low_freq_factor", 1.0}}},
+                                                  {"rope_adjustments", {{"factor", 8.0}, {"beta_fast", 1.0}}}};
+  for (const auto& [key, value] : refused) {
+    const std::string error = with(key, value);
+    EXPECT_TRUE(contains(error, key == std::string("head_size")          ? "attn.qkv.weight: expected shape"
+                                : key == std::string("rope_adjustments") ? "_freq_factor"
+                                                                         : key))
+        << key << error;
+  }
+}
+
+// model_config.yaml as PyYAML 6.0.4 writes such a configuration.
+TEST(PyTorchLlama, ReadsYamlOfLitGpt) {
+  const Config c = llama_config();
+  const Json settings = later_lit_config(c);
+  std::string yaml;
+  for (const auto& [key, value] : settings.items())
+    if (value.is_object())
+      yaml += key + ":\n  name: x\n  org: meta-llama\n";
+    else if (key == "norm_eps")
+      yaml += key + ": 1.0e-05\n";
+    else
+      yaml += key + ": " +
+              (key == "name"       ? "'a: Llama'"
+               : value.is_string() ? value.get<std::string>()
+                                   : value.dump()) +
+              "\n";
+  Folder f;
+  f.write("lit_model.pth", pytorch::save(llama(c, lit_gpt(false), "attn.qkv.weight")));
+  f.write("model_config.yaml", yaml + "sliding_window_indices:\n- 1\n- 0\n");
+  EXPECT_EQ(f.what(), "");
+  EXPECT_TRUE(f.c.config.norm_eps == 1e-5f && f.c.config.rope_theta == 500000 && f.c.config.dim == c.dim);
+  f.write("model_config.yaml", yaml + "rope_indices:\n- 1\n- 0\n");
+  const std::string line = std::to_string(1 + std::count(yaml.begin(), yaml.end(), '\n'));
+  EXPECT_TRUE(contains(f.what(), "model_config.yaml:" + line + ":") &&
+              contains(f.error, "\"rope_indices\": expected null, false or 0: this setting is not supported"))
+      << f.error;
+  for (const char* bad : {"  - - 1\n", "no colon\n", "\t\n", "- 1\n", "x:\n  y:\n    z: 1\n  - 1\n"}) {
+    f.write("model_config.yaml", yaml + bad);
+    EXPECT_TRUE(contains(f.what(), "model_config.yaml:" + line + ":") || contains(f.error, "model_config.yaml:"))
+        << bad << f.error;
+  }
 }
 
 TEST(PyTorchLlama, ReadsMetaNames) {
@@ -849,7 +998,7 @@ TEST(PyTorchLlama, ReportsMissingAndExtraTensors) {
   more.push_back({"transformer.h.0.attn.attn.bias", {96}, raw(Floats(96))});
   f.write("lit_model.pth", pytorch::save(more));
   EXPECT_EQ(f.what(),
-            "lit_model.pth: tensor transformer.h.0.attn.attn.bias: expected the tensors of a plain Llama, found "
+            "lit_model.pth: tensor transformer.h.0.attn.attn.bias: expected the tensors of a Llama, found "
             "another tensor, (96); this is another architecture");
 }
 

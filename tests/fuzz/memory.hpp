@@ -20,23 +20,24 @@ namespace fuzz {
 // list of tensors of the deepest model.
 inline constexpr size_t kMostTimes = 100, kAllowance = 4 << 20;
 
-inline std::atomic<size_t> allocated{0}, most_allocated{0};  // bytes
+// Bytes since the hooks were installed; negative after memory from before was freed, which another thread may do.
+inline std::atomic<ptrdiff_t> allocated{0}, most_allocated{0};
 
 inline void on_malloc(const volatile void*, size_t bytes) {
-  const size_t sum = allocated += bytes;
+  const ptrdiff_t sum = allocated += ptrdiff_t(bytes);
   if (sum > most_allocated) most_allocated = sum;
 }
 inline void on_free(const volatile void* p) {
-  if (p) allocated -= __sanitizer_get_allocated_size(p);
+  if (p) allocated -= ptrdiff_t(__sanitizer_get_allocated_size(p));
 }
 
 inline void run(const Target& target, std::string_view input) {
   static const bool counts =
       __sanitizer_install_malloc_and_free_hooks && __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free) > 0;
-  const size_t before = allocated;
+  const ptrdiff_t before = allocated;
   most_allocated = before;
   target.run(input);
-  require(!counts || most_allocated - before <= kMostTimes * input.size() + kAllowance,
+  require(!counts || most_allocated - before <= ptrdiff_t(kMostTimes * input.size() + kAllowance),
           "memory: at most 100 times the input's size");
 }
 

@@ -168,6 +168,27 @@ TEST(Train, ChecksOutputsFirst) {
   EXPECT_EQ(t.list(), "fifo\nm.loss.csv\ns.txt\n");
 }
 
+TEST(Train, RefusesToReplaceItsInputs) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text.txt", pattern_stories(20)), valid = t.write("valid.txt", "mine"),
+                    model = t.write("model.bin", "mine");
+  std::filesystem::create_symlink("text.txt", t.file("link"));
+  std::filesystem::create_hard_link(text, t.file("story.loss.csv"));
+  const std::vector<std::vector<std::string>> all = {{"-o", text},
+                                                     {"-o", t.file("link")},
+                                                     {"-o", t.file("story.bin")},
+                                                     {"-o", t.file("o.bin"), "--checkpoint", t.path() + "/./text.txt"},
+                                                     {"-o", valid, "--valid", valid},
+                                                     {"-o", model, "--init", model},
+                                                     {"-o", model, "--teacher", model},
+                                                     {"-o", model, "-z", model}};
+  for (const std::vector<std::string>& arguments : all)
+    expect_failed_in_a_line(train(std::vector<std::string>{text} + arguments), "train", 1,
+                            {": expected another file to write than ", ", which is read"});
+  EXPECT_EQ(read_file(text), pattern_stories(20));
+  EXPECT_EQ(read_file(valid) + read_file(model), "minemine");
+}
+
 TEST(Train, KeepsModeOfReplacedFiles) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));

@@ -84,6 +84,24 @@ TEST(Gradient, MatchesDifferencesTiedAndGrouped) { check_gradients(odd_config(tr
 TEST(Gradient, MatchesDifferencesUntiedWithOneKeyValueHead) { check_gradients(odd_config(false, 1)); }
 TEST(Gradient, MatchesDifferencesWithoutGroups) { check_gradients(odd_config(false, 4)); }
 
+// The backward pass does not know them: training would ignore them without a word.
+TEST(Training, RefusesLayersWithAdditions) {
+  std::string error;
+  EXPECT_TRUE(check_trainable(odd_config(true, 2), "model.bin", error));
+  for (int part = 0; part < 5; part++) {
+    Config c = odd_config(true, 2);
+    c.qkv_bias = part == 0;
+    c.o_bias = part == 1;
+    c.mlp_bias = part == 2;
+    c.qk_norm = part == 3;
+    c.no_rope[1] = part == 4;
+    EXPECT_FALSE(check_trainable(c, "model.bin", error));
+    const char* const found[] = {"biases", "biases", "biases", "norms of q and k", "layers without rope"};
+    EXPECT_EQ(error,
+              std::string("model.bin: expected a Llama without additions, which can be trained, found ") + found[part]);
+  }
+}
+
 TEST(Training, PaddingStaysZero) {
   const Config c = odd_config(false, 2);
   TrainModel m(c);

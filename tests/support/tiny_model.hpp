@@ -106,13 +106,14 @@ inline Config small_config() {
 }
 
 /// Random weights that depend on the tensor's name and the row only: matrices with standard deviation 1 / sqrt(cols),
-/// so that products keep the magnitude of a vector; embeddings with 1; norm weights around 1.
+/// so that products keep the magnitude of a vector; embeddings with 1; norm weights around 1; biases around 0.
 inline bool random_rows(const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
   const float deviation = spec.layout == Layout::panels ? 1.f / std::sqrt(float(spec.cols)) : 1.f;
+  const float mean = spec.name[spec.name.rfind('.') + 1] == 'b' ? 0 : 1;  // of a vector: bq, bk, ...; or a norm
   for (int64_t r = first; r < first + count; r++) {
     Random random(hash_bytes(spec.name.data(), spec.name.size()) + uint64_t(r) * 0x2545F4914F6CDD1D);
     for (int c = 0; c < spec.cols; c++)
-      *out++ = spec.layout == Layout::vector ? std::fma(0.2f, random.normal(), 1.f) : random.normal() * deviation;
+      *out++ = spec.layout == Layout::vector ? std::fma(0.2f, random.normal(), mean) : random.normal() * deviation;
   }
   return true;
 }

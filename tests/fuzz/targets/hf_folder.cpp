@@ -1,5 +1,5 @@
 // Folders of transformers. The input is config.json, generation_config.json, tokenizer_config.json, the index of shards
-// ("": none) and tokenizer.json; the weights are always the same.
+// ("": none) and tokenizer.json; the weights are those of a Llama or, if config.json contains the name, of a relative.
 #include "../../../export/open_checkpoint.hpp"
 #include "checkpoint_rows.hpp"
 #include "safetensors_file.hpp"
@@ -10,23 +10,45 @@ namespace fuzz::hf_folder {
 using namespace pocket;
 
 // The tensors of a model with 1 layer, dim 4, hidden_dim 4, 2 heads and 5 tokens.
-Shapes shapes() {
+Shapes shapes(const std::string& type = "") {
   Config c;
   c.dim = c.hidden_dim = 4;
   c.n_layers = 1;
   c.n_heads = c.n_kv_heads = c.head_dim = 2;
   c.vocab_size = 5;
+  c.qkv_bias = type == "qwen2" || type == "ernie4_5";
+  c.o_bias = c.mlp_bias = type == "ernie4_5";
+  c.qk_norm = type == "qwen3";
   Shapes shapes;
   for (const TensorSpec& spec : tensor_specs(c)) {
-    const std::string name = kHuggingFaceNames.names.name(shapes.size(), c.n_layers);
+    const std::string name = kHuggingFaceNames.names.name(spec.name);
     shapes.push_back({name, {spec.rows, spec.cols}});
     if (spec.layout == Layout::vector) shapes.back().second = {spec.cols};
+    if (type != "phi3") continue;
+    const bool attention = name.find("q_proj") != std::string::npos, ffn = name.find("gate_proj") != std::string::npos;
+    if (attention) shapes.back() = {"model.layers.0.self_attn.qkv_proj.weight", {12, 4}};
+    if (ffn) shapes.back() = {"model.layers.0.mlp.gate_up_proj.weight", {8, 4}};
+    for (const char* fused : {"k_proj", "v_proj", ".up_proj"})
+      if (name.find(fused) != std::string::npos) shapes.pop_back();
   }
   return shapes;
 }
 
+// The path of weights for a configuration.
+std::string weights_for(const std::string& config) {
+  static const char* kTypes[] = {"qwen2", "qwen3", "ernie4_5", "phi3"};
+  static const bool written = [] {
+    folder().write("model.safetensors", safetensors_file(shapes()));
+    for (const char* type : kTypes) folder().write(type + std::string(".safetensors"), safetensors_file(shapes(type)));
+    return true;
+  }();
+  std::string name = written ? "model" : "";
+  for (const char* type : kTypes)
+    if (config.find(type) != std::string::npos) name = type;
+  return folder().file(name + ".safetensors");
+}
+
 void run(std::string_view input) {
-  static const std::string path = folder().write("model.safetensors", safetensors_file(shapes()));
   static ReusedFile config("config.json"), generation("generation_config.json"), tokenizer("tokenizer_config.json"),
       pieces("tokenizer.json");
   const std::vector<std::string> parts = split(input, 5);
@@ -41,7 +63,8 @@ void run(std::string_view input) {
   pieces.write(parts[4]);
   Checkpoint c;
   std::string error;
-  if (!open_checkpoint(path, "", c, error)) return require(!error.empty(), "transformers: an error");
+  if (!open_checkpoint(weights_for(std::string(parts[0])), "", c, error))
+    return require(!error.empty(), "transformers: an error");
   read_rows(c);
   if (c.has_tokenizer) use(c.vocabulary);
 }
@@ -58,8 +81,16 @@ std::vector<std::string> seeds() {
   std::string index;
   for (const auto& [name, shape] : shapes())
     index += (index.empty() ? "{\"weight_map\": {\"" : ", \"") + name + "\": \"model.safetensors\"";
-  return {join({config, generation, tokenizer, "", pieces}),
-          join({config, generation, tokenizer, index + "}}", pieces})};
+  std::vector<std::string> all = {join({config, generation, tokenizer, "", pieces}),
+                                  join({config, generation, tokenizer, index + "}}", pieces})};
+  for (const char* type : {"qwen2", "qwen3", "smollm3", "granite", "phi3", "ernie4_5", "minicpm"}) {
+    std::string relative = config;
+    relative.replace(relative.find("llama"), 5, type);
+    const char* more = R"("head_dim": 2, "use_bias": true, "tie_word_embeddings": false, "embedding_multiplier": 3,
+ "scale_emb": 3, )";
+    all.push_back(join({relative.insert(1, more), generation, tokenizer, "", pieces}));
+  }
+  return all;
 }
 
 const Registered target({"hf_folder", run, seeds});

@@ -26,7 +26,7 @@ void repair(std::string& input, size_t longest) {
   std::string error;
   const auto file = input_file(input);
   if (!read_llama2c_header(*file, header, c.config, error) || c.config.n_layers > 4) return;
-  const uint64_t expected = Llama2cLayout(c, header).place();
+  const uint64_t expected = Llama2cLayout(c, header, Llama2cScales::after_matrix).place();
   if (expected <= longest) input.resize(size_t(expected), '\1');
 }
 

@@ -486,7 +486,7 @@ TEST(MegabyteFile, EachArchitectureNamesTheOther) {
 TEST(MegabyteFile, ChecksEveryHeaderField) {
   using tiny::patched;
   ASSERT_EQ(error_of_file(whole()), "");
-  const size_t own = offsetof(Header, reserved);
+  const size_t own = kMegabyteHeaderAt;
   const struct {
     const char* name;
     size_t at;
@@ -530,7 +530,7 @@ TEST(MegabyteFile, ChecksEveryHeaderField) {
 // The largest sizes: products exceed 2^40 and must not overflow.
 TEST(MegabyteFile, HandlesLargestSizes) {
   tiny::Bytes file = whole();
-  const size_t own = offsetof(Header, reserved);
+  const size_t own = kMegabyteHeaderAt;
   const std::pair<size_t, uint32_t> largest[] = {{offsetof(Header, dim), 1 << 16},
                                                  {offsetof(Header, hidden_dim), 1 << 20},
                                                  {offsetof(Header, n_heads), 1 << 10},
