@@ -3260,6 +3260,7 @@ void execute(const Arguments& a) {
     throw Failure{1, (own ? a.model : a.tokenizer) + ": " + tokenizer.error};
   if (!turns.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, a.model + ": " + turns.error};
   if (chat && !turns.known()) throw Failure{1, a.model + ": no chat template; continue a text with -i"};
+  if (chat && !turns.takes(a.system)) throw Failure{1, a.model + ": -y: the chat template has no place for this text"};
   Session session(model, {0, threads, KvType::automatic, nullptr});
   if (!session.error.empty()) throw Failure{1, session.error};
   running = &session;

@@ -30,20 +30,24 @@
 // ids_of() and printed_text(), which throw std::bad_alloc, as do the functions for converters.
 //
 // Contents: 1 interface · 2 UTF-8 · 3 merging · 4 encoding · 5 splitting into words · 6 decoding ·
-//           7 loading: the blob · 8 loading: SentencePiece .model files · 9 Unicode letters and numbers ·
-//           10 conversations
+//           7 loading: the blob · 8 loading: SentencePiece .model files · 9 conversations ·
+//           10 Unicode
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <bitset>
+#include <cctype>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <exception>
 #include <functional>
 #include <initializer_list>
 #include <iterator>
+#include <memory>
 #include <new>
-#include <queue>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -70,7 +74,7 @@ inline namespace POCKET_ISA {
 
 namespace tokenizer_detail {
 struct BlobHeader;
-struct Symbol;
+struct Scratch;
 
 // Finds, at every byte of a text, the longest of some pieces that starts there. Takes time in proportion to the text, for
 // any pieces: the automaton of Aho and Corasick (1975) of the reversed pieces reads the text from its end.
@@ -80,7 +84,7 @@ class PieceFinder {
   PieceFinder() = default;  // no pieces
   explicit PieceFinder(std::vector<std::string_view> pieces);
   bool empty() const { return nodes_.empty(); }
-  // (bytes of text): the size of the piece; 0: none starts there.
+  // (bytes of text): the size of the piece; 0: none starts there. Empty if there are no pieces.
   std::vector<uint16_t> find(std::string_view text) const;
 
  private:
@@ -117,7 +121,21 @@ class Tokenizer {
   // touches a word. (Of the last, only control tokens have it, and then no chat template can contain them.)
   enum Strip : uint8_t { kStripLeft = 1, kStripRight = 2, kSingleWord = 4 };
   // Byte-level BPE: the pattern that splits a text into words.
-  enum class Split : uint32_t { none = 0, gpt2 = 1, smollm = 2, llama3 = 3 };
+  enum class Split : uint32_t {
+    none = 0,
+    gpt2 = 1,
+    smollm = 2,
+    llama3 = 3,
+    qwen2 = 4,
+    qwen35 = 5,
+    gpt4o = 6,
+    tekken = 7,
+    deepseek_coder = 8,
+    deepseek_llm = 9,
+    deepseek_v3 = 10,
+    falcon = 11
+  };
+  static constexpr uint32_t kSplits = 12;
 
   // An entry of the vocabulary.
   struct Piece {
@@ -147,6 +165,7 @@ class Tokenizer {
     // Byte-level:
     Split split = Split::none;
     bool ignore_merges = false;  // a word that is itself a piece becomes that piece without merging
+    bool nfc = false;            // text is converted to Unicode's normalization form C
   };
 
   // Loads the blob stored in a model file, or returned by to_blob(). The bytes are copied. On failure returns false and
@@ -253,7 +272,7 @@ class Tokenizer {
     std::vector<int> slots_;  // -1: empty; the size is a power of two
   };
 
-  using Symbol = tokenizer_detail::Symbol;
+  using Scratch = tokenizer_detail::Scratch;
 
   // Tokens that are cut out of a text.
   struct Markers {
@@ -267,6 +286,7 @@ class Tokenizer {
   bool index_pieces();
   void index_markers();
   bool index_merges();
+  void index_neighbours();
   bool fail(const std::string& field, const std::string& expected, const std::string& found);
 
   template <class T> T at(size_t offset) const;
@@ -280,16 +300,19 @@ class Tokenizer {
   std::string normalize(std::string_view text, bool at_start) const;
   void encode_stretch(std::string_view text, bool at_start, std::vector<int>& ids) const;
   void encode_sentencepiece(std::string_view text, std::vector<int>& ids) const;
+  bool merges_into(int id, Scratch& scratch) const;
+  void merge_characters(std::string_view text, Scratch& scratch, bool& after_unknown, std::vector<int>& ids) const;
   void append_ids(std::string_view symbol, int id, const std::unordered_map<int, size_t>& left_sizes,
                   bool& after_unknown, std::vector<int>& ids) const;
   void encode_byte_level(std::string_view text, std::vector<int>& ids) const;
-  void encode_word(std::string_view word, std::vector<Symbol>& symbols, std::vector<int>& ids) const;
+  void encode_word(std::string_view word, Scratch& scratch, std::vector<int>& ids) const;
 
   std::string blob_;  // the only copy of the vocabulary; the members below are fields of it, offsets and indices
   Kind kind_ = Kind::sentencepiece;
   Split split_ = Split::none;
   bool add_bos_ = false, add_dummy_prefix_ = false, prefix_only_at_start_ = false, metaspace_ = false,
-       remove_extra_whitespaces_ = false, escape_whitespaces_ = false, byte_fallback_ = false, ignore_merges_ = false;
+       remove_extra_whitespaces_ = false, escape_whitespaces_ = false, byte_fallback_ = false, ignore_merges_ = false,
+       nfc_ = false;
   int bos_ = -1, eos_ = -1, unk_ = -1;
   size_t n_pieces_ = 0, n_merges_ = 0;
   size_t ends_at_ = 0, scores_at_ = 0, merges_at_ = 0, types_at_ = 0, text_at_ = 0, unk_surface_at_ = 0;  // offsets
@@ -300,6 +323,10 @@ class Tokenizer {
   tokenizer_detail::PieceFinder user_defined_;
   Markers added_, added_normalized_;
   size_t longest_piece_ = 1;  // of by_text_, in bytes
+  // SentencePiece: the pairs of find_neighbours() in all pieces; null if a text cannot be encoded in parts. What
+  // merges_into() has found out of each piece: any thread may add to it, and all find the same.
+  std::shared_ptr<const std::bitset<65536>> neighbours_;
+  std::shared_ptr<std::atomic<uint8_t>[]> merges_into_;
 };
 
 // For programs: the ids of a text, and the text of ids. Throw std::bad_alloc where encode() and decode() return false.
@@ -373,6 +400,24 @@ inline void take_character(std::string_view& s, bool each_byte, std::string& out
   s.remove_prefix(n);
 }
 
+// The bytes of the ASCII characters at the start of s, up to a space.
+inline size_t ascii_size(std::string_view s) {
+  size_t n = 0;
+  while (n < s.size() && uint8_t(s[n]) < 0x80 && s[n] != ' ') n++;
+  return n;
+}
+
+// Appends a character in UTF-8.
+inline void append_utf8(char32_t code, std::string& out) {
+  if (code < 0x80) {
+    out += char(code);
+    return;
+  }
+  const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;  // bytes after the first
+  out += char(0xFF00 >> (more + 1) | code >> 6 * more);
+  for (int i = more - 1; i >= 0; i--) out += char(0x80 | (code >> 6 * i & 0x3F));
+}
+
 // The value of a byte piece, <0x00> to <0xFF>; -1 for any other text.
 inline int byte_value(std::string_view piece) {
   if (piece.size() != 6 || piece.substr(0, 3) != "<0x" || piece[5] != '>') return -1;
@@ -417,22 +462,33 @@ struct Candidate {
   bool operator<(const Candidate& o) const { return score != o.score ? score < o.score : left > o.left; }
 };
 
+// Memory for the merging of a word, reused for every word of a text.
+struct Scratch {
+  std::vector<Symbol> symbols;
+  std::vector<Candidate> queue;
+};
+
 // Merges neighbours, the highest score first and the leftmost of equal scores first, until no pair merges.
 // join(left, right) -> Joined. Merging a pair leaves outdated candidates in the queue; a candidate is valid only if the
 // sizes of both symbols are unchanged.
-template <class Join> void join_symbols(std::vector<Symbol>& symbols, const Join& join) {
-  std::vector<Candidate> pairs;
-  pairs.reserve(symbols.size());
-  std::priority_queue<Candidate> queue(std::less<Candidate>(), std::move(pairs));
+template <class Join> void join_symbols(Scratch& scratch, const Join& join) {
+  std::vector<Symbol>& symbols = scratch.symbols;
+  std::vector<Candidate>& queue = scratch.queue;  // a heap
   const auto consider = [&](int i) {
     if (i < 0 || symbols[i].next < 0) return;
     const Symbol &left = symbols[i], &right = symbols[left.next];
-    if (const Joined j = join(left, right); j.id >= 0) queue.push({j.score, j.id, i, left.size, right.size});
+    const Joined j = join(left, right);
+    if (j.id < 0) return;
+    queue.push_back({j.score, j.id, i, left.size, right.size});
+    std::push_heap(queue.begin(), queue.end());
   };
+  queue.clear();
+  queue.reserve(symbols.size());
   for (size_t i = 0; i < symbols.size(); i++) consider(int(i));
   while (!queue.empty()) {
-    const Candidate best = queue.top();
-    queue.pop();
+    std::pop_heap(queue.begin(), queue.end());
+    const Candidate best = queue.back();
+    queue.pop_back();
     Symbol& left = symbols[best.left];
     if (left.size != best.left_size || left.next < 0 || symbols[left.next].size != best.right_size) continue;
     Symbol& right = symbols[left.next];
@@ -493,35 +549,39 @@ inline uint32_t PieceFinder::next(uint32_t node, uint8_t byte) const {
 }
 
 inline std::vector<uint16_t> PieceFinder::find(std::string_view text) const {
-  std::vector<uint16_t> found(text.size());
+  std::vector<uint16_t> found(nodes_.empty() ? 0 : text.size());
   uint32_t node = 0;
-  for (size_t i = nodes_.empty() ? 0 : text.size(); i-- > 0;) {
+  for (size_t i = found.size(); i-- > 0;) {
     node = next(node, uint8_t(text[i]));
     found[i] = nodes_[node].longest;
   }
   return found;
 }
 
-// ---- White space next to a token ----
+// ---- Parts of a text ----
 
-inline bool is_space(char32_t code);  // section 9
-
-// The size of a text without the white space at its end, or at its start.
-inline size_t without_trailing_space(std::string_view s) {
-  while (!s.empty()) {
-    size_t last = s.size() - 1;
-    while (last > 0 && (uint8_t(s[last]) & 0xC0) == 0x80) last--;
-    if (!is_space(read_utf8(s.substr(last)).code)) break;
-    s.remove_suffix(s.size() - last);
+// Characters that stand side by side, as a number below 65536: characters with the same first byte are taken for one,
+// except that the space mark is taken for a space. Finds the first such pair that found(pair) accepts, and returns the
+// offset of the second character; the size of the text if there is none.
+template <class Found> size_t find_neighbours(std::string_view text, const Found& found) {
+  const auto byte_of = [&](size_t i) {
+    const bool mark = text[i] == kSpaceMark[0] && text.substr(i, 3) == kSpaceMark;
+    return mark ? size_t(' ') : size_t(uint8_t(text[i]));
+  };
+  size_t left = text.empty() ? 0 : byte_of(0);
+  for (size_t i = 1; i < text.size(); i++) {
+    if ((text[i] & 0xC0) == 0x80) continue;  // inside a character
+    const size_t right = byte_of(i);
+    if (found(left << 8 | right)) return i;
+    left = right;
   }
-  return s.size();
-}
-inline size_t without_leading_space(std::string_view s) {
-  while (!s.empty() && is_space(read_utf8(s).code)) s.remove_prefix(read_utf8(s).length);
-  return s.size();
+  return text.size();
 }
 
 // ---- Words ----
+
+// Converts valid UTF-8 to normalization form C. Defined in section 10.
+inline std::string nfc(std::string_view text);
 
 // Calls each(word) for the words of a text in order; their concatenation is the text. Defined in section 5.
 template <class Each> void for_each_word(Tokenizer::Split split, std::string_view text, const Each& each);
@@ -571,6 +631,8 @@ inline size_t Tokenizer::least_ids(std::string_view text) const {
   return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }
 
+inline std::string_view without_space(std::string_view text, bool front, bool back);  // section 9
+
 // Calls stretch(text) and token(id) for the parts of a text in order: the tokens that it contains, leftmost first and the
 // longest of those that start together, and what is between them without the white space that belongs to a token. (The
 // rules of Hugging Face's tokenizers.)
@@ -587,11 +649,11 @@ void Tokenizer::cut(const Markers& markers, std::string_view text, const Stretch
     if (found[i] == 0) continue;
     const int id = markers.ids.at(std::string(text.substr(i, found[i])));
     const std::string_view before = text.substr(begin, i > begin ? i - begin : 0);
-    const size_t kept = strip(id) & kStripLeft ? without_trailing_space(before) : before.size();
-    if (kept > 0) stretch(before.substr(0, kept));
+    const std::string_view kept = without_space(before, false, strip(id) & kStripLeft);
+    if (!kept.empty()) stretch(kept);
     token(id);
     if (strip(id) & kStripRight)  // what the token before has stripped is not read again
-      begin = text.size() - without_leading_space(text.substr(std::max(begin, i + found[i])));
+      begin = text.size() - without_space(text.substr(std::max(begin, i + found[i])), true, false).size();
     else
       begin = i + found[i];
   }
@@ -602,8 +664,10 @@ void Tokenizer::cut(const Markers& markers, std::string_view text, const Stretch
 inline void Tokenizer::encode_stretch(std::string_view text, bool at_start, std::vector<int>& ids) const {
   const auto token = [&](int id) { ids.push_back(id); };
   if (kind_ == Kind::byte_level) {
+    const std::string normalized = nfc_ ? tokenizer_detail::nfc(text) : std::string();
     cut(
-        added_normalized_, text, [&](std::string_view words) { encode_byte_level(words, ids); }, token);
+        added_normalized_, nfc_ ? normalized : text, [&](std::string_view words) { encode_byte_level(words, ids); },
+        token);
   } else if (metaspace_) {
     const auto encode = [&](std::string_view part) {
       encode_sentencepiece(normalize(part, at_start && part.data() == text.data()), ids);
@@ -623,7 +687,7 @@ inline std::string Tokenizer::normalize(std::string_view text, bool at_start) co
   const bool strips_start = remove_extra_whitespaces_ && !prefix_only_at_start_;
   const std::vector<uint16_t> user_defined = user_defined_.find(text);
   size_t i = 0;
-  while (strips_start && i < text.size() && text[i] == ' ' && user_defined[i] <= 1) i++;
+  while (strips_start && i < text.size() && text[i] == ' ' && (user_defined.empty() || user_defined[i] <= 1)) i++;
   std::string out;
   if (i == text.size()) return out;
   out.reserve(text.size() + text.size() / 2 + 3);
@@ -633,11 +697,13 @@ inline std::string Tokenizer::normalize(std::string_view text, bool at_start) co
   while (i < text.size()) {
     std::string_view rest = text.substr(i);
     std::string part;
-    if (user_defined[i] > 0)
-      part = rest.substr(0, user_defined[i]);
-    else
+    if (const size_t n = user_defined.empty() ? tokenizer_detail::ascii_size(rest) : user_defined[i]) {
+      part = rest.substr(0, n);
+      rest.remove_prefix(n);
+    } else {
       tokenizer_detail::take_character(rest, true, part);
-    i += user_defined[i] > 0 ? part.size() : text.size() - i - rest.size();
+    }
+    i = text.size() - rest.size();
     const size_t from = after_space ? std::min(part.find_first_not_of(' '), part.size()) : 0;
     for (char c : part.substr(from)) c == ' ' ? out += space : out += c;
     if (from < part.size()) after_space = remove_extra_whitespaces_ && part.back() == ' ';
@@ -648,17 +714,56 @@ inline std::string Tokenizer::normalize(std::string_view text, bool at_start) co
   return out;
 }
 
+// Merges each part of the text that ends between two characters which no piece has side by side: merges do not cross
+// such a place. Most parts are words of which the vocabulary has a piece.
 inline void Tokenizer::encode_sentencepiece(std::string_view text, std::vector<int>& ids) const {
+  Scratch scratch;
+  bool after_unknown = false;
+  while (!text.empty()) {
+    const auto never_merge = [&](size_t pair) { return !(*neighbours_)[pair]; };
+    const std::string_view part =
+        text.substr(0, neighbours_ ? tokenizer_detail::find_neighbours(text, never_merge) : text.size());
+    const int id = neighbours_ ? find_piece(part) : -1;
+    if (id >= 0 && merges_into(id, scratch)) {
+      ids.push_back(id);
+      after_unknown = false;
+    } else {
+      merge_characters(part, scratch, after_unknown, ids);
+    }
+    text.remove_prefix(part.size());
+  }
+}
+
+// Whether the text of a piece merges into the piece: another order of merges may lead elsewhere.
+inline bool Tokenizer::merges_into(int id, Scratch& scratch) const {
+  enum : uint8_t { unknown, yes, no };
+  std::atomic<uint8_t>& known = merges_into_[size_t(id)];
+  uint8_t answer = known.load(std::memory_order_relaxed);
+  if (answer == unknown) {
+    std::vector<int> ids;
+    bool after_unknown = false;
+    merge_characters(piece(id), scratch, after_unknown, ids);
+    answer = ids.size() == 1 && ids[0] == id ? yes : no;
+    known.store(answer, std::memory_order_relaxed);
+  }
+  return answer == yes;
+}
+
+// Merges the characters of a text into pieces.
+inline void Tokenizer::merge_characters(std::string_view text, Scratch& scratch, bool& after_unknown,
+                                        std::vector<int>& ids) const {
   using namespace tokenizer_detail;
-  const std::vector<uint16_t> user_defined = user_defined_.find(text);
-  std::vector<Symbol> symbols;
+  std::vector<Symbol>& symbols = scratch.symbols;
+  symbols.clear();
   symbols.reserve(text.size());
+  const std::vector<uint16_t> user_defined = user_defined_.find(text);
   for (size_t i = 0; i < text.size(); i += symbols.back().size) {
-    const size_t size = user_defined[i] ? user_defined[i] : read_utf8(text.substr(i)).length;
-    append_symbol(symbols, i, size, find_piece(text.substr(i, size)));
+    const size_t defined = user_defined.empty() ? 0 : user_defined[i];
+    append_symbol(symbols, i, defined > 0 ? defined : read_utf8(text.substr(i)).length,
+                  defined > 0 ? find_piece(text.substr(i, defined)) : -1);
   }
   std::unordered_map<int, size_t> left_sizes;  // id of an unused piece -> bytes of its left part
-  join_symbols(symbols, [&](const Symbol& left, const Symbol& right) -> Joined {
+  join_symbols(scratch, [&](const Symbol& left, const Symbol& right) -> Joined {
     if (type(left.id) == PieceType::user_defined || type(right.id) == PieceType::user_defined) return {};
     if (size_t(left.size) + right.size > longest_piece_) return {};
     const int id = find_piece(text.substr(left.begin, left.size + right.size));
@@ -666,9 +771,10 @@ inline void Tokenizer::encode_sentencepiece(std::string_view text, std::vector<i
     if (type(id) == PieceType::unused) left_sizes[id] = left.size;
     return {id, score(id)};
   });
-  bool after_unknown = false;
-  for (int i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next)
-    append_ids(text.substr(symbols[i].begin, symbols[i].size), symbols[i].id, left_sizes, after_unknown, ids);
+  for (int i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next) {
+    const std::string_view symbol = text.substr(symbols[i].begin, symbols[i].size);
+    append_ids(symbol, symbols[i].id >= 0 ? symbols[i].id : find_piece(symbol), left_sizes, after_unknown, ids);
+  }
 }
 
 // Appends the ids of a symbol. An unused piece is split into its parts again; consecutive unknown characters become
@@ -691,21 +797,22 @@ inline void Tokenizer::append_ids(std::string_view symbol, int id, const std::un
 }
 
 inline void Tokenizer::encode_byte_level(std::string_view text, std::vector<int>& ids) const {
-  std::vector<Symbol> symbols;
-  tokenizer_detail::for_each_word(split_, text, [&](std::string_view word) { encode_word(word, symbols, ids); });
+  Scratch scratch;
+  tokenizer_detail::for_each_word(split_, text, [&](std::string_view word) { encode_word(word, scratch, ids); });
 }
 
-// `symbols` is scratch memory, reused for every word.
-inline void Tokenizer::encode_word(std::string_view word, std::vector<Symbol>& symbols, std::vector<int>& ids) const {
+inline void Tokenizer::encode_word(std::string_view word, Scratch& scratch, std::vector<int>& ids) const {
   using namespace tokenizer_detail;
   if (const int id = ignore_merges_ ? find_piece(word) : -1; id >= 0) {
     ids.push_back(id);
     return;
   }
+  std::vector<Symbol>& symbols = scratch.symbols;
   symbols.clear();
+  symbols.reserve(word.size());
   for (size_t i = 0; i < word.size(); i++)
     if (const int id = byte_id_[uint8_t(word[i])]; id >= 0) append_symbol(symbols, i, 1, id);
-  join_symbols(symbols, [&](const Symbol& left, const Symbol& right) -> Joined {
+  join_symbols(scratch, [&](const Symbol& left, const Symbol& right) -> Joined {
     const int rank = find_merge(left.id, right.id);
     return rank < 0 ? Joined{} : Joined{merged_[size_t(rank)], -double(rank)};
   });
@@ -718,35 +825,207 @@ inline void Tokenizer::encode_word(std::string_view word, std::vector<Symbol>& s
 
 namespace tokenizer_detail {
 
-enum class Class : uint8_t { letter, number, space, other };  // \p{L}, \p{N}, \s, any other character
+// A set of characters, as bits. The first eleven divide all characters: each is in exactly one of them.
+using Set = uint32_t;
+inline constexpr Set kOther = 1 << 0;        // in none of the next ten
+inline constexpr Set kUpper = 1 << 1;        // \p{Lu}, \p{Lt}
+inline constexpr Set kLower = 1 << 2;        // \p{Ll}
+inline constexpr Set kCaseless = 1 << 3;     // \p{Lm}, \p{Lo}
+inline constexpr Set kMark = 1 << 4;         // \p{M}
+inline constexpr Set kNumber = 1 << 5;       // \p{N}
+inline constexpr Set kPunctuation = 1 << 6;  // \p{P}
+inline constexpr Set kSymbol = 1 << 7;       // \p{S}
+inline constexpr Set kOtherSpace = 1 << 8;   // \s without the next two
+inline constexpr Set kBlank = 1 << 9;        // U+0020
+inline constexpr Set kNewline = 1 << 10;     // [\r\n]
+inline constexpr Set kAny = (1 << 11) - 1;
+inline constexpr Set kLetter = kUpper | kLower | kCaseless, kSpace = kOtherSpace | kBlank | kNewline;
+// Sets of single pre-tokenizers:
+inline constexpr Set kSlash = 1 << 11;
+inline constexpr Set kAsciiDigit = 1 << 12;
+inline constexpr Set kAsciiLetter = 1 << 13;
+inline constexpr Set kAsciiSign = 1 << 14;       // ASCII characters of \p{P} and \p{S}
+inline constexpr Set kDigit = 1 << 15;           // what Hugging Face's step Digits takes for one
+inline constexpr Set kHanOrKana = 1 << 16;       // [\u4E00-\u9FA5\u3040-\u30FF]
+inline constexpr Set kEastAsian = 1 << 17;       // [\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF]
+inline constexpr Set kDeepSeekLetter = 1 << 18;  // kDeepSeekLetters
+inline constexpr Set kDeepSeekSign = 1 << 19;    // kDeepSeekSigns
 
-inline Class class_of(char32_t code);       // section 9
-inline bool is_more_number(char32_t code);  // in Rust's is_numeric, which follows a newer Unicode, but not in \p{N}
+inline Set sets_of(char32_t code);  // section 10
 
 struct Character {
   char32_t code;
-  Class kind;
+  Set sets;
   uint32_t begin;  // byte offset in the text
 };
 
-// Returns the end of the word that starts at character i. Reads no character from `end` on; i < end.
-using WordEnd = size_t (*)(const Character* c, size_t i, size_t end);
+// An alternative of a regular expression, of the form: lead? first* body{1,most} tail*, each a set of characters.
+struct Term {
+  enum Condition : uint8_t { none, lead_required, before_space, at_end };  // lead instead of lead?; (?!\S); $
+  enum Contraction : uint8_t { no, lower_case, any_case };                 // 's|'t|'re|'ve|'m|'ll|'d; (?i: )
 
-// The first character from i on that is not of this class.
-inline size_t skip_class(const Character* c, size_t i, size_t end, Class kind) {
-  while (i < end && c[i].kind == kind) i++;
+  Set lead = 0, first = 0, body = 0, tail = 0;
+  uint32_t most = UINT32_MAX;
+  Condition condition = none;
+  Contraction contraction = no;  // without a body, it is the alternative; with one, it may follow
+
+  constexpr Term after(Set set, Condition c = none) const {
+    Term t = *this;
+    t.lead = set;
+    t.condition = c;
+    return t;
+  }
+  constexpr Term then(Set set) const {
+    Term t = *this;
+    t.tail = set;
+    return t;
+  }
+  constexpr Term then(Contraction c) const {
+    Term t = *this;
+    t.contraction = c;
+    return t;
+  }
+};
+constexpr Term contraction(Term::Contraction c) { return Term().then(c); }
+constexpr Term some(Set body, uint32_t most = UINT32_MAX) { return {0, 0, body, 0, most}; }
+constexpr Term some(Set body, Term::Condition c) { return {0, 0, body, 0, UINT32_MAX, c}; }
+constexpr Term any_then_some(Set first, Set body) { return {0, first, body}; }
+
+// ---- Regular expressions: each a list of alternatives, of which the first that matches counts ----
+
+inline constexpr Set kSign = kAny & ~(kSpace | kLetter | kNumber);    // [^\s\p{L}\p{N}]
+inline constexpr Set kLead = kAny & ~(kNewline | kLetter | kNumber);  // [^\r\n\p{L}\p{N}]
+inline constexpr Set kUpperPart = kUpper | kCaseless | kMark;         // [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]
+inline constexpr Set kLowerPart = kLower | kCaseless | kMark;         // [\p{Ll}\p{Lm}\p{Lo}\p{M}]
+inline constexpr Term kLines = any_then_some(kSpace, kNewline);       // \s*[\r\n]+
+inline constexpr Term kSpaces = some(kSpace, Term::before_space);     // \s+(?!\S)
+inline constexpr Term kLastSpaces = some(kSpace);                     // \s+
+
+// 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+inline constexpr Term kGpt2[] = {contraction(Term::lower_case),
+                                 some(kLetter).after(kBlank),
+                                 some(kNumber).after(kBlank),
+                                 some(kSign).after(kBlank),
+                                 kSpaces,
+                                 kLastSpaces};
+
+// (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|
+// \s*[\r\n]+|\s+(?!\S)|\s+
+inline constexpr Term kLlama3[] = {contraction(Term::any_case),
+                                   some(kLetter).after(kLead),
+                                   some(kNumber, 3),
+                                   some(kSign).after(kBlank).then(kNewline),
+                                   kLines,
+                                   kSpaces,
+                                   kLastSpaces};
+
+// The same with \p{N} instead of \p{N}{1,3}
+inline constexpr Term kQwen2[] = {contraction(Term::any_case),
+                                  some(kLetter).after(kLead),
+                                  some(kNumber, 1),
+                                  some(kSign).after(kBlank).then(kNewline),
+                                  kLines,
+                                  kSpaces,
+                                  kLastSpaces};
+
+// The same with [\p{L}\p{M}] instead of \p{L} as the body, and without \p{M} in the signs
+inline constexpr Term kQwen35[] = {contraction(Term::any_case),
+                                   some(kLetter | kMark).after(kLead),
+                                   some(kNumber, 1),
+                                   some(kSign & ~kMark).after(kBlank).then(kNewline),
+                                   kLines,
+                                   kSpaces,
+                                   kLastSpaces};
+
+// [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|
+// [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|
+// \p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+
+inline constexpr Term kGpt4o[] = {any_then_some(kUpperPart, kLowerPart).after(kLead).then(Term::any_case),
+                                  some(kUpperPart).after(kLead).then(kLowerPart).then(Term::any_case),
+                                  some(kNumber, 3),
+                                  some(kSign).after(kBlank).then(kNewline | kSlash),
+                                  kLines,
+                                  kSpaces,
+                                  kLastSpaces};
+
+// The same without contractions, and with \p{N} instead of \p{N}{1,3}
+inline constexpr Term kTekken[] = {any_then_some(kUpperPart, kLowerPart).after(kLead),
+                                   some(kUpperPart).after(kLead).then(kLowerPart),
+                                   some(kNumber, 1),
+                                   some(kSign).after(kBlank).then(kNewline | kSlash),
+                                   kLines,
+                                   kSpaces,
+                                   kLastSpaces};
+
+// [!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|
+// \s*[\r\n]+|\s+(?!\S)|\s+
+inline constexpr Term kDeepSeekV3[] = {
+    some(kAsciiLetter).after(kAsciiSign, Term::lead_required),
+    some(kLetter | kMark).after(kAny & ~(kNewline | kLetter | kPunctuation | kSymbol)),
+    some(kPunctuation | kSymbol).after(kBlank).then(kNewline),
+    kLines,
+    kSpaces,
+    kLastSpaces};
+
+inline constexpr Term kOneNewline[] = {some(kNewline, 1)};                              // [\r\n]
+inline constexpr Term kOneDigit[] = {some(kDigit, 1)};                                  // the step Digits
+inline constexpr Term kThreeNumbers[] = {some(kNumber, 3)};                             // \p{N}{1,3}
+inline constexpr Term kThreeDigits[] = {some(kAsciiDigit, 3)};                          // [0-9]{1,3}
+inline constexpr Term kSpaceLetters[] = {some(kLetter).after(kSpace)};                  // \s?\p{L}+
+inline constexpr Term kSpacePunctuation[] = {some(kPunctuation).after(kSpace)};         // \s?\p{P}+
+inline constexpr Term kSpaceDeepSeekLetters[] = {some(kDeepSeekLetter).after(kSpace)};  // \s?[A-Za-z...]+
+inline constexpr Term kSpaceDeepSeekSigns[] = {some(kDeepSeekSign).after(kSpace)};      // \s?[!-/:-~...]+
+inline constexpr Term kSpacesAtEnd[] = {some(kSpace, Term::at_end)};                    // \s+$
+inline constexpr Term kEastAsians[] = {some(kEastAsian)};                               // [...]+
+inline constexpr Term kHansOrKanas[] = {some(kHanOrKana)};                              // [...]+
+inline constexpr Term kFalconSigns[] = {some(kPunctuation | kAsciiSign)};               // the step Punctuation
+
+// ---- Pre-tokenizers: each a list of steps, of which every one splits the parts that the one before has left ----
+
+// A step makes each match a part, and what is between two matches.
+struct Step {
+  template <size_t N> constexpr Step(const Term (&list)[N]) : begin(list), end(list + N) {}
+  const Term *begin, *end;
+};
+struct Steps {
+  Steps() = default;  // none: the text is one word
+  template <size_t N> constexpr Steps(const Step (&list)[N]) : begin(list), end(list + N) {}
+  const Step *begin = nullptr, *end = nullptr;
+};
+
+inline constexpr Step kGpt2Steps[] = {kGpt2};
+inline constexpr Step kSmolLmSteps[] = {kOneDigit, kGpt2};
+inline constexpr Step kLlama3Steps[] = {kLlama3};
+inline constexpr Step kQwen2Steps[] = {kQwen2};
+inline constexpr Step kQwen35Steps[] = {kQwen35};
+inline constexpr Step kGpt4oSteps[] = {kGpt4o};
+inline constexpr Step kTekkenSteps[] = {kTekken};
+inline constexpr Step kDeepSeekCoderSteps[] = {kOneNewline, kSpaceLetters, kSpacePunctuation, kEastAsians, kOneDigit};
+inline constexpr Step kDeepSeekLlmSteps[] = {kOneNewline,  kSpaceDeepSeekLetters, kSpaceDeepSeekSigns,
+                                             kSpacesAtEnd, kEastAsians,           kOneDigit};
+inline constexpr Step kDeepSeekV3Steps[] = {kThreeNumbers, kHansOrKanas, kDeepSeekV3};
+inline constexpr Step kFalconSteps[] = {kFalconSigns, kGpt2, kThreeDigits};
+
+inline constexpr Steps kSteps[] = {  // by Tokenizer::Split
+    {},          kGpt2Steps,   kSmolLmSteps,        kLlama3Steps,      kQwen2Steps,      kQwen35Steps,
+    kGpt4oSteps, kTekkenSteps, kDeepSeekCoderSteps, kDeepSeekLlmSteps, kDeepSeekV3Steps, kFalconSteps};
+
+// ---- Matching ----
+
+// The first character from i on that is not in the set; `end` if there is none.
+inline size_t skip(const Character* c, size_t i, size_t end, Set set) {
+  while (i < end && c[i].sets & set) i++;
   return i;
 }
-inline bool is_newline(char32_t code) { return code == '\r' || code == '\n'; }
 
 // '(s|t|re|ve|m|ll|d); i if there is no match. Case-insensitive matching includes U+017F, long s.
-inline size_t contraction_end(const Character* c, size_t i, size_t end, bool ignore_case) {
+inline size_t contraction_end(const Character* c, size_t i, size_t end, Term::Contraction contraction) {
   static constexpr const char* kEndings[] = {"s", "t", "re", "ve", "m", "ll", "d"};
   const auto lower = [&](char32_t code) -> char32_t {
-    if (!ignore_case) return code;
+    if (contraction == Term::lower_case) return code;
     return code >= 'A' && code <= 'Z' ? code + 32 : code == 0x17F ? 's' : code;
   };
-  if (c[i].code != '\'') return i;
+  if (contraction == Term::no || i == end || c[i].code != '\'') return i;
   for (const char* ending : kEndings) {
     size_t n = 0;
     while (ending[n] && i + 1 + n < end && lower(c[i + 1 + n].code) == char32_t(ending[n])) n++;
@@ -755,36 +1034,44 @@ inline size_t contraction_end(const Character* c, size_t i, size_t end, bool ign
   return i;
 }
 
-// \s+(?!\S)|\s+: consecutive white space; the last of several characters is left to the following word.
-inline size_t space_end(const Character* c, size_t i, size_t end) {
-  const size_t j = skip_class(c, i, end, Class::space);
-  return j < end && j - i > 1 ? j - 1 : j;
+// first* body{1,most}; i if there is no match. `first` is as long as leaves a character for the body.
+inline size_t body_end(const Term& t, const Character* c, size_t i, size_t end) {
+  size_t j = skip(c, i, end, t.first);
+  while (j > i && (j == end || !(c[j].sets & t.body))) j--;
+  return skip(c, j, end - j > t.most ? j + t.most : end, t.body);
 }
 
-// GPT-2: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-inline size_t gpt2_word_end(const Character* c, size_t i, size_t end) {
-  if (const size_t j = contraction_end(c, i, end, false); j > i) return j;
-  const size_t k = i + (c[i].code == ' ' && i + 1 < end);
-  return c[k].kind != Class::space ? skip_class(c, k, end, c[k].kind) : space_end(c, i, end);
+// The end of the match at character i of the part [begin, end); i if there is none.
+inline size_t match_end(const Term& t, const Character* c, size_t begin, size_t i, size_t end) {
+  if (t.body == 0) return contraction_end(c, i, end, t.contraction);
+  size_t from = c[i].sets & t.lead ? i + 1 : i, j = body_end(t, c, from, end);
+  if (t.condition == Term::lead_required && from == i) return i;
+  if (t.condition != Term::lead_required && j == from) j = body_end(t, c, from = i, end);
+  if (j == from) return i;
+  j = skip(c, j, end, t.tail);
+  if (t.condition == Term::before_space && j < end) j--;  // the last space is before a character that is none
+  // A match would have begun at the first of the spaces.
+  if (t.condition == Term::at_end && (j < end || (i > begin && c[i - 1].sets & t.body))) return i;
+  return contraction_end(c, j, end, t.contraction);
 }
 
-// Llama 3: (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|
-//          \s*[\r\n]+|\s+(?!\S)|\s+
-inline size_t llama3_word_end(const Character* c, size_t i, size_t end) {
-  if (const size_t j = contraction_end(c, i, end, true); j > i) return j;
-  const bool may_lead = (c[i].kind == Class::space || c[i].kind == Class::other) && !is_newline(c[i].code);
-  size_t k = i + (may_lead && i + 1 < end);
-  if (c[k].kind == Class::letter) return skip_class(c, k, end, Class::letter);
-  if (c[i].kind == Class::number) return skip_class(c, i, std::min(end, i + 3), Class::number);
-  k = i + (c[i].code == ' ' && i + 1 < end);
-  if (c[k].kind == Class::other) {
-    size_t j = skip_class(c, k, end, Class::other);
-    while (j < end && is_newline(c[j].code)) j++;
-    return j;
+// Calls each(begin, end) for the words of the part [begin, end).
+template <class Each> void split_part(Steps steps, const Character* c, size_t begin, size_t end, const Each& each) {
+  if (begin == end) return;
+  if (steps.begin == steps.end) return each(begin, end);
+  const Step step = *steps.begin++;
+  size_t unmatched = begin;
+  for (size_t i = begin, j = begin; i < end; i = j) {
+    for (const Term* t = step.begin; j == i && t != step.end; t++) j = match_end(*t, c, begin, i, end);
+    if (j == i) {
+      j++;
+      continue;
+    }
+    split_part(steps, c, unmatched, i, each);
+    split_part(steps, c, i, j, each);
+    unmatched = j;
   }
-  for (size_t j = skip_class(c, i, end, Class::space); j > i; j--)
-    if (is_newline(c[j - 1].code)) return j;
-  return space_end(c, i, end);
+  split_part(steps, c, unmatched, end, each);
 }
 
 template <class Each> void for_each_word(Tokenizer::Split split, std::string_view text, const Each& each) {
@@ -794,25 +1081,13 @@ template <class Each> void for_each_word(Tokenizer::Split split, std::string_vie
   c.reserve(text.size());
   for (size_t i = 0; i < text.size();) {
     const Utf8 u = read_utf8(text.substr(i));
-    const bool number = split == Tokenizer::Split::smollm && is_more_number(u.code);
-    c.push_back({u.code, number ? Class::number : class_of(u.code), uint32_t(i)});
+    c.push_back({u.code, sets_of(u.code), uint32_t(i)});
     i += u.length;
   }
-  const WordEnd word_end = split == Tokenizer::Split::llama3 ? llama3_word_end : gpt2_word_end;
-  // SmolLM: each digit is a word, and the pattern of GPT-2 applies to each section between digits by itself.
-  const auto section_end = [&](size_t i) {
-    if (split != Tokenizer::Split::smollm) return c.size();
-    if (c[i].kind == Class::number) return i + 1;
-    while (i < c.size() && c[i].kind != Class::number) i++;
-    return i;
-  };
-  for (size_t i = 0; i < c.size();) {
-    for (const size_t end = section_end(i); i < end;) {
-      const size_t j = word_end(c.data(), i, end), to = j < c.size() ? c[j].begin : text.size();
-      each(text.substr(c[i].begin, to - c[i].begin));
-      i = j;
-    }
-  }
+  split_part(kSteps[size_t(split)], c.data(), 0, c.size(), [&](size_t begin, size_t end) {
+    const size_t to = end < c.size() ? c[end].begin : text.size();
+    each(text.substr(c[begin].begin, to - c[begin].begin));
+  });
 }
 
 }  // namespace tokenizer_detail
@@ -976,7 +1251,8 @@ enum Flag : uint32_t {
   kIgnoreMerges = 32,
   kPrefixOnlyAtStart = 64,
   kMetaspace = 128,
-  kAllFlags = 255
+  kNfc = 256,
+  kAllFlags = 511
 };
 inline constexpr int kTypeMask = 15, kStripShift = 4;  // of the byte with the type of a piece and the bits of Strip
 
@@ -1005,7 +1281,7 @@ inline std::string Tokenizer::to_blob(const Vocabulary& v) {
   h.kind = uint32_t(v.kind);
   h.flags = v.add_bos * kAddBos | v.add_dummy_prefix * kAddDummyPrefix |
             v.remove_extra_whitespaces * kRemoveExtraWhitespaces | v.escape_whitespaces * kEscapeWhitespaces |
-            v.byte_fallback * kByteFallback | v.ignore_merges * kIgnoreMerges |
+            v.byte_fallback * kByteFallback | v.ignore_merges * kIgnoreMerges | v.nfc * kNfc |
             v.prefix_only_at_start * kPrefixOnlyAtStart | v.metaspace * kMetaspace;
   h.bos = v.bos;
   h.eos = v.eos;
@@ -1093,6 +1369,7 @@ inline bool Tokenizer::load(std::string_view blob) {
   try {
     loaded.blob_ = blob;
     if (loaded.parse_blob() && loaded.check_pieces() && loaded.index_pieces() && loaded.index_merges()) {
+      loaded.index_neighbours();
       *this = std::move(loaded);
       return true;
     }
@@ -1135,8 +1412,8 @@ inline bool Tokenizer::check_header(const tokenizer_detail::BlobHeader& h) {
     int64_t value, low, high;
   } fields[] = {{"version", h.version, 1, kBlobVersion},
                 {"kind", h.kind, 1, 2},
-                {"flags", h.flags, 0, kAllFlags},
-                {"split", h.split, 0, 3},
+                {"flags", h.flags & ~uint32_t(kAllFlags), 0, 0},
+                {"split", h.split, 0, kSplits - 1},
                 {"pieces", h.n_pieces, 1, kMaxPieces},
                 {"bos", h.bos, h.flags & kAddBos ? 0 : -1, last_id},
                 {"eos", h.eos, -1, last_id},
@@ -1165,6 +1442,7 @@ inline bool Tokenizer::parse_blob() {
   prefix_only_at_start_ = h.flags & kPrefixOnlyAtStart;
   metaspace_ = h.flags & kMetaspace;
   ignore_merges_ = h.flags & kIgnoreMerges;
+  nfc_ = h.flags & kNfc;
   bos_ = h.bos;
   eos_ = h.eos;
   unk_ = h.unk;
@@ -1241,8 +1519,10 @@ inline void Tokenizer::index_markers() {
       continue;
     }
     // The normalizer also applies to the text of a normalized token. Metaspace is no normalizer.
-    const bool normalized = t == PieceType::added_normalized && kind_ == Kind::sentencepiece && !metaspace_;
-    std::string text = normalized ? normalize(piece(id), true) : std::string(piece(id));
+    const bool normalized = t == PieceType::added_normalized;
+    std::string text(piece(id));
+    if (normalized && kind_ == Kind::sentencepiece && !metaspace_) text = normalize(text, true);
+    if (normalized && nfc_) text = tokenizer_detail::nfc(text);
     if (!text.empty()) (t == PieceType::added_normalized ? added_normalized_ : added_).ids.emplace(std::move(text), id);
   }
   if (!user_defined.empty()) user_defined_ = tokenizer_detail::PieceFinder(std::move(user_defined));
@@ -1269,6 +1549,23 @@ inline bool Tokenizer::index_merges() {
                     [&, pair = merge(rank)](int other) { return merge(other) == pair; });
   }
   return true;
+}
+
+// Prepares the encoding of a text in parts. It is not possible with unused pieces, which append_ids() splits as they were
+// merged last in the whole text, nor with user-defined pieces, which may begin anywhere.
+inline void Tokenizer::index_neighbours() {
+  if (kind_ != Kind::sentencepiece || !user_defined_.empty()) return;
+  const auto pairs = std::make_shared<std::bitset<65536>>();
+  for (int id = 0; id < size(); id++) {
+    if (type(id) == PieceType::unused && piece(id).size() > 1) return;
+    if (type(id) != PieceType::normal) continue;
+    tokenizer_detail::find_neighbours(piece(id), [&](size_t pair) {
+      pairs->set(pair);
+      return false;
+    });
+  }
+  neighbours_ = pairs;
+  merges_into_.reset(new std::atomic<uint8_t>[n_pieces_]());
 }
 
 // ====================================================================================================================
@@ -1473,223 +1770,101 @@ inline bool Tokenizer::parse_sentencepiece(std::string_view model, Vocabulary& o
 }
 
 // ====================================================================================================================
-// 9. Unicode letters and numbers: general categories L and N, and White_Space
-// ====================================================================================================================
-
-namespace tokenizer_detail {
-
-struct CodePoints {
-  uint32_t first, last;
-};
-
-// clang-format off
-inline constexpr CodePoints kLetters[] = {  // \p{L}
-    {0x41, 0x5A}, {0x61, 0x7A}, {0xAA, 0xAA}, {0xB5, 0xB5}, {0xBA, 0xBA}, {0xC0, 0xD6}, {0xD8, 0xF6}, {0xF8, 0x2C1},
-    {0x2C6, 0x2D1}, {0x2E0, 0x2E4}, {0x2EC, 0x2EC}, {0x2EE, 0x2EE}, {0x370, 0x374}, {0x376, 0x377}, {0x37A, 0x37D},
-    {0x37F, 0x37F}, {0x386, 0x386}, {0x388, 0x38A}, {0x38C, 0x38C}, {0x38E, 0x3A1}, {0x3A3, 0x3F5}, {0x3F7, 0x481},
-    {0x48A, 0x52F}, {0x531, 0x556}, {0x559, 0x559}, {0x560, 0x588}, {0x5D0, 0x5EA}, {0x5EF, 0x5F2}, {0x620, 0x64A},
-    {0x66E, 0x66F}, {0x671, 0x6D3}, {0x6D5, 0x6D5}, {0x6E5, 0x6E6}, {0x6EE, 0x6EF}, {0x6FA, 0x6FC}, {0x6FF, 0x6FF},
-    {0x710, 0x710}, {0x712, 0x72F}, {0x74D, 0x7A5}, {0x7B1, 0x7B1}, {0x7CA, 0x7EA}, {0x7F4, 0x7F5}, {0x7FA, 0x7FA},
-    {0x800, 0x815}, {0x81A, 0x81A}, {0x824, 0x824}, {0x828, 0x828}, {0x840, 0x858}, {0x860, 0x86A}, {0x870, 0x887},
-    {0x889, 0x88E}, {0x8A0, 0x8C9}, {0x904, 0x939}, {0x93D, 0x93D}, {0x950, 0x950}, {0x958, 0x961}, {0x971, 0x980},
-    {0x985, 0x98C}, {0x98F, 0x990}, {0x993, 0x9A8}, {0x9AA, 0x9B0}, {0x9B2, 0x9B2}, {0x9B6, 0x9B9}, {0x9BD, 0x9BD},
-    {0x9CE, 0x9CE}, {0x9DC, 0x9DD}, {0x9DF, 0x9E1}, {0x9F0, 0x9F1}, {0x9FC, 0x9FC}, {0xA05, 0xA0A}, {0xA0F, 0xA10},
-    {0xA13, 0xA28}, {0xA2A, 0xA30}, {0xA32, 0xA33}, {0xA35, 0xA36}, {0xA38, 0xA39}, {0xA59, 0xA5C}, {0xA5E, 0xA5E},
-    {0xA72, 0xA74}, {0xA85, 0xA8D}, {0xA8F, 0xA91}, {0xA93, 0xAA8}, {0xAAA, 0xAB0}, {0xAB2, 0xAB3}, {0xAB5, 0xAB9},
-    {0xABD, 0xABD}, {0xAD0, 0xAD0}, {0xAE0, 0xAE1}, {0xAF9, 0xAF9}, {0xB05, 0xB0C}, {0xB0F, 0xB10}, {0xB13, 0xB28},
-    {0xB2A, 0xB30}, {0xB32, 0xB33}, {0xB35, 0xB39}, {0xB3D, 0xB3D}, {0xB5C, 0xB5D}, {0xB5F, 0xB61}, {0xB71, 0xB71},
-    {0xB83, 0xB83}, {0xB85, 0xB8A}, {0xB8E, 0xB90}, {0xB92, 0xB95}, {0xB99, 0xB9A}, {0xB9C, 0xB9C}, {0xB9E, 0xB9F},
-    {0xBA3, 0xBA4}, {0xBA8, 0xBAA}, {0xBAE, 0xBB9}, {0xBD0, 0xBD0}, {0xC05, 0xC0C}, {0xC0E, 0xC10}, {0xC12, 0xC28},
-    {0xC2A, 0xC39}, {0xC3D, 0xC3D}, {0xC58, 0xC5A}, {0xC5D, 0xC5D}, {0xC60, 0xC61}, {0xC80, 0xC80}, {0xC85, 0xC8C},
-    {0xC8E, 0xC90}, {0xC92, 0xCA8}, {0xCAA, 0xCB3}, {0xCB5, 0xCB9}, {0xCBD, 0xCBD}, {0xCDD, 0xCDE}, {0xCE0, 0xCE1},
-    {0xCF1, 0xCF2}, {0xD04, 0xD0C}, {0xD0E, 0xD10}, {0xD12, 0xD3A}, {0xD3D, 0xD3D}, {0xD4E, 0xD4E}, {0xD54, 0xD56},
-    {0xD5F, 0xD61}, {0xD7A, 0xD7F}, {0xD85, 0xD96}, {0xD9A, 0xDB1}, {0xDB3, 0xDBB}, {0xDBD, 0xDBD}, {0xDC0, 0xDC6},
-    {0xE01, 0xE30}, {0xE32, 0xE33}, {0xE40, 0xE46}, {0xE81, 0xE82}, {0xE84, 0xE84}, {0xE86, 0xE8A}, {0xE8C, 0xEA3},
-    {0xEA5, 0xEA5}, {0xEA7, 0xEB0}, {0xEB2, 0xEB3}, {0xEBD, 0xEBD}, {0xEC0, 0xEC4}, {0xEC6, 0xEC6}, {0xEDC, 0xEDF},
-    {0xF00, 0xF00}, {0xF40, 0xF47}, {0xF49, 0xF6C}, {0xF88, 0xF8C}, {0x1000, 0x102A}, {0x103F, 0x103F},
-    {0x1050, 0x1055}, {0x105A, 0x105D}, {0x1061, 0x1061}, {0x1065, 0x1066}, {0x106E, 0x1070}, {0x1075, 0x1081},
-    {0x108E, 0x108E}, {0x10A0, 0x10C5}, {0x10C7, 0x10C7}, {0x10CD, 0x10CD}, {0x10D0, 0x10FA}, {0x10FC, 0x1248},
-    {0x124A, 0x124D}, {0x1250, 0x1256}, {0x1258, 0x1258}, {0x125A, 0x125D}, {0x1260, 0x1288}, {0x128A, 0x128D},
-    {0x1290, 0x12B0}, {0x12B2, 0x12B5}, {0x12B8, 0x12BE}, {0x12C0, 0x12C0}, {0x12C2, 0x12C5}, {0x12C8, 0x12D6},
-    {0x12D8, 0x1310}, {0x1312, 0x1315}, {0x1318, 0x135A}, {0x1380, 0x138F}, {0x13A0, 0x13F5}, {0x13F8, 0x13FD},
-    {0x1401, 0x166C}, {0x166F, 0x167F}, {0x1681, 0x169A}, {0x16A0, 0x16EA}, {0x16F1, 0x16F8}, {0x1700, 0x1711},
-    {0x171F, 0x1731}, {0x1740, 0x1751}, {0x1760, 0x176C}, {0x176E, 0x1770}, {0x1780, 0x17B3}, {0x17D7, 0x17D7},
-    {0x17DC, 0x17DC}, {0x1820, 0x1878}, {0x1880, 0x1884}, {0x1887, 0x18A8}, {0x18AA, 0x18AA}, {0x18B0, 0x18F5},
-    {0x1900, 0x191E}, {0x1950, 0x196D}, {0x1970, 0x1974}, {0x1980, 0x19AB}, {0x19B0, 0x19C9}, {0x1A00, 0x1A16},
-    {0x1A20, 0x1A54}, {0x1AA7, 0x1AA7}, {0x1B05, 0x1B33}, {0x1B45, 0x1B4C}, {0x1B83, 0x1BA0}, {0x1BAE, 0x1BAF},
-    {0x1BBA, 0x1BE5}, {0x1C00, 0x1C23}, {0x1C4D, 0x1C4F}, {0x1C5A, 0x1C7D}, {0x1C80, 0x1C8A}, {0x1C90, 0x1CBA},
-    {0x1CBD, 0x1CBF}, {0x1CE9, 0x1CEC}, {0x1CEE, 0x1CF3}, {0x1CF5, 0x1CF6}, {0x1CFA, 0x1CFA}, {0x1D00, 0x1DBF},
-    {0x1E00, 0x1F15}, {0x1F18, 0x1F1D}, {0x1F20, 0x1F45}, {0x1F48, 0x1F4D}, {0x1F50, 0x1F57}, {0x1F59, 0x1F59},
-    {0x1F5B, 0x1F5B}, {0x1F5D, 0x1F5D}, {0x1F5F, 0x1F7D}, {0x1F80, 0x1FB4}, {0x1FB6, 0x1FBC}, {0x1FBE, 0x1FBE},
-    {0x1FC2, 0x1FC4}, {0x1FC6, 0x1FCC}, {0x1FD0, 0x1FD3}, {0x1FD6, 0x1FDB}, {0x1FE0, 0x1FEC}, {0x1FF2, 0x1FF4},
-    {0x1FF6, 0x1FFC}, {0x2071, 0x2071}, {0x207F, 0x207F}, {0x2090, 0x209C}, {0x2102, 0x2102}, {0x2107, 0x2107},
-    {0x210A, 0x2113}, {0x2115, 0x2115}, {0x2119, 0x211D}, {0x2124, 0x2124}, {0x2126, 0x2126}, {0x2128, 0x2128},
-    {0x212A, 0x212D}, {0x212F, 0x2139}, {0x213C, 0x213F}, {0x2145, 0x2149}, {0x214E, 0x214E}, {0x2183, 0x2184},
-    {0x2C00, 0x2CE4}, {0x2CEB, 0x2CEE}, {0x2CF2, 0x2CF3}, {0x2D00, 0x2D25}, {0x2D27, 0x2D27}, {0x2D2D, 0x2D2D},
-    {0x2D30, 0x2D67}, {0x2D6F, 0x2D6F}, {0x2D80, 0x2D96}, {0x2DA0, 0x2DA6}, {0x2DA8, 0x2DAE}, {0x2DB0, 0x2DB6},
-    {0x2DB8, 0x2DBE}, {0x2DC0, 0x2DC6}, {0x2DC8, 0x2DCE}, {0x2DD0, 0x2DD6}, {0x2DD8, 0x2DDE}, {0x2E2F, 0x2E2F},
-    {0x3005, 0x3006}, {0x3031, 0x3035}, {0x303B, 0x303C}, {0x3041, 0x3096}, {0x309D, 0x309F}, {0x30A1, 0x30FA},
-    {0x30FC, 0x30FF}, {0x3105, 0x312F}, {0x3131, 0x318E}, {0x31A0, 0x31BF}, {0x31F0, 0x31FF}, {0x3400, 0x4DBF},
-    {0x4E00, 0xA48C}, {0xA4D0, 0xA4FD}, {0xA500, 0xA60C}, {0xA610, 0xA61F}, {0xA62A, 0xA62B}, {0xA640, 0xA66E},
-    {0xA67F, 0xA69D}, {0xA6A0, 0xA6E5}, {0xA717, 0xA71F}, {0xA722, 0xA788}, {0xA78B, 0xA7CD}, {0xA7D0, 0xA7D1},
-    {0xA7D3, 0xA7D3}, {0xA7D5, 0xA7DC}, {0xA7F2, 0xA801}, {0xA803, 0xA805}, {0xA807, 0xA80A}, {0xA80C, 0xA822},
-    {0xA840, 0xA873}, {0xA882, 0xA8B3}, {0xA8F2, 0xA8F7}, {0xA8FB, 0xA8FB}, {0xA8FD, 0xA8FE}, {0xA90A, 0xA925},
-    {0xA930, 0xA946}, {0xA960, 0xA97C}, {0xA984, 0xA9B2}, {0xA9CF, 0xA9CF}, {0xA9E0, 0xA9E4}, {0xA9E6, 0xA9EF},
-    {0xA9FA, 0xA9FE}, {0xAA00, 0xAA28}, {0xAA40, 0xAA42}, {0xAA44, 0xAA4B}, {0xAA60, 0xAA76}, {0xAA7A, 0xAA7A},
-    {0xAA7E, 0xAAAF}, {0xAAB1, 0xAAB1}, {0xAAB5, 0xAAB6}, {0xAAB9, 0xAABD}, {0xAAC0, 0xAAC0}, {0xAAC2, 0xAAC2},
-    {0xAADB, 0xAADD}, {0xAAE0, 0xAAEA}, {0xAAF2, 0xAAF4}, {0xAB01, 0xAB06}, {0xAB09, 0xAB0E}, {0xAB11, 0xAB16},
-    {0xAB20, 0xAB26}, {0xAB28, 0xAB2E}, {0xAB30, 0xAB5A}, {0xAB5C, 0xAB69}, {0xAB70, 0xABE2}, {0xAC00, 0xD7A3},
-    {0xD7B0, 0xD7C6}, {0xD7CB, 0xD7FB}, {0xF900, 0xFA6D}, {0xFA70, 0xFAD9}, {0xFB00, 0xFB06}, {0xFB13, 0xFB17},
-    {0xFB1D, 0xFB1D}, {0xFB1F, 0xFB28}, {0xFB2A, 0xFB36}, {0xFB38, 0xFB3C}, {0xFB3E, 0xFB3E}, {0xFB40, 0xFB41},
-    {0xFB43, 0xFB44}, {0xFB46, 0xFBB1}, {0xFBD3, 0xFD3D}, {0xFD50, 0xFD8F}, {0xFD92, 0xFDC7}, {0xFDF0, 0xFDFB},
-    {0xFE70, 0xFE74}, {0xFE76, 0xFEFC}, {0xFF21, 0xFF3A}, {0xFF41, 0xFF5A}, {0xFF66, 0xFFBE}, {0xFFC2, 0xFFC7},
-    {0xFFCA, 0xFFCF}, {0xFFD2, 0xFFD7}, {0xFFDA, 0xFFDC}, {0x10000, 0x1000B}, {0x1000D, 0x10026}, {0x10028, 0x1003A},
-    {0x1003C, 0x1003D}, {0x1003F, 0x1004D}, {0x10050, 0x1005D}, {0x10080, 0x100FA}, {0x10280, 0x1029C},
-    {0x102A0, 0x102D0}, {0x10300, 0x1031F}, {0x1032D, 0x10340}, {0x10342, 0x10349}, {0x10350, 0x10375},
-    {0x10380, 0x1039D}, {0x103A0, 0x103C3}, {0x103C8, 0x103CF}, {0x10400, 0x1049D}, {0x104B0, 0x104D3},
-    {0x104D8, 0x104FB}, {0x10500, 0x10527}, {0x10530, 0x10563}, {0x10570, 0x1057A}, {0x1057C, 0x1058A},
-    {0x1058C, 0x10592}, {0x10594, 0x10595}, {0x10597, 0x105A1}, {0x105A3, 0x105B1}, {0x105B3, 0x105B9},
-    {0x105BB, 0x105BC}, {0x105C0, 0x105F3}, {0x10600, 0x10736}, {0x10740, 0x10755}, {0x10760, 0x10767},
-    {0x10780, 0x10785}, {0x10787, 0x107B0}, {0x107B2, 0x107BA}, {0x10800, 0x10805}, {0x10808, 0x10808},
-    {0x1080A, 0x10835}, {0x10837, 0x10838}, {0x1083C, 0x1083C}, {0x1083F, 0x10855}, {0x10860, 0x10876},
-    {0x10880, 0x1089E}, {0x108E0, 0x108F2}, {0x108F4, 0x108F5}, {0x10900, 0x10915}, {0x10920, 0x10939},
-    {0x10980, 0x109B7}, {0x109BE, 0x109BF}, {0x10A00, 0x10A00}, {0x10A10, 0x10A13}, {0x10A15, 0x10A17},
-    {0x10A19, 0x10A35}, {0x10A60, 0x10A7C}, {0x10A80, 0x10A9C}, {0x10AC0, 0x10AC7}, {0x10AC9, 0x10AE4},
-    {0x10B00, 0x10B35}, {0x10B40, 0x10B55}, {0x10B60, 0x10B72}, {0x10B80, 0x10B91}, {0x10C00, 0x10C48},
-    {0x10C80, 0x10CB2}, {0x10CC0, 0x10CF2}, {0x10D00, 0x10D23}, {0x10D4A, 0x10D65}, {0x10D6F, 0x10D85},
-    {0x10E80, 0x10EA9}, {0x10EB0, 0x10EB1}, {0x10EC2, 0x10EC4}, {0x10F00, 0x10F1C}, {0x10F27, 0x10F27},
-    {0x10F30, 0x10F45}, {0x10F70, 0x10F81}, {0x10FB0, 0x10FC4}, {0x10FE0, 0x10FF6}, {0x11003, 0x11037},
-    {0x11071, 0x11072}, {0x11075, 0x11075}, {0x11083, 0x110AF}, {0x110D0, 0x110E8}, {0x11103, 0x11126},
-    {0x11144, 0x11144}, {0x11147, 0x11147}, {0x11150, 0x11172}, {0x11176, 0x11176}, {0x11183, 0x111B2},
-    {0x111C1, 0x111C4}, {0x111DA, 0x111DA}, {0x111DC, 0x111DC}, {0x11200, 0x11211}, {0x11213, 0x1122B},
-    {0x1123F, 0x11240}, {0x11280, 0x11286}, {0x11288, 0x11288}, {0x1128A, 0x1128D}, {0x1128F, 0x1129D},
-    {0x1129F, 0x112A8}, {0x112B0, 0x112DE}, {0x11305, 0x1130C}, {0x1130F, 0x11310}, {0x11313, 0x11328},
-    {0x1132A, 0x11330}, {0x11332, 0x11333}, {0x11335, 0x11339}, {0x1133D, 0x1133D}, {0x11350, 0x11350},
-    {0x1135D, 0x11361}, {0x11380, 0x11389}, {0x1138B, 0x1138B}, {0x1138E, 0x1138E}, {0x11390, 0x113B5},
-    {0x113B7, 0x113B7}, {0x113D1, 0x113D1}, {0x113D3, 0x113D3}, {0x11400, 0x11434}, {0x11447, 0x1144A},
-    {0x1145F, 0x11461}, {0x11480, 0x114AF}, {0x114C4, 0x114C5}, {0x114C7, 0x114C7}, {0x11580, 0x115AE},
-    {0x115D8, 0x115DB}, {0x11600, 0x1162F}, {0x11644, 0x11644}, {0x11680, 0x116AA}, {0x116B8, 0x116B8},
-    {0x11700, 0x1171A}, {0x11740, 0x11746}, {0x11800, 0x1182B}, {0x118A0, 0x118DF}, {0x118FF, 0x11906},
-    {0x11909, 0x11909}, {0x1190C, 0x11913}, {0x11915, 0x11916}, {0x11918, 0x1192F}, {0x1193F, 0x1193F},
-    {0x11941, 0x11941}, {0x119A0, 0x119A7}, {0x119AA, 0x119D0}, {0x119E1, 0x119E1}, {0x119E3, 0x119E3},
-    {0x11A00, 0x11A00}, {0x11A0B, 0x11A32}, {0x11A3A, 0x11A3A}, {0x11A50, 0x11A50}, {0x11A5C, 0x11A89},
-    {0x11A9D, 0x11A9D}, {0x11AB0, 0x11AF8}, {0x11BC0, 0x11BE0}, {0x11C00, 0x11C08}, {0x11C0A, 0x11C2E},
-    {0x11C40, 0x11C40}, {0x11C72, 0x11C8F}, {0x11D00, 0x11D06}, {0x11D08, 0x11D09}, {0x11D0B, 0x11D30},
-    {0x11D46, 0x11D46}, {0x11D60, 0x11D65}, {0x11D67, 0x11D68}, {0x11D6A, 0x11D89}, {0x11D98, 0x11D98},
-    {0x11EE0, 0x11EF2}, {0x11F02, 0x11F02}, {0x11F04, 0x11F10}, {0x11F12, 0x11F33}, {0x11FB0, 0x11FB0},
-    {0x12000, 0x12399}, {0x12480, 0x12543}, {0x12F90, 0x12FF0}, {0x13000, 0x1342F}, {0x13441, 0x13446},
-    {0x13460, 0x143FA}, {0x14400, 0x14646}, {0x16100, 0x1611D}, {0x16800, 0x16A38}, {0x16A40, 0x16A5E},
-    {0x16A70, 0x16ABE}, {0x16AD0, 0x16AED}, {0x16B00, 0x16B2F}, {0x16B40, 0x16B43}, {0x16B63, 0x16B77},
-    {0x16B7D, 0x16B8F}, {0x16D40, 0x16D6C}, {0x16E40, 0x16E7F}, {0x16F00, 0x16F4A}, {0x16F50, 0x16F50},
-    {0x16F93, 0x16F9F}, {0x16FE0, 0x16FE1}, {0x16FE3, 0x16FE3}, {0x17000, 0x187F7}, {0x18800, 0x18CD5},
-    {0x18CFF, 0x18D08}, {0x1AFF0, 0x1AFF3}, {0x1AFF5, 0x1AFFB}, {0x1AFFD, 0x1AFFE}, {0x1B000, 0x1B122},
-    {0x1B132, 0x1B132}, {0x1B150, 0x1B152}, {0x1B155, 0x1B155}, {0x1B164, 0x1B167}, {0x1B170, 0x1B2FB},
-    {0x1BC00, 0x1BC6A}, {0x1BC70, 0x1BC7C}, {0x1BC80, 0x1BC88}, {0x1BC90, 0x1BC99}, {0x1D400, 0x1D454},
-    {0x1D456, 0x1D49C}, {0x1D49E, 0x1D49F}, {0x1D4A2, 0x1D4A2}, {0x1D4A5, 0x1D4A6}, {0x1D4A9, 0x1D4AC},
-    {0x1D4AE, 0x1D4B9}, {0x1D4BB, 0x1D4BB}, {0x1D4BD, 0x1D4C3}, {0x1D4C5, 0x1D505}, {0x1D507, 0x1D50A},
-    {0x1D50D, 0x1D514}, {0x1D516, 0x1D51C}, {0x1D51E, 0x1D539}, {0x1D53B, 0x1D53E}, {0x1D540, 0x1D544},
-    {0x1D546, 0x1D546}, {0x1D54A, 0x1D550}, {0x1D552, 0x1D6A5}, {0x1D6A8, 0x1D6C0}, {0x1D6C2, 0x1D6DA},
-    {0x1D6DC, 0x1D6FA}, {0x1D6FC, 0x1D714}, {0x1D716, 0x1D734}, {0x1D736, 0x1D74E}, {0x1D750, 0x1D76E},
-    {0x1D770, 0x1D788}, {0x1D78A, 0x1D7A8}, {0x1D7AA, 0x1D7C2}, {0x1D7C4, 0x1D7CB}, {0x1DF00, 0x1DF1E},
-    {0x1DF25, 0x1DF2A}, {0x1E030, 0x1E06D}, {0x1E100, 0x1E12C}, {0x1E137, 0x1E13D}, {0x1E14E, 0x1E14E},
-    {0x1E290, 0x1E2AD}, {0x1E2C0, 0x1E2EB}, {0x1E4D0, 0x1E4EB}, {0x1E5D0, 0x1E5ED}, {0x1E5F0, 0x1E5F0},
-    {0x1E7E0, 0x1E7E6}, {0x1E7E8, 0x1E7EB}, {0x1E7ED, 0x1E7EE}, {0x1E7F0, 0x1E7FE}, {0x1E800, 0x1E8C4},
-    {0x1E900, 0x1E943}, {0x1E94B, 0x1E94B}, {0x1EE00, 0x1EE03}, {0x1EE05, 0x1EE1F}, {0x1EE21, 0x1EE22},
-    {0x1EE24, 0x1EE24}, {0x1EE27, 0x1EE27}, {0x1EE29, 0x1EE32}, {0x1EE34, 0x1EE37}, {0x1EE39, 0x1EE39},
-    {0x1EE3B, 0x1EE3B}, {0x1EE42, 0x1EE42}, {0x1EE47, 0x1EE47}, {0x1EE49, 0x1EE49}, {0x1EE4B, 0x1EE4B},
-    {0x1EE4D, 0x1EE4F}, {0x1EE51, 0x1EE52}, {0x1EE54, 0x1EE54}, {0x1EE57, 0x1EE57}, {0x1EE59, 0x1EE59},
-    {0x1EE5B, 0x1EE5B}, {0x1EE5D, 0x1EE5D}, {0x1EE5F, 0x1EE5F}, {0x1EE61, 0x1EE62}, {0x1EE64, 0x1EE64},
-    {0x1EE67, 0x1EE6A}, {0x1EE6C, 0x1EE72}, {0x1EE74, 0x1EE77}, {0x1EE79, 0x1EE7C}, {0x1EE7E, 0x1EE7E},
-    {0x1EE80, 0x1EE89}, {0x1EE8B, 0x1EE9B}, {0x1EEA1, 0x1EEA3}, {0x1EEA5, 0x1EEA9}, {0x1EEAB, 0x1EEBB},
-    {0x20000, 0x2A6DF}, {0x2A700, 0x2B739}, {0x2B740, 0x2B81D}, {0x2B820, 0x2CEA1}, {0x2CEB0, 0x2EBE0},
-    {0x2EBF0, 0x2EE5D}, {0x2F800, 0x2FA1D}, {0x30000, 0x3134A}, {0x31350, 0x323AF},
-};
-
-inline constexpr CodePoints kNumbers[] = {  // \p{N}
-    {0x30, 0x39}, {0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}, {0x660, 0x669}, {0x6F0, 0x6F9}, {0x7C0, 0x7C9},
-    {0x966, 0x96F}, {0x9E6, 0x9EF}, {0x9F4, 0x9F9}, {0xA66, 0xA6F}, {0xAE6, 0xAEF}, {0xB66, 0xB6F}, {0xB72, 0xB77},
-    {0xBE6, 0xBF2}, {0xC66, 0xC6F}, {0xC78, 0xC7E}, {0xCE6, 0xCEF}, {0xD58, 0xD5E}, {0xD66, 0xD78}, {0xDE6, 0xDEF},
-    {0xE50, 0xE59}, {0xED0, 0xED9}, {0xF20, 0xF33}, {0x1040, 0x1049}, {0x1090, 0x1099}, {0x1369, 0x137C},
-    {0x16EE, 0x16F0}, {0x17E0, 0x17E9}, {0x17F0, 0x17F9}, {0x1810, 0x1819}, {0x1946, 0x194F}, {0x19D0, 0x19DA},
-    {0x1A80, 0x1A89}, {0x1A90, 0x1A99}, {0x1B50, 0x1B59}, {0x1BB0, 0x1BB9}, {0x1C40, 0x1C49}, {0x1C50, 0x1C59},
-    {0x2070, 0x2070}, {0x2074, 0x2079}, {0x2080, 0x2089}, {0x2150, 0x2182}, {0x2185, 0x2189}, {0x2460, 0x249B},
-    {0x24EA, 0x24FF}, {0x2776, 0x2793}, {0x2CFD, 0x2CFD}, {0x3007, 0x3007}, {0x3021, 0x3029}, {0x3038, 0x303A},
-    {0x3192, 0x3195}, {0x3220, 0x3229}, {0x3248, 0x324F}, {0x3251, 0x325F}, {0x3280, 0x3289}, {0x32B1, 0x32BF},
-    {0xA620, 0xA629}, {0xA6E6, 0xA6EF}, {0xA830, 0xA835}, {0xA8D0, 0xA8D9}, {0xA900, 0xA909}, {0xA9D0, 0xA9D9},
-    {0xA9F0, 0xA9F9}, {0xAA50, 0xAA59}, {0xABF0, 0xABF9}, {0xFF10, 0xFF19}, {0x10107, 0x10133}, {0x10140, 0x10178},
-    {0x1018A, 0x1018B}, {0x102E1, 0x102FB}, {0x10320, 0x10323}, {0x10341, 0x10341}, {0x1034A, 0x1034A},
-    {0x103D1, 0x103D5}, {0x104A0, 0x104A9}, {0x10858, 0x1085F}, {0x10879, 0x1087F}, {0x108A7, 0x108AF},
-    {0x108FB, 0x108FF}, {0x10916, 0x1091B}, {0x109BC, 0x109BD}, {0x109C0, 0x109CF}, {0x109D2, 0x109FF},
-    {0x10A40, 0x10A48}, {0x10A7D, 0x10A7E}, {0x10A9D, 0x10A9F}, {0x10AEB, 0x10AEF}, {0x10B58, 0x10B5F},
-    {0x10B78, 0x10B7F}, {0x10BA9, 0x10BAF}, {0x10CFA, 0x10CFF}, {0x10D30, 0x10D39}, {0x10D40, 0x10D49},
-    {0x10E60, 0x10E7E}, {0x10F1D, 0x10F26}, {0x10F51, 0x10F54}, {0x10FC5, 0x10FCB}, {0x11052, 0x1106F},
-    {0x110F0, 0x110F9}, {0x11136, 0x1113F}, {0x111D0, 0x111D9}, {0x111E1, 0x111F4}, {0x112F0, 0x112F9},
-    {0x11450, 0x11459}, {0x114D0, 0x114D9}, {0x11650, 0x11659}, {0x116C0, 0x116C9}, {0x116D0, 0x116E3},
-    {0x11730, 0x1173B}, {0x118E0, 0x118F2}, {0x11950, 0x11959}, {0x11BF0, 0x11BF9}, {0x11C50, 0x11C6C},
-    {0x11D50, 0x11D59}, {0x11DA0, 0x11DA9}, {0x11F50, 0x11F59}, {0x11FC0, 0x11FD4}, {0x12400, 0x1246E},
-    {0x16130, 0x16139}, {0x16A60, 0x16A69}, {0x16AC0, 0x16AC9}, {0x16B50, 0x16B59}, {0x16B5B, 0x16B61},
-    {0x16D70, 0x16D79}, {0x16E80, 0x16E96}, {0x1CCF0, 0x1CCF9}, {0x1D2C0, 0x1D2D3}, {0x1D2E0, 0x1D2F3},
-    {0x1D360, 0x1D378}, {0x1D7CE, 0x1D7FF}, {0x1E140, 0x1E149}, {0x1E2F0, 0x1E2F9}, {0x1E4F0, 0x1E4F9},
-    {0x1E5F1, 0x1E5FA}, {0x1E8C7, 0x1E8CF}, {0x1E950, 0x1E959}, {0x1EC71, 0x1ECAB}, {0x1ECAD, 0x1ECAF},
-    {0x1ECB1, 0x1ECB4}, {0x1ED01, 0x1ED2D}, {0x1ED2F, 0x1ED3D}, {0x1F100, 0x1F10C}, {0x1FBF0, 0x1FBF9},
-};
-// clang-format on
-
-// Binary search; the ranges are in ascending order.
-template <size_t N> bool contains(const CodePoints (&ranges)[N], char32_t code) {
-  const CodePoints* after = std::upper_bound(std::begin(ranges), std::end(ranges), uint32_t(code),
-                                             [](uint32_t c, const CodePoints& r) { return c < r.first; });
-  return after != ranges && code <= (after - 1)->last;
-}
-
-inline bool is_space(char32_t code) {
-  static constexpr CodePoints kSpaces[] = {{0x9, 0xD},       {0x20, 0x20},     {0x85, 0x85},     {0xA0, 0xA0},
-                                           {0x1680, 0x1680}, {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F},
-                                           {0x205F, 0x205F}, {0x3000, 0x3000}};
-  return contains(kSpaces, code);
-}
-
-inline Class class_of(char32_t code) {
-  if (contains(kLetters, code)) return Class::letter;
-  if (contains(kNumbers, code)) return Class::number;
-  if (is_space(code)) return Class::space;
-  return Class::other;
-}
-
-inline bool is_more_number(char32_t code) {
-  return (code >= 0x11DE0 && code <= 0x11DE9) || (code >= 0x16FF4 && code <= 0x16FF6);
-}
-
-}  // namespace tokenizer_detail
-
-// ====================================================================================================================
-// 10. Conversations: from turns to tokens
+// 9. Conversations: from turns to tokens
 // ====================================================================================================================
 //
 // A model file describes the layout of a conversation as data, not as a program:
 //
-//   stop ids | default system prompt | for each slot: its parts, each an id (-1: text) and a text | trim, if not 0
-//   count, int32 each                  count, then each part; a text is its size and its bytes
+//   stop ids | -1 | slots up to kReplySuffix: their parts, each an id and a text | flags | the other slots | commands
 //
-// An id has the bits of Tokenizer::Strip in bits 24 and 25.
+// Numbers are int32; a list begins with its count; a text is its size and its bytes. The flags: kTextBits bits of Edit for
+// each Text, system_in_last_turn, no_system. Older files had a default system prompt in place of -1, and ended with the
+// slots, or with flags: bits 0 to 2 for trimmed system prompts, messages, replies.
+//
+// An id of a token has its bits of Tokenizer::Strip in bits 24 and 25.
 
-// The strings around the turns of a conversation. A part is a control token or plain text.
+// The size of the white space character that a text begins with; 0: none. White space is that of Python's strip(), which
+// chat templates call.
+inline size_t white_space(std::string_view text) {
+  static constexpr std::string_view kSpaces[] = {
+      " ",        "\t",       "\n",     "\v",     "\f",     "\r",     "\x1C",   "\x1D",   "\x1E",   "\x1F",
+      "\xC2\x85", "\xC2\xA0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+      "\u2007",   "\u2008",   "\u2009", "\u200A", "\u2028", "\u2029", "\u202F", "\u205F", "\u3000"};
+  for (const std::string_view space : kSpaces)
+    if (text.substr(0, space.size()) == space) return space.size();
+  return 0;
+}
+
+// A text without leading, without trailing white space.
+inline std::string_view without_space(std::string_view text, bool front, bool back) {
+  while (const size_t n = front ? white_space(text) : 0) text.remove_prefix(n);
+  for (size_t n = back ? 1 : 4; n <= 3 && n <= text.size();) {
+    const bool space = white_space(text.substr(text.size() - n)) == n;
+    if (space) text.remove_suffix(n);
+    n = space ? 1 : n + 1;
+  }
+  return text;
+}
+
+// Without white space at both ends.
+inline std::string trimmed(std::string_view text) { return std::string(without_space(text, true, true)); }
+
+// Whether strftime() can write a date in this format, the same one all day: conversions are those of days, months, years.
+inline bool is_date_format(std::string_view format) {
+  for (size_t i = 0; i < format.size(); i++)
+    if (format[i] == '%' && (++i == format.size() || !std::strchr("aAbBdjmyY%", format[i]) || !format[i])) return false;
+  return !format.empty() && format.size() <= 64;
+}
+
+// A day in a valid format, in local time.
+inline std::string written_date(const std::string& format, std::time_t day) {
+  char text[1024];
+  std::tm local{};
+  localtime_r(&day, &local);
+  return std::string(text, std::strftime(text, sizeof text, format.c_str(), &local));
+}
+
+// The strings around the turns of a conversation.
 struct ChatTemplate {
+  static constexpr int kText = -1, kDate = -2;
   struct Part {
-    int id = -1;  // a control token; -1: text
-    std::string text;
+    int id = kText;     // a control token; kText; or kDate: today's date in the format `text`, as for strftime
+    std::string text;   // of a control token: ""
     uint8_t strip = 0;  // of a control token: bits of Tokenizer::Strip
   };
   using Parts = std::vector<Part>;
-  enum Slot { kSystemPrefix, kSystemSuffix, kFirstUserPrefix, kUserPrefix, kUserSuffix, kReplyPrefix, kReplySuffix };
-  static constexpr int kSlots = 7;
-  enum Trim : unsigned { kTrimSystem = 1, kTrimUser = 2, kTrimReply = 4 };
+  enum Slot {
+    kSystemPrefix,
+    kSystemSuffix,
+    kFirstUserPrefix,  // before the message after a system prompt
+    kUserPrefix,       // before any other message, but the first
+    kUserSuffix,
+    kReplyPrefix,  // before a reply that is to be generated
+    kReplySuffix,
+    kOpening,         // before the first message of a conversation without a system prompt
+    kPastReplyPrefix  // before the text of an earlier reply
+  };
+  static constexpr int kSlots = 9;
+  // The texts of a conversation, and what happens to them. A first message is one after a system prompt.
+  enum Text { kSystemText, kFirstUserText, kUserText, kReplyText, kThinkingReplyText };
+  static constexpr std::string_view kThinkingEnd = "</think>";  // a reply with it is a kThinkingReplyText
+  static constexpr int kTexts = 5;
+  enum Edit : unsigned {
+    kTrimFront = 1,     // removes leading white space
+    kTrimBack = 2,      // removes trailing white space
+    kTrimNewlines = 4,  // removes leading newlines
+    kDropThinking = 8,  // removes all up to the last </think>
+    kTrim = kTrimFront | kTrimBack
+  };
+  static constexpr int kTextBits = 4;
 
-  Parts slot[kSlots];          // kFirstUserPrefix replaces kUserPrefix right after a system turn
-  std::string default_system;  // the system prompt if the user gives none; "": no system turn
-  std::vector<int> stop_ids;   // tokens that end a reply, or a text
-  unsigned trim = 0;           // bits of Trim: turns whose leading and trailing white space is removed
-  std::string error;           // of load()
+  Parts slot[kSlots];
+  std::vector<int> stop_ids;          // tokens that end a reply, or a text
+  unsigned edit[kTexts] = {};         // bits of Edit; the removal of thinking comes first
+  bool system_in_last_turn = false;   // the system prompt comes before the last message, not before the first
+  bool no_system = false;             // the model takes no system prompt
+  std::vector<std::string> commands;  // texts that change more than the system prompt that they are in
+  std::string error;                  // of load()
 
   // Whether there is a template: a model that was not trained on conversations has none.
   bool known() const {
@@ -1705,10 +1880,57 @@ struct ChatTemplate {
     return all;
   }
 
+  // Whether the template describes conversations with this system prompt. "": none.
+  bool takes(const std::string& system) const {
+    const auto has = [&](const std::string& command) { return system.find(command) != system.npos; };
+    return system.empty() || (!no_system && std::none_of(commands.begin(), commands.end(), has));
+  }
+
   // Reads the chat section of a model file (Model::chat_bytes). On failure returns false with `error` set, and the
   // template is empty.
   bool load(std::string_view bytes, int vocab_size);
+
+  // The flags of the chat section.
+  uint32_t flags() const;
+
+ private:
+  void set_flags(uint32_t flags);
+  void complete(const std::string& default_system, uint32_t trim);
+  bool has_valid_parts(int vocab_size);
 };
+
+inline uint32_t ChatTemplate::flags() const {
+  uint32_t flags = uint32_t(system_in_last_turn) << kTexts * kTextBits | uint32_t(no_system)
+                                                                             << (kTexts * kTextBits + 1);
+  for (int i = 0; i < kTexts; i++) flags |= edit[i] << i * kTextBits;
+  return flags;
+}
+
+inline void ChatTemplate::set_flags(uint32_t flags) {
+  for (int i = 0; i < kTexts; i++) edit[i] = flags >> i * kTextBits & ((1u << kTextBits) - 1);
+  system_in_last_turn = flags >> kTexts * kTextBits & 1;
+  no_system = flags >> (kTexts * kTextBits + 1) & 1;
+}
+
+// Adds to the template of an older file what the format has gained. A model started its reply with a space after text
+// that did not end in white space.
+inline void ChatTemplate::complete(const std::string& default_system, uint32_t trim) {
+  const Text texts[] = {kSystemText, kFirstUserText, kUserText, kReplyText, kThinkingReplyText};
+  const uint32_t bits[] = {1, 2, 2, 4, 4};
+  for (int i = 0; i < kTexts; i++) edit[texts[i]] = trim & bits[i] ? unsigned(kTrim) : 0;
+  slot[kOpening] = slot[kUserPrefix];
+  if (!default_system.empty()) {
+    slot[kOpening] = slot[kSystemPrefix];
+    slot[kOpening].push_back({kText, trim & 1 ? trimmed(default_system) : default_system});
+    for (const Slot next : {kSystemSuffix, kFirstUserPrefix})
+      slot[kOpening].insert(slot[kOpening].end(), slot[next].begin(), slot[next].end());
+  }
+  slot[kPastReplyPrefix] = slot[kReplyPrefix];
+  const Parts& before = slot[kReplyPrefix].empty() ? slot[kUserSuffix] : slot[kReplyPrefix];
+  const bool separate =
+      before.empty() || before.back().text.empty() || std::isspace(uint8_t(before.back().text.back()));
+  if (!separate) slot[kPastReplyPrefix].push_back({kText, " "});
+}
 
 inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) try {
   *this = {};
@@ -1725,66 +1947,95 @@ inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) try {
     if (ok) std::memcpy(&value, raw.data(), sizeof value);
     return value;
   };
-  const auto refuse = [&](const std::string& expected, const std::string& found) {
-    *this = {};
-    error = "section chat: expected " + expected + ", found " + found;
-    return false;
-  };
-  for (uint32_t left = number(); ok && left > 0; left--) {
-    stop_ids.push_back(int(number()));
-    if (ok && (stop_ids.back() < 0 || stop_ids.back() >= vocab_size))
-      return refuse("stop ids within the vocabulary", std::to_string(stop_ids.back()));
-  }
-  default_system = std::string(take(number()));
-  for (Parts& parts : slot)
+  const auto read_slot = [&](Parts& parts) {
     for (uint32_t left = number(); ok && left > 0; left--) {
       const int word = int(number()), strip = word < 0 ? 0 : word >> 24, id = word < 0 ? word : word & 0xFFFFFF;
-      if (id < -1 || id >= vocab_size || strip > 3) return refuse("ids within the vocabulary", std::to_string(word));
       parts.push_back({id, std::string(take(number())), uint8_t(strip)});
     }
-  if (ok && !bytes.empty()) trim = number();
-  if (ok && bytes.empty() && trim <= 7) return true;
-  return refuse("a complete template", "one that does not match its size");
+  };
+  for (uint32_t left = number(); ok && left > 0; left--) stop_ids.push_back(int(number()));
+  const uint32_t size = number();
+  const bool older = size != UINT32_MAX;
+  const std::string default_system(older ? take(size) : "");
+  for (int i = 0; i <= kReplySuffix; i++) read_slot(slot[i]);
+  const uint32_t flags = older && bytes.empty() ? 0 : number();
+  for (int i = kReplySuffix + 1; i < kSlots && !older; i++) read_slot(slot[i]);
+  for (uint32_t left = older ? 0 : number(); ok && left > 0; left--) commands.emplace_back(take(number()));
+  if (!has_valid_parts(vocab_size)) return false;
+  older ? complete(default_system, flags) : set_flags(flags);
+  if (ok && bytes.empty() && (older ? flags <= 7 : flags == this->flags())) return true;
+  *this = {};
+  error = "section chat: expected a complete template, found one that does not match its size";
+  return false;
 } catch (const std::exception&) {
   *this = {};
   error = tokenizer_detail::kOutOfMemory;
   return false;
 }
 
+// False with `error` set, and the template empty, if an id or the format of a date is invalid.
+inline bool ChatTemplate::has_valid_parts(int vocab_size) {
+  const auto refuse = [&](const std::string& expected, const std::string& found) {
+    *this = {};
+    error = "section chat: expected " + expected + ", found " + found;
+    return false;
+  };
+  for (const int id : stop_ids)
+    if (id < 0 || id >= vocab_size) return refuse("stop ids within the vocabulary", std::to_string(id));
+  for (const Parts& parts : slot)
+    for (const Part& part : parts) {
+      if (part.id < kDate || part.id >= vocab_size || part.strip > 3)
+        return refuse("ids within the vocabulary", std::to_string(part.id));
+      if (part.id == kDate && !is_date_format(part.text)) return refuse("the format of a date", "'" + part.text + "'");
+    }
+  return true;
+}
+
 // Turns text into ids, as Tokenizer::encode() does. Throws std::bad_alloc on failure, as ids_of() does.
 using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
 
-// Without white space at both ends.
-inline std::string trimmed(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\n\v\f\r";
-  const size_t from = std::min(text.find_first_not_of(kSpace), text.size());
-  return std::string(text.substr(from, text.find_last_not_of(kSpace) + 1 - from));
+// A text after edits, bits of ChatTemplate::Edit.
+inline std::string edited(std::string_view text, unsigned edits) {
+  const std::string_view end = ChatTemplate::kThinkingEnd;
+  const size_t at = edits & ChatTemplate::kDropThinking ? text.rfind(end) : text.npos;
+  if (at != text.npos) text.remove_prefix(at + end.size());
+  if (edits & ChatTemplate::kTrimNewlines) text.remove_prefix(std::min(text.find_first_not_of('\n'), text.size()));
+  return std::string(without_space(text, edits & ChatTemplate::kTrimFront, edits & ChatTemplate::kTrimBack));
 }
 
+// A reply as the template renders it.
+inline std::string edited_reply(const ChatTemplate& chat, const std::string& text) {
+  const bool thinks = text.find(ChatTemplate::kThinkingEnd) != text.npos;
+  return edited(text, chat.edit[thinks ? ChatTemplate::kThinkingReplyText : ChatTemplate::kReplyText]);
+}
+
+// The reply after a message: to be generated, or of an earlier turn, whose tokens or text follow.
+enum class Reply { next, tokens, text };
+
 // For programs: the text and control tokens before a reply: `message` as the next user turn, after the end of the last reply or, if
-// it is the first turn, after the system prompt.
+// it is the first turn, after the system prompt. None if the template does not take the system prompt.
 inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::string& system, const std::string& message,
-                                      bool first) {
+                                      bool first, Reply reply = Reply::next) {
   ChatTemplate::Parts parts;
+  if (!chat.takes(system)) return parts;
   const auto add = [&](ChatTemplate::Slot slot) {
     parts.insert(parts.end(), chat.slot[slot].begin(), chat.slot[slot].end());
   };
-  const auto add_text = [&](const std::string& text, ChatTemplate::Trim trim) {
-    parts.push_back({-1, chat.trim & trim ? trimmed(text) : text});
+  const auto add_text = [&](ChatTemplate::Text kind, const std::string& text) {
+    parts.push_back({ChatTemplate::kText, edited(text, chat.edit[kind])});
   };
-  const std::string& prompt = system.empty() ? chat.default_system : system;
-  if (first && !prompt.empty()) {
+  const bool with_system = !system.empty() && (chat.system_in_last_turn ? reply == Reply::next : first);
+  if (!first) add(ChatTemplate::kReplySuffix);
+  if (!with_system || chat.system_in_last_turn) add(first ? ChatTemplate::kOpening : ChatTemplate::kUserPrefix);
+  if (with_system) {
     add(ChatTemplate::kSystemPrefix);
-    add_text(prompt, ChatTemplate::kTrimSystem);
+    add_text(ChatTemplate::kSystemText, system);
     add(ChatTemplate::kSystemSuffix);
     add(ChatTemplate::kFirstUserPrefix);
-  } else {
-    if (!first) add(ChatTemplate::kReplySuffix);
-    add(ChatTemplate::kUserPrefix);
   }
-  add_text(message, ChatTemplate::kTrimUser);
+  add_text(with_system ? ChatTemplate::kFirstUserText : ChatTemplate::kUserText, message);
   add(ChatTemplate::kUserSuffix);
-  add(ChatTemplate::kReplyPrefix);
+  add(reply == Reply::text ? ChatTemplate::kPastReplyPrefix : ChatTemplate::kReplyPrefix);
   return parts;
 }
 
@@ -1795,15 +2046,14 @@ inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Enc
   std::string text;
   uint8_t strip = 0;  // of the control token before the text
   const auto flush = [&](uint8_t next) {
-    if (strip & Tokenizer::kStripRight) text.erase(0, text.size() - tokenizer_detail::without_leading_space(text));
-    if (next & Tokenizer::kStripLeft) text.resize(tokenizer_detail::without_trailing_space(text));
+    text = std::string(without_space(text, strip & Tokenizer::kStripRight, next & Tokenizer::kStripLeft));
     if (text.empty()) return;
     const std::vector<int> more = encode(text, std::exchange(bos, false));
     ids.insert(ids.end(), more.begin(), more.end());
     text.clear();
   };
   for (const ChatTemplate::Part& part : parts) {
-    text += part.text;
+    text += part.id == ChatTemplate::kDate ? written_date(part.text, std::time(nullptr)) : part.text;
     if (part.id < 0) continue;
     flush(part.strip);
     const bool first = std::exchange(bos, false);
@@ -1815,10 +2065,13 @@ inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Enc
   return bos ? encode("", true) : ids;
 }
 
-// Both at once: the token ids of a turn. Returns no ids if memory runs out, which Session::forward() refuses.
+// Both at once: the token ids of a turn. Returns no ids, which Session::forward() refuses, if memory runs out, or if the
+// template does not take the system prompt.
 inline std::vector<int> chat_turn(const ChatTemplate& chat, const Encode& encode, const std::string& system,
                                   const std::string& message, bool first) try {
-  return encode_parts(chat_parts(chat, system, message, first), encode, first);
+  const ChatTemplate::Parts parts = chat_parts(chat, first ? system : "", message, first);
+  if (parts.empty()) return {};
+  return encode_parts(parts, encode, first);
 } catch (const std::bad_alloc&) {
   return {};
 }
@@ -1848,6 +2101,371 @@ class LoopWatch {
   size_t repeated_[kLongest + 1] = {};  // by period: how many of the last tokens equal the token one period earlier
   size_t period_ = 0;
 };
+
+// ====================================================================================================================
+// 10. Unicode: sets of characters, and normalization
+// ====================================================================================================================
+
+namespace tokenizer_detail {
+
+// The tables at the end of this file. Each is a list of numbers in base 32, the lowest digit first. The digits are the
+// characters of -0123456789A...Z_a...z; 32 is added to all digits of a number but the last.
+struct UnicodeTables {
+  static const char kCategories[];        // of each run of code points: 16 * size + category
+  static const char kDeepSeekLetters[];   // of each run: code points after the last run, size
+  static const char kCombiningClasses[];  // the same and the class
+  // Differences to the entry before: 2 * code point + whether two characters become it again; the first and the second
+  // character, 0 if there is no second.
+  static const char kDecompositions[];
+};
+
+class Numbers {
+ public:
+  explicit Numbers(const char* table) : at_(table) {}
+  bool more() const { return *at_ != 0; }
+  uint32_t next() {
+    uint32_t value = 0;
+    for (int shift = 0;; shift += 5) {
+      const uint32_t d = digit(*at_++);
+      value |= d % 32 << shift;
+      if (d < 32) return value;
+    }
+  }
+  // Adds a difference: 0, -1, 1, -2, 2, ... are stored as 0, 1, 2, 3, 4, ...
+  void add_next(char32_t& value) {
+    const uint32_t n = next();
+    value += n % 2 ? ~(n / 2) : n / 2;
+  }
+
+ private:
+  static uint32_t digit(char c) {
+    if (c >= 'a') return uint32_t(c - 'a') + 38;
+    if (c >= 'A') return c == '_' ? 37 : uint32_t(c - 'A') + 11;
+    return c == '-' ? 0 : uint32_t(c - '0') + 1;
+  }
+  const char* at_;
+};
+
+// ---- Sets of characters ----
+
+// Code points from `first` to the next run.
+struct Run {
+  char32_t first;
+  uint32_t value;
+};
+
+// The value of a code point; the runs are in ascending order and begin at 0.
+inline Run run_of(const std::vector<Run>& runs, char32_t code) {
+  return *(std::upper_bound(runs.begin(), runs.end(), code, [](char32_t c, const Run& run) { return c < run.first; }) -
+           1);
+}
+
+struct CharacterSets {
+  std::vector<Run> categories;  // a bit of Set; 0: upper and lower case in turn
+  std::vector<Run> deepseek;    // whether DeepSeek LLM lists it as a letter
+  Set ascii[128];
+
+  CharacterSets() {
+    char32_t code = 0;
+    for (Numbers table(UnicodeTables::kCategories); table.more();) {
+      const uint32_t run = table.next(), category = run % 16;
+      categories.push_back({code, category > 8 ? 0 : Set(1) << category});
+      code += run / 16;
+    }
+    code = 0;
+    deepseek.push_back({0, 0});
+    for (Numbers table(UnicodeTables::kDeepSeekLetters); table.more();) {
+      deepseek.push_back({code += table.next(), 1});
+      deepseek.push_back({code += table.next(), 0});
+    }
+    for (code = 0; code < 128; code++) ascii[code] = find(code);
+  }
+
+  Set find(char32_t code) const {
+    const Run run = run_of(categories, code);
+    Set sets = run.value != 0 ? run.value : (code - run.first) % 2 ? kLower : kUpper;
+    if (run_of(deepseek, code).value) sets |= kDeepSeekLetter;
+    return code < 128 ? with_ascii_sets(code, sets) : with_wide_sets(code, sets);
+  }
+
+  static Set with_ascii_sets(char32_t code, Set sets) {
+    if (code == ' ') return kBlank;
+    if (code == '\r' || code == '\n') return kNewline;
+    if (sets & kLetter) sets |= kAsciiLetter;
+    if (sets & kNumber) sets |= kAsciiDigit | kDigit;
+    if (sets & (kPunctuation | kSymbol)) sets |= kAsciiSign;
+    if ((code >= '!' && code <= '/') || (code >= ':' && code <= '~')) sets |= kDeepSeekSign;
+    return code == '/' ? sets | kSlash : sets;
+  }
+
+  static Set with_wide_sets(char32_t code, Set sets) {
+    const auto in = [=](char32_t first, char32_t last) { return code >= first && code <= last; };
+    if (sets & kNumber || in(0x11DE0, 0x11DE9) || in(0x16FF4, 0x16FF6)) sets |= kDigit;  // \p{N} of Unicode 17
+    if (in(0x4E00, 0x9FA5) || in(0x3040, 0x30FF)) sets |= kHanOrKana;
+    if (in(0x800, 0x9FA5) || in(0xAC00, 0xD7FF)) sets |= kEastAsian;
+    if (in(0x2018, 0x201F) || in(0x3000, 0x3002) || in(0xFF01, 0xFF0F) || in(0xFF1A, 0xFF5E)) sets |= kDeepSeekSign;
+    return sets;
+  }
+};
+
+inline Set sets_of(char32_t code) {
+  static const CharacterSets sets;
+  return code < 128 ? sets.ascii[code] : sets.find(code);
+}
+
+// ---- Normalization form C (Unicode Standard Annex 15) ----
+
+// Characters are decomposed, marks that do not interact are sorted by their combining class, and characters are composed.
+struct Normalization {
+  struct Decomposition {
+    char32_t code, first, second;  // second: 0 if there is none
+  };
+  std::vector<Run> combining_classes;
+  std::vector<Decomposition> decompositions;  // by code
+  std::vector<Decomposition> compositions;    // by first and second
+
+  Normalization() {
+    char32_t code = 0;
+    combining_classes.push_back({0, 0});
+    for (Numbers table(UnicodeTables::kCombiningClasses); table.more();) {
+      code += table.next();
+      const uint32_t size = table.next();
+      combining_classes.push_back({code, table.next()});
+      combining_classes.push_back({code += size, 0});
+    }
+    Decomposition d = {0, 0, 0};
+    for (Numbers table(UnicodeTables::kDecompositions); table.more();) {
+      const uint32_t difference = table.next();
+      d.code += difference / 2;
+      table.add_next(d.first);
+      table.add_next(d.second);
+      decompositions.push_back(d);
+      if (difference % 2) compositions.push_back(d);
+    }
+    std::sort(compositions.begin(), compositions.end(), before);
+  }
+  static bool before(const Decomposition& a, const Decomposition& b) {
+    return a.first != b.first ? a.first < b.first : a.second < b.second;
+  }
+
+  struct Decomposed {
+    char32_t code;
+    uint32_t combining_class;
+  };
+
+  // Hangul syllables are numbered by their parts: 19 leading consonants, 21 vowels, 27 trailing consonants or none.
+  static constexpr char32_t kHangul = 0xAC00, kLeading = 0x1100, kVowel = 0x1161, kTrailing = 0x11A7;
+  static constexpr uint32_t kLeadings = 19, kVowels = 21, kTrailings = 28;
+
+  void decompose(char32_t code, std::vector<Decomposed>& out) const {
+    const auto found = std::lower_bound(decompositions.begin(), decompositions.end(), code,
+                                        [](const Decomposition& d, char32_t c) { return d.code < c; });
+    if (found != decompositions.end() && found->code == code) {
+      decompose(found->first, out);
+      if (found->second != 0) decompose(found->second, out);
+    } else if (const uint32_t n = code - kHangul; n < kLeadings * kVowels * kTrailings) {
+      out.push_back({kLeading + n / (kVowels * kTrailings), 0});
+      out.push_back({kVowel + n / kTrailings % kVowels, 0});
+      if (n % kTrailings) out.push_back({kTrailing + n % kTrailings, 0});
+    } else {
+      out.push_back({code, run_of(combining_classes, code).value});
+    }
+  }
+
+  // 0: none
+  char32_t compose(char32_t first, char32_t second) const {
+    const uint32_t l = first - kLeading, v = second - kVowel, s = first - kHangul, t = second - kTrailing;
+    if (l < kLeadings && v < kVowels) return kHangul + (l * kVowels + v) * kTrailings;
+    if (s < kLeadings * kVowels * kTrailings && s % kTrailings == 0 && t > 0 && t < kTrailings) return first + t;
+    const Decomposition key = {0, first, second};
+    const auto found = std::lower_bound(compositions.begin(), compositions.end(), key, before);
+    return found != compositions.end() && !before(key, *found) ? found->code : 0;
+  }
+
+  // Composes in place.
+  void compose(std::vector<Decomposed>& text) const {
+    size_t size = 0, starter = text.size();  // starter: the last character of class 0
+    for (const Decomposed d : text) {
+      const bool adjacent = size > 0 && starter == size - 1;
+      const bool reaches = starter < size && (adjacent || text[size - 1].combining_class < d.combining_class);
+      if (const char32_t code = reaches ? compose(text[starter].code, d.code) : 0) {
+        text[starter].code = code;
+        continue;
+      }
+      if (d.combining_class == 0) starter = size;
+      text[size++] = d;
+    }
+    text.resize(size);
+  }
+};
+
+inline std::string nfc(std::string_view text) {
+  static const Normalization tables;
+  if (std::all_of(text.begin(), text.end(), [](char c) { return uint8_t(c) < 0xCC; }))
+    return std::string(text);  // < U+0300
+  std::vector<Normalization::Decomposed> characters;
+  characters.reserve(text.size());
+  for (size_t n = 0; !text.empty(); text.remove_prefix(n)) {
+    const Utf8 u = read_utf8(text);
+    n = u.length;
+    tables.decompose(u.code, characters);
+  }
+  const auto is_starter = [](const Normalization::Decomposed& d) { return d.combining_class == 0; };
+  for (auto begin = characters.begin(), end = begin; begin != characters.end(); begin = end) {
+    begin = std::find_if_not(begin, characters.end(), is_starter);
+    end = std::find_if(begin, characters.end(), is_starter);
+    std::stable_sort(begin, end, [](const auto& a, const auto& b) { return a.combining_class < b.combining_class; });
+  }
+  tables.compose(characters);
+  std::string out;
+  for (const auto& d : characters) append_utf8(d.code, out);
+  return out;
+}
+
+// clang-format off
+// Printed by tests/tokenizer/unicode_tables.py: categories of Unicode 16.0.0, normalization of Unicode 9.0.0.
+inline const char UnicodeTables::kCategories[] =
+    "k3s1V8Nq0Ma2Ma1_4a0r0a0WCq0MLMXCLMLMV2NVCNLr1Lb0ILMFb1_0MHa0MKILp0LlAMl2XBMX3tQX0t6X0dMW0HGHGm0W0HGHW0Hl0X0W1HW0H"
+    "l0m0W0HW0Hd1W0HGX0GHW0Hl0HGHW0X0IGm0Y1W0HW0HW0Ht6X0t7X0W0HGHl0HtRm2W0HW0X0GHW1Ht2mX0ImCY8b1Y5b6n1r2IMIr7Zs0d1IMGH"
+    "V0Im0LGV1b0GLl0FGFW0Hl7Fl3mGGX0l0m0tAm1GHMGHW0X0lOXNdGMo2dQW0Ht4X0dk0FWIV0Ia2mJa0V0r0FoLLJLZ0LZ0LJV3nCV1Y1a0k7r0a"
+    "0Ma0b0o4LFq0nKo9_4a1Y0Jnl0LIo2FMZ2Y0Z0MZ1Y0_4n0b0Ia6V0IJYEoCV0ng0o4IV6_4nFo3Y0Mq0IV0Jb0YAZ1Io3Io0Io1V0q6FnBo0V0LF"
+    "n4k1YBMY2V3o3YKZBFoFYQo0IZ8Io2Y4Z0a0_4LY7o0FY3V0Y0V0YAFn2FIk0Y1V0JIo2V0Z0V0o0IV3JV1Y0Fn0Z0V0_4Y0b0_2b0ILJV0o0FY2V"
+    "1Y0V0YAFn2FY0FY0FY0V0JFo1V1Z0V0o0k0Jk2Y1FIk2_4Z0n0JLV4o0Fn3Fn0FYAFn2FY0Fn1V0JIZ3Fo0Fo0V0Ik6Y0Z0V0_4LMk2IZ2Fo0FY3V"
+    "0Y0V0YAFn2FY0Fn1V0JIo2V0Z0V0o0k2o0V1Y0Fn0Z0V0_4MI_2V4JIFY2k0n0FY1k0Y0FIFY0k0Y0k0n0k0Y5V1o1k0o0FZ1V0IV2JV6p5b3k1o1"
+    "Y3Fn0FnAFY7V0JIo2Fo0FZ1k2Z0Fn0V0IV0Y0Z0V0_4k2Lp2MIo0LY3Fn0FnAFY4Fn1V0JIo2Fo0FZ1k2Z0V2Y0FY0Z0V0_4FY0JV5Z1n3Fn0FnJZ"
+    "0Io2Fo0FZ1IMV1n0Jp2n0Z0V0p8MY2Fo0FY8k0YBFn3FIV0n2k0JV1Z2FJFZ3V2_4V0Z0LV5YNJY0o2V1Mn2Z3L_4a0kHY0FIFn1FYBFIFY4JY0o3"
+    "IV0n1FIFo2F_4V0Y1VFIr0q6MLr0Z0b2_9MJMJMJa1Z0Y3FYHV1Z9LZ0n1o4FZHFb3Jb2Fb0q1b1a0kHnKZ9I_4a2Y2Z1Y1o0Io0Y0o2n0Z1n5Z5I"
+    "J_4Z1b0WIFGk1GV0mKLIm0nZ4FY1V0n2FIFY1V0nJFY1V0nFFY1V0n2FIFY1V0n6FnRFY1V0nW0V0o0q3_9k0Y7b4V2Wf0V0X2V0LYq8MLn7NYCa0"
+    "k0n_0q0p0Y3k2Y8Z1k3n8o0a0k3Y8Z0V5n5Fn0FZ0V5YPZFq0Iq0MIJV0_4V2_4V2q4o0FJ_4V2ng0k2n1Z0YGJIk1YY0V4nEFZ5V1Z5V1Mk0a0_4"
+    "YEV0n1k4YLV1YCV2p4k0bGnAo1V0a0nPZ4FoDV0J_4V2_4V2q2Ia2V0oEkNo1nMo7Y3Fa0_4q2b4o3r3q0o0YEo5Y0_4YLZ6V3a1YHZ9k0q1_4k0n"
+    "0_4YHa0m3GHk1lKV0l0a3V3o0Lo9Y1JY2JY0o0Ik1XLnUm5IXGnHZV0te1m3tk0m3W3X2V0W2V0X3W3X3W3X2V0W2V0X3FGFGFGFGX3W3X6V0X3W3"
+    "X3W3X3W3m1FX0l1MHr0m0FX0l1r0X1V0X0W1Fr0X3l1r0V0m0FX0l1b0Fs4k1aBc0k1Na9Mq5Ma5NV7KIV0_2r0a0I_4r0a0Fn5k0rFk6oFk6b0Gb"
+    "1Gb0Hl0X0l0HMGr0l1b2GMGMGMW1MHW1HY1Hb0X0W0r1GX1b1HMpOGHp1b0V1bw4a1rDa0rz2VAr4k9_Tbb0_Abo8a6_ErNa0rEa4rd5aArUa1bFa"
+    "0bv4V0bFFro0WNXNGHl0X0d2W1HGX0GX2Y0l0Htk0X0b2d1o0GHk1a1Ka0XIFHk1HV0YRk2ILV6JnAk3n2Fn2Fn2Fn2Fn2Fn2Fn2Fn2FZFqMIaFb0"
+    "a5VGbCFrg0V5bf2VCb7Nq0MY0Ka4b0a5Mp3Z2Ln1b0p0Y0Lb0FYf0V0Z0b0n0LYh0LY1k1nKFYj0Fb0_1b4YFbIk3MY7rEF_4bE_3Mp6bF_4rIp6b"
+    "V4YVb2bV0nau9k0rQk3YMa0na3q0Y7_4Y0V9dMIZ1LZ4LIdDY0Z0YY0_4Z0a2V3rAn3b0t5m0dUIX3d1W0Hd3Ib0d1IGHGm0d9l1Hl1Hd6W1HGHW0"
+    "HV0GHFHFHt2k9n0GHn0Hn2Jn0JY1JnAo1b1Jk0_2b1V2YPa1V3Z0YOZ8V3a0_4V2Z8Y2q0ILY0J_4YDZ3a0nAo5k4LnDk0Z1nMZ6q5FI_4V1a0n1J"
+    "Y4_4n1FnJZ6k3n0JY3Z0V0_4V0a1nAr0Io0YOJIo0Y0Z0n1Z0IJIVBn0a0n4o1a0n0Z0V4Y2V0Y2V0Y2k3n2Fn2FmKMY1m3Ib0V1Xc0nGZ3LZ0V0_"
+    "4V2Ymi4V5nAV1nNVXZ3Yr4V0Yp0VIm2V5m1k1IJY4Mn5Fn1FIFY0FY0FYq0r7V7np4a0b7YV0V0YQk2MVFY5b1Z7a4V2Z7qGFa6MLr0FLMa0V1n1F"
+    "nY1V1q0Ma2Ma1_4a0r0a0WCq0MLMXCLMLMq2ng0k0Y2V0Y2V0Y2V0n0k0r2Fr2k5b0V0Y5FYCFn8FY0Fn6V0Y6VGnx0k1q0V1pLk0r3pRr7_0r0Fr"
+    "5k0MkMrLJVW1nDk0nNk6JpCV1YF_1k3Y9KY3Kk1YIo1k1YEFLYHV1Y3Lp1VKWJXJYb0V0_4V2WHV1XHV1YJV3YPk4Ll4Fl6Fl2FW0Fm4Fm6Fm2FX0"
+    "k0YPV5nv3k3YAV4Y3VBY2FYKFn3kX0Y2V0IFYLFY0k0IV0nAFL_3nAb0p2nEV3p3VNn8FY0k1p1YA_2k0LYCk1LVV0YRV1_0Y0_7V0_MIo0FZ0k1Z"
+    "1Y1Fn0FnDV0o0V1Jp3k2q3k2nD_0LnDp0VFY3MYDZ0V1p1q2k3YQk0q2YAV0_3n8k1_3Y8k2a1V5p2Vc0nZ0kQlOk5mOk2_2YHZ1V3_4V2_4Y2WAk"
+    "0o1LIXAV3b0Vc2pEFYKFZ0LV0Y0V7n0kQZ1nD_4IV3YAo4_1q1VAY8Z1a1VIn9p2V9nAk3o0nPo6q2V1_EJY0Z0Ik3Z1nLo4a0Fa1Jk5nBk2_4V2o"
+    "0YHZ6F_4a1IZ0IV3nGJa0Ik3o0YNZ6Y1a1Z1LZ0_4ILIq0F_9k4Y8FnBZ5a2JY0JVUn2FIFY1Fn6FY4LV2nMZ5k1_4V2Z1FY3V0Y0V0YAFn2FY0Fn"
+    "1FZ0Io2V0Z0V0o0V0IV2Jk1n1Z0V0o2k0o1k4Y4FIV0IFYIFIo3FJV0JFZ1Fo1IJIa0Fa0V3Z0kDnPZ8Y1q1_4a0FLJn0VEYNZ9Y0LIV3_4Vn1nMo"
+    "2V0o3qAY1Z0VGYNo7q0Ik4_4V2q5k8nKo5ILV2_4V2_9VDnCV0o6V1_5q0Mn2kw1YLo6LVm0WFXFp8V5Y3V0IV0Y3FY0FYBZ2FZ0V0Z1IJIZ0q0k3"
+    "_4VY0Y3V0nIo2V0o2ILIJkCIZ4YJo2IZ1a3JV3Io4YMZ7q0Iq1k5nZ0k2a4Vv1nFLV6_4V2n3FnHZ3FZ3Iq1V4pDk0a0YEV0ZAFZ6kZ0n2FY0FYIZ"
+    "2k0JFZ0Fo2IJV3_4V2Y2FY0FYFo1FZ0Fo1Ik2_4Vv3n8Z1a0k2Z0IJn5FYGo2k0o1q5_4Jke0Ik6p9rDk5LYhDVn0pr0Fq1k4YX2Vad0nk0a0k5Ys"
+    "FV7JY2o6V4nhy0k1nY8kwe2YEZ8_4VYQnw7k2nEF_4V1a0nb0F_4V2YEV0o1LV4YNo2q1b1Y1LMV4_4Fp2Fn9k1n8Vs5nLq0_4VY2WFXFpAa1km0n"
+    "_0V1JIoQk2Z1n5VV0Y0LIJk4Z0V6Ywz1V3YfIkJY4knf3Y1Fn2FY0Fnl3k6IkDn0V0IV6Y1V3Ya5VXZ0np0k1n5k0n3k2Y4V0MZ0LVkx0bs2_4V2b"
+    "u5Va0ZMV0oAk3bu0VTbv2V4rIV0bTo1r0Z2V3Z3b0o2bEZ1rTk9bW0o0MVx0_9V5_9V5rf0k3pBkY1WCXCWCm2FX8WCXCGFW0V0GV0W0V0W1FW3X1"
+    "FHFm2Fm4WCXCW0FW1V0W3Fl2FXCW0FW1Fl1FGk0l2FXCWCXCWCXCWCXCWCXCWCXCWCXDV0lBMmBMX2lBMmBMX2lBMmBMX2lBMmBMX2lBMmBMX2GHV"
+    "0_ObV7oQb1ZOb3Jb6Jb0q1k6o1Fo6VcGX4IX9V2X2ke2o2Fo7V0o2FZ0Fo1k1YUkFJVs0nLk0o2n2V0_4V1IMVV4YEJk7YLZ1_4k1MVc6YDZ1_4Vf"
+    "2YEZ0I_4V1LVk6n2FY1FY0Fn6FnX2V0p3o2kJWGXGo2IV1_4V1a0kcBpSMp0M_1Va0pLMp6VW2Y1FnCFY0FIV0IFY4FY1FIFIV2IV1IFIFIFn0FY0"
+    "FIV0IFIFIFIFIFY0FIV0Y1Fn2FY1FY1FIFY4Fn7k1n0Fn1Fn7VPb0Vb3bLV1bm0V5r6V0r6Fr6FrHV4p5rk1VRrDk5bLV1r3k2b0V6b2Vh1bgEV1r"
+    "7k0r5k0rv0V1rj0V2b5V1Mk6b5V1bRV3b4V2bJV3bEV0b5V1b0VUbe4V5b6V0r5k0b4k1bRk2r6V0r4V2r3k2rd1Fbi0_4VYFYkvJVFYxV1V2Yj2V"
+    "0YWu1V6nso2k6Yr8Vla0Yj7VlMn_h1k1YkW1Vcpv9Zs2Vcsz1";
+inline const char UnicodeTables::kDeepSeekLetters[] =
+    "W1P5Pu009M0U0Y5033k50QV531122005002000J0n10f37a40a0du1a0uLq115mZ1f012V1g0z0C0X0_2q7151a015170000000U1p00600220623"
+    "153C4206_7030190024500000030530134430o01vn1w21b25321geTi0HRa3i10M23WUk1VuI6B4dV0P5P__0k1V2Z03Z0Zw0n0Cn0hx1V1VWo0Z"
+    "1";
+inline const char UnicodeTables::kCombiningClasses[] =
+    "VNKa6-0c6-3w5-0c6-0s5-4w5-1e5-3w5-1e5-Aw5-40-3w5-7a6-0k6-0a6-2w5-2a6-1w502a6-3w5-0a6-0c6-1w5-0a6-0d6-1e6-0d6-1e6-"
+    "0d6-Ca6n74a6d70w5-3a6-0w5-2a6-0y5-0w5-5a6-5w5-1a6-0w5-1a6-0y5-0Z6-0a6-09-0A-0B-0C-0D-0E-0F-0G-0H-1I-0J-0K-0L00M00"
+    "N-0O00a6-0w500Hc17a6-0T-0U-0V0k00Q-0R-0S-0T-0U-0V0-0W0-0X0-1a6-1w5-4a6-0w5-1a6-0w5F0Y0_26a613a6-0w5-0a611a600w5-1"
+    "a6-0w5Y00Z0T0a6-0w5-1a6-0w5-1a6-2w5-0a6-1w5-0a6-0w5-2a6-0w5-0a6-0w5-0a6-0w5-0a6-0w5-1a6V46a6-0w5-0a6X03a608a602a6"
+    "04a6f02w5s2Da600w5-1a6-0w5-1a6-0w5-2a6-2w5-0Q-0R-0S-2a6-0w5-1a6-1w5-4a6w006F0820a6-0w5-1a6b206F08i206F08i206F08i2"
+    "06F08z208z20860o1-0v1_206F08z208w208h21b2-08C3f2g21q2D3u2g11w5Q0w500w500s5r00W3-0X300Z343X310X301a6-0801a6y00w5k2"
+    "06018m10w5jL2a6oS08U08x30890a6f50Z6j30y5-0a6-0w5v50a6-0w5b108J7a610w5k04a6-5w5-1a6-0w5q206E08a00a6-0w5-6a6q018u00"
+    "6A18Y106s32a6000-4w5-1a6-3w5-0a606030w550a621a6a51a6-0w5-6a6-0w5-1a6-0e6-0q5-0w5-0e5-_0a640a6-0d6-0w5-0a6-0w5kL1a"
+    "6-10-3a6-20-1a630a6210-0a6-0w5-0a6-10-3w5-0a6yz12a6h308V2V0a6eG0u5-0Z6-0c6-0y5-1V6d217oiS0a639a6V01a6k11a6o708x40"
+    "8QHa6t02w5_008z106B08j60a601a6-0w511a641a600a6o008q608ktI0PWN6a6-6w5-1a6hT0w5X60w5p34a6mo00w500a6c00a6-00-0w5308_"
+    "40a6-0w5ze008s008t008-06_12a6k018y006g108806e208-06m406-08l106F08N6a624a6h508206v208-06v608-06y208q208-06n208nc00"
+    "8kpI40v06a6bfJ00aa41s5-2020X6-4s577w514a6-1w5T3a6o32a6vh26a60Ga616a601a604a6__16w5h25a6-06";
+inline const char UnicodeTables::kDecompositions[] =
+    "WBX3Vk02-12-12-12-92-343u023h12-12-12-B27E2-12-12-B4982142-12-12-12-96BE2-12-12-B27C6F02-12-12-12-92-343u023h12-1"
+    "2-12-B27E2-12-12-B4982142-12-12-12-96BE2-12-12-B27C4-D2j262V1-2z032V1-2z0Z12V1-2v0h12V1-2z012V1-2z092V1-2z092V1-2"
+    "x0-2V1-6x0E2V1-2z032V1-2z012V1-2z0X12V1-2z0r02V1-2v0I2V1-2z072V1-2z012V1-2z0V12V1-2x0d12V1-6x012V1-2z012V1-2z032V"
+    "1-2z0Z12V1-2z0W18182V1-2x0e12V1-4x0f12V1-2z0g12V1-2z0p02V1-Av0K2V1-2z0g12V1-2z0p02V1-8x0E2V1-2z032V1-2z092V1-6t0I"
+    "2V1-2z0g12V1-2z0p02V1-2x0K2V1-2z012V1-2z0e12V1-2z0p02V1-2x0q02V1-2z0p02V1-6x0G2V1-2z012V1-2z032V1-2z072V1-2z012V1"
+    "-2z0u02V1-2v0f12V1-2v0-2V1-2z0B21C2V1-2z0B2V1-2z092V1-_1p1T2V1-Sn0-2V1-v0b2S2V1-2j0-2V1-2n0-2V1-2n0-2V1-2i5E2V1-2"
+    "z042V1-2z0L2V1-2z0M2V1-4j272V1-2ZJ-21-2WL-2V1-6x8F2V1-2r0-2V1-2r0s02V1-2qMb121-2b2F2qC-2jX0-8_1K2V1-6l002V1-2i412"
+    "V1-2x0-2V1-2Q-2V1-2hAR2V1-2z032V1-2r022V1-2z032V1-2r022V1-2z032V1-2n022V1-2z032V1-2t022V1-2z032V1-2t022V1-2z032V1"
+    "-2Y1e02V1-2x0-2V1-6r1n02V1-Eh182V1-2r0V12V1-2X6_12V1-2W1-2V1-2f952V1-2yQ421-2fS-2V1-uFic0bk011-3Z0-1KXk0V2x3Wk0Jv"
+    "b0-Eu5Xk02mi0-1nh0Wk02wh0Xk023-23-4B-4B-27-2X1-p0W2D2N-2NC27-23-23-2Z0-p0Y0D2N-2AC2B-27-AH-2-Dt1a3E2-F42C8ODAc0C2"
+    "202LBMK-W1V1-j04A2-F42C8a1DAr0C2202LBl0X2H21-p3x4G2V1-Sf1-2V1-2z032V1-6p022V1-6a9321-2_B-2V1-2x0-2V1-6x062V1-2z07"
+    "2V1-2n0-2V1-6o9-21-2rA-2V1-2n162V1-2z072V1-2z052V1-2r042V1-6r0-2V1-nHsSqo02-12X1-2W112a10p8q7-4b0-Y0X0-h_0g_0ki0G"
+    "F-65-c1v0-11-11-19-19-11-1H-17-t5k8Z72-m0V0f1p011-3P-c4a7V75B-a1Y1-11-19-5T-pDsGoG6-j02-m0V0f1p011-j2V6q8h2c2l021"
+    "-20m0t6V7y6l6m6y6ED-2-14-b027a0z6s6m521-20m0x7a8a64-925824e0eLmLkSJJ-99-99-99-Pp02JX2_33-31X3N31-HY3-Z0X1i2JJ-99-"
+    "99-99-Pp02v5e8m6Wi4Vi4ik443-43-43-43-87-n1m1-43-63-21-45-vf0WkCzVB2V1-2x0v02V1-2z0s02V1-2z0R2V1-2e5z12V1-2_9B2V1-"
+    "2z0s02V1-2z0R2V1-2z0I2V1-2z0B2V1-2w9t121-20121-2vBs12V1-2z052V1-2aRn121-2_T12V1-2x042V1-2x052V1-2z0s02V1-2z0p02V1"
+    "-2z0y02V1-2z0D2V1-2x032V1-2g5x12V1-2b9-2V1-2z0Z12V1-2z0R2V1-2x0Q2V1-2owDx021-2pyDu12V1-2z062V1-2x0r12V1-2z0B2V1-2"
+    "z0s02V1-2x0r02V1-2z0s02V1-2z0R2V1-2z062V1-2i5r12V1-2z0D2V1-2i4E21-20121-2tE-2V1-2z0B2V1-2v0-2V1-2z0s02V1-2kyDx021"
+    "-2lVEu12V1-2x0n12V1-2z0s02V1-2iDr021-29-21-2XkD-21-2xVE-2V1-2z0s02V1-2z0R2V1-2z062V1-2x0G2V1-2z0N2V1-2z042V1-2aEr"
+    "121-21D21-2dG82V1-2z0V12V1-2x0_12V1-2z012V1-2z0D2V1-2z002V1-2z0s02V1-2x0r02V1-2z012V1-2x002V1-2x082V1-2z0X12V1-2z"
+    "0R2V1-2Y0-2Nl125323-4gF4AvIs02V1-2z0n02V1-2X5E2V1-2z002V1-2z0H2V1-2z0A2V1-2wvD021-2xtD021-20021-20H21-20A21-2utD5"
+    "21-2r_Eu02V1-2z0n02V1-2z0A2V1-2e522V1-2z002V1-2z0H2V1-2z0A2V1-2wwD021-2zaED2V1-2z0o02V1-2n0-2V1-2z0n02V1-2e5E2V1-"
+    "2z002V1-2z0H2V1-2z0A2V1-2kxD021-2tmD021-20021-20H21-20A21-20V121-2rJ-2V1-2z0n02V1-2oIE21-20021-20H21-20A21-20V121"
+    "-2hK_12V1-2z0a12V1-2z0n02V1-2z0A2V1-Ekn0V02-12yoCb021-20121-20X321-2zqCx12-12irCb021-20121-20X321-2bpCx12-12qpCb0"
+    "21-20121-6rrCZ02-12asCb021-20121-6YqCZ02-12mqCb021-20121-20X321-2nsCx12-12XtCb021-20121-20X321-2zqCx12-12irCb021-"
+    "20121-20X321-2jtCx12-12ytCb021-20121-20X321-2nrCx12-12XsCb021-20121-6YuCZ02-12muCb021-20121-6bsCZ02-12qsCb021-201"
+    "21-20X321-4ruCv14cvCb04-14-X32zsCx12-12itCb021-20121-20X321-2jvCx12-12yvCb021-20121-20X321-2jvCY318zj02HVk01Ezj02"
+    "JVk01Gzj02LVk01Izj02V0Vk01Pzj02CVk01Fzj026Vk019zj06ZnCeo021-21-21-21-21-21-21-21-21-21-21-21-21-21-21-2X0-21-21-2"
+    "1-21-21-21-21-21-21-21-21-21-21-21-21-2X2-21-21-21-21-21-21-21-21-21-21-21-21-21-21-21-2vvCx22-22yvCX32xvC-28-494"
+    "2eVD52dXDx22-22-61Kzj02Leo03k1do06Wl0Zo02sgE52tvC-2G-4H42yVD52WYDd31Ozj02TVk01Qzj02Reo02kXDd32-12-X32fVDr22-22X06"
+    "1n2zj06m1Zo02X0-2W2r22-22-61Szj04cbDVk02-12-X32lYDr22-22B61p0zj02X0al02-127w12B-2f1r22-22-61h0zj02a0cl02lj0b01uh0"
+    "zj01dm0-6slEeo02_vC-29-4842uXD52h_Dd31_0zj02u0Vk01n0zj02o0eo01dj0do05woE-11-eHn_D-7vp0-1o6-z5qgFkn023-b03-z0s2-27"
+    "-22-f2X2-A9-65-l0k0-43-r0i0-6D-63-45-j0pVG-4cXG-Mb0-2WWG-23-2gXG-21-6P-21-65-21-E5-21-6D-21-65-21-b1q0-2B-21-23-Y"
+    "2x1-21-2c0-21-EV1-21-21-21-s2ap5jn011-Zv2rm1kn0Wr1wq1XqL43-43-43-43-43-43-43-43-43-43-43-65-43-43-ED-2-14502-1450"
+    "2-14502-14502-1j0d20Ki4-SR-43-43-43-43-43-43-43-43-43-43-43-65-43-43-ED-2-14502-14502-14502-14502-1j0d206m3-21-21"
+    "-21-8L-ZVZ2qoh0ldN1bpH-1gxI-1YV0-1hzD-1xdF-1av1-1iv_0-1--1pZY0-1VcR-1nZT-1Xw0-1we3-1ab9-1sl3-1of2-1qM-1wI-1it2-1t"
+    "cI-1ml0-1wv0-1ek0-1y_7-1um5-1ic3-1xq_0-1aj1-1ysA-1il2-1ZW9-1XzA-1vgV0-1qd8-1Zy9-1it0-1pdI-1ykE-1iZ2-1dpJ-1uZ3-1a_"
+    "2-1Zt1-1ZxD-1joV0-1XY0-1iH-1gy7-1yV2-1un2-1ih1-1ol3-1eV2-1g4-1at2-1ao3-1uY1-1qc0-1vqH-1aE-1XX1-1mX2-1qn6-1qr4-1lu"
+    "8-1hzN-1eX2-1spD-1wW1-1rW6-1ka2-1kz8-1eY4-1xWU-1os0-1Xv5-1iw0-1eI-1VX6-1kF-1cWB-1lrW0-1mvL-1xeM-1U-1V_J-1Zu0-1aY2"
+    "-1cc8-1dj4-1WfJ-1an2-1sjF-1dgT-1wu5-1qX1-1er8-1mT-1l_G-1cyH-1rnJ-1oy6-1rt7-1yfE-1bp2-1ouA-1xpJ-1qd1-1aeE-1ko5-1Xa"
+    "2-1ziE-1gzG-1jmG-1ns3-1iyE-1doE-1ew7-1hfI-1qf0-1V5-1kfA-1ga9-1ks1-1aa3-1uj2-1nhU-1uJ-1Xn1-1mr1-1mh2-1mY4-1sm3-1ac"
+    "D-1uf1-1uX1-1i2-1_Ya0-1qX9-1Xf1-1qyG-1viN-1sl0-1V6-1od0-1mc4-1gX0-1Vo0-1Xo1-1oX1-1qb0-1if6-1jY4-1en4-1im0-1_nV0-1"
+    "s7-1oW0-1qVD-1ozA-1kT-1WyK-1sH-1gs0-1aY3-1Vd7-1lg3-1WdH-1eW3-1wi1-1aS-1Za0-1gt8-1iA-1Xn4-1s9-1wy7-1Zg1-1Z4-1VC-1t"
+    "cZ0-1aXK-1gVB-1ck1-1hxP-1p_8-1c_0-1cl4-1X4-1op3-1ma1-1sw2-1cb1-1of6-1Vs4-1Xl6-1dkR-1guM-1duW0-1Zj9-1k6-1wo1-1qK-1"
+    "uq1-1VK-1Zl0-1ee1-1woC-1WjY0-1Xg7-1oZP-1tZY0-1wi5-1Xh7-1VoF-1xtM-1mQ-1ah2-1Vr4-1yjG-1t_X0-1gT-1g_3-1wu3-1qI-1oK-1"
+    "uY1-1Xm2-1sS-1it3-1gp3-1Z0-1qi3-1gl1-1_uW0-1qrC-1tdC-1avD-1kg0-1Zq7-1me7-1cv1-1kZ0-1jkQ-1cY2-1uW9-1tl2-1e4-1ZM-1Y"
+    "x3-1hX0-1yfC-1jdT-1gbP-1rjN-1_2-1yd5-1uX1-1aVC-1WpF-1mt7-1na2-1icJ-1xi2-1XV6-1Yg5-1jfK-1_t5-1Vc1-5od0-3oW6-5fd9-1"
+    "soF-1Vu0-1Zb0-1Z1-1D-1o1-1iwD-1jdC-1yj0-3e_2-3gi1-5Vo1-1eB-7Zz2-1P-1s1-1sc1-1fh5-1mx1-1lkY0-1mI-1g5-1sM-1q0-1u5-1"
+    "sZ0-1m5-1Z5-1kS-1k5-1sv0-1J-1gX1-1cC-1g1-1c5-1up0-1a8-1y9-1cU-1Zj1-1a9-1kF-1sZ0-1uA-1iU-1ya1-1u9-1L-10-1F-1B-1D-1"
+    "V2-11-1ZA-1X3-1yI-1cY0-1e0-1k2-1XI-1a8-1kT-1s7-1--1wS-1mf1-1g7-1qL-1k2-1oO-1e2-1we0-1Z7-1qe2-1sG-1s2-1fwQ-1mbl6-1"
+    "fhV6-5YzO-1ys0-1t3-1jT-1eR-1q2-1iJ-1a2-1ae0-1j3-1c3-1m3-1kb0-1m4-1X8-1V0-1wF-1gB-1ou0-1D-1V8-1c3-1qH-1g6-1f3-1g7-"
+    "1v1-1Z8-1Z3-1VO-1k4-1g2-1cF-1wG-1a9-17-1q2-1aX1-1X3-1iN-1oO-1U-1i4-1sE-1VK-1mY2-1Yr1-1o6-1q6-1iJ-1e8-1e2-1ZD-13-1"
+    "q9-1X0-1m0-1g4-1I-1sN-1eT-1yF-1qA-1VD-1m8-1oJ-1iB-1uo0-1u8-1os0-1kR-1e3-1V0-1mH-1m2-1t1-1g2-14-1W0-1s3-1X4-1wM-1V"
+    "Y0-1oI-1iH-1uC-1gV1-1i5-1a6-1e7-1c1-1N-1V2-1ih0-1oc1-1weZ5-1A-1Xt4-1jYw6-1qb1-1X1-1VWd7-1ic4-1aVG-1zsj6-1q3-c3dvg"
+    "1cv13m05LGJ1-11Vqu201-11lru2K1-11-711-11-11-11-11-11-33-11-11-11-11-33-33-11-33-11-33-11-11-11-11-1d0416B1J-1H-to"
+    "9ef_3qj_343-UJ-b7s7u521-tW0eW0iW02-m0zLZMaL2-I4-PtEyEZE21-aux1wtx1gvx111-1DH1-11-11-11-1i4o4O11-11H11-10111-VZn3x"
+    "rW5xqc618-1H-1Xit5-1Yws5-1w3-1P-1i3-1k6-1y0-1w3-1j0-1WYD-1stc6-1tiu5-1D-1V0-1a0-1eut5-1_ac6-1weD-1g1-1wvt5-1bvt5-"
+    "1P-1jh0-1Vi0-1H-1oXV8-1nyz7-1R-1bmD-1spD-1L-1s1-19-1YqD-1ZvD-13-1q0-1g0-1L-11-1X0-1Z2-1F-1H-1m0-1J-13-1--1--1uev5"
+    "-1rvg5-1feD-1e0-1csv5-1jrv5-1B-1e0-1k8-1f5-1V0-1V1-1o2-1c4-1o0-1a3-1V0-1X1-1--1e0-1Z0-1F-1T-1cK-1zF-1XG-1fB-1a1-1"
+    "ta1-1ii2-1zG-1g1-1m0-1Y7-1i9-10-1q6-1kYy5-1Yzx5-19-1T-1c0-1F-1V3-1goy5-1Z3-1vjy5-1y1-1N-1x3-1w7-1jrG-1R-1sVH-1g2-"
+    "1--1ocz5-1dVz5-1e0-1T-1N-1emz5-1llz5-1D-1uo0-1Wn0-1WeH-1yhH-1R-1Z4-1_2-1ipV6-1WeV6-1aeV6-1jbV6-14-1X0-1e5-11-1_vH"
+    "-1wwH-1q1-1e0-1s1-1hVI-1Xmo6-1hko6-1cYI-15-15-1c0-1kgX8-1bdX8-1aYX6-1--1zmk5-1xhG-1--1p_I-1Xzw6-1ZmM-1jbW7-1H-1jc"
+    "I-1ifI-1a2-1J-1Z1-1k7-1hoI-1v0-1krI-1VZY6-1tVY6-1X7-17-13-12-1w1-1c0-1c1-1Q-1L-1y1-1c0-17-1o0-1L-1Z3-1c4-1a1-1s6-"
+    "1svY6-1xwY6-1W3-1s5-1q0-1X5-1uVZ6-1xwY6-1t4-1r0-1prJ-1qYK-1e0-1y0-1f1-1pVK-1aiK-1u0-1wd_6-1hX_6-1eG-1x9-1zmK-1krK"
+    "-1lsK-1b1-1weA-15-1qq9-1b5-1XWC-1bhT-1wnG-17-1B-1u2-1K-1Vba6-1nbw6-1XfL-1d6-1uB-1a2-1ky_6-1xx_6-1x5-1eE-1hrL-1euL"
+    "-1X5-1i3-1wA-1qz_6-1jw_6-1_gM-1mkM-1gsa6-1_pa6-1fkM-1cmM-1u1-1q0-11-1Zhb6-1YsD-1yyD-1reb6-1wac6-1tzb6-1R-1f5-1y9-"
+    "1k1-1m2-1f2-1k1-1T-1P-1mtb6-1nyb6-1qE-1y2-1pnN-1ktN-16-1oVc6-1jhc6-1eM-1Vzb6-1V2-1jwb6-1a6-1p0-14-1dcO-1cfO-1a2-1"
+    "A-1g2-1kbe5-1zxd5-1wlc6-1hgc6-1yVd6-1_sc6-1P-1q0-1kvd6-1jsd6-1e0-1Vee6-1yC-1nde6-1X0-1xhP-1mjP-1tiP-1--1ysP-1e0-1"
+    "e0-1c0-1e3-1xuP-1mVQ-1Zlf6-1jjf6-1cpf6-1Ymf6-1yXq5-1xsp5-1Xtg6-1i0-1s7-1jZc7-1N-1siQ-1yzg6-10-1i1-1o0-1dWh6-11-1-"
+    "-1q1-1WlQ-1ZpQ-1doQ-1V4-1isd7-1xwh6-1w2-1V3-1lyQ-1aoe7-1zgi6-1coi6-1q1-1fni6-1s4-1rfR-1XlR-1J-19-1umj6-1qH-1--1lv"
+    "j6-1riR-1mug7-1dyj6-15-1YuR-1m_h7-1vuj6-1YYS-1kZS-18-1u0-1gcl6-1_Xl6-1YaS-1ggS-1q2-1a3-1WlS-1cjj7-1y0-1vij7-1Vsj7"
+    "-1xpl6-1cwl6-1lul6-1e5-1L-1ehm6-1m3-1_gm6-1kom6-1jnm6-1yit5-1nsr6-1uhT-1X4-1jjT-1anT-1lcI-1Zja7-1R-1YXP-1H-1pts5-"
+    "15-1ot5-1_n_0-1gXU-1A-1Z0-1nyM-1wzM-13-1J-1m1-1g_o6-1h_o6-1k2-1g3-1o3-1n7-1o8-1o1-1V6-1bF-1i6-13-1V0-1o_o6-1eI-1f"
+    "8-1nun7-1gwU-13-1a1-1cfr6-1far6-1kwo6-1xwo7-17-1V_p7-1XH-1hqp7-1eiV0-1N-1L-13-1V3-1W1-1g7-1r1-1i8-1W4-1a3-1q0-1xu"
+    "V0-1oVW0-1V1-1jVW0-1iaW0-15-1cVr6-1zsq6-1D-1leW0-1egW0-1xYe0-1azW8-1kA-1jet7-1H-1mxW0-1u3-1u8-1qB-1a_s6-1tzr6-1g0"
+    "-1o4-1s4-1kvs6-1pmv0-1lYx4-1S-1c2-1wix4-1nVx4-1c5-1odv6-1q0-1lpu6-1u4-1V1-1uWv6-1_Wv6-1uG-1y8-11-1r4-1uM-1s0-1eyv"
+    "6-1xav6-1fz_0-1ZXa0-1Vwv6-1WtW8-1uha0-1WlR-1XrR-1ZXx6-1eC-1ruY8-1F-1oqa0-1oXy6-1jpZ8-1cyZ8-1pcy6-1--1w0-1usy6-1bh"
+    "y6-1xua0-1gza0-1w6-1q0-1s2-1zXb0-1Zqb8-1vWV7-1wH-1uA-1xXc0-1y0-1obc0-1iqW7-1fxd8-1uVe8-1mF-1a7-1fxW7-1dqc0-1auc0-"
+    "19-1D-1J-1D-1e1-1egY7-";
+// clang-format on
+
+}  // namespace tokenizer_detail
 
 }  // namespace POCKET_ISA
 }  // namespace pocket

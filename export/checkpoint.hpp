@@ -75,6 +75,15 @@ struct Checkpoint {
   std::vector<std::string> notes;    // what was ignored or decided and a user may care about; a line each
   std::vector<std::unique_ptr<InputFile>> files;
   std::map<std::string, StoredTensor> tensors;  // all tensors, by the engine's names (tensor_specs in run.cpp)
+  bool interleaved_adapters = false;  // LoRA adapters have q and k in interleaved order (StoredTensor), as ERNIE 4.5
+
+  // Whether the tensors differ from those that LoRA adapters are trained with: multipliers are folded into them, or
+  // rows are in another order.
+  bool differs_for_adapters() const {
+    for (const auto& [name, tensor] : tensors)
+      if (tensor.scale != 1) return true;
+    return interleaved_adapters;
+  }
 
   // Reads rows first ... first + count - 1 of a tensor as float32 (count, cols), in the engine's order. False with
   // `error` set if that fails. Threads may read concurrently.

@@ -29,7 +29,7 @@ struct Arguments {
   std::string model;  // the checkpoint: a folder or a file
   std::string output, type = "q4", tokenizer, chat_template, config, random, calibrate, steps, head, report;
   std::vector<std::string> lora;
-  bool help = false;
+  bool outline = false, help = false;
 };
 
 const Option<Arguments> kOptions[] = {
@@ -54,6 +54,8 @@ const Option<Arguments> kOptions[] = {
     {"", "--config", "FILE", "a MEGABYTE checkpoint's constructor arguments, as JSON", &Arguments::config},
     {"", "--random", "SHAPE", "random weights instead of a checkpoint, to measure speed and memory",
      &Arguments::random},
+    {"", "--outline", "", "write the file without its weights: ./run FILE --info shows the memory that the model takes",
+     &Arguments::outline},
     {"", "", "", "Other"},
     {"-h", "--help", "", "this text", &Arguments::help},
 };
@@ -103,6 +105,7 @@ void check_q4_options(const Arguments& a) {
       throw Failure{2, name + std::string(": only valid with --type q4; the type is ") + a.type};
   if (!a.head.empty() && !is_one_of(a.head, {"q4", "q8"}))
     throw Failure{2, "--head: expected q4 or q8, found '" + a.head + "'"};
+  if (a.outline && !a.calibrate.empty()) throw Failure{2, "--outline: not valid with --calibrate"};
   if (CalibrationOptions options; !a.steps.empty() && !stop_after(a.steps, options))
     throw Failure{2, "--calibrate-steps: expected search, gptq, mismatch or all, found '" + a.steps + "'"};
   for (const auto& [name, value] : {std::pair{"--calibrate-steps", a.steps}, {"--report", a.report}})
@@ -157,6 +160,7 @@ Type type_of(const std::string& name) { return name == "f32" ? Type::f32 : name 
 
 /// How the weights are stored, for the model's provenance.
 std::string quantization(const Arguments& a) {
+  if (a.outline) return "none, an outline of a " + a.type + " file";
   if (a.type != "q4") return a.type == "f32" ? "f32, unchanged" : "q8, groups of 32";
   const std::string how = a.calibrate.empty()     ? "errors weighted by an estimate of the inputs"
                           : a.calibrate == "self" ? "calibrated on generated text"
@@ -191,6 +195,14 @@ void check_outputs(const Arguments& a) {
   if (!a.calibrate.empty() && !calibration.check(calibration_name(a.output))) throw Failure{1, calibration.error};
 }
 
+/// Writes the model file without its weights. Throws Failure.
+void write_outline(const Arguments& a, const ModelParts& parts) {
+  const std::string output = one_line(a.output);
+  ModelWriter writer;
+  if (!writer.write_outline(a.output, parts)) throw Failure{1, writer.error};
+  std::fprintf(stderr, "%s: without weights; try: ./run %s --info\n", output.c_str(), output.c_str());
+}
+
 /// Calibrates into `file`, and writes the report and the model. Throws Failure.
 void write_outputs(const Arguments& a, ModelParts& parts, const ReadRows& read, CalibrationFile& file) {
   parts.type = type_of(a.type);
@@ -201,6 +213,7 @@ void write_outputs(const Arguments& a, ModelParts& parts, const ReadRows& read, 
   std::string error;
   if (!a.calibrate.empty()) rows = calibrate_model({a.calibrate, a.steps, a.output}, parts, read, file);
   if (!a.report.empty() && !write_report(a.report, a.output, rows, error)) throw Failure{1, error};
+  if (a.outline) return write_outline(a, parts);
   const std::string output = one_line(a.output);  // first, since nothing may fail once the model is written
   const uint64_t bytes = write_with_progress(a.output, parts, read);
   file.remove();
@@ -286,13 +299,16 @@ void convert_random(const Arguments& a) {
   });
 }
 
-std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model) {
+// The line of the provenance that tells that adapters cannot be merged into the model file.
+constexpr char kAdapters[] = "adapters", kOfCheckpoint[] = "for the original checkpoint only";
+
+std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model, bool interleaved) {
   std::vector<LoraAdapter> adapters(a.lora.size());
   for (size_t i = 0; i < adapters.size(); i++) {
     LoraSource source;
     std::string error;
     if (!parse_lora(a.lora[i], source, error)) throw Failure{2, "--lora " + error};
-    if (!adapters[i].open(source, model)) throw Failure{1, adapters[i].error};
+    if (!adapters[i].open(source, model, interleaved)) throw Failure{1, adapters[i].error};
   }
   return adapters;
 }
@@ -302,7 +318,10 @@ void convert_model(const Arguments& a, const Model& model) {
   for (const auto& [name, given] :
        {std::pair{"--template", !a.chat_template.empty()}, {"--tokenizer", !a.tokenizer.empty()}})
     if (given) throw Failure{2, name + (": not valid for " + a.model) + ", a model file that has its own"};
-  const std::vector<LoraAdapter> adapters = open_adapters(a, model.config);
+  const std::vector<LoraAdapter> adapters = open_adapters(a, model.config, false);
+  if (!adapters.empty() && model.provenance().find(provenance_line(kAdapters, kOfCheckpoint)) != std::string_view::npos)
+    throw Failure{2, "--lora: not valid for " + a.model + ", whose weights differ from those of the original " +
+                         "checkpoint; convert that with the adapter"};
   ModelParts parts;
   parts.config = model.config;
   if (!parts.chat.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, a.model + ": " + parts.chat.error};
@@ -331,7 +350,7 @@ void convert_checkpoint(const Arguments& a) {
                                "CONFIG.json (see --help)"
                          : error};
   for (const std::string& note : c.notes) print_message("convert", note);
-  const std::vector<LoraAdapter> adapters = open_adapters(a, c.config);
+  const std::vector<LoraAdapter> adapters = open_adapters(a, c.config, c.interleaved_adapters);
   if (!c.has_tokenizer)
     throw Failure{1, a.model + ": no tokenizer found; name one with -z (a SentencePiece tokenizer.model)"};
   ModelParts parts;
@@ -345,6 +364,7 @@ void convert_checkpoint(const Arguments& a) {
   line("source", c.source);
   line("format", c.format);
   line("licence", c.licence);
+  if (c.differs_for_adapters()) line(kAdapters, kOfCheckpoint);
   for (const LoraAdapter& adapter : adapters) line("lora", adapter.description());
   line("weights", quantization(a));
   line("chat template", family);

@@ -722,12 +722,12 @@ class GgufTokenizer {
     for (size_t id = 0; id < tokens.size(); id++) {
       const std::string where = "tokenizer.ggml.tokens: token " + std::to_string(id) + ": ";
       if (!(types[id] >= 1 && types[id] <= 6)) return h_.refuse({where, "type: expected 1 to 6, found ", types[id]});
-      const PieceType type = PieceType(int(types[id]));
+      PieceType type = PieceType(int(types[id]));
       std::string text = tokens[id];
-      if (printable && type == PieceType::normal && !undo_printable(tokens[id], text))
-        return h_.refuse({where, "expected GPT-2's printable characters, found \"", tokens[id], "\""});
+      if (printable && type == PieceType::normal && !undo_printable(tokens[id], text)) type = kNotFromText;
       // llama.cpp's converter writes added tokens as user-defined, and llama.cpp treats both as added ones.
-      v_.pieces.push_back({std::move(text), scores[id], type == PieceType::user_defined ? PieceType::added : type});
+      if (type == PieceType::user_defined) type = PieceType::added;
+      v_.pieces.push_back({std::move(text), scores[id], type});
       tokens[id] = std::string();
     }
     return !v_.pieces.empty() || h_.refuse({"tokenizer.ggml.tokens: expected tokens, found none"});
@@ -772,20 +772,52 @@ class GgufTokenizer {
     if (!h_.get("tokenizer.ggml.pre", pre) || !h_.need("tokenizer.ggml.merges") ||
         !h_.get("tokenizer.ggml.merges", merges))
       return false;
-    const bool llama3 = pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3";
-    if (!llama3 && pre != "smollm" && pre != "gpt-2")
-      return h_.refuse({"tokenizer.ggml.pre: expected gpt-2, smollm or llama-bpe, found ", (pre.empty() ? "none" : pre),
-                        "; use the model's tokenizer.json with -z"});
-    set_byte_level(v_,
-                   llama3            ? Tokenizer::Split::llama3
-                   : pre == "smollm" ? Tokenizer::Split::smollm
-                                     : Tokenizer::Split::gpt2,
-                   llama3);
-    v_.add_bos = llama3;  // llama.cpp's default
+    if (!pre_tokenizer(pre)) return false;
     MergeBuilder builder(v_);
     for (const std::string& merge : merges)
       if (!builder.add(merge, path_, h_.error)) return false;
     return true;
+  }
+
+  // Settings that the file does not have are those of the tokenizer.json of the models named; llama.cpp itself ignores
+  // NFC. add_bos is llama.cpp's default.
+  bool pre_tokenizer(const std::string& name) {
+    using Split = Tokenizer::Split;
+    constexpr bool kIgnoreMerges = true, kNfc = true, kAddBos = true;
+    static constexpr struct {
+      const char* name;
+      Split split;
+      bool ignore_merges = false, nfc = false, add_bos = false;
+    } known[] = {{"gpt-2", Split::gpt2},
+                 {"phi-2", Split::gpt2},
+                 {"mpt", Split::gpt2, !kIgnoreMerges, kNfc},
+                 {"smollm", Split::smollm},
+                 {"starcoder", Split::smollm},
+                 {"refact", Split::smollm},
+                 {"command-r", Split::smollm, !kIgnoreMerges, kNfc},
+                 {"llama-bpe", Split::llama3, kIgnoreMerges, !kNfc, kAddBos},
+                 {"llama3", Split::llama3, kIgnoreMerges, !kNfc, kAddBos},
+                 {"llama-v3", Split::llama3, kIgnoreMerges, !kNfc, kAddBos},
+                 {"dbrx", Split::llama3},
+                 {"qwen2", Split::qwen2, !kIgnoreMerges, kNfc},
+                 {"deepseek-r1-qwen", Split::qwen2, !kIgnoreMerges, kNfc},
+                 {"qwen35", Split::qwen35},
+                 {"gpt-4o", Split::gpt4o},
+                 {"tekken", Split::tekken, kIgnoreMerges, !kNfc, kAddBos},
+                 {"deepseek-coder", Split::deepseek_coder},
+                 {"deepseek-llm", Split::deepseek_llm},
+                 {"deepseek-v3", Split::deepseek_v3},
+                 {"falcon", Split::falcon}};
+    std::string names;
+    for (const auto& each : known) {
+      names += names.empty() ? each.name : std::string(", ") + each.name;
+      if (name != each.name) continue;
+      set_byte_level(v_, each.split, each.ignore_merges, each.nfc);
+      v_.add_bos = each.add_bos;
+      return true;
+    }
+    return h_.refuse({"tokenizer.ggml.pre: expected one of ", names, "; found ", (name.empty() ? "none" : name),
+                      "; use the model's tokenizer.json with -z"});
   }
 
   GgufHeader& h_;
@@ -838,6 +870,7 @@ inline bool open_gguf(std::unique_ptr<InputFile> file, bool own_tokenizer, Check
       !bind_tensors(out, kGgufNames, family->interleaved, h.tensors, in.path(), error))
     return false;
   fold_multipliers(out, multipliers);
+  out.interleaved_adapters = h.architecture == "ernie4_5";
   out.format = "GGUF v" + std::to_string(h.version);
   if (own_tokenizer && h.has("tokenizer.ggml.model")) {
     if (!GgufTokenizer(h, in.path(), out.vocabulary).read()) return fail(error, h.error);

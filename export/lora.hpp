@@ -154,8 +154,9 @@ class LoraAdapter {
  public:
   std::string error;
 
-  // Opens an adapter for a model of this shape. False with `error` set if it is invalid or of another model.
-  bool open(const LoraSource& source, const Config& model) try {
+  // Opens an adapter for a model of this shape. interleaved: Checkpoint::interleaved_adapters. False with `error` set if
+  // it is invalid or of another model.
+  bool open(const LoraSource& source, const Config& model, bool interleaved = false) try {
     source_ = source;
     const std::string& folder = source.folder;
     const std::string path = join_path(folder, "adapter_config.json");
@@ -167,7 +168,7 @@ class LoraAdapter {
       return false;
     list_modules(model);
     return check_targets(document.root(), config) && open_weight_file(folder, weights_, storage_, found, error) &&
-           bind(config, found) && check_finite();
+           bind(config, found) && check_finite() && (!interleaved || interleave(model));
   } catch (const std::exception&) {
     return fail_out_of_memory(error);
   }
@@ -286,6 +287,16 @@ class LoraAdapter {
     const FoundTensor& t = it->second;
     storage_.tensors[name] = {t.file, t.offset, t.dtype, shape[0], shape[1]};
     found.erase(it);
+    return true;
+  }
+
+  // Marks the rows of B for q and k as interleaved.
+  bool interleave(const Config& model) {
+    for (const auto& [ours, pair] : pairs_) {
+      const std::string last = ours.substr(ours.rfind('.') + 1);
+      if (last == "wq") storage_.tensors[pair.first + kB].interleaved_heads = model.n_heads;
+      if (last == "wk") storage_.tensors[pair.first + kB].interleaved_heads = model.n_kv_heads;
+    }
     return true;
   }
 

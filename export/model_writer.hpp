@@ -98,15 +98,19 @@ class ByteWriter {
 inline std::string chat_bytes(const ChatTemplate& chat) {
   ByteWriter out;
   out.put_ids(chat.stop_ids);
-  out.put_string(chat.default_system);
-  for (const auto& slot : chat.slot) {
+  out.put(int32_t(-1));  // where older files had a default system prompt
+  const auto put_slot = [&](const ChatTemplate::Parts& slot) {
     out.put(uint32_t(slot.size()));
     for (const ChatTemplate::Part& part : slot) {
       out.put(int32_t(part.id < 0 ? part.id : part.id | part.strip << 24));
       out.put_string(part.text);
     }
-  }
-  if (chat.trim) out.put(uint32_t(chat.trim));
+  };
+  for (int i = 0; i <= ChatTemplate::kReplySuffix; i++) put_slot(chat.slot[i]);
+  out.put(chat.flags());
+  for (int i = ChatTemplate::kReplySuffix + 1; i < ChatTemplate::kSlots; i++) put_slot(chat.slot[i]);
+  out.put(uint32_t(chat.commands.size()));
+  for (const std::string& command : chat.commands) out.put_string(command);
   return out.bytes;
 }
 
@@ -181,6 +185,18 @@ class ModelWriter {
                          write_contents(parts, read, progress) && check(file.finish());
     file_.reset();
     if (written) read_back();
+    return written;
+  }
+
+  // Writes a file whose weights are a hole, which takes no space on most file systems. `run --info` shows the memory that
+  // the model takes.
+  bool write_outline(const std::string& path, const ModelParts& parts) {
+    path_ = path;
+    lay_out(parts);
+    OutputFile& file = file_.emplace();
+    const bool written = check(file.open(path, OutputFile::Access::random) && file.resize(header_.file_bytes)) &&
+                         write_front(parts, 0) && check(file.finish());
+    file_.reset();
     return written;
   }
 

@@ -279,6 +279,7 @@ inline bool open_hugging_face(const std::string& folder, const std::string& weig
   if (!open_weights(folder, weights, out, found, error)) return false;
   if (!bind_llama(out, found, folder, model.interleaved, error)) return false;
   fold_multipliers(out, model.multipliers);
+  out.interleaved_adapters = model.interleaved;
   if (is_file(generation_path) && !read_settings(generation_path, generation, error)) return false;
   out.format = weights_format(out);
   out.name = config.root().find("_name_or_path").string();

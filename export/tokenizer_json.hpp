@@ -1,6 +1,6 @@
 // tokenizer_json.hpp: reads tokenizer.json of the Hugging Face tokenizers library, of two kinds: byte-level BPE (GPT-2,
-// SmolLM, Llama 3), and converted SentencePiece models (Llama 2, TinyLlama). The first encodes exactly as that library,
-// the second exactly as the original SentencePiece model. Unsupported settings are rejected by name.
+// SmolLM, Llama 3, Qwen2, ...), and converted SentencePiece models (Llama 2, TinyLlama). The first encodes exactly as that
+// library, the second exactly as the original SentencePiece model. Unsupported settings are rejected by name.
 #pragma once
 
 #include <algorithm>
@@ -43,15 +43,19 @@ inline const std::array<int16_t, 256 + 68>& printable_to_byte() {
   return table;
 }
 
-/// Converts printable characters to bytes. False if a character represents no byte.
+/// The type of a byte-level token with other characters. No text becomes it; its own text is what it is written as.
+inline constexpr Tokenizer::PieceType kNotFromText = Tokenizer::PieceType::unused;
+
+/// Converts printable characters to bytes. False, and nothing is converted, if a character represents no byte.
 inline bool undo_printable(std::string_view printable, std::string& bytes) {
   const auto& table = printable_to_byte();
-  bytes.clear();
+  std::string out;
   for (size_t at = 0; at < printable.size();) {
     const int32_t code = decode_utf8(printable, at);
     if (code < 0 || size_t(code) >= table.size() || table[size_t(code)] < 0) return false;
-    bytes += char(table[size_t(code)]);
+    out += char(table[size_t(code)]);
   }
+  bytes = std::move(out);
   return true;
 }
 
@@ -188,7 +192,7 @@ inline bool set_added_token(const AddedToken& token, Tokenizer::Piece& piece, co
 inline void set_sentencepiece(Tokenizer::Vocabulary& v, bool dummy_prefix, bool byte_fallback) {
   v.kind = Tokenizer::Kind::sentencepiece;
   v.split = Tokenizer::Split::none;
-  v.add_bos = v.remove_extra_whitespaces = v.ignore_merges = false;
+  v.add_bos = v.remove_extra_whitespaces = v.ignore_merges = v.nfc = false;
   v.prefix_only_at_start = v.metaspace = false;
   v.escape_whitespaces = true;
   v.add_dummy_prefix = dummy_prefix;
@@ -197,10 +201,11 @@ inline void set_sentencepiece(Tokenizer::Vocabulary& v, bool dummy_prefix, bool 
 }
 
 /// Sets the flags of a byte-level vocabulary.
-inline void set_byte_level(Tokenizer::Vocabulary& v, Tokenizer::Split split, bool ignore_merges) {
+inline void set_byte_level(Tokenizer::Vocabulary& v, Tokenizer::Split split, bool ignore_merges, bool nfc) {
   v.kind = Tokenizer::Kind::byte_level;
   v.split = split;
   v.ignore_merges = ignore_merges;
+  v.nfc = nfc;
   v.add_bos = v.add_dummy_prefix = v.remove_extra_whitespaces = v.escape_whitespaces = v.byte_fallback = false;
   v.unk_surface.clear();
 }
@@ -208,6 +213,40 @@ inline void set_byte_level(Tokenizer::Vocabulary& v, Tokenizer::Split split, boo
 // ====================================================================================================================
 // tokenizer.json
 // ====================================================================================================================
+
+/// The regular expressions of pre-tokenizers, by model.
+namespace split_pattern {
+inline constexpr char kLlama3[] =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
+    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
+inline constexpr char kQwen2[] =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
+    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
+inline constexpr char kQwen35[] =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|)"
+    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
+inline constexpr char kGpt4o[] =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
+    R"(\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+inline constexpr char kTekken[] = R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|)"
+                                  R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|)"
+                                  R"(\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+inline constexpr char kDeepSeekV3[] =
+    R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|)"
+    R"( ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+inline constexpr char kEastAsian[] = "[一-龥ࠀ-一가-\xED\x9F\xBF]+";
+inline constexpr char kHanOrKana[] = "[一-龥぀-ゟ゠-ヿ]+";
+inline constexpr char kDeepSeekSigns[] = R"(\s?[!-/:-~！-／：-～‘-‟　-。]+)";
+// clang-format off
+inline constexpr char kDeepSeekLetters[] =
+    "\\s?["
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1F7Dᾀ-ᾴ"
+    "ᾶ-ᾼ\u1FBEῂ-ῄῆ-ῌῐ-\u1FD3ῖ-\u1FDBῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212A-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿ"
+    "ﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+    "]+";
+// clang-format on
+}  // namespace split_pattern
 
 /// Reads one tokenizer.json; unsupported settings are an error.
 class TokenizerJson {
@@ -253,7 +292,11 @@ class TokenizerJson {
       sentencepiece_ = sentencepiece_ || type_of(step) == "Prepend" || type_of(step) == "Replace";
     for (const JsonValue& step : steps_of(root_.find("pre_tokenizer"), "pretokenizers"))
       sentencepiece_ = sentencepiece_ || type_of(step) == "Metaspace";
-    return sentencepiece_ || normalizer.missing() || normalizer.refuse("type", "no normalizer", error);
+    for (const JsonValue& step : steps_of(normalizer, "normalizers")) {
+      if (!sentencepiece_ && type_of(step) != "NFC") return step.refuse("type", "NFC, or no normalizer", error);
+      nfc_ = true;
+    }
+    return true;
   }
 
   // Settings that change the encoding.
@@ -268,13 +311,31 @@ class TokenizerJson {
     if (!prefix.empty()) return model_.refuse("continuing_subword_prefix", "none", error);
     if (!suffix.empty()) return model_.refuse("end_of_word_suffix", "none", error);
     if (!sentencepiece_) {
-      set_byte_level(out_, Tokenizer::Split::none, ignore_merges);
+      set_byte_level(out_, Tokenizer::Split::none, ignore_merges, nfc_);
       return true;
     }
     bool byte_fallback = false;
     if (!model_.get("byte_fallback", byte_fallback, error)) return false;
     set_sentencepiece(out_, false, byte_fallback);
     return !ignore_merges || model_.refuse("ignore_merges", "false", error);
+  }
+
+  // A step Split. Of several ways to write the same, those of the constants above: \r and \n for the characters, and
+  // Isolated for a pattern that matches all of a text, so that there is nothing else to be Removed.
+  static std::string split_text(std::string_view pattern, std::string_view behavior, std::string_view invert) {
+    constexpr std::string_view kRest = "|\\s+";
+    if (pattern.size() > kRest.size() && pattern.substr(pattern.size() - kRest.size()) == kRest &&
+        behavior == "Removed" && invert == "invert=true") {
+      behavior = "Isolated";
+      invert = "invert=false";
+    }
+    std::string text = "Split(";
+    for (const char c : pattern)
+      if (c == '\r' || c == '\n')
+        text += c == '\r' ? "\\r" : "\\n";
+      else
+        text += c;
+    return text_of({text, ", ", behavior, ", ", invert, ")"});
   }
 
   // A step with its relevant settings.
@@ -288,8 +349,9 @@ class TokenizerJson {
     if (type == "ByteLevel")
       return "ByteLevel(" + flag("add_prefix_space", true) + ", " + flag("use_regex", true) + ")";
     if (type == "Split")
-      return "Split(" + step.find("pattern").find("Regex").string() + ", " + step.find("behavior").string() + ", " +
-             flag("invert", false) + ")";
+      return split_text(step.find("pattern").find("Regex").string(), step.find("behavior").string(),
+                        flag("invert", false));
+    if (type == "Punctuation") return "Punctuation(" + step.find("behavior").string() + ")";
     if (type == "Prepend") return "Prepend(" + step.find("prepend").string() + ")";
     if (type == "Replace")
       return "Replace(" + step.find("pattern").find("String").string() + ", " + step.find("content").string() + ")";
@@ -335,23 +397,45 @@ class TokenizerJson {
   }
 
   bool pre_tokenizer() {
-    const std::string found = text_of_steps(steps_of(root_.find("pre_tokenizer"), "pretokenizers"));
+    using Split = Tokenizer::Split;
+    const auto isolated = [](const char* pattern) { return split_text(pattern, "Isolated", "invert=false"); };
+    const std::string bytes = "ByteLevel(add_prefix_space=false, use_regex=false)";
+    const std::string gpt2 = "ByteLevel(add_prefix_space=false, use_regex=true)";
+    const std::string digits = "Digits(individual_digits=true)";
+    namespace pattern = split_pattern;
     const struct {
-      const char* text;
-      Tokenizer::Split split;
+      Split split;
+      std::vector<std::string> steps;
     } known[] = {
-        {"ByteLevel(add_prefix_space=false, use_regex=true)", Tokenizer::Split::gpt2},
-        {"Digits(individual_digits=true) ByteLevel(add_prefix_space=false, use_regex=true)", Tokenizer::Split::smollm},
-        {"Split((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-         "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+, Isolated, invert=false) ByteLevel(add_prefix_space=false, use_regex=false)",
-         Tokenizer::Split::llama3},
-        {"ByteLevel(add_prefix_space=false, use_regex=false)", Tokenizer::Split::none},
+        {Split::none, {bytes}},
+        {Split::gpt2, {gpt2}},
+        {Split::smollm, {digits, gpt2}},
+        {Split::llama3, {isolated(pattern::kLlama3), bytes}},
+        {Split::qwen2, {isolated(pattern::kQwen2), bytes}},
+        {Split::qwen35, {isolated(pattern::kQwen35), bytes}},
+        {Split::gpt4o, {isolated(pattern::kGpt4o), bytes}},
+        {Split::tekken, {isolated(pattern::kTekken), bytes}},
+        {Split::deepseek_coder,
+         {isolated("[\\r\\n]"), isolated("\\s?\\p{L}+"), isolated("\\s?\\p{P}+"), isolated(pattern::kEastAsian), digits,
+          bytes}},
+        {Split::deepseek_llm,
+         {isolated("[\\r\\n]"), isolated(pattern::kDeepSeekLetters), isolated(pattern::kDeepSeekSigns),
+          isolated("\\s+$"), isolated(pattern::kEastAsian), digits, bytes}},
+        {Split::deepseek_v3,
+         {isolated("\\p{N}{1,3}"), isolated(pattern::kHanOrKana), isolated(pattern::kDeepSeekV3), bytes}},
+        {Split::falcon,
+         {"Punctuation(Contiguous)", gpt2, "Digits(individual_digits=false)", isolated("[0-9][0-9][0-9]")}},
     };
-    for (const auto& [text, split] : known) {
-      out_.split = split;
-      if (found == text) return true;
+    const std::vector<JsonValue> steps = steps_of(root_.find("pre_tokenizer"), "pretokenizers");
+    const auto has_text = [](const JsonValue& step, const std::string& text) { return step_text(step) == text; };
+    for (const auto& each : known) {
+      out_.split = each.split;
+      if (std::equal(steps.begin(), steps.end(), each.steps.begin(), each.steps.end(), has_text)) return true;
     }
-    return refuse({"pre_tokenizer: expected GPT-2's, SmolLM's or Llama 3's, found ", found});
+    return refuse(
+        {"pre_tokenizer: expected that of GPT-2, SmolLM, Llama 3, Qwen2, GPT-4o, Tekken, DeepSeek or Falcon, "
+         "found ",
+         text_of_steps(steps)});
   }
 
   bool decoder() {
@@ -403,11 +487,11 @@ class TokenizerJson {
                             vocab_size_, ", found ", value.describe()});
       const bool added = size_t(id) < out_.pieces.size() && out_.pieces[size_t(id)].type != PieceType::unused;
       if (added && out_.pieces[size_t(id)].text == printable) continue;
-      std::string raw = printable;
-      if (!sentencepiece_ && !undo_printable(printable, raw))
-        return fail(error, {value.where(), ": token \"", printable, "\": expected GPT-2's printable characters"});
-      const bool byte = out_.byte_fallback && tokenizer_detail::byte_value(raw) >= 0;
-      if (!put(int(id), std::move(raw), byte ? PieceType::byte : PieceType::normal)) return false;
+      std::string text = printable;
+      PieceType type = PieceType::normal;
+      if (!sentencepiece_ && !undo_printable(printable, text)) type = kNotFromText;
+      if (out_.byte_fallback && tokenizer_detail::byte_value(text) >= 0) type = PieceType::byte;
+      if (!put(int(id), std::move(text), type)) return false;
     }
     return true;
   }
@@ -479,7 +563,7 @@ class TokenizerJson {
   std::string path_;
   int vocab_size_;
   size_t most_ids_;  // with and without a token
-  bool sentencepiece_ = false;
+  bool sentencepiece_ = false, nfc_ = false;
   Tokenizer::Vocabulary& out_;
 };
 

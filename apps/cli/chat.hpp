@@ -26,6 +26,7 @@ inline void choose_template(Job& job) {
   if (!chat.known())
     throw Failure{1, job.args.model + ": no chat template in the model; choose one with --template (" +
                          chat_family_keys() + "), or continue a text with -i"};
+  if (!chat.takes(job.args.system)) throw Failure{1, job.args.model + ": -y: " + refusal(chat, job.args.system)};
 }
 
 class Chat {

@@ -15,6 +15,16 @@ struct Turn {
   std::vector<int> reply_ids;  // tokens of a generated reply; empty: the text of the reply is encoded
 };
 
+// Why a chat template does not take a system prompt.
+inline std::string refusal(const ChatTemplate& chat, const std::string& system) {
+  for (const std::string& command : chat.commands)
+    if (system.find(command) != system.npos)
+      return "the chat template treats '" + command +
+             "' in a system prompt in a special way, which is not supported; leave it out" +
+             (command.find("think") == command.npos ? "" : ", and choose another --template to switch thinking off");
+  return "the chat template takes no system prompt";
+}
+
 // The turns of a chat. The last one may have no reply yet, or the beginning of one.
 class Conversation {
  public:
@@ -31,7 +41,7 @@ class Conversation {
   // Number of the oldest turns that no longer fit the context. The model does not process them.
   size_t dropped() const { return dropped_; }
   size_t active() const { return turns.size() - dropped_; }
-  bool has_system() const { return !system.value_or("").empty() || !chat_.default_system.empty(); }
+  bool has_system() const { return !system.value_or("").empty(); }
 
   // All tokens that the model processes, from the system prompt to the last reply.
   std::vector<int> ids() const { return ids_from(dropped_); }
@@ -101,20 +111,35 @@ class Conversation {
   std::vector<int> ids_from(size_t first) const {
     ChatTemplate::Parts parts;
     for (size_t i = first; i < turns.size(); i++) {
-      const ChatTemplate::Parts more = chat_parts(chat_, system.value_or(""), turns[i].message, i == first);
+      const Turn& turn = turns[i];
+      const Reply reply = reply_of(turn, i + 1 == turns.size());
+      const ChatTemplate::Parts more = chat_parts(chat_, system.value_or(""), turn.message, i == first, reply);
       parts.insert(parts.end(), more.begin(), more.end());
-      for (const int id : turns[i].reply_ids) parts.push_back({id, ""});
-      if (turns[i].reply_ids.empty()) parts.push_back({-1, reply_text(turns[i].reply)});
+      if (reply == Reply::text)
+        parts.push_back({ChatTemplate::kText, edited_reply(chat_, turn.reply)});
+      else
+        for (const int id : turn.reply_ids) parts.push_back({id, ""});
     }
     return encode_parts(parts, encode_, true);
+  }
+
+  // An earlier reply is processed as it was generated, unless the template removes its thinking.
+  Reply reply_of(const Turn& turn, bool last) const {
+    if (last && (!turn.reply_ids.empty() || turn.reply.empty())) return Reply::next;
+    const bool rewritten = chat_.edit[ChatTemplate::kThinkingReplyText] & ChatTemplate::kDropThinking;
+    return rewritten || turn.reply_ids.empty() ? Reply::text : Reply::tokens;
   }
 
   size_t least_tokens_from(size_t first) const {
     if (!least_) return 0;
     size_t n = least_(system.value_or(""));
     for (size_t i = first; i < turns.size(); i++)
-      n += least_(turns[i].message) + (turns[i].reply_ids.empty() ? least_(turns[i].reply) : turns[i].reply_ids.size());
+      n += least_(turns[i].message) + least_tokens_of_reply(turns[i], i + 1 == turns.size());
     return n;
+  }
+
+  size_t least_tokens_of_reply(const Turn& turn, bool last) const {
+    return reply_of(turn, last) == Reply::text ? least_(edited_reply(chat_, turn.reply)) : turn.reply_ids.size();
   }
 
   // The first active turn from which on there are at most so many tokens; if there is none, the last turn. Searches
@@ -140,22 +165,12 @@ class Conversation {
     return high;
   }
 
-  // The text of a reply that was loaded. A model starts a reply with a space where the text before it does not end in
-  // white space ("[/INST]" of Llama 2, "ASSISTANT:" of Vicuna), and so do the templates.
-  std::string reply_text(const std::string& reply) const {
-    const std::string text = chat_.trim & ChatTemplate::kTrimReply ? trimmed(reply) : reply;
-    const ChatTemplate::Parts& prefix = chat_.slot[ChatTemplate::kReplyPrefix];
-    const ChatTemplate::Parts& before = prefix.empty() ? chat_.slot[ChatTemplate::kUserSuffix] : prefix;
-    const auto is_space = [](char c) { return std::isspace(uint8_t(c)) != 0; };
-    const bool separate = before.empty() || before.back().text.empty() || is_space(before.back().text.back());
-    return (separate || text.empty() || is_space(text[0]) ? "" : " ") + text;
-  }
-
   // Appends the next message of a list. `answered`: no message of the user is without a reply.
   bool add(const JsonValue& message, bool& answered, std::string& error) {
     if (!message.need("role", JsonKind::string, error) || !message.need("content", JsonKind::string, error))
       return false;
     const std::string role = message.find("role").string(), content = message.find("content").string();
+    if (role == "system" && !chat_.takes(content)) return pocket::fail(error, refusal(chat_, content));
     if (role == "system" && turns.empty() && answered) {
       system = content;
     } else if (role == "user" && answered) {

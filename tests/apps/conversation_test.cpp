@@ -26,9 +26,10 @@ ChatTemplate brackets() {
   ChatTemplate chat;
   chat.slot[ChatTemplate::kSystemPrefix] = {{-1, "S["}};
   chat.slot[ChatTemplate::kSystemSuffix] = {{-1, "]"}};
-  chat.slot[ChatTemplate::kFirstUserPrefix] = chat.slot[ChatTemplate::kUserPrefix] = {{-1, "U["}};
+  for (const auto slot : {ChatTemplate::kFirstUserPrefix, ChatTemplate::kUserPrefix, ChatTemplate::kOpening})
+    chat.slot[slot] = {{-1, "U["}};
   chat.slot[ChatTemplate::kUserSuffix] = {{-1, "]"}};
-  chat.slot[ChatTemplate::kReplyPrefix] = {{-1, "R[\n"}};
+  chat.slot[ChatTemplate::kReplyPrefix] = chat.slot[ChatTemplate::kPastReplyPrefix] = {{-1, "R[\n"}};
   chat.slot[ChatTemplate::kReplySuffix] = {{-1, "]"}};
   return chat;
 }
@@ -53,28 +54,39 @@ TEST(Conversation, KeepsTheTokensOfGeneratedReplies) {
   EXPECT_EQ(tokens_of(conversation), "^S[kind]U[one]R[\n1]U[two]R[\n<2><2>]U[three]R[\n<3>") << "a reply in progress";
 }
 
-TEST(Conversation, LoadedReplyStartsAsAModelStartsIt) {
+TEST(Conversation, LoadedRepliesAreWrittenAsTheTemplateDoes) {
   ChatTemplate chat = brackets();
   Conversation conversation(chat, encode, "");
-  conversation.turns = {{"one", "1", {}}};
-  for (const auto& [prefix, trim, reply, expected] :
-       std::vector<std::tuple<std::string, unsigned, std::string, std::string>>{{"R:", 0, "1", " 1"},
-                                                                                {"R:", 0, " 1", " 1"},
-                                                                                {"R:", 0, "", ""},
-                                                                                {"R: ", 0, "1", "1"},
-                                                                                {"R:", 4, " 1 \n", " 1"},
-                                                                                {"R\n", 4, " 1 \n", "1"},
-                                                                                {"R\n", 3, " 1 \n", " 1 \n"}}) {
-    chat.slot[ChatTemplate::kReplyPrefix] = {{-1, prefix}};
-    chat.trim = trim;
-    conversation.turns[0].reply = reply;
-    EXPECT_EQ(tokens_of(conversation), "^U[one]" + prefix + expected) << prefix << trim << reply;
-  }
-  chat.slot[ChatTemplate::kReplyPrefix] = {};
-  conversation.turns[0].reply = "1";
-  EXPECT_EQ(tokens_of(conversation), "^U[one] 1") << "as Llama 2, which has no reply prefix";
-  chat.slot[ChatTemplate::kReplyPrefix] = {{7, ""}};
-  EXPECT_EQ(tokens_of(conversation), "^U[one]<7>1") << "a control token needs no space";
+  conversation.turns = {{"one", " 1 \n", {}}, {"two", "2", {2}}, {"three", "", {}}};
+  chat.slot[ChatTemplate::kPastReplyPrefix] = {{-1, "r["}};
+  EXPECT_EQ(tokens_of(conversation), "^U[one]r[ 1 \n]U[two]R[\n<2>]U[three]R[\n");
+  chat.edit[ChatTemplate::kReplyText] = ChatTemplate::kTrim;
+  EXPECT_EQ(tokens_of(conversation), "^U[one]r[1]U[two]R[\n<2>]U[three]R[\n");
+}
+
+// Where the template says so, as those of Qwen3 and DeepSeek R1.
+TEST(Conversation, ThinkingOfEarlierRepliesIsDropped) {
+  ChatTemplate chat = brackets();
+  chat.edit[ChatTemplate::kThinkingReplyText] = ChatTemplate::kDropThinking | ChatTemplate::kTrimNewlines;
+  chat.slot[ChatTemplate::kReplyPrefix] = {{-1, "R[<think>"}};
+  Conversation conversation(chat, encode, "", [](std::string_view text) { return text.size(); });
+  conversation.turns = {{"one", "Hm.</think>\n\n1", {2, 2, 2, 2, 2, 2, 2, 2, 2}}, {"two", "Hm.", {3}}};
+  EXPECT_EQ(tokens_of(conversation), "^U[one]R[\n1]U[two]R[<think><3>") << "a reply in progress keeps it";
+  EXPECT_LE(conversation.least_tokens(), conversation.ids().size());
+  conversation.turns.push_back({"three", "", {}});
+  EXPECT_EQ(tokens_of(conversation), "^U[one]R[\n1]U[two]R[\nHm.]U[three]R[<think>");
+}
+
+TEST(Conversation, SystemPromptMayMoveToTheLastMessage) {
+  ChatTemplate chat = brackets();
+  chat.system_in_last_turn = true;
+  chat.slot[ChatTemplate::kSystemPrefix] = chat.slot[ChatTemplate::kFirstUserPrefix] = {};
+  chat.slot[ChatTemplate::kSystemSuffix] = {{-1, ": "}};
+  Conversation conversation(chat, encode, "kind");
+  conversation.turns = {{"one", "", {}}};
+  EXPECT_EQ(tokens_of(conversation), "^U[kind: one]R[\n");
+  conversation.turns = {{"one", "1", {2}}, {"two", "", {}}};
+  EXPECT_EQ(tokens_of(conversation), "^U[one]R[\n<2>]U[kind: two]R[\n");
 }
 
 // ---- Dropped turns ----
@@ -203,7 +215,7 @@ TEST(Conversation, InvalidFileLeavesItUnchanged) {
                     model = "{\"role\":\"assistant\",\"content\":\"b\"}",
                     system = "{\"role\":\"system\",\"content\":\"c\"}";
   const std::pair<std::string, std::string> cases[] = {
-      {"", "expected a value, found the end"},
+      {"", "expected JSON, found an empty file"},
       {"hello", "expected a value, found 'h'"},
       {"7", "expected a list of messages, found 7"},
       {"{}", "expected a list of messages, found nothing"},
@@ -233,6 +245,23 @@ TEST(Conversation, InvalidFileLeavesItUnchanged) {
   EXPECT_FALSE(conversation.load(t.path(), error));
   EXPECT_FALSE(conversation.load("/dev/zero", error));
   EXPECT_EQ(conversation.to_json(), before);
+}
+
+TEST(Conversation, LoadRefusesASystemPromptThatTheTemplateDoesNotTake) {
+  ChatTemplate chat = brackets();
+  chat.commands = {"/no_think"};
+  const TemporaryFolder t;
+  Conversation conversation(chat, encode, "");
+  const auto load = [&](const std::string& system) {
+    std::string error;
+    conversation.load(t.write("c.json", "[{\"role\": \"system\", \"content\": \"" + system + "\"}]"), error);
+    return error;
+  };
+  EXPECT_EQ(load("Be kind."), "");
+  EXPECT_NE(load("Be kind. /no_think").find("treats '/no_think' in a system prompt"), std::string::npos);
+  chat.no_system = true;
+  EXPECT_NE(load("Be kind.").find("the chat template takes no system prompt"), std::string::npos);
+  EXPECT_EQ(load(""), "");
 }
 
 // ---- Loops ----

@@ -215,6 +215,9 @@ TEST(Complexity, Encode) {
   words.remove_extra_whitespaces = words.add_dummy_prefix = true;
   Vocabulary bytes = byte_level(Tokenizer::Split::none);
   add_doubled(bytes, 'a');
+  Vocabulary nfc = byte_level(Tokenizer::Split::qwen2), parts = doubled;
+  nfc.nfc = true;
+  parts.pieces.push_back({",", -1, PieceType::normal});
   const auto user_defined = [](const std::string& end) {
     return [end](size_t n) {
       Vocabulary v = sentencepiece();
@@ -222,10 +225,15 @@ TEST(Complexity, Encode) {
       return v;
     };
   };
-  check({encodes("merges of equal pieces", doubled, "a"), encodes("merges of growing pieces", growing, "a"),
-         encodes("unused pieces", unused, "a"), encodes("spaces", words, " "), encodes("words", words, "a  "),
-         encodes("invalid UTF-8", doubled, "\xFF"), encodes("unknown characters", doubled, "\u20AC"),
-         encodes("bytes", bytes, "a"), encodes("digits, Llama 3", byte_level(Tokenizer::Split::llama3), "1"),
+  check({encodes("merges of equal pieces", doubled, "a"),
+         encodes("merges of growing pieces", growing, "a"),
+         encodes("unused pieces", unused, "a"),
+         encodes("spaces", words, " "),
+         encodes("words", words, "a  "),
+         encodes("invalid UTF-8", doubled, "\xFF"),
+         encodes("unknown characters", doubled, "\u20AC"),
+         encodes("bytes", bytes, "a"),
+         encodes("digits, Llama 3", byte_level(Tokenizer::Split::llama3), "1"),
          encodes("spaces, Llama 3", byte_level(Tokenizer::Split::llama3), " "),
          encodes("lines, Llama 3", byte_level(Tokenizer::Split::llama3), "\n "),
          encodes("signs, Llama 3", byte_level(Tokenizer::Split::llama3), "'"),
@@ -233,6 +241,15 @@ TEST(Complexity, Encode) {
          encodes("spaces, GPT-2", byte_level(Tokenizer::Split::gpt2), " "),
          encodes("digits, SmolLM", byte_level(Tokenizer::Split::smollm), "1"),
          encodes("words and digits, SmolLM", byte_level(Tokenizer::Split::smollm), " a1"),
+         encodes("upper case, GPT-4o", byte_level(Tokenizer::Split::gpt4o), "A"),
+         encodes("marks and upper case, GPT-4o", byte_level(Tokenizer::Split::gpt4o), "\u0301A"),
+         encodes("contractions, GPT-4o", byte_level(Tokenizer::Split::gpt4o), "A's"),
+         encodes("spaces, Tekken", byte_level(Tokenizer::Split::tekken), " \u2003"),
+         encodes("spaces not at the end, DeepSeek", byte_level(Tokenizer::Split::deepseek_llm), "\u0E01    "),
+         encodes("controls, DeepSeek V3", byte_level(Tokenizer::Split::deepseek_v3), "\x01"),
+         encodes("marks, NFC", nfc, "\u0345\u0323\u0301"),
+         encodes("Hangul, NFC", nfc, "\u1100\u1161\u11A8"),
+         encodes("parts", parts, "aa,"),
          loads_and_encodes("user-defined pieces of all lengths", user_defined(""), "a"),
          loads_and_encodes("user-defined pieces that almost occur", user_defined("b"), "a"),
          loads_and_encodes("user-defined pieces that occur", user_defined("b"), "aaaaaaab")});
@@ -286,32 +303,42 @@ TEST(Complexity, JinjaTemplate) {
   const auto both = [=](const std::string& a, const std::string& b) {
     return [=](size_t n) { return Input{mark + repeated(a, n / 2) + repeated(b, n / 2)}; };
   };
-  check({{"parentheses", text(mark, "{{ " + std::string(500, '(') + "a" + std::string(500, ')') + " }}"), run},
-         {"one tag of parentheses",
-          [=](size_t n) { return Input{mark + "{{" + std::string(n / 2, '(') + "a" + std::string(n / 2, ')') + "}}"}; },
-          run},
-         {"open parentheses", text(mark + "{{", "("), run},
-         {"nested ifs", text(mark, "{% if a %}b"), run},
-         {"nested loops", text(mark, "{% for a in b %}c"), run},
-         {"branches", text(mark + "{% if a %}", "{% elif b %}c"), run},
-         {"else branches", text(mark + "{% if a %}", "{% else %}c"), run},
-         {"steps in a long condition",
-          [=](size_t n) {
-            return Input{mark + "{% if " + std::string(n / 2, 'a') + " %}" + repeated("{% set a = 'b' %}", n / 2)};
-          },
-          run},
-         {"steps in nested conditions", both("{% if " + std::string(500, 'a') + " %}", "{% set a = 'b' %}"), run},
-         {"known steps", text(mark, "{% set add_generation_prompt = false %}"), run},
-         {"outputs", text(mark, "{{ a | trim }}"), run},
-         {"tokens", text(mark, "{{ eos_token }}"), run},
-         {"concatenation", text(mark, "{{ 'a' + b ~ c.strip() }}"), run},
-         {"strings", text(mark + "{{ ", "'a' "), run},
-         {"one string", text(mark + "{{ '", "\\n"), run},
-         {"words", text(mark + "{{ ", "word "), run},
-         {"comments", text(mark, "{# a #}"), run},
-         {"braces", text(mark, "{"), run},
-         {"spaces", text(mark + "{{ a -}}", " "), run},
-         {"lines", text(mark, "\n  {%- if a -%}  \n {%- endif -%}"), run}});
+  const std::string chat =
+      "{% for message in messages %}{{ '<|im_start|>' + message.role + message.content + '<|im_end|>' }}{% endfor %}"
+      "<|im_start|>assistant";
+  std::vector<Case> cases = {
+      {"parentheses", text(mark, "{{ " + std::string(500, '(') + "a" + std::string(500, ')') + " }}"), run},
+      {"one tag of parentheses",
+       [=](size_t n) { return Input{mark + "{{" + std::string(n / 2, '(') + "a" + std::string(n / 2, ')') + "}}"}; },
+       run},
+      {"open parentheses", text(mark + "{{", "("), run},
+      {"nested ifs", text(mark, "{% if a %}b"), run},
+      {"nested loops", text(mark, "{% for a in b %}c"), run},
+      {"branches", text(mark + "{% if a %}", "{% elif b %}c"), run},
+      {"else branches", text(mark + "{% if a %}", "{% else %}c"), run},
+      {"steps in a long condition",
+       [=](size_t n) {
+         return Input{mark + "{% if " + std::string(n / 2, 'a') + " %}" + repeated("{% set a = 'b' %}", n / 2)};
+       },
+       run},
+      {"steps in nested conditions", both("{% if " + std::string(500, 'a') + " %}", "{% set a = 'b' %}"), run},
+      {"known steps", text(mark, "{% set add_generation_prompt = false %}"), run},
+      {"outputs", text(mark, "{{ a | trim }}"), run},
+      {"tokens", text(mark, "{{ eos_token }}"), run},
+      {"concatenation", text(mark, "{{ 'a' + b ~ c.strip() }}"), run},
+      {"strings", text(mark + "{{ ", "'a' "), run},
+      {"one string", text(mark + "{{ '", "\\n"), run},
+      {"words", text(mark + "{{ ", "word "), run},
+      {"comments", text(mark, "{# a #}"), run},
+      {"braces", text(mark, "{"), run},
+      {"spaces", text(mark + "{{ a -}}", " "), run},
+      {"lines", text(mark, "\n  {%- if a -%}  \n {%- endif -%}"), run},
+      {"rendered statements", text("", "{% set a = 'b' %}", chat), run},
+      {"doubled texts", text("{% set a = 'b' %}", "{% set a = a + a %}", chat), run},
+      {"doubled lists", text("{% set a = [1, 2] %}", "{% for b in a %}{% for c in a %}{% endfor %}{% endfor %}", chat),
+       run}};
+  for (Case& c : cases) c.memory = 110;  // a token or a part of the tree for each byte; templates are at most 128 KiB
+  check(cases);
 }
 
 // ---- JSON, and files that are JSON ----

@@ -149,7 +149,7 @@ ChatTemplate chatml() {  // <|im_start|> is 7, <|im_end|> 8
   chat.slot[ChatTemplate::kSystemPrefix] = {{7, ""}, {-1, "system\n"}};
   chat.slot[ChatTemplate::kSystemSuffix] = {{8, ""}, {-1, "\n"}};
   chat.slot[ChatTemplate::kFirstUserPrefix] = {{7, ""}, {-1, "user\n"}};
-  chat.slot[ChatTemplate::kUserPrefix] = {{7, ""}, {-1, "user\n"}};
+  chat.slot[ChatTemplate::kOpening] = chat.slot[ChatTemplate::kUserPrefix] = {{7, ""}, {-1, "user\n"}};
   chat.slot[ChatTemplate::kUserSuffix] = {{8, ""}, {-1, "\n"}};
   chat.slot[ChatTemplate::kReplyPrefix] = {{7, ""}, {-1, "assistant\n"}};
   chat.slot[ChatTemplate::kReplySuffix] = {{8, ""}, {-1, "\n"}};
@@ -171,14 +171,16 @@ TEST(ChatTurn, StartsWithAControlTokenIfTheTokenizerHasNoBos) {
 
 TEST(ChatTurn, AddsNoSecondBosIfTheTemplateStartsWithOne) {
   ChatTemplate chat = chatml();
-  chat.slot[ChatTemplate::kUserPrefix].insert(chat.slot[ChatTemplate::kUserPrefix].begin(), {1, ""});
+  for (const ChatTemplate::Slot slot : {ChatTemplate::kOpening, ChatTemplate::kUserPrefix})
+    chat.slot[slot].insert(chat.slot[slot].begin(), {1, ""});
   EXPECT_EQ(Transcript().turn(chat, "", "Hi", true), "^<7>(user\nHi)<8>(\n)<7>(assistant\n)");
   EXPECT_EQ(Transcript().turn(chat, "", "Hi", false), "<8>(\n)^<7>(user\nHi)<8>(\n)<7>(assistant\n)");
 }
 
-TEST(ChatTurn, UsesTheDefaultSystemPromptIfNoneIsGiven) {
+TEST(ChatTurn, OpensAsTheTemplateSaysIfNoSystemPromptIsGiven) {
   ChatTemplate chat = chatml();
-  chat.default_system = "You are a model.";
+  chat.slot[ChatTemplate::kOpening] = {{7, ""},       {-1, "system\nYou are a model."}, {8, ""}, {-1, "\n"}, {7, ""},
+                                       {-1, "user\n"}};
   EXPECT_EQ(Transcript().turn(chat, "", "Hi", true),
             "^<7>(system\nYou are a model.)<8>(\n)<7>(user\nHi)<8>(\n)<7>(assistant\n)");
   EXPECT_EQ(Transcript().turn(chat, "Be kind.", "Hi", true),
@@ -191,12 +193,76 @@ TEST(ChatTurn, FirstUserTurnMayDifferAfterASystemPrompt) {
   ChatTemplate chat;
   chat.slot[ChatTemplate::kSystemPrefix] = {{-1, "[INST] <<SYS>>\n"}};
   chat.slot[ChatTemplate::kSystemSuffix] = {{-1, "\n<</SYS>>\n\n"}};
-  chat.slot[ChatTemplate::kUserPrefix] = {{1, ""}, {-1, "[INST] "}};
+  chat.slot[ChatTemplate::kOpening] = chat.slot[ChatTemplate::kUserPrefix] = {{1, ""}, {-1, "[INST] "}};
   chat.slot[ChatTemplate::kUserSuffix] = {{-1, " [/INST]"}};
   chat.slot[ChatTemplate::kReplySuffix] = {{-1, " "}, {2, ""}};
   EXPECT_EQ(Transcript().turn(chat, "Be kind.", "Hi", true), "^([INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST])");
   EXPECT_EQ(Transcript().turn(chat, "", "Hi", true), "^([INST] Hi [/INST])");
   EXPECT_EQ(Transcript().turn(chat, "", "Hi", false), "( )<2>^([INST] Hi [/INST])");
+}
+
+// Mistral's templates put it before the last message. The last message of a turn-by-turn program is the first one.
+TEST(ChatTurn, SystemPromptMayComeBeforeTheLastMessage) {
+  ChatTemplate chat = chatml();
+  chat.slot[ChatTemplate::kSystemPrefix] = chat.slot[ChatTemplate::kFirstUserPrefix] = {};
+  chat.slot[ChatTemplate::kSystemSuffix] = {{-1, "\n\n"}};
+  chat.system_in_last_turn = true;
+  EXPECT_EQ(Transcript().turn(chat, "Be kind.", "Hi", true), "^<7>(user\nBe kind.\n\nHi)<8>(\n)<7>(assistant\n)");
+  EXPECT_EQ(Transcript().turn(chat, "Be kind.", "Hi", false), "<8>(\n)<7>(user\nHi)<8>(\n)<7>(assistant\n)");
+  const auto texts = [&](bool first, Reply reply) {
+    std::string text;
+    for (const ChatTemplate::Part& part : chat_parts(chat, "Be kind.", "Hi", first, reply)) text += part.text;
+    return text;
+  };
+  EXPECT_EQ(texts(true, Reply::text).find("kind"), std::string::npos) << "an earlier turn";
+  EXPECT_NE(texts(false, Reply::next).find("user\nBe kind.\n\nHi"), std::string::npos);
+}
+
+TEST(ChatTurn, HasNoTokensIfTheTemplateDoesNotTakeTheSystemPrompt) {
+  ChatTemplate chat = chatml();
+  chat.no_system = true;
+  EXPECT_EQ(Transcript().turn(chat, "Be kind.", "Hi", true), "");
+  EXPECT_EQ(Transcript().turn(chat, "", "Hi", true), "^<7>(user\nHi)<8>(\n)<7>(assistant\n)");
+  chat.no_system = false;
+  chat.commands = {"/no_think"};
+  EXPECT_EQ(Transcript().turn(chat, "Be /no_think.", "Hi", true), "");
+  EXPECT_NE(Transcript().turn(chat, "Be kind.", "/no_think", true), "");
+}
+
+TEST(ChatTurn, FillsInTheDate) {
+  ChatTemplate chat;
+  chat.slot[ChatTemplate::kOpening] = {{-1, "Today: "}, {ChatTemplate::kDate, "%d %b %Y"}, {-1, "\n"}};
+  EXPECT_EQ(written_date("%d %b %Y, %A, %%", 951868800 + 12 * 3600), "01 Mar 2000, Wednesday, %");
+  const std::string today = written_date("%d %b %Y", std::time(nullptr));
+  const std::string turn = Transcript().turn(chat, "", "Hi", true);
+  EXPECT_TRUE(turn == "^(Today: " + today + "\nHi)" || today != written_date("%d %b %Y", std::time(nullptr))) << turn;
+  for (const char* format : {"%d", "%B %d, %Y", "%%", "on %a"}) EXPECT_TRUE(is_date_format(format)) << format;
+  for (const char* format : {"", "%", "a%", "%H:%M", "%-d", "%Ed", "%s", "%n", "%c"})
+    EXPECT_FALSE(is_date_format(format)) << format;
+  EXPECT_FALSE(is_date_format(std::string(65, 'a')));
+  EXPECT_FALSE(is_date_format(std::string("%\0", 2)));
+}
+
+// White space is that of Python's strip().
+TEST(ChatTurn, EditsTexts) {
+  using Chat = ChatTemplate;
+  const std::string text = "\n\t\u00A0\u3000 a b\x1F\u2029 \r\n";
+  EXPECT_EQ(edited(text, 0), text);
+  EXPECT_EQ(edited(text, Chat::kTrim), "a b");
+  EXPECT_EQ(edited(text, Chat::kTrimFront), "a b\x1F\u2029 \r\n");
+  EXPECT_EQ(edited(text, Chat::kTrimBack), "\n\t\u00A0\u3000 a b");
+  EXPECT_EQ(edited(text, Chat::kTrimNewlines), text.substr(1));
+  for (const char* other : {"\u200B", "\xA0", "\x85", "\xE3\x80", "\0"}) EXPECT_EQ(edited(other, Chat::kTrim), other);
+  EXPECT_EQ(edited("\n\n", Chat::kTrimNewlines), "");
+  EXPECT_EQ(edited(" \u2003\n", Chat::kTrim), "");
+  EXPECT_EQ(edited("<think>a</think>b</think>\n\n c ", Chat::kDropThinking), "\n\n c ");
+  EXPECT_EQ(edited("<think>a</think>\n\n c ", Chat::kDropThinking | Chat::kTrimNewlines), " c ");
+  EXPECT_EQ(edited("\n</think", Chat::kDropThinking), "\n</think");
+  Chat chat;
+  chat.edit[Chat::kReplyText] = Chat::kTrim;
+  chat.edit[Chat::kThinkingReplyText] = Chat::kDropThinking;
+  EXPECT_EQ(edited_reply(chat, " a "), "a");
+  EXPECT_EQ(edited_reply(chat, " </think> a "), " a ");
 }
 
 TEST(ChatTurn, UserTextNeverBecomesControlTokens) {

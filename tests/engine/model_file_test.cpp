@@ -25,7 +25,10 @@ ModelParts full_parts(Type type = Type::q4) {
   parts.self_test_ids = {1, 2, 99};
   ChatTemplate& chat = parts.chat;
   chat.stop_ids = {2, 7};
-  chat.default_system = "Be kind.";
+  chat.slot[ChatTemplate::kOpening] = {{5, ""}, {ChatTemplate::kDate, "%d %b %Y"}};
+  chat.edit[ChatTemplate::kThinkingReplyText] = ChatTemplate::kDropThinking;
+  chat.system_in_last_turn = true;
+  chat.commands = {"/no_think", "/x"};
   chat.slot[ChatTemplate::kUserPrefix] = {{3, ""}, {-1, "user\n"}};
   chat.slot[ChatTemplate::kReplyPrefix] = {{4, "reply\n"}};
   return parts;
@@ -158,7 +161,8 @@ TEST(Open, ReadsTheWrittenChatTemplate) {
   EXPECT_TRUE(found.known());
   EXPECT_EQ(found.stop_ids, expected.stop_ids);
   EXPECT_EQ(m.model.stop_ids, expected.stop_ids);
-  EXPECT_EQ(found.default_system, expected.default_system);
+  EXPECT_EQ(found.flags(), expected.flags());
+  EXPECT_EQ(found.commands, expected.commands);
   for (int i = 0; i < ChatTemplate::kSlots; i++) {
     ASSERT_EQ(found.slot[i].size(), expected.slot[i].size()) << i;
     for (size_t p = 0; p < found.slot[i].size(); p++) {
@@ -564,8 +568,8 @@ TEST(Sections, RejectsEveryWrongTensorTableField) {
 
 /// A valid file with these bytes as `section`.
 Bytes with_section(Section Header::*section, const std::string& bytes) {
-  ModelParts parts = full_parts(Type::f32);                          // the fastest to write
-  parts.chat.default_system = std::string(bytes.size() + 100, 'x');  // makes the section large enough
+  ModelParts parts = full_parts(Type::f32);                           // the fastest to write
+  parts.chat.slot[0] = {{-1, std::string(bytes.size() + 100, 'x')}};  // makes the section large enough
   parts.self_test_ids.resize(bytes.size() / 4 + 10, 1);
   Bytes file = tiny::model_bytes(parts);
   Header h = header_of(file);
@@ -598,8 +602,8 @@ TEST(ChatSection, RejectsInvalidBytes) {
   EXPECT_EQ(error(words({0, 0, 1, 0xffffffff, 0, 0, 0, 0, 0, 0, 0})), "") << "-1 is text";
   EXPECT_EQ(error(words({0, 0, 1, 100, 0, 0, 0, 0, 0, 0, 0})),
             "section chat: expected ids within the vocabulary, found 100");
-  EXPECT_EQ(error(words({0, 0, 1, 0xfffffffe, 0, 0, 0, 0, 0, 0, 0})),
-            "section chat: expected ids within the vocabulary, found -2");
+  EXPECT_EQ(error(words({0, 0, 1, 0xfffffffd, 0, 0, 0, 0, 0, 0, 0})),
+            "section chat: expected ids within the vocabulary, found -3");
   for (const uint32_t parts : {4u, 0xffffffffu})
     EXPECT_EQ(error(words({0, 0, parts, 5, 0, 0, 0, 0, 0, 0, 0})).find("section chat: expected a complete"), 0u)
         << parts;
@@ -612,13 +616,50 @@ TEST(ChatSection, RejectsInvalidBytes) {
   EXPECT_EQ(error(words({0, 0, 1, 4 << 24, 0, 0, 0, 0, 0, 0, 0})).find("section chat: expected ids within"), 0u);
   EXPECT_EQ(error(words({0, 0}) + no_slots + words({8})).find("section chat: expected a complete template"), 0u);
   EXPECT_EQ(error(words({0, 0}) + no_slots + words({7, 0})).find("section chat: expected a complete template"), 0u);
+  const std::string date = words({0, 0xffffffff}) + no_slots + words({0, 0, 1, 0xfffffffe, 2});
+  EXPECT_EQ(error(date + "%d" + words({0})), "");
+  EXPECT_EQ(error(date + "%H" + words({0})), "section chat: expected the format of a date, found '%H'");
+  EXPECT_EQ(error(words({0, 0xffffffff}) + no_slots + words({0x3fffff, 0, 0, 0})), "");
+  EXPECT_EQ(
+      error(words({0, 0xffffffff}) + no_slots + words({0x400000, 0, 0, 0})).find("section chat: expected a complete"),
+      0u);
 }
 
-TEST(ChatSection, ReadsTheWrittenTrimFlags) {
-  ModelParts parts = full_parts();
-  parts.chat.trim = ChatTemplate::kTrimSystem | ChatTemplate::kTrimReply;
-  EXPECT_EQ(chat_of(tiny::MemoryModel(tiny::model_bytes(parts)).model).trim, parts.chat.trim);
-  EXPECT_EQ(chat_of(tiny::MemoryModel(valid()).model).trim, 0u);
+TEST(ChatSection, ReadsTheWrittenFlags) {
+  for (int bit = 0; bit < 22; bit++) {
+    ChatTemplate chat, found;
+    for (int i = 0; i < ChatTemplate::kTexts; i++) chat.edit[i] = 1u << bit >> i * ChatTemplate::kTextBits & 15;
+    chat.system_in_last_turn = bit == 20;
+    chat.no_system = bit == 21;
+    EXPECT_EQ(chat.flags(), 1u << bit);
+    ASSERT_TRUE(found.load(chat_bytes(chat), 10)) << found.error;
+    EXPECT_EQ(found.flags(), chat.flags());
+  }
+}
+
+// Before, a file had a default system prompt, and one flag for each kind of text.
+TEST(ChatSection, ReadsOlderFiles) {
+  const auto part = [](const std::string& text) { return words({1, 0xffffffff, uint32_t(text.size())}) + text; };
+  std::string bytes = words({1, 7, 3}) + " D\n";
+  for (const char* text : {"[S]", "[/S]", "[F]", "[U]", "[/U]", "[R]", "[/R]"}) bytes += part(text);
+  ChatTemplate chat;
+  const auto texts = [&](ChatTemplate::Slot slot) {
+    std::string all;
+    for (const ChatTemplate::Part& p : chat.slot[slot]) all += p.text;
+    return all;
+  };
+  ASSERT_TRUE(chat.load(bytes, 10)) << chat.error;
+  EXPECT_EQ(chat.stop_ids, std::vector<int>{7});
+  EXPECT_EQ(texts(ChatTemplate::kOpening), "[S] D\n[/S][F]");
+  EXPECT_EQ(texts(ChatTemplate::kUserPrefix), "[U]");
+  EXPECT_EQ(texts(ChatTemplate::kPastReplyPrefix), "[R] ") << "a reply begins with a space";
+  EXPECT_EQ(chat.flags(), 0u);
+  ASSERT_TRUE(chat.load(bytes + words({5}), 10)) << chat.error;
+  EXPECT_EQ(texts(ChatTemplate::kOpening), "[S]D[/S][F]");
+  EXPECT_EQ(edited_reply(chat, " a </think> "), "a </think>");
+  EXPECT_EQ(chat.edit[ChatTemplate::kFirstUserText], 0u);
+  ASSERT_TRUE(chat.load(words({0, 0}) + bytes.substr(15), 10)) << chat.error;
+  EXPECT_EQ(texts(ChatTemplate::kOpening), "[U]");
 }
 
 TEST(ChatSection, RejectsEveryTruncatedLength) {

@@ -210,7 +210,7 @@ TEST(HuggingFaceFolder, ReadsBaseModels) {
   }
   headless["layers.0.self_attn.q_proj.scale"] = {{8}, std::vector<float>(8)};
   f.write("model.safetensors", safetensors_of(without_prefix(headless)));
-  EXPECT_TRUE(contains(f.what(), "tensor model.layers.0.self_attn.q_proj.scale: expected the tensors of a plain Llama"))
+  EXPECT_TRUE(contains(f.what(), "tensor model.layers.0.self_attn.q_proj.scale: expected the tensors of a Llama"))
       << f.error;
 }
 

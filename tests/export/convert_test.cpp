@@ -1,8 +1,11 @@
 // convert_test.cpp: runs export/convert and models/get as users do. A failure leaves no partial file behind, under any
 // name.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <set>
+#include <sstream>
+#include <tuple>
 
 #include "../support/hf_model.hpp"
 #include "../support/program.hpp"
@@ -183,6 +186,20 @@ TEST(Convert, ChecksOutputsFirst) {
         {path + "/no/r.csv: "});
   }
   EXPECT_EQ(t.list(), "dangling\nfifo\nstdout\n");
+}
+
+TEST(Convert, WritesOutlineWithoutWeights) {
+  const TemporaryFolder t;
+  ASSERT_EQ(convert({"--random", "smollm2-360m", "--outline", "-o", t.file("o.bin")}).status, 0);
+  struct stat info = {};
+  ASSERT_EQ(stat(t.file("o.bin").c_str(), &info), 0);
+  EXPECT_GT(info.st_size, 150'000'000);
+  EXPECT_LT(info.st_blocks * 512, 20'000'000);
+  const ProgramResult r = run_program({POCKET_RUN, t.file("o.bin"), "--info"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("weights: none, an outline of a q4 file\n"), std::string::npos) << r.out;
+  expect_failure(2, {"--random", "tiny", "--outline", "--calibrate", "self", "-o", t.file("x.bin")},
+                 {"--outline: not valid with --calibrate"});
 }
 
 // The output is named as an input is, through links, or with another spelling.
@@ -429,6 +446,54 @@ TEST(ModelsGet, ListsModels) {
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
+/// The lines of the catalogue, as their fields.
+std::vector<std::vector<std::string>> catalogue() {
+  std::vector<std::vector<std::string>> all;
+  std::istringstream lines(read_file(std::string(POCKET_SOURCE_DIR) + "/models/catalogue.txt"));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.empty() || line[0] == '#') continue;
+    std::vector<std::string> fields = {""};
+    for (size_t i = 0; i < line.size(); i++)
+      if (line.compare(i, 3, " | ") == 0) {
+        fields.emplace_back();
+        i += 2;
+      } else {
+        fields.back() += line[i];
+      }
+    EXPECT_EQ(fields.size(), 8u) << line;
+    all.push_back(fields);
+  }
+  return all;
+}
+
+// The memory in the catalogue and in the documentation is that of a model file of the shape, as run --info shows it.
+TEST(ModelsGet, CatalogueStatesMemory) {
+  const std::string folder = std::string(POCKET_SOURCE_DIR) + "/", readme = read_file(folder + "README.md"),
+                    list = read_file(folder + "models/README.md");
+  const TemporaryFolder t;
+  for (const std::vector<std::string>& fields : catalogue()) {
+    const std::string &name = fields[0], &memory = fields[3], &type = fields[4];
+    const std::string begin = "\n| `" + name + "` | " + fields[1] + " | ",
+                      end = " | " + memory + " MB (" + type + ") | " + fields[5] + " | " + fields[6] + " |\n";
+    for (const std::string& text : {list, readme}) {
+      const size_t row = text.find(begin);
+      if (row == std::string::npos && text == readme) continue;  // it shows some of the models
+      ASSERT_NE(row, std::string::npos) << name;
+      EXPECT_NE(text.substr(row, text.find('\n', row + 1) + 1 - row).find(end), std::string::npos) << name;
+    }
+    if (name == "stories260k") continue;  // no shape of --random
+    std::string shape = name;
+    for (const std::string end : {"-instruct", "-chat"})
+      if (const size_t at = shape.rfind(end); at != std::string::npos) shape.resize(at);
+    ASSERT_EQ(convert({"--random", shape, "--type", type, "--outline", "-o", t.file("m.bin")}).status, 0) << shape;
+    const ProgramResult info = run_program({POCKET_RUN, t.file("m.bin"), "--info", "--threads", "2"});
+    const size_t sum = info.out.find("\n  sum ");
+    ASSERT_NE(sum, std::string::npos) << info.out << info.err;
+    const double slack = kSanitized ? 1000 : 5;  // of the program itself
+    EXPECT_NEAR(std::stod(info.out.substr(sum + 7)), std::stod(memory), slack) << name;
+  }
+}
+
 TEST(ModelsGet, ReportsWrongUsage) {
   const struct {
     std::vector<std::string> args;
@@ -437,7 +502,12 @@ TEST(ModelsGet, ReportsWrongUsage) {
   } cases[] = {{{"gpt-5"}, 2, "gpt-5: not in the catalogue"},
                {{"--frm", "x"}, 2, "--frm"},
                {{"stories260k", "tinyllama-1.1b-chat"}, 2, "one model at a time"},
-               {{"stories260k", "--from", "/no/such/folder"}, 1, "/no/such/folder"}};
+               {{"stories260k", "--from", "/no/such/folder"}, 1, "/no/such/folder"},
+               {{"llama-3.2-1b-instruct"},
+                1,
+                "requires a login and consent to its licence; download it with: hf "
+                "download meta-llama/Llama-3.2-1B-Instruct --local-dir FOLDER, then use: "
+                "models/get llama-3.2-1b-instruct --from FOLDER"}};
   for (const auto& c : cases) {
     const ProgramResult r = get(c.args);
     EXPECT_EQ(r.status, c.status) << r.err;
@@ -467,6 +537,7 @@ struct GetFolder {
     const std::string abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";  // SHA-256 of "abc"
     t.write("models/catalogue.txt",
             "tiny | 1 M | 1 | 1 | f32 | MIT | tests | hf a/b w.bin=3=" + abc + " t.model=3=" + abc +
+                "\nsharded | 1 M | 1 | 1 | f32 | MIT | chat | transformers a/b" +
                 "\nwheel | 1 M | 1 | 1 | f32 | MIT | tests | pypi some==1 w.gguf 3 " + abc + "\n");
     const std::string log = "#!/bin/sh\necho \"${0##*/} $*\" >> " + t.file("log") + "\n";
     script("bin/curl",
@@ -475,8 +546,12 @@ struct GetFolder {
     script("export/convert", log);
     script("run", log);
   }
-  ProgramResult get(const std::string& name) const {
-    return run_program({"env", "PATH=" + t.file("bin") + ":/usr/bin:/bin", "bash", t.file("models/get"), name});
+  ProgramResult get(const std::string& name, std::vector<std::string> options = {}, const std::string& in = "") const {
+    options.insert(options.begin(),
+                   {"env", "PATH=" + t.file("bin") + ":/usr/bin:/bin", "bash", t.file("models/get"), name});
+    ProgramOptions o;
+    o.folder = in;
+    return run_program(options, o);
   }
   void script(const std::string& name, const std::string& text) const {
     std::filesystem::permissions(t.write(name, text), std::filesystem::perms::owner_all);
@@ -509,6 +584,52 @@ TEST(ModelsGet, DownloadsOverHttpsAndVerifiesBeforeTheFileHasItsName) {
 }
 
 // The build script of a source package would run before anything is verified.
+// The names of the shards are in the index. Without a hash in the catalogue or in the repository this is reported.
+TEST(ModelsGet, DownloadsShardsAndReportsThatTheyAreNotPinned) {
+  const GetFolder f(
+      "'{\"weight_map\": {\"a\": \"model-00001-of-00002.safetensors\", \"b\": \"model-00002-of-00002.safetensors\"}}'");
+  const ProgramResult r = f.get("sharded");
+  EXPECT_EQ(r.status, 0) << r.err;
+  const std::string names = f.downloads("sharded");
+  for (const char* name : {"model-00001-of-00002.safetensors\n", "model-00002-of-00002.safetensors\n", "config.json\n"})
+    EXPECT_NE(names.find(name), std::string::npos) << names;
+  EXPECT_EQ(names.find(".part"), std::string::npos) << names;
+  EXPECT_NE(r.err.find("model-00002-of-00002.safetensors is not pinned, and not verified"), std::string::npos) << r.err;
+  EXPECT_NE(r.err.find("-m chat"), std::string::npos) << r.err;
+}
+
+TEST(ModelsGet, PathsAreRelativeToTheUsersFolder) {
+  const GetFolder f("abc");
+  std::filesystem::create_directories(f.t.file("user/in"));
+  for (const char* name : {"w.bin", "t.model"}) f.t.write(std::string("user/in/") + name, "abc");
+  const std::string user = std::filesystem::canonical(f.t.file("user")).string();
+  for (const auto& [in, from, out] :
+       {std::tuple{user, "in", "out.bin"}, {user + "/in", "../in", "../out.bin"}, {user, "./in/", "./out.bin"}}) {
+    std::filesystem::remove(f.t.file("log"));
+    const ProgramResult r = f.get("tiny", {"--from", from, "-o", out}, in);
+    ASSERT_EQ(r.status, 0) << r.err;
+    std::istringstream log(read_file(f.t.file("log")));
+    std::string command, input, z, tokenizer, type, f32, o, output;
+    log >> command >> input >> z >> tokenizer >> type >> f32 >> o >> output;
+    EXPECT_EQ(std::filesystem::weakly_canonical(input).string(), user + "/in/w.bin");
+    EXPECT_EQ(std::filesystem::weakly_canonical(tokenizer).string(), user + "/in/t.model");
+    EXPECT_EQ(std::filesystem::weakly_canonical(output).string(), user + "/out.bin");
+  }
+}
+
+TEST(ModelsGet, RefusesToReplaceItsInputs) {
+  const GetFolder f("abc");
+  std::filesystem::create_directory(f.t.file("in"));
+  for (const char* name : {"w.bin", "t.model"}) f.t.write(std::string("in/") + name, "abc");
+  std::filesystem::create_symlink("in/w.bin", f.t.file("link"));
+  for (const char* out : {"in/w.bin", "./in/../in/t.model", "link"}) {
+    const ProgramResult r = f.get("tiny", {"--from", "in", "-o", out}, f.t.path());
+    EXPECT_EQ(r.status, 1) << out;
+    EXPECT_NE(r.err.find("expected another file to write than "), std::string::npos) << r.err;
+  }
+  EXPECT_FALSE(std::filesystem::exists(f.t.file("log"))) << "nothing was run";
+}
+
 TEST(ModelsGet, DownloadsOnlyWheels) {
   const GetFolder folder("abc");
   EXPECT_EQ(folder.get("wheel").status, 1);

@@ -708,8 +708,48 @@ TEST(GgufTokenizer, ReadsByteLevelBpe) {
     g["tokenizer.ggml.merges"] = strings({bad});
     EXPECT_TRUE(contains(error_of(g), "merge 0")) << bad << ": " << error_of(g);
   }
-  g["tokenizer.ggml.pre"] = string("qwen2");
-  EXPECT_TRUE(contains(error_of(g), "tokenizer.ggml.pre: expected gpt-2, smollm or llama-bpe, found qwen2"));
+}
+
+TEST(GgufTokenizer, ReadsPreTokenizersByName) {
+  using Split = Tokenizer::Split;
+  GgufFile g = small();
+  g["tokenizer.ggml.model"] = string("gpt2");
+  g["tokenizer.ggml.tokens"] = strings({"<|im_end|>", "a", "b", "ab", "\u200D"});
+  g["tokenizer.ggml.token_type"] = array(GgufKind::i32, 5, raw(3) + raw(1) + raw(1) + raw(1) + raw(1));
+  g["tokenizer.ggml.merges"] = strings({"a b"});
+  g["tokenizer.ggml.bos_token_id"] = u32(0);
+  // Flags: n: NFC; i: ignore_merges; b: BOS by default.
+  const std::tuple<const char*, Split, const char*> all[] = {{"gpt-2", Split::gpt2, ""},
+                                                             {"mpt", Split::gpt2, "n"},
+                                                             {"smollm", Split::smollm, ""},
+                                                             {"starcoder", Split::smollm, ""},
+                                                             {"refact", Split::smollm, ""},
+                                                             {"command-r", Split::smollm, "n"},
+                                                             {"llama-bpe", Split::llama3, "ib"},
+                                                             {"dbrx", Split::llama3, ""},
+                                                             {"qwen2", Split::qwen2, "n"},
+                                                             {"deepseek-r1-qwen", Split::qwen2, "n"},
+                                                             {"gpt-4o", Split::gpt4o, ""},
+                                                             {"tekken", Split::tekken, "ib"},
+                                                             {"falcon", Split::falcon, ""},
+                                                             {"deepseek-coder", Split::deepseek_coder, ""},
+                                                             {"qwen35", Split::qwen35, ""},
+                                                             {"deepseek-llm", Split::deepseek_llm, ""},
+                                                             {"deepseek-v3", Split::deepseek_v3, ""}};
+  for (const auto& [name, split, flags] : all) {
+    g["tokenizer.ggml.pre"] = string(name);
+    Opened f(g.bytes());
+    ASSERT_EQ(f.error, "") << name;
+    const Tokenizer::Vocabulary& v = f.c.vocabulary;
+    EXPECT_EQ(v.split, split) << name;
+    EXPECT_EQ(std::string(v.nfc ? "n" : "") + (v.ignore_merges ? "i" : "") + (v.add_bos ? "b" : ""), flags) << name;
+    EXPECT_EQ(v.pieces[4].type, Tokenizer::PieceType::unused) << "bytes are not written so: no text becomes it";
+  }
+  for (const char* unknown : {"", "bloom", "default", "llama4", "chatglm-bpe"}) {
+    g["tokenizer.ggml.pre"] = string(unknown);
+    EXPECT_TRUE(contains(error_of(g), "tokenizer.ggml.pre: expected one of gpt-2, "));
+    EXPECT_TRUE(contains(error_of(g), std::string("; found ") + (*unknown ? unknown : "none")));
+  }
 }
 
 TEST(GgufTokenizer, TreatsUserDefinedTokensAsAdded) {

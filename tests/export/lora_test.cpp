@@ -190,7 +190,8 @@ std::vector<float> logits(const std::string& base, const std::vector<LoraSource>
   std::string error;
   EXPECT_TRUE(open_checkpoint(base, "", c, error)) << error;
   std::vector<LoraAdapter> adapters(sources.size());
-  for (size_t i = 0; i < sources.size(); i++) EXPECT_TRUE(adapters[i].open(sources[i], c.config)) << adapters[i].error;
+  for (size_t i = 0; i < sources.size(); i++)
+    EXPECT_TRUE(adapters[i].open(sources[i], c.config, c.interleaved_adapters)) << adapters[i].error;
   const tiny::MemoryModel m(
       tiny::model_bytes(tiny::parts_of(c.config, Type::f32),
                         [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
@@ -208,9 +209,9 @@ std::vector<float> logits(const std::string& base, const std::vector<LoraSource>
   return all;
 }
 
-std::vector<float> merged_logits(const AllWeights& merged) {
+std::vector<float> merged_logits(const AllWeights& merged, const Json& config = base_config()) {
   Base base;
-  write_hf(base, merged);
+  write_hf(base, merged, config);
   return logits(base.folder.path(), {});
 }
 
@@ -255,6 +256,37 @@ TEST(Lora, MergesIntoEveryBaseFormat) {
   const std::vector<float> expected = logits(folder.folder.path(), {{adapter.path, 1}});
   EXPECT_EQ(logits(llama2c.path, {{adapter.path, 1}}), expected);
   EXPECT_EQ(logits(gguf_file.path, {{adapter.path, 1}}), expected);
+}
+
+// Multipliers are folded into the weights, so that an adapter is multiplied, too.
+TEST(Lora, MergesIntoWeightsWithMultipliers) {
+  Json config = base_config();
+  config["model_type"] = "granite";
+  config["embedding_multiplier"] = 3;
+  config["residual_multiplier"] = 0.5;
+  config["attention_multiplier"] = 0.25;
+  config["logits_scaling"] = 4;
+  AllWeights weights = hf::weights_of(config);
+  Base base;
+  write_hf(base, weights, config);
+  const Adapter adapter(100);
+  const std::vector<float> found = logits(base.folder.path(), {{adapter.path, 1}});
+  add(weights, adapter, [](const std::string&) { return 5.0 / 3; });
+  expect_close(found, merged_logits(weights, config));
+}
+
+// ERNIE 4.5 has the rows of q and k in another order than other models of transformers; so have its adapters.
+TEST(Lora, MergesIntoInterleavedRows) {
+  Json config = base_config();
+  config["model_type"] = "ernie4_5";
+  config["head_dim"] = 8;
+  AllWeights weights = hf::weights_of(config);
+  Base base;
+  write_hf(base, weights, config);
+  const Adapter adapter(100);
+  const std::vector<float> found = logits(base.folder.path(), {{adapter.path, 1}});
+  add(weights, adapter, [](const std::string&) { return 5.0 / 3; });
+  expect_close(found, merged_logits(weights, config));
 }
 
 TEST(Lora, UsesRankAndAlphaPatterns) {
@@ -479,20 +511,41 @@ TEST(LoraArgument, IsAFolderAndAScale) {
   }
 }
 
+constexpr char kFiveTokens[] =
+    R"({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "model": {"type": "BPE", "merges": [],
+        "vocab": {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}}})";
+
+// The adapter was trained for weights that the model file does not contain.
+TEST(LoraConvert, RejectsModelFileWithMultipliers) {
+  Json config = base_config();
+  config["model_type"] = "granite";
+  const Adapter adapter(100);
+  const TemporaryFolder out;
+  const std::string model = out.file("m.bin");
+  for (const double residual : {1.0, 0.5}) {
+    Base base;
+    config["residual_multiplier"] = residual;
+    config["attention_multiplier"] = 1 / std::sqrt(8.0);
+    write_hf(base, hf::weights_of(config), config);
+    base.folder.write("tokenizer.json", kFiveTokens);
+    ASSERT_EQ(run_program({POCKET_CONVERT, base.folder.path(), "--type", "f32", "-o", model}).status, 0);
+    const ProgramResult r = run_program({POCKET_CONVERT, model, "--lora", adapter.path, "-o", out.file("n.bin")});
+    EXPECT_EQ(r.status, residual == 1 ? 0 : 2) << r.err;
+    EXPECT_EQ(contains(r.err, "--lora: not valid for " + model), residual != 1) << r.err;
+  }
+}
+
 TEST(LoraConvert, TwoAdaptersWithScales) {
   AllWeights weights = hf::weights_of(base_config());
   Base base, merged;
   const Adapter one(100), two(900);
-  const std::string tokenizer =
-      R"({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "model": {"type": "BPE", "merges": [],
-          "vocab": {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}}})";
   write_hf(base, weights);
   add(weights, one, [](const std::string&) { return 0.5 * 5 / 3; });
   add(weights, two, [](const std::string&) { return 5.0 / 3; });
   write_hf(merged, weights);
   const TemporaryFolder out;
   const auto convert = [&](const Base& from, std::vector<std::string> more) {
-    from.folder.write("tokenizer.json", tokenizer);
+    from.folder.write("tokenizer.json", kFiveTokens);
     more.insert(more.begin(), {POCKET_CONVERT, from.folder.path(), "--type", "f32", "-o", out.file("m.bin")});
     return run_program(more);
   };

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <new>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "../../export/tokenizer_json.hpp"
@@ -203,6 +204,23 @@ TEST_P(Vectors, EncodesAMegabyteWithinAMinute) {
   }
 }
 
+// Tokenizers of Hugging Face with other pre-tokenizers; the vectors have no ids and no decode files of their own.
+TEST(HuggingFaceVectors, EncodeAndDecodeLikeTheReference) {
+  for (const std::string name : {"qwen2", "llama3", "gpt4o", "tekken", "deepseek"}) {
+    NEED_DATA(file, "tokens/" + name + "/tokenizer.json");
+    Tokenizer tok;
+    ASSERT_TRUE(tok.load(Tokenizer::to_blob(read_vocabulary(file)))) << tok.error;
+    std::ifstream in(data_path("tokens/" + name + "/encode.jsonl"));
+    int n = 0;
+    for (std::string line; std::getline(in, line); n++) {
+      const Json row = Json::parse(line);
+      ASSERT_EQ(tok.encode(unhex(row["text_hex"]), false), row["ids"].get<Ids>()) << name << ": " << line;
+      ASSERT_EQ(tok.decode(row["ids"]), unhex(row["decoded_hex"])) << name << ": " << line;
+    }
+    EXPECT_GT(n, 1000) << name;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Real, Vectors, testing::Values(kLlama2, kTok512, kSmolLm2, kTinyLlama),
                          [](const auto& info) { return info.param.name; });
 
@@ -285,6 +303,47 @@ TEST(SentencePiece, SplitsUnusedPieces) {
   EXPECT_EQ(tok.encode("ab"), (Ids{3, 4}));
   EXPECT_EQ(tok.encode("abc"), (Ids{7})) << "a used piece may be merged from an unused one";
   EXPECT_EQ(tok.encode("abca"), (Ids{7, 3}));
+}
+
+// "bc" has the highest score, and neither "abc" nor "bcd" is a piece: merging never gets to "abcd".
+TEST(SentencePiece, IgnoresPiecesThatMergingDoesNotReach) {
+  const Tokenizer tok =
+      load(sentencepiece({{"a", 0}, {"b", 0}, {"c", 0}, {"d", 0}, {"bc", -1}, {"ab", -2}, {"cd", -2}, {"abcd", -3}}));
+  for (int i = 0; i < 2; i++) EXPECT_EQ(tok.encode("abcd"), (Ids{3, 7, 6})) << "first, and when it is known";
+  const Tokenizer copy = tok;
+  EXPECT_EQ(copy.encode("abcd, abcd"), (Ids{3, 7, 6, 0, 3, 7, 6}));
+}
+
+// Texts are encoded in parts; an unused piece, which does not occur, makes the tokenizer encode them as a whole.
+TEST(SentencePiece, PartsHaveTheIdsOfTheWholeText) {
+  uint64_t state = 1;
+  const auto random = [&](uint64_t n) {
+    state = state * 6364136223846793005 + 1442695040888963407;
+    return (state >> 33) % n;
+  };
+  const std::string characters[] = {"a", "b", "c", ",", "\n", "\r", "\u00E9", "\u2019", "\u2581", "\u2581"};
+  const auto random_text = [&](uint64_t most) {
+    std::string text;
+    for (uint64_t n = 1 + random(most); n > 0; n--) text += characters[random(std::size(characters))];
+    return text;
+  };
+  for (int round = 0; round < 60; round++) {
+    Vocabulary v = sentencepiece({});
+    v.escape_whitespaces = true;
+    v.add_dummy_prefix = round % 2;
+    v.remove_extra_whitespaces = round % 5 == 0;
+    std::set<std::string> texts(std::begin(characters), std::end(characters) - round % 4);
+    while (texts.size() < size_t(12 + round)) texts.insert(random_text(round % 3 ? 3 : 5));
+    for (const std::string& text : texts) v.pieces.push_back({text, -float(random(20))});
+    const Tokenizer parts = load(v);
+    v.pieces.push_back({"zz", 0, PieceType::unused});
+    const Tokenizer whole = load(v);
+    for (int i = 0; i < 200; i++) {
+      std::string text = random_text(40);
+      for (size_t at; i % 2 && (at = text.find("\u2581")) != text.npos;) text.replace(at, 3, " ");
+      ASSERT_EQ(parts.encode(text), whole.encode(text)) << text;
+    }
+  }
 }
 
 TEST(SentencePiece, KeepsUserDefinedPiecesWhole) {
@@ -470,6 +529,157 @@ TEST(Split, MatchesTheLlama3Pattern) {
   EXPECT_EQ(words(llama3, "$$a.b"), (Words{"$$", "a", ".b"}));
 }
 
+// Texts cut into words by Hugging Face's tokenizers 0.23.3 with the pre-tokenizer of each model; \u00B7 is between two
+// words. (Falcon's splits inside characters as well, where its vocabulary has no merges; the texts have no such ones.)
+const std::pair<Tokenizer::Split, std::vector<std::string>> kSplitVectors[] = {
+    {Tokenizer::Split::gpt2,
+     {"I·'ll· · go·'·S· DON·'·T· x·'·ſt· '·Re", "HTTPServer· iPhone· ÉCOLE· ǅabc· aªB· ʰAB",
+      "12345· ٣٤٥٦· ½²· v·3·.·14", "a·\r\n\r\n · b· \n\t· c·  ", "!!·\n·//·\n·/·x· .../· $·5·+<·b·>",
+      "中文テキスト·。·한국어·，·ok·\u3000·中", "n·\u0303·A·\u0301·b· \u0301·X· ह·\u093F·न·\u094D·द·\u0940",
+      "👩\u200D🚀\uFE0F· ·\u00A0·é·\u2028·x"}},
+    {Tokenizer::Split::smollm,
+     {"I·'ll· · go·'·S· DON·'·T· x·'·ſt· '·Re", "HTTPServer· iPhone· ÉCOLE· ǅabc· aªB· ʰAB",
+      "1·2·3·4·5· ·٣·٤·٥·٦· ·½·²· v·3·.·1·4", "a·\r\n\r\n · b· \n\t· c·  ", "!!·\n·//·\n·/·x· .../· $·5·+<·b·>",
+      "中文テキスト·。·한국어·，·ok·\u3000·中", "n·\u0303·A·\u0301·b· \u0301·X· ह·\u093F·न·\u094D·द·\u0940",
+      "👩\u200D🚀\uFE0F· ·\u00A0·é·\u2028·x"}},
+    {Tokenizer::Split::llama3,
+     {"I·'ll· · go·'S· DON·'T· x·'ſ·t· '·Re", "HTTPServer· iPhone· ÉCOLE· ǅabc· aªB· ʰAB",
+      "123·45· ·٣٤٥·٦· ·½²· v·3·.·14", "a·\r\n\r\n· · b· \n·\t· c·  ", "!!\n·//\n·/x· .../· $·5·+<·b·>",
+      "中文テキスト·。한국어·，ok·\u3000中", "n·\u0303A·\u0301b· \u0301·X· ह·\u093Fन·\u094Dद·\u0940",
+      "👩\u200D🚀\uFE0F· ·\u00A0é·\u2028x"}},
+    {Tokenizer::Split::qwen2,
+     {"I·'ll· · go·'S· DON·'T· x·'ſ·t· '·Re", "HTTPServer· iPhone· ÉCOLE· ǅabc· aªB· ʰAB",
+      "1·2·3·4·5· ·٣·٤·٥·٦· ·½·²· v·3·.·1·4", "a·\r\n\r\n· · b· \n·\t· c·  ", "!!\n·//\n·/x· .../· $·5·+<·b·>",
+      "中文テキスト·。한국어·，ok·\u3000中", "n·\u0303A·\u0301b· \u0301·X· ह·\u093Fन·\u094Dद·\u0940",
+      "👩\u200D🚀\uFE0F· ·\u00A0é·\u2028x"}},
+    {Tokenizer::Split::qwen35,
+     {"I·'ll· · go·'S· DON·'T· x·'ſ·t· '·Re", "HTTPServer· iPhone· ÉCOLE· ǅabc· aªB· ʰAB",
+      "1·2·3·4·5· ·٣·٤·٥·٦· ·½·²· v·3·.·1·4", "a·\r\n\r\n· · b· \n·\t· c·  ", "!!\n·//\n·/x· .../· $·5·+<·b·>",
+      "中文テキスト·。한국어·，ok·\u3000中", "n\u0303A\u0301b· \u0301X· ह\u093Fन\u094Dद\u0940",
+      "👩\u200D🚀·\uFE0F· ·\u00A0é·\u2028x"}},
+    {Tokenizer::Split::gpt4o,
+     {"I'll· · go'S· DON'T· x'ſ·t· '·Re", "HTTPServer· i·Phone· ÉCOLE· ǅabc· aª·B· ʰ·AB",
+      "123·45· ·٣٤٥·٦· ·½²· v·3·.·14", "a·\r\n\r\n· · b· \n·\t· c·  ", "!!\n//\n/·x· .../· $·5·+<·b·>",
+      "中文テキスト·。한국어·，ok·\u3000中", "n\u0303·A\u0301b· \u0301·X· ह\u093Fन\u094Dद\u0940",
+      "👩\u200D🚀\uFE0F· ·\u00A0é·\u2028x"}},
+    {Tokenizer::Split::tekken,
+     {"I·'ll· · go·'S· DON·'T· x·'ſt· '·Re", "HTTPServer· i·Phone· ÉCOLE· ǅabc· aª·B· ʰ·AB",
+      "1·2·3·4·5· ·٣·٤·٥·٦· ·½·²· v·3·.·1·4", "a·\r\n\r\n· · b· \n·\t· c·  ", "!!\n//\n/·x· .../· $·5·+<·b·>",
+      "中文テキスト·。한국어·，ok·\u3000中", "n\u0303·A\u0301b· \u0301·X· ह\u093Fन\u094Dद\u0940",
+      "👩\u200D🚀\uFE0F· ·\u00A0é·\u2028x"}},
+    {Tokenizer::Split::deepseek_coder,
+     {"I·'·ll· · go·'·S· DON·'·T· x·'·ſt· '·Re", "HTTPServer· iPhone· ÉCOLE· ǅabc· aªB· ʰAB",
+      "1·2·3·4·5· ·٣·٤·٥·٦· ·½·²· v·3·.·1·4", "a·\r·\n·\r·\n· · b· ·\n·\t· c·  ", "!!·\n·//·\n·/·x· .../· $·5·+<·b·>",
+      "中文テキスト·。·한국어·，·ok·\u3000中", "n·\u0303·A·\u0301·b· \u0301·X· ·ह·\u093F·न·\u094D·द·\u0940",
+      "👩·\u200D·🚀\uFE0F ·\u00A0é·\u2028·x"}},
+    {Tokenizer::Split::deepseek_llm,
+     {"I·'·ll· · go·'·S· DON·'·T· x·'·ſ·t· '·Re", "HTTPServer· iPhone· É·COLE· ǅ·abc· a·ª·B· ʰ·AB",
+      "1·2·3·4·5· ·٣·٤·٥·٦· ·½·²· v·3·.·1·4", "a·\r·\n·\r·\n· · b· ·\n·\t· c·  ", "!!·\n·//·\n·/·x· .../· $·5·+<·b·>",
+      "中文テキスト·。·한국어·，·ok·\u3000·中", "n·\u0303·A·\u0301·b· \u0301·X· ·ह\u093Fन\u094Dद\u0940",
+      "👩·\u200D·🚀\uFE0F· ·\u00A0é·\u2028·x"}},
+    {Tokenizer::Split::deepseek_v3,
+     {"I·'ll· · go·'S· DON·'T· x·'·ſt· '·Re", "HTTPServer· iPhone· ÉCOLE· ǅabc· aªB· ʰAB",
+      "123·45· ·٣٤٥·٦· ·½²· v·3·.·14", "a·\r\n\r\n· · b· \n·\t· c·  ", "!!\n·//\n·/x· .../· $·5·+<·b·>",
+      "中文テキスト·。·한국어·，·ok·\u3000·中", "n\u0303A\u0301b· \u0301X· ह\u093Fन\u094Dद\u0940",
+      "👩·\u200D·🚀·\uFE0F· ·\u00A0é·\u2028x"}},
+    {Tokenizer::Split::falcon,
+     {"I·'·ll· · go·'·S· DON·'·T· x·'·ſt· ·'·Re", "HTTPServer· iPhone· ÉCOLE· ǅabc· aªB· ʰAB",
+      "123·45· ٣٤٥٦· · v·3·.·14", "a·\r\n\r\n · b· \n\t· c·  ", "!!·\n·//·\n·/·x· ·.../· ·$·5·+<·b·>",
+      "中文テキト·。·한국어ok·\u3000·中", "n·\u0303·A·\u0301·b· \u0301·X· \u093F·न·\u094D·द·\u0940",
+      "👩\u200D🚀\uFE0F· ·\u00A0·é·\u2028·x"}}};
+
+TEST(Split, MatchesTokenizersOfHuggingFace) {
+  EXPECT_EQ(std::size(kSplitVectors), Tokenizer::kSplits - 1);
+  for (const auto& [split, texts] : kSplitVectors)
+    for (const std::string& expected : texts) {
+      std::string text, joined;
+      for (size_t at = 0; at < expected.size(); at++)
+        expected.compare(at, 2, "\u00B7") == 0 ? void(at++) : text.push_back(expected[at]);
+      for (const std::string& word : words(split, text)) joined += (joined.empty() ? "" : "\u00B7") + word;
+      EXPECT_EQ(joined, expected) << "split " << int(split);
+    }
+}
+
+// ---- Unicode ----
+
+uint64_t fnv1a(uint64_t hash, const std::string& text) {
+  for (const char c : text) hash = (hash ^ uint8_t(c)) * 0x100000001B3;
+  return hash;
+}
+constexpr uint64_t kFnvStart = 0xCBF29CE484222325;
+
+// The hashes of this section were made with Python's unicodedata2 16.0.0 and Hugging Face's tokenizers 0.23.3.
+TEST(Unicode, HasTheGeneralCategoriesOfVersion16) {
+  uint64_t hash = kFnvStart;
+  for (char32_t code = 0; code < 0x110000; code++) {
+    if (code >= 0xD800 && code < 0xE000) continue;
+    const tokenizer_detail::Set sets = tokenizer_detail::sets_of(code) & tokenizer_detail::kAny;
+    char category = 0;
+    while (sets >> category > 1) category++;
+    ASSERT_EQ(sets, 1u << category) << "in one of the first sets";
+    hash = fnv1a(hash, std::string(1, category));
+  }
+  EXPECT_EQ(hash, 0xDDAE83D4ACF3CD83);
+}
+
+std::string nfc(std::string_view text) { return tokenizer_detail::nfc(text); }
+
+TEST(Nfc, ComposesCharactersAndSortsMarks) {
+  EXPECT_EQ(nfc(""), "");
+  EXPECT_EQ(nfc("plain text"), "plain text");
+  EXPECT_EQ(nfc("e\u0301"), "\u00E9");
+  EXPECT_EQ(nfc("\u212B"), "\u00C5") << "a character that is replaced";
+  EXPECT_EQ(nfc("a\u0323\u0302"), "\u1EAD") << "two marks";
+  EXPECT_EQ(nfc("a\u0302\u0323"), "\u1EAD") << "in the other order";
+  EXPECT_EQ(nfc("a\u0301\u0302"), "\u00E1\u0302") << "marks of one class keep their order";
+  EXPECT_EQ(nfc("\u1100\u1161\u11A8"), "\uAC01") << "Hangul";
+  EXPECT_EQ(nfc("\uAC00\u11A8\u11A8"), "\uAC01\u11A8");
+  EXPECT_EQ(nfc("\u0958"), "\u0915\u093C") << "excluded from composition";
+  EXPECT_EQ(nfc("\u0301a"), "\u0301a");
+  EXPECT_EQ(nfc("\U0001D15E"), "\U0001D157\U0001D165");
+}
+
+TEST(Nfc, MatchesEveryCodePoint) {
+  uint64_t hash = kFnvStart;
+  for (char32_t code = 0; code < 0x110000; code++) {
+    if (code >= 0xD800 && code < 0xE000) continue;
+    std::string text;
+    tokenizer_detail::append_utf8(code, text);
+    hash = fnv1a(hash, nfc(text) + "\n");
+  }
+  EXPECT_EQ(hash, 0x3CE40516AAB8CAE9);
+}
+
+TEST(Nfc, MatchesRandomSequences) {
+  const char32_t kCodes[] = {0x61,   0x65,   0x41,   0x300,  0x301,  0x323,  0x345, 0x308, 0x334,
+                             0x3099, 0x304B, 0x1100, 0x1161, 0x11A8, 0xAC00, 0xF71, 0xF72, 0xF74,
+                             0x1EC7, 0x1ED,  0x338,  0x3D,   0x212B, 0x9C7,  0x9BE, 0xF900};
+  uint64_t hash = kFnvStart, state = 1;
+  const auto random = [&] {
+    state = state * 6364136223846793005 + 1442695040888963407;
+    return state >> 33;
+  };
+  for (int i = 0; i < 20000; i++) {
+    std::string text;
+    for (uint64_t n = 1 + random() % 12; n > 0; n--) {
+      const uint64_t r = random();
+      tokenizer_detail::append_utf8(r % 4 ? kCodes[r % std::size(kCodes)] : char32_t(0x300 + (r >> 8) % 0x70), text);
+    }
+    hash = fnv1a(hash, nfc(text) + "\n");
+  }
+  EXPECT_EQ(hash, 0x28D103EF853F0C6E);
+}
+
+TEST(Nfc, AppliesBeforeSplittingIfTheTokenizerSaysSo) {
+  Vocabulary v = byte_level({"\u00E9"}, {{0xC3, 0xA9}});
+  EXPECT_EQ(load(v).encode("e\u0301"), (Ids{'e', 0xCC, 0x81}));
+  v.nfc = true;
+  EXPECT_EQ(load(v).encode("e\u0301"), Ids{256});
+  EXPECT_EQ(load(v).encode("\xCC"), (Ids{0xEF, 0xBF, 0xBD})) << "invalid UTF-8 is replaced first";
+  v.pieces.push_back({"<x>", 0, PieceType::user_defined});
+  EXPECT_EQ(load(v).encode("<x>\u0338"), (Ids{257, 0xCC, 0xB8})) << "cut out before";
+}
+
 // ---- UTF-8 ----
 
 TEST(Utf8, AcceptsOnlyWellFormedCharacters) {
@@ -525,7 +735,7 @@ TEST(Blob, RejectsFieldsOutOfRange) {
                {8, 0, "kind"},
                {8, 3, "kind"},
                {8, 0xFFFFFFFF, "kind"},
-               {12, 256, "flags"},
+               {12, 512, "flags"},
                {12, 0xFFFFFFFF, "flags"},
                {16, 4, "bos"},
                {16, 0xFFFFFFFE, "bos"},
@@ -533,7 +743,7 @@ TEST(Blob, RejectsFieldsOutOfRange) {
                {20, 0x7FFFFFFF, "eos"},
                {24, 4, "unk"},
                {24, 0xFFFFFFFF, "unk"},
-               {28, 4, "split"},
+               {28, Tokenizer::kSplits, "split"},
                {28, 0xFFFFFFFF, "split"},
                {32, 0, "pieces"},
                {32, 0xFFFFFFFF, "pieces"},
@@ -776,13 +986,17 @@ TEST(OutOfMemory, IsReportedByChatTemplate) {
   const auto number = [&](uint32_t n) { section.append(reinterpret_cast<const char*>(&n), sizeof n); };
   number(1);
   number(7);  // a stop id
-  number(0);
+  number(uint32_t(-1));
   for (int slot = 0; slot < ChatTemplate::kSlots; slot++) {
+    if (slot == ChatTemplate::kOpening) number(0);  // flags
     number(1);
     number(uint32_t(-1));
     number(40);
     section += std::string(40, 'x');
   }
+  number(1);  // a command
+  number(40);
+  section += std::string(40, 'x');
   ChatTemplate chat;
   bool wrong = false;
   fail_every_allocation("ChatTemplate::load", [&] {

@@ -27,7 +27,7 @@ void run(std::string_view input) {
   require(known == chat.known() && !family_or_reason.empty(), "chat template: a family or a reason");
 }
 
-// ChatML, Zephyr in part, Llama 3.
+// ChatML, Zephyr in part, Llama 3, parts of Qwen3 and Mistral.
 std::vector<std::string> seeds() {
   return {
       "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -41,7 +41,19 @@ std::vector<std::string> seeds() {
       "= false %}{% endif %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
       "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == "
       "0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
-      "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"};
+      "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}",
+      "{% set ns = namespace(n=0) %}{{ strftime_now('%d %b %Y') }}{% for m in messages[::-1] %}{% set ns.n = ns.n + 1 "
+      "%}"
+      "{% endfor %}{% for message in messages %}{% set content = message.content.split('</think>')[-1].lstrip('\\n') "
+      "if "
+      "message.role == 'assistant' and '</think>' in message.content else message.content %}{{ '<|im_start|>' ~ "
+      "message.role }}"
+      "{{ content }}<|im_end|>{% endfor %}<|im_start|>assistant",
+      "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set l = messages[1:] %}{% else %}"
+      "{% set l = messages %}{% endif %}{% set u = l | selectattr('role', 'equalto', 'user') | list %}{% for m in l %}"
+      "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles') }}{% endif %}"
+      "{% if m.role == 'user' %}{{ '[INST]' + (s + '\\n\\n' if loop.last and s is defined else '') + m.content }}"
+      "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"};
 }
 
 const Registered target({"chat_template", run, seeds});

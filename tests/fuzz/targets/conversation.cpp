@@ -11,7 +11,8 @@ void run(std::string_view input) {
   ChatTemplate chat;
   chat.slot[ChatTemplate::kUserPrefix] = {{1, ""}, {-1, "User: "}};
   chat.slot[ChatTemplate::kReplyPrefix] = {{-1, "Reply:"}};
-  chat.trim = ChatTemplate::kTrimReply;
+  chat.edit[ChatTemplate::kReplyText] = ChatTemplate::kTrim;
+  chat.edit[ChatTemplate::kThinkingReplyText] = ChatTemplate::kDropThinking;
   const Encode encode = [](std::string_view text, bool) { return std::vector<int>(text.begin(), text.end()); };
   const cli::Conversation::Least least = [](std::string_view text) { return text.size(); };
   cli::Conversation conversation(chat, encode, "", least), again(chat, encode, "");

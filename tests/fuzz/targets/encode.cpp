@@ -13,7 +13,7 @@ using PieceType = Tokenizer::PieceType;
 
 constexpr char kSpace[] = "\xE2\x96\x81";
 constexpr const char* kWords[] = {"the", " the", "and", " and", "once", " upon", "'s",
-                                  "'ll", "aaaa", "12",  "\n\n", "été",  " ß"};
+                                  "'ll", "aaaa", "12",  "\n\n", "été",  " ß",    "n t"};
 
 // The pieces of kWords, each the join of the piece before it and one more byte, with those bytes.
 void add_words(Vocabulary& v, bool sentencepiece) {
@@ -62,11 +62,14 @@ Vocabulary sentencepiece(bool byte_fallback, bool dummy_prefix, bool remove_spac
   return v;
 }
 
-Vocabulary byte_level(Tokenizer::Split split, bool ignore_merges, bool user_defined) {
+Vocabulary byte_level(Tokenizer::Split split) {
+  using Split = Tokenizer::Split;
+  const bool user_defined = split == Split::gpt2;
   Vocabulary v;
   v.kind = Tokenizer::Kind::byte_level;
   v.split = split;
-  v.ignore_merges = ignore_merges;
+  v.ignore_merges = split == Split::llama3 || split == Split::tekken;
+  v.nfc = split == Split::qwen2;
   add_words(v, false);
   v.pieces.push_back({"<|end|>", 0, PieceType::control});
   if (user_defined) v.pieces.push_back({"<tool>", 0, PieceType::user_defined});
@@ -91,17 +94,18 @@ struct Case {
   }
 };
 
+constexpr uint8_t kCases = 4 + Tokenizer::kSplits;
+
 const Case& choose(uint8_t n) {
-  using Split = Tokenizer::Split;
   static const std::vector<Case> all = [] {
     std::vector<Case> cases;
     for (const bool byte_fallback : {false, true})
       for (const bool remove : {false, true}) cases.emplace_back(sentencepiece(byte_fallback, !remove, remove));
-    for (const Split split : {Split::none, Split::gpt2, Split::smollm, Split::llama3})
-      cases.emplace_back(byte_level(split, split == Split::llama3, split == Split::gpt2));
+    for (uint32_t split = 0; split < Tokenizer::kSplits; split++)
+      cases.emplace_back(byte_level(Tokenizer::Split(split)));
     return cases;
   }();
-  return all[n % all.size()];
+  return all[n % kCases];
 }
 
 // Merges the best pair, the leftmost of equal ones, until none is left. score(left, right): NaN if they do not merge.
@@ -182,7 +186,8 @@ void check_sentencepiece(const Case& c, std::string_view text, const std::vector
 }
 
 void check_byte_level(const Case& c, std::string_view text, const std::vector<int>& ids) {
-  const std::string valid = valid_utf8(text, false);
+  std::string valid = valid_utf8(text, false);
+  if (c.vocabulary.nfc) valid = tokenizer_detail::nfc(valid);
   require(c.tokenizer.decode(ids) == valid, "byte-level: decode() returns the text");
   if (valid.find("<tool>") != valid.npos && c.tokenizer.find("<tool>") >= 0) return;
   std::vector<int> plain, pieces;
@@ -207,9 +212,11 @@ void run(std::string_view input) {
 
 std::vector<std::string> seeds() {
   std::vector<std::string> all;
-  for (char tokenizer = 0; tokenizer < 8; tokenizer++)
-    all.push_back(tokenizer +
-                  std::string(" the  once 12's \xC3\xA9t\xC3\xA9\xE2\x96\x81\n\n\xF0\x9F\x98\x80<tool>aaaa\xFF"));
+  for (char tokenizer = 0; tokenizer < kCases; tokenizer++)
+    all.push_back(
+        tokenizer +
+        std::string(
+            " the  once 12's \xC3\xA9t\xC3\xA9\xE2\x96\x81\n\n\xF0\x9F\x98\x80<tool>aaaa\xFF'Re AB\u0301c // n t"));
   return all;
 }
 
