@@ -103,8 +103,23 @@ class PieceFinder {
 class Tokenizer {
  public:
   enum class Kind : uint32_t { sentencepiece = 1, byte_level = 2 };
-  // Values as in sentencepiece_model.proto.
-  enum class PieceType : uint8_t { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
+  // Values 1 to 6 as in sentencepiece_model.proto. A user-defined piece was defined when SentencePiece trained the
+  // vocabulary, and is found in the normalized text. The others were added later by another library: an added token is
+  // cut out of the text before anything else, and each stretch between is normalized and encoded on its own; a normalized
+  // added token is cut out of the normalized text.
+  enum class PieceType : uint8_t {
+    normal = 1,
+    unknown = 2,
+    control = 3,
+    user_defined = 4,
+    unused = 5,
+    byte = 6,
+    added = 7,
+    added_normalized = 8
+  };
+  // Bits: settings of a control or added token. White space before or after it belongs to it; it is none where it
+  // touches a word. (Of the last, only control tokens have it, and then no chat template can contain them.)
+  enum Strip : uint8_t { kStripLeft = 1, kStripRight = 2, kSingleWord = 4 };
   // Byte-level BPE: the pattern that splits a text into words.
   enum class Split : uint32_t {
     none = 0,
@@ -127,6 +142,7 @@ class Tokenizer {
     std::string text;  // byte-level: the raw bytes; SentencePiece: U+2581 stands for a space, <0x41> for a byte
     float score = 0;   // SentencePiece: pairs with a higher score merge first
     PieceType type = PieceType::normal;
+    uint8_t strip = 0;  // bits of Strip
   };
 
   // A complete tokenizer definition. Readers of tokenizer files fill it; to_blob() serializes it.
@@ -137,11 +153,15 @@ class Tokenizer {
     int bos = -1, eos = -1, unk = -1;         // ids of beginning of sequence, end of sequence, unknown; -1: none
     bool add_bos = false;                     // encode() starts with BOS
     // The SentencePiece normalizer:
-    bool add_dummy_prefix = false;          // adds a space before the text
+    bool add_dummy_prefix = false;          // adds a space before the text, and before each stretch after a token
+    bool prefix_only_at_start = false;      // ... only before the text
     bool remove_extra_whitespaces = false;  // strips spaces at both ends, collapses repeated spaces
     bool escape_whitespaces = false;        // writes a space as U+2581
     bool byte_fallback = false;             // a character without a piece becomes its bytes; otherwise `unk`
-    std::string unk_surface;                // the text that `unk` decodes to
+    // Spaces are the work of the pre-tokenizer Metaspace of Hugging Face: none is added before a space, and normalized
+    // added tokens have been cut out before.
+    bool metaspace = false;
+    std::string unk_surface;  // the text that `unk` decodes to
     // Byte-level:
     Split split = Split::none;
     bool ignore_merges = false;  // a word that is itself a piece becomes that piece without merging
@@ -161,8 +181,9 @@ class Tokenizer {
   // For converters: the blob that load() reads.
   static std::string to_blob(const Vocabulary& vocabulary);
 
-  // Stores the ids of a text, after BOS if `bos` is true and the model uses it. Takes O(n log n) time. Returns false, and
-  // no ids, if nothing is loaded, memory runs out, or the text is longer than 1 GiB.
+  // Stores the ids of a text. `bos`: it begins a sequence, with BOS if the model uses it; otherwise it continues one after
+  // a control token, which for some models means without the added space. Takes O(n log n) time. Returns false, and no
+  // ids, if nothing is loaded, memory runs out, or the text is longer than 1 GiB.
   [[nodiscard]] bool encode(std::string_view text, bool bos, std::vector<int>& ids) const;
   // Returns the ids; none where the function above returns false.
   std::vector<int> encode(std::string_view text, bool bos = true) const;
@@ -195,12 +216,21 @@ class Tokenizer {
     bool failed_ = false;
   };
 
-  // Returns the id of the control or user-defined piece with this text, or -1.
+  // Returns the id of the control, user-defined or added piece with this text, or -1.
   int find(std::string_view text) const;
+  // Whether text can become this piece as a whole, without merging: it is user-defined or added.
+  bool is_marker(int id) const;
+  // For converters, and before the tokenizer is shared: turns markers among these ids into control tokens, which text
+  // never becomes. On failure returns false, and nothing is loaded.
+  bool make_control(const std::vector<int>& ids);
+  // The blob that is loaded.
+  const std::string& blob() const { return blob_; }
   // Returns the text of a piece; "" if the id is out of range.
   std::string_view piece(int id) const;
   // Returns the type of a piece; `unused` if the id is out of range.
   PieceType type(int id) const;
+  // Returns the bits of Strip of a piece.
+  uint8_t strip(int id) const;
   // The number of pieces.
   int size() const { return int(n_pieces_); }
   // Returns a number of ids that encode() reaches or exceeds, in a fraction of its time: the size of the text, without
@@ -244,10 +274,17 @@ class Tokenizer {
 
   using Scratch = tokenizer_detail::Scratch;
 
+  // Tokens that are cut out of a text.
+  struct Markers {
+    std::unordered_map<std::string, int> ids;  // by the text that is searched
+    tokenizer_detail::PieceFinder finder;
+  };
+
   bool check_header(const tokenizer_detail::BlobHeader& h);
   bool parse_blob();
   bool check_pieces();
   bool index_pieces();
+  void index_markers();
   bool index_merges();
   void index_neighbours();
   bool fail(const std::string& field, const std::string& expected, const std::string& found);
@@ -258,7 +295,10 @@ class Tokenizer {
   std::string_view unk_surface() const { return std::string_view(blob_).substr(unk_surface_at_); }
   int find_piece(std::string_view text) const;
   int find_merge(int left, int right) const;
-  std::string normalize(std::string_view text) const;
+  template <class Stretch, class Token>
+  void cut(const Markers& markers, std::string_view text, const Stretch& stretch, const Token& token) const;
+  std::string normalize(std::string_view text, bool at_start) const;
+  void encode_stretch(std::string_view text, bool at_start, std::vector<int>& ids) const;
   void encode_sentencepiece(std::string_view text, std::vector<int>& ids) const;
   bool merges_into(int id, Scratch& scratch) const;
   void merge_characters(std::string_view text, Scratch& scratch, bool& after_unknown, std::vector<int>& ids) const;
@@ -270,8 +310,9 @@ class Tokenizer {
   std::string blob_;  // the only copy of the vocabulary; the members below are fields of it, offsets and indices
   Kind kind_ = Kind::sentencepiece;
   Split split_ = Split::none;
-  bool add_bos_ = false, add_dummy_prefix_ = false, remove_extra_whitespaces_ = false, escape_whitespaces_ = false,
-       byte_fallback_ = false, ignore_merges_ = false, nfc_ = false;
+  bool add_bos_ = false, add_dummy_prefix_ = false, prefix_only_at_start_ = false, metaspace_ = false,
+       remove_extra_whitespaces_ = false, escape_whitespaces_ = false, byte_fallback_ = false, ignore_merges_ = false,
+       nfc_ = false;
   int bos_ = -1, eos_ = -1, unk_ = -1;
   size_t n_pieces_ = 0, n_merges_ = 0;
   size_t ends_at_ = 0, scores_at_ = 0, merges_at_ = 0, types_at_ = 0, text_at_ = 0, unk_surface_at_ = 0;  // offsets
@@ -280,6 +321,7 @@ class Tokenizer {
   HashIndex by_pair_;        // ranks of the merges, by left and right id
   std::vector<int> merged_;  // by rank: id of the merged piece
   tokenizer_detail::PieceFinder user_defined_;
+  Markers added_, added_normalized_;
   size_t longest_piece_ = 1;  // of by_text_, in bytes
   // SentencePiece: the pairs of find_neighbours() in all pieces; null if a text cannot be encoded in parts. What
   // merges_into() has found out of each piece: any thread may add to it, and all find the same.
@@ -555,14 +597,16 @@ inline bool Tokenizer::encode(std::string_view text, bool bos, std::vector<int>&
   ids.clear();
   if (n_pieces_ == 0 || text.size() > kMaxText) return false;
   if (bos && add_bos_) ids.push_back(bos_);
-  if (kind_ == Kind::sentencepiece) {
-    encode_sentencepiece(normalize(text), ids);
-  } else {
-    std::string valid;
+  std::string valid;
+  if (kind_ == Kind::byte_level) {
     valid.reserve(text.size());
     while (!text.empty()) tokenizer_detail::take_character(text, false, valid);
-    encode_byte_level(valid, ids);
+    text = valid;
   }
+  cut(
+      added_, text,
+      [&](std::string_view stretch) { encode_stretch(stretch, bos && stretch.data() == text.data(), ids); },
+      [&](int id) { ids.push_back(id); });
   return true;
 } catch (const std::exception&) {  // out of memory
   ids.clear();
@@ -587,38 +631,82 @@ inline size_t Tokenizer::least_ids(std::string_view text) const {
   return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }
 
-// The SentencePiece normalizer with the "identity" rules (normalizer.cc).
-inline std::string Tokenizer::normalize(std::string_view text) const {
+inline std::string_view without_space(std::string_view text, bool front, bool back);  // section 9
+
+// Calls stretch(text) and token(id) for the parts of a text in order: the tokens that it contains, leftmost first and the
+// longest of those that start together, and what is between them without the white space that belongs to a token. (The
+// rules of Hugging Face's tokenizers.)
+template <class Stretch, class Token>
+void Tokenizer::cut(const Markers& markers, std::string_view text, const Stretch& stretch, const Token& token) const {
+  using namespace tokenizer_detail;
+  if (markers.finder.empty()) {
+    if (!text.empty()) stretch(text);
+    return;
+  }
+  const std::vector<uint16_t> found = markers.finder.find(text);
+  size_t begin = 0;  // of the stretch
+  for (size_t i = 0; i < text.size(); i += std::max<size_t>(found[i], 1)) {
+    if (found[i] == 0) continue;
+    const int id = markers.ids.at(std::string(text.substr(i, found[i])));
+    const std::string_view before = text.substr(begin, i > begin ? i - begin : 0);
+    const std::string_view kept = without_space(before, false, strip(id) & kStripLeft);
+    if (!kept.empty()) stretch(kept);
+    token(id);
+    if (strip(id) & kStripRight)  // what the token before has stripped is not read again
+      begin = text.size() - without_space(text.substr(std::max(begin, i + found[i])), true, false).size();
+    else
+      begin = i + found[i];
+  }
+  if (begin < text.size()) stretch(text.substr(begin));
+}
+
+// Encodes the text between added tokens. at_start: it begins a sequence.
+inline void Tokenizer::encode_stretch(std::string_view text, bool at_start, std::vector<int>& ids) const {
+  const auto token = [&](int id) { ids.push_back(id); };
+  if (kind_ == Kind::byte_level) {
+    const std::string normalized = nfc_ ? tokenizer_detail::nfc(text) : std::string();
+    cut(
+        added_normalized_, nfc_ ? normalized : text, [&](std::string_view words) { encode_byte_level(words, ids); },
+        token);
+  } else if (metaspace_) {
+    const auto encode = [&](std::string_view part) {
+      encode_sentencepiece(normalize(part, at_start && part.data() == text.data()), ids);
+    };
+    cut(added_normalized_, text, encode, token);
+  } else {
+    const std::string normalized = normalize(text, at_start);
+    cut(
+        added_normalized_, normalized, [&](std::string_view part) { encode_sentencepiece(part, ids); }, token);
+  }
+}
+
+// The SentencePiece normalizer with the "identity" rules (normalizer.cc). Where a space is only added at the start of a
+// sequence, a stretch keeps the spaces that it begins with.
+inline std::string Tokenizer::normalize(std::string_view text, bool at_start) const {
   const std::string_view space = escape_whitespaces_ ? tokenizer_detail::kSpaceMark : " ";
-  std::string out;
-  out.reserve(text.size() + text.size() / 2 + 3);
-  if (remove_extra_whitespaces_) text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
-  if (text.empty()) return out;
-  if (add_dummy_prefix_) out += space;
+  const bool strips_start = remove_extra_whitespaces_ && !prefix_only_at_start_;
   const std::vector<uint16_t> user_defined = user_defined_.find(text);
-  const size_t size = text.size();
-  bool after_space = remove_extra_whitespaces_;
-  while (!text.empty()) {
-    if (const size_t n = user_defined.empty() ? tokenizer_detail::ascii_size(text) : 0; n > 0) {
-      out.append(text, 0, n);
-      after_space = false;
-      text.remove_prefix(n);
-      continue;
-    }
+  size_t i = 0;
+  while (strips_start && i < text.size() && text[i] == ' ' && (user_defined.empty() || user_defined[i] <= 1)) i++;
+  std::string out;
+  if (i == text.size()) return out;
+  out.reserve(text.size() + text.size() / 2 + 3);
+  const bool has_space = metaspace_ && (text[0] == ' ' || text.substr(0, space.size()) == space);
+  if (add_dummy_prefix_ && (at_start || !prefix_only_at_start_) && !has_space) out += space;
+  bool after_space = strips_start;
+  while (i < text.size()) {
+    std::string_view rest = text.substr(i);
     std::string part;
-    if (const size_t n = user_defined.empty() ? 0 : user_defined[size - text.size()]) {
-      part = text.substr(0, n);
-      text.remove_prefix(n);
+    if (const size_t n = user_defined.empty() ? tokenizer_detail::ascii_size(rest) : user_defined[i]) {
+      part = rest.substr(0, n);
+      rest.remove_prefix(n);
     } else {
-      tokenizer_detail::take_character(text, true, part);
+      tokenizer_detail::take_character(rest, true, part);
     }
-    for (char c : part) {
-      if (c != ' ')
-        out += c;
-      else if (!after_space)
-        out += space;
-      after_space = remove_extra_whitespaces_ && c == ' ';
-    }
+    i = text.size() - rest.size();
+    const size_t from = after_space ? std::min(part.find_first_not_of(' '), part.size()) : 0;
+    for (char c : part.substr(from)) c == ' ' ? out += space : out += c;
+    if (from < part.size()) after_space = remove_extra_whitespaces_ && part.back() == ' ';
   }
   while (remove_extra_whitespaces_ && out.size() >= space.size() &&
          out.compare(out.size() - space.size(), space.size(), space) == 0)
@@ -710,24 +798,7 @@ inline void Tokenizer::append_ids(std::string_view symbol, int id, const std::un
 
 inline void Tokenizer::encode_byte_level(std::string_view text, std::vector<int>& ids) const {
   Scratch scratch;
-  const auto encode_words = [&](std::string_view words) {
-    const std::string normalized = nfc_ ? tokenizer_detail::nfc(words) : std::string();
-    tokenizer_detail::for_each_word(split_, nfc_ ? normalized : words,
-                                    [&](std::string_view word) { encode_word(word, scratch, ids); });
-  };
-  if (user_defined_.empty()) return encode_words(text);
-  const std::vector<uint16_t> user_defined = user_defined_.find(text);
-  size_t begin = 0;
-  for (size_t i = 0; i < text.size();) {
-    const size_t n = user_defined[i];
-    if (n > 0) {
-      encode_words(text.substr(begin, i - begin));
-      ids.push_back(find_piece(text.substr(i, n)));
-      begin = i + n;
-    }
-    i += n > 0 ? n : 1;
-  }
-  encode_words(text.substr(begin));
+  tokenizer_detail::for_each_word(split_, text, [&](std::string_view word) { encode_word(word, scratch, ids); });
 }
 
 inline void Tokenizer::encode_word(std::string_view word, Scratch& scratch, std::vector<int>& ids) const {
@@ -1158,7 +1229,8 @@ inline std::string one_line(const std::string& text) {
 //                uint32             float32   2 int32   uint8   bytes   bytes
 //
 // Little-endian, without padding. Text i occupies bytes end[i - 1] to end[i] of the texts. Only SentencePiece
-// tokenizers have scores.
+// tokenizers have scores. A type is a PieceType, plus 16 times the bits of Strip. In version 1 all tokens that text can
+// become as a whole are user-defined.
 
 namespace tokenizer_detail {
 
@@ -1169,7 +1241,7 @@ struct BlobHeader {
   uint32_t split, n_pieces, n_merges, text_bytes, unk_surface_bytes;
 };
 inline constexpr char kBlobMagic[] = "PTOK";
-inline constexpr uint32_t kBlobVersion = 1, kMaxPieces = 1 << 22, kMaxPieceBytes = 4096;
+inline constexpr uint32_t kBlobVersion = 2, kMaxPieces = 1 << 22, kMaxPieceBytes = 4096;
 enum Flag : uint32_t {
   kAddBos = 1,
   kAddDummyPrefix = 2,
@@ -1177,9 +1249,12 @@ enum Flag : uint32_t {
   kEscapeWhitespaces = 8,
   kByteFallback = 16,
   kIgnoreMerges = 32,
+  kPrefixOnlyAtStart = 64,
+  kMetaspace = 128,
   kNfc = 256,
-  kAllFlags = 63 | kNfc
+  kAllFlags = 511
 };
+inline constexpr int kTypeMask = 15, kStripShift = 4;  // of the byte with the type of a piece and the bits of Strip
 
 template <class T> void append_bytes(std::string& out, const T& value) {
   out.append(reinterpret_cast<const char*>(&value), sizeof value);
@@ -1206,7 +1281,8 @@ inline std::string Tokenizer::to_blob(const Vocabulary& v) {
   h.kind = uint32_t(v.kind);
   h.flags = v.add_bos * kAddBos | v.add_dummy_prefix * kAddDummyPrefix |
             v.remove_extra_whitespaces * kRemoveExtraWhitespaces | v.escape_whitespaces * kEscapeWhitespaces |
-            v.byte_fallback * kByteFallback | v.ignore_merges * kIgnoreMerges | v.nfc * kNfc;
+            v.byte_fallback * kByteFallback | v.ignore_merges * kIgnoreMerges | v.nfc * kNfc |
+            v.prefix_only_at_start * kPrefixOnlyAtStart | v.metaspace * kMetaspace;
   h.bos = v.bos;
   h.eos = v.eos;
   h.unk = v.unk;
@@ -1228,7 +1304,7 @@ inline std::string Tokenizer::to_blob(const Vocabulary& v) {
     append_bytes(blob, int32_t(left));
     append_bytes(blob, int32_t(right));
   }
-  for (const Piece& p : v.pieces) append_bytes(blob, p.type);
+  for (const Piece& p : v.pieces) append_bytes(blob, uint8_t(int(p.type) | p.strip << kStripShift));
   for (const Piece& p : v.pieces) blob += p.text;
   return blob += v.unk_surface;
 }
@@ -1249,7 +1325,14 @@ inline std::string_view Tokenizer::piece(int id) const {
 }
 inline Tokenizer::PieceType Tokenizer::type(int id) const {
   if (id < 0 || size_t(id) >= n_pieces_) return PieceType::unused;
-  return PieceType(blob_[types_at_ + size_t(id)]);
+  return PieceType(blob_[types_at_ + size_t(id)] & tokenizer_detail::kTypeMask);
+}
+inline uint8_t Tokenizer::strip(int id) const {
+  if (id < 0 || size_t(id) >= n_pieces_) return 0;
+  return uint8_t(uint8_t(blob_[types_at_ + size_t(id)]) >> tokenizer_detail::kStripShift);
+}
+inline bool Tokenizer::is_marker(int id) const {
+  return type(id) == PieceType::user_defined || type(id) == PieceType::added || type(id) == PieceType::added_normalized;
 }
 
 // The id of the piece that text can become; -1: none.
@@ -1264,8 +1347,21 @@ inline int Tokenizer::find_merge(int left, int right) const {
 
 inline int Tokenizer::find(std::string_view text) const {
   for (int id = 0; id < size(); id++)
-    if ((type(id) == PieceType::control || type(id) == PieceType::user_defined) && piece(id) == text) return id;
+    if ((type(id) == PieceType::control || is_marker(id)) && piece(id) == text) return id;
   return -1;
+}
+
+inline bool Tokenizer::make_control(const std::vector<int>& ids) try {
+  std::string blob;  // a copy, once there is something to change
+  for (const int id : ids) {
+    if (!is_marker(id)) continue;
+    if (blob.empty()) blob = blob_;
+    blob[types_at_ + size_t(id)] = char(int(PieceType::control) | strip(id) << tokenizer_detail::kStripShift);
+  }
+  return blob.empty() || load(blob);
+} catch (const std::exception&) {
+  error = tokenizer_detail::kOutOfMemory;
+  return false;
 }
 
 inline bool Tokenizer::load(std::string_view blob) {
@@ -1314,7 +1410,7 @@ inline bool Tokenizer::check_header(const tokenizer_detail::BlobHeader& h) {
   const struct {
     const char* name;
     int64_t value, low, high;
-  } fields[] = {{"version", h.version, kBlobVersion, kBlobVersion},
+  } fields[] = {{"version", h.version, 1, kBlobVersion},
                 {"kind", h.kind, 1, 2},
                 {"flags", h.flags & ~uint32_t(kAllFlags), 0, 0},
                 {"split", h.split, 0, kSplits - 1},
@@ -1343,6 +1439,8 @@ inline bool Tokenizer::parse_blob() {
   remove_extra_whitespaces_ = h.flags & kRemoveExtraWhitespaces;
   escape_whitespaces_ = h.flags & kEscapeWhitespaces;
   byte_fallback_ = h.flags & kByteFallback;
+  prefix_only_at_start_ = h.flags & kPrefixOnlyAtStart;
+  metaspace_ = h.flags & kMetaspace;
   ignore_merges_ = h.flags & kIgnoreMerges;
   nfc_ = h.flags & kNfc;
   bos_ = h.bos;
@@ -1377,9 +1475,9 @@ inline bool Tokenizer::check_pieces() {
                       std::to_string(tokenizer_detail::kMaxPieceBytes) + " bytes of text",
                   std::to_string(end));
     begin = end;
-    const int type = uint8_t(blob_[types_at_ + i]);
-    if (type < int(PieceType::normal) || type > int(PieceType::byte))
-      return fail(name + ": type", "1 to 6", std::to_string(type));
+    const int type = int(this->type(int(i)));
+    if (type < int(PieceType::normal) || type > int(PieceType::added_normalized) || strip(int(i)) > 7)
+      return fail(name + ": type", "1 to 8, and 0 to 7 times 16", std::to_string(uint8_t(blob_[types_at_ + i])));
     if (kind_ == Kind::sentencepiece && !std::isfinite(score(int(i))))
       return fail(name + ": score", "a finite number", std::to_string(score(int(i))));
     if (PieceType(type) == PieceType::byte && tokenizer_detail::byte_value(piece(int(i))) < 0)
@@ -1397,22 +1495,42 @@ inline bool Tokenizer::index_pieces() {
     const std::string_view text = piece(id);
     const PieceType t = type(id);
     if (t == PieceType::byte) byte_id_[tokenizer_detail::byte_value(text)] = id;
-    // SentencePiece merges unused pieces too, and append_ids() splits them again.
-    if (t != PieceType::normal && t != PieceType::user_defined &&
-        !(t == PieceType::unused && kind_ == Kind::sentencepiece))
-      continue;
-    by_text_.insert(tokenizer_detail::hash_text(text), id, [&](int other) { return piece(other) == text; });
+    if (t != PieceType::normal && !is_marker(id) && !(t == PieceType::unused && kind_ == Kind::sentencepiece)) continue;
     longest_piece_ = std::max(longest_piece_, text.size());
+    // SentencePiece merges unused pieces too, and append_ids() splits them again. It knows nothing of added tokens.
+    if (kind_ == Kind::sentencepiece && (t == PieceType::added || t == PieceType::added_normalized)) continue;
+    by_text_.insert(tokenizer_detail::hash_text(text), id, [&](int other) { return piece(other) == text; });
     if (kind_ == Kind::byte_level && text.size() == 1 && t == PieceType::normal) byte_id_[uint8_t(text[0])] = id;
   }
-  std::vector<std::string_view> user_defined;
-  for (int id = 0; id < size(); id++)  // of equal pieces, the first counts
-    if (type(id) == PieceType::user_defined && !piece(id).empty() && find_piece(piece(id)) == id)
-      user_defined.push_back(piece(id));
-  if (!user_defined.empty()) user_defined_ = tokenizer_detail::PieceFinder(std::move(user_defined));
+  index_markers();
   for (int byte = 0; byte < 256 && byte_fallback_; byte++)
     if (byte_id_[byte] < 0) return fail("byte_fallback", "a piece for each byte", "none for " + std::to_string(byte));
   return true;
+}
+
+// Of markers with equal texts, the first counts.
+inline void Tokenizer::index_markers() {
+  std::vector<std::string_view> user_defined;
+  for (int id = 0; id < size(); id++) {
+    const PieceType t = type(id);
+    if (!is_marker(id) || piece(id).empty()) continue;
+    if (t == PieceType::user_defined && kind_ == Kind::sentencepiece) {
+      if (find_piece(piece(id)) == id) user_defined.push_back(piece(id));
+      continue;
+    }
+    // The normalizer also applies to the text of a normalized token. Metaspace is no normalizer.
+    const bool normalized = t == PieceType::added_normalized;
+    std::string text(piece(id));
+    if (normalized && kind_ == Kind::sentencepiece && !metaspace_) text = normalize(text, true);
+    if (normalized && nfc_) text = tokenizer_detail::nfc(text);
+    if (!text.empty()) (t == PieceType::added_normalized ? added_normalized_ : added_).ids.emplace(std::move(text), id);
+  }
+  if (!user_defined.empty()) user_defined_ = tokenizer_detail::PieceFinder(std::move(user_defined));
+  for (Markers* markers : {&added_, &added_normalized_}) {
+    std::vector<std::string_view> texts;
+    for (const auto& marker : markers->ids) texts.push_back(marker.first);
+    if (!texts.empty()) markers->finder = tokenizer_detail::PieceFinder(std::move(texts));
+  }
 }
 
 inline bool Tokenizer::index_merges() {
@@ -1662,6 +1780,8 @@ inline bool Tokenizer::parse_sentencepiece(std::string_view model, Vocabulary& o
 // Numbers are int32; a list begins with its count; a text is its size and its bytes. The flags: kTextBits bits of Edit for
 // each Text, system_in_last_turn, no_system. Older files had a default system prompt in place of -1, and ended with the
 // slots, or with flags: bits 0 to 2 for trimmed system prompts, messages, replies.
+//
+// An id of a token has its bits of Tokenizer::Strip in bits 24 and 25.
 
 // The size of the white space character that a text begins with; 0: none. White space is that of Python's strip(), which
 // chat templates call.
@@ -1708,8 +1828,9 @@ inline std::string written_date(const std::string& format, std::time_t day) {
 struct ChatTemplate {
   static constexpr int kText = -1, kDate = -2;
   struct Part {
-    int id = kText;    // a control token; kText; or kDate: today's date in the format `text`, as for strftime
-    std::string text;  // of a control token: ""
+    int id = kText;     // a control token; kText; or kDate: today's date in the format `text`, as for strftime
+    std::string text;   // of a control token: ""
+    uint8_t strip = 0;  // of a control token: bits of Tokenizer::Strip
   };
   using Parts = std::vector<Part>;
   enum Slot {
@@ -1748,6 +1869,15 @@ struct ChatTemplate {
   // Whether there is a template: a model that was not trained on conversations has none.
   bool known() const {
     return std::any_of(std::begin(slot), std::end(slot), [](const Parts& parts) { return !parts.empty(); });
+  }
+
+  // The ids of all tokens that the template contains.
+  std::vector<int> ids() const {
+    std::vector<int> all = stop_ids;
+    for (const Parts& parts : slot)
+      for (const Part& part : parts)
+        if (part.id >= 0) all.push_back(part.id);
+    return all;
   }
 
   // Whether the template describes conversations with this system prompt. "": none.
@@ -1819,8 +1949,8 @@ inline bool ChatTemplate::load(std::string_view bytes, int vocab_size) try {
   };
   const auto read_slot = [&](Parts& parts) {
     for (uint32_t left = number(); ok && left > 0; left--) {
-      const int id = int(number());
-      parts.push_back({id, std::string(take(number()))});
+      const int word = int(number()), strip = word < 0 ? 0 : word >> 24, id = word < 0 ? word : word & 0xFFFFFF;
+      parts.push_back({id, std::string(take(number())), uint8_t(strip)});
     }
   };
   for (uint32_t left = number(); ok && left > 0; left--) stop_ids.push_back(int(number()));
@@ -1854,13 +1984,14 @@ inline bool ChatTemplate::has_valid_parts(int vocab_size) {
     if (id < 0 || id >= vocab_size) return refuse("stop ids within the vocabulary", std::to_string(id));
   for (const Parts& parts : slot)
     for (const Part& part : parts) {
-      if (part.id < kDate || part.id >= vocab_size) return refuse("ids within the vocabulary", std::to_string(part.id));
+      if (part.id < kDate || part.id >= vocab_size || part.strip > 3)
+        return refuse("ids within the vocabulary", std::to_string(part.id));
       if (part.id == kDate && !is_date_format(part.text)) return refuse("the format of a date", "'" + part.text + "'");
     }
   return true;
 }
 
-// Turns text into ids; bos: with the tokenizer's BOS first. Throws std::bad_alloc on failure, as ids_of() does.
+// Turns text into ids, as Tokenizer::encode() does. Throws std::bad_alloc on failure, as ids_of() does.
 using Encode = std::function<std::vector<int>(std::string_view text, bool bos)>;
 
 // A text after edits, bits of ChatTemplate::Edit.
@@ -1908,26 +2039,30 @@ inline ChatTemplate::Parts chat_parts(const ChatTemplate& chat, const std::strin
   return parts;
 }
 
-// For programs: their token ids. Text between two control tokens is encoded in one piece, so that no token boundary depends on which
-// part it came from.
+// For programs: their token ids; bos: they begin a sequence. Text between two control tokens is encoded in one piece, so
+// that no token boundary depends on which part it came from, and without the white space that belongs to the tokens.
 inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Encode& encode, bool bos) {
   std::vector<int> ids;
-  if (bos) ids = encode("", true);  // BOS, or nothing
-  if (!ids.empty() && !parts.empty() && parts[0].id == ids[0]) ids.clear();
   std::string text;
-  const auto flush = [&] {
-    const std::vector<int> more = text.empty() ? std::vector<int>() : encode(text, false);
+  uint8_t strip = 0;  // of the control token before the text
+  const auto flush = [&](uint8_t next) {
+    text = std::string(without_space(text, strip & Tokenizer::kStripRight, next & Tokenizer::kStripLeft));
+    if (text.empty()) return;
+    const std::vector<int> more = encode(text, std::exchange(bos, false));
     ids.insert(ids.end(), more.begin(), more.end());
     text.clear();
   };
   for (const ChatTemplate::Part& part : parts) {
     text += part.id == ChatTemplate::kDate ? written_date(part.text, std::time(nullptr)) : part.text;
     if (part.id < 0) continue;
-    flush();
-    ids.push_back(part.id);
+    flush(part.strip);
+    const bool first = std::exchange(bos, false);
+    if (first) ids = encode("", true);  // BOS, or nothing
+    if (!first || ids.empty() || ids[0] != part.id) ids.push_back(part.id);
+    strip = part.strip;
   }
-  flush();
-  return ids;
+  flush(0);
+  return bos ? encode("", true) : ids;
 }
 
 // Both at once: the token ids of a turn. Returns no ids, which Session::forward() refuses, if memory runs out, or if the

@@ -297,7 +297,7 @@ class ChatTokens {
     if (text.empty() || text.size() > 0xFFFF) return false;
     if (tokenizer_.type(id) == Tokenizer::PieceType::control) return true;
     const bool brackets = (text.front() == '<' && text.back() == '>') || (text.front() == '[' && text.back() == ']');
-    return tokenizer_.type(id) == Tokenizer::PieceType::user_defined && brackets && text.find("think") == text.npos;
+    return tokenizer_.is_marker(id) && brackets && text.find("think") == text.npos;
   }
 
   void split(const std::string& text, ChatTemplate::Parts& out) const {
@@ -313,7 +313,8 @@ class ChatTokens {
         continue;
       }
       flush();
-      out.push_back({tokenizer_.find(text.substr(i, sizes[i])), ""});
+      const int id = tokenizer_.find(text.substr(i, sizes[i]));
+      out.push_back({id, "", tokenizer_.strip(id)});
     }
     flush();
   }
@@ -335,6 +336,16 @@ inline ChatTemplate::Parts with_dates(const std::string& text) {
   }
   parts.push_back({ChatTemplate::kText, text.substr(at)});
   return parts;
+}
+
+/// False with `error` set if a template contains a token with a setting that chats do not follow.
+inline bool check_chat_tokens(const ChatTemplate& chat, const Tokenizer& tokenizer, std::string& error) {
+  for (const int id : chat.ids())
+    if (tokenizer.strip(id) & Tokenizer::kSingleWord) {
+      error = "token " + std::string(tokenizer.piece(id)) + ": single_word is not supported in a chat template";
+      return false;
+    }
+  return true;
 }
 
 /// The chat template of a family for a tokenizer. False with `error` set, and `out` unchanged, if the vocabulary lacks
@@ -359,6 +370,7 @@ inline bool make_chat_template(const ChatFamily& family, const Tokenizer& tokeni
     for (ChatTemplate::Part& part : parts) part.text = with_tokens_written(part.text, tokenizer);
     made.slot[i] = tokens.split(parts);
   }
+  if (!check_chat_tokens(made, tokenizer, error)) return false;
   if (const int stop = tokenizer.find(with_tokens_written(family.stop, tokenizer)); stop >= 0) made.stop_ids = {stop};
   out = std::move(made);
   return true;

@@ -283,7 +283,9 @@ inline bool recognise_chat_template(const std::string& jinja, const Tokenizer& t
                                     std::string& family_or_reason) {
   out = ChatTemplate();
   try {
-    out = ChatTemplateReader(jinja, tokenizer).read();
+    ChatTemplate found = ChatTemplateReader(jinja, tokenizer).read();
+    if (!check_chat_tokens(found, tokenizer, family_or_reason)) return false;
+    out = std::move(found);
     family_or_reason = family_name(out, tokenizer);
     return true;
   } catch (const JinjaError& e) {

@@ -260,6 +260,9 @@ std::string set_chat_template(const Arguments& a, const Checkpoint& c, ModelPart
   for (int id : c.stop_ids)
     if (std::find(parts.chat.stop_ids.begin(), parts.chat.stop_ids.end(), id) == parts.chat.stop_ids.end())
       parts.chat.stop_ids.push_back(id);
+  // What a user types must not become a token of the template.
+  if (!tokenizer.make_control(parts.chat.ids())) throw Failure{1, tokenizer.error};
+  parts.tokenizer = tokenizer.blob();
   return family;
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -688,8 +689,8 @@ class GgufTokenizer {
           {"tokenizer.ggml.model: expected llama or gpt2, found ", model, "; use another tokenizer with -z"});
     const bool sentencepiece = model == "llama";
     if (!pieces(!sentencepiece) || !(sentencepiece ? sentencepiece_flags() : byte_level())) return false;
-    return special_id("tokenizer.ggml.bos_token_id", v_.bos) && special_id("tokenizer.ggml.eos_token_id", v_.eos) &&
-           h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
+    return strip_phi3() && special_id("tokenizer.ggml.bos_token_id", v_.bos) &&
+           special_id("tokenizer.ggml.eos_token_id", v_.eos) && h_.get("tokenizer.ggml.add_bos_token", v_.add_bos);
   }
 
  private:
@@ -724,17 +725,33 @@ class GgufTokenizer {
       PieceType type = PieceType(int(types[id]));
       std::string text = tokens[id];
       if (printable && type == PieceType::normal && !undo_printable(tokens[id], text)) type = kNotFromText;
+      // llama.cpp's converter writes added tokens as user-defined, and llama.cpp treats both as added ones.
+      if (type == PieceType::user_defined) type = PieceType::added;
       v_.pieces.push_back({std::move(text), scores[id], type});
       tokens[id] = std::string();
     }
     return !v_.pieces.empty() || h_.refuse({"tokenizer.ggml.tokens: expected tokens, found none"});
   }
 
+  // GGUF does not store the settings of added tokens. As in llama.cpp, the name of the model tells Phi-3, whose tokens
+  // strip the white space after them.
+  bool strip_phi3() {
+    std::string name;
+    if (!h_.get("general.name", name)) return false;
+    for (char& c : name) c = char(std::tolower(uint8_t(c)));
+    if (name.find("phi-3") == std::string::npos && name.find("phi3") == std::string::npos) return true;
+    for (Tokenizer::Piece& p : v_.pieces) {
+      const bool added = p.type == PieceType::control || p.type == PieceType::added;
+      if (added && p.text != "<s>" && p.text != "<|endoftext|>") p.strip = Tokenizer::kStripRight;
+    }
+    return true;
+  }
+
   // Missing ids and flags have llama.cpp's defaults.
   bool sentencepiece_flags() {
     v_.kind = Tokenizer::Kind::sentencepiece;
     v_.split = Tokenizer::Split::none;
-    v_.ignore_merges = v_.remove_extra_whitespaces = false;
+    v_.ignore_merges = v_.remove_extra_whitespaces = v_.prefix_only_at_start = v_.metaspace = false;
     v_.add_bos = v_.add_dummy_prefix = v_.escape_whitespaces = true;
     v_.unk = 0;
     v_.bos = 1;

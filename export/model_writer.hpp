@@ -102,7 +102,7 @@ inline std::string chat_bytes(const ChatTemplate& chat) {
   const auto put_slot = [&](const ChatTemplate::Parts& slot) {
     out.put(uint32_t(slot.size()));
     for (const ChatTemplate::Part& part : slot) {
-      out.put(int32_t(part.id));
+      out.put(int32_t(part.id < 0 ? part.id : part.id | part.strip << 24));
       out.put_string(part.text);
     }
   };

@@ -241,7 +241,8 @@ inline bool open_pytorch_folder(const std::string& folder, const std::string& we
     return false;
   out.format = weights_format(out);
   out.licence = licence_of_card(folder);
-  return read_hf_tokenizer(folder, JsonValue(), own_tokenizer, out, error);
+  HfTokenizer tokenizer(folder, out);
+  return tokenizer.read(JsonValue(), own_tokenizer) || fail(error, tokenizer.error);
 }
 
 }  // namespace pocket

@@ -19,10 +19,10 @@
 
 #include "checkpoint.hpp"
 #include "hf_config.hpp"
+#include "hf_tokenizer.hpp"
 #include "json_reader.hpp"
 #include "llama_names.hpp"
 #include "pytorch.hpp"
-#include "tokenizer_json.hpp"
 
 namespace pocket {
 
@@ -129,115 +129,6 @@ inline bool read_hf_stop_ids(const JsonValue& root, Checkpoint& c, std::string& 
   for (const JsonValue& element : eos.elements())
     if (!add(element, "ids")) return false;
   return eos.missing() || eos.is(JsonKind::array) || add(eos, "an id or a list of ids");
-}
-
-// ====================================================================================================================
-// The tokenizer
-// ====================================================================================================================
-
-/// The text of a token in tokenizer_config.json: a string, or an object with the text as "content".
-inline std::string token_text(const JsonValue& token) {
-  return token.is(JsonKind::object) ? token.find("content").string() : token.string();
-}
-
-/// Parses an id that is a key of an object; -1 if it is not a number.
-inline int64_t id_of_key(const std::string& key) {
-  int64_t id = key.empty() ? -1 : 0;
-  for (char c : key) id = c < '0' || c > '9' || id < 0 || id > INT32_MAX ? -1 : id * 10 + (c - '0');
-  return id;
-}
-
-/// Adds the tokens that were added to a SentencePiece model after its training, {"32000": {"content": ..., "special":
-/// ...}}. Tokens without a row in the model cannot occur and are skipped.
-inline bool add_sentencepiece_tokens(const JsonValue& config, Checkpoint& c, std::string& error) {
-  using PieceType = Tokenizer::PieceType;
-  auto& pieces = c.vocabulary.pieces;
-  std::map<int64_t, JsonValue> added;
-  for (const auto& [key, token] : config.find("added_tokens_decoder").members())
-    if (id_of_key(key) < c.config.vocab_size) added[id_of_key(key)] = token;
-  const size_t most = pieces.size() + added.size() + kMostGaps;
-  for (const auto& [id, token] : added) {
-    std::string text;
-    bool special = false;
-    if (!token.need("content", JsonKind::string, error) || !token.get("content", text, error) ||
-        !token.get("special", special, error))
-      return false;
-    if (id < 0 || text.empty()) return config.refuse("added_tokens_decoder", "ids and texts", error);
-    if (size_t(id) >= most) return config.refuse("added_tokens_decoder", {"ids below ", most}, error);
-    const PieceType type = special ? PieceType::control : PieceType::user_defined;
-    if (size_t(id) >= pieces.size()) {
-      fill_vocabulary(c.vocabulary, size_t(id));
-      pieces.push_back({text, 0, type});
-    } else if (pieces[size_t(id)].text != text) {
-      return token.refuse("content", {"the tokenizer's own piece \"", pieces[size_t(id)].text, "\""}, error);
-    } else if (pieces[size_t(id)].type == PieceType::normal) {
-      pieces[size_t(id)].type = type;
-    }
-  }
-  return true;
-}
-
-/// Sets the id of a special token from tokenizer_config.json: absent leaves it unchanged, null means none.
-inline bool set_special_token(const JsonValue& config, const char* key, const Tokenizer::Vocabulary& v, int& id,
-                              std::string& error) {
-  const JsonValue token = config.find(key);
-  if (token.is(JsonKind::absent)) return true;
-  id = token.is(JsonKind::null) ? -1 : find_piece(v, token_text(token));
-  return id >= 0 || token.is(JsonKind::null) || config.refuse(key, "a token of the vocabulary", error);
-}
-
-/// The default chat template. chat_template is a string or a list: [{"name": "default", "template": ...}, ...].
-inline std::string default_template(const JsonValue& config) {
-  const JsonValue found = config.find("chat_template");
-  for (const JsonValue& choice : found.elements())
-    if (choice.find("name").string() == "default") return choice.find("template").string();
-  return found.string();
-}
-
-/// Reads tokenizer.model or tokenizer.json to c.vocabulary.
-inline bool read_hf_pieces(const std::string& path, bool sentencepiece, const JsonValue& config, Checkpoint& c,
-                           std::string& error) {
-  Tokenizer::Vocabulary& v = c.vocabulary;
-  const bool llama_class = config.find("tokenizer_class").string().rfind("LlamaTokenizer", 0) == 0;
-  std::string bytes;
-  if (!read_small_file(path, kLargestTokenizer, bytes, error)) return false;
-  if (sentencepiece) {
-    if (std::string why; !Tokenizer::parse_sentencepiece(bytes, v, why))
-      return not_sentencepiece(path, bytes, why, error);
-    return config.get("add_prefix_space", v.add_dummy_prefix, error) && config.get("add_bos_token", v.add_bos, error) &&
-           add_sentencepiece_tokens(config, c, error);
-  }
-  if (!read_tokenizer_json(path, std::move(bytes), c.config.vocab_size, v, error)) return false;
-  if (!llama_class) return true;
-  v.add_bos = true;  // this class overrides the file's post_processor
-  return config.get("add_bos_token", v.add_bos, error);
-}
-
-/// Reads the tokenizer. model: config.json, which has the special ids that tokenizer_config.json lacks.
-inline bool read_hf_tokenizer(const std::string& folder, const JsonValue& model, bool own_tokenizer, Checkpoint& c,
-                              std::string& error) {
-  JsonDocument document;
-  const std::string config_path = join_path(folder, "tokenizer_config.json");
-  if (is_file(config_path) && !read_settings(config_path, document, error)) return false;
-  const JsonValue config = document.root();
-  const std::string jinja = join_path(folder, "chat_template.jinja"), spm = join_path(folder, "tokenizer.model");
-  c.chat_template = default_template(config);
-  if (is_file(jinja) && !read_small_file(jinja, kLargestConfig, c.chat_template, error)) return false;
-  const std::string path = is_file(spm) ? spm : join_path(folder, "tokenizer.json");
-  if (!own_tokenizer || !is_file(path)) return true;
-  if (!read_hf_pieces(path, is_file(spm), config, c, error)) return false;
-  Tokenizer::Vocabulary& v = c.vocabulary;
-  const JsonValue eos = model.find("eos_token_id");
-  if (!is_file(spm)) {
-    int64_t id = -1;
-    if (v.bos < 0 && model.find("bos_token_id").integer(id) && id < c.config.vocab_size) v.bos = int(id);
-    if ((eos.is(JsonKind::array) ? eos.at(0) : eos).integer(id) && id < c.config.vocab_size) v.eos = int(id);
-  }
-  if (!set_special_token(config, "bos_token", v, v.bos, error) ||
-      !set_special_token(config, "eos_token", v, v.eos, error))
-    return false;
-  v.add_bos = v.add_bos && v.bos >= 0;
-  return fit_vocabulary(c, path, error);
 }
 
 // ====================================================================================================================
@@ -393,8 +284,9 @@ inline bool open_hugging_face(const std::string& folder, const std::string& weig
   out.format = weights_format(out);
   out.name = config.root().find("_name_or_path").string();
   out.licence = licence_of_card(folder);
-  return read_hf_tokenizer(folder, config.root(), own_tokenizer, out, error) &&
-         read_hf_stop_ids(config.root(), out, error) && read_hf_stop_ids(generation.root(), out, error);
+  HfTokenizer tokenizer(folder, out);
+  if (!tokenizer.read(config.root(), own_tokenizer)) return fail(error, tokenizer.error);
+  return read_hf_stop_ids(config.root(), out, error) && read_hf_stop_ids(generation.root(), out, error);
 }
 
 }  // namespace pocket

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -58,12 +59,13 @@ inline bool undo_printable(std::string_view printable, std::string& bytes) {
   return true;
 }
 
-/// Adds merges, in order of rank, to a vocabulary with all its pieces.
+/// Adds merges, in order of rank, to a vocabulary with all its pieces. Merges that form a control or added token are left
+/// out: the text of such a token never reaches them.
 class MergeBuilder {
  public:
   explicit MergeBuilder(Tokenizer::Vocabulary& v) : v_(v) {
     for (size_t id = 0; id < v.pieces.size(); id++)
-      if (v.pieces[id].type == Tokenizer::PieceType::normal) ids_.emplace(v.pieces[id].text, int(id));
+      (v.pieces[id].type == Tokenizer::PieceType::normal ? ids_ : others_).emplace(v.pieces[id].text, int(id));
   }
 
   // left, right: as in the file; byte-level pieces in printable form.
@@ -74,8 +76,9 @@ class MergeBuilder {
     if (v_.kind == Tokenizer::Kind::byte_level && (!undo_printable(left, raw[0]) || !undo_printable(right, raw[1])))
       return fail(error, {where, "expected GPT-2's printable characters"});
     const auto first = ids_.find(raw[0]), second = ids_.find(raw[1]);
-    if (first == ids_.end() || second == ids_.end() || ids_.count(raw[0] + raw[1]) == 0)
-      return fail(error, {where, "expected two tokens of the vocabulary that form a third"});
+    const bool parts = first != ids_.end() && second != ids_.end(), whole = ids_.count(raw[0] + raw[1]) > 0;
+    if (parts && !whole && others_.count(raw[0] + raw[1])) return true;
+    if (!parts || !whole) return fail(error, {where, "expected two tokens of the vocabulary that form a third"});
     v_.merges.push_back({first->second, second->second});
     return true;
   }
@@ -139,14 +142,58 @@ class MergeBuilder {
   }
 
   Tokenizer::Vocabulary& v_;
-  std::unordered_map<std::string, int> ids_;  // of normal pieces
+  std::unordered_map<std::string, int> ids_, others_;  // of normal pieces, and of others
 };
+
+/// Removes the merges that form or use one of these tokens.
+inline void remove_merges(Tokenizer::Vocabulary& v, const std::unordered_set<std::string>& tokens) {
+  const auto text = [&](int id) -> const std::string& { return v.pieces[size_t(id)].text; };
+  const auto uses = [&](const std::pair<int, int>& merge) {
+    const auto& [left, right] = merge;
+    return tokens.count(text(left)) || tokens.count(text(right)) || tokens.count(text(left) + text(right));
+  };
+  if (!tokens.empty()) v.merges.erase(std::remove_if(v.merges.begin(), v.merges.end(), uses), v.merges.end());
+}
+
+/// A token that was added to a vocabulary, with the settings of the tokenizers library.
+struct AddedToken {
+  std::string text;
+  bool special = false;     // a control token
+  bool normalized = false;  // found in the normalized text
+  bool lstrip = false, rstrip = false, single_word = false;
+};
+
+/// Reads a token of added_tokens or added_tokens_decoder.
+inline bool read_added_token(const JsonValue& token, AddedToken& out, std::string& error) {
+  if (!token.need("content", JsonKind::string, error) || !token.get("content", out.text, error) ||
+      !token.get("special", out.special, error))
+    return false;
+  out.normalized = !out.special;
+  return (!out.text.empty() || token.refuse("content", "a text", error)) &&
+         token.get("normalized", out.normalized, error) && token.get("lstrip", out.lstrip, error) &&
+         token.get("rstrip", out.rstrip, error) && token.get("single_word", out.single_word, error);
+}
+
+/// Sets type and settings of the piece of an added token, which `file` declares. A piece that is unknown, a byte or a
+/// control token remains one.
+inline bool set_added_token(const AddedToken& token, Tokenizer::Piece& piece, const std::string& file,
+                            std::string& error) {
+  using PieceType = Tokenizer::PieceType;
+  piece.strip = uint8_t((token.lstrip ? Tokenizer::kStripLeft : 0) | (token.rstrip ? Tokenizer::kStripRight : 0) |
+                        (token.single_word ? Tokenizer::kSingleWord : 0));
+  if (piece.type == PieceType::unknown || piece.type == PieceType::byte || piece.type == PieceType::control)
+    return true;
+  piece.type = token.special ? PieceType::control : token.normalized ? PieceType::added_normalized : PieceType::added;
+  return token.special || !token.single_word ||
+         fail(error, {file, ": token \"", token.text, "\": single_word: expected false, found true"});
+}
 
 /// Sets the flags of a SentencePiece vocabulary.
 inline void set_sentencepiece(Tokenizer::Vocabulary& v, bool dummy_prefix, bool byte_fallback) {
   v.kind = Tokenizer::Kind::sentencepiece;
   v.split = Tokenizer::Split::none;
   v.add_bos = v.remove_extra_whitespaces = v.ignore_merges = v.nfc = false;
+  v.prefix_only_at_start = v.metaspace = false;
   v.escape_whitespaces = true;
   v.add_dummy_prefix = dummy_prefix;
   v.byte_fallback = byte_fallback;
@@ -309,9 +356,11 @@ class TokenizerJson {
     if (type == "Replace")
       return "Replace(" + step.find("pattern").find("String").string() + ", " + step.find("content").string() + ")";
     if (type == "Strip") return "Strip(" + step.find("content").string() + ")";
-    if (type == "Metaspace")
-      return "Metaspace(" + step.find("replacement").string() + ", " + step.find("prepend_scheme").string() + ", " +
-             flag("split", true) + ")";
+    if (type == "Metaspace") {
+      const JsonValue scheme = step.find("prepend_scheme");
+      return "Metaspace(" + step.find("replacement").string() + ", " + (scheme.missing() ? "always" : scheme.string()) +
+             ", " + flag("split", true) + ")";
+    }
     return type.empty() ? step.describe() : type;
   }
 
@@ -322,20 +371,25 @@ class TokenizerJson {
   }
 
   // SentencePiece's treatment of spaces: one is added before every text, and each becomes U+2581. The library expresses
-  // it in two ways. (The second adds none to a text that begins with a space; SentencePiece does.)
+  // it in two ways. The second adds none before a space.
   bool spaces() {
     std::vector<JsonValue> steps = steps_of(root_.find("normalizer"), "normalizers");
     for (const JsonValue& step : steps_of(root_.find("pre_tokenizer"), "pretokenizers")) steps.push_back(step);
     const std::string found = text_of_steps(steps);
     const struct {
       const char* text;
-      bool dummy_prefix;
-    } known[] = {{"Prepend(\u2581) Replace( , \u2581)", true},    {"Prepend( ) Replace( , \u2581)", true},
-                 {"Replace( , \u2581) Prepend(\u2581)", true},    {"Replace( , \u2581)", false},
-                 {"Metaspace(\u2581, first, split=false)", true}, {"Metaspace(\u2581, always, split=false)", true},
-                 {"Metaspace(\u2581, never, split=false)", false}};
-    for (const auto& [text, dummy_prefix] : known) {
+      bool dummy_prefix, only_at_start, metaspace;
+    } known[] = {{"Prepend(\u2581) Replace( , \u2581)", true, false, false},
+                 {"Prepend( ) Replace( , \u2581)", true, false, false},
+                 {"Replace( , \u2581) Prepend(\u2581)", true, false, false},
+                 {"Replace( , \u2581)", false, false, false},
+                 {"Metaspace(\u2581, first, split=false)", true, true, true},
+                 {"Metaspace(\u2581, always, split=false)", true, false, true},
+                 {"Metaspace(\u2581, never, split=false)", false, false, true}};
+    for (const auto& [text, dummy_prefix, only_at_start, metaspace] : known) {
       out_.add_dummy_prefix = dummy_prefix;
+      out_.prefix_only_at_start = only_at_start;
+      out_.metaspace = metaspace;
       if (found == text) return true;
     }
     return refuse({"normalizer and pre_tokenizer: expected SentencePiece's Prepend(\u2581) Replace( , \u2581), found ",
@@ -411,19 +465,15 @@ class TokenizerJson {
 
   // Added tokens are not in printable form. Tokens without a row in the model cannot occur and are skipped.
   bool added_tokens() {
-    for (const JsonValue& token : root_.find("added_tokens").elements()) {
+    for (const JsonValue& entry : root_.find("added_tokens").elements()) {
       int id = -1;
-      std::string text;
-      bool special = false, single_word = false, lstrip = false, rstrip = false;
-      if (!token.need("id", JsonKind::number, error) || !token.get("id", 0, INT32_MAX, id, error) ||
-          !token.need("content", JsonKind::string, error) || !token.get("content", text, error) ||
-          !token.get("special", special, error) || !token.get("single_word", single_word, error) ||
-          !token.get("lstrip", lstrip, error) || !token.get("rstrip", rstrip, error))
+      AddedToken token;
+      if (!entry.need("id", JsonKind::number, error) || !entry.get("id", 0, INT32_MAX, id, error) ||
+          !read_added_token(entry, token, error))
         return false;
-      // Text never becomes a control token, so these settings only matter for other tokens.
-      if (!special && (single_word || lstrip || rstrip))
-        return token.refuse(single_word ? "single_word" : lstrip ? "lstrip" : "rstrip", "false", error);
-      if (id < vocab_size_ && !put(id, text, special ? PieceType::control : PieceType::user_defined)) return false;
+      if (id >= vocab_size_) continue;
+      if (!put(id, token.text, PieceType::normal) || !set_added_token(token, out_.pieces[size_t(id)], path_, error))
+        return false;
     }
     return true;
   }
@@ -518,12 +568,18 @@ class TokenizerJson {
 };
 
 /// Reads a tokenizer.json. vocab_size: of the model.
+inline bool read_tokenizer_json(const JsonValue& root, const std::string& path, int vocab_size,
+                                Tokenizer::Vocabulary& out, std::string& error) {
+  TokenizerJson reader(root, path, vocab_size, out);
+  return reader.read() || fail(error, reader.error);
+}
+
+/// The same for the text of one.
 inline bool read_tokenizer_json(const std::string& path, std::string text, int vocab_size, Tokenizer::Vocabulary& out,
                                 std::string& error) {
   JsonDocument document;
   if (!document.parse(path, std::move(text))) return fail(error, document.error);
-  TokenizerJson reader(document.root(), path, vocab_size, out);
-  return reader.read() || fail(error, reader.error);
+  return read_tokenizer_json(document.root(), path, vocab_size, out, error);
 }
 
 }  // namespace pocket

@@ -12,7 +12,7 @@ namespace pocket::cli {
 // Replaces the chat template of the model file by that of --template. Throws Failure if there is none.
 inline void choose_template(Job& job) {
   const std::string& name = job.args.chat_template;
-  ChatTemplate& chat = *job.model->chat_template();
+  ChatTemplate chat = *job.model->chat_template();
   if (!name.empty()) {
     const ChatFamily* family = find_chat_family(name);
     if (!family) throw Failure{2, "--template: expected one of " + chat_family_keys() + ", found '" + name + "'"};
@@ -21,6 +21,7 @@ inline void choose_template(Job& job) {
     if (!make_chat_template(*family, job.model->tokenizer(), chat, error))
       throw Failure{1, job.args.model + ": --template " + name + ": " + error};
     chat.stop_ids.insert(chat.stop_ids.end(), stops.begin(), stops.end());
+    job.model->set_chat_template(chat);
   }
   if (!chat.known())
     throw Failure{1, job.args.model + ": no chat template in the model; choose one with --template (" +

@@ -116,6 +116,7 @@ class TextWriter {
 // Executes -m generate. Throws Failure.
 inline void generate_text(Job& job) {
   const Arguments& a = job.args;
+  add_stop_ids(job);
   OutputFile save_to;
   if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   SessionOptions options = session_options(a);

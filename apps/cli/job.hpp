@@ -84,6 +84,17 @@ class ActiveSession {
 
 // ---- Prompts ----
 
+// Control tokens print as nothing, so a stop text that is the text of one becomes a stop id.
+inline void add_stop_ids(Job& job) {
+  const Tokenizer& tokenizer = job.model->tokenizer();
+  for (const std::string& text : job.args.stop) {
+    const int id = tokenizer.find(text);
+    if (tokenizer.type(id) != Tokenizer::PieceType::control) continue;
+    job.model->file().stop_ids.push_back(id);
+    if (ChatTemplate* chat = job.model->chat_template()) chat->stop_ids.push_back(id);
+  }
+}
+
 // Throws Failure if a text has tokens that the model cannot process inside a text. `source` names the text.
 inline void check_forbidden(const LanguageModel& model, const std::vector<int>& ids, const std::string& source) {
   const std::vector<int> forbidden = model.forbidden_ids();

@@ -59,6 +59,7 @@ class LanguageModel {
   virtual const Tokenizer& tokenizer() const = 0;
   // The layout of a conversation; null: the model has no turns.
   virtual ChatTemplate* chat_template() { return nullptr; }
+  virtual void set_chat_template(ChatTemplate) {}
   virtual int vocab_size() const = 0;
   virtual int trained_context() const = 0;  // tokens
   virtual Unit unit() const { return {"token", "tokens", "tok/s"}; }

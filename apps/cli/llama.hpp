@@ -28,6 +28,7 @@ class Llama : public LanguageModel {
       throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(model.config.vocab_size) +
                            " pieces, found " + std::to_string(tokenizer_.size())};
     if (!chat_.load(model.chat_bytes(), model.config.vocab_size)) throw Failure{1, path + ": " + chat_.error};
+    if (!tokenizer_.make_control(chat_.ids())) throw Failure{1, tokenizer_.error};
   }
 
   std::unique_ptr<TextSession> open_session(const SessionOptions& options) const override {
@@ -42,6 +43,10 @@ class Llama : public LanguageModel {
   ModelFile& file() override { return model; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }
   ChatTemplate* chat_template() override { return &chat_; }
+  void set_chat_template(ChatTemplate chat) override {
+    chat_ = std::move(chat);
+    if (!tokenizer_.make_control(chat_.ids())) throw Failure{1, tokenizer_.error};
+  }
   int vocab_size() const override { return model.config.vocab_size; }
   int trained_context() const override { return model.config.max_seq_len; }
 

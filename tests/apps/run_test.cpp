@@ -294,6 +294,39 @@ ModelParts small_model_parts() {
   return parts;
 }
 
+// Control tokens print as nothing.
+TEST_F(RunProgram, StopTextOfAControlTokenEndsTheText) {
+  ModelParts parts = small_model_parts();
+  const tiny::MemoryModel m(tiny::model_bytes(parts));
+  Session session(m.model);
+  Sampler greedy({0.f});
+  std::vector<int> ids;
+  ASSERT_TRUE(generate(session, greedy, {1, 300}, 20, {}, [&](int id) {
+    ids.push_back(id);
+    return true;
+  }));
+  const int stop = ids[5];
+  const size_t first = size_t(std::find(ids.begin(), ids.end(), stop) - ids.begin());
+  Tokenizer::Vocabulary v = random_vocabulary(400);
+  std::swap(v.pieces[399], v.pieces[size_t(stop)]);  // perhaps a byte, which must exist
+  v.pieces[size_t(stop)] = {"<|end|>", 0, Tokenizer::PieceType::control};
+  parts.tokenizer = Tokenizer::to_blob(v);
+  const tiny::Bytes file = tiny::model_bytes(parts);
+  const TemporaryFolder t;
+  t.write("m.bin", {reinterpret_cast<const char*>(file.data()), file.size()});
+  const auto new_tokens = [&](const std::vector<std::string>& stops) {
+    std::vector<std::string> args = {t.file("m.bin"), "--ids", "1,300", "-t", "0", "-n", "20"};
+    for (const std::string& text : stops) args.insert(args.end(), {"--stop", text});
+    const std::string err = run(args).err;
+    const size_t at = err.find("; new ");
+    EXPECT_NE(at, err.npos) << err;
+    return at == err.npos ? 0 : size_t(std::atoi(&err[at + 6]));
+  };
+  EXPECT_EQ(new_tokens({"<|end|>"}), first);
+  EXPECT_EQ(new_tokens({"no such text", "<|end|>"}), first);
+  EXPECT_EQ(new_tokens({"<|end|"}), 20u) << "another text";
+}
+
 // Whatever a model file says about itself.
 TEST_F(RunProgram, InfoCarriesNoControlCharacters) {
   ModelParts parts = small_model_parts();

@@ -484,7 +484,13 @@ TEST(Complexity, AddedTokens) {
     std::string error;
     c.config.vocab_size = 1 << 22;
     document.parse("file", in[0]);
-    add_sentencepiece_tokens(document.root(), c, error);
+    DeclaredTokens declared;
+    for (const auto& [key, entry] : document.root().find("added_tokens_decoder").members()) {
+      AddedToken token;
+      read_added_token(entry, token, error);
+      declared.add(id_of_key(key), std::move(token), "file", error);
+    }
+    add_declared_tokens(declared, "tokenizer.model", c, error);
   };
   const auto token = [](size_t id) { return "\"" + number(id) + "\":{\"content\":\"t" + number(id) + "\"}"; };
   check({{"tokens",

@@ -612,6 +612,8 @@ TEST(ChatSection, RejectsInvalidBytes) {
         << length;
   EXPECT_EQ(error(words({0, 0}) + no_slots + "x").find("section chat: expected a complete template"), 0u) << "too long";
   EXPECT_EQ(error(words({0, 0}) + no_slots + words({7})), "") << "trims all turns";
+  EXPECT_EQ(error(words({0, 0, 1, 99 | 3 << 24, 0, 0, 0, 0, 0, 0, 0})), "") << "strips white space on both sides";
+  EXPECT_EQ(error(words({0, 0, 1, 4 << 24, 0, 0, 0, 0, 0, 0, 0})).find("section chat: expected ids within"), 0u);
   EXPECT_EQ(error(words({0, 0}) + no_slots + words({8})).find("section chat: expected a complete template"), 0u);
   EXPECT_EQ(error(words({0, 0}) + no_slots + words({7, 0})).find("section chat: expected a complete template"), 0u);
   const std::string date = words({0, 0xffffffff}) + no_slots + words({0, 0, 1, 0xfffffffe, 2});

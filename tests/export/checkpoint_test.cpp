@@ -351,7 +351,8 @@ TEST(HuggingFaceFolder, ReadsAddedTokens) {
   EXPECT_EQ(f.c.vocabulary.pieces[514].type, Tokenizer::PieceType::control);
   EXPECT_EQ(f.c.vocabulary.pieces[513].type, Tokenizer::PieceType::unused);
   EXPECT_EQ(f.c.vocabulary.pieces.size(), 520u);
-  EXPECT_EQ(added("520", {{"content", "<|user|>"}}) + added("2147483647", 5), "") << "the model has no row for it";
+  EXPECT_EQ(added("520", {{"content", "<|user|>"}}) + added("2147483647", {{"content", "<|end|>"}}), "")
+      << "the model has no row for it";
   const std::string field = "tokenizer_config.json:1:";
   for (const char* id : {"-1", "", "x", "5x", "99999999999999999999999"})
     EXPECT_TRUE(added(id, {{"content", "a"}}).find(field) == 0 &&
@@ -360,17 +361,22 @@ TEST(HuggingFaceFolder, ReadsAddedTokens) {
   for (const Json& token : {Json(1), Json("a"), Json(nullptr), Json::object(), Json{{"content", 1}}})
     EXPECT_TRUE(added("514", token).find(field) == 0 && contains(f.error, "\"content\": expected a string, found "))
         << f.error;
-  EXPECT_TRUE(contains(added("1", {{"content", "<bos>"}}),
-                       "\"content\": expected the tokenizer's own piece \"<s>\", found \"<bos>\""))
-      << f.error;
+  EXPECT_EQ(added("1", {{"content", "<bos>"}}),
+            "tokenizer_config.json: token 1: expected \"<s>\", as in " + f.path + "/tokenizer.model, found \"<bos>\"");
   EXPECT_TRUE(
       contains(added("514", {{"content", "a"}, {"special", 1}}), "\"special\": expected true or false, found 1"))
       << f.error;
   for (const char* key : {"bos_token", "eos_token"}) {
-    f.write("tokenizer_config.json", Json{{key, "<none>"}}.dump());
+    f.write("tokenizer_config.json", Json{{key, "<new>"}}.dump());
+    EXPECT_EQ(f.what(), "");
+    EXPECT_EQ(f.c.vocabulary.pieces[512].text, "<new>") << "the next id";
+    json["vocab_size"] = 512;
+    HfFolder full(json);
+    full.write("tokenizer.model", read_file(data));
+    full.write("tokenizer_config.json", Json{{key, "<none>"}}.dump());
     EXPECT_TRUE(
-        contains(f.what(), std::string("\"") + key + "\": expected a token of the vocabulary, found \"<none>\""))
-        << f.error;
+        contains(full.what(), std::string("\"") + key + "\": expected a token of the vocabulary, found \"<none>\""))
+        << full.error;
   }
 }
 

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <tuple>
 
+#include "../support/hf_model.hpp"
 #include "../support/program.hpp"
 #include "../support/test_data.hpp"
 
@@ -105,6 +106,48 @@ TEST(Convert, Llama2cRequiresATokenizer) {
   EXPECT_EQ(out.list(), "");
   for (const char* tokenizer : {"tok512.model", "tok512.bin"})
     EXPECT_EQ(convert({checkpoint, "-z", data_path(tokenizer), "-o", out.file("o")}).status, 0) << tokenizer;
+}
+
+// The markers are ordinary added tokens: special is false. They are control tokens in the model nevertheless, whether the
+// tokenizer is the folder's own or another file, and whether the template is the folder's own or chosen by name.
+TEST(Convert, MarkersOfTheChatTemplateAreNotRecognisedInText) {
+  using hf::Json;
+  const TemporaryFolder t;
+  Json config = hf::small_config(), vocab = Json::object(), added = Json::array();
+  config["vocab_size"] = 100;
+  for (char c = '!'; c <= '~'; c++) vocab[std::string(1, c)] = c - '!';
+  for (const char* marker : {"<|im_start|>", "<|im_end|>", "<|tool|>"})
+    added.push_back({{"id", 94 + added.size()}, {"content", marker}, {"special", false}, {"normalized", false}});
+  const Json tokenizer = {{"added_tokens", added},
+                          {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
+                          {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}}};
+  const Json chat_ml = {
+      {"chat_template",
+       "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+       "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"}};
+  t.write("config.json", config.dump());
+  t.write("model.safetensors", hf::safetensors_of(hf::weights_of(config)));
+  t.write("other.json", tokenizer.dump());
+  const auto expect_plain = [&](const std::vector<std::string>& more, const std::string& markers) {
+    std::vector<std::string> args = {t.path(), "--type", "f32", "-o", t.file("m.bin")};
+    args.insert(args.end(), more.begin(), more.end());
+    const ProgramResult r = convert(args);
+    ASSERT_EQ(r.status, 0) << r.err;
+    const auto ids = [&](const std::string& text) {
+      return run_program({POCKET_RUN, t.file("m.bin"), "--encode", text}).out;
+    };
+    EXPECT_EQ(ids("<|im_end|>"), markers);
+    EXPECT_EQ(ids("a<|tool|>"), "64,96\n") << "not in the template";
+  };
+  const std::string characters = "27,91,72,76,62,68,77,67,91,29\n";
+  expect_plain({"-z", t.file("other.json")}, "95\n");
+  expect_plain({"-z", t.file("other.json"), "--template", "chatml"}, characters);
+  t.write("tokenizer.json", tokenizer.dump());
+  expect_plain({}, "95\n");
+  expect_plain({"--template", "chatml"}, characters);
+  t.write("tokenizer_config.json", chat_ml.dump());
+  expect_plain({}, characters);
+  expect_plain({"-z", t.file("other.json")}, characters);
 }
 
 TEST(Convert, IsDeterministic) {

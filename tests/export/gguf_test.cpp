@@ -752,6 +752,29 @@ TEST(GgufTokenizer, ReadsPreTokenizersByName) {
   }
 }
 
+TEST(GgufTokenizer, TreatsUserDefinedTokensAsAdded) {
+  GgufFile g = with_tokenizer();
+  g["tokenizer.ggml.token_type"] = array(GgufKind::i32, 5, raw(2) + raw(3) + raw(3) + raw(4) + raw(1));
+  Opened f(g.bytes());
+  ASSERT_EQ(f.error, "");
+  EXPECT_EQ(f.c.vocabulary.pieces[3].type, Tokenizer::PieceType::added);
+  Tokenizer tokenizer;
+  ASSERT_TRUE(tokenizer.load(Tokenizer::to_blob(f.c.vocabulary)));
+  EXPECT_EQ(tokenizer.encode("a a"), (std::vector<int>{1, 3, 4, 4, 3})) << "each stretch between begins with a space";
+}
+
+TEST(GgufTokenizer, TokensOfPhi3StripTheSpaceAfterThem) {
+  GgufFile g = with_tokenizer();
+  for (const auto& [name, strip] : {std::pair{"Phi-3-mini", 2}, {"phi3", 2}, {"Llama", 0}}) {
+    g["general.name"] = string(name);
+    Opened f(g.bytes());
+    ASSERT_EQ(f.error, "");
+    EXPECT_EQ(f.c.vocabulary.pieces[2].strip, strip) << name;
+    EXPECT_EQ(f.c.vocabulary.pieces[1].strip, 0) << "<s>";
+    EXPECT_EQ(f.c.vocabulary.pieces[3].strip, 0) << "a";
+  }
+}
+
 TEST(GgufTokenizer, RejectsInvalidSettings) {
   const std::tuple<const char*, std::string, const char*> all[] = {
       {"tokenizer.ggml.model", string("bert"), "tokenizer.ggml.model: expected llama or gpt2, found bert"},

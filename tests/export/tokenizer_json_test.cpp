@@ -102,10 +102,10 @@ TEST(TokenizerJson, ReadsAddedTokens) {
   ASSERT_EQ(r.v.pieces.size(), 11u);
   EXPECT_EQ(r.v.pieces[8].type, Tokenizer::PieceType::unused) << "a hole";
   EXPECT_EQ(r.v.pieces[9].type, Tokenizer::PieceType::control);
-  EXPECT_EQ(r.v.pieces[10].type, Tokenizer::PieceType::user_defined);
+  EXPECT_EQ(r.v.pieces[10].type, Tokenizer::PieceType::added_normalized);
   EXPECT_EQ(Read(json).v.pieces.size(), 8u) << "the model has no rows for them";
-  json["added_tokens"][2]["lstrip"] = true;
-  EXPECT_TRUE(contains(Read(json.dump(), 12).error, "\"lstrip\": expected false, found true"));
+  json["added_tokens"][2]["single_word"] = true;
+  EXPECT_EQ(Read(json.dump(), 12).error, "t.json: token \"New York\": single_word: expected false, found true");
   json["added_tokens"][2] = {{"id", 9}, {"content", "other"}};
   EXPECT_TRUE(contains(Read(json.dump(), 12).error, "token 9: expected one text, found \"<|pad|>\" and \"other\""));
 }
@@ -222,6 +222,34 @@ TEST(TokenizerJson, TokenBeforeTextIsBos) {
   EXPECT_TRUE(contains(error_of(json), "\"single\": expected one token before the text"));
   EXPECT_TRUE(
       contains(with("/post_processor", {{"type", "BertProcessing"}}), "\"type\": expected \"TemplateProcessing\""));
+}
+
+// The same token, with the settings and ids of tokenizers 0.22.2.
+TEST(TokenizerJson, CutsOutAddedTokensLikeTheLibrary) {
+  const char* texts[] = {"ab<x y>a", "a <x y> a", "<x y>a", "a\t<x y>\n a"};
+  const std::pair<const char*, std::vector<Ids>> all[] = {
+      {"{}", {{4, 8, 1}, {1, 6, 8, 7}, {8, 1}, {1, 8, 7}}},
+      {R"({"normalized": true})", {{4, 8, 1}, {1, 6, 8, 7}, {8, 1}, {1, 8, 7}}},
+      {R"({"lstrip": true})", {{4, 8, 1}, {1, 8, 7}, {8, 1}, {1, 8, 7}}},
+      {R"({"rstrip": true})", {{4, 8, 1}, {1, 6, 8, 1}, {8, 1}, {1, 8, 1}}},
+      {R"({"lstrip": true, "rstrip": true, "normalized": true})", {{4, 8, 1}, {1, 8, 1}, {8, 1}, {1, 8, 1}}}};
+  for (const auto& [settings, ids] : all) {
+    Json json = small(), token = {{"id", 8}, {"content", "<x y>"}, {"normalized", false}};
+    token.update(Json::parse(settings));
+    json["added_tokens"].push_back(token);
+    Read r(json.dump(), 300);
+    ASSERT_EQ(r.error, "");
+    for (int i = 0; i < 4; i++) EXPECT_EQ(r.encode(texts[i]), ids[size_t(i)]) << settings << texts[i];
+  }
+}
+
+TEST(TokenizerJson, LeavesOutMergesThatFormAnAddedToken) {
+  Json json = small();
+  json["added_tokens"].push_back({{"id", 5}, {"content", "abc"}, {"special", false}});
+  Read r(json);
+  ASSERT_EQ(r.error, "");
+  EXPECT_EQ(r.encode("aabcab"), (Ids{1, 5, 4}));
+  EXPECT_EQ(r.v.merges.size(), 2u);
 }
 
 // ---- SentencePiece ----
@@ -368,7 +396,43 @@ TEST(SentencePieceJson, ReadsAddedTokens) {
   ASSERT_EQ(r.error, "");
   EXPECT_EQ(r.v.pieces[12].type, Tokenizer::PieceType::unused) << "a hole";
   EXPECT_EQ(r.v.pieces[14].type, Tokenizer::PieceType::control);
-  EXPECT_EQ(r.v.pieces[15].type, Tokenizer::PieceType::user_defined);
+  EXPECT_EQ(r.v.pieces[15].type, Tokenizer::PieceType::added_normalized);
+}
+
+// The added token <x y> with settings, and the ids of five texts by tokenizers 0.22.2.
+TEST(SentencePieceJson, CutsOutAddedTokensLikeTheLibrary) {
+  const char* texts[] = {"ab<x y>a", "a <x y> a", "<x y>a", " a", "a\t<x y>\n a"};
+  const struct {
+    std::string spaces, settings;
+    Ids ids[5];
+  } all[] = {{"Prepend", "{}", {{3, 7, 12, 9}, {9, 3, 12, 3, 9}, {12, 9}, {3, 9}, {9, 0, 12, 3, 0, 9}}},
+             {"Prepend", R"({"normalized": true})", {{3, 7, 0, 3, 0, 4}, {9, 12, 9}, {12, 4}, {3, 9}, {9, 0, 3, 0, 9}}},
+             {"Prepend", R"({"lstrip": true})", {{3, 7, 12, 9}, {9, 12, 3, 9}, {12, 9}, {3, 9}, {9, 12, 3, 0, 9}}},
+             {"Prepend", R"({"rstrip": true})", {{3, 7, 12, 9}, {9, 3, 12, 9}, {12, 9}, {3, 9}, {9, 0, 12, 9}}},
+             {"first", "{}", {{3, 7, 12, 4}, {9, 3, 12, 9}, {12, 4}, {9}, {9, 0, 12, 0, 9}}},
+             {"first", R"({"normalized": true})", {{3, 7, 12, 4}, {9, 3, 12, 9}, {12, 4}, {9}, {9, 0, 12, 0, 9}}},
+             {"first", R"({"lstrip": true})", {{3, 7, 12, 4}, {9, 12, 9}, {12, 4}, {9}, {9, 12, 0, 9}}},
+             {"first", R"({"rstrip": true})", {{3, 7, 12, 4}, {9, 3, 12, 4}, {12, 4}, {9}, {9, 0, 12, 4}}},
+             {"always", "{}", {{3, 7, 12, 9}, {9, 3, 12, 9}, {12, 9}, {9}, {9, 0, 12, 3, 0, 9}}},
+             {"always",
+              R"({"normalized": true, "lstrip": true, "rstrip": true})",
+              {{3, 7, 12, 9}, {9, 12, 9}, {12, 9}, {9}, {9, 12, 9}}},
+             {"never", "{}", {{7, 12, 4}, {4, 3, 12, 9}, {12, 4}, {9}, {4, 0, 12, 0, 9}}},
+             {"never", R"({"rstrip": true})", {{7, 12, 4}, {4, 3, 12, 4}, {12, 4}, {9}, {4, 0, 12, 4}}}};
+  for (const auto& [spaces, settings, ids] : all) {
+    Json json = small_sentencepiece(), token = {{"id", 12}, {"content", "<x y>"}, {"normalized", false}};
+    json["post_processor"] = nullptr;
+    token.update(Json::parse(settings));
+    json["added_tokens"].push_back(token);
+    if (spaces != "Prepend") {
+      json["normalizer"] = nullptr;
+      json["pre_tokenizer"] = {
+          {"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", spaces}, {"split", false}};
+    }
+    Read r(json.dump(), 300);
+    ASSERT_EQ(r.error, "");
+    for (int i = 0; i < 5; i++) EXPECT_EQ(r.encode(texts[i]), ids[i]) << spaces << settings << texts[i];
+  }
 }
 
 TEST(SentencePieceJson, RejectsUnsupportedSettings) {
@@ -439,7 +503,7 @@ TEST(TokenizerJson, RejectsIdsOutsideTheModel) {
     EXPECT_TRUE(contains(with("/added_tokens/0/id", id), "\"id\": expected an integer from 0 to 2147483647")) << id;
   EXPECT_TRUE(contains(with("/model/vocab/a", 2), "token 2: expected one text, found \"a\" and \"b\""));
   EXPECT_TRUE(contains(with("/model/vocab/a", 0), "token 0: expected one text, found \"<|end|>\" and \"a\""));
-  EXPECT_TRUE(contains(with("/added_tokens/0/content", ""), "token 0: expected a text, found none"));
+  EXPECT_TRUE(contains(with("/added_tokens/0/content", ""), "\"content\": expected a text, found \"\""));
 }
 
 TEST(TokenizerJson, RejectsInvalidMerges) {

@@ -364,6 +364,60 @@ TEST(SentencePiece, KeepsUserDefinedPiecesWhole) {
   EXPECT_EQ(tok.find("a"), -1) << "an ordinary piece";
 }
 
+// Ids of sentencepiece 0.2.3, with remove_extra_whitespaces.
+TEST(SentencePiece, CopiesSpacesOfUserDefinedPieces) {
+  const std::string s = "\u2581";
+  const std::tuple<const char*, const char*, Ids> all[] = {{"  ", "a  b", {6, 8, 5}},
+                                                           {"  ", "  a   b", {6, 8, 5}},
+                                                           {"a  b", " a  b  a  b", {6, 8, 5, 6, 8, 5}},
+                                                           {"<  >", "a <  > b", {6, 3, 9, 8, 10, 3, 5}},
+                                                           {"   ", "   a    b   ", {6, 8, 3, 5}}};
+  for (const auto& [piece, text, ids] : all) {
+    Vocabulary v = sentencepiece({{s, -9},
+                                  {"a", -9},
+                                  {"b", -9},
+                                  {s + "a", -1},
+                                  {"ab", -2},
+                                  {s + s, -3},
+                                  {"<", -9},
+                                  {">", -9},
+                                  {piece, 0, PieceType::user_defined}});
+    v.escape_whitespaces = v.add_dummy_prefix = v.remove_extra_whitespaces = true;
+    EXPECT_EQ(load(v).encode(text), ids) << piece << "|" << text;
+  }
+}
+
+TEST(SentencePiece, AddsTheSpaceOfASequenceOnlyAtItsStart) {
+  Vocabulary v = sentencepiece({{"\u2581", -9}, {"a", -9}, {"\u2581a", -1}, {"<x>", 0, PieceType::added}});
+  v.escape_whitespaces = v.add_dummy_prefix = true;
+  EXPECT_EQ(load(v).encode("a<x>a"), (Ids{5, 6, 5}));
+  EXPECT_EQ(load(v).encode("a<x>a", false), (Ids{5, 6, 5}));
+  v.prefix_only_at_start = true;
+  EXPECT_EQ(load(v).encode("a<x>a"), (Ids{5, 6, 4}));
+  EXPECT_EQ(load(v).encode("a<x> a", false), (Ids{4, 6, 5}));
+  EXPECT_EQ(load(v).encode(" a"), (Ids{3, 5})) << "like SentencePiece, before a space too";
+  v.metaspace = true;
+  EXPECT_EQ(load(v).encode(" a"), (Ids{5})) << "like Metaspace";
+}
+
+TEST(Tokenizer, MakesControlTokensOfMarkers) {
+  Vocabulary v = sentencepiece({{"a", 0},
+                                {"<", 0},
+                                {">", 0},
+                                {"<a>", 0, PieceType::user_defined},
+                                {"<<", 0, PieceType::added},
+                                {">>", 0, PieceType::added_normalized}});
+  Tokenizer tok = load(v);
+  EXPECT_EQ(tok.encode("<a><<>>"), (Ids{6, 7, 8}));
+  ASSERT_TRUE(tok.make_control({0, 3, 6, 7, 8, -1, 99}));
+  EXPECT_EQ(tok.encode("<a><<>>"), (Ids{4, 3, 5, 4, 4, 5, 5}));
+  EXPECT_EQ(tok.type(3), PieceType::normal) << "not a marker";
+  EXPECT_EQ(tok.find("<<"), 7);
+  Tokenizer again;
+  ASSERT_TRUE(again.load(tok.blob()));
+  EXPECT_EQ(again.type(6), PieceType::control);
+}
+
 TEST(SentencePiece, NormalizesSpaces) {
   const std::string s = "\u2581";
   Vocabulary v = sentencepiece({{s, 0}, {"a", 0}, {s + "a", -1}});
@@ -654,6 +708,15 @@ std::string error_of(const std::string& blob) {
 
 constexpr size_t kHeader = sizeof(tokenizer_detail::BlobHeader);
 
+TEST(Blob, LoadsVersion1) {
+  Vocabulary v = byte_level({"bc"}, {});
+  v.pieces[256].type = PieceType::user_defined;
+  const std::string blob = put32(Tokenizer::to_blob(v), 4, 1);
+  Tokenizer tok;
+  ASSERT_TRUE(tok.load(blob)) << tok.error;
+  EXPECT_EQ(tok.encode("abcab"), (Ids{'a', 256, 'a', 'b'}));
+}
+
 TEST(Blob, RejectsEveryTruncation) {
   const std::string blob = Tokenizer::to_blob(byte_level({"ab"}, {{'a', 'b'}}));
   for (size_t n = 0; n < blob.size(); n++) EXPECT_NE(error_of(blob.substr(0, n)).find("size"), std::string::npos) << n;
@@ -668,11 +731,11 @@ TEST(Blob, RejectsFieldsOutOfRange) {
     const char* named;
   } cases[] = {{0, 0, "magic"},
                {4, 0, "version"},
-               {4, 2, "version"},
+               {4, 3, "version"},
                {8, 0, "kind"},
                {8, 3, "kind"},
                {8, 0xFFFFFFFF, "kind"},
-               {12, 64, "flags"},
+               {12, 512, "flags"},
                {12, 0xFFFFFFFF, "flags"},
                {16, 4, "bos"},
                {16, 0xFFFFFFFE, "bos"},
@@ -709,7 +772,8 @@ TEST(Blob, RejectsInconsistentLengths) {
 TEST(Blob, RejectsInvalidPieces) {
   Vocabulary v = sentencepiece({{"a", 0}});
   v.pieces[3].type = PieceType(0);
-  EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("piece 3: type: expected 1 to 6, found 0"), std::string::npos);
+  EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("piece 3: type: expected 1 to 8, and 0 to 7 times 16, found 0"),
+            std::string::npos);
   v.pieces[3].type = PieceType::byte;
   EXPECT_NE(error_of(Tokenizer::to_blob(v)).find("piece 3: text: expected a byte as <0x41>, found 'a'"),
             std::string::npos);
