@@ -315,6 +315,7 @@ class Chat {
 // Executes -m chat. Throws Failure.
 inline void chat(Job& job) {
   choose_template(job);
+  add_stop_ids(job);
   Chat(job).start();
 }
 

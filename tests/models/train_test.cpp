@@ -210,8 +210,8 @@ TEST(TrainLora, DoesNotReplaceExistingFiles) {
   std::filesystem::create_directory(t.file("old"));
   expect_failed(train(args + std::vector<std::string>{t.file("old")}), 1,
                 {"old: already exists; delete the folder or choose another"});
-  expect_failed(train(args + std::vector<std::string>{text}), 1,
-                {"s.txt: already exists", "choose the name of a new folder"});
+  expect_failed(train(args + std::vector<std::string>{t.write("file", "")}), 1,
+                {"file: already exists", "choose the name of a new folder"});
   expect_failed(train(args + std::vector<std::string>{t.file("no/a")}), 1, {"no/a", "No such file"});
   const std::string before = t.list();
   ProgramOptions small;
@@ -400,7 +400,7 @@ TEST(Train, ReportsWrongUsage) {
       {1, {t.write("bytes", "abc \xff"), "-o", o}, {"bytes: ", "UTF-8", "offset 4"}},
       {1, {text, "-o", o, "--valid", t.file("empty")}, {"empty: ", "found none"}},
       {1, {text, "-o", o, "--resume"}, {"o.bin.checkpoint: No such file"}},
-      {1, {text, "-o", o, "--resume", "--checkpoint", text}, {"s.txt: is not a checkpoint of models/train"}},
+      {1, {text, "-o", o, "--resume", "--checkpoint", t.file("white")}, {"white: is not a checkpoint of models/train"}},
       {1, {text, "-o", o, "--init", text}, {"s.txt"}},
   };
   for (const auto& c : cases) expect_failed(train(c.args), c.status, c.words);
