@@ -81,9 +81,10 @@ class JinjaLexer {
   // Text, and the tag after it.
   void data_and_tag() {
     size_t open = at_;
-    while ((open = text_.find('{', open)) != text_.npos &&
-           !(open + 1 < text_.size() && std::strchr("{%#", text_[open + 1])))
-      open++;
+    const auto begins_tag = [&](size_t i) {  // a zero byte, which strchr() would find, does not
+      return i + 1 < text_.size() && (text_[i + 1] == '{' || text_[i + 1] == '%' || text_[i + 1] == '#');
+    };
+    while ((open = text_.find('{', open)) != text_.npos && !begins_tag(open)) open++;
     open = std::min(open, text_.size());
     std::string_view data = std::string_view(text_).substr(at_, open - at_);
     const char kind = open < text_.size() ? text_[open + 1] : '\0',
