@@ -82,12 +82,26 @@ constexpr char kHelp[] =
     "reduces the divergence further: SmolLM2-135M, calibrated, 0.041 instead of 0.057 with 117 MB instead of 102;\n"
     "TinyLlama-1.1B takes 36 MB more.\n\n";
 
+// Prints a sentence in lines of at most 110 characters.
+void print_wrapped(const std::string& text) {
+  size_t width = 0;
+  for (size_t at = 0, end; at < text.size(); at = end) {
+    end = std::min(text.find(' ', at), text.size() - 1) + 1;  // of the word and the space after it
+    if (width + end - at > 110) std::printf("\n"), width = 0;
+    width += end - at;
+    std::printf("%s", text.substr(at, end - at).c_str());
+  }
+  std::printf("\n");
+}
+
 void print_help() {
-  std::printf("%sNAME of --template: %s.\nSHAPE of --random: ", kHelp, chat_family_keys().c_str());
-  for (const Preset& p : presets()) std::printf("%s, ", p.name);
-  for (const MegabytePreset& p : megabyte_presets())
-    std::printf("%s%s", &p == &megabyte_presets()[0] ? "" : ", ", p.name);
-  std::printf(".\nExit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
+  std::string shapes;
+  for (const Preset& p : presets()) shapes += std::string(p.name) + ", ";
+  for (const MegabytePreset& p : megabyte_presets()) shapes += std::string(p.name) + ", ";
+  std::printf("%s", kHelp);
+  print_wrapped("NAME of --template: " + chat_family_keys() + ".");
+  print_wrapped("SHAPE of --random: " + shapes.substr(0, shapes.size() - 2) + ".");
+  std::printf("Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n");
   print_options(kOptions, "export/convert");
 }
 

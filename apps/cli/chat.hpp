@@ -152,6 +152,8 @@ class Chat {
   }
   void save(const std::string& path) {
     std::string error;
+    for (const std::string& input : {job_.args.model, job_.args.tokenizer})
+      if (is_same_file(path, input)) return report_error("/save: " + path + ": expected another file than " + input);
     if (!write_whole_file(path, conversation_.to_json(), error)) return report_error("/save: " + error);
     notify(path + ": saved; messages: " + std::to_string(conversation_.turns.size()));
   }

@@ -51,7 +51,7 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"-m", "--mode", "MODE", "generate (continue a text) or chat (reply to messages; /help lists its commands)",
      &Arguments::mode},
     {"-y", "--system", "TEXT", "system prompt [the model's]", &Arguments::system},
-    {"", "--template", "NAME", "zephyr, chatml, llama-2, llama-3, alpaca, vicuna, vicuna-lines, plain [the model's]",
+    {"", "--template", "NAME", "the layout of a family: plain, chatml, llama-3, ... (a wrong name lists all) [its own]",
      &Arguments::chat_template},
     {"", "", "model.bin --resume story.session -n 100 --save story.session", "Save and resume"},
     {"", "--save", "FILE", "save the session at the end of the text, or at Ctrl-C", &Arguments::save},

@@ -28,6 +28,23 @@ class RunOutputs : public RunProgram {
   const std::vector<std::string> options = {"--save", "--logits", "/save"};
 };
 
+TEST_F(RunOutputs, DoNotReplaceWhatIsRead) {
+  const std::string copy = t.write("model.bin", read_file(model()));
+  std::filesystem::create_symlink("model.bin", t.file("link"));
+  for (const std::string& name : {copy, t.file("link")}) {
+    for (const char* option : {"--save", "--logits"}) {
+      const ProgramResult r = run({copy, "--ids", "1,2", "-n", "1", "-q", option, name});
+      EXPECT_EQ(r.status, 1) << option;
+      EXPECT_NE(r.err.find("expected another file to write than " + copy), std::string::npos) << r.err;
+    }
+    ProgramOptions chat;
+    chat.input = "hello\n/save " + name + "\n";
+    const ProgramResult r = run({copy, "-m", "chat", "--template", "plain", "-n", "1", "-q"}, chat);
+    EXPECT_NE(r.err.find("expected another file than " + copy), std::string::npos) << r.err;
+  }
+  EXPECT_EQ(read_file(copy), read_file(model()));
+}
+
 TEST_F(RunOutputs, ReplaceTargetsOfLinksAndKeepTheirMode) {
   const std::string target = t.write("target", "old");
   chmod(target.c_str(), 0600);
