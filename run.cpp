@@ -1480,9 +1480,9 @@ struct Header {
   Section tokenizer, chat, provenance, self_test, tensor_table, tensors;
   uint64_t tensors_checksum;  // XXH64 of the tensors section
   uint64_t checksum;          // XXH64 of this header with this field 0, then of the sections before the tensors
-  uint32_t parts;             // of a layer beyond Llama's. 1: qkv_bias, 2: o_bias, 4: mlp_bias, 8: qk_norm
-  uint8_t no_rope[32];        // bit l % 8 of byte l / 8: layer l has no rope
-  uint8_t reserved[20];       // 0
+  uint32_t parts;        // what layers have besides a Llama's parts. 1: qkv_bias, 2: o_bias, 4: mlp_bias, 8: qk_norm
+  uint8_t no_rope[32];   // bit l % 8 of byte l / 8: layer l has no rope
+  uint8_t reserved[20];  // 0; from `parts` on, files of kMegabyte have fields of their own
 };
 static_assert(sizeof(Header) == 256);
 inline constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'L', 'A', 'M', 'A'};

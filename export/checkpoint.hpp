@@ -287,10 +287,11 @@ inline bool bind_tensors(Checkpoint& c, const TensorNames& names, bool interleav
 }
 
 /// Splits a fused matrix (rows, cols), or a bias (rows) if cols is 0, into parts with these names and numbers of rows, in
-/// order. Does nothing if the file has no such tensor.
+/// order. groups: the matrix holds so many groups, each with its share of every part. Does nothing if the file has no
+/// such tensor.
 inline bool split_rows(const Checkpoint& c, const std::string& fused, int64_t cols,
                        const std::vector<std::pair<std::string, int64_t>>& parts, FoundTensors& found,
-                       std::string& error) {
+                       std::string& error, int64_t groups = 1) {
   const auto it = found.find(fused);
   if (it == found.end()) return true;
   const auto shape = [&](int64_t rows) {
@@ -308,9 +309,13 @@ inline bool split_rows(const Checkpoint& c, const std::string& fused, int64_t co
     const int64_t bytes = stored_bytes(t.dtype, t.shape);
     if (bytes < 0) return fail(error, {where, fused, ": expected parts of whole blocks, found ", shape_text(t.shape)});
     t.bytes = uint64_t(bytes);
+    if (groups > 1) {
+      t.block_rows = count / groups;
+      t.block_stride = rows / groups;
+    }
     if (!found.emplace(name, t).second)
       return fail(error, {where, name, ": expected no such tensor beside ", fused, ", found one"});
-    t.offset += t.bytes;
+    t.offset += t.bytes / uint64_t(groups);
   }
   return true;
 }

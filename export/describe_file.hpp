@@ -18,7 +18,7 @@ inline bool looks_like_tiktoken(std::string_view s) {
   const size_t end = s.find_first_not_of("0123456789", space + 1);
   return end != space + 1 && end != std::string_view::npos && (s[end] == '\n' || s[end] == '\r');
 }
-// The kind of a file that is not a model, by its first bytes; "" if it is none of the known kinds.
+// Identifies a file that is not a model by its first n bytes. Returns "" if it cannot.
 inline std::string known_kind(const uint8_t* p, size_t n) {
   const std::string_view s(reinterpret_cast<const char*>(p), std::min<size_t>(n, 64));
   const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
@@ -34,16 +34,15 @@ inline std::string known_kind(const uint8_t* p, size_t n) {
     return "a compressed archive; unpack it first";
   if (starts("\x80\x02") || starts("\x80\x04")) return "a Python pickle (old PyTorch checkpoint)";
   if (looks_like_tiktoken(s))
-    return "a vocabulary of tiktoken (Llama 3's own tokenizer.model); use the tokenizer.json of the model's Hugging "
-           "Face "
-           "version";
+    return "a vocabulary of tiktoken (Llama 3's own tokenizer.model); use the tokenizer.json of the model's "
+           "Hugging Face version";
   if (n > 8 && p[8] == '{' && load<uint64_t>(p) < (1u << 30))
     return "a safetensors file; convert its folder: export/convert FOLDER -o model.bin";
   if (looks_like_llama2c(p, n))
     return "perhaps a llama2.c checkpoint; convert it: export/convert FILE -z TOKENIZER -o model.bin";
   return "";
 }
-// The kind of a file that is not a model, by its first bytes.
+// The same, but distinguishes text from unknown formats instead of returning "".
 inline std::string describe_file(const uint8_t* p, size_t n) {
   const std::string known = known_kind(p, n);
   if (!known.empty()) return known;

@@ -106,35 +106,15 @@ inline const LlamaNames& names_of(const FoundTensors& found) {
 /// (attn.attn) or, since 2024, all queries, all keys, all values (attn.qkv).
 inline bool split_fused(const Checkpoint& c, FoundTensors& found, std::string& error) {
   const Config& k = c.config;
-  const int64_t head = k.head_dim, group = int64_t(k.n_heads / k.n_kv_heads) * head, dim = k.dim;
+  const TensorNames& names = kLitGptNames.names;
   for (int l = 0; l < k.n_layers; l++) {
-    const std::string layer = kLitGptNames.names.layers + std::to_string(l);
-    const bool by_group = found.count(layer + ".attn.attn.weight") > 0;
-    const auto it = found.find(layer + (by_group ? ".attn.attn.weight" : ".attn.qkv.weight"));
-    if (it == found.end()) continue;  // bind_tensors() reports the missing parts
-    const std::vector<int64_t> shape = {k.q_dim() + 2 * k.kv_dim(), dim};
-    FoundTensor t = it->second;
-    if (t.shape != shape)
-      return fail(error, {c.files[size_t(t.file)]->path(), ": tensor ", it->first, ": expected shape ",
-                          shape_text(shape), ", found ", shape_text(t.shape)});
-    found.erase(it);
-    const uint64_t row = uint64_t(dim) * uint64_t(dtype_info(t.dtype).block_bytes), start = t.offset;
-    const struct {
-      const char* name;
-      int64_t rows, first, first_of_group, in_group;
-    } parts[] = {{kLitGptNames.names.suffix("wq"), k.q_dim(), 0, 0, group},
-                 {kLitGptNames.names.suffix("wk"), k.kv_dim(), k.q_dim(), group, head},
-                 {kLitGptNames.names.suffix("wv"), k.kv_dim(), k.q_dim() + k.kv_dim(), group + head, head}};
-    for (const auto& part : parts) {
-      t.shape = {part.rows, dim};
-      t.offset = start + uint64_t(by_group ? part.first_of_group : part.first) * row;
-      t.bytes = uint64_t(part.rows) * row;
-      if (by_group) {
-        t.block_rows = part.in_group;
-        t.block_stride = group + 2 * head;
-      }
-      found[layer + part.name] = t;
-    }
+    const std::string layer = names.layers + std::to_string(l);
+    const std::vector<std::pair<std::string, int64_t>> parts = {{layer + names.suffix("wq"), k.q_dim()},
+                                                                {layer + names.suffix("wk"), k.kv_dim()},
+                                                                {layer + names.suffix("wv"), k.kv_dim()}};
+    if (!split_rows(c, layer + ".attn.attn.weight", k.dim, parts, found, error, k.n_kv_heads) ||
+        !split_rows(c, layer + ".attn.qkv.weight", k.dim, parts, found, error))
+      return false;
   }
   return true;
 }
