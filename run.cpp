@@ -554,9 +554,10 @@ bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, i
 }
 
 // ==== 4. Public API ==================================================================================================
-// Model, Sampler and generate are above. A session is one conversation.
+// Model, Sampler and generate are above. A session is one conversation, a workspace the means to run some of them.
 
 inline constexpr int kMaxContext = 1 << 22;
+inline constexpr int kChunk = 128;         // tokens that go through the layers together
 enum class KvType { automatic, q8, f32 };  // of keys and values; automatic: f32 for f32 models, else q8
 
 // Sets an error; false, so that a caller can return it.
@@ -571,10 +572,41 @@ struct SessionOptions {
   const char* kernel = nullptr;  // a name of kernel_names(); null: the fastest this CPU supports
 };
 
-// The position, the keys and values of all tokens before it, and scratch memory.
+// What a pass does for one session: n more tokens.
+struct Step {
+  class Session* session;
+  const int* ids;
+  size_t n;
+  const float* logits = nullptr;  // the result: (vocab_size,) of the last token; null: session->error has the reason
+};
+
+// Threads and scratch memory. Sessions may share a workspace, and one pass then reads the weights once for all of them.
+// It and its sessions belong to one thread at a time, apart from cancel(). It must outlive them.
+class Workspace {
+ public:
+  explicit Workspace(const Model& model, SessionOptions options = {});  // on failure `error` is set
+  ~Workspace();
+
+  // Runs up to kChunk steps, each of another session, chunk by chunk. A step gets the bits that it would get alone, and
+  // fails alone. The logits are valid until the next pass. Returns whether all steps succeeded.
+  bool forward(Step* steps, size_t count);
+
+  const Model& model() const { return model_; }
+  int threads() const;
+  const char* kernel() const;
+  std::string error;
+
+ private:
+  friend class Session;
+  const Model& model_;
+  std::unique_ptr<struct Transformer> transformer_;  // section 5; null after a failed construction
+};
+
+// The position, and the keys and values of all tokens before it.
 class Session {
  public:
   explicit Session(const Model& model, SessionOptions options = {});  // on failure `error` is set
+  explicit Session(Workspace& shared, SessionOptions options = {});   // without threads and kernel, which are shared
   ~Session();
 
   // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last one, valid until the next call; on
@@ -590,9 +622,12 @@ class Session {
   int vocab_size() const { return model_.config.vocab_size; }
   const Model& model() const { return model_; }
   bool kv_f32() const;  // keys and values are float32, not int8
-  int threads() const;
-  const char* kernel() const;
+  int threads() const { return workspace_->threads(); }
+  const char* kernel() const { return workspace_->kernel(); }
   void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets the later tokens
+  void reset();  // forgets all tokens, and returns the memory of their keys and values to the system
+  // Continues from the first n positions of another session of the model instead. On failure false, and unchanged.
+  bool fork(const Session& parent, int n);
   // Stops a running (or the next) forward within one layer; false withdraws a cancel that has not taken effect.
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
@@ -603,15 +638,19 @@ class Session {
   void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
 
   std::string error;  // "": no error
-  bool fail(const char* why) { return set_error(error, why); }
+  bool fail(std::string why) { return set_error(error, std::move(why)); }
 
  private:
+  friend class Workspace;
   friend struct Transformer;
-  bool run(const int* ids, size_t n, const EachLogits* each);
+  void open(const SessionOptions& options);
+  const float* run(const int* ids, size_t n, const EachLogits* each);
 
   const Model& model_;
-  std::unique_ptr<struct Transformer> transformer_;  // section 5; null after a failed construction
-  int position_ = 0;
+  std::unique_ptr<Workspace> own_;  // if none is shared
+  Workspace* workspace_;
+  std::unique_ptr<struct KvCache> kv_;  // section 5; null after a failed construction
+  int position_ = 0, start_ = -1;       // start_: the position before the pass that is running; -1: none
   std::atomic<bool> cancelled_{false};
   std::function<void(const Observation&)> observer_;
 };
@@ -649,7 +688,6 @@ inline std::vector<std::string> kernel_names();
 inline constexpr int kPanelRows = 16;   // rows of a panel, one per SIMD lane
 inline constexpr int kGroup = 32;       // columns that share a scale, of weights and of activations alike
 inline constexpr int kAlign = 64;       // columns are zero-padded to a multiple of this; also the bytes of a cache line
-inline constexpr int kChunk = 128;      // tokens that go through the layers together
 inline constexpr int kLogitRows = 8;    // tokens whose logits are computed together, if all are requested
 inline constexpr int kTileTokens = 16;  // tokens of one attention task of a prompt
 inline constexpr int kBlockKeys = 128;  // positions of a block of the KV cache
@@ -806,7 +844,7 @@ class Pool {
 // vectors passed over once, and the attention of one token to so many keys.
 inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
 inline double vector_work(int width, int n) { return double(width) * n / 2; }
-inline double attention_work(int q_dim, int keys) { return double(keys) * q_dim / 16; }
+inline double attention_work(int q_dim, double keys) { return keys * q_dim / 16; }
 // f(t) for each of n tokens. A thread gets up to 16 neighbours, since their keys and packed activations share cache
 // lines, which should not travel between cores.
 template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
@@ -841,15 +879,18 @@ struct Reservation {
   const size_t bytes;
   // If there is no room, data is null and `error` is set.
   Reservation(size_t n, std::string& error) : bytes(n) {
-    void* memory = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
-      error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context");
-      return;
-    }
+    if (!map(0)) error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context");
+  }
+  // Maps new pages, in place of all that exist.
+  bool map(int fixed = MAP_FIXED) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed;
+    void* const memory = mmap(data, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) return false;
 #ifdef MADV_NOHUGEPAGE
-    madvise(memory, n, MADV_NOHUGEPAGE);  // or the first key of a block would occupy 2 MiB
+    madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would occupy 2 MiB
 #endif
     data = static_cast<uint8_t*>(memory);
+    return true;
   }
   ~Reservation() {
     if (data) munmap(data, bytes);
@@ -879,20 +920,19 @@ struct AttentionStates {
     return state + i;
   }
 };
-// Runs a forward pass of a session. If it fails, also by an exception, the position stays where it was.
-template <class F> bool guarded_forward(Pool& pool, int& position, std::string& error, const F& run) {
+// Runs a forward pass. If it fails, undo(why) restores the positions; why is null if an error is set already.
+template <class Run, class Undo> bool guarded_forward(Pool& pool, const Run& run, const Undo& undo) {
   const FloatMode mode;
-  const int start = position;
   pool.forget_lost_workers();
   try {
     if (run()) return true;
+    undo(nullptr);
   } catch (const std::bad_alloc&) {
-    error = "out of memory";
+    undo("out of memory");
   } catch (...) {  // of a callback
-    position = start;
+    undo(nullptr);
     throw;
   }
-  position = start;
   return false;
 }
 // rmsnorm of each of `heads` heads of x. weights: (head_dim padded to 16)
@@ -916,35 +956,47 @@ inline bool check_finite(const float* logits, int n, int vocab_size, int stride,
 }
 
 #if !defined(POCKET_SEPARATE_KERNELS)
-// A session's memory, in one reservation. n: tokens of a chunk, at most kChunk; widths are zero-padded to 64.
+// The keys and values of a session: (blocks of positions, layers, KV heads) of KvBlock.
+struct KvCache {
+  const Config& c;
+  const int context;
+  const bool f32;
+  const size_t block_bytes;     // of a KvBlock
+  const size_t position_bytes;  // of all KvBlocks, per position
+  Reservation memory;
+  KvCache(const Model& model, const SessionOptions& o, std::string& error)
+      : c(model.config),
+        context(o.context > 0 ? o.context : c.max_seq_len),
+        f32(keeps_f32(o, model)),
+        block_bytes(kv_block_bytes(c.head_dim, f32)),
+        position_bytes(block_bytes * c.n_layers * c.n_kv_heads / kBlockKeys),
+        memory(round_up<size_t>(size_t(context), kBlockKeys) * position_bytes, error) {}
+  // last: the last block of a series of which this one is read, to prefetch the next.
+  KvBlock block(int layer, int kv_head, int block, int last = 0) const {
+    const size_t heads = size_t(c.n_layers) * c.n_kv_heads;
+    uint8_t* at = memory.data + (block * heads + size_t(layer) * c.n_kv_heads + kv_head) * block_bytes;
+    KvBlock kv = kv_block_at(at, c.head_dim, f32);
+    if (block < last) kv.ahead = ptrdiff_t(heads * block_bytes);
+    return kv;
+  }
+};
+// A workspace's memory, in one reservation. n: tokens of a chunk, at most kChunk; widths are zero-padded to 64.
 struct Buffers {
-  int context, threads;
-  bool kv_f32;
-  size_t kv_block;                // bytes of a KvBlock
-  uint8_t* kv;                    // (blocks of positions, layers, KV heads, kv_block)
   float* x;                       // (n, dim): the residual stream
   Activations xn;                 // (n, dim): rmsnorm(x); then .f holds what is added to x
   Activations q;                  // (n, q_dim): queries; then the output of attention
   float *k, *v;                   // (n, kv_dim)
   Activations gate;               // (n, hidden_dim): the input of w2; .f is null if w2 is quantized
   float *cos, *sin;               // (n, head_dim / 2): rotations of the chunk's positions
-  AttentionStates states;         // (threads, kTileTokens, heads of a KV head), or (blocks, n_heads) for a single token
-  float* logits;                  // (kLogitRows, vocab_size)
-  size_t position_bytes;          // of the KV cache, per position
+  AttentionStates states;         // (threads, kTileTokens, heads of a KV head), or (blocks, n_heads) for single tokens
+  size_t n_states;                // enough for a single token in a full context
+  float* logits;                  // (n, vocab_size)
   size_t token_bytes;             // of x ... sin, per token of a chunk
   size_t attention_bytes, bytes;  // of the attention states; of everything
   Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
     const Config& c = model.config;
-    context = o.context > 0 ? o.context : c.max_seq_len;
-    threads = thread_count(o);
-    kv_f32 = keeps_f32(o, model);
-    const size_t blocks = (size_t(context) + kBlockKeys - 1) / kBlockKeys, group = size_t(c.n_heads / c.n_kv_heads);
     const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
     Placement take{begin};
-    kv_block = kv_block_bytes(c.head_dim, kv_f32);
-    position_bytes = kv_block * c.n_layers * c.n_kv_heads / kBlockKeys;
-    take(kv, blocks * kBlockKeys * position_bytes);
-    const uintptr_t tokens = take.at;
     take(x, size_t(kChunk) * padded(c.dim));
     xn.place(c.dim, true, take);
     q.place(c.q_dim(), true, take);
@@ -952,116 +1004,207 @@ struct Buffers {
     const auto takes_floats = [](const Layer& l) { return l.w2.type == Type::f32; };
     gate.place(c.hidden_dim, std::any_of(model.layers.begin(), model.layers.end(), takes_floats), take);
     for (float** buffer : {&cos, &sin}) take(*buffer, size_t(kChunk) * (c.head_dim / 2));
-    token_bytes = (take.at - tokens) / kChunk;
+    token_bytes = (take.at - begin) / kChunk;
     const uintptr_t scratch = take.at;
-    states.place(take, std::max(threads * kTileTokens * group, c.n_heads * blocks), c.head_dim);
+    const size_t blocks = (size_t(o.context > 0 ? o.context : c.max_seq_len) + kBlockKeys - 1) / kBlockKeys;
+    n_states = std::max(size_t(thread_count(o)) * kTileTokens * (c.n_heads / c.n_kv_heads), c.n_heads * blocks);
+    states.place(take, n_states, c.head_dim);
     attention_bytes = take.at - scratch;
-    take(logits, size_t(kLogitRows) * padded(c.vocab_size));
+    take(logits, size_t(kChunk) * padded(c.vocab_size));
     bytes = take.at - begin;
   }
 };
 POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
+  const Config& c = model.config;
   const Buffers b(model, options, nullptr);
-  const size_t filled = size_t(std::min(tokens, b.context));
+  const size_t filled = size_t(std::min(tokens, options.context > 0 ? options.context : c.max_seq_len));
+  const size_t kv = kv_block_bytes(c.head_dim, keeps_f32(options, model)) * c.n_layers * c.n_kv_heads / kBlockKeys;
   return {{{"weights", model.bytes_per_token},
-           {"keys and values", filled * b.position_bytes},
+           {"keys and values", filled * kv},
            {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
-           {"logits and sampler", 4 * size_t(padded(model.config.vocab_size)) * sizeof(float)}}};
+           {"logits and sampler", 4 * size_t(padded(c.vocab_size)) * sizeof(float)}}};
 }
 
 // ---- The forward pass ----
 struct Transformer {
-  Session& session;
+  const Model& model;
   const Kernels& kernels;
-  const Model& model = session.model_;
   const Config& c = model.config;
-  int& position = session.position_;
   const int group = c.n_heads / c.n_kv_heads;  // query heads of a KV head
   std::vector<double> frequencies;             // (head_dim / 2): radians per position
   Pool pool;
   Reservation memory;
   Buffers buf;
-  // options.threads is above 0. On failure sets session.error.
-  Transformer(Session& s, const SessionOptions& options, const Kernels& k)
-      : session(s),
+  // The chunk: tokens of one session or of several, one after the other. Only attention tells sessions apart.
+  struct Token {
+    Session* session;
+    int id, position;
+    int blocks_before;  // blocks of keys that the tokens before it see
+  } token[kChunk];
+  struct Range {
+    int first, n;  // tokens
+    Step* step;
+  } piece[kChunk], tile[kChunk];  // the tokens of a step; at most kTileTokens of them
+  int n_tokens = 0, n_pieces = 0, n_tiles = 0, n_blocks = 0;
+  size_t n_keys = 0;  // that the tokens see, in all
+  // options.threads is above 0. On failure sets `error`.
+  Transformer(const Model& m, const SessionOptions& options, const Kernels& k, std::string& error)
+      : model(m),
         kernels(k),
         pool(options.threads),
-        memory(Buffers(model, options, nullptr).bytes, s.error),
+        memory(Buffers(model, options, nullptr).bytes, error),
         buf(model, options, memory.data) {
     for (int i = 0; i < c.head_dim / 2; i++) frequencies.push_back(rope_frequency(c, i));
   }
-  bool fail(std::string why) { return set_error(session.error, std::move(why)); }
-  bool check(const int* ids, size_t n) {
-    session.error.clear();
-    const size_t room = size_t(buf.context - position);
-    if (n == 0 || !ids) return fail("forward: no tokens");
-    if (n > room) return fail(concat("context: room for ", room, " more tokens, not for ", n));
-    for (size_t i = 0; i < n; i++)
-      if (ids[i] < 0 || ids[i] >= c.vocab_size)
-        return fail(concat("token ", i, ": expected an id below ", c.vocab_size, ", found ", ids[i]));
-    return true;
-  }
-  // All tokens, chunk by chunk. each may be null: then only the logits of the last token are computed.
-  bool forward(const int* ids, size_t n, const Session::EachLogits* each) {
-    if (!check(ids, n)) return false;
-    const int start = position;
-    for (size_t i = 0; i < n; i += kChunk) {
-      const int size = int(std::min<size_t>(kChunk, n - i));
-      if (!forward_chunk(ids + i, size)) return false;
-      for (int t = 0; each && t < size; t += kLogitRows) {
-        const int rows = std::min(kLogitRows, size - t);
-        if (!logits(t, rows)) return false;
-        for (int r = 0; r < rows; r++)
-          if (!(*each)(i + t + r, buf.logits + size_t(r) * padded(c.vocab_size))) {
-            position = start + int(i) + t + r + 1;
-            return true;
-          }
+  // All steps, chunk by chunk. each: of a single step; then it gets the logits of every token.
+  bool pass(Step* steps, size_t count, const Session::EachLogits* each) {
+    const auto end = [&](const char* why) {
+      bool good = true;
+      for (Step* step = steps; step < steps + count; step++) {
+        Session& s = *step->session;
+        if (why) {
+          s.fail(why);
+          step->logits = nullptr;
+        }
+        good = good && step->logits;
+        if (!step->logits && s.start_ >= 0) s.position_ = s.start_;
+        s.start_ = -1;
       }
-    }
-    return each || logits(int((n - 1) % kChunk), 1);
+      return good;
+    };
+    const auto run = [&] {
+      int rows = 0;  // of buf.logits in use
+      for (size_t i = 0; i < count; i++) check(steps[i]);
+      for (size_t next = 0; next < count && !(each && steps->logits);) {
+        next = fill_chunk(steps, count, next);
+        if (n_tokens == 0) break;  // the rest failed
+        forward_chunk();
+        each ? hand_out_logits(*each) : last_logits(rows);
+      }
+      return end(nullptr);
+    };
+    return guarded_forward(pool, run, end);
   }
-  // n tokens (at most kChunk) through all layers; buf.x then holds the output of the last layer.
-  bool forward_chunk(const int* ids, int n) {
+  void check(const Step& step) {
+    Session& s = *step.session;
+    if (!s.kv_) return;  // its construction failed
+    if (s.start_ >= 0) {
+      s.fail("step: expected one of this session in a pass, found another");
+      return;
+    }
+    s.error.clear();
+    s.start_ = s.position_;
+    const size_t room = size_t(s.context() - s.position_);
+    if (step.n == 0 || !step.ids) s.fail("forward: no tokens");
+    if (step.n > room) s.fail(concat("context: room for ", room, " more tokens, not for ", step.n));
+    for (size_t i = 0; s.error.empty() && i < step.n; i++)
+      if (step.ids[i] < 0 || step.ids[i] >= c.vocab_size)
+        s.fail(concat("token ", i, ": expected an id below ", c.vocab_size, ", found ", step.ids[i]));
+  }
+  // Takes tokens of the steps from `next` on. Returns the first step with tokens that are left.
+  size_t fill_chunk(Step* steps, size_t count, size_t next) {
+    n_tokens = n_pieces = n_tiles = n_blocks = 0;
+    n_keys = 0;
+    for (; next < count; next++) {
+      Step& step = steps[next];
+      Session& s = *step.session;
+      if (s.start_ < 0 || !s.error.empty()) continue;
+      const size_t done = size_t(s.position_ - s.start_);
+      const int n = int(std::min(step.n - done, size_t(kChunk - n_tokens)));
+      if (n == 0) return next;
+      piece[n_pieces++] = {n_tokens, n, &step};
+      for (int i = 0; i < n; i++) {
+        if (i % kTileTokens == 0) tile[n_tiles++] = {n_tokens, std::min(kTileTokens, n - i), &step};
+        const int position = s.position_ + i;
+        token[n_tokens++] = {&s, step.ids[done + size_t(i)], position, n_blocks};
+        n_blocks += position / kBlockKeys + 1;
+        n_keys += size_t(position) + 1;
+      }
+      if (done + size_t(n) < step.n) return next;
+    }
+    return next;
+  }
+  // Takes the chunk through all layers, to buf.x, unless all its steps fail.
+  void forward_chunk() {
     const int half = c.head_dim / 2;
-    for (int t = 0; t < n; t++) {
-      if (!model.read_row(model.token_embedding, ids[t], buf.x + size_t(t) * padded(c.dim)))
-        return fail(concat("token_embedding: row ", ids[t], " is no longer readable"));
+    for (int t = 0; t < n_tokens; t++) {
+      if (!model.read_row(model.token_embedding, token[t].id, buf.x + size_t(t) * padded(c.dim)))
+        token[t].session->fail(concat("token_embedding: row ", token[t].id, " is no longer readable"));
       for (int i = 0; i < half; i++) {
         double sin, cos;
-        exact::sincos((position + t) * frequencies[i], sin, cos);
+        exact::sincos(token[t].position * frequencies[i], sin, cos);
         buf.sin[t * half + i] = float(sin);
         buf.cos[t * half + i] = float(cos);
       }
     }
     for (int l = 0; l < c.n_layers; l++) {
-      if (session.cancelled_.exchange(false, std::memory_order_relaxed)) return fail("cancelled");
-      layer(l, n);
+      bool needed = false;
+      for (int i = 0; i < n_pieces; i++) {
+        Session& s = *piece[i].step->session;
+        if (s.cancelled_.exchange(false, std::memory_order_relaxed)) s.fail("cancelled");
+        needed |= s.error.empty();
+      }
+      if (!needed) return;
+      layer(l, n_tokens);
     }
-    position += n;
-    return true;
+  }
+  // After a chunk: the logits of the steps that end with it, in the next rows of buf.logits.
+  void last_logits(int& rows) {
+    Step* ended[kChunk];
+    int last[kChunk], n = 0;
+    for (int i = 0; i < n_pieces; i++) {
+      Session& s = *piece[i].step->session;
+      if (!s.error.empty()) continue;
+      s.position_ += piece[i].n;
+      if (size_t(s.position_ - s.start_) < piece[i].step->n) continue;
+      last[n] = piece[i].first + piece[i].n - 1;
+      ended[n++] = piece[i].step;
+    }
+    float* out = buf.logits + size_t(rows) * padded(c.vocab_size);
+    if (n > 0) logits(last, n, out);
+    for (int i = 0; i < n; i++, rows++, out += padded(c.vocab_size))
+      if (check_finite(out, 1, c.vocab_size, 0, ended[i]->session->error)) ended[i]->logits = out;
+  }
+  // After a chunk of one step: the logits of all tokens, some at a time.
+  void hand_out_logits(const Session::EachLogits& each) {
+    Session& s = *piece->step->session;
+    const size_t width = size_t(padded(c.vocab_size));
+    for (int t = 0, row[kLogitRows]; s.error.empty() && t < n_tokens; t += kLogitRows) {
+      const int n = std::min(kLogitRows, n_tokens - t);
+      for (int r = 0; r < n; r++) row[r] = t + r;
+      logits(row, n, buf.logits);
+      if (!check_finite(buf.logits, n, c.vocab_size, int(width), s.error)) return;
+      for (int r = 0; r < n; r++) {
+        const bool more = each(size_t(s.position_++ - s.start_), buf.logits + size_t(r) * width);
+        if (more && size_t(s.position_ - s.start_) < piece->step->n) continue;
+        piece->step->logits = buf.logits;  // done
+        return;
+      }
+    }
   }
   // x += wo attention(rmsnorm(x)); x += w2 (silu(w1 rmsnorm(x)) * w3 rmsnorm(x)).
   void layer(int l, int n) {
     const Layer& w = model.layers[l];
-    rmsnorm(w.attention_norm, 0, n);
+    rmsnorm(w.attention_norm, n);
     multiply({{w.wq, buf.q.f}, {w.wk, buf.k}, {w.wv, buf.v}}, buf.xn, n);
     rope_and_store(l, n);
-    if (session.observer_) observe_attention(l, n);
+    for (int t = 0; t < n; t++)
+      if (token[t].session->observer_) observe_attention(l, t);
     attention(l, n);
     multiply({{w.wo, buf.xn.f}}, buf.q, n);
     add_residual(w.bo, n);
-    rmsnorm(w.ffn_norm, 0, n);
+    rmsnorm(w.ffn_norm, n);
     gate_and_up(w, n);
     multiply({{w.w2, buf.xn.f}}, buf.gate, n);
     add_residual(w.b2, n);
-    for (int t = 0; session.observer_ && t < n; t++)
-      session.observer_({Observation::layer_output, l, -1, position + t, buf.x + size_t(t) * padded(c.dim), c.dim});
+    for (int t = 0; t < n; t++)
+      if (const auto& show = token[t].session->observer_)
+        show({Observation::layer_output, l, -1, token[t].position, buf.x + size_t(t) * padded(c.dim), c.dim});
   }
-  // buf.logits (n, vocab_size padded to 64) of n tokens of the chunk, from `first` on.
-  bool logits(int first, int n) {
-    rmsnorm(model.final_norm, first, n);
-    multiply({{model.output, buf.logits}}, buf.xn, n);
-    return check_finite(buf.logits, n, c.vocab_size, padded(c.vocab_size), session.error);
+  // out (n, vocab_size padded to 64): the logits of n tokens of the chunk.
+  void logits(const int* tokens, int n, float* out) {
+    rmsnorm(model.final_norm, n, tokens);
+    multiply({{model.output, out}}, buf.xn, n);
   }
   void multiply(std::initializer_list<Product> products, const Activations& in, int n) {
     matmul(kernels, pool, products, in, n);
@@ -1070,11 +1213,12 @@ struct Transformer {
   void quantize(const Activations& in, int t, int n) {
     if (!model.all_f32) in.quantize_token(kernels, t, n);
   }
-  // xn = rmsnorm(x) of n tokens from `first` on; row 0 of xn is the first of them.
-  void rmsnorm(const Tensor& weights, int first, int n) {
+  // xn = rmsnorm(x) of n tokens: those of a list, or all.
+  void rmsnorm(const Tensor& weights, int n, const int* tokens = nullptr) {
     const size_t width = size_t(padded(c.dim));
     each_token(pool, n, vector_work(c.dim, n), [&](int t) {
-      kernels.rmsnorm(buf.x + (first + t) * width, floats(weights), buf.xn.f + t * width, c.dim, c.norm_eps);
+      const float* x = buf.x + size_t(tokens ? tokens[t] : t) * width;
+      kernels.rmsnorm(x, floats(weights), buf.xn.f + t * width, c.dim, c.norm_eps);
       quantize(buf.xn, t, n);
     });
   }
@@ -1138,70 +1282,70 @@ struct Transformer {
       if (c.qk_norm) normalize_heads(kernels, c, k, c.n_kv_heads, floats(w.k_norm));
       if (c.has_rope(l)) kernels.rope(query(t, 0), c.n_heads, c.head_dim, cos, sin);
       if (c.has_rope(l)) kernels.rope(k, c.n_kv_heads, c.head_dim, cos, sin);
-      const int block = (position + t) / kBlockKeys, key = (position + t) % kBlockKeys;
+      const KvCache& kv = *token[t].session->kv_;
+      const int block = token[t].position / kBlockKeys, key = token[t].position % kBlockKeys;
       for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim)
-        store_key(kv_block(l, h, block), buf.kv_f32, key, k, v);
+        store_key(kv.block(l, h, block), kv.f32, key, k, v);
     });
-  }
-  KvBlock kv_block(int l, int kv_head, int block) const {
-    uint8_t* at = buf.kv + ((size_t(block) * c.n_layers + l) * c.n_kv_heads + kv_head) * buf.kv_block;
-    KvBlock kv = kv_block_at(at, c.head_dim, buf.kv_f32);
-    if (block < position / kBlockKeys) kv.ahead = ptrdiff_t(buf.kv_block) * c.n_layers * c.n_kv_heads;
-    return kv;
   }
   float* query(int t, int head) const { return buf.q.f + size_t(t) * padded(c.q_dim()) + head * c.head_dim; }
   // q = softmax(q k / sqrt(head_dim)) v, and its quantized form.
   void attention(int l, int n) {
-    if (n == 1)
-      attend_token(l);
-    else
-      attend_prompt(l, n);
+    const bool single = n_tiles == n && size_t(n_blocks) * c.n_heads <= buf.n_states;
+    single ? attend_single_tokens(l) : attend_tiles(l);
     each_token(pool, n, vector_work(buf.q.cols, n), [&](int t) { quantize(buf.q, t, n); });
   }
-  // Several tokens: a task takes some of them and one KV head through all blocks.
-  void attend_prompt(int l, int n) {
-    const int tiles = (n + kTileTokens - 1) / kTileTokens;
-    pool.parallel_for(tiles * c.n_kv_heads, attention_work(c.q_dim(), position + n) * n, [&](int task, int thread) {
-      const int kv_head = task % c.n_kv_heads, first = task / c.n_kv_heads * kTileTokens;
-      const int tokens = std::min(kTileTokens, n - first), last_block = (position + first + tokens - 1) / kBlockKeys;
+  // A task takes a tile of tokens of a session and one KV head through all blocks.
+  void attend_tiles(int l) {
+    pool.parallel_for(n_tiles * c.n_kv_heads, attention_work(c.q_dim(), n_keys), [&](int task, int thread) {
+      const int kv_head = task % c.n_kv_heads, first = tile[task / c.n_kv_heads].first;
+      const int tokens = tile[task / c.n_kv_heads].n, last_block = token[first + tokens - 1].position / kBlockKeys;
       const size_t states = size_t(thread) * kTileTokens * group;  // of this thread
+      const KvCache& kv = *token[first].session->kv_;
       for (int b = 0; b <= last_block; b++) {
         const auto get_query = [&](int i) {
-          const int t = first + i / group, visible = std::min(kBlockKeys, position + t + 1 - b * kBlockKeys);
+          const int t = first + i / group, visible = std::min(kBlockKeys, token[t].position + 1 - b * kBlockKeys);
           return Query{query(t, kv_head * group + i % group), visible, buf.states.at(states + i)};
         };
-        attend_queries(kernels, kv_block(l, kv_head, b), buf.kv_f32, tokens * group, b == 0, get_query);
+        attend_queries(kernels, kv.block(l, kv_head, b, last_block), kv.f32, tokens * group, b == 0, get_query);
       }
       for (int i = 0; i < tokens * group; i++)
         finish_head(*buf.states.at(states + i), first + i / group, kv_head * group + i % group);
     });
   }
-  // One token: KV heads and blocks are all distributed over the threads, so that a long context keeps them busy. The
-  // results of the blocks are merged afterwards, in the same order as above.
-  void attend_token(int l) {
-    const int blocks = position / kBlockKeys + 1;
-    const double work = attention_work(c.q_dim(), position + 1);
-    pool.parallel_ranges(blocks * c.n_kv_heads, 1, work, [&](int first, int end) {
-      for (int i = first; i < end; i++) {
-        const int kv_head = i / blocks, b = i % blocks, visible = std::min(kBlockKeys, position + 1 - b * kBlockKeys);
+  // One token of each session: tokens, KV heads and blocks are all distributed over the threads, so that a long context
+  // keeps them busy. The results of the blocks are merged afterwards, in the same order as above.
+  void attend_single_tokens(int l) {
+    const auto attend = [&](int first, int end) {
+      for (int i = first, t = 0; i < end; i++) {
+        while (t + 1 < n_tokens && i >= token[t + 1].blocks_before * c.n_kv_heads) t++;
+        const int position = token[t].position, blocks = position / kBlockKeys + 1;
+        const int at = i - token[t].blocks_before * c.n_kv_heads, kv_head = at / blocks, b = at % blocks;
+        const KvCache& kv = *token[t].session->kv_;
         const auto get_query = [&](int j) {
-          const int head = kv_head * group + j;
-          return Query{query(0, head), visible, buf.states.at(size_t(b) * c.n_heads + head)};
+          const int head = kv_head * group + j, visible = std::min(kBlockKeys, position + 1 - b * kBlockKeys);
+          return Query{query(t, head), visible, state(t, b, head)};
         };
-        attend_queries(kernels, kv_block(l, kv_head, b), buf.kv_f32, group, true, get_query);
-        if (blocks == 1) finish_heads(kv_head, 1);
+        attend_queries(kernels, kv.block(l, kv_head, b, blocks - 1), kv.f32, group, true, get_query);
+        if (blocks == 1) finish_heads(t, kv_head);
       }
+    };
+    pool.parallel_ranges(n_blocks * c.n_kv_heads, 1, attention_work(c.q_dim(), n_keys), attend);
+    if (n_blocks == n_tokens) return;
+    pool.parallel_for(n_tokens * c.n_kv_heads, vector_work(c.q_dim(), n_blocks), [&](int i, int) {
+      if (token[i / c.n_kv_heads].position >= kBlockKeys) finish_heads(i / c.n_kv_heads, i % c.n_kv_heads);
     });
-    if (blocks > 1)
-      pool.parallel_for(c.n_kv_heads, vector_work(c.q_dim(), blocks), [&](int h, int) { finish_heads(h, blocks); });
+  }
+  AttentionState* state(int t, int block, int head) const {
+    return buf.states.at(size_t(token[t].blocks_before + block) * c.n_heads + head);
   }
   // The query heads of a KV head, for a single token: merges the blocks' states.
-  void finish_heads(int kv_head, int blocks) {
+  void finish_heads(int t, int kv_head) {
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-      AttentionState* const state = buf.states.at(size_t(head));
-      for (int b = 1; b < blocks; b++)
-        kernels.merge(*state, *buf.states.at(size_t(b) * c.n_heads + head), buf.states.width);
-      finish_head(*state, 0, head);
+      AttentionState& merged = *state(t, 0, head);
+      for (int b = 1; b <= token[t].position / kBlockKeys; b++)
+        kernels.merge(merged, *state(t, b, head), buf.states.width);
+      finish_head(merged, t, head);
     }
   }
   void finish_head(const AttentionState& state, int t, int head) {
@@ -1210,32 +1354,31 @@ struct Transformer {
     for (int i = 0; i < c.head_dim; i++) y[i] = state.values[i] * scale;
   }
   // For an observer only: forward() never needs all weights at once.
-  void observe_attention(int l, int n) {
+  void observe_attention(int l, int t) {
+    const Session& s = *token[t].session;
     std::vector<float> weights;
-    for (int t = 0; t < n; t++)
-      for (int head = 0; head < c.n_heads; head++) {
-        const float* q = query(t, head);
-        weights.assign(size_t(position + t) + 1, 0.f);
-        for (size_t j = 0; j < weights.size(); j++) {
-          const KvBlock kv = kv_block(l, head / group, int(j) / kBlockKeys);
-          const int key = int(j) % kBlockKeys;
-          for (int i = 0, at = kv.key_at(key); i < c.head_dim; i++, at += 16) {
-            const float k = buf.kv_f32 ? static_cast<float*>(kv.k)[at] : static_cast<int8_t*>(kv.k)[at];
-            weights[j] = std::fma(q[i], k, weights[j]);
-          }
-          weights[j] *= kv.k_scale[key];
+    for (int head = 0; head < c.n_heads; head++) {
+      weights.assign(size_t(token[t].position) + 1, 0.f);
+      for (size_t j = 0; j < weights.size(); j++) {
+        const KvBlock kv = s.kv_->block(l, head / group, int(j) / kBlockKeys);
+        const int key = int(j) % kBlockKeys;
+        for (int i = 0, at = kv.key_at(key); i < c.head_dim; i++, at += 16) {
+          const float k = s.kv_->f32 ? static_cast<float*>(kv.k)[at] : static_cast<int8_t*>(kv.k)[at];
+          weights[j] = std::fma(query(t, head)[i], k, weights[j]);
         }
-        const float top = *std::max_element(weights.begin(), weights.end());
-        for (float& w : weights) w -= top;
-        exp_in_place(weights.data(), int(weights.size()));
-        float sum = 0;
-        for (float w : weights) sum += w;
-        for (float& w : weights) w /= sum;
-        session.observer_({Observation::attention, l, head, position + t, weights.data(), int(weights.size())});
+        weights[j] *= kv.k_scale[key];
       }
+      const float top = *std::max_element(weights.begin(), weights.end());
+      for (float& w : weights) w -= top;
+      exp_in_place(weights.data(), int(weights.size()));
+      float sum = 0;
+      for (float w : weights) sum += w;
+      for (float& w : weights) w /= sum;
+      s.observer_({Observation::attention, l, head, token[t].position, weights.data(), int(weights.size())});
+    }
   }
 };
-POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : model_(model) {
+POCKET_SHARED Workspace::Workspace(const Model& model, SessionOptions options) : model_(model) {
   const FloatMode mode;
   options.threads = thread_count(options);  // once: it may change
   try {
@@ -1244,31 +1387,79 @@ POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : mod
     } else if (options.context < 0 || options.context > kMaxContext) {
       error = concat("session: context: expected 0 to ", kMaxContext, ", found ", options.context);
     } else if (const Kernels* kernels = choose_kernels(options.kernel, error)) {
-      transformer_ = std::make_unique<Transformer>(*this, options, *kernels);
+      transformer_ = std::make_unique<Transformer>(model, options, *kernels, error);
     }
   } catch (const std::bad_alloc&) {
     error = "out of memory";
   }
   if (!error.empty()) transformer_.reset();
 }
+POCKET_SHARED Workspace::~Workspace() = default;
+POCKET_SHARED int Workspace::threads() const { return transformer_ ? transformer_->pool.threads() : 0; }
+POCKET_SHARED const char* Workspace::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
+POCKET_SHARED bool Workspace::forward(Step* steps, size_t count) {
+  if (!transformer_) return false;
+  error.clear();
+  for (size_t i = 0; i < count; i++) {
+    steps[i].logits = nullptr;
+    if (i >= size_t(kChunk) || !steps[i].session || steps[i].session->workspace_ != this)
+      error = concat("step ", i, ": expected one of at most ", kChunk, " sessions of this workspace");
+  }
+  return error.empty() && transformer_->pass(steps, count, nullptr);
+}
+POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : model_(model) {
+  try {
+    own_ = std::make_unique<Workspace>(model, options);
+    workspace_ = own_.get();
+    open(options);
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
+  }
+}
+POCKET_SHARED Session::Session(Workspace& shared, SessionOptions options)
+    : model_(shared.model()), workspace_(&shared) {
+  open(options);
+}
+POCKET_SHARED void Session::open(const SessionOptions& options) {
+  try {
+    error = workspace_->error;
+    if (error.empty() && (options.context < 0 || options.context > kMaxContext))
+      error = concat("session: context: expected 0 to ", kMaxContext, ", found ", options.context);
+    if (error.empty()) kv_ = std::make_unique<KvCache>(model_, options, error);
+  } catch (const std::bad_alloc&) {
+    error = "out of memory";
+  }
+  if (!error.empty()) kv_.reset();
+}
 POCKET_SHARED Session::~Session() = default;
-POCKET_SHARED int Session::threads() const { return transformer_ ? transformer_->pool.threads() : 0; }
-POCKET_SHARED const char* Session::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
-POCKET_SHARED int Session::context() const { return transformer_ ? transformer_->buf.context : 0; }
-POCKET_SHARED bool Session::kv_f32() const { return transformer_ && transformer_->buf.kv_f32; }
-POCKET_SHARED bool Session::run(const int* ids, size_t n, const EachLogits* each) {
-  Transformer* const t = transformer_.get();
-  return t && guarded_forward(t->pool, position_, error, [&] { return t->forward(ids, n, each); });
+POCKET_SHARED int Session::context() const { return kv_ ? kv_->context : 0; }
+POCKET_SHARED bool Session::kv_f32() const { return kv_ && kv_->f32; }
+POCKET_SHARED const float* Session::run(const int* ids, size_t n, const EachLogits* each) {
+  Step step = {this, ids, n};
+  return kv_ && workspace_->transformer_->pass(&step, 1, each) ? step.logits : nullptr;
 }
-POCKET_SHARED const float* Session::forward(const int* ids, size_t n) {
-  return run(ids, n, nullptr) ? transformer_->buf.logits : nullptr;
-}
+POCKET_SHARED const float* Session::forward(const int* ids, size_t n) { return run(ids, n, nullptr); }
 POCKET_SHARED bool Session::forward(const int* ids, size_t n, const EachLogits& each) { return run(ids, n, &each); }
+POCKET_SHARED void Session::reset() {
+  position_ = 0;
+  if (kv_) kv_->memory.map();
+}
+POCKET_SHARED bool Session::fork(const Session& parent, int n) {
+  if (!kv_ || !parent.kv_) return false;
+  if (&model_ != &parent.model_ || kv_->f32 != parent.kv_->f32)
+    return fail("fork: expected a session of the same model, with the same type of keys and values");
+  if (n < 0 || n > std::min(parent.position_, context()))
+    return fail(concat("fork: expected 0 to ", std::min(parent.position_, context()), " positions, found ", n));
+  const size_t bytes = round_up<size_t>(size_t(n), kBlockKeys) * kv_->position_bytes;
+  if (&parent != this) std::memcpy(kv_->memory.data, parent.kv_->memory.data, bytes);
+  position_ = n;
+  return true;
+}
 POCKET_SHARED KvBlock Session::kv_block(int layer, int kv_head, int block) const {
   const Config& c = model_.config;
   const bool exists = layer >= 0 && layer < c.n_layers && kv_head >= 0 && kv_head < c.n_kv_heads && block >= 0 &&
                       block <= (context() - 1) / kBlockKeys;
-  return transformer_ && exists ? transformer_->kv_block(layer, kv_head, block) : KvBlock();
+  return kv_ && exists ? kv_->block(layer, kv_head, block) : KvBlock();
 }
 #endif
 

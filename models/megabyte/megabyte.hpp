@@ -400,6 +400,7 @@ class MegabyteSession {
   struct Buffers;
   bool prepare(const SessionOptions& options);
   bool check(const int* bytes, size_t n);
+  template <class Run> bool guarded(const Run& run);
   bool process(const int* bytes, size_t n, const EachLogits* each);
   bool begin_patches();
   bool embed_patch(int patch, float* out);
@@ -588,12 +589,21 @@ inline bool MegabyteSession::check(const int* bytes, size_t n) {
 
 inline const float* MegabyteSession::forward(const int* bytes, size_t n) {
   const auto run = [&] { return process(bytes, n, nullptr) && (n == 0 || compute_logits(int(rows_.size()) - 1, 1)); };
-  if (!pool_ || !guarded_forward(*pool_, position_, error, run)) return nullptr;
+  if (!guarded(run)) return nullptr;
   return n == 0 ? start() : buf_->logits;
 }
 
 inline bool MegabyteSession::forward(const int* bytes, size_t n, const EachLogits& each) {
-  return pool_ && guarded_forward(*pool_, position_, error, [&] { return process(bytes, n, &each); });
+  return guarded([&] { return process(bytes, n, &each); });
+}
+
+// If a pass fails, the position stays where it was.
+template <class Run> bool MegabyteSession::guarded(const Run& run) {
+  const int before = position_;
+  return pool_ && guarded_forward(*pool_, run, [&](const char* why) {
+           position_ = before;
+           if (why) error = why;
+         });
 }
 
 // Up to kChunk patches at a time: first the global stage for all of them, then the local stage, kChunk bytes at a time,
