@@ -21,13 +21,7 @@
 // The library throws no exception, never exits, prints nothing and has no global state that changes. Many sessions may
 // share a model; a session belongs to one caller at a time, but any thread or signal handler may cancel() it.
 //
-// Contents, in the order of a lesson. After section 3 you know how a Llama works; the rest makes it fast and safe.
-//    1. The data of a model                  7. Model file: map and check
-//    2. A Llama in 100 plain lines           8. Threads
-//    3. Sampling and generating              9. Float blocks: rmsnorm, rope, swiglu, attention
-//    4. Public API                          10. SIMD, one group per instruction set
-//    5. The fast forward                    11. A small program
-//    6. Number formats, scalar kernels
+// Read it from the top: after section 3 you know how a Llama works; the rest makes it fast and safe.
 //
 // model.bin, little-endian, every section on a multiple of 64 bytes:
 //
@@ -52,7 +46,6 @@
 //     f32 panel, vector k (64 bytes):  float r = row r, column k
 //
 // MIT licence. Copyright (c) 2026 the pocketllama authors.
-
 #ifndef POCKET_RUN_CPP  // this file may be included twice
 #define POCKET_RUN_CPP
 
@@ -63,7 +56,6 @@
 #if defined(__linux__)
 #include <sys/syscall.h>
 #endif
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -103,7 +95,6 @@
 #include <sys/auxv.h>
 #endif
 #endif
-
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
     defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__ || __FLT_EVAL_METHOD__ != 0
 #error "run.cpp promises the same bits everywhere, which -ffast-math, its parts and -Ofast break: build it with -O3"
@@ -115,7 +106,6 @@
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "run.cpp maps little-endian files in place and requires a little-endian machine"
 #endif
-
 // Source files compiled with different -m flags must not share inline functions: of all copies the linker keeps one,
 // whose instructions the CPU may lack. So the flags are part of every name: a macro that is defined is pasted as 1.
 #ifndef POCKET_ISA
@@ -133,7 +123,6 @@ inline namespace POCKET_ISA {
 inline constexpr const char* kVersion = "0.1.0";
 enum class Type : uint32_t { f32 = 0, q8 = 1, q4 = 2 };  // how a tensor's numbers are stored: section 6
 enum class RopeScaling : uint32_t { none = 0, linear = 1, llama3 = 2 };
-
 // The shape of a model, by the names of the Llama papers.
 struct Config {
   int dim = 0;          // width of the residual stream
@@ -159,10 +148,8 @@ struct Config {
   int q_dim() const { return n_heads * head_dim; }
   int kv_dim() const { return n_kv_heads * head_dim; }
 };
-
 // panels: a matrix to multiply with, drawn above. rows: row-major, gathered. vector: float32, padded to 64 bytes.
 enum class Layout { panels, rows, vector };
-
 // A matrix (rows, cols) somewhere in a model file. The weights of a norm are a vector: one row.
 struct Tensor {
   Type type = Type::f32;
@@ -172,7 +159,6 @@ struct Tensor {
   int8_t codebook[16] = {};  // q4: the 16 values that a code stands for
   Layout layout = Layout::panels;
 };
-
 inline float weight(const Tensor& t, int row, int col);  // one number of a tensor of any type and layout: section 6
 struct Layer {
   Tensor attention_norm;  // (dim)
@@ -185,12 +171,10 @@ struct Layer {
   Tensor bq, bk, bv, bo, b1, b3, b2;  // biases: as many numbers as their matrix has rows
   Tensor q_norm, k_norm;              // (head_dim)
 };
-
 // map: the weights are the pages of the file, which must not change while the model is open. The system ends a process
 // that reads a page beyond the end of a truncated file (SIGBUS); a file that is overwritten in place gives other logits.
 // copy: the file is read into memory, and may change afterwards.
 enum class Load { map, copy };
-
 // The contents of every model file apart from its tensors. Immutable once open: sessions and threads may share it.
 class ModelFile {
  public:
@@ -198,12 +182,10 @@ class ModelFile {
   virtual ~ModelFile() { unmap(); }
   ModelFile(const ModelFile&) = delete;
   ModelFile& operator=(const ModelFile&) = delete;
-
   // Opens the file and checks all but the values of the tensors, once. On failure false: `error` is set, nothing open.
   bool open(const char* path, Load load = Load::map);
   // The same for bytes that the caller keeps alive and in place, on a 64-byte boundary.
   bool open_memory(const void* data, size_t size);
-
   std::string error;               // after a failure: the file, the field, what was expected and what was found
   std::vector<int> stop_ids;       // tokens that end a text, or a reply
   std::vector<int> self_test_ids;  // a prompt ...
@@ -225,7 +207,6 @@ class ModelFile {
   bool map_file(const char* path, Load load);
   bool map_memory(const void* data, size_t size);
   void unmap();
-
   friend struct ModelReader;
   const uint8_t* base_ = nullptr;
   size_t size_ = 0;
@@ -234,7 +215,6 @@ class ModelFile {
   std::string_view tokenizer_, chat_, provenance_;
   uint64_t tensors_at_ = 0, tensors_hash_ = 0, checksum_ = 0;
 };
-
 // A Llama: its shape and its weights, in a model file.
 class Model : public ModelFile {
  public:
@@ -243,13 +223,11 @@ class Model : public ModelFile {
   std::vector<Layer> layers;  // (n_layers)
   Tensor final_norm;          // (dim)
   Tensor output;              // (vocab_size, dim)
-
   int vocab_size() const { return config.vocab_size; }
 
  private:
   bool read() override;
 };
-
 // What an observer is shown: the output of each layer, and for each head the attention weights of each token.
 struct Observation {
   enum Kind { attention, layer_output } kind;
@@ -264,11 +242,9 @@ struct Observation {
 // tests compare the fast forward of section 5 with it, and `--kernel reference` runs it.
 
 inline double rope_frequency(const Config& c, int i);  // radians per position of rotary pair i: section 9
-
 class ReferenceLlama {
  public:
   using Vector = std::vector<float>;
-
   explicit ReferenceLlama(const Model& model) : model_(model), c_(model.config) {}
 
   // Runs one token at a position, after those before it; a repeated position forgets the later ones. Returns the logits
@@ -395,7 +371,6 @@ struct FloatMode {
   }
   ~FloatMode() { std::fesetenv(&before); }
 };
-
 struct SamplerOptions {
   float temperature = 0.8f;  // 0: always the most likely token
   float top_p = 0.9f;        // the smallest set of tokens that holds this much probability; 1: all
@@ -404,10 +379,8 @@ struct SamplerOptions {
   float min_p = 0;           // only tokens at least this likely, relative to the most likely one
   float repeat_penalty = 1;  // logits of tokens among the last 64 are divided by it (multiplied if negative)
 };
-
 inline constexpr size_t kRepeatWindow = 64;  // tokens that the repetition penalty looks back
 inline void exp_in_place(float* x, int n);   // e^x of each element, by the fastest kernel set: section 10
-
 // Picks the next token. The same seed and logits give the same choice on every machine.
 class Sampler {
  public:
@@ -439,7 +412,6 @@ class Sampler {
     int id;
     static bool likelier(const Candidate& a, const Candidate& b) { return a.p != b.p ? a.p > b.p : a.id < b.id; }
   };
-
   // SplitMix64 (Steele, Lea and Flood 2014): 24 of its 64 bits make a float in [0, 1).
   float random() {
     uint64_t z = state_ += 0x9E3779B97F4A7C15;
@@ -450,12 +422,8 @@ class Sampler {
   // The first of equals; a NaN never wins.
   static int likeliest(const float* logits, int n) {
     int best = 0;
-    float top = logits[0];
-    for (int i = 1; i < n; i++) {
-      if (!(logits[i] > top || top != top)) continue;
-      best = i;
-      top = logits[i];
-    }
+    for (int i = 1; i < n; i++)
+      if (logits[i] > logits[best] || logits[best] != logits[best]) best = i;
     return best;
   }
   // Keskar et al. 2019 (CTRL); each token once, however often it occurred.
@@ -511,11 +479,9 @@ class Sampler {
   std::vector<float> work_;
   std::vector<Candidate> candidates_;
 };
-
 // Guesses the next tokens. A right guess saves time; no guess changes the text.
 using Propose = std::function<std::vector<int>()>;
 inline constexpr int kMaxGuesses = 127;
-
 // Feeds the prompt, then samples up to n tokens. Ends early at a stop id (which is not handed out), when the context is
 // full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a
 // type with its forward, position, context, vocab_size, fail. Pick: Sampler, or a type with its operator() and
@@ -559,7 +525,6 @@ bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, i
 inline constexpr int kMaxContext = 1 << 22;
 inline constexpr int kChunk = 128;         // tokens that go through the layers together
 enum class KvType { automatic, q8, f32 };  // of keys and values; automatic: f32 for f32 models, else q8
-
 // Sets an error; false, so that a caller can return it.
 inline bool set_error(std::string& error, std::string why) {
   error = std::move(why);
@@ -571,7 +536,6 @@ struct SessionOptions {
   KvType kv = KvType::automatic;
   const char* kernel = nullptr;  // a name of kernel_names(); null: the fastest this CPU supports
 };
-
 // What a pass does for one session: n more tokens.
 struct Step {
   class Session* session;
@@ -579,18 +543,15 @@ struct Step {
   size_t n;
   const float* logits = nullptr;  // the result: (vocab_size,) of the last token; null: session->error has the reason
 };
-
 // Threads and scratch memory. Sessions may share a workspace, and one pass then reads the weights once for all of them.
 // It and its sessions belong to one thread at a time, apart from cancel(). It must outlive them.
 class Workspace {
  public:
   explicit Workspace(const Model& model, SessionOptions options = {});  // on failure `error` is set
   ~Workspace();
-
   // Runs up to kChunk steps, each of another session, chunk by chunk. A step gets the bits that it would get alone, and
   // fails alone. The logits are valid until the next pass. Returns whether all steps succeeded.
   bool forward(Step* steps, size_t count);
-
   const Model& model() const { return model_; }
   int threads() const;
   const char* kernel() const;
@@ -601,14 +562,12 @@ class Workspace {
   const Model& model_;
   std::unique_ptr<struct Transformer> transformer_;  // section 5; null after a failed construction
 };
-
 // The position, and the keys and values of all tokens before it.
 class Session {
  public:
   explicit Session(const Model& model, SessionOptions options = {});  // on failure `error` is set
   explicit Session(Workspace& shared, SessionOptions options = {});   // without threads and kernel, which are shared
   ~Session();
-
   // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last one, valid until the next call; on
   // failure (out of memory, an id outside the vocabulary, context full, cancelled, logits that are not finite) null,
   // with `error` set and the position unchanged; likewise if a callback throws an exception, which the caller gets.
@@ -616,14 +575,13 @@ class Session {
   // The same with the logits of every token: each(i, logits) in order. If it returns false, token i was the last.
   using EachLogits = std::function<bool(size_t i, const float* logits)>;
   bool forward(const int* ids, size_t n, const EachLogits& each);
-
   int position() const { return position_; }
   int context() const;
   int vocab_size() const { return model_.config.vocab_size; }
   const Model& model() const { return model_; }
   bool kv_f32() const;  // keys and values are float32, not int8
-  int threads() const { return workspace_->threads(); }
-  const char* kernel() const { return workspace_->kernel(); }
+  int threads() const { return workspace_ ? workspace_->threads() : 0; }
+  const char* kernel() const { return workspace_ ? workspace_->kernel() : ""; }
   void rewind(int position) { position_ = std::max(0, std::min(position, position_)); }  // forgets the later tokens
   void reset();  // forgets all tokens, and returns the memory of their keys and values to the system
   // Continues from the first n positions of another session of the model instead. On failure false, and unchanged.
@@ -631,21 +589,18 @@ class Session {
   // Stops a running (or the next) forward within one layer; false withdraws a cancel that has not taken effect.
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
-
   // For code that saves and restores sessions (apps/cli/saved_session.hpp): a block of the KV cache (of null pointers if
   // there is no such block), and the end of it.
   struct KvBlock kv_block(int layer, int kv_head, int block) const;
   void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
-
-  std::string error;  // "": no error
+  std::string error;                                      // "": no error
   bool fail(std::string why) { return set_error(error, std::move(why)); }
 
  private:
   friend class Workspace;
   friend struct Transformer;
-  void open(const SessionOptions& options);
+  void open(Workspace* workspace, const SessionOptions& options);
   const float* run(const int* ids, size_t n, const EachLogits* each);
-
   const Model& model_;
   std::unique_ptr<Workspace> own_;  // if none is shared
   Workspace* workspace_;
@@ -654,7 +609,6 @@ class Session {
   std::atomic<bool> cancelled_{false};
   std::function<void(const Observation&)> observer_;
 };
-
 // The forward pass and the kernels take long to compile. A program of several files can compile them once: one file
 // defines POCKET_DEFINE_KERNELS, the others POCKET_SEPARATE_KERNELS.
 #if defined(POCKET_DEFINE_KERNELS) || defined(POCKET_SEPARATE_KERNELS)
@@ -682,8 +636,7 @@ inline std::vector<std::string> kernel_names();
 // - Keys and values are int8, in blocks of 128 positions. Attention takes one block after the other and merges their
 //   results (the online softmax of FlashAttention, section 9), so that no matrix of all scores exists.
 // - Threads share the rows of a matrix, or the heads and blocks of attention (section 8). No sum crosses a thread.
-// - exp, sin and cos are our own: those of C libraries differ.
-// - All memory is reserved when a session is made; forward() allocates nothing.
+// - exp, sin and cos are our own: those of C libraries differ. Memory is reserved once; forward() allocates nothing.
 
 inline constexpr int kPanelRows = 16;   // rows of a panel, one per SIMD lane
 inline constexpr int kGroup = 32;       // columns that share a scale, of weights and of activations alike
@@ -711,7 +664,6 @@ template <class... A> std::string concat(const A&... parts) try {
 } catch (const std::bad_alloc&) {
   return "out of memory";  // short enough for a string without an allocation
 }
-
 // ---- The tools of the forward pass, which later sections define ----
 // The input of a matmul: n vectors of `cols` elements, as floats and quantized to int8 in groups of 32, each with the
 // scale max|x| / 127. A view: the memory belongs to the session, or to the caller.
@@ -789,7 +741,8 @@ struct Kernels {
   // Null if the set has no such kernel. The scalar set has none: it uses dot_scalar of section 6.
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
-  void (*gemv_q4)(const PanelProduct& p);        // few tokens
+  void (*gemv_q4)(const PanelProduct& p);        // few tokens: reads the weights in place, which unpacks them again ...
+  int few_tokens;                                // ... for every four tokens. Up to so many it is faster
   void (*dot)(const BlockProduct& p);            // many tokens
   void (*matmul_packed)(const PanelProduct& p);  // many tokens, in tiles of 16; q4 or q8, x.packed
 };
@@ -873,6 +826,9 @@ inline int thread_count(const SessionOptions& o) {
 inline bool keeps_f32(const SessionOptions& o, const ModelFile& model) {
   return o.kv == KvType::f32 || (o.kv == KvType::automatic && model.all_f32);
 }
+inline int context_of(const SessionOptions& o, const Model& model) {
+  return o.context > 0 ? std::min(o.context, kMaxContext) : model.config.max_seq_len;
+}
 // Zeroed memory, which the system backs page by page as it is touched: a KV cache costs what is used of it.
 struct Reservation {
   uint8_t* data = nullptr;
@@ -954,29 +910,26 @@ inline bool check_finite(const float* logits, int n, int vocab_size, int stride,
   if (!finite) error = "logits: expected finite numbers; the weights are damaged, or too large for this type";
   return finite;
 }
-
 #if !defined(POCKET_SEPARATE_KERNELS)
 // The keys and values of a session: (blocks of positions, layers, KV heads) of KvBlock.
+inline size_t position_bytes(const Config& c, bool f32) {
+  return kv_block_bytes(c.head_dim, f32) / kBlockKeys * c.n_layers * c.n_kv_heads;
+}
 struct KvCache {
   const Config& c;
   const int context;
   const bool f32;
-  const size_t block_bytes;     // of a KvBlock
-  const size_t position_bytes;  // of all KvBlocks, per position
   Reservation memory;
   KvCache(const Model& model, const SessionOptions& o, std::string& error)
-      : c(model.config),
-        context(o.context > 0 ? o.context : c.max_seq_len),
-        f32(keeps_f32(o, model)),
-        block_bytes(kv_block_bytes(c.head_dim, f32)),
-        position_bytes(block_bytes * c.n_layers * c.n_kv_heads / kBlockKeys),
-        memory(round_up<size_t>(size_t(context), kBlockKeys) * position_bytes, error) {}
+      : c(model.config), context(context_of(o, model)), f32(keeps_f32(o, model)), memory(bytes(context), error) {}
+  // Of all blocks of the first `positions` positions.
+  size_t bytes(int positions) const { return round_up<size_t>(size_t(positions), kBlockKeys) * position_bytes(c, f32); }
   // last: the last block of a series of which this one is read, to prefetch the next.
   KvBlock block(int layer, int kv_head, int block, int last = 0) const {
-    const size_t heads = size_t(c.n_layers) * c.n_kv_heads;
-    uint8_t* at = memory.data + (block * heads + size_t(layer) * c.n_kv_heads + kv_head) * block_bytes;
-    KvBlock kv = kv_block_at(at, c.head_dim, f32);
-    if (block < last) kv.ahead = ptrdiff_t(heads * block_bytes);
+    const size_t bytes = kv_block_bytes(c.head_dim, f32), heads = size_t(c.n_layers) * c.n_kv_heads;
+    const size_t index = block * heads + size_t(layer) * c.n_kv_heads + kv_head;
+    KvBlock kv = kv_block_at(memory.data + index * bytes, c.head_dim, f32);
+    if (block < last) kv.ahead = ptrdiff_t(heads * bytes);
     return kv;
   }
 };
@@ -1006,7 +959,7 @@ struct Buffers {
     for (float** buffer : {&cos, &sin}) take(*buffer, size_t(kChunk) * (c.head_dim / 2));
     token_bytes = (take.at - begin) / kChunk;
     const uintptr_t scratch = take.at;
-    const size_t blocks = (size_t(o.context > 0 ? o.context : c.max_seq_len) + kBlockKeys - 1) / kBlockKeys;
+    const size_t blocks = (size_t(context_of(o, model)) + kBlockKeys - 1) / kBlockKeys;
     n_states = std::max(size_t(thread_count(o)) * kTileTokens * (c.n_heads / c.n_kv_heads), c.n_heads * blocks);
     states.place(take, n_states, c.head_dim);
     attention_bytes = take.at - scratch;
@@ -1017,14 +970,12 @@ struct Buffers {
 POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
   const Config& c = model.config;
   const Buffers b(model, options, nullptr);
-  const size_t filled = size_t(std::min(tokens, options.context > 0 ? options.context : c.max_seq_len));
-  const size_t kv = kv_block_bytes(c.head_dim, keeps_f32(options, model)) * c.n_layers * c.n_kv_heads / kBlockKeys;
+  const size_t filled = size_t(std::min(tokens, context_of(options, model)));
   return {{{"weights", model.bytes_per_token},
-           {"keys and values", filled * kv},
+           {"keys and values", filled * position_bytes(c, keeps_f32(options, model))},
            {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
            {"logits and sampler", 4 * size_t(padded(c.vocab_size)) * sizeof(float)}}};
 }
-
 // ---- The forward pass ----
 struct Transformer {
   const Model& model;
@@ -1035,18 +986,18 @@ struct Transformer {
   Pool pool;
   Reservation memory;
   Buffers buf;
-  // The chunk: tokens of one session or of several, one after the other. Only attention tells sessions apart.
+  // The chunk: tokens of one step or of several, one after the other. Only attention tells sessions apart.
   struct Token {
-    Session* session;
+    Step* step;
     int id, position;
     int blocks_before;  // blocks of keys that the tokens before it see
+    Session& session() const { return *step->session; }
   } token[kChunk];
-  struct Range {
-    int first, n;  // tokens
-    Step* step;
-  } piece[kChunk], tile[kChunk];  // the tokens of a step; at most kTileTokens of them
-  int n_tokens = 0, n_pieces = 0, n_tiles = 0, n_blocks = 0;
-  size_t n_keys = 0;  // that the tokens see, in all
+  struct Tile {
+    int first, n;  // tokens of one step, at most kTileTokens
+  } tile[kChunk];
+  int n_tokens = 0, n_tiles = 0, n_blocks = 0;
+  double n_keys = 0;  // that the tokens see, in all
   // options.threads is above 0. On failure sets `error`.
   Transformer(const Model& m, const SessionOptions& options, const Kernels& k, std::string& error)
       : model(m),
@@ -1079,48 +1030,44 @@ struct Transformer {
         next = fill_chunk(steps, count, next);
         if (n_tokens == 0) break;  // the rest failed
         forward_chunk();
-        each ? hand_out_logits(*each) : last_logits(rows);
+        hand_out_logits(rows, each);
       }
       return end(nullptr);
     };
     return guarded_forward(pool, run, end);
   }
-  void check(const Step& step) {
+  // Starts a step. False if it cannot run; then its session has an error.
+  bool check(const Step& step) {
     Session& s = *step.session;
-    if (!s.kv_) return;  // its construction failed
-    if (s.start_ >= 0) {
-      s.fail("step: expected one of this session in a pass, found another");
-      return;
-    }
+    if (!s.kv_) return false;  // its construction failed
+    if (s.start_ >= 0) return s.fail("step: expected one of this session in a pass, found another");
     s.error.clear();
     s.start_ = s.position_;
     const size_t room = size_t(s.context() - s.position_);
-    if (step.n == 0 || !step.ids) s.fail("forward: no tokens");
-    if (step.n > room) s.fail(concat("context: room for ", room, " more tokens, not for ", step.n));
-    for (size_t i = 0; s.error.empty() && i < step.n; i++)
+    if (step.n == 0 || !step.ids) return s.fail("forward: no tokens");
+    if (step.n > room) return s.fail(concat("context: room for ", room, " more tokens, not for ", step.n));
+    for (size_t i = 0; i < step.n; i++)
       if (step.ids[i] < 0 || step.ids[i] >= c.vocab_size)
-        s.fail(concat("token ", i, ": expected an id below ", c.vocab_size, ", found ", step.ids[i]));
+        return s.fail(concat("token ", i, ": expected an id below ", c.vocab_size, ", found ", step.ids[i]));
+    return true;
   }
   // Takes tokens of the steps from `next` on. Returns the first step with tokens that are left.
   size_t fill_chunk(Step* steps, size_t count, size_t next) {
-    n_tokens = n_pieces = n_tiles = n_blocks = 0;
+    n_tokens = n_tiles = n_blocks = 0;
     n_keys = 0;
     for (; next < count; next++) {
-      Step& step = steps[next];
-      Session& s = *step.session;
+      const Step& step = steps[next];
+      const Session& s = *step.session;
       if (s.start_ < 0 || !s.error.empty()) continue;
-      const size_t done = size_t(s.position_ - s.start_);
-      const int n = int(std::min(step.n - done, size_t(kChunk - n_tokens)));
-      if (n == 0) return next;
-      piece[n_pieces++] = {n_tokens, n, &step};
+      const int done = s.position_ - s.start_, n = int(std::min(step.n - size_t(done), size_t(kChunk - n_tokens)));
       for (int i = 0; i < n; i++) {
-        if (i % kTileTokens == 0) tile[n_tiles++] = {n_tokens, std::min(kTileTokens, n - i), &step};
         const int position = s.position_ + i;
-        token[n_tokens++] = {&s, step.ids[done + size_t(i)], position, n_blocks};
+        if (i % kTileTokens == 0) tile[n_tiles++] = {n_tokens, std::min(kTileTokens, n - i)};
+        token[n_tokens++] = {&steps[next], step.ids[done + i], position, n_blocks};
         n_blocks += position / kBlockKeys + 1;
-        n_keys += size_t(position) + 1;
+        n_keys += position + 1;
       }
-      if (done + size_t(n) < step.n) return next;
+      if (size_t(done + n) < step.n) break;
     }
     return next;
   }
@@ -1129,7 +1076,7 @@ struct Transformer {
     const int half = c.head_dim / 2;
     for (int t = 0; t < n_tokens; t++) {
       if (!model.read_row(model.token_embedding, token[t].id, buf.x + size_t(t) * padded(c.dim)))
-        token[t].session->fail(concat("token_embedding: row ", token[t].id, " is no longer readable"));
+        token[t].session().fail(concat("token_embedding: row ", token[t].id, " is no longer readable"));
       for (int i = 0; i < half; i++) {
         double sin, cos;
         exact::sincos(token[t].position * frequencies[i], sin, cos);
@@ -1139,8 +1086,8 @@ struct Transformer {
     }
     for (int l = 0; l < c.n_layers; l++) {
       bool needed = false;
-      for (int i = 0; i < n_pieces; i++) {
-        Session& s = *piece[i].step->session;
+      for (int t = 0; t < n_tokens; t++) {
+        Session& s = token[t].session();
         if (s.cancelled_.exchange(false, std::memory_order_relaxed)) s.fail("cancelled");
         needed |= s.error.empty();
       }
@@ -1148,38 +1095,29 @@ struct Transformer {
       layer(l, n_tokens);
     }
   }
-  // After a chunk: the logits of the steps that end with it, in the next rows of buf.logits.
-  void last_logits(int& rows) {
-    Step* ended[kChunk];
-    int last[kChunk], n = 0;
-    for (int i = 0; i < n_pieces; i++) {
-      Session& s = *piece[i].step->session;
-      if (!s.error.empty()) continue;
-      s.position_ += piece[i].n;
-      if (size_t(s.position_ - s.start_) < piece[i].step->n) continue;
-      last[n] = piece[i].first + piece[i].n - 1;
-      ended[n++] = piece[i].step;
-    }
-    float* out = buf.logits + size_t(rows) * padded(c.vocab_size);
-    if (n > 0) logits(last, n, out);
-    for (int i = 0; i < n; i++, rows++, out += padded(c.vocab_size))
-      if (check_finite(out, 1, c.vocab_size, 0, ended[i]->session->error)) ended[i]->logits = out;
-  }
-  // After a chunk of one step: the logits of all tokens, some at a time.
-  void hand_out_logits(const Session::EachLogits& each) {
-    Session& s = *piece->step->session;
-    const size_t width = size_t(padded(c.vocab_size));
-    for (int t = 0, row[kLogitRows]; s.error.empty() && t < n_tokens; t += kLogitRows) {
-      const int n = std::min(kLogitRows, n_tokens - t);
-      for (int r = 0; r < n; r++) row[r] = t + r;
-      logits(row, n, buf.logits);
-      if (!check_finite(buf.logits, n, c.vocab_size, int(width), s.error)) return;
-      for (int r = 0; r < n; r++) {
-        const bool more = each(size_t(s.position_++ - s.start_), buf.logits + size_t(r) * width);
-        if (more && size_t(s.position_ - s.start_) < piece->step->n) continue;
-        piece->step->logits = buf.logits;  // done
-        return;
+  // After a chunk: the logits of the steps that end with it, in rows of buf.logits; or of all tokens, some at a time.
+  void hand_out_logits(int& rows, const Session::EachLogits* each) {
+    for (int t = 0; t < n_tokens;) {
+      int wanted[kChunk], n = 0;
+      for (; t < n_tokens && n < (each ? kLogitRows : kChunk); t++) {
+        Session& s = token[t].session();
+        if (!s.error.empty()) continue;
+        s.position_ = token[t].position + 1;
+        if (each || size_t(s.position_ - s.start_) == token[t].step->n) wanted[n++] = t;
       }
+      float* out = buf.logits + size_t(rows) * padded(c.vocab_size);
+      if (n > 0) logits(wanted, n, out);
+      for (int i = 0; i < n; i++, out += padded(c.vocab_size)) {
+        Step& step = *token[wanted[i]].step;
+        Session& s = *step.session;
+        s.position_ = token[wanted[i]].position + 1;
+        if (!s.error.empty() || !check_finite(out, 1, c.vocab_size, 0, s.error)) continue;
+        const size_t done = size_t(s.position_ - s.start_);
+        const bool more = each && (*each)(done - 1, out);
+        if (!each || !more || done == step.n) step.logits = out;
+        if (each && step.logits) return;
+      }
+      if (!each) rows += n;
     }
   }
   // x += wo attention(rmsnorm(x)); x += w2 (silu(w1 rmsnorm(x)) * w3 rmsnorm(x)).
@@ -1189,7 +1127,7 @@ struct Transformer {
     multiply({{w.wq, buf.q.f}, {w.wk, buf.k}, {w.wv, buf.v}}, buf.xn, n);
     rope_and_store(l, n);
     for (int t = 0; t < n; t++)
-      if (token[t].session->observer_) observe_attention(l, t);
+      if (token[t].session().observer_) observe_attention(l, t);
     attention(l, n);
     multiply({{w.wo, buf.xn.f}}, buf.q, n);
     add_residual(w.bo, n);
@@ -1198,7 +1136,7 @@ struct Transformer {
     multiply({{w.w2, buf.xn.f}}, buf.gate, n);
     add_residual(w.b2, n);
     for (int t = 0; t < n; t++)
-      if (const auto& show = token[t].session->observer_)
+      if (const auto& show = token[t].session().observer_)
         show({Observation::layer_output, l, -1, token[t].position, buf.x + size_t(t) * padded(c.dim), c.dim});
   }
   // out (n, vocab_size padded to 64): the logits of n tokens of the chunk.
@@ -1206,9 +1144,7 @@ struct Transformer {
     rmsnorm(model.final_norm, n, tokens);
     multiply({{model.output, out}}, buf.xn, n);
   }
-  void multiply(std::initializer_list<Product> products, const Activations& in, int n) {
-    matmul(kernels, pool, products, in, n);
-  }
+  void multiply(std::initializer_list<Product> y, const Activations& x, int n) { matmul(kernels, pool, y, x, n); }
   // Token t of n for the next matmul. Float weights multiply the floats.
   void quantize(const Activations& in, int t, int n) {
     if (!model.all_f32) in.quantize_token(kernels, t, n);
@@ -1282,7 +1218,7 @@ struct Transformer {
       if (c.qk_norm) normalize_heads(kernels, c, k, c.n_kv_heads, floats(w.k_norm));
       if (c.has_rope(l)) kernels.rope(query(t, 0), c.n_heads, c.head_dim, cos, sin);
       if (c.has_rope(l)) kernels.rope(k, c.n_kv_heads, c.head_dim, cos, sin);
-      const KvCache& kv = *token[t].session->kv_;
+      const KvCache& kv = *token[t].session().kv_;
       const int block = token[t].position / kBlockKeys, key = token[t].position % kBlockKeys;
       for (int h = 0; h < c.n_kv_heads; h++, k += c.head_dim, v += c.head_dim)
         store_key(kv.block(l, h, block), kv.f32, key, k, v);
@@ -1301,7 +1237,7 @@ struct Transformer {
       const int kv_head = task % c.n_kv_heads, first = tile[task / c.n_kv_heads].first;
       const int tokens = tile[task / c.n_kv_heads].n, last_block = token[first + tokens - 1].position / kBlockKeys;
       const size_t states = size_t(thread) * kTileTokens * group;  // of this thread
-      const KvCache& kv = *token[first].session->kv_;
+      const KvCache& kv = *token[first].session().kv_;
       for (int b = 0; b <= last_block; b++) {
         const auto get_query = [&](int i) {
           const int t = first + i / group, visible = std::min(kBlockKeys, token[t].position + 1 - b * kBlockKeys);
@@ -1321,7 +1257,7 @@ struct Transformer {
         while (t + 1 < n_tokens && i >= token[t + 1].blocks_before * c.n_kv_heads) t++;
         const int position = token[t].position, blocks = position / kBlockKeys + 1;
         const int at = i - token[t].blocks_before * c.n_kv_heads, kv_head = at / blocks, b = at % blocks;
-        const KvCache& kv = *token[t].session->kv_;
+        const KvCache& kv = *token[t].session().kv_;
         const auto get_query = [&](int j) {
           const int head = kv_head * group + j, visible = std::min(kBlockKeys, position + 1 - b * kBlockKeys);
           return Query{query(t, head), visible, state(t, b, head)};
@@ -1355,7 +1291,7 @@ struct Transformer {
   }
   // For an observer only: forward() never needs all weights at once.
   void observe_attention(int l, int t) {
-    const Session& s = *token[t].session;
+    const Session& s = token[t].session();
     std::vector<float> weights;
     for (int head = 0; head < c.n_heads; head++) {
       weights.assign(size_t(token[t].position) + 1, 0.f);
@@ -1378,20 +1314,23 @@ struct Transformer {
     }
   }
 };
-POCKET_SHARED Workspace::Workspace(const Model& model, SessionOptions options) : model_(model) {
+// Runs open(), which may set `error`, as a missing allocation does.
+template <class F> void guarded_open(std::string& error, const F& open) {
   const FloatMode mode;
-  options.threads = thread_count(options);  // once: it may change
   try {
-    if (model.file_bytes == 0) {
-      error = "session: the model is not open";
-    } else if (options.context < 0 || options.context > kMaxContext) {
-      error = concat("session: context: expected 0 to ", kMaxContext, ", found ", options.context);
-    } else if (const Kernels* kernels = choose_kernels(options.kernel, error)) {
-      transformer_ = std::make_unique<Transformer>(model, options, *kernels, error);
-    }
+    open();
   } catch (const std::bad_alloc&) {
     error = "out of memory";
   }
+}
+POCKET_SHARED Workspace::Workspace(const Model& model, SessionOptions options) : model_(model) {
+  options.threads = thread_count(options);  // once: it may change
+  guarded_open(error, [&] {
+    if (model.file_bytes == 0)
+      error = "session: the model is not open";
+    else if (const Kernels* kernels = choose_kernels(options.kernel, error))
+      transformer_ = std::make_unique<Transformer>(model, options, *kernels, error);
+  });
   if (!error.empty()) transformer_.reset();
 }
 POCKET_SHARED Workspace::~Workspace() = default;
@@ -1408,27 +1347,20 @@ POCKET_SHARED bool Workspace::forward(Step* steps, size_t count) {
   return error.empty() && transformer_->pass(steps, count, nullptr);
 }
 POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : model_(model) {
-  try {
-    own_ = std::make_unique<Workspace>(model, options);
-    workspace_ = own_.get();
-    open(options);
-  } catch (const std::bad_alloc&) {
-    error = "out of memory";
-  }
+  guarded_open(error, [&] { own_ = std::make_unique<Workspace>(model, options); });
+  open(own_.get(), options);
 }
-POCKET_SHARED Session::Session(Workspace& shared, SessionOptions options)
-    : model_(shared.model()), workspace_(&shared) {
-  open(options);
+POCKET_SHARED Session::Session(Workspace& shared, SessionOptions options) : model_(shared.model()) {
+  open(&shared, options);
 }
-POCKET_SHARED void Session::open(const SessionOptions& options) {
-  try {
-    error = workspace_->error;
+POCKET_SHARED void Session::open(Workspace* workspace, const SessionOptions& options) {
+  workspace_ = workspace;
+  guarded_open(error, [&] {
+    if (error.empty()) error = workspace->error;
     if (error.empty() && (options.context < 0 || options.context > kMaxContext))
       error = concat("session: context: expected 0 to ", kMaxContext, ", found ", options.context);
     if (error.empty()) kv_ = std::make_unique<KvCache>(model_, options, error);
-  } catch (const std::bad_alloc&) {
-    error = "out of memory";
-  }
+  });
   if (!error.empty()) kv_.reset();
 }
 POCKET_SHARED Session::~Session() = default;
@@ -1446,12 +1378,10 @@ POCKET_SHARED void Session::reset() {
 }
 POCKET_SHARED bool Session::fork(const Session& parent, int n) {
   if (!kv_ || !parent.kv_) return false;
-  if (&model_ != &parent.model_ || kv_->f32 != parent.kv_->f32)
-    return fail("fork: expected a session of the same model, with the same type of keys and values");
-  if (n < 0 || n > std::min(parent.position_, context()))
-    return fail(concat("fork: expected 0 to ", std::min(parent.position_, context()), " positions, found ", n));
-  const size_t bytes = round_up<size_t>(size_t(n), kBlockKeys) * kv_->position_bytes;
-  if (&parent != this) std::memcpy(kv_->memory.data, parent.kv_->memory.data, bytes);
+  if (&model_ != &parent.model_ || kv_->f32 != parent.kv_->f32) return fail("fork: expected the same model and KvType");
+  const int most = std::min(parent.position_, context());
+  if (n < 0 || n > most) return fail(concat("fork: expected 0 to ", most, " positions, found ", n));
+  if (&parent != this) std::memcpy(kv_->memory.data, parent.kv_->memory.data, kv_->bytes(n));
   position_ = n;
   return true;
 }
@@ -1465,7 +1395,6 @@ POCKET_SHARED KvBlock Session::kv_block(int layer, int kv_head, int block) const
 
 // ==== 6. Number formats, and the scalar kernels that define the bits of every faster one =============================
 inline constexpr int8_t kCodebook[16] = {-63, -50, -40, -31, -24, -17, -10, -4, 1, 7, 12, 18, 25, 32, 42, 56};
-
 template <class T> T load(const void* p) {  // unaligned
   T value;
   std::memcpy(&value, p, sizeof value);
@@ -1542,11 +1471,9 @@ inline void matmul_scalar(const PanelProduct& m) {
         m.y[t * m.ldy + size_t(p) * kPanelRows + r] = dot_scalar(m.w, panel, r, m.x.token(t));
   }
 }
-
 // ---- Activations ----
-inline constexpr int kFewTokens = 8;    // up to so many read the q4 weights in place; for more they are unpacked once
+inline constexpr int kFewTokens = 8;    // up to so many read the q4 weights in place (Kernels::gemv_q4)
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
-
 // The packed layout: 64 columns of all tokens, (n, 64) bytes, and their scales, (2, n) floats; then the next 64
 // columns. n is padded to 16; the rows after the last token are unspecified.
 inline size_t packed_bytes(int n, int cols) { return size_t(cols) / 64 * (64 + 2 * sizeof(float)) * round_up(n, 16); }
@@ -1582,7 +1509,6 @@ inline void Activations::quantize(const Kernels& k, const float* x, int token, i
     pack_groups(bytes, scales, token, (first + i) / kGroup, count / kGroup, tokens, packed);
   }
 }
-
 // ---- Matmul: the loops around the kernels ----
 #if !defined(POCKET_SEPARATE_KERNELS)
 // Integer matmul of many tokens: two panels and a block of columns at a time, which is unpacked once for all tokens.
@@ -1623,12 +1549,11 @@ void matmul_blocked(const Kernels& k, const PanelProduct& m) {
 void matmul_panels(const Kernels& k, const PanelProduct& m) {
   if (m.w.type == Type::f32) return k.matmul_f32(m);
   if (!k.dot) return matmul_scalar(m);
-  if (m.w.type == Type::q4 && m.n <= kFewTokens) return k.gemv_q4(m);
+  if (m.w.type == Type::q4 && m.n <= k.few_tokens) return k.gemv_q4(m);
   if (m.x.use_packed) return k.matmul_packed(m);
   matmul_blocked(k, m);
 }
 #endif
-
 // Panels that a thread takes together: four, which can be read as four streams, or two if used for several tokens.
 inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
 // y = w x for each product. Matrices that share their input are processed in one pass, as if stacked vertically.
@@ -1680,7 +1605,6 @@ inline constexpr char kMagic[8] = {'P', 'K', 'T', 'L', 'L', 'A', 'M', 'A'};
 // Version 1: the last 56 bytes of a Llama's header are 0.
 inline constexpr uint32_t kFormatVersion = 2, kOldestVersion = 1, kLlama = 1, kMegabyte = 2;
 inline constexpr uint64_t kPage = 4096;  // alignment of the tensors section
-
 struct TensorEntry {
   uint32_t type, rows, cols, reserved;
   uint64_t offset, bytes;  // offset from the start of the file
@@ -1814,7 +1738,6 @@ inline std::string architecture_name(uint32_t architecture) {
 struct ModelReader {
   ModelFile& m;
   Header h;
-
   template <class E, class F> bool refuse(const std::string& field, const E& expected, const F& found) {
     return set_error(m.error, concat(field, ": expected ", expected, ", found ", found));
   }
@@ -2030,11 +1953,10 @@ inline void ModelFile::unmap() {
   if (owned_) munmap(const_cast<uint8_t*>(base_), size_);
   if (file_ >= 0) ::close(file_);
   base_ = nullptr;
-  size_ = 0;
   file_ = -1;
   owned_ = false;
   tokenizer_ = chat_ = provenance_ = {};
-  file_bytes = 0;
+  size_ = file_bytes = 0;
   tensors_at_ = tensors_hash_ = checksum_ = 0;
 }
 inline bool ModelFile::verify_tensors() {
@@ -2177,7 +2099,6 @@ inline void Pool::sleep(uint64_t seen) {
 
 #define POCKET_BODY inline __attribute__((always_inline))
 #define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // fully unrolled
-
 // Where sums must stay in registers the loops use W floats, which become one register (or two of SSE).
 template <int W> struct Vector {
   typedef float Floats __attribute__((vector_size(4 * W)));
@@ -2187,7 +2108,8 @@ template <int W> struct Lanes {
   typedef typename Vector<W>::Floats Floats;
   typedef typename Vector<W>::Ints Ints;
   Floats v;
-
+  Lanes() = default;
+  POCKET_BODY explicit Lanes(const float* p) { load(p); }
   POCKET_BODY void load(const float* p) { std::memcpy(&v, p, sizeof v); }
   POCKET_BODY void load(const int8_t* p) {
     int32_t wide[W];
@@ -2197,17 +2119,8 @@ template <int W> struct Lanes {
     v = __builtin_convertvector(ints, Floats);  // lane by lane
   }
   POCKET_BODY void store(float* p) const { std::memcpy(p, &v, sizeof v); }
-
-  POCKET_BODY void add(const float* p) {
-    Lanes b;
-    b.load(p);
-    v += b.v;
-  }
-  POCKET_BODY void keep_larger(const float* p) {
-    Lanes b;
-    b.load(p);
-    v = b.v > v ? b.v : v;
-  }
+  POCKET_BODY void add(const Lanes& b) { v += b.v; }
+  POCKET_BODY void keep_larger(const Lanes& b) { v = b.v > v ? b.v : v; }
   // += a * b, rounded once per lane.
   POCKET_BODY void add_product(float a, const Lanes& b) {
     float x[W], sum[W];
@@ -2226,7 +2139,6 @@ POCKET_BODY uint32_t float_bits(float f) { return load<uint32_t>(&f); }
 POCKET_BODY float bits_float(uint32_t bits) { return load<float>(&bits); }
 // Adding and subtracting 1.5 * 2^23 rounds a float to an integer, half to even, for |x| < 2^22.
 inline constexpr float kRound = 12582912.f;
-
 // e^x within 2 units in the last place; below -87 it is e^-87, above 88 it is e^88. x = n ln 2 + r with |r| <= ln 2 /
 // 2; ln 2 is split in two so that r is exact, e^r is a polynomial (Cephes, expf), and 2^n goes into the exponent.
 POCKET_BODY float exp_body(float x) {
@@ -2286,13 +2198,10 @@ POCKET_BODY void rope_body(float* x, int heads, int head_dim, const float* cos, 
 POCKET_BODY void swiglu_body(float* gate, const float* up, int n) {
   for (int i = 0; i < n; i++) gate[i] = gate[i] / (1.f + exp_body(-gate[i])) * up[i];
 }
-
 // ---- Attention, in blocks of 128 keys that start at fixed positions ----
 // The softmax of a block is computed by itself, and the results are merged in order (the online softmax of
 // FlashAttention, Dao et al. 2022).
-
 inline constexpr int kQueries = 8;  // queries that go through a block together
-
 // Bytes of a KvBlock, in the order k_scale, v_scale, k, v.
 inline size_t kv_block_bytes(int head_dim, bool f32, int keys) {
   const size_t scales = 2 * size_t(keys) * sizeof(float), number = f32 ? sizeof(float) : 1;
@@ -2323,10 +2232,8 @@ inline void store_key(const KvBlock& kv, bool f32, int key, const float* k, cons
     kv.k_scale[key] = root * store_vector(k, kv.head_dim, keys + kv.key_at(key), 16);
     kv.v_scale[key] = store_vector(v, kv.head_dim, values + key * kv.width, 1);
   };
-  if (f32)
-    store(static_cast<float*>(kv.k), static_cast<float*>(kv.v));
-  else
-    store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
+  f32 ? store(static_cast<float*>(kv.k), static_cast<float*>(kv.v))
+      : store(static_cast<int8_t*>(kv.k), static_cast<int8_t*>(kv.v));
 }
 // Blocks of 16 lanes to sum up: block b, row i begins at data[b * between + i * step].
 template <class T> struct LaneBlocks {
@@ -2372,7 +2279,7 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
   Lanes<W> tops[kParts], sums[kParts] = {};
   POCKET_FOR (p, kParts) tops[p].load(s + p * W);
   for (int j = 16; j < end; j += 16)
-    POCKET_FOR (p, kParts) tops[p].keep_larger(s + j + p * W);
+    POCKET_FOR (p, kParts) tops[p].keep_larger(Lanes<W>(s + j + p * W));
   float largest[16], total[16];
   POCKET_FOR (p, kParts) tops[p].store(largest + p * W);
   float top = largest[0];
@@ -2380,7 +2287,7 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
   for (int j = 0; j < end; j++) s[j] = exp_body(s[j] - top);
   for (int j = std::max(keys, 0); j < end; j++) s[j] = 0;
   for (int j = 0; j < end; j += 16)
-    POCKET_FOR (p, kParts) sums[p].add(s + j + p * W);
+    POCKET_FOR (p, kParts) sums[p].add(Lanes<W>(s + j + p * W));
   POCKET_FOR (p, kParts) sums[p].store(total + p * W);
   state.max = top;
   state.sum = sum16(total);
@@ -2473,10 +2380,8 @@ template <int W> POCKET_BODY void matmul_f32_body(const PanelProduct& m) {
     }
   }
 }
-
 // ---- Rotary angles, in our own double precision ----
 // Built on + - * / and fma, which are exact to the last bit everywhere; sin, cos, exp and log of C libraries are not.
-
 namespace exact {
 inline double log(double x) {  // ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)), m in [0.7, 1.4]
   int e;
@@ -2510,7 +2415,6 @@ inline void sincos(double x, double& s, double& c) {
   c = quadrant == 0 ? cos : quadrant == 1 ? -sin : quadrant == 2 ? -cos : sin;
 }
 }  // namespace exact
-
 // Scaling: "linear" divides all positions by the factor; "llama3" does so for the pairs that rotate slowly over the
 // original context and leaves the fast ones unchanged, with a smooth transition between them.
 inline double rope_frequency(const Config& c, int i) {
@@ -2537,14 +2441,12 @@ POCKET_FLOAT_BLOCKS(FloatScalar, )
 #define POCKET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
 POCKET_FLOAT_BLOCKS(FloatAvx2, POCKET_AVX2)
 POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
-
 // The features that the CPU has and the OS supports (it must save the registers on a task switch).
 struct X86Features {
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   bool avx512vnni = avx2 && avx512 && __builtin_cpu_supports("avx512vnni"), avxvnni = false, amx = false;
-
   X86Features() {
     unsigned a, b, c, d;
     avxvnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
@@ -2556,9 +2458,7 @@ struct X86Features {
 #endif
   }
 };
-
 #endif  // __x86_64__
-
 // Prefetches for a kernel that reads long streams. One stream: the line six pages ahead to the L2 cache, since the
 // hardware prefetcher stops at page boundaries, and the line 1 KB ahead to the L1 cache. Several: the line 2 KB ahead.
 template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
@@ -2568,13 +2468,15 @@ template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
 // A kernel set: the float blocks of section 9, W floats a register, and the integer kernels, if it has some.
 template <class Blocks, int W>
 Kernels kernel_set(const char* name, bool (*supported)(), decltype(Kernels::unpack_q4) unpack = nullptr,
-                   decltype(Kernels::gemv_q4) gemv = nullptr, decltype(Kernels::dot) dot = nullptr) {
+                   decltype(Kernels::gemv_q4) gemv = nullptr, decltype(Kernels::dot) dot = nullptr,
+                   int few_tokens = kFewTokens) {
   Kernels k = {};
   k.name = name;
   k.supported = supported;
   k.unpack_q4 = unpack;
   k.gemv_q4 = gemv;
   k.dot = dot;
+  k.few_tokens = few_tokens;
   k.rmsnorm = Blocks::template call<rmsnorm_body>;
   k.quantize = Blocks::template call<quantize_body>;
   k.rope = Blocks::template call<rope_body>;
@@ -2586,13 +2488,10 @@ Kernels kernel_set(const char* name, bool (*supported)(), decltype(Kernels::unpa
   k.matmul_f32 = Blocks::template call<matmul_f32_body<W>>;
   return k;
 }
-
 #if defined(__x86_64__)
-
 // Whether the product of one token reads four streams of panels at a time, each through a quarter of them. Measured on
 // an Intel CPU: 95% of the speed of plain reading, one stream 78%. On an AMD CPU one stream is faster.
 inline bool reads_four_streams() { return __builtin_cpu_is("intel"); }
-
 // ---- AVX2: 8 rows per register, two registers per panel. vpmaddubsw multiplies unsigned by signed bytes and adds
 // pairs into 16 bits, where 127 * 127 * 2 still fits: codebook values are shifted to 0 ... 127, and each sum starts at
 // -64 times the group's sum of xq to compensate. q8 weights use all 8 bits: their sign moves to the activation instead.
@@ -2740,14 +2639,12 @@ POCKET_AVX2 inline void gemv_q4(const PanelProduct& m) { gemv_q4_any<Maddubs>(m)
 POCKET_AVX2 inline void dot(const BlockProduct& p) { dot_any<Maddubs>(p); }
 inline Kernels kernels() {
   return kernel_set<FloatAvx2, 8>(
-      "avx2", [] { return X86Features().avx2; }, unpack_q4, gemv_q4, dot);
+      "avx2", [] { return X86Features().avx2; }, unpack_q4, gemv_q4, dot, kChunk);
 }
 }  // namespace avx2
-
 // ---- AVX-VNNI (recent CPUs without AVX-512): the AVX2 kernels with one instruction, vpdpbusd, in place of three.
 
 #define POCKET_AVXVNNI __attribute__((target("avxvnni,avx2,fma")))
-
 namespace avxvnni {
 struct Dpbusd {
   POCKET_AVXVNNI static __m256i add(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
@@ -2761,11 +2658,9 @@ inline Kernels kernels() {
       "avxvnni", [] { return X86Features().avxvnni; }, avx2::unpack_q4, gemv_q4, dot);
 }
 }  // namespace avxvnni
-
 // ---- AVX-512 with VNNI: 16 rows per register. vpdpbusd multiplies unsigned by signed bytes and adds four products to
 // 32 bits, exactly. Weights are shifted to unsigned (+64 for q4's codebook, +128 for q8), and each sum starts at -64 or
 // -128 times the group's sum of xq to compensate.
-
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"  // a false warning about the intrinsics (GCC bug 105593)
@@ -2889,7 +2784,6 @@ inline Kernels kernels() {
   return kernel_set<FloatAvx512, 16>("avx512vnni", supported, unpack_q4<64>, gemv_q4, dot);
 }
 }  // namespace avx512
-
 // ---- AMX (Sapphire Rapids and later), for prompts. A tile is a small matrix in a register, and one instruction
 // multiplies two of them: (16 tokens, 32 columns) by (32 columns, 16 rows), signed bytes, summed exactly. A group of a
 // panel in memory is such a second tile. A single token cannot fill a tile: generating uses the kernels above.
@@ -2905,7 +2799,6 @@ struct Start {
   }
 };
 inline constexpr Start kStart;
-
 struct Tiles {
   // Tiles 0 to 3 hold sums (16 tokens, 16 int32), 4 and 5 activations (16 tokens, 32 bytes), 6 and 7 weights (8, 64
   // bytes), of two groups each. There are two sets of sums, so that two products can be in flight.
@@ -2956,7 +2849,6 @@ template <Type type> struct Block {
   alignas(64) uint8_t unpacked[type == Type::q4 ? 64 * kPanelRows : 64];
   alignas(64) float scales[2 * kPanelRows];
   const uint8_t* codes;
-
   POCKET_AVX512 void read(const Tensor& w, const uint8_t* panel, int b) {
     codes = panel + b * code_bytes(type, 64);
     const uint8_t* packed_scales = panel + code_bytes(type, w.cols) + b * (type == Type::q4 ? 16 : 64);
@@ -3031,9 +2923,7 @@ inline Kernels kernels() {
 #pragma GCC diagnostic pop
 #endif
 #endif  // __x86_64__
-
 #if defined(__aarch64__)
-
 // ---- NEON: 4 rows per register, four registers per panel. tbl looks up the signed codebook values. The baseline of
 // aarch64 has all that the float blocks need, so they need no target attribute; two operations are written as
 // intrinsics because compilers do not vectorize them.
@@ -3056,7 +2946,6 @@ inline bool has_i8mm() {
 inline bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
 inline bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
 #endif
-
 // The target attributes of the two optional instructions. These are in assembler, since clang before 16 has intrinsics
 // only if a whole file is compiled for them; volatile, because g++ otherwise reorders them and runs out of registers.
 #if defined(__clang__)
@@ -3066,7 +2955,6 @@ inline bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
 #define POCKET_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
 #define POCKET_I8MM __attribute__((target("arch=armv8.2-a+i8mm")))
 #endif
-
 // Four rows' sums + dot products of four signed bytes of each with the four in one lane of x.
 template <int lane> POCKET_BODY int32x4_t sdot(int32x4_t sum, int8x16_t w, int8x16_t x) {
   asm volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(w), "w"(x), "i"(lane));
@@ -3250,7 +3138,6 @@ inline Kernels i8mm_kernels() {
 }
 }  // namespace neon
 #endif  // __aarch64__
-
 // The kernel sets, best first, then one without a name.
 POCKET_SHARED const Kernels* kernel_table();
 #if !defined(POCKET_SEPARATE_KERNELS)
@@ -3270,7 +3157,6 @@ const Kernels* kernel_table() {
   return table;
 }
 #endif
-
 inline const Kernels* find_kernels(const char* name) {
   for (const Kernels* k = kernel_table(); k->name; k++)
     if ((!name || std::strcmp(name, k->name) == 0) && k->supported()) return k;
@@ -3296,7 +3182,6 @@ inline void exp_in_place(float* x, int n) {
   static const Kernels& best = *find_kernels(nullptr);
   best.exp(x, n);
 }
-
 }  // namespace POCKET_ISA
 }  // namespace pocket
 #if defined(__clang__) && defined(__x86_64__)
@@ -3305,171 +3190,96 @@ inline void exp_in_place(float* x, int n) {
 #endif  // POCKET_RUN_CPP
 
 // ==== 11. A small program ============================================================================================
-// `make` builds the full command line, apps/cli. The options here mean the same there and give the same text.
-
+// Continues a text. `make` builds the full command line, apps/cli: what the options here do, they do there.
 #ifndef POCKET_NO_MAIN
 #include "tokenizer.hpp"
-
 namespace {
 using namespace pocket;
-
 struct Failure {
-  int status;  // of the process: 1 failed, 2 wrong usage, 130 interrupted
+  int status;  // of the process: 1 failed, 2 wrong usage
   std::string what;
 };
-struct Arguments {
-  std::string model, prompt, file, tokens, mode = "generate", system, temperature = "0.8", top_p = "0.9";
-  std::string seed, tokenizer, threads;
-};
-constexpr struct {
+struct Option {
   const char *letter, *name, *value, *help;
-  std::string Arguments::*into;
-} kOptions[] = {
-    {"-i", "--prompt", "TEXT", "the beginning of the text; in a chat, the first message", &Arguments::prompt},
-    {"-f", "--file", "FILE", "read the prompt from a file; - is standard input", &Arguments::file},
-    {"-n", "--tokens", "N", "generate at most N tokens; 0: no limit [256; in a chat 0]", &Arguments::tokens},
-    {"-m", "--mode", "MODE", "generate (continue a text) or chat (reply to messages)", &Arguments::mode},
-    {"-y", "--system", "TEXT", "system prompt [the model's]", &Arguments::system},
-    {"-t", "--temperature", "T", "0: always the most likely token; 1: as trained [0.8]", &Arguments::temperature},
-    {"-p", "--top-p", "P", "sample from tokens with total probability P; 1: all [0.9]", &Arguments::top_p},
-    {"-s", "--seed", "N", "random seed: the same one gives the same text [the time]", &Arguments::seed},
-    {"", "--threads", "N", "number of threads [one per CPU]", &Arguments::threads},
-    {"-z", "--tokenizer", "FILE", "a SentencePiece .model in place of the model's own", &Arguments::tokenizer}};
-double number(const char* name, const std::string& text, double low, double high, bool whole = true) {
+  std::string text;  // the default, then what is given
+};
+enum { prompt, tokens, temperature, top_p, seed, threads };
+Option options[] = {
+    {"-i", "--prompt", "TEXT", "the beginning of the text", ""},
+    {"-n", "--tokens", "N", "generate at most N tokens; 0: no limit [256]", "256"},
+    {"-t", "--temperature", "T", "0: always the most likely token; 1: as trained [0.8]", "0.8"},
+    {"-p", "--top-p", "P", "sample from tokens with total probability P; 1: all [0.9]", "0.9"},
+    {"-s", "--seed", "N", "random seed: the same one gives the same text [the time]", ""},
+    {"", "--threads", "N", "number of threads [one per CPU]", ""},
+};
+double number(const Option& o, double low, double high, bool whole = true) {
   char *end = nullptr, range[80];
-  const double value = std::strtod(text.c_str(), &end);
-  const bool plain = text.find_first_not_of("+-.0123456789eE") == std::string::npos;
-  if (!text.empty() && !*end && plain && value >= low && value <= high && (!whole || value == std::floor(value)))
+  const double value = std::strtod(o.text.c_str(), &end);
+  const bool plain = o.text.find_first_not_of("+-.0123456789eE") == std::string::npos;
+  if (!o.text.empty() && !*end && plain && value >= low && value <= high && (!whole || value == std::floor(value)))
     return value;
   std::snprintf(range, sizeof range, "%s from %g to %g", whole ? "a whole number" : "a number", low, high);
-  throw Failure{2, concat(name, ": expected ", range, ", found '", text, "'")};
+  throw Failure{2, concat(*o.letter ? o.letter : o.name, ": expected ", range, ", found '", o.text, "'")};
 }
-Arguments parse(int argc, char** argv) {
-  Arguments a;
+// Sets the options. Returns the name of the model.
+std::string parse(int argc, char** argv) {
+  std::string model;
   for (int i = 1; i < argc; i++) {
     const std::string word = argv[i];
-    const auto named = [&](const auto& o) { return word == o.letter || word == o.name; };
-    const auto* const o = std::find_if(std::begin(kOptions), std::end(kOptions), named);
-    const bool known = o != std::end(kOptions), option = word.size() >= 2 && word[0] == '-';
+    const auto named = [&](const Option& o) { return word == o.letter || word == o.name; };
+    Option* const o = std::find_if(std::begin(options), std::end(options), named);
+    const bool known = o != std::end(options), option = word.size() >= 2 && word[0] == '-';
     if (known && ++i == argc) throw Failure{2, word + " requires a value: " + o->value};
     if (option && !known) throw Failure{2, word + ": no such option; see --help"};
-    if (!option && !a.model.empty())
+    if (!option && !model.empty())
       throw Failure{
-          2, concat("'", word, "': one model only, already given as '", a.model, "'; put the text in quotes after -i")};
-    (known ? a.*o->into : a.model) = argv[i];
+          2, concat("'", word, "': one model only, already given as '", model, "'; put the text in quotes after -i")};
+    (known ? o->text : model) = argv[i];
   }
-  if (a.mode != "generate" && a.mode != "chat")
-    throw Failure{2, "-m: expected generate or chat, found '" + a.mode + "'"};
-  if (a.model.empty()) throw Failure{2, "no model given; try: run model.bin -i \"Once upon a time\""};
-  return a;
-}
-constexpr size_t kLongestText = 64 << 20;  // bytes; more is no text, but a device such as /dev/zero
-std::string read_all(const std::string& name) {
-  std::FILE* file = name == "-" ? stdin : std::fopen(name.c_str(), "rb");
-  std::string text;
-  for (int c; file && text.size() <= kLongestText && (c = std::getc(file)) != EOF;) text += char(c);
-  if (!file || std::ferror(file)) throw Failure{1, name + ": " + std::strerror(errno)};
-  if (text.size() > kLongestText)
-    throw Failure{1, concat(name, ": expected at most ", kLongestText, " bytes, found more")};
-  return text;
+  if (model.empty()) throw Failure{2, "no model given; try: run model.bin -i \"Once upon a time\""};
+  return model;
 }
 // A terminal gets no control characters from the model.
 void print(const std::string& text) {
-  static const bool terminal = isatty(1);
-  const std::string out = terminal ? without_controls(text) : text;
+  const std::string out = isatty(1) ? without_controls(text) : text;
   if (std::fwrite(out.data(), 1, out.size(), stdout) != out.size() || std::fflush(stdout) != 0)
     throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
 }
-Session* running = nullptr;  // the session that Ctrl-C stops
-volatile std::sig_atomic_t interrupted = 0;
-struct Program {
-  const Tokenizer& tokenizer;
-  Session& session;
-  Sampler pick;
-  int limit;  // new tokens of a text, or of a reply
-  size_t prompt_tokens = 0, new_tokens = 0;
-  // Prints the continuation of `prompt`, until the watch notices a loop.
-  void generate_text(const std::vector<int>& prompt, Tokenizer::Stream& stream, LoopWatch* watch) {
-    prompt_tokens += prompt.size();
-    const bool good = generate(session, pick, prompt, limit, session.model().stop_ids, [&](int id) {
-      new_tokens++;
-      print(printed_text(tokenizer, stream, id));
-      return !interrupted && !(watch && watch->push(id));
-    });
-    if (interrupted) throw Failure{130, ""};
-    if (!good) throw Failure{1, session.error};
-    print(printed_rest(stream));
-  }
-  void continue_text(const std::string& text) {
-    std::vector<int> prompt = ids_of(tokenizer, text);
-    if (prompt.empty() && tokenizer.bos() >= 0) prompt.push_back(tokenizer.bos());
-    if (prompt.empty())
-      throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};
-    Tokenizer::Stream stream(tokenizer);
-    for (int id : prompt) print(printed_text(tokenizer, stream, id));
-    generate_text(prompt, stream, nullptr);
-    if (isatty(1)) print("\n");
-  }
-  // Replies to `message`, then to each line of standard input.
-  void chat(const ChatTemplate& chat, const std::string& system, std::string message) {
-    const Encode encode = [&](std::string_view text, bool bos) { return ids_of(tokenizer, text, bos); };
-    for (bool first = true;;) {
-      if (!message.empty()) {
-        Tokenizer::Stream stream(tokenizer);
-        LoopWatch watch;
-        const std::vector<int> turn = chat_turn(chat, encode, system, message, first);
-        const int start = session.position() + int(turn.size());
-        generate_text(turn, stream, &watch);
-        if (watch.period() > 0) session.rewind(start + int(watch.kept()));  // or the next reply would repeat it too
-        print("\n");
-        first = false;
-      }
-      if (isatty(0)) std::fprintf(stderr, "> ");
-      int c;
-      for (message.clear(); (c = std::getchar()) != EOF && c != '\n';) {
-        if (message.size() == kLongestText) throw Failure{1, "standard input: line: expected at most 64 MiB"};
-        message += char(c);
-      }
-      if ((c == EOF && message.empty()) || message == "/quit") return;
-    }
-  }
-};
-void execute(const Arguments& a) {
-  const bool chat = a.mode == "chat", own = a.tokenizer.empty();
+void execute(const std::string& path) {
   const auto now = std::chrono::system_clock::now().time_since_epoch().count();
-  const uint64_t seed =
-      a.seed.empty() ? uint64_t(now) % 1000000 : uint64_t(number("-s", a.seed, 0, 9007199254740992.0));
-  const Sampler pick(
-      {float(number("-t", a.temperature, 0, 100, false)), float(number("-p", a.top_p, 0, 1, false)), seed});
-  const int limit = a.tokens.empty() ? (chat ? 0 : 256) : int(number("-n", a.tokens, 0, 1e9));
-  const int threads = a.threads.empty() ? 0 : int(number("--threads", a.threads, 1, 256));
+  if (options[seed].text.empty()) options[seed].text = std::to_string(uint64_t(now) % 1000000);
+  Sampler pick({float(number(options[temperature], 0, 100, false)), float(number(options[top_p], 0, 1, false)),
+                uint64_t(number(options[seed], 0, 9007199254740992.0))});
+  const int limit = int(number(options[tokens], 0, 1e9));
+  const int n_threads = options[threads].text.empty() ? 0 : int(number(options[threads], 1, 256));
   Model model;
   Tokenizer tokenizer;
-  ChatTemplate turns;
-  if (!model.open(a.model.c_str())) throw Failure{1, model.error};
-  if (!(own ? tokenizer.load(model.tokenizer_bytes()) : tokenizer.load_sentencepiece(read_all(a.tokenizer))))
-    throw Failure{1, (own ? a.model : a.tokenizer) + ": " + tokenizer.error};
-  if (!turns.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, a.model + ": " + turns.error};
-  if (chat && !turns.known()) throw Failure{1, a.model + ": no chat template; continue a text with -i"};
-  if (chat && !turns.takes(a.system)) throw Failure{1, a.model + ": -y: the chat template has no place for this text"};
-  Session session(model, {0, threads, KvType::automatic, nullptr});
+  if (!model.open(path.c_str())) throw Failure{1, model.error};
+  if (!tokenizer.load(model.tokenizer_bytes())) throw Failure{1, path + ": " + tokenizer.error};
+  std::vector<int> ids = ids_of(tokenizer, options[prompt].text);
+  if (ids.empty() && tokenizer.bos() >= 0) ids.push_back(tokenizer.bos());
+  if (ids.empty())
+    throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};
+  Session session(model, {0, n_threads, KvType::automatic, nullptr});
   if (!session.error.empty()) throw Failure{1, session.error};
-  running = &session;
-  std::signal(SIGINT, [](int) {
-    interrupted = 1;
-    running->cancel();
-  });
   std::signal(SIGBUS, [](int) {
     static constexpr char kMessage[] = "run: the model file was truncated while it was in use\n";
     (void)!write(2, kMessage, sizeof kMessage - 1);
     _exit(1);
   });
-  Program program{tokenizer, session, pick, limit > 0 ? limit : std::numeric_limits<int>::max()};
-  const std::string text = a.file.empty() ? a.prompt : read_all(a.file);
-  chat ? program.chat(turns, a.system, text) : program.continue_text(text);
-  std::signal(SIGINT, SIG_DFL);
-  std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %llu\n", program.prompt_tokens,
-               program.new_tokens, session.kernel(), session.threads(), static_cast<unsigned long long>(seed));
+  Tokenizer::Stream stream(tokenizer);
+  for (int id : ids) print(printed_text(tokenizer, stream, id));
+  size_t new_tokens = 0;
+  const auto on_token = [&](int id) {
+    new_tokens++;
+    print(printed_text(tokenizer, stream, id));
+    return true;
+  };
+  const int n = limit > 0 ? limit : std::numeric_limits<int>::max();
+  if (!generate(session, pick, ids, n, model.stop_ids, on_token)) throw Failure{1, session.error};
+  print(printed_rest(stream) + (isatty(1) ? "\n" : ""));
+  std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %s\n", ids.size(), new_tokens,
+               session.kernel(), session.threads(), options[seed].text.c_str());
 }
 }  // namespace
 int main(int argc, char** argv) try {
@@ -3477,11 +3287,11 @@ int main(int argc, char** argv) try {
     execute(parse(argc, argv));
     return 0;
   }
-  std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n  run model.bin -m chat\n\n");
-  for (const auto& o : kOptions) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
+  std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n\n");
+  for (const Option& o : options) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
   return std::fflush(stdout) == 0 ? 0 : 1;
 } catch (const Failure& f) {
-  if (!f.what.empty()) std::fprintf(stderr, "run: %s\n", one_line(f.what).c_str());
+  std::fprintf(stderr, "run: %s\n", one_line(f.what).c_str());
   return f.status;
 } catch (const std::bad_alloc&) {
   std::fprintf(stderr, "run: out of memory\n");
