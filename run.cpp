@@ -521,7 +521,6 @@ bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, i
 
 // ==== 4. Public API ==================================================================================================
 // Model, Sampler and generate are above. A session is one conversation, a workspace the means to run some of them.
-
 inline constexpr int kMaxContext = 1 << 22;
 inline constexpr int kChunk = 128;         // tokens that go through the layers together
 enum class KvType { automatic, q8, f32 };  // of keys and values; automatic: f32 for f32 models, else q8
