@@ -4,6 +4,7 @@
 #include "../../export/chat_families.hpp"
 #include "chat_input.hpp"
 #include "conversation.hpp"
+#include "guesses.hpp"
 #include "report.hpp"
 #include "stop_filter.hpp"
 
@@ -36,6 +37,7 @@ class Chat {
         active_(*job.model, session_options(job.args)),
         session_(*active_),
         sampler_(job.sampler_options()),
+        guesses_(job, text_),
         conversation_(
             *job.model->chat_template(),
             [&job](std::string_view text, bool bos) { return job.model->encode(text, bos); }, job.args.system,
@@ -217,18 +219,23 @@ class Chat {
     double first = 0;  // time of the first new token
     bool good = false;
     reply.end = End::stop_token;
+    text_ = ids;
+    guesses_.restart();
     const auto on_token = [&](int id) {
       if (turn.reply_ids.size() == before) first = seconds();
       turn.reply_ids.push_back(id);
+      text_.push_back(id);
       return add_token(id, turn, reply);
     };
     try {
       const std::vector<int> last = process_prompt(job_, session_, sampler_, rest);
-      good = generate(session_, sampler_, last, limit - int(before), job_.model->chat_template()->stop_ids, on_token);
+      good = generate(session_, sampler_, last, limit - int(before), job_.model->chat_template()->stop_ids, on_token,
+                      guesses_.propose(sampler_));
     } catch (const Failure& f) {
       if (f.status != 130) throw;  // Ctrl-C while a long message is processed
     }
     job_.figures.add(rest.size(), start, turn.reply_ids.size() - before, first);
+    guesses_.settle(job_.figures);
     processed_ = ids;
     processed_.insert(processed_.end(), turn.reply_ids.begin() + long(before), turn.reply_ids.end());
     const bool all_processed = size_t(session_.position()) == processed_.size();
@@ -307,6 +314,8 @@ class Chat {
   ActiveSession active_;
   TextSession& session_;
   Sampler sampler_;
+  std::vector<int> text_;  // the tokens of the conversation, while a reply is generated
+  Guesses guesses_;
   Conversation conversation_;
   std::vector<int> processed_;  // the tokens of the session
   LineReader input_;

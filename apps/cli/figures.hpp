@@ -13,7 +13,7 @@ namespace pocket::cli {
 struct Figures {
   double prompt_seconds = 0, new_seconds = 0;
   size_t prompt_tokens = 0, new_tokens = 0;
-  size_t guesses = 0, right_guesses = 0;  // --lookup
+  size_t guesses = 0, right_guesses = 0;  // --lookup, --draft
   const char* end = nullptr;              // why the text ended; null in a chat
   std::vector<std::string> choices;       // --top --json: a JSON object per token
 

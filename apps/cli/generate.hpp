@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "choices.hpp"
-#include "lookup.hpp"
+#include "guesses.hpp"
 #include "report.hpp"
 #include "session_file.hpp"
 #include "stop_filter.hpp"
@@ -46,18 +46,14 @@ class TextWriter {
 
   // Processes `ids`, then generates and prints the text. Returns false if that fails or is interrupted.
   bool write(ReportingSampler& sampler, const std::vector<int>& ids) {
-    Lookup lookup(saved_.ids, seconds);
-    Propose propose;
-    if (job_.args.lookup) propose = [&] { return lookup.propose(); };
+    Guesses guesses(job_, saved_.ids);
     bool good = false;
     try {
-      good = generate_tokens(sampler, ids, propose);
+      good = generate_tokens(sampler, ids, guesses.propose(sampler));
     } catch (const Failure& f) {
       if (f.status != 130) throw;  // Ctrl-C while a long prompt is processed
     }
-    lookup.settle();
-    job_.figures.guesses = lookup.proposed;
-    job_.figures.right_guesses = lookup.accepted;
+    guesses.settle(job_.figures);
     job_.figures.end = reason_of_end();
     return good;
   }

@@ -51,7 +51,7 @@ class Lookup {
 
   // Counts the right guesses of the last pass.
   void settle() {
-    const size_t generated = text_.size() - from_;
+    const size_t generated = text_.size() - std::min(text_.size(), from_);
     if (pass_start_ == 0 || generated == 0) return;
     const double pass = clock_() - pass_start_;
     if (guesses_.empty())
@@ -64,6 +64,11 @@ class Lookup {
       share_right_[match_] += ((right ? 1 : 0) - share_right_[match_]) / 8;
     }
     proposed += guesses_.size();
+    withdraw();
+  }
+
+  // The next pass checks no guesses of this object: it is not counted.
+  void withdraw() {
     guesses_.clear();
     pass_start_ = 0;
   }

@@ -17,6 +17,7 @@ struct Arguments {
   std::string save, resume;                // session files
   std::string tokenizer;                   // a SentencePiece file in place of the model's own tokenizer
   std::string kernel, kv = "auto", seed;   // seed: a number; "": the time
+  std::string draft;                       // a model file
   std::string logits, perplexity, encode;  // logits, perplexity: a file; encode: a text
   std::vector<std::string> stop;
   int max_tokens = -1;  // new tokens; 0: until the context is full; -1: the default of the mode
@@ -29,6 +30,7 @@ struct Arguments {
 
   bool is_given(std::string_view name) const { return std::find(given.begin(), given.end(), name) != given.end(); }
   bool chat() const { return mode == "chat"; }
+  bool guesses() const { return lookup || !draft.empty(); }
   Load load() const { return no_mmap ? Load::copy : Load::map; }
   bool has_instruction() const { return !words.empty() || !features.empty() || !summary.empty(); }
 };
@@ -77,6 +79,8 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "--no-mmap", "", "read the model into memory instead of mapping its file, which may then change",
      &Arguments::no_mmap},
     {"", "--lookup", "", "predict tokens from repetitions in the text: the same text, sooner", &Arguments::lookup},
+    {"", "--draft", "FILE", "predict tokens by a smaller model with the same vocabulary: the same text, sooner",
+     &Arguments::draft},
     {"", "", "model.bin -i \"2 + 2 =\" -n 3 -t 0 --top 5 --json 2> figures.json", "Figures on stderr"},
     {"", "--top", "N", "list the N most likely tokens at each step, with their probabilities", &Arguments::top, 0,
      1000},
@@ -212,7 +216,7 @@ inline Arguments parse(int argc, char** argv) {
   if (a.is_given("--prompt") + !a.file.empty() + !a.ids.empty() > 1)
     throw Failure{2, "-i, -f and --ids: expected only one of them"};
   if (a.has_instruction()) set_instruction_prompt(a);
-  for (const char* option : {"--ids", "--save", "--resume", "--lookup", "--top"})
+  for (const char* option : {"--ids", "--save", "--resume", "--top"})
     if (a.chat() && a.is_given(option))
       throw Failure{2, std::string(option) + " is not valid in a chat; remove it, or -m chat"};
   set_defaults(a);

@@ -32,7 +32,7 @@ inline std::string json_figures(const Job& job, const TextSession& session) {
   add("position", std::to_string(session.position()));
   add("context", std::to_string(session.context()));
   if (f.end) add("end", json(f.end));
-  if (job.args.lookup) {
+  if (job.args.guesses()) {
     add("guesses", std::to_string(f.guesses));
     add("guesses_right", std::to_string(f.right_guesses));
   }
@@ -53,7 +53,7 @@ inline void print_figures(Job& job, const TextSession& session) {
                f.prompt_tokens, unit.plural, f.prompt_rate(), unit.per_second, f.new_tokens, unit.plural, f.new_rate(),
                unit.per_second, weights_rate(job), double(peak_memory()) / 1e6, session.kernel(), session.threads(),
                session.threads() == 1 ? "" : "s");
-  if (job.args.lookup) std::fprintf(stderr, "; %zu of %zu guesses right", f.right_guesses, f.guesses);
+  if (job.args.guesses()) std::fprintf(stderr, "; %zu of %zu guesses right", f.right_guesses, f.guesses);
   if (job.args.temperature > 0) std::fprintf(stderr, "; seed %llu", static_cast<unsigned long long>(job.seed));
   std::fprintf(stderr, "\n");
 }

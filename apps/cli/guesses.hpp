@@ -1,0 +1,79 @@
+// guesses.hpp: --lookup and --draft: guesses of the next tokens, which save forward passes.
+#pragma once
+
+#include <optional>
+
+#include "draft.hpp"
+#include "job.hpp"
+#include "lookup.hpp"
+
+namespace pocket::cli {
+
+// A small model for --draft, with the tokenizer of the large one.
+class DraftModel {
+ public:
+  // Throws Failure.
+  explicit DraftModel(const Job& job) {
+    const std::string& path = job.args.draft;
+    if (!model.open(path.c_str(), job.args.load())) throw Failure{1, "--draft: " + model.error};
+    const ModelFile& large = job.model->file();
+    if (model.vocab_size() != job.model->vocab_size() || model.tokenizer_bytes() != large.tokenizer_bytes())
+      throw Failure{1, "--draft: " + path + ": expected the vocabulary of " + job.args.model +
+                           ", found another; models/train --teacher " + job.args.model + " makes a model with it"};
+  }
+  Model model;
+};
+
+// Guesses for a growing text: of --lookup where the text repeats itself, else of --draft.
+class Guesses {
+ public:
+  // text: all tokens so far, of which the last one is not processed yet; it must outlive this object. Throws Failure.
+  Guesses(const Job& job, const std::vector<int>& text) {
+    if (job.args.lookup) lookup_.emplace(text, seconds);
+    if (job.args.draft.empty()) return;
+    model_.emplace(job);
+    SessionOptions options = session_options(job.args);
+    options.context = std::min(options.context > 0 ? options.context : job.model->trained_context(),
+                               model_->model.config.max_seq_len);
+    draft_.emplace(model_->model, options, text, seconds);
+    if (!draft_->error().empty()) throw Failure{1, "--draft: " + draft_->error()};
+  }
+
+  // For generate(); null without these options. pick: the sampler of the text.
+  Propose propose(const Sampler& pick) {
+    if (!lookup_ && !draft_) return nullptr;
+    return [this, &pick] {
+      std::vector<int> guesses;
+      if (lookup_) guesses = lookup_->propose();
+      if (!draft_) return guesses;
+      if (!guesses.empty()) {
+        draft_->settle();
+        return guesses;
+      }
+      guesses = draft_->propose(pick);
+      if (lookup_ && !guesses.empty()) lookup_->withdraw();
+      return guesses;
+    };
+  }
+
+  // The text was replaced by another one.
+  void restart() {
+    if (lookup_) lookup_->withdraw();
+    if (draft_) draft_->restart();
+  }
+
+  // Counts the guesses of the last pass, at the end of a text.
+  void settle(Figures& figures) {
+    if (lookup_) lookup_->settle();
+    if (draft_) draft_->settle();
+    figures.guesses = (lookup_ ? lookup_->proposed : 0) + (draft_ ? draft_->proposed : 0);
+    figures.right_guesses = (lookup_ ? lookup_->accepted : 0) + (draft_ ? draft_->accepted : 0);
+  }
+
+ private:
+  std::optional<Lookup> lookup_;
+  std::optional<DraftModel> model_;
+  std::optional<Draft> draft_;
+};
+
+}  // namespace pocket::cli
