@@ -104,7 +104,7 @@ test-arm: all
 sanitize:
 	tests/setup
 	$(MAKE) sanitized CXX=clang++ SANITIZE=address,undefined
-	$(MAKE) sanitized CXX=clang++ SANITIZE=thread TARGET=engine_test ONLY='^(Pool|PoolFailure|SameBits|Cancel|Library)\.'
+	$(MAKE) sanitized CXX=clang++ SANITIZE=thread TARGET=engine_test ONLY='^(Pool|PoolFailure|SameBits|Workspace|Cancel|Library)\.'
 
 sanitized:
 	cmake -S . -B build-$(SANITIZE) -DPOCKET_SANITIZE=$(SANITIZE) $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))

@@ -140,6 +140,27 @@ TEST_F(GenerateProgram, LookupDoesNotChangeTheText) {
   EXPECT_NE(run({model(), "-i", "ab ab", "--lookup"}).err.find("guesses right"), std::string::npos);
 }
 
+TEST_F(GenerateProgram, DraftDoesNotChangeTheText) {
+  for (const char* temperature : {"0", "0.8"})
+    for (const char* seed : {"1", "2", "3"}) {
+      const Arguments args = {model("q8"), "-i", "ab ab ab ab ab", "-n", "120", "-t", temperature, "-s", seed};
+      EXPECT_EQ(text(with(args, {"--draft", model("q4")})), text(args));
+      EXPECT_EQ(text(with(args, {"--draft", model("q4"), "--lookup"})), text(args));
+    }
+  const Json figures = Json::parse(run({model(), "-i", "ab", "-n", "200", "--draft", model("q4"), "--json"}).err);
+  EXPECT_GE(figures["guesses"].get<int>(), figures["guesses_right"].get<int>());
+  EXPECT_NE(run({model(), "-i", "ab ab", "--draft", model("q4")}).err.find("guesses right"), std::string::npos);
+}
+
+TEST_F(GenerateProgram, RejectsADraftThatCannotGuess) {
+  const TemporaryFolder t;
+  const std::string stories = std::string(POCKET_SOURCE_DIR) + "/models/stories.bin";
+  expect_failure(1, {model(), "-i", "ab", "--draft", t.file("none.bin")}, {"--draft: ", "none.bin"});
+  expect_failure(1, {model(), "-i", "ab", "--draft", stories}, {"--draft: ", "expected the vocabulary of"});
+  expect_failure(1, {model(), "-i", "ab", "--draft", model("q4"), "--kernel", "reference"},
+                 {"--draft is not supported"});
+}
+
 TEST_F(GenerateProgram, PrintsFiguresAsJson) {
   const auto r = run({model(), "--ids", "1,5,6", "-n", "7", "-s", "9007199254740991", "--json"});
   EXPECT_EQ(r.status, 0);
@@ -210,7 +231,7 @@ TEST_F(GenerateProgram, TopDoesNotInterruptTheTextOnATerminal) {
 }
 
 TEST_F(GenerateProgram, RejectsOptionsThatAreNotValidInAChat) {
-  for (const Arguments& args : {Arguments{"--save", "s"}, {"--resume", "s"}, {"--lookup"}, {"--top", "2"}})
+  for (const Arguments& args : {Arguments{"--save", "s"}, {"--resume", "s"}, {"--top", "2"}})
     expect_failure(2, with({model(), "-m", "chat"}, args), {args[0] + " is not valid in a chat", "-m chat"});
 }
 
