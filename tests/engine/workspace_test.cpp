@@ -118,10 +118,15 @@ TEST(SameBits, ForAnyMixOfSessions) {
     }
 }
 
+#if defined(POCKET_SANITIZED)
+constexpr unsigned kSchedules = 40;
+#else
+constexpr unsigned kSchedules = 300;
+#endif
 TEST(SameBits, ForHundredsOfSchedules) {
   const MemoryModel m(small_config(), Type::q4);
   const std::vector<Text> texts = texts_for(m.model, 32, KvType::q8);
-  for (unsigned seed = 0; seed < 300; seed++)
+  for (unsigned seed = 0; seed < kSchedules; seed++)
     run_schedule(m.model, texts, options_of(1 + int(seed % 4), seed % 3 ? 512 : 300), seed);
 }
 
