@@ -14,6 +14,7 @@ namespace pocket::cli {
 // A text in progress: its tokens, its session, and the part of it that is not printed yet.
 class TextWriter {
  public:
+  // Throws Failure if the model of --draft cannot be used.
   TextWriter(Job& job, TextSession& session) : job_(job), session_(session) {}
 
   // Restores the saved text, if there is a file, and appends the prompt. Prints the prompt, but not an instruction.
@@ -46,14 +47,13 @@ class TextWriter {
 
   // Processes `ids`, then generates and prints the text. Returns false if that fails or is interrupted.
   bool write(ReportingSampler& sampler, const std::vector<int>& ids) {
-    Guesses guesses(job_, saved_.ids);
     bool good = false;
     try {
-      good = generate_tokens(sampler, ids, guesses.propose(sampler));
+      good = generate_tokens(sampler, ids, guesses_.propose(sampler));
     } catch (const Failure& f) {
       if (f.status != 130) throw;  // Ctrl-C while a long prompt is processed
     }
-    guesses.settle(job_.figures);
+    guesses_.settle(job_.figures);
     job_.figures.end = reason_of_end();
     return good;
   }
@@ -105,6 +105,7 @@ class TextWriter {
   Job& job_;
   TextSession& session_;
   SavedText saved_;
+  Guesses guesses_{job_, saved_.ids};
   Tokenizer::Stream stream_{job_.model->tokenizer()};
   StopFilter filter_{job_.args.stop};
 };
