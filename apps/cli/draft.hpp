@@ -56,8 +56,7 @@ class Draft {
     for (size_t i = 0; i < std::min(generated, guesses_.size()); i++) {
       const bool right = guesses_[i].id == text_[from_ + i];
       accepted += right;
-      for (double* share : {&share_right_[guesses_[i].margin], &mean_right_})
-        *share += ((right ? 1 : 0) - *share) / (share == &mean_right_ ? 32 : 16);
+      for (double* share : {&share_right_[guesses_[i].margin], &mean_right_}) *share += ((right ? 1 : 0) - *share) / 12;
     }
     proposed += guesses_.size();
     withdraw();
@@ -78,7 +77,7 @@ class Draft {
 
  private:
   static constexpr double kInitialCost = 0.15;  // of checking a guess, as a share of a pass
-  static constexpr double kInitialShare = 0.6;  // of right guesses
+  static constexpr double kInitialShare = 0.5;  // of right guesses
   static constexpr size_t kMargins = 8;
   static constexpr size_t kFewTokens = 4;  // a pass of more is no guess: it reads a prompt
   struct Guess {
@@ -94,11 +93,16 @@ class Draft {
     while (guesses_.size() < kMaxGuesses) {
       const double rate = tokens / time;
       if (probability * mean_right_ < rate * (check + draft_seconds_)) return;
+      const double start = clock_();
+      const size_t processed = processed_.size();
       const float* logits = next_logits();
       if (!logits) return;  // the text is longer than the context of the small model
       const int id = sampler(logits, session_.vocab_size());
       if (id < 0) return;
       const size_t margin = margin_of(logits, id);
+      const double taken = clock_() - start;
+      if (processed_.size() <= processed + kFewTokens)
+        draft_seconds_ += (taken - draft_seconds_) / (draft_seconds_ == 0 ? 1 : 8);
       probability *= share_right_[margin];
       if (probability < rate * check) return;
       guesses_.push_back({id, margin});
@@ -116,11 +120,8 @@ class Draft {
     processed_.resize(same_);
     session_.rewind(int(same_));
     for (size_t i = same_; i < size; i++) processed_.push_back(token(i));
-    const double start = clock_();
     const float* logits = session_.forward(&processed_[same_], size - same_);
-    const double taken = clock_() - start;
     if (!logits) processed_.resize(size_t(session_.position()));
-    if (size - same_ <= kFewTokens) draft_seconds_ += (taken - draft_seconds_) / (draft_seconds_ == 0 ? 1 : 8);
     same_ = std::min(same_, text_.size());
     return logits;
   }
