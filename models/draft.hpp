@@ -196,8 +196,10 @@ class TrainedDraft : public TrainedLlama {
             table[size_t(r) * p.spec.cols + size_t(k)] * float(0.5 / std::sqrt(double(p.spec.cols)));
   }
 
+  // With the teacher's context: beyond the positions it was trained for, a draft guesses worse, which changes no text.
   void describe(ModelParts& parts, int context) const override {
     TrainedLlama::describe(parts, context);
+    parts.config.max_seq_len = teacher_.config.max_seq_len;
     parts.config.vocab_size = vocabulary_.whole_size();
     parts.chat.stop_ids = teacher_.stop_ids;
     parts.self_test_ids = self_test_prompt(vocabulary_.whole_size(), -1, 8);

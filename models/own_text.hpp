@@ -34,6 +34,8 @@ class TextSource {
       opening_ = encode_parts(chat_.slot[ChatTemplate::kOpening], encode_, true);
     else
       opening_ = ids_of(tokenizer, "");
+    for (const auto slot : {ChatTemplate::kUserSuffix, ChatTemplate::kReplyPrefix})
+      message_end_.insert(message_end_.end(), chat_.slot[slot].begin(), chat_.slot[slot].end());
     if (opening_.empty()) opening_.push_back(std::max(0, tokenizer.eos()));
   }
 
@@ -48,6 +50,12 @@ class TextSource {
   const std::vector<int>& opening() const { return opening_; }
   bool ends(int id) const {
     return id == tokenizer.eos() || std::find(chat_.stop_ids.begin(), chat_.stop_ids.end(), id) != chat_.stop_ids.end();
+  }
+  // Whether a message ends with this token: with the template's end of a message, or with a stop id.
+  bool ends_message(int id) const { return ends(id) || (!message_end_.empty() && message_end_[0].id == id); }
+  // Where a message ends, if its end is a text in the template; npos: not yet.
+  size_t end_of_message(const std::string& text) const {
+    return message_end_.empty() || message_end_[0].text.empty() ? text.npos : text.find(message_end_[0].text);
   }
   // The tokens up to the reply to a message.
   std::vector<int> until_reply(const std::string& message) const {
@@ -64,6 +72,7 @@ class TextSource {
  private:
   const Encode encode_ = [this](std::string_view text, bool bos) { return ids_of(tokenizer, text, bos); };
   ChatTemplate chat_;
+  ChatTemplate::Parts message_end_;
   std::vector<int> opening_;
   uint64_t seed_;
 };
@@ -121,29 +130,32 @@ class TextInProgress {
     if (id < 0) throw std::bad_alloc();
     text.push_back({id, own_text_detail::candidates_of(logits, source_.model.vocab_size(), work)});
     next_ = {id};
-    const bool end = source_.ends(id);
     if (int(text.size()) >= source_.longest || loop_.push(id)) return false;
-    if (!writes_message_) return !end;
-    if (!end) return message_size() < TextSource::kLongestMessage;
-    return begin_reply();
+    return writes_message_ ? continue_message(id) : !source_.ends(id);
   }
 
  private:
-  int message_size() const { return int(text.size() - source_.opening().size()); }
-
   // Appends tokens that the model did not choose.
   void give(const std::vector<int>& ids) {
     for (const int id : ids) text.push_back({id, {}});
     next_ = ids;
   }
 
+  bool continue_message(int id) {
+    const bool end = source_.ends_message(id);
+    std::vector<int> ids;
+    for (size_t i = source_.opening().size(); i + end < text.size(); i++) ids.push_back(text[i].id);
+    const std::string message = text_of(source_.tokenizer, ids);
+    const size_t at = source_.end_of_message(message);
+    if (!end && at == message.npos) return int(ids.size()) < TextSource::kLongestMessage;
+    return begin_reply(message.substr(0, at));
+  }
+
   // Replaces the end of the message by the end that the template gives it, and the beginning of the reply. The tokens of
   // a message that a user types may differ from those that the model wrote for the same text. False if there is no room
   // for a reply.
-  bool begin_reply() {
-    std::vector<int> written;
-    for (size_t i = source_.opening().size(); i + 1 < text.size(); i++) written.push_back(text[i].id);
-    std::vector<int> ids = source_.until_reply(text_of(source_.tokenizer, written));
+  bool begin_reply(const std::string& message) {
+    const std::vector<int> ids = source_.until_reply(message);
     if (ids.empty()) throw std::bad_alloc();
     if (int(ids.size()) >= source_.longest) return false;
     const OwnToken end = text.back();

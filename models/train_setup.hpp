@@ -138,6 +138,7 @@ class TrainingSetup {
       throw Failure{1, own_text.error};
     const TextSource writer(teacher->model(), tokenizer, own_text.source.seed);
     OwnTextWriter(writer, own_text, o.threads).write(o.own_tokens);
+    start_ = seconds();
     plan.distill.texts = int64_t(own_text.count_texts(o.own_tokens));
     use_own_text();
   }
@@ -354,7 +355,7 @@ class TrainingSetup {
                  duration_text(time).c_str());
   }
 
-  const double start_;
+  double start_;  // when the training began, for --minutes; the time to write text is not part of it
 };
 
 }  // namespace pocket

@@ -387,6 +387,7 @@ TEST(TrainDraft, WritesTextAndTrains) {
   ASSERT_TRUE(draft.open(t.file("d.bin").c_str())) << draft.error;
   EXPECT_EQ(draft.tokenizer_bytes(), teacher.tokenizer_bytes());
   EXPECT_EQ(draft.vocab_size(), teacher.vocab_size());
+  EXPECT_EQ(draft.config.max_seq_len, teacher.config.max_seq_len);
   EXPECT_NE(draft.provenance().find("own text of stories.bin"), std::string::npos) << draft.provenance();
   EXPECT_EQ(run_program({POCKET_RUN, t.file("d.bin"), "--selftest"}).status, 0);
   // All rare tokens have one logit.
