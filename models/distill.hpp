@@ -16,6 +16,7 @@ struct DistillPlan {
   float share = 0;        // weight of the teacher in the loss, 0 to 1
   float temperature = 1;  // of both distributions
   uint64_t teacher = 0;   // checksum of the teacher's file; 0: no teacher
+  int64_t texts = 0;      // number of texts of the teacher's own to learn from (draft.hpp); 0: none
 };
 
 // A model file as a teacher.

@@ -111,6 +111,20 @@ class Trainer {
     return sum;
   }
 
+  // The number of tokens whose most likely next token is the teacher's first choice (Window::likeliest).
+  size_t agreements(const std::vector<Window>& windows) {
+    std::vector<size_t> counts(windows.size());
+    pool_.parallel_for(int(windows.size()), [&](int i, int thread) {
+      if (stopped()) return;
+      SequencePass& pass = *passes_[size_t(thread)];
+      pass.forward(windows[size_t(i)]);
+      counts[size_t(i)] = pass.agreements(windows[size_t(i)]);
+    });
+    size_t sum = 0;
+    for (const size_t count : counts) sum += count;
+    return sum;
+  }
+
   // The logits (vocab_size) of the token after `ids`.
   const float* next_logits(const std::vector<int>& ids) {
     Window w;

@@ -234,11 +234,26 @@ inline void fill_normal(const Parameter& p, double deviation, uint64_t& seed, Fl
 
 // ---- A sequence and its activations ----
 
+// A possible next token and its probability.
+struct Candidate {
+  int id;
+  float p;
+};
+
+// The candidates at one place, best first.
+struct Candidates {
+  const Candidate *begin, *end;
+};
+
 // A sequence for training or validation.
 struct Window {
   std::vector<int> ids;      // (T)
   std::vector<int> targets;  // (T): the next token of each; -1: not counted in the loss
   std::vector<int> first;    // (T): the first position that each attends to: the beginning of its text
+
+  // Of text that a teacher wrote, else empty:
+  std::vector<Candidates> likely;  // (T): what the teacher may write next, with its probabilities; empty: not counted
+  std::vector<int> likeliest;      // (T): its first choice; -1: not counted
 };
 
 // A matrix of activations (T, cols), in rows of row_stride(cols) floats, with zeros after the last column.
@@ -486,6 +501,20 @@ class SequencePass {
     const int n = int(w.ids.size());
     for (int first = 0; first < n; first += kLossRows) sum += loss_rows(w, first, std::min(kLossRows, n - first), 0);
     return sum;
+  }
+
+  // After forward(): the number of tokens whose most likely next token is w.likeliest.
+  size_t agreements(const Window& w) {
+    size_t agreed = 0;
+    const int n = int(w.ids.size());
+    for (int first = 0; first < n; first += kLossRows) {
+      const int count = std::min(kLossRows, n - first);
+      const Rows& rows = logits(first, count);
+      for (int i = 0; i < count; i++)
+        agreed +=
+            std::max_element(rows.row(i), rows.row(i) + vocab_size_) - rows.row(i) == w.likeliest[size_t(first + i)];
+    }
+    return agreed;
   }
 
  protected:

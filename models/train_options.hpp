@@ -21,12 +21,15 @@ struct TrainOptions {
   int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 0, vocab = 0;
   int patch = 0, local_dim = 0, local_layers = 0, local_hidden = 0;
   int steps = 0, batch = 16, every = 0, threads = 0;
-  std::string lora_targets, teacher;
-  int lora_rank = 0;
-  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = 0.5f, temperature = 1;
+  std::string lora_targets, teacher, own_text;
+  int lora_rank = 0, own_tokens = 1000000;
+  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = -1, temperature = 1;
   bool instruct = false, resume = false, help = false;
 
   bool megabyte() const { return architecture == "megabyte"; }
+  // Whether the training text is the teacher's own: a draft is trained.
+  bool draft() const { return model.empty() && !teacher.empty(); }
+  const std::string& text() const { return draft() ? own_text : model; }
   // The table and the chart of the losses, next to the model: story.loss.csv and story.loss.svg.
   std::string loss_table() const { return loss_files() + ".csv"; }
   std::string loss_chart() const { return loss_files() + ".svg"; }
@@ -85,8 +88,13 @@ inline const Option<TrainOptions> kTrainOptions[] = {
     {"-s", "--seed", "N", "seed of the initial weights and of the order of the stories [1]", &TrainOptions::seed},
     {"", "", "", "Distillation: learn from a larger model too"},
     {"", "--teacher", "FILE", "the larger model, of any type; its vocabulary is used", &TrainOptions::teacher},
-    {"", "--teacher-weight", "W", "weight of the teacher in the loss, from 0 to 1 [0.5]", &TrainOptions::share, 0, 1},
+    {"", "--teacher-weight", "W", "weight of the teacher in the loss, from 0 to 1 [0.5; of a draft 1]",
+     &TrainOptions::share, 0, 1},
     {"", "--temperature", "T", "temperature of the distillation [1]", &TrainOptions::temperature, 0.1, 100},
+    {"", "", "", "A draft model, for run --draft: without a text, the text is written by the teacher"},
+    {"", "--own-text", "FILE", "file of that text, which is continued if it exists [OUTPUT.own]",
+     &TrainOptions::own_text},
+    {"", "--own-tokens", "N", "tokens of that text [1000000]", &TrainOptions::own_tokens, 1000, 1e9},
     {"", "", "", "While it runs"},
     {"", "--valid", "FILE", "validation text [the last fiftieth of the stories, which are not trained on]",
      &TrainOptions::valid},
@@ -109,6 +117,8 @@ inline void print_train_help() {
       "  models/train stories.txt -o story.bin --minutes 10     trains for ten minutes\n"
       "  models/train stories.txt -o story.bin --resume         continues after Ctrl-C\n"
       "  models/train stories.txt -o story.bin --arch megabyte  a model of bytes, without a vocabulary\n"
+      "  models/train --teacher large.bin -o draft.bin          a draft of large.bin, for ./run large.bin --draft "
+      "draft.bin\n"
       "  models/train letters.txt -o mine.bin --init story.bin  continues training a model of type f32\n"
       "  models/train letters.txt -o letters --init story.bin --lora-rank 8; export/convert story.bin --lora letters "
       "\\\n"
@@ -154,7 +164,7 @@ inline void check_fixed(const TrainOptions& o, const std::vector<std::string>& g
                          "--local-dim",      "--local-layers", "--local-hidden", "--init",       "--steps",
                          "--minutes",        "--batch",        "--lr",           "--decay",      "--seed",
                          "--every",          "--instruct",     "--lora-rank",    "--lora-alpha", "--lora-targets",
-                         "--teacher-weight", "--temperature"}))
+                         "--teacher-weight", "--temperature",  "--own-tokens"}))
       throw Failure{2, name + ": is not valid with --resume, which keeps the earlier value"};
     if (!o.init.empty() &&
         is_one_of(name, {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"}))
@@ -181,6 +191,15 @@ inline void check_teacher_options(const TrainOptions& o, const std::vector<std::
   }
 }
 
+inline void check_draft_options(const TrainOptions& o, const std::vector<std::string>& given) {
+  for (const std::string& name : given) {
+    if (!o.draft() && is_one_of(name, {"--own-text", "--own-tokens"}))
+      throw Failure{2, name + ": is only valid with --teacher and without a text"};
+    if (o.draft() && is_one_of(name, {"--tokenizer", "--init", "--instruct", "--valid", "--temperature"}))
+      throw Failure{2, name + ": is not valid without a text"};
+  }
+}
+
 inline std::string train_kernel_names() {
   std::string names;
   for (const TrainKernels* k = train_kernel_table(); k->name; k++)
@@ -196,7 +215,8 @@ inline TrainOptions parse_train_options(int argc, char** argv) {
   TrainOptions o;
   const std::vector<std::string> given = parse_options(argc, argv, kTrainOptions, "put all stories in one file", o);
   if (o.help) return o;
-  if (o.model.empty()) throw Failure{2, "expected a text to train on; see models/train --help"};
+  if (o.model.empty() && o.teacher.empty())
+    throw Failure{2, "expected a text to train on, or --teacher MODEL, which writes one; see models/train --help"};
   if (o.output.empty()) throw Failure{2, "requires -o OUT.bin, the model file to write"};
   while (o.output.size() > 1 && o.output.back() == '/') o.output.pop_back();  // the name of a folder
   if (!is_one_of(o.type, {"q4", "q8", "f32"}))
@@ -206,9 +226,12 @@ inline TrainOptions parse_train_options(int argc, char** argv) {
   check_fixed(o, given);
   check_lora_options(o, given);
   check_teacher_options(o, given);
+  check_draft_options(o, given);
   if (!o.kernels())
     throw Failure{2, "--kernel: '" + o.kernel + "' is not supported by this CPU; available: " + train_kernel_names()};
   if (o.context == 0) o.context = o.megabyte() ? round_up(1024, o.patch ? o.patch : 4) : 256;
+  if (o.share < 0) o.share = o.draft() ? 1 : 0.5f;
+  if (o.own_text.empty()) o.own_text = o.output + ".own";
   if (o.checkpoint.empty()) o.checkpoint = o.output + ".checkpoint";
   if (o.threads == 0) o.threads = std::max(1, int(std::thread::hardware_concurrency()));
   return o;

@@ -12,7 +12,8 @@ namespace train_detail {
 // The provenance of the model file. Part of the file, which is the same for the same training.
 inline std::string provenance_of(const TrainingSetup& t) {
   char how[200];
-  const std::string text = base_name(t.o.model) + (t.plan.distill.teacher ? ", and by a teacher" : "");
+  const std::string text = t.o.draft() ? "the own text of " + base_name(t.o.teacher) + ", with its probabilities"
+                                       : base_name(t.o.model) + (t.plan.distill.teacher ? ", and by a teacher" : "");
   const char* unit = t.architecture->unit();
   std::snprintf(how, sizeof how, "%lld steps of %lld %ss, seed %llu; %.4f bits a character on %zu %ss it has not seen",
                 static_cast<long long>(t.plan.steps), static_cast<long long>(t.tokens_per_step()), unit,

@@ -7,17 +7,13 @@
 #include <utility>
 #include <vector>
 
+#include "draft.hpp"
 #include "megabyte/trained_megabyte.hpp"
+#include "own_text.hpp"
 #include "train_texts.hpp"
 #include "training_state.hpp"
 
 namespace pocket {
-
-inline std::string duration_text(double seconds) {
-  char text[32];
-  std::snprintf(text, sizeof text, seconds < 100 ? "%.0f s" : "%.0f min", seconds < 100 ? seconds : seconds / 60);
-  return text;
-}
 
 // The parts of a training. All functions throw Failure.
 class TrainingSetup {
@@ -27,9 +23,12 @@ class TrainingSetup {
 
   // Reads the texts and sets up a new training, or the training of the checkpoint.
   void prepare() {
-    check_not_input({o.output, o.checkpoint, o.loss_table(), o.loss_chart()},
-                    {o.model, o.valid, o.init, o.teacher, o.tokenizer});
-    Texts texts = read_texts(o);
+    const std::vector<std::string> outputs = {o.output, o.checkpoint, o.loss_table(), o.loss_chart()};
+    check_not_input(outputs, {o.model, o.valid, o.init, o.teacher, o.tokenizer, o.own_text});
+    if (std::find(outputs.begin(), outputs.end(), o.own_text) != outputs.end())
+      throw Failure{2, "--own-text: expected another file than those of the draft, found " + o.own_text};
+    if (o.draft()) open_teacher();
+    Texts texts = o.draft() ? Texts() : read_texts(o);
     o.resume ? resume(texts) : begin(texts);
   }
 
@@ -45,6 +44,9 @@ class TrainingSetup {
   TokenText train, valid;
   std::vector<Window> validation;
   std::unique_ptr<ModelTeacher> teacher;  // null: none
+  OwnTextFile own_text;                   // of a draft: what its teacher wrote,
+  DraftVocabulary draft_vocabulary;       // the tokens that it is trained on,
+  std::unique_ptr<StoredTeacher> stored;  // and the teacher's probabilities; else null
   std::unique_ptr<TrainedArchitecture> architecture;
   std::unique_ptr<LearnedWeights> weights;
   std::unique_ptr<Trainer> trainer;
@@ -70,8 +72,9 @@ class TrainingSetup {
     plan.seed = uint64_t(number("--seed", o.seed, 0, 9e15, true));
     plan.instruct = o.instruct;
     if (plan.instruct) add_instructions(texts, plan.seed);
-    if (!o.teacher.empty()) open_teacher();
+    if (!o.teacher.empty() && !teacher) open_teacher();
     load_tokenizer(tokenizer_for(o, texts, init, teacher ? &teacher->model() : nullptr));
+    if (o.draft()) write_own_text();
     plan_shape(init, texts.bytes.size());
     open_texts(texts);
     plan_training(init);
@@ -96,6 +99,7 @@ class TrainingSetup {
     if (plan.architecture == kMegabyte && file.tokenizer != Tokenizer::to_blob(byte_vocabulary()))
       throw Failure{1, o.checkpoint + ": tokenizer: expected the 256 bytes, found another"};
     load_tokenizer(file.tokenizer);
+    resume_draft();
     open_texts(texts);
     if (hash_of(train) != plan.text_hash || hash_of(valid) != plan.valid_hash)
       throw Failure{1, o.checkpoint + ": is of a training on other texts; give the same " +
@@ -121,21 +125,57 @@ class TrainingSetup {
     if (!teacher->open(o.teacher)) throw Failure{1, teacher->error};
   }
 
+  OwnTextSource text_source() const {
+    return {teacher->model().config.vocab_size, teacher->model().checksum(), plan.seed};
+  }
+
+  // The text of a new draft: what the file has, and as much as is missing.
+  void write_own_text() {
+    std::string error;
+    const bool exists = access(o.own_text.c_str(), F_OK) == 0;
+    const OwnTextSource source = text_source();
+    if (!(exists ? own_text.read(o.own_text, source) && own_text.open(o.own_text) : own_text.open(o.own_text, &source)))
+      throw Failure{1, own_text.error};
+    const TextSource writer(teacher->model(), tokenizer, own_text.source.seed);
+    OwnTextWriter(writer, own_text, o.threads).write(o.own_tokens);
+    start_ = seconds();
+    plan.distill.texts = int64_t(own_text.count_texts(o.own_tokens));
+    use_own_text();
+  }
+
+  void resume_draft() {
+    if (o.draft() != (plan.distill.texts > 0))
+      throw Failure{2, o.draft() ? "--resume: the training has a text; give the same text"
+                                 : "--resume: the training is of a draft; give --teacher and no text"};
+    if (!o.draft()) return;
+    if (!own_text.read(o.own_text, text_source())) throw Failure{1, own_text.error};
+    if (own_text.texts.size() < size_t(plan.distill.texts))
+      throw Failure{1, o.own_text + ": expected the " + std::to_string(plan.distill.texts) +
+                           " texts of this training, found " + std::to_string(own_text.texts.size())};
+    use_own_text();
+  }
+
+  void use_own_text() {
+    own_text.texts.resize(size_t(plan.distill.texts));
+    draft_vocabulary = DraftVocabulary(own_text.texts, teacher->model().config.vocab_size);
+  }
+
   void resume_teacher() {
     if (!plan.distill.teacher) throw Failure{2, "--teacher: the training has no teacher; leave it out"};
     if (o.teacher.empty()) throw Failure{2, "--teacher: the training has a teacher; give the same model"};
-    open_teacher();
+    if (!teacher) open_teacher();
     if (teacher->model().checksum() != plan.distill.teacher)
       throw Failure{1, o.teacher + ": is not the teacher of this training; give the same model"};
   }
 
   void plan_shape(const Model& init, size_t characters) {
-    const TextSize size = size_for(characters);
+    const TextSize size = o.draft() ? kDraftSize : size_for(characters);
     plan.architecture = o.megabyte() ? kMegabyte : kLlama;
     if (o.megabyte())
       plan.megabyte = megabyte_shape(o, size);
     else
-      plan.config = o.init.empty() ? llama_shape(o, size, tokenizer.size()) : init.config;
+      plan.config =
+          o.init.empty() ? llama_shape(o, size, o.draft() ? draft_vocabulary.size() : tokenizer.size()) : init.config;
     if (std::string error; !check_trainable(plan.config, o.init, error)) throw Failure{1, error};
     plan.context = o.context;
     plan.batch = o.batch;
@@ -145,6 +185,7 @@ class TrainingSetup {
   }
 
   void open_texts(const Texts& texts) {
+    if (o.draft()) return open_own_text();
     if (plan.architecture == kMegabyte) {
       architecture = std::make_unique<TrainedMegabyte>(plan.megabyte, tokenizer);
       reject_byte_0(texts.bytes, o.model);
@@ -159,9 +200,19 @@ class TrainingSetup {
     valid = encode_stories(texts.valid, *architecture);
   }
 
+  // The last fiftieth of the texts is for validation.
+  void open_own_text() {
+    const OwnText* const texts = own_text.texts.data();
+    const size_t count = own_text.texts.size(), kept = count - std::max<size_t>(count / 50, 1);
+    train = draft_text(texts, texts + kept, draft_vocabulary, tokenizer);
+    valid = draft_text(texts + kept, texts + count, draft_vocabulary, tokenizer);
+    architecture = std::make_unique<TrainedDraft>(plan.config, tokenizer, draft_vocabulary, teacher->model());
+    stored = std::make_unique<StoredTeacher>(draft_vocabulary.size());
+  }
+
   void plan_training(const Model& init) {
     if (o.lora_rank > 0) plan_lora(init);
-    if (teacher) plan.distill = {o.share, o.temperature, teacher->model().checksum()};
+    if (teacher) plan.distill = {o.share, o.temperature, teacher->model().checksum(), plan.distill.texts};
     plan.adam.decay = double(o.decay);
     const bool tuned = !o.init.empty() && plan.lora.rank == 0;
     plan.rate = o.rate > 0 ? double(o.rate) : 0.003 * std::sqrt(128.0 / architecture->dim()) * (tuned ? 0.1 : 1);
@@ -196,16 +247,18 @@ class TrainingSetup {
   // Creates the objects of the plan.
   void create() {
     if (train.ids.size() <= size_t(plan.context))
-      throw Failure{1, o.model + ": expected more " + architecture->unit() + "s than --ctx " +
+      throw Failure{1, o.text() + ": expected more " + architecture->unit() + "s than --ctx " +
                            std::to_string(plan.context) + ", found " + std::to_string(train.ids.size()) +
                            "; use a longer text or a smaller --ctx"};
-    if (teacher) check_teacher();
+    if (teacher && !stored) check_teacher();
     print_texts();
     print_model();
-    if (teacher && !teacher->start(plan.distill, o.threads, plan.context)) throw Failure{1, teacher->error};
+    if (teacher && !stored && !teacher->start(plan.distill, o.threads, plan.context)) throw Failure{1, teacher->error};
+    Teacher* const source = stored ? static_cast<Teacher*>(stored.get()) : teacher.get();
+    if (stored) stored->share = plan.distill.share;
     weights = architecture->new_weights();
     if (plan.lora.rank > 0) weights->adapt(adapters_for(plan.config, plan.lora));
-    trainer = std::make_unique<Trainer>(*weights, o.threads, plan.context, *o.kernels(), teacher.get());
+    trainer = std::make_unique<Trainer>(*weights, o.threads, plan.context, *o.kernels(), source);
     trainer->cancelled = [] { return interrupted != 0; };
     stream = std::make_unique<WindowStream>(train, plan.context, plan.seed);
     validation = validation_windows(valid, plan.context);
@@ -214,11 +267,12 @@ class TrainingSetup {
   void print_texts() const {
     char tokens[100] = "";
     const bool bytes = plan.architecture == kMegabyte;
+    const char* const texts = stored ? "texts" : "stories";
     if (!bytes)
       std::snprintf(tokens, sizeof tokens, ", %zu tokens (%.2f characters per token)", train.ids.size(),
                     double(train.bytes) / double(train.ids.size()));
-    std::fprintf(stderr, "train: text: %zu stories, %.2f MB%s; validation: %zu stories, %zu %ss\n", train.begins.size(),
-                 double(train.bytes) / 1e6, tokens, valid.begins.size(), bytes ? valid.bytes : valid.ids.size(),
+    std::fprintf(stderr, "train: text: %zu %s, %.2f MB%s; validation: %zu %s, %zu %ss\n", train.begins.size(), texts,
+                 double(train.bytes) / 1e6, tokens, valid.begins.size(), texts, bytes ? valid.bytes : valid.ids.size(),
                  architecture->unit());
   }
 
@@ -226,13 +280,19 @@ class TrainingSetup {
     const std::vector<Parameter> all = parameters_of(plan);
     std::fprintf(stderr, "train: model: %.2f M parameters: %s --ctx %d\n", double(count_parameters(all)) / 1e6,
                  architecture->shape_options().c_str(), plan.context);
+    if (stored) {
+      Config whole = plan.config;
+      whole.vocab_size = draft_vocabulary.whole_size();
+      std::fprintf(stderr, "train: draft: these are of %d common tokens; with all %d tokens %.2f M parameters\n",
+                   draft_vocabulary.size(), whole.vocab_size, double(count_parameters(whole)) / 1e6);
+    }
     const Adapters adapters = adapters_for(plan.config, plan.lora);
     if (adapters.rank > 0)
       std::fprintf(stderr, "train: adapter: %.3f M parameters, rank %d, alpha %g; the model itself does not change\n",
                    double(count_parameters(adapters.parameters)) / 1e6, adapters.rank, double(plan.lora.alpha));
     const size_t pass = architecture->pass_bytes(plan.context, adapters.rank, teacher != nullptr);
     size_t memory = Trainer::memory_bytes(all, adapters, pass, o.threads, plan.batch);
-    if (teacher) {
+    if (teacher && !stored) {
       memory += teacher->memory_bytes(o.threads, plan.context);
       std::fprintf(stderr, "train: teacher: %.2f M parameters, --teacher-weight %g --temperature %g\n",
                    double(count_parameters(teacher->model().config)) / 1e6, double(plan.distill.share),
@@ -295,7 +355,7 @@ class TrainingSetup {
                  duration_text(time).c_str());
   }
 
-  const double start_;
+  double start_;  // when the training began, for --minutes; the time to write text is not part of it
 };
 
 }  // namespace pocket

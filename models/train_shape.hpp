@@ -21,6 +21,9 @@ inline constexpr TextSize kTextSizes[] = {{0, 64, 3, 512},
                                           {30000000, 256, 8, 4096},
                                           {300000000, 512, 8, 8192}};
 
+// Of a draft. A pass of it costs a small part of the teacher's, most of it for the vocabulary.
+inline constexpr TextSize kDraftSize = {0, 128, 2, 0};
+
 inline TextSize size_for(size_t characters) {
   TextSize best = kTextSizes[0];
   for (const TextSize& s : kTextSizes)

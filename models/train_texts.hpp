@@ -77,7 +77,8 @@ inline TokenText encode_stories(const std::vector<std::string_view>& stories, co
 
 inline uint64_t hash_of(const TokenText& t) {
   return hash_bytes(t.ids.data(), t.ids.size() * sizeof(int)) ^
-         hash_bytes(t.begins.data(), t.begins.size() * sizeof(size_t));
+         hash_bytes(t.begins.data(), t.begins.size() * sizeof(size_t)) ^
+         hash_bytes(t.likely.data(), t.likely.size() * sizeof(Candidate));
 }
 
 // Rejects byte 0, which pads texts in a MEGABYTE and cannot be trained on.

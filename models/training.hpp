@@ -9,30 +9,11 @@
 #include <vector>
 
 #include "loss_chart.hpp"
+#include "progress_line.hpp"
 #include "train_output.hpp"
 #include "train_setup.hpp"
 
 namespace pocket {
-
-// A line on stderr that is overwritten on a terminal; elsewhere a new line every ten seconds.
-class ProgressLine {
- public:
-  void show(const std::string& text) {
-    const bool terminal = isatty(2);
-    if (seconds() - shown_ < (terminal ? 0.2 : 10)) return;
-    shown_ = seconds();
-    std::fprintf(stderr, terminal ? "\r%s\033[K" : "train: %s\n", text.c_str());
-    open_ = terminal;
-  }
-  void clear() {
-    if (open_) std::fprintf(stderr, "\r\033[K");
-    open_ = false;
-  }
-
- private:
-  double shown_ = seconds();
-  bool open_ = false;
-};
 
 // A training from its texts to its result.
 class Training {
@@ -102,7 +83,7 @@ class Training {
   // Opens the table and the chart of the losses.
   void open_log(int64_t resume_step) {
     std::string error;
-    if (!log_.open(o_.loss_table(), o_.loss_chart(), base_name(o_.model) + " to " + base_name(o_.output), resume_step,
+    if (!log_.open(o_.loss_table(), o_.loss_chart(), base_name(o_.text()) + " to " + base_name(o_.output), resume_step,
                    error))
       throw Failure{1, error};
   }
@@ -140,6 +121,18 @@ class Training {
                  "train: step %lld: validation %.4f nats per %s, %.4f bits per character (byte of UTF-8); training "
                  "%.4f\n",
                  static_cast<long long>(progress_.step), row.validation, unit(), row.bits_per_character, row.train);
+    if (t_.stored) print_agreement();
+  }
+
+  // The share of a draft's tokens that its teacher would accept at temperature 0.
+  void print_agreement() {
+    size_t tokens = 0;
+    for (const Window& w : t_.validation)
+      for (size_t i = 0; i < w.likeliest.size(); i++) tokens += w.likeliest[i] >= 0;
+    const size_t agreed = t_.trainer->agreements(t_.validation);
+    if (interrupted) stop();
+    std::fprintf(stderr, "train: of 100 first choices of the teacher, the draft proposes %.1f\n",
+                 100 * double(agreed) / double(std::max<size_t>(tokens, 1)));
   }
 
   // Writes samples to stdout.

@@ -52,7 +52,7 @@ struct TrainProgress {
 };
 
 inline constexpr char kCheckpointMagic[8] = {'P', 'K', 'T', 'T', 'R', 'A', 'I', 'N'};
-inline constexpr uint32_t kCheckpointVersion = 3;
+inline constexpr uint32_t kCheckpointVersion = 4;
 
 // ---- The fields of a checkpoint ----
 //
@@ -103,7 +103,8 @@ template <class Each> bool for_each_field(TrainPlan& p, const Each& each) {
          each("lora alpha", p.lora.alpha, 0, 1e7) &&
          each("lora targets", p.lora.targets, p.lora.rank > 0, (1 << std::size(kLoraTargets)) - 1) &&
          each("teacher weight", p.distill.share, 0, 1) && each("temperature", p.distill.temperature, 0.01, 1000) &&
-         each("teacher", p.distill.teacher, least, most) && each("seed", p.seed, 0, int64_t(9e15)) &&
+         each("teacher", p.distill.teacher, least, most) &&
+         each("own texts", p.distill.texts, 0, llama ? INT32_MAX : 0) && each("seed", p.seed, 0, int64_t(9e15)) &&
          each("instruct", p.instruct, 0, llama) && each("text", p.text_hash, INT64_MIN, INT64_MAX) &&
          each("validation text", p.valid_hash, INT64_MIN, INT64_MAX);
 }

@@ -17,6 +17,12 @@ struct TokenText {
   std::vector<size_t> begins;  // index of the first token of each story
   size_t bytes = 0;            // of the stories in UTF-8, without the separators
 
+  // Of text that a teacher wrote, else empty: its first choice at each token (-1: it was given the token), and its
+  // candidates, those of token i from likely_at[i] to likely_at[i + 1].
+  std::vector<int> likeliest;
+  std::vector<Candidate> likely;
+  std::vector<size_t> likely_at;
+
   size_t end(size_t story) const { return story + 1 < begins.size() ? begins[story + 1] : ids.size(); }
 
   // Adds a story of so many bytes.
@@ -24,6 +30,16 @@ struct TokenText {
     begins.push_back(ids.size());
     ids.insert(ids.end(), story.begin(), story.end());
     bytes += story_bytes;
+  }
+
+  // Adds token i, which follows the last token of a window, to the window. fresh: a new story begins with token i.
+  void add_target(Window& w, size_t i, bool fresh) const {
+    w.targets.push_back(fresh ? -1 : ids[i]);
+    if (likely_at.empty()) return;
+    const Candidates candidates = {likely.data() + likely_at[i], likely.data() + likely_at[i + 1]};
+    if (fresh || candidates.begin == candidates.end) w.targets.back() = -1;
+    w.likely.push_back(candidates);
+    w.likeliest.push_back(fresh ? -1 : likeliest[i]);
   }
 
   // Adds BOS, the story and EOS, as far as the tokenizer has them.
@@ -46,8 +62,8 @@ class WindowStream {
   }
 
   int64_t epoch() const { return epoch_; }
-  int64_t index() const { return index_; }                                             // of the next window
-  int64_t windows() const { return int64_t((ids_.size() - 1 - offset_) / context_); }  // in this epoch
+  int64_t index() const { return index_; }                                               // of the next window
+  int64_t windows() const { return int64_t((order_.size() - 1 - offset_) / context_); }  // in this epoch
 
   void seek(int64_t epoch, int64_t index) {
     if (epoch != epoch_) shuffle(epoch);
@@ -61,9 +77,9 @@ class WindowStream {
     int first = 0;
     for (size_t t = 0; t < context_; t++, at++) {
       if (begins_[at]) first = int(t);
-      w.ids.push_back(ids_[at]);
-      w.targets.push_back(begins_[at + 1] ? -1 : ids_[at + 1]);
+      w.ids.push_back(text_.ids[order_[at]]);
       w.first.push_back(first);
+      text_.add_target(w, order_[at + 1], begins_[at + 1]);
     }
     return w;
   }
@@ -76,24 +92,23 @@ class WindowStream {
     std::vector<size_t> order(text_.begins.size());
     for (size_t i = 0; i < order.size(); i++) order[i] = i;
     for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[size_t(next_random(state) % i)]);
-    ids_.clear();
+    order_.clear();
     begins_.clear();
-    for (size_t story : order) {
-      const size_t begin = text_.begins[story];
-      ids_.insert(ids_.end(), text_.ids.begin() + ptrdiff_t(begin), text_.ids.begin() + ptrdiff_t(text_.end(story)));
-      begins_.resize(ids_.size(), false);
-      begins_[begins_.size() - (text_.end(story) - begin)] = true;
-    }
-    offset_ = size_t(next_random(state)) % (std::min(context_, ids_.size() - 1 - context_) + 1);
+    for (size_t story : order)
+      for (size_t i = text_.begins[story]; i < text_.end(story); i++) {
+        order_.push_back(i);
+        begins_.push_back(i == text_.begins[story]);
+      }
+    offset_ = size_t(next_random(state)) % (std::min(context_, order_.size() - 1 - context_) + 1);
   }
 
   const TokenText& text_;
   size_t context_;
   uint64_t seed_;
   int64_t epoch_ = -1, index_ = 0;
-  std::vector<int> ids_;      // of this epoch
-  std::vector<bool> begins_;  // whether a story begins at this token
-  size_t offset_ = 0;         // of the first window
+  std::vector<size_t> order_;  // of this epoch: the tokens, as indices of the text
+  std::vector<bool> begins_;   // whether a story begins at this token
+  size_t offset_ = 0;          // of the first window
 };
 
 // The windows for validation. Every token of every story except the first (BOS) counts once. A story longer than the
@@ -108,8 +123,8 @@ inline std::vector<Window> validation_windows(const TokenText& text, int context
       Window w;
       for (size_t i = at; i < std::min(end, at + size_t(context)); i++) {
         w.ids.push_back(text.ids[i]);
-        w.targets.push_back(i < counted ? -1 : text.ids[i + 1]);
         w.first.push_back(0);
+        text.add_target(w, i + 1, i < counted);
       }
       counted = std::max(counted, at + w.ids.size());
       windows.push_back(std::move(w));

@@ -1,0 +1,272 @@
+// own_text.hpp: a model writes text for its draft to learn from: the text that it will write when the draft proposes.
+//
+//     chat model   the opening of its chat template; as the message, what the model writes there; then its reply. The
+//                  replies have temperatures 0, 0.3, 0.6 and 0.9 in turn, since a draft serves all of them
+//     other model  a text from its beginning (BOS), at temperatures 0.7 to 1
+//
+// Text i depends only on the model, the seed and i: the file is the same for any number of threads and interruptions.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../export/program.hpp"
+#include "own_text_file.hpp"
+#include "progress_line.hpp"
+
+namespace pocket {
+
+// A model that writes text, with its tokenizer, which outlive the object.
+class TextSource {
+ public:
+  static constexpr int kLongestText = 512, kLongestMessage = 128;  // tokens
+
+  // Throws Failure if the chat template is invalid.
+  TextSource(const Model& model, const Tokenizer& tokenizer, uint64_t seed)
+      : model(model), tokenizer(tokenizer), longest(std::min(kLongestText, model.config.max_seq_len)), seed_(seed) {
+    if (!chat_.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, chat_.error};
+    if (chat_.known())
+      opening_ = encode_parts(chat_.slot[ChatTemplate::kOpening], encode_, true);
+    else
+      opening_ = ids_of(tokenizer, "");
+    for (const auto slot : {ChatTemplate::kUserSuffix, ChatTemplate::kReplyPrefix})
+      message_end_.insert(message_end_.end(), chat_.slot[slot].begin(), chat_.slot[slot].end());
+    if (opening_.empty()) opening_.push_back(std::max(0, tokenizer.eos()));
+  }
+
+  TextSource(const TextSource&) = delete;
+  TextSource& operator=(const TextSource&) = delete;
+
+  const Model& model;
+  const Tokenizer& tokenizer;
+  const int longest;  // tokens of a text
+
+  bool chat() const { return chat_.known(); }
+  const std::vector<int>& opening() const { return opening_; }
+  bool ends(int id) const {
+    return id == tokenizer.eos() || std::find(chat_.stop_ids.begin(), chat_.stop_ids.end(), id) != chat_.stop_ids.end();
+  }
+  // Whether a message ends with this token: with the template's end of a message, or with a stop id.
+  bool ends_message(int id) const { return ends(id) || (!message_end_.empty() && message_end_[0].id == id); }
+  // Where a message ends, if its end is a text in the template; npos: not yet.
+  size_t end_of_message(const std::string& text) const {
+    return message_end_.empty() || message_end_[0].text.empty() ? text.npos : text.find(message_end_[0].text);
+  }
+  // The tokens up to the reply to a message.
+  std::vector<int> until_reply(const std::string& message) const {
+    return chat_turn(chat_, encode_, "", message, true);
+  }
+  // Of text `number`; message: of the message in it, not of the reply.
+  Sampler sampler(int64_t number, bool message) const {
+    uint64_t state = seed_ + uint64_t(number) * 2 + message;
+    const float turn = float(number % 4);
+    const float temperature = message ? 0.8f : chat() ? 0.3f * turn : 0.7f + 0.1f * turn;
+    return Sampler({temperature, 1, next_random(state)});
+  }
+
+ private:
+  const Encode encode_ = [this](std::string_view text, bool bos) { return ids_of(tokenizer, text, bos); };
+  ChatTemplate chat_;
+  ChatTemplate::Parts message_end_;
+  std::vector<int> opening_;
+  uint64_t seed_;
+};
+
+namespace own_text_detail {
+
+// The most likely next tokens, with their probabilities. work: scratch memory.
+inline std::vector<Candidate> candidates_of(const float* logits, int n, std::vector<float>& work) {
+  std::vector<Candidate> best;
+  const auto likelier = [](const Candidate& a, const Candidate& b) { return a.p > b.p; };
+  for (int id = 0; id < n; id++) {
+    if (best.size() == kMostCandidates && !(logits[id] > best.back().p)) continue;
+    if (best.size() == kMostCandidates) best.pop_back();
+    const Candidate c = {id, logits[id]};
+    best.insert(std::upper_bound(best.begin(), best.end(), c, likelier), c);
+  }
+  work.assign(logits, logits + n);
+  const float top = best[0].p;
+  for (float& x : work) x -= top;
+  exp_in_place(work.data(), n);
+  double sum = 0;
+  for (const float x : work) sum += double(x);
+  for (Candidate& c : best) c.p = stored_probability(float(double(work[size_t(c.id)]) / sum));
+  while (best.size() > 1 && best.back().p == 0) best.pop_back();
+  return best;
+}
+
+}  // namespace own_text_detail
+
+// A text in the making.
+class TextInProgress {
+ public:
+  // opening: a session that is after the opening. Throws Failure.
+  TextInProgress(const TextSource& source, int64_t number, Workspace& workspace, const Session& opening)
+      : number(number),
+        session(workspace, {source.longest}),
+        source_(source),
+        writes_message_(source.chat()),
+        pick_(source.sampler(number, writes_message_)) {
+    give(source.opening());
+    next_ = {next_.back()};
+    if (!session.error.empty() || !session.fork(opening, int(text.size()) - 1)) throw Failure{1, session.error};
+  }
+
+  const int64_t number;
+  Session session;
+  OwnText text;
+
+  // The tokens for the next pass of the session.
+  const std::vector<int>& next() const { return next_; }
+
+  // Continues the text by one token, from the logits after next(). False once the text is complete.
+  bool take(const float* logits, std::vector<float>& work) {
+    const int id = pick_(logits, source_.model.vocab_size());
+    if (id < 0) throw std::bad_alloc();
+    text.push_back({id, own_text_detail::candidates_of(logits, source_.model.vocab_size(), work)});
+    next_ = {id};
+    if (int(text.size()) >= source_.longest || loop_.push(id)) return false;
+    return writes_message_ ? continue_message(id) : !source_.ends(id);
+  }
+
+ private:
+  // Appends tokens that the model did not choose.
+  void give(const std::vector<int>& ids) {
+    for (const int id : ids) text.push_back({id, {}});
+    next_ = ids;
+  }
+
+  bool continue_message(int id) {
+    const bool end = source_.ends_message(id);
+    std::vector<int> ids;
+    for (size_t i = source_.opening().size(); i + end < text.size(); i++) ids.push_back(text[i].id);
+    const std::string message = text_of(source_.tokenizer, ids);
+    const size_t at = source_.end_of_message(message);
+    if (!end && at == message.npos) return int(ids.size()) < TextSource::kLongestMessage;
+    return begin_reply(message.substr(0, at));
+  }
+
+  // Replaces the end of the message by the end that the template gives it, and the beginning of the reply. The tokens of
+  // a message that a user types may differ from those that the model wrote for the same text. False if there is no room
+  // for a reply.
+  bool begin_reply(const std::string& message) {
+    const std::vector<int> ids = source_.until_reply(message);
+    if (ids.empty()) throw std::bad_alloc();
+    if (int(ids.size()) >= source_.longest) return false;
+    const OwnToken end = text.back();
+    const size_t message_end = text.size() - 1;
+    size_t same = 0;
+    while (same < message_end && same + 1 < ids.size() && text[same].id == ids[same]) same++;
+    text.resize(same);
+    session.rewind(int(same));
+    give({ids.begin() + ptrdiff_t(same), ids.end()});
+    if (same == message_end && text[same].id == end.id) text[same].candidates = end.candidates;
+    writes_message_ = false;
+    pick_ = source_.sampler(number, false);
+    return true;
+  }
+
+  const TextSource& source_;
+  bool writes_message_;
+  Sampler pick_;
+  LoopWatch loop_;
+  std::vector<int> next_;
+};
+
+// Writes texts to a file until it has enough tokens.
+class OwnTextWriter {
+ public:
+  OwnTextWriter(const TextSource& source, OwnTextFile& file, int threads)
+      : source_(source),
+        file_(file),
+        workspace_(source.model, {0, threads}),
+        opening_(workspace_, {source.longest}),
+        pool_(threads),
+        work_(size_t(pool_.threads())) {}
+
+  // Throws Failure.
+  void write(int64_t tokens) {
+    for (const OwnText& text : file_.texts) written_ += int64_t(text.size());
+    started_ = int64_t(file_.texts.size());
+    if (written_ >= tokens) return;
+    if (!workspace_.error.empty()) throw Failure{1, workspace_.error};
+    const std::vector<int>& ids = source_.opening();
+    if (!opening_.forward(ids.data(), ids.size())) throw Failure{1, opening_.error};
+    std::fprintf(stderr, "train: the teacher writes its own text: %lld tokens%s\n", static_cast<long long>(tokens),
+                 written_ ? (", has " + std::to_string(written_)).c_str() : "");
+    const int64_t before = written_;
+    const double start = seconds();
+    while (written_ < tokens) {
+      while (int(unfinished_.size()) < kAtOnce)
+        unfinished_.push_back(std::make_unique<TextInProgress>(source_, started_++, workspace_, opening_));
+      pass();
+      if (interrupted)
+        throw Failure{130, "interrupted after " + std::to_string(written_) + " of " + std::to_string(tokens) +
+                               " tokens of own text; to continue, give the same command"};
+      append_complete(tokens);
+      show(before, tokens, seconds() - start);
+    }
+    line_.clear();
+  }
+
+ private:
+  static constexpr int kAtOnce = 32;  // texts that are written at the same time
+
+  // Adds a token to every text, and takes out those that are complete.
+  void pass() {
+    std::vector<char> complete(unfinished_.size());
+    std::vector<Step> steps;
+    for (const auto& text : unfinished_) steps.push_back({&text->session, text->next().data(), text->next().size()});
+    if (!workspace_.forward(steps.data(), steps.size()))
+      for (const auto& text : unfinished_)
+        if (!text->session.error.empty()) throw Failure{1, text->session.error};
+    pool_.parallel_for(int(unfinished_.size()), [&](int i, int thread) {
+      complete[size_t(i)] = !unfinished_[size_t(i)]->take(steps[size_t(i)].logits, work_[size_t(thread)]);
+    });
+    for (size_t i = unfinished_.size(); i-- > 0;) {
+      TextInProgress& text = *unfinished_[i];
+      if (!complete[i]) continue;
+      complete_[text.number] = std::move(text.text);
+      unfinished_.erase(unfinished_.begin() + ptrdiff_t(i));
+    }
+  }
+
+  // Texts are appended in the order of their numbers, whichever is complete first.
+  void append_complete(int64_t tokens) {
+    for (auto i = complete_.begin();
+         i != complete_.end() && i->first == int64_t(file_.texts.size()) && written_ < tokens; i = complete_.erase(i)) {
+      written_ += int64_t(i->second.size());
+      if (!file_.append(std::move(i->second))) throw Failure{1, file_.error};
+    }
+  }
+
+  void show(int64_t before, int64_t tokens, double time) {
+    int64_t done = written_ - before;  // with the unfinished texts
+    for (const auto& text : unfinished_) done += int64_t(text->text.size());
+    for (const auto& [number, text] : complete_) done += int64_t(text.size());
+    const double speed = double(done) / time;
+    char line[160];
+    std::snprintf(line, sizeof line, "own text: %lld of %lld tokens, %.0f tokens/s, %s left",
+                  static_cast<long long>(before + done), static_cast<long long>(tokens), speed,
+                  duration_text(std::max(0.0, double(tokens - before - done) / speed)).c_str());
+    line_.show(line);
+  }
+
+  const TextSource& source_;
+  OwnTextFile& file_;
+  Workspace workspace_;
+  Session opening_;                       // after the opening, which texts continue
+  Pool pool_;                             // chooses tokens
+  std::vector<std::vector<float>> work_;  // of each thread
+  std::vector<std::unique_ptr<TextInProgress>> unfinished_;
+  std::map<int64_t, OwnText> complete_;  // by number: those that wait for an earlier one
+  int64_t started_ = 0, written_ = 0;    // texts; tokens in the file
+  ProgressLine line_;
+};
+
+}  // namespace pocket
