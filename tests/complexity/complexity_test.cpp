@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 
+#include "../../apps/cli/session_file.hpp"
 #include "../../export/chat_template.hpp"
 #include "../../export/lora.hpp"
 #include "../../export/open_checkpoint.hpp"
@@ -804,6 +805,46 @@ TEST(Complexity, TrainingCheckpoint) {
     return Input{out.bytes};
   };
   check({{"weights", checkpoint, run}});
+}
+
+TEST(Complexity, SavedSession) {
+  const TemporaryFolder folder;
+  Config c = tiny::small_config();
+  c.n_layers = c.n_heads = c.n_kv_heads = 1;
+  c.dim = c.hidden_dim = c.head_dim = 4;
+  c.max_seq_len = 1 << 14;
+  const tiny::MemoryModel m(c, Type::q8);
+  Session session(m.model, {c.max_seq_len, 1, KvType::q8, nullptr});
+  ASSERT_EQ(session.error, "");
+  const size_t position = position_bytes(session);
+  const auto run = [&](const Input& in) {
+    try {
+      cli::SessionFile(write(folder, "file", in[0]), m.model).restore(session);
+      EXPECT_GT(session.position(), 0);
+    } catch (const Failure& f) {
+      ADD_FAILURE() << f.what;
+    }
+  };
+  const auto saved = [&](size_t positions, size_t ids, size_t held) {
+    cli::SavedText text;
+    text.ids.assign(ids, 1);
+    text.held = std::string(held, 'a');
+    const std::string note = text.to_bytes(), cache(positions * position, '\0');
+    SavedSession head = {};
+    std::memcpy(head.magic, kSessionMagic, sizeof head.magic);
+    head.version = kSessionVersion;
+    head.position = uint32_t(positions);
+    head.context = uint32_t(c.max_seq_len);
+    head.note_bytes = note.size();
+    head.cache_bytes = cache.size();
+    head.model = m.model.checksum();
+    head.data_checksum = hash_bytes((note + cache).data(), note.size() + cache.size());
+    head.checksum = hash_bytes(&head, sizeof head);
+    return Input{std::string(reinterpret_cast<const char*>(&head), sizeof head) + note + cache};
+  };
+  check({{"positions", [=](size_t n) { return saved(n / (position + 4), n / (position + 4), 0); }, run},
+         {"tokens", [=](size_t n) { return saved(1, n / 4, 0); }, run},
+         {"held text", [=](size_t n) { return saved(1, 1, n); }, run}});
 }
 
 TEST(Complexity, ModelFile) {
