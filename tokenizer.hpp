@@ -38,6 +38,7 @@
 #include <atomic>
 #include <bitset>
 #include <cctype>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -74,7 +75,7 @@ inline namespace POCKET_ISA {
 
 namespace tokenizer_detail {
 struct BlobHeader;
-struct Scratch;
+class Candidates;
 
 // Finds, at every byte of a text, the longest of some pieces that starts there. Takes time in proportion to the text, for
 // any pieces: the automaton of Aho and Corasick (1975) of the reversed pieces reads the text from its end.
@@ -84,6 +85,8 @@ class PieceFinder {
   PieceFinder() = default;  // no pieces
   explicit PieceFinder(std::vector<std::string_view> pieces);
   bool empty() const { return nodes_.empty(); }
+  // Size of the longest piece.
+  size_t longest() const { return longest_; }
   // (bytes of text): the size of the piece; 0: none starts there. Empty if there are no pieces.
   std::vector<uint16_t> find(std::string_view text) const;
 
@@ -97,6 +100,7 @@ class PieceFinder {
   };
   uint32_t next(uint32_t node, uint8_t byte) const;
   std::vector<Node> nodes_;
+  size_t longest_ = 0;
 };
 }  // namespace tokenizer_detail
 
@@ -272,7 +276,7 @@ class Tokenizer {
     std::vector<int> slots_;  // -1: empty; the size is a power of two
   };
 
-  using Scratch = tokenizer_detail::Scratch;
+  using Candidates = tokenizer_detail::Candidates;
 
   // Tokens that are cut out of a text.
   struct Markers {
@@ -300,12 +304,12 @@ class Tokenizer {
   std::string normalize(std::string_view text, bool at_start) const;
   void encode_stretch(std::string_view text, bool at_start, std::vector<int>& ids) const;
   void encode_sentencepiece(std::string_view text, std::vector<int>& ids) const;
-  bool merges_into(int id, Scratch& scratch) const;
-  void merge_characters(std::string_view text, Scratch& scratch, bool& after_unknown, std::vector<int>& ids) const;
+  bool merges_into(int id, Candidates& queue) const;
+  void merge_characters(std::string_view text, Candidates& queue, bool& after_unknown, std::vector<int>& ids) const;
   void append_ids(std::string_view symbol, int id, const std::unordered_map<int, size_t>& left_sizes,
-                  bool& after_unknown, std::vector<int>& ids) const;
+                  bool& after_unknown, int*& ids) const;
   void encode_byte_level(std::string_view text, std::vector<int>& ids) const;
-  void encode_word(std::string_view word, Scratch& scratch, std::vector<int>& ids) const;
+  void encode_word(std::string_view word, Candidates& queue, std::vector<int>& ids) const;
 
   std::string blob_;  // the only copy of the vocabulary; the members below are fields of it, offsets and indices
   Kind kind_ = Kind::sentencepiece;
@@ -407,6 +411,11 @@ inline size_t ascii_size(std::string_view s) {
   return n;
 }
 
+// The number of characters of valid UTF-8.
+inline size_t count_characters(std::string_view text) {
+  return size_t(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
 // Appends a character in UTF-8.
 inline void append_utf8(char32_t code, std::string& out) {
   if (code < 0x80) {
@@ -434,19 +443,54 @@ inline int byte_value(std::string_view piece) {
 // 3. Merging
 // ====================================================================================================================
 
-// A token or a part of one. The symbols of a text form a list, linked by index.
+// A token or a part of one.
 struct Symbol {
-  uint32_t begin, size;  // bytes; size 0: merged into the previous symbol
-  int id;                // of its piece; -1: none
-  int prev, next;        // -1 at the ends
+  size_t begin, size;  // units
+  int id;              // of its piece, or kNoPiece
 };
 
-// Appends a symbol to the list.
-inline void append_symbol(std::vector<Symbol>& symbols, size_t begin, size_t size, int id) {
-  const int i = int(symbols.size());
-  if (i > 0) symbols.back().next = i;
-  symbols.push_back({uint32_t(begin), uint32_t(size), id, i - 1, -1});
-}
+constexpr int kNoPiece = INT_MAX;
+
+// Symbols side by side, which are merged in place. A unit is a byte or the smallest symbol, and takes one int, since texts
+// may be long: the first unit of a symbol has its id, the second and the last one its negated size, if it has more than
+// one; the units between are negative.
+class Symbols {
+ public:
+  Symbols(int* units, size_t size) : units_(units), size_(size) {}
+
+  size_t size() const { return size_; }
+  bool begins(size_t i) const { return units_[i] >= 0; }
+  Symbol at(size_t begin) const {
+    const bool longer = begin + 1 < size_ && units_[begin + 1] < 0;
+    return {begin, longer ? size_t(-units_[begin + 1]) : 1, units_[begin]};
+  }
+  // The first unit of the symbol before. begin > 0
+  size_t before(size_t begin) const { return units_[begin - 1] < 0 ? begin - size_t(-units_[begin - 1]) : begin - 1; }
+  void put(const Symbol& s) {
+    std::fill_n(units_ + s.begin, s.size, -int(s.size));
+    units_[s.begin] = s.id;
+  }
+  void merge(const Symbol& left, const Symbol& right, int id) {
+    const size_t size = left.size + right.size;
+    units_[left.begin] = id;
+    units_[right.begin] = -1;
+    units_[left.begin + 1] = units_[left.begin + size - 1] = -int(size);
+  }
+  // Moves the ids of the symbols to the first units, and returns their number.
+  size_t compact() {
+    size_t n = 0;
+    for (size_t i = 0; i < size_; n++) {
+      const Symbol s = at(i);
+      units_[n] = s.id;
+      i += s.size;
+    }
+    return n;
+  }
+
+ private:
+  int* units_;
+  size_t size_;
+};
 
 // The result of merging two neighbours.
 struct Joined {
@@ -457,48 +501,121 @@ struct Joined {
 // A pair that may be merged.
 struct Candidate {
   double score;
-  int id, left;
-  uint32_t left_size, right_size;
+  int id;
+  uint32_t left, end;  // units: where the left symbol begins and the right one ends
   bool operator<(const Candidate& o) const { return score != o.score ? score < o.score : left > o.left; }
 };
 
-// Memory for the merging of a word, reused for every word of a text.
-struct Scratch {
-  std::vector<Symbol> symbols;
-  std::vector<Candidate> queue;
+// A queue of the best candidates, reused for every word of a text. It takes memory for a limited number of candidates:
+// when there are more, the worst are forgotten, and found again when the queue is empty. For each block of the text the
+// best one that was forgotten is known, so that not all of the text is searched.
+class Candidates {
+ public:
+  static constexpr size_t kBlock = 512;  // units
+
+  // least: the limit for short texts, at least 4.
+  explicit Candidates(size_t least = 1 << 12) : least_(least) {}
+
+  // Starts anew with a text of which nothing is known.
+  void clear(size_t units) {
+    heap_.clear();
+    limit_ = std::max(least_, units / 32);
+    heap_.reserve(std::min(units, limit_));
+    forgotten_.assign((units + kBlock - 1) / kBlock, kAnything);
+  }
+
+  // The blocks with forgotten candidates, those with the best first. The owner pushes the candidates of each that
+  // take() returns true for; the candidates of others are worse than what the queue has room for.
+  const std::vector<uint32_t>& blocks() {
+    has_floor_ = false;
+    blocks_.clear();
+    for (size_t block = 0; block < forgotten_.size(); block++)
+      if (forgotten_[block].id >= 0) blocks_.push_back(uint32_t(block));
+    std::sort(blocks_.begin(), blocks_.end(), [&](uint32_t a, uint32_t b) { return forgotten_[b] < forgotten_[a]; });
+    return blocks_;
+  }
+  bool take(uint32_t block) {
+    if (is_below_floor(forgotten_[block])) return false;
+    forgotten_[block].id = -1;
+    return true;
+  }
+
+  bool empty() const { return heap_.empty(); }
+
+  void push(const Candidate& c) {
+    if (is_below_floor(c)) return forget(c);
+    if (heap_.size() == limit_) {
+      drop_worst();
+      if (is_below_floor(c)) return forget(c);
+    }
+    heap_.push_back(c);
+    std::push_heap(heap_.begin(), heap_.end());
+  }
+  Candidate pop() {
+    std::pop_heap(heap_.begin(), heap_.end());
+    const Candidate best = heap_.back();
+    heap_.pop_back();
+    return best;
+  }
+
+ private:
+  static constexpr Candidate kAnything = {HUGE_VAL, 0, 0, 0};
+
+  bool is_below_floor(const Candidate& c) const { return has_floor_ && !(floor_ < c); }
+  void forget(const Candidate& c) {
+    Candidate& best = forgotten_[c.left / kBlock];
+    if (best.id < 0 || best < c) best = c;
+  }
+  // Keeps the better three quarters.
+  void drop_worst() {
+    const auto kept = heap_.begin() + ptrdiff_t(limit_ / 4 * 3);
+    std::nth_element(heap_.begin(), kept, heap_.end(), [](const Candidate& a, const Candidate& b) { return b < a; });
+    floor_ = *kept;
+    has_floor_ = true;
+    for (auto c = kept; c != heap_.end(); ++c) forget(*c);
+    heap_.erase(kept, heap_.end());
+    std::make_heap(heap_.begin(), heap_.end());
+  }
+
+  std::vector<Candidate> heap_;
+  size_t least_, limit_ = 0;
+  Candidate floor_ = {};  // the best that was forgotten since blocks(): only better ones are added
+  bool has_floor_ = false;
+  std::vector<Candidate> forgotten_;  // (blocks,): the best; id -1: none
+  std::vector<uint32_t> blocks_;      // memory of blocks()
 };
 
 // Merges neighbours, the highest score first and the leftmost of equal scores first, until no pair merges.
-// join(left, right) -> Joined. Merging a pair leaves outdated candidates in the queue; a candidate is valid only if the
-// sizes of both symbols are unchanged.
-template <class Join> void join_symbols(Scratch& scratch, const Join& join) {
-  std::vector<Symbol>& symbols = scratch.symbols;
-  std::vector<Candidate>& queue = scratch.queue;  // a heap
-  const auto consider = [&](int i) {
-    if (i < 0 || symbols[i].next < 0) return;
-    const Symbol &left = symbols[i], &right = symbols[left.next];
+// join(left, right) -> Joined. Merging a pair leaves outdated candidates in the queue: a candidate is valid if a symbol
+// still begins at its left end, and the next symbol ends at its right end, since symbols only grow.
+template <class Join> void join_symbols(Symbols& symbols, Candidates& queue, const Join& join) {
+  const auto consider = [&](const Symbol& left) {
+    if (left.begin + left.size == symbols.size()) return;
+    const Symbol right = symbols.at(left.begin + left.size);
     const Joined j = join(left, right);
-    if (j.id < 0) return;
-    queue.push_back({j.score, j.id, i, left.size, right.size});
-    std::push_heap(queue.begin(), queue.end());
+    if (j.id >= 0) queue.push({j.score, j.id, uint32_t(left.begin), uint32_t(right.begin + right.size)});
   };
-  queue.clear();
-  queue.reserve(symbols.size());
-  for (size_t i = 0; i < symbols.size(); i++) consider(int(i));
-  while (!queue.empty()) {
-    std::pop_heap(queue.begin(), queue.end());
-    const Candidate best = queue.back();
-    queue.pop_back();
-    Symbol& left = symbols[best.left];
-    if (left.size != best.left_size || left.next < 0 || symbols[left.next].size != best.right_size) continue;
-    Symbol& right = symbols[left.next];
-    left.size += right.size;
-    left.id = best.id;
-    left.next = right.next;
-    right.size = 0;
-    if (left.next >= 0) symbols[left.next].prev = best.left;
-    consider(left.prev);
-    consider(best.left);
+  queue.clear(symbols.size());
+  for (;;) {
+    const std::vector<uint32_t>& blocks = queue.blocks();
+    if (blocks.empty()) return;
+    for (const uint32_t block : blocks) {
+      if (!queue.take(block)) continue;
+      const size_t begin = block * Candidates::kBlock, end = std::min(begin + Candidates::kBlock, symbols.size());
+      for (size_t i = begin; i < end; i++)
+        if (symbols.begins(i)) consider(symbols.at(i));
+    }
+    while (!queue.empty()) {
+      const Candidate best = queue.pop();
+      if (!symbols.begins(best.left)) continue;
+      const Symbol left = symbols.at(best.left);
+      if (left.begin + left.size >= best.end) continue;
+      const Symbol right = symbols.at(left.begin + left.size);
+      if (right.begin + right.size != best.end) continue;
+      symbols.merge(left, right, best.id);
+      if (left.begin > 0) consider(symbols.at(symbols.before(left.begin)));
+      consider(symbols.at(left.begin));
+    }
   }
 }
 
@@ -536,6 +653,7 @@ inline PieceFinder::PieceFinder(std::vector<std::string_view> pieces) {
       node++;
     }
   nodes_.push_back({uint32_t(nodes_.size()), 0, 0, 0});  // the end of the last node's children
+  for (const std::string_view piece : pieces) longest_ = std::max(longest_, piece.size());
 }
 
 // The node of the longest text that starts with `byte` and continues with the text of `node`, or with the beginning of it.
@@ -557,6 +675,31 @@ inline std::vector<uint16_t> PieceFinder::find(std::string_view text) const {
   }
   return found;
 }
+
+// The results of find() for a text that is read from its start, a window at a time: for a long text they would take twice
+// its memory.
+class FoundPieces {
+ public:
+  FoundPieces(const PieceFinder& finder, std::string_view text) : finder_(finder), text_(text) {}
+
+  // The size of the piece that starts at byte i; 0: none. Not below the i of the call before.
+  size_t at(size_t i) {
+    if (finder_.empty()) return 0;
+    if (i >= end_) {
+      const size_t window = std::max<size_t>(finder_.longest(), 1 << 15);
+      sizes_ = finder_.find(text_.substr(i, window + finder_.longest()));
+      begin_ = i;
+      end_ = i + window;
+    }
+    return sizes_[i - begin_];
+  }
+
+ private:
+  const PieceFinder& finder_;
+  std::string_view text_;
+  std::vector<uint16_t> sizes_;  // of the window [begin_, end_), and beyond, where a piece may be cut off
+  size_t begin_ = 0, end_ = 0;
+};
 
 // ---- Parts of a text ----
 
@@ -592,6 +735,14 @@ template <class Each> void for_each_word(Tokenizer::Split split, std::string_vie
 // 4. Encoding
 // ====================================================================================================================
 
+namespace tokenizer_detail {
+// Makes room for at most n more ids of a long text: a vector that grows by itself has its old memory beside the new.
+inline void reserve_more(std::vector<int>& ids, size_t n) {
+  constexpr size_t kLong = 1 << 12;
+  if (n >= kLong && n >= ids.size() / 4 && n > ids.capacity() - ids.size()) ids.reserve(ids.size() + n);
+}
+}  // namespace tokenizer_detail
+
 inline bool Tokenizer::encode(std::string_view text, bool bos, std::vector<int>& ids) const try {
   constexpr size_t kMaxText = size_t(1) << 30;  // Symbol::begin has 32 bits, and a byte may become three (U+FFFD)
   ids.clear();
@@ -607,6 +758,7 @@ inline bool Tokenizer::encode(std::string_view text, bool bos, std::vector<int>&
       added_, text,
       [&](std::string_view stretch) { encode_stretch(stretch, bos && stretch.data() == text.data(), ids); },
       [&](int id) { ids.push_back(id); });
+  if (ids.size() < ids.capacity() / 2) ids.shrink_to_fit();
   return true;
 } catch (const std::exception&) {  // out of memory
   ids.clear();
@@ -643,19 +795,20 @@ void Tokenizer::cut(const Markers& markers, std::string_view text, const Stretch
     if (!text.empty()) stretch(text);
     return;
   }
-  const std::vector<uint16_t> found = markers.finder.find(text);
+  FoundPieces found(markers.finder, text);
   size_t begin = 0;  // of the stretch
-  for (size_t i = 0; i < text.size(); i += std::max<size_t>(found[i], 1)) {
-    if (found[i] == 0) continue;
-    const int id = markers.ids.at(std::string(text.substr(i, found[i])));
+  for (size_t i = 0, size = 0; i < text.size(); i += std::max<size_t>(size, 1)) {
+    size = found.at(i);
+    if (size == 0) continue;
+    const int id = markers.ids.at(std::string(text.substr(i, size)));
     const std::string_view before = text.substr(begin, i > begin ? i - begin : 0);
     const std::string_view kept = without_space(before, false, strip(id) & kStripLeft);
     if (!kept.empty()) stretch(kept);
     token(id);
     if (strip(id) & kStripRight)  // what the token before has stripped is not read again
-      begin = text.size() - without_space(text.substr(std::max(begin, i + found[i])), true, false).size();
+      begin = text.size() - without_space(text.substr(std::max(begin, i + size)), true, false).size();
     else
-      begin = i + found[i];
+      begin = i + size;
   }
   if (begin < text.size()) stretch(text.substr(begin));
 }
@@ -664,10 +817,11 @@ void Tokenizer::cut(const Markers& markers, std::string_view text, const Stretch
 inline void Tokenizer::encode_stretch(std::string_view text, bool at_start, std::vector<int>& ids) const {
   const auto token = [&](int id) { ids.push_back(id); };
   if (kind_ == Kind::byte_level) {
-    const std::string normalized = nfc_ ? tokenizer_detail::nfc(text) : std::string();
+    std::string normalized = nfc_ ? tokenizer_detail::nfc(text) : std::string();
+    if (normalized == text) std::string().swap(normalized);  // frees the memory
     cut(
-        added_normalized_, nfc_ ? normalized : text, [&](std::string_view words) { encode_byte_level(words, ids); },
-        token);
+        added_normalized_, normalized.empty() ? text : normalized,
+        [&](std::string_view words) { encode_byte_level(words, ids); }, token);
   } else if (metaspace_) {
     const auto encode = [&](std::string_view part) {
       encode_sentencepiece(normalize(part, at_start && part.data() == text.data()), ids);
@@ -685,9 +839,9 @@ inline void Tokenizer::encode_stretch(std::string_view text, bool at_start, std:
 inline std::string Tokenizer::normalize(std::string_view text, bool at_start) const {
   const std::string_view space = escape_whitespaces_ ? tokenizer_detail::kSpaceMark : " ";
   const bool strips_start = remove_extra_whitespaces_ && !prefix_only_at_start_;
-  const std::vector<uint16_t> user_defined = user_defined_.find(text);
+  tokenizer_detail::FoundPieces user_defined(user_defined_, text);
   size_t i = 0;
-  while (strips_start && i < text.size() && text[i] == ' ' && (user_defined.empty() || user_defined[i] <= 1)) i++;
+  while (strips_start && i < text.size() && text[i] == ' ' && user_defined.at(i) <= 1) i++;
   std::string out;
   if (i == text.size()) return out;
   out.reserve(text.size() + text.size() / 2 + 3);
@@ -697,7 +851,7 @@ inline std::string Tokenizer::normalize(std::string_view text, bool at_start) co
   while (i < text.size()) {
     std::string_view rest = text.substr(i);
     std::string part;
-    if (const size_t n = user_defined.empty() ? tokenizer_detail::ascii_size(rest) : user_defined[i]) {
+    if (const size_t n = user_defined_.empty() ? tokenizer_detail::ascii_size(rest) : user_defined.at(i)) {
       part = rest.substr(0, n);
       rest.remove_prefix(n);
     } else {
@@ -717,32 +871,33 @@ inline std::string Tokenizer::normalize(std::string_view text, bool at_start) co
 // Merges each part of the text that ends between two characters which no piece has side by side: merges do not cross
 // such a place. Most parts are words of which the vocabulary has a piece.
 inline void Tokenizer::encode_sentencepiece(std::string_view text, std::vector<int>& ids) const {
-  Scratch scratch;
+  tokenizer_detail::reserve_more(ids, text.size());
+  Candidates queue;
   bool after_unknown = false;
   while (!text.empty()) {
     const auto never_merge = [&](size_t pair) { return !(*neighbours_)[pair]; };
     const std::string_view part =
         text.substr(0, neighbours_ ? tokenizer_detail::find_neighbours(text, never_merge) : text.size());
     const int id = neighbours_ ? find_piece(part) : -1;
-    if (id >= 0 && merges_into(id, scratch)) {
+    if (id >= 0 && merges_into(id, queue)) {
       ids.push_back(id);
       after_unknown = false;
     } else {
-      merge_characters(part, scratch, after_unknown, ids);
+      merge_characters(part, queue, after_unknown, ids);
     }
     text.remove_prefix(part.size());
   }
 }
 
 // Whether the text of a piece merges into the piece: another order of merges may lead elsewhere.
-inline bool Tokenizer::merges_into(int id, Scratch& scratch) const {
+inline bool Tokenizer::merges_into(int id, Candidates& queue) const {
   enum : uint8_t { unknown, yes, no };
   std::atomic<uint8_t>& known = merges_into_[size_t(id)];
   uint8_t answer = known.load(std::memory_order_relaxed);
   if (answer == unknown) {
     std::vector<int> ids;
     bool after_unknown = false;
-    merge_characters(piece(id), scratch, after_unknown, ids);
+    merge_characters(piece(id), queue, after_unknown, ids);
     answer = ids.size() == 1 && ids[0] == id ? yes : no;
     known.store(answer, std::memory_order_relaxed);
   }
@@ -750,73 +905,83 @@ inline bool Tokenizer::merges_into(int id, Scratch& scratch) const {
 }
 
 // Merges the characters of a text into pieces.
-inline void Tokenizer::merge_characters(std::string_view text, Scratch& scratch, bool& after_unknown,
+inline void Tokenizer::merge_characters(std::string_view text, Candidates& queue, bool& after_unknown,
                                         std::vector<int>& ids) const {
   using namespace tokenizer_detail;
-  std::vector<Symbol>& symbols = scratch.symbols;
-  symbols.clear();
-  symbols.reserve(text.size());
-  const std::vector<uint16_t> user_defined = user_defined_.find(text);
-  for (size_t i = 0; i < text.size(); i += symbols.back().size) {
-    const size_t defined = user_defined.empty() ? 0 : user_defined[i];
-    append_symbol(symbols, i, defined > 0 ? defined : read_utf8(text.substr(i)).length,
-                  defined > 0 ? find_piece(text.substr(i, defined)) : -1);
+  const size_t begin = ids.size();
+  ids.resize(begin + text.size());
+  Symbols symbols(&ids[begin], text.size());
+  FoundPieces user_defined(user_defined_, text);
+  for (size_t i = 0, size = 0; i < text.size(); i += size) {
+    size = user_defined.at(i);
+    const int id = size > 0 ? find_piece(text.substr(i, size)) : kNoPiece;
+    if (size == 0) size = read_utf8(text.substr(i)).length;
+    symbols.put({i, size, id});
   }
+  const auto is_user_defined = [&](const Symbol& s) {
+    return s.id != kNoPiece && type(s.id) == PieceType::user_defined;
+  };
   std::unordered_map<int, size_t> left_sizes;  // id of an unused piece -> bytes of its left part
-  join_symbols(scratch, [&](const Symbol& left, const Symbol& right) -> Joined {
-    if (type(left.id) == PieceType::user_defined || type(right.id) == PieceType::user_defined) return {};
-    if (size_t(left.size) + right.size > longest_piece_) return {};
+  join_symbols(symbols, queue, [&](const Symbol& left, const Symbol& right) -> Joined {
+    if (is_user_defined(left) || is_user_defined(right)) return {};
+    if (left.size + right.size > longest_piece_) return {};
     const int id = find_piece(text.substr(left.begin, left.size + right.size));
     if (id < 0) return {};
     if (type(id) == PieceType::unused) left_sizes[id] = left.size;
     return {id, score(id)};
   });
-  for (int i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next) {
-    const std::string_view symbol = text.substr(symbols[i].begin, symbols[i].size);
-    append_ids(symbol, symbols[i].id >= 0 ? symbols[i].id : find_piece(symbol), left_sizes, after_unknown, ids);
+  int* end = &ids[begin];  // of the ids, which replace the symbols: a symbol has at most one for each of its bytes
+  for (size_t i = 0; i < text.size();) {
+    const Symbol s = symbols.at(i);
+    const std::string_view symbol = text.substr(i, s.size);
+    append_ids(symbol, s.id != kNoPiece ? s.id : find_piece(symbol), left_sizes, after_unknown, end);
+    i += s.size;
   }
+  ids.resize(size_t(end - ids.data()));
 }
 
 // Appends the ids of a symbol. An unused piece is split into its parts again; consecutive unknown characters become
 // one `unk`.
 inline void Tokenizer::append_ids(std::string_view symbol, int id, const std::unordered_map<int, size_t>& left_sizes,
-                                  bool& after_unknown, std::vector<int>& ids) const {
+                                  bool& after_unknown, int*& ids) const {
   if (id < 0 && byte_fallback_) {
-    for (char c : symbol) ids.push_back(byte_id_[uint8_t(c)]);
+    for (char c : symbol) *ids++ = byte_id_[uint8_t(c)];
   } else if (id < 0) {
-    if (!after_unknown) ids.push_back(unk_);
+    if (!after_unknown) *ids++ = unk_;
   } else if (const auto parts = left_sizes.find(id); parts != left_sizes.end()) {
     const std::string_view left = symbol.substr(0, parts->second), right = symbol.substr(parts->second);
     append_ids(left, find_piece(left), left_sizes, after_unknown, ids);
     append_ids(right, find_piece(right), left_sizes, after_unknown, ids);
     return;
   } else {
-    ids.push_back(id);
+    *ids++ = id;
   }
   after_unknown = id < 0;
 }
 
 inline void Tokenizer::encode_byte_level(std::string_view text, std::vector<int>& ids) const {
-  Scratch scratch;
-  tokenizer_detail::for_each_word(split_, text, [&](std::string_view word) { encode_word(word, scratch, ids); });
+  Candidates queue;
+  tokenizer_detail::for_each_word(split_, text, [&](std::string_view word) {
+    tokenizer_detail::reserve_more(ids, size_t(text.end() - word.begin()));
+    encode_word(word, queue, ids);
+  });
 }
 
-inline void Tokenizer::encode_word(std::string_view word, Scratch& scratch, std::vector<int>& ids) const {
+inline void Tokenizer::encode_word(std::string_view word, Candidates& queue, std::vector<int>& ids) const {
   using namespace tokenizer_detail;
   if (const int id = ignore_merges_ ? find_piece(word) : -1; id >= 0) {
     ids.push_back(id);
     return;
   }
-  std::vector<Symbol>& symbols = scratch.symbols;
-  symbols.clear();
-  symbols.reserve(word.size());
-  for (size_t i = 0; i < word.size(); i++)
-    if (const int id = byte_id_[uint8_t(word[i])]; id >= 0) append_symbol(symbols, i, 1, id);
-  join_symbols(scratch, [&](const Symbol& left, const Symbol& right) -> Joined {
+  const size_t begin = ids.size();
+  for (const char byte : word)
+    if (const int id = byte_id_[uint8_t(byte)]; id >= 0) ids.push_back(id);
+  Symbols symbols(ids.data() + begin, ids.size() - begin);
+  join_symbols(symbols, queue, [&](const Symbol& left, const Symbol& right) -> Joined {
     const int rank = find_merge(left.id, right.id);
     return rank < 0 ? Joined{} : Joined{merged_[size_t(rank)], -double(rank)};
   });
-  for (int i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next) ids.push_back(symbols[i].id);
+  ids.resize(begin + symbols.compact());
 }
 
 // ====================================================================================================================
@@ -1074,20 +1239,32 @@ template <class Each> void split_part(Steps steps, const Character* c, size_t be
   split_part(steps, c, unmatched, end, each);
 }
 
-template <class Each> void for_each_word(Tokenizer::Split split, std::string_view text, const Each& each) {
-  if (text.empty()) return;
-  if (split == Tokenizer::Split::none) return each(text);
+// (words): the offset of each in the text.
+inline std::vector<uint32_t> word_begins(Tokenizer::Split split, std::string_view text) {
   std::vector<Character> c;
-  c.reserve(text.size());
+  c.reserve(count_characters(text));
   for (size_t i = 0; i < text.size();) {
     const Utf8 u = read_utf8(text.substr(i));
     c.push_back({u.code, sets_of(u.code), uint32_t(i)});
     i += u.length;
   }
-  split_part(kSteps[size_t(split)], c.data(), 0, c.size(), [&](size_t begin, size_t end) {
-    const size_t to = end < c.size() ? c[end].begin : text.size();
-    each(text.substr(c[begin].begin, to - c[begin].begin));
-  });
+  // Collected in place: a word has at least one character.
+  size_t words = 0;
+  split_part(kSteps[size_t(split)], c.data(), 0, c.size(),
+             [&](size_t begin, size_t) { c[words++].begin = c[begin].begin; });
+  std::vector<uint32_t> begins(words);
+  for (size_t i = 0; i < words; i++) begins[i] = c[i].begin;
+  return begins;
+}
+
+template <class Each> void for_each_word(Tokenizer::Split split, std::string_view text, const Each& each) {
+  if (text.empty()) return;
+  if (split == Tokenizer::Split::none) return each(text);
+  const std::vector<uint32_t> begins = word_begins(split, text);  // the characters take more memory, and are not kept
+  for (size_t i = 0; i < begins.size(); i++) {
+    const size_t end = i + 1 < begins.size() ? begins[i + 1] : text.size();
+    each(text.substr(begins[i], end - begins[i]));
+  }
 }
 
 }  // namespace tokenizer_detail
@@ -2304,10 +2481,10 @@ inline std::string nfc(std::string_view text) {
   if (std::all_of(text.begin(), text.end(), [](char c) { return uint8_t(c) < 0xCC; }))
     return std::string(text);  // < U+0300
   std::vector<Normalization::Decomposed> characters;
-  characters.reserve(text.size());
-  for (size_t n = 0; !text.empty(); text.remove_prefix(n)) {
-    const Utf8 u = read_utf8(text);
-    n = u.length;
+  characters.reserve(count_characters(text));
+  for (size_t i = 0; i < text.size();) {
+    const Utf8 u = read_utf8(text.substr(i));
+    i += u.length;
     tables.decompose(u.code, characters);
   }
   const auto is_starter = [](const Normalization::Decomposed& d) { return d.combining_class == 0; };
@@ -2318,6 +2495,7 @@ inline std::string nfc(std::string_view text) {
   }
   tables.compose(characters);
   std::string out;
+  out.reserve(text.size());
   for (const auto& d : characters) append_utf8(d.code, out);
   return out;
 }

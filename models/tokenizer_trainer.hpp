@@ -244,18 +244,14 @@ class PieceLearner {
 
   void merge_word(std::vector<int>& ids) {
     using namespace tokenizer_detail;
-    Scratch scratch;
-    std::vector<Symbol>& symbols = scratch.symbols;
-    for (size_t i = 0, at = 0; i < ids.size(); i++, at += symbols.back().size)
-      append_symbol(symbols, at, spellings_[size_t(ids[i])].text.size(), ids[i]);
-    join_symbols(scratch, [&](const Symbol& left, const Symbol& right) -> Joined {
+    Symbols symbols(ids.data(), ids.size());
+    join_symbols(symbols, merges_, [&](const Symbol& left, const Symbol& right) -> Joined {
       const auto pair = by_pair_.find(uint64_t(left.id) << 32 | uint32_t(right.id));
       const int id = pair != by_pair_.end() ? pair->second : spelling_of(left.id, right.id);
       if (id < 0 || spellings_[size_t(id)].rank < 0) return {};
       return {id, -double(spellings_[size_t(id)].rank)};
     });
-    ids.clear();
-    for (int i = 0; i >= 0; i = symbols[size_t(i)].next) ids.push_back(symbols[size_t(i)].id);
+    ids.resize(symbols.compact());
   }
 
   std::vector<Spelling> spellings_;
@@ -263,6 +259,7 @@ class PieceLearner {
   std::unordered_map<uint64_t, int> by_pair_;
   std::unordered_map<std::string, int> by_text_;
   std::priority_queue<Candidate, std::vector<Candidate>, Worse> queue_{Worse{&spellings_}};
+  tokenizer_detail::Candidates merges_;  // memory for merge_word()
 };
 
 // <unk> <s> </s> and the bytes.

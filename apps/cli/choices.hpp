@@ -26,6 +26,21 @@ class TokenText {
   Tokenizer::Stream stream_;  // after a first token
 };
 
+// The `count` ids with the largest logits, the largest first, and of equal ones the smallest id. logits: (n,). NaN,
+// which a comparison cannot order, comes last.
+inline std::vector<int> most_likely(const float* logits, int n, int count) {
+  const auto value = [&](int id) {
+    return std::isnan(logits[id]) ? -std::numeric_limits<float>::infinity() : logits[id];
+  };
+  std::vector<int> ids(static_cast<size_t>(n));
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto end = ids.begin() + std::min(count, n);
+  std::partial_sort(ids.begin(), end, ids.end(),
+                    [&](int a, int b) { return value(a) != value(b) ? value(a) > value(b) : a < b; });
+  ids.erase(end, ids.end());
+  return ids;
+}
+
 // A sampler that reports the most likely tokens of each step, by the model's own probabilities: before temperature,
 // repetition penalty and top-k, top-p and min-p. With --json they become a part of the figures. Without, a line each
 // goes to stderr: at once, or where stderr is a terminal after the text, which would be torn apart otherwise.
@@ -50,27 +65,13 @@ class ReportingSampler : public Sampler {
 
  private:
   void report(int chosen, const float* logits, int n) {
-    const std::vector<int> top = most_likely(logits, n);
+    const std::vector<int> top = most_likely(logits, n, job_.args.top);
     const double sum = log_sum_exp(logits, n);
     const auto probability = [&](int id) { return std::exp(logits[id] - sum); };
     if (job_.args.json)
       add_json(chosen, top, probability);
     else
       print_line(chosen, top, probability);
-  }
-
-  // NaN, which a comparison cannot order, comes last.
-  std::vector<int> most_likely(const float* logits, int n) const {
-    const auto value = [&](int id) {
-      return std::isnan(logits[id]) ? -std::numeric_limits<float>::infinity() : logits[id];
-    };
-    std::vector<int> ids(static_cast<size_t>(n));
-    std::iota(ids.begin(), ids.end(), 0);
-    const auto end = ids.begin() + std::min(job_.args.top, n);
-    std::partial_sort(ids.begin(), end, ids.end(),
-                      [&](int a, int b) { return value(a) != value(b) ? value(a) > value(b) : a < b; });
-    ids.erase(end, ids.end());
-    return ids;
   }
 
   template <class P> void add_json(int chosen, const std::vector<int>& top, const P& probability) {

@@ -1,4 +1,5 @@
 // cli_test.cpp: units of the command line: the filter of stop texts, defaults of the arguments, JSON, troff.
+#include "../../apps/cli/choices.hpp"
 #include "../../apps/cli/options.hpp"
 #include "../../apps/cli/stop_filter.hpp"
 
@@ -145,6 +146,28 @@ TEST(OneLine, KeepsTextAndDropsControls) {
       << "invalid UTF-8";
   EXPECT_EQ(provenance_line("licence", "MIT\nsource: forged"), "licence: MIT source: forged\n");
   EXPECT_EQ(provenance_line("licence", ""), "");
+}
+
+// The order of the most likely tokens is strict and total for any logits: a sort with another one reads beyond its ends.
+TEST(MostLikely, OrdersAnyLogits) {
+  const float nan = std::nanf(""), infinity = HUGE_VALF;
+  const std::vector<float> logits = {nan, 1, -infinity, infinity, nan, 1, -1, -nan};
+  EXPECT_EQ(cli::most_likely(logits.data(), int(logits.size()), 8), (std::vector<int>{3, 1, 5, 6, 0, 2, 4, 7}));
+  EXPECT_EQ(cli::most_likely(logits.data(), int(logits.size()), 2), (std::vector<int>{3, 1}));
+  EXPECT_EQ(cli::most_likely(logits.data(), 3, 5), (std::vector<int>{1, 0, 2}));
+  tiny::Random random(1);
+  for (int round = 0; round < 200; round++) {
+    std::vector<float> many(1000);
+    for (float& x : many) x = random.below(2) ? nan : float(random.below(4));
+    const std::vector<int> found = cli::most_likely(many.data(), 1000, 1000);
+    std::vector<int> expected;
+    for (const float value : {3.f, 2.f, 1.f, 0.f})
+      for (int id = 0; id < 1000; id++)
+        if (many[size_t(id)] == value) expected.push_back(id);
+    for (int id = 0; id < 1000; id++)
+      if (std::isnan(many[size_t(id)])) expected.push_back(id);
+    ASSERT_EQ(found, expected);
+  }
 }
 
 TEST(ReadAll, EndsAtTheLimit) {

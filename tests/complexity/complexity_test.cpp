@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 
+#include "../../apps/cli/session_file.hpp"
 #include "../../export/chat_template.hpp"
 #include "../../export/lora.hpp"
 #include "../../export/open_checkpoint.hpp"
@@ -132,11 +133,11 @@ Case loads(const char* name, const MakeVocabulary& make) {
           [](const Input& in) { Tokenizer().load(in[0]); }};
 }
 
-/// Encodes a text with a tokenizer that is loaded before. Symbols and pairs take 44 bytes for each byte of the text.
+/// Encodes a text with a tokenizer that is loaded before.
 Case encodes(const char* name, const Vocabulary& v, const std::string& part) {
   const auto tokenizer = std::make_shared<Tokenizer>();
   EXPECT_TRUE(tokenizer->load(Tokenizer::to_blob(v))) << tokenizer->error;
-  return {name, text("", part), [tokenizer](const Input& in) { tokenizer->encode(in[0]); }, 100};
+  return {name, text("", part), [tokenizer](const Input& in) { tokenizer->encode(in[0]); }};
 }
 
 /// Loads a vocabulary that grows, and encodes a text that grows.
@@ -149,8 +150,7 @@ Case loads_and_encodes(const char* name, const MakeVocabulary& make, const std::
             Tokenizer tokenizer;
             EXPECT_TRUE(tokenizer.load(in[0])) << tokenizer.error;
             EXPECT_FALSE(tokenizer.encode(in[1]).empty());
-          },
-          100};
+          }};
 }
 
 TEST(Complexity, TokenizerBlob) {
@@ -206,6 +206,16 @@ TEST(Complexity, SentencePieceFile) {
           run}});
 }
 
+/// The pieces of the bytes.
+void add_bytes(Vocabulary& v) {
+  v.byte_fallback = true;
+  for (int byte = 0; byte < 256; byte++) {
+    char text[8];
+    std::snprintf(text, sizeof text, "<0x%02X>", unsigned(byte));
+    v.pieces.push_back({text, 0, PieceType::byte});
+  }
+}
+
 TEST(Complexity, Encode) {
   Vocabulary doubled = sentencepiece(), growing = sentencepiece(), unused = sentencepiece(), words = sentencepiece();
   add_doubled(doubled, 1);
@@ -218,6 +228,22 @@ TEST(Complexity, Encode) {
   Vocabulary nfc = byte_level(Tokenizer::Split::qwen2), parts = doubled;
   nfc.nfc = true;
   parts.pieces.push_back({",", -1, PieceType::normal});
+  // An invalid byte becomes U+FFFD, of three bytes, and these become three ids, or merge.
+  Vocabulary fallback = doubled, whole = doubled, added = nfc, replacements = byte_level(Tokenizer::Split::llama3);
+  for (Vocabulary* v : {&fallback, &whole}) add_bytes(*v);
+  whole.pieces.push_back({"<tool>", 0, PieceType::user_defined});
+  for (Vocabulary* v : {&added, &replacements}) v->pieces.push_back({"<tool>", 0, PieceType::added});
+  std::string text = "\xEF";
+  int left = 0xEF;
+  const auto merge_with = [&](int right, const std::string& bytes) {
+    text += bytes;
+    replacements.pieces.push_back({text, 0, PieceType::normal});
+    replacements.merges.push_back({left, right});
+    left = int(replacements.pieces.size()) - 1;
+  };
+  merge_with(0xBF, "\xBF");
+  merge_with(0xBD, "\xBD");
+  for (int i = 0; i < 6; i++) merge_with(left, std::string(text));
   const auto user_defined = [](const std::string& end) {
     return [end](size_t n) {
       Vocabulary v = sentencepiece();
@@ -231,6 +257,11 @@ TEST(Complexity, Encode) {
          encodes("spaces", words, " "),
          encodes("words", words, "a  "),
          encodes("invalid UTF-8", doubled, "\xFF"),
+         encodes("invalid UTF-8, byte fallback", fallback, "\xFF"),
+         encodes("invalid UTF-8, user-defined pieces", whole, "\xFF"),
+         encodes("spaces, user-defined pieces", whole, " "),
+         encodes("invalid UTF-8, NFC and added tokens", added, "\xFF"),
+         encodes("invalid UTF-8, merges of U+FFFD", replacements, "\xFF"),
          encodes("unknown characters", doubled, "\u20AC"),
          encodes("bytes", bytes, "a"),
          encodes("digits, Llama 3", byte_level(Tokenizer::Split::llama3), "1"),
@@ -257,12 +288,7 @@ TEST(Complexity, Encode) {
 
 TEST(Complexity, Decode) {
   Vocabulary v = sentencepiece();
-  v.byte_fallback = true;
-  for (int byte = 0; byte < 256; byte++) {
-    char text[8];
-    std::snprintf(text, sizeof text, "<0x%02X>", unsigned(byte));
-    v.pieces.push_back({text, 0, PieceType::byte});
-  }
+  add_bytes(v);
   const auto tokenizer = std::make_shared<Tokenizer>();
   ASSERT_TRUE(tokenizer->load(Tokenizer::to_blob(v))) << tokenizer->error;
   const auto run = [tokenizer](const Input& in) {
@@ -779,6 +805,46 @@ TEST(Complexity, TrainingCheckpoint) {
     return Input{out.bytes};
   };
   check({{"weights", checkpoint, run}});
+}
+
+TEST(Complexity, SavedSession) {
+  const TemporaryFolder folder;
+  Config c = tiny::small_config();
+  c.n_layers = c.n_heads = c.n_kv_heads = 1;
+  c.dim = c.hidden_dim = c.head_dim = 4;
+  c.max_seq_len = 1 << 14;
+  const tiny::MemoryModel m(c, Type::q8);
+  Session session(m.model, {c.max_seq_len, 1, KvType::q8, nullptr});
+  ASSERT_EQ(session.error, "");
+  const size_t position = position_bytes(session);
+  const auto run = [&](const Input& in) {
+    try {
+      cli::SessionFile(write(folder, "file", in[0]), m.model).restore(session);
+      EXPECT_GT(session.position(), 0);
+    } catch (const Failure& f) {
+      ADD_FAILURE() << f.what;
+    }
+  };
+  const auto saved = [&](size_t positions, size_t ids, size_t held) {
+    cli::SavedText text;
+    text.ids.assign(ids, 1);
+    text.held = std::string(held, 'a');
+    const std::string note = text.to_bytes(), cache(positions * position, '\0');
+    SavedSession head = {};
+    std::memcpy(head.magic, kSessionMagic, sizeof head.magic);
+    head.version = kSessionVersion;
+    head.position = uint32_t(positions);
+    head.context = uint32_t(c.max_seq_len);
+    head.note_bytes = note.size();
+    head.cache_bytes = cache.size();
+    head.model = m.model.checksum();
+    head.data_checksum = hash_bytes((note + cache).data(), note.size() + cache.size());
+    head.checksum = hash_bytes(&head, sizeof head);
+    return Input{std::string(reinterpret_cast<const char*>(&head), sizeof head) + note + cache};
+  };
+  check({{"positions", [=](size_t n) { return saved(n / (position + 4), n / (position + 4), 0); }, run},
+         {"tokens", [=](size_t n) { return saved(1, n / 4, 0); }, run},
+         {"held text", [=](size_t n) { return saved(1, 1, n); }, run}});
 }
 
 TEST(Complexity, ModelFile) {

@@ -399,7 +399,9 @@ TEST(GgufArchitectures, ReadRowsAndBiasesInTheOrderOfLlamaCpp) {
     ASSERT_EQ(f.error, "") << architecture;
     EXPECT_TRUE(f.c.config.qkv_bias && !f.c.config.o_bias && !f.c.config.mlp_bias);
     EXPECT_EQ(f.c.config.qk_norm, architecture == std::string("qwen3"));
-    const auto stored = [&](size_t row) { return adjacent ? row - row % 8 + row % 4 * 2 + row % 8 / 4 : row; };
+    const auto stored = [adjacent = adjacent](size_t row) {
+      return adjacent ? row - row % 8 + row % 4 * 2 + row % 8 / 4 : row;
+    };
     for (const auto& [name, tensor] : {std::pair{"layers.0.bq", bias}, {"layers.0.bk", bias + 1}}) {
       const tiny::Floats found = f.read(name);
       const std::vector<float> expected = floats_of(g.tensors[tensor].bytes);

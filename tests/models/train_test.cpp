@@ -2,6 +2,7 @@
 // distillation, and errors.
 #include <gtest/gtest.h>
 
+#include "../../export/program.hpp"
 #include "../../models/training_state.hpp"
 #include "../support/test_data.hpp"
 #include "../support/train_program.hpp"
@@ -55,6 +56,20 @@ TEST(Train, ContinuesFromFinishedModel) {
                 {"--ctx: expected at most 32, the context of the model, found 64"});
   expect_failed(train({more, "-o", t.file("h.bin"), "--resume", "--checkpoint", t.file("a.bin.checkpoint")}), 1,
                 {"is of a training on other texts"});
+}
+
+// A text that does not fit in memory with its tokens is refused before it is read. The file is sparse.
+TEST(Train, RefusesATextTooLargeForTheMemory) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), large = t.write("large.txt", pattern_stories(60));
+  std::filesystem::resize_file(large, longest_training_text() + 1);
+  for (const std::vector<std::string>& args :
+       {std::vector<std::string>{large, "-o", t.file("o.bin")}, {text, "--valid", large, "-o", t.file("o.bin")}}) {
+    const ProgramResult r = train(args);
+    expect_failed(r, 1, {"large.txt: expected at most " + std::to_string(longest_training_text()), "found more"});
+    EXPECT_LT(r.peak_bytes, size_t(200) << 20);
+  }
+  EXPECT_EQ(t.list(), "large.txt\ns.txt\n");
 }
 
 // A checkpoint with `value` in a field and a valid checksum.

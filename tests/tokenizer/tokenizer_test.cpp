@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <new>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <set>
 #include <sstream>
 
@@ -452,6 +453,59 @@ Vocabulary byte_level(const std::vector<std::string>& more, const std::vector<st
   for (const std::string& text : more) v.pieces.push_back({text});
   v.merges = merges;
   return v;
+}
+
+// A queue that forgets candidates merges the same symbols as one that holds all of them, and as a search of all pairs.
+TEST(Merging, DoesNotDependOnTheLimitOfTheQueue) {
+  using namespace tokenizer_detail;
+  std::mt19937 random(1);
+  for (int round = 0; round < 70; round++) {
+    // Ids are merged to other ones by a random table, with few scores, so that many are equal.
+    const int n_ids = 2 + round % 7;
+    std::vector<Joined> table(size_t(n_ids) * n_ids);
+    for (Joined& j : table) j = {int(random() % (n_ids + 2)) - 2, double(random() % 3)};
+    const auto joined = [&](int left, int right) { return table[size_t(left) * n_ids + right]; };
+    const auto join = [&](const Symbol& left, const Symbol& right) { return joined(left.id, right.id); };
+    Ids ids(1 + random() % 2000);  // several blocks of the queue
+    for (int& id : ids) id = int(random() % n_ids);
+    Ids expected = ids;
+    for (;;) {
+      size_t best = 0;  // the right one of the pair
+      for (size_t i = 1; i < expected.size(); i++) {
+        const Joined j = joined(expected[i - 1], expected[i]);
+        if (j.id >= 0 && (best == 0 || j.score > joined(expected[best - 1], expected[best]).score)) best = i;
+      }
+      if (best == 0) break;
+      expected[best - 1] = joined(expected[best - 1], expected[best]).id;
+      expected.erase(expected.begin() + ptrdiff_t(best));
+    }
+    for (const size_t limit : {4, 5, 32, 4096}) {
+      Ids merged = ids;
+      Symbols symbols(merged.data(), merged.size());
+      Candidates queue(limit);
+      join_symbols(symbols, queue, join);
+      merged.resize(symbols.compact());
+      ASSERT_EQ(merged, expected) << "round " << round << ", limit " << limit;
+    }
+  }
+}
+
+// Tokens are found in a text that is longer than what is searched at once.
+TEST(ByteLevel, FindsTokensAnywhereInALongText) {
+  Vocabulary v = byte_level({}, {});
+  v.pieces.push_back({"<tool>", 0, PieceType::added});
+  v.pieces.push_back({"<tool>" + std::string(1000, 'x'), 0, PieceType::added});
+  const Tokenizer tok = load(v);
+  const int token = int(v.pieces.size()) - 2;
+  for (const size_t before : {0, 1, 32757, 32763, 32767, 32768, 32769, 65535, 100000}) {
+    const std::string dots(before, '.');
+    Ids expected(before, '.');
+    expected.push_back(token);
+    EXPECT_EQ(tok.encode(dots + "<tool>"), expected) << before;
+    expected.back() = token + 1;
+    expected.push_back('x');
+    EXPECT_EQ(tok.encode(dots + "<tool>" + std::string(1001, 'x')), expected) << before;
+  }
 }
 
 TEST(ByteLevel, MergesTheEarliestLearnedThenTheLeftmost) {

@@ -192,6 +192,27 @@ TEST(MegabyteBlocks, NormOfZerosIsZero) {  // the smallest root mean square is 1
   for (int i = 0; i < 33; i++) EXPECT_NEAR(y[i], 0.01f, 1e-8f);
 }
 
+// A weight that is not finite gives logits that are not: an error, with every kernel set.
+TEST(MegabyteLogits, ThatAreNotFiniteAreAnError) {
+  const std::vector<TensorSpec> specs = tensor_specs(small_config());
+  for (const Type type : {Type::f32, Type::q8}) {
+    const tiny::Bytes file = tiny::model_bytes(bytes::parts_of(small_config(), type));
+    for (size_t i = 0; i < specs.size(); i++) {
+      if (specs[i].layout != Layout::vector) continue;
+      const size_t at = size_t(load<TensorEntry>(file.data() + tiny::entry_at(file, i)).offset);
+      for (const float value : {std::nanf(""), INFINITY}) {
+        const MemoryModel m(tiny::patched(file, at, value));
+        for (const Kernels* k : tiny::kernel_sets()) {
+          MegabyteSession session(m.model, {0, 2, KvType::automatic, k->name});
+          const std::vector<int> text(size_t(3 * small_config().patch_size), 'a');
+          EXPECT_EQ(session.forward(text.data(), text.size()), nullptr) << specs[i].name << ", " << k->name;
+          EXPECT_TRUE(contains(session.error, "logits: expected finite numbers")) << session.error;
+        }
+      }
+    }
+  }
+}
+
 // ---- The same bits ----
 
 TEST(MegabyteSameBits, ForEveryKernelThreadCountAndBatch) {
