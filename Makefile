@@ -47,6 +47,15 @@ export/convert: export/convert.cpp $(MODELS) $(KERNELS)
 models/train: models/train.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
 	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) models/train.cpp -o $@ $(LDFLAGS)
 
+# Bulk generation.
+OPENAI = $(CLI) $(wildcard apps/openai/*.hpp)
+batch:
+	@echo '#include <nlohmann/json.hpp>' | $(CXX) $(CXXFLAGS) -std=c++17 -x c++ -fsyntax-only - 2>/dev/null || \
+	  { echo "batch: requires nlohmann/json (Debian: nlohmann-json3-dev)" >&2; exit 1; }
+	$(MAKE) run-batch
+run-batch: apps/batch/main.cpp $(wildcard apps/batch/*.hpp) $(OPENAI) $(KERNELS)
+	$(PROGRAM) $(KERNELS) apps/batch/main.cpp -o $@ $(LDFLAGS)
+
 # Benchmarks: speed, memory and quality of a model; single kernels (with Google Benchmark); training.
 bench: apps/bench/bench
 apps/bench/bench: apps/bench/bench.cpp $(wildcard apps/bench/*.hpp) $(CLI) $(KERNELS)
@@ -66,6 +75,7 @@ apps/bench/kernels: apps/bench/kernels.cpp $(ENGINE) $(KERNELS)
 help:
 	@echo "make                 build ./run and export/convert"
 	@echo "make models/train    build the trainer: trains a model on a text"
+	@echo "make batch           build ./run-batch: replies to a file of requests; requires nlohmann/json"
 	@echo "make demo            build, and tell a story with the model in models/"
 	@echo "make test            install what the tests require, and run all tests"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
@@ -158,6 +168,6 @@ install: run man/pocketllama.1
 	install -m 644 man/pocketllama.1 $(DESTDIR)$(PREFIX)/share/man/man1
 
 clean:
-	rm -rf run export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
+	rm -rf run run-batch export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
 
-.PHONY: all bench bench-kernels bench-training fuzz fuzz-smoke help demo test test-arm sanitize sanitized install clean
+.PHONY: all batch bench bench-kernels bench-training fuzz fuzz-smoke help demo test test-arm sanitize sanitized install clean

@@ -1,4 +1,4 @@
-// process_memory.hpp: the resident memory of this process.
+// process_memory.hpp: the resident memory of this process, and the memory that is free.
 #pragma once
 
 #include <sys/resource.h>
@@ -35,6 +35,17 @@ inline size_t resident_memory() {
     std::fclose(file);
   }
   return pages > 0 ? size_t(pages) * size_t(sysconf(_SC_PAGESIZE)) : peak_memory();
+}
+
+// Memory in bytes that a new process could use; where it is unknown, half of the machine's memory.
+inline size_t available_memory() {
+  size_t kib = 0;
+  if (std::FILE* file = std::fopen("/proc/meminfo", "r")) {
+    for (char line[128]; !kib && std::fgets(line, sizeof line, file);) std::sscanf(line, "MemAvailable: %zu", &kib);
+    std::fclose(file);
+  }
+  if (kib) return kib * 1024;
+  return size_t(sysconf(_SC_PHYS_PAGES)) / 2 * size_t(sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace pocket::cli

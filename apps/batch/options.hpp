@@ -1,0 +1,104 @@
+// options.hpp: the command line of run-batch.
+#pragma once
+
+#include "../../export/engine.hpp"
+#include "../../export/program.hpp"
+
+namespace pocket::batch {
+
+// A text option that was not given is "".
+struct Arguments {
+  std::string model, input, output;
+  std::string name, memory, kernel, kv = "auto";
+  int parallel = 16, context = 0, threads = 0;
+  bool unordered = false, overwrite = false, no_mmap = false, quiet = false, help = false, version = false;
+
+  Load load() const { return no_mmap ? Load::copy : Load::map; }
+  SessionOptions session_options() const {
+    const KvType type = kv == "q8" ? KvType::q8 : kv == "f32" ? KvType::f32 : KvType::automatic;
+    return {context, threads, type, kernel.empty() ? nullptr : kernel.c_str()};
+  }
+};
+
+inline constexpr Option<Arguments> kOptions[] = {
+    {"", "", "model.bin -i requests.jsonl -o results.jsonl --overwrite", "Files"},
+    {"-i", "--input", "FILE", "requests, one JSON object per line; - is standard input", &Arguments::input},
+    {"-o", "--output", "FILE", "results; - is standard output, which cannot be resumed", &Arguments::output},
+    {"", "--unordered", "", "results in the order in which they finish [the order of the requests]",
+     &Arguments::unordered},
+    {"", "--overwrite", "", "replace the file of results if it exists", &Arguments::overwrite},
+    {"", "--name", "NAME", "the model's name in requests and results [its file name without .bin]", &Arguments::name},
+    {"", "", "model.bin -i requests.jsonl -o results.jsonl --ctx 4096 --kv f32", "What changes results"},
+    {"", "--ctx", "N", "context size in tokens: of a prompt and its reply [the size the model was trained for]",
+     &Arguments::context, 1, 1 << 22},
+    {"", "--kv", "TYPE", "type of the KV cache: q8, f32 or auto (f32 for f32 models, else q8) [auto]", &Arguments::kv},
+    {"", "", "model.bin -i requests.jsonl -o results.jsonl --memory 2GB", "Speed and memory, which change no result"},
+    {"", "--parallel", "N", "requests at once, at most [16]", &Arguments::parallel, 1, kChunk},
+    {"", "--memory", "SIZE", "memory limit, such as 800MB or 2GB, which may reduce --parallel [3/4 of what is free]",
+     &Arguments::memory},
+    {"", "--threads", "N", "number of threads [one per CPU]", &Arguments::threads, 1, 256},
+    {"", "--kernel", "NAME", "a name from run --kernels [the first]", &Arguments::kernel},
+    {"", "--no-mmap", "", "read the model into memory instead of mapping its file, which may then change",
+     &Arguments::no_mmap},
+    {"-q", "--quiet", "", "print neither progress nor the summary", &Arguments::quiet},
+    {"-h", "--help", "", "print this help", &Arguments::help},
+    {"", "--version", "", "print the version of the program and of the model format", &Arguments::version},
+};
+
+inline constexpr const char* kHelp =
+    "run-batch: replies to a file of requests with a language model on a CPU\n"
+    "\n"
+    "  run-batch model.bin -i requests.jsonl -o results.jsonl\n"
+    "\n"
+    "The files are those of OpenAI's Batch API and of `vllm run-batch`. A line of requests.jsonl is\n"
+    "\n"
+    "  {\"custom_id\": \"a\", \"method\": \"POST\", \"url\": \"/v1/chat/completions\", \"body\":\n"
+    "   {\"messages\": [{\"role\": \"user\", \"content\": \"What is rain?\"}], \"max_tokens\": 100}}\n"
+    "\n"
+    "without the line break, and its line of results.jsonl\n"
+    "\n"
+    "  {\"id\": ..., \"custom_id\": \"a\", \"response\": {\"status_code\": 200, \"request_id\": ..., \"body\":\n"
+    "   {..., \"choices\": [{\"message\": {\"role\": \"assistant\", \"content\": \"Rain is\"}, ...}], ...}}, "
+    "\"error\": null}\n"
+    "\n"
+    "A line with a mistake gets an error in place of a reply, and the others are not affected. The url may also be\n"
+    "/v1/completions, with a `prompt` to continue. After an interruption of any kind, repeat the command to resume: "
+    "finished\n"
+    "results are in results.jsonl.partial. A result depends on its request, the model and the options below that "
+    "change\n"
+    "results: it is the same for any number of requests at once, order of the file, number of threads and machine.\n"
+    "\n"
+    "Exit status: 0 all requests have a result, 1 failure, 2 wrong usage, 130 interrupted.\n";
+
+inline void print_help() {
+  std::printf("%s", kHelp);
+  print_options(kOptions, "run-batch");
+}
+
+// A size in bytes: a number and a unit, from B to TB, or KiB to TiB. Throws Failure.
+inline size_t parse_size(const std::string& option, const std::string& text) {
+  const size_t digits = std::min(text.find_first_not_of("0123456789."), text.size());
+  std::string unit = text.substr(digits);
+  const bool binary = unit.size() == 3 && unit[1] == 'i';
+  if (binary) unit.erase(1, 1);
+  if (unit.size() == 2 && unit[1] == 'B') unit.pop_back();
+  const size_t power = unit.empty() ? 0 : std::string("BKMGT").find(unit == "k" ? "K" : unit);
+  if (digits == 0 || unit.size() > 1 || power == std::string::npos)
+    throw Failure{2, option + ": expected a size such as 800MB, 2GB or 1.5GiB, found '" + text + "'"};
+  const double scale = std::pow(binary ? 1024.0 : 1000.0, double(power));
+  return size_t(number(option, text.substr(0, digits), 0, 1e15 / scale, false) * scale);
+}
+
+// Parses and checks the command line. Throws Failure.
+inline Arguments parse(int argc, char** argv) {
+  Arguments a;
+  parse_options(argc, argv, kOptions, "requests are given with -i", a);
+  if (a.help || a.version) return a;
+  if (a.kv != "auto" && a.kv != "q8" && a.kv != "f32")
+    throw Failure{2, "--kv: expected auto, q8 or f32, found '" + a.kv + "'"};
+  if (a.model.empty() || a.input.empty() || a.output.empty())
+    throw Failure{2, "expected a model, -i and -o: run-batch model.bin -i requests.jsonl -o results.jsonl; see --help"};
+  return a;
+}
+
+}  // namespace pocket::batch

@@ -1,0 +1,123 @@
+// completion.hpp: the text of a reply, from its tokens: stop texts, log probabilities, and the reason of its end.
+#pragma once
+
+#include "../cli/stop_filter.hpp"
+#include "request.hpp"
+
+namespace pocket::openai {
+
+// The bytes of a token in a text; of a control token, its name.
+inline std::string token_bytes(const Tokenizer& tokenizer, int id) {
+  std::string piece(tokenizer.piece(id));
+  if (tokenizer.kind() == Tokenizer::Kind::byte_level) return piece;
+  if (tokenizer.type(id) == Tokenizer::PieceType::byte) return {char(tokenizer_detail::byte_value(piece))};
+  const std::string mark = tokenizer_detail::kSpaceMark;
+  for (size_t at = 0; (at = piece.find(mark, at)) != std::string::npos; at++) piece.replace(at, mark.size(), " ");
+  return piece;
+}
+
+// Log probabilities in nats, of a softmax at temperature 1 over logits (n,). Same bits on every machine: the engine's
+// own exp and log, and sums in order.
+class LogProbabilities {
+ public:
+  LogProbabilities(const float* logits, int n) : logits_(logits), n_(n) {
+    const float largest = *std::max_element(logits, logits + n);
+    std::vector<float> powers(logits, logits + n);
+    for (float& p : powers) p -= largest;
+    exp_in_place(powers.data(), n);
+    double sum = 0;
+    for (const float p : powers) sum += p;
+    log_sum_ = largest + exact::log(sum);
+  }
+  // With six decimals.
+  double operator()(int id) const { return std::round((logits_[id] - log_sum_) * 1e6) / 1e6; }
+  // The most likely tokens, best first; of equals, the lowest id.
+  std::vector<int> top(int count) const {
+    std::vector<int> ids(static_cast<size_t>(n_));
+    for (int i = 0; i < n_; i++) ids[size_t(i)] = i;
+    const auto end = ids.begin() + std::min(count, n_);
+    std::partial_sort(ids.begin(), end, ids.end(),
+                      [this](int a, int b) { return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b; });
+    ids.erase(end, ids.end());
+    return ids;
+  }
+
+ private:
+  const float* logits_;
+  int n_;
+  double log_sum_;
+};
+
+// A token of a reply and what the model thought of it.
+struct TokenLogprob {
+  int id;
+  double logprob;
+  std::vector<std::pair<int, double>> top;  // id, log probability
+};
+
+// The reply to a request, token by token.
+class Completion {
+ public:
+  // The request and the tokenizer must outlive the completion.
+  Completion(const Request& request, const Tokenizer& tokenizer)
+      : request_(request), tokenizer_(tokenizer), stream_(tokenizer), filter_(request.stop) {}
+
+  // To be called first, with the tokens of the prompt: a text continues it, while a reply in a chat begins anew.
+  void start(const std::vector<int>& prompt) {
+    if (request_.endpoint == Endpoint::chat) return;
+    for (const int id : prompt) printed_text(tokenizer_, stream_, id);
+  }
+
+  // Adds a token, chosen by these logits (vocab_size,). Returns the text that is certain now: it may end before `text`
+  // does, while that may be the beginning of a stop text.
+  std::string push(int id, const float* logits, int vocab_size) {
+    tokens_++;
+    if (request_.top_logprobs >= 0) add_logprob(id, LogProbabilities(logits, vocab_size));
+    if (request_.max_tokens < 0 && loop_.push(id)) looped_ = true;
+    return append(filter_.push(printed_text(tokenizer_, stream_, id)));
+  }
+  // Whether the reply ends here: with a stop text, or in an endless repetition, if the request sets no limit.
+  bool ended() const { return filter_.stopped || looped_; }
+
+  // Ends the reply. stopped: by a stop token. Returns the rest of its text. An incomplete character at the end of a
+  // reply that was cut off is left out.
+  std::string finish(bool stopped) {
+    stopped_ = stopped || filter_.stopped;
+    if (filter_.stopped) return "";
+    std::string rest = stopped ? append(filter_.push(printed_rest(stream_))) : "";
+    if (filter_.stopped) return rest;
+    return rest + append(filter_.flush());
+  }
+
+  const char* finish_reason() const { return stopped_ ? "stop" : "length"; }  // after finish()
+  const std::string& text() const { return text_; }
+  int tokens() const { return tokens_; }
+  const std::vector<TokenLogprob>& logprobs() const { return logprobs_; }
+  const Request& request() const { return request_; }
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+
+ private:
+  std::string append(std::string more) {
+    text_ += more;
+    return more;
+  }
+
+  void add_logprob(int id, const LogProbabilities& logprob) {
+    TokenLogprob token = {id, logprob(id), {}};
+    if (request_.top_logprobs > 0)
+      for (const int other : logprob.top(request_.top_logprobs)) token.top.push_back({other, logprob(other)});
+    logprobs_.push_back(std::move(token));
+  }
+
+  const Request& request_;
+  const Tokenizer& tokenizer_;
+  Tokenizer::Stream stream_;
+  cli::StopFilter filter_;
+  LoopWatch loop_;
+  std::string text_;
+  int tokens_ = 0;
+  bool looped_ = false, stopped_ = false;
+  std::vector<TokenLogprob> logprobs_;
+};
+
+}  // namespace pocket::openai

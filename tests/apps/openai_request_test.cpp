@@ -1,0 +1,161 @@
+// openai_request_test.cpp: requests in the format of OpenAI's API: what is understood, and the error for what is not.
+#include "../../apps/openai/response.hpp"
+
+#include <gtest/gtest.h>
+
+#include "../support/program.hpp"
+
+namespace openai_request_test {
+
+using namespace pocket;
+using namespace pocket::openai;
+
+Request chat(const std::string& body) { return RequestParser::parse(Endpoint::chat, parse_json(body)); }
+Request text(const std::string& body) { return RequestParser::parse(Endpoint::text, parse_json(body)); }
+// A chat with these other members of the body.
+Request chat_with(const std::string& members) {
+  return chat(R"({"messages": [{"role": "user", "content": "hi"}], )" + members + "}");
+}
+
+template <class F> void expect_refusal(const F& f, const std::string& param, const std::string& words) {
+  try {
+    f();
+    ADD_FAILURE() << "not refused: " << words;
+  } catch (const Refusal& r) {
+    EXPECT_EQ(r.param, param) << r.message;
+    EXPECT_NE(r.message.find(words), std::string::npos) << words << " in " << r.message;
+  }
+}
+
+TEST(OpenAiRequest, ReadsAConversation) {
+  const Request r = chat(R"({"messages": [{"role": "system", "content": "Be kind."},
+      {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}], "name": "Ada"},
+      {"role": "assistant", "content": "", "tool_calls": [], "refusal": null}, {"role": "user", "content": "é"}]})");
+  EXPECT_EQ(r.system, "Be kind.");
+  ASSERT_EQ(r.turns.size(), 2u);
+  EXPECT_EQ(r.turns[0].message, "one\ntwo");
+  EXPECT_EQ(r.turns[0].reply, "");
+  EXPECT_EQ(r.turns[1].message, "é");
+  EXPECT_EQ(r.max_tokens, -1);
+  EXPECT_EQ(r.sampling.temperature, 1);
+  EXPECT_EQ(r.sampling.top_p, 1);
+  EXPECT_FALSE(r.has_seed);
+  EXPECT_EQ(r.top_logprobs, -1);
+  EXPECT_EQ(
+      chat(R"({"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": ""}]})").system,
+      "Be brief.");
+}
+
+TEST(OpenAiRequest, ReadsThePromptOfAText) {
+  EXPECT_EQ(text(R"({"prompt": "one"})").prompt, "one");
+  EXPECT_EQ(text(R"({"prompt": "one"})").max_tokens, 16) << "OpenAI's default";
+  EXPECT_EQ(text(R"({"prompt": ["one"]})").prompt, "one");
+  EXPECT_EQ(text(R"({"prompt": [3, 4]})").prompt_ids, (std::vector<int>{3, 4}));
+  EXPECT_EQ(text(R"({"prompt": [[3, 4]]})").prompt_ids, (std::vector<int>{3, 4}));
+  EXPECT_EQ(text(R"({"prompt": "", "logprobs": 0, "echo": false, "suffix": null, "best_of": 1})").top_logprobs, 0);
+}
+
+TEST(OpenAiRequest, ReadsParameters) {
+  const Request r =
+      chat_with(R"("model": "m", "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.25, "top_k": 3,
+      "min_p": 0.125, "repetition_penalty": 1.5, "frequency_penalty": -1, "presence_penalty": 2, "seed": -1,
+      "stop": ["a", "b"], "logit_bias": {"5": -100}, "logprobs": true, "top_logprobs": 4, "n": 1, "stream": false,
+      "user": "x", "metadata": {"a": "b"}, "response_format": {"type": "text"}, "tools": [], "store": null)");
+  EXPECT_EQ(r.max_tokens, 7);
+  EXPECT_EQ(r.sampling.temperature, 0.5f);
+  EXPECT_EQ(r.sampling.top_p, 0.25f);
+  EXPECT_EQ(r.sampling.top_k, 3);
+  EXPECT_EQ(r.sampling.min_p, 0.125f);
+  EXPECT_EQ(r.sampling.repeat_penalty, 1.5f);
+  EXPECT_EQ(r.frequency_penalty, -1);
+  EXPECT_EQ(r.presence_penalty, 2);
+  EXPECT_TRUE(r.has_seed);
+  EXPECT_EQ(r.sampling.seed, UINT64_MAX);
+  EXPECT_EQ(r.stop, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(r.logit_bias, (std::vector<std::pair<int, float>>{{5, -100.f}}));
+  EXPECT_EQ(r.top_logprobs, 4);
+  EXPECT_EQ(chat_with(R"("stop": "a", "logprobs": true)").stop, std::vector<std::string>{"a"});
+  EXPECT_EQ(chat_with(R"("logprobs": true)").top_logprobs, 0);
+  EXPECT_EQ(chat_with(R"("max_tokens": 9, "max_completion_tokens": 5)").max_tokens, 5);
+}
+
+TEST(OpenAiRequest, RefusesParametersAndSaysWhich) {
+  const struct {
+    const char *members, *param, *words;
+  } kCases[] = {
+      {R"("n": 2)", "n", "n: expected 1, the only supported value, found 2"},
+      {R"("stream": true)", "stream", "found true"},
+      {R"("tools": [{"type": "function"}])", "tools", "expected [], the only supported value, found an array"},
+      {R"("response_format": {"type": "json_object"})", "response_format", "expected {\"type\":\"text\"}"},
+      {R"("audio": {})", "audio", "audio: this parameter is not supported"},
+      {R"("prompt": "a")", "prompt", "prompt: this parameter is not supported"},
+      {R"("max_tokens": 0)", "max_tokens", "expected an integer from 1 to 2147483647, found 0"},
+      {R"("max_tokens": 18446744073709551615)", "max_tokens", "found 18446744073709551615"},
+      {R"("max_tokens": 1.5)", "max_tokens", "found a number"},
+      {R"("temperature": "hot")", "temperature", "expected a number from 0 to 100, found a string"},
+      {R"("temperature": -0.5)", "temperature", "found -0.5"},
+      {R"("top_p": 2)", "top_p", "expected a number from 0 to 1, found 2"},
+      {R"("presence_penalty": 3)", "presence_penalty", "from -2 to 2"},
+      {R"("seed": 1.5)", "seed", "expected an integer, found a number"},
+      {R"("stop": 5)", "stop", "expected a string, found an integer"},
+      {R"("stop": ["a", null])", "stop", "expected a string, found null"},
+      {R"("logit_bias": [])", "logit_bias", "expected an object"},
+      {R"("logit_bias": {"x": 1})", "logit_bias", "expected token ids as names"},
+      {R"("logit_bias": {"5": 101})", "logit_bias", "from -100 to 100"},
+      {R"("logprobs": 3)", "logprobs", "expected a boolean"},
+      {R"("top_logprobs": 3)", "top_logprobs", "expected logprobs to be true"},
+      {R"("logprobs": true, "top_logprobs": 21)", "top_logprobs", "from 0 to 20"},
+  };
+  for (const auto& c : kCases) expect_refusal([&] { chat_with(c.members); }, c.param, c.words);
+}
+
+TEST(OpenAiRequest, RefusesConversationsAndPromptsAndSaysWhere) {
+  const struct {
+    const char *body, *param, *words;
+  } kChats[] = {
+      {"[]", "body", "expected an object, found an array"},
+      {"{}", "messages", "expected an array of messages, found nothing"},
+      {R"({"messages": []})", "messages", "found an empty array"},
+      {R"({"messages": [1]})", "messages[0]", "expected an object, found an integer"},
+      {R"({"messages": [{"content": "a"}]})", "messages[0].role", "found nothing"},
+      {R"({"messages": [{"role": "user"}]})", "messages[0].content", "found nothing"},
+      {R"({"messages": [{"role": "user", "content": null}]})", "messages[0].content", "expected a string, found null"},
+      {R"({"messages": [{"role": "tool", "content": "a"}]})", "messages[0].role", "expected system or user"},
+      {R"({"messages": [{"role": "system", "content": "a"}]})", "messages", "a message of the user at the end"},
+      {R"({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]})", "messages[1].role",
+       "expected assistant, found 'user'"},
+      {R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})", "messages",
+       "a message of the user at the end"},
+      {R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", "messages[0].content[0].type",
+       "expected text, the only supported type, found 'image_url'"},
+      {R"({"messages": [{"role": "user", "content": "a", "tool_call_id": "b"}]})", "messages[0].tool_call_id",
+       "not supported"},
+  };
+  for (const auto& c : kChats) expect_refusal([&] { chat(c.body); }, c.param, c.words);
+  const struct {
+    const char *body, *words;
+  } kTexts[] = {
+      {"{}", "expected a string, found nothing"},
+      {R"({"prompt": ["a", "b"]})", "expected one prompt, as a string or an array of token ids, found 2 prompts"},
+      {R"({"prompt": []})", "found 0 prompts"},
+      {R"({"prompt": [1, "a"]})", "expected an integer"},
+      {R"({"prompt": [-1]})", "found -1"}};
+  for (const auto& c : kTexts) expect_refusal([&] { text(c.body); }, "prompt", c.words);
+}
+
+TEST(OpenAiRequest, RefusesInvalidJson) {
+  expect_refusal([] { parse_json("nonsense"); }, "", "expected JSON, found an error at byte 2");
+  expect_refusal([] { parse_json(""); }, "", "expected JSON");
+  expect_refusal([] { parse_json("{\"a\": \"\xFF\"}"); }, "", "expected JSON");
+  expect_refusal([] { parse_json("{\"a\": 1e999}"); }, "", "a number out of range");
+  expect_refusal([] { parse_json(std::string(1000000, '[')); }, "", "nested at most 64 deep");
+}
+
+TEST(OpenAiResponse, IsOneLineThatIsSafeOnATerminal) {
+  const std::string odd = "a\n\x1B[31m\xC2\x9B\xE2\x80\xA8\xE2\x80\xAE\xFFz";
+  const std::string line = to_line({{"text", odd}});
+  EXPECT_EQ(line, "{\"text\":\"a\\n\\u001b[31m\\u009b\\u2028\\u202e\xEF\xBF\xBDz\"}");
+  EXPECT_EQ(count_controls(line), 0);
+}
+
+}  // namespace openai_request_test
