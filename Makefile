@@ -100,11 +100,13 @@ demo: all
 	@echo "  ./run models/smollm2-135m-instruct.bin -m chat"
 
 # Tests use the kernels and programs above, so that nothing is compiled twice.
-test: all models/train apps/bench/bench
-	tests/setup
+test: all models/train apps/bench/bench setup
 	cmake -S . -B $(BUILD) -DPOCKET_PREBUILT=ON $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
 	cmake --build $(BUILD) -j $(CORES)
 	ctest --test-dir $(BUILD) -j $(CORES) --output-on-failure
+
+setup:
+	tests/setup
 
 test-arm: all
 	tests/aarch64
@@ -170,4 +172,4 @@ install: run man/pocketllama.1
 clean:
 	rm -rf run run-batch export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
 
-.PHONY: all batch bench bench-kernels bench-training fuzz fuzz-smoke help demo test test-arm sanitize sanitized install clean
+.PHONY: all batch bench bench-kernels bench-training fuzz fuzz-smoke help demo setup test test-arm sanitize sanitized install clean
