@@ -4,7 +4,7 @@
 #include "../../export/engine.hpp"
 
 #include "divergence.hpp"
-#include "speed.hpp"
+#include "parallel.hpp"
 
 namespace {
 
@@ -12,10 +12,11 @@ using namespace pocket;
 using namespace pocket::bench;
 
 struct Arguments {
-  std::string model, threads, kernels, reference, file;
+  std::string model, threads, kernels, parallel, reference, file;
   bool quick = false, json = false, worker = false, help = false;
   std::vector<int> thread_counts;         // parsed from `threads`
   std::vector<std::string> kernel_names;  // parsed from `kernels`
+  std::vector<int> conversations;         // parsed from `parallel`
 };
 
 const Option<Arguments> kOptions[] = {
@@ -23,6 +24,8 @@ const Option<Arguments> kOptions[] = {
     {"", "--threads", "LIST", "numbers of threads, for example 1,2 [1 and one per CPU]", &Arguments::threads},
     {"", "--kernel", "LIST", "kernel sets; run --kernels lists them [the best]", &Arguments::kernels},
     {"", "--quick", "", "measure in a fraction of the time, less accurately", &Arguments::quick},
+    {"", "--parallel", "LIST", "conversations in one pass, for example 1,2,4,8,16,32, compared with one",
+     &Arguments::parallel},
     {"", "", "", "Quality"},
     {"", "--kl", "REFERENCE", "compare with this model, which has the same vocabulary, on the text of -f",
      &Arguments::reference},
@@ -40,6 +43,7 @@ void print_help() {
       "bench: measures the speed, memory and quality of a model on this machine\n\n"
       "  bench model.bin                            speed and memory; takes a minute or two\n"
       "  bench model.bin --threads 2 --kernel avx2  of one kernel set, with two threads\n"
+      "  bench model.bin --parallel 1,2,4,8,16,32   of several conversations in one pass\n"
       "  bench q4.bin --kl f32.bin -f text.txt      KL divergence, perplexity and top tokens of q4 compared with f32\n"
       "  bench model.bin --json > today.json        to compare measurements later\n\n"
       "  export/convert --random tinyllama-1.1b -o tl.bin     writes a model of a common size to measure\n\n"
@@ -70,6 +74,13 @@ std::vector<int> checked_threads(const std::string& list) {
   return threads;
 }
 
+std::vector<int> checked_conversations(const std::string& list) {
+  std::vector<int> all;
+  if (list.empty()) return all;
+  for (const std::string& n : split(list)) all.push_back(int(number("--parallel", n, 1, kChunk, true)));
+  return all;
+}
+
 Arguments parse(int argc, char** argv) {
   Arguments a;
   parse_options(argc, argv, kOptions, "compare two with --kl", a);
@@ -78,14 +89,17 @@ Arguments parse(int argc, char** argv) {
     throw Failure{2, "no model given; try: export/convert --random tinyllama-1.1b -o tl.bin, then: bench tl.bin"};
   a.thread_counts = checked_threads(a.threads);
   a.kernel_names = checked_kernels(a.kernels);
+  a.conversations = checked_conversations(a.parallel);
   const bool one = a.threads.find(',') == std::string::npos && a.kernel_names.size() == 1;
   if (a.reference.empty() != a.file.empty())
     throw Failure{2,
                   a.file.empty() ? "--kl requires a text: -f FILE" : "-f requires a model to compare: --kl REFERENCE"};
   if (!a.reference.empty() && (a.quick || a.worker))
     throw Failure{2, "--kl cannot be combined with --quick or --worker"};
-  if ((!a.reference.empty() || a.worker) && !one)
-    throw Failure{2, "--threads and --kernel: --kl and --worker accept only one of each"};
+  if (!a.parallel.empty() && (!a.reference.empty() || a.worker))
+    throw Failure{2, "--parallel cannot be combined with --kl or --worker"};
+  if ((!a.reference.empty() || a.worker || !a.parallel.empty()) && !one)
+    throw Failure{2, "--threads and --kernel: --kl, --parallel and --worker accept only one of each"};
   return a;
 }
 
@@ -253,7 +267,7 @@ void print_table(const Arguments& a, const Divergence& d) {
   std::printf("  same top token  %.2f%%\n", d.same_top_share() * 100);
 }
 
-/// With --kl and --worker, which use one kernel set and number of threads.
+/// With --kl, --parallel and --worker, which use one kernel set and number of threads.
 SessionOptions session_options(const Arguments& a) {
   SessionOptions options;
   options.threads = a.threads.empty() ? 0 : a.thread_counts[0];
@@ -270,6 +284,30 @@ void measure_quality(const Arguments& a) {
     print_table(a, d);
 }
 
+// ---- Several conversations ----
+
+void measure_parallel(const Arguments& a) {
+  Model model;
+  if (!model.open(a.model.c_str())) throw Failure{1, model.error};
+  const std::vector<ParallelSpeed> speeds = ParallelTest(model, session_options(a), a.conversations, a.quick).run();
+  std::vector<std::string> list;
+  if (!a.json) std::printf("depth  conversations   tok/s, all   tok/s, each   all / one   all / prompt\n");
+  for (const ParallelSpeed& s : speeds) {
+    if (!a.json)
+      std::printf("%5d %14d %12.1f %13.1f %11.2f %14.2f\n", s.depth, s.conversations, s.tok_s,
+                  s.tok_s / s.conversations, s.ratio_to_one, s.prompt_ratio);
+    list.push_back(json_object({{"depth", json(s.depth)},
+                                {"conversations", json(s.conversations)},
+                                {"tok_s", json(s.tok_s)},
+                                {"ratio_to_one", json(s.ratio_to_one)},
+                                {"ratio_to_prompt", json(s.prompt_ratio)}}));
+  }
+  if (a.json)
+    std::printf(
+        "%s\n",
+        json_object({{"model", json(a.model)}, {"cpu", json(cpu_name())}, {"parallel", json_array(list)}}).c_str());
+}
+
 void dispatch(const Arguments& a) {
   if (a.help)
     print_help();
@@ -277,6 +315,8 @@ void dispatch(const Arguments& a) {
     serve_commands(a.model, session_options(a));
   else if (!a.reference.empty())
     measure_quality(a);
+  else if (!a.parallel.empty())
+    measure_parallel(a);
   else
     measure_speed(a);
 }
