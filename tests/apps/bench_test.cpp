@@ -391,4 +391,17 @@ TEST_F(Bench, RejectsLogitsThatAreNotFinite) {
                  {"logits: expected finite numbers"});
 }
 
+TEST_F(Bench, MeasuresSeveralConversations) {
+  const json found = object({file("tiny-", "q4"), "--parallel", "1,3", "--quick"});
+  ASSERT_EQ(found["parallel"].size(), 4u) << "two depths";
+  for (size_t i = 0; i < 4; i++) {
+    const json& speed = found["parallel"][i];
+    EXPECT_EQ(speed["conversations"], i % 2 ? 3 : 1);
+    for (const char* field : {"tok_s", "ratio_to_one", "ratio_to_prompt"}) EXPECT_GT(speed[field].get<double>(), 0);
+  }
+  EXPECT_GT(found["parallel"][2]["depth"], found["parallel"][0]["depth"]);
+  EXPECT_NE(bench({file("tiny-", "q4"), "--parallel", "2", "--quick"}).out.find("conversations"), std::string::npos);
+  for (const char* bad : {"0", "129", "2,", "x"}) EXPECT_EQ(bench({file("tiny-", "q4"), "--parallel", bad}).status, 2);
+}
+
 }  // namespace bench_test
