@@ -252,8 +252,8 @@ struct Window {
   std::vector<int> first;    // (T): the first position that each attends to: the beginning of its text
 
   // Of text that a teacher wrote, else empty:
-  std::vector<Candidates> likely;  // (T): what the teacher may write next, with its probabilities; empty: not counted
-  std::vector<int> likeliest;      // (T): its first choice; -1: not counted
+  std::vector<Candidates> likely = {};  // (T): what the teacher may write next, with its probabilities; empty: not counted
+  std::vector<int> likeliest = {};      // (T): its first choice; -1: not counted
 };
 
 // A matrix of activations (T, cols), in rows of row_stride(cols) floats, with zeros after the last column.
