@@ -408,7 +408,7 @@ TEST_F(Bench, MeasuresSeveralConversations) {
   for (const char* bad : {"0", "129", "2,", "x"}) EXPECT_EQ(bench({file("tiny-", "q4"), "--parallel", bad}).status, 2);
 }
 
-// The models are random: one of the same weights in another type guesses right often enough, another one hardly ever.
+// The draft is the model itself, or the same random weights in another type.
 TEST_F(Bench, MeasuresADraftModel) {
   const std::string m = file("tiny-", "f32");
   for (const std::string& small : {m, file("tiny-", "q4")}) {
