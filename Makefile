@@ -78,6 +78,7 @@ help:
 	@echo "make batch           build ./run-batch: replies to a file of requests; requires nlohmann/json"
 	@echo "make demo            build, and tell a story with the model in models/"
 	@echo "make test            install what the tests require, and run all tests"
+	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
 	@echo "make sanitize        run all tests under ASan and UBSan, threaded ones under TSan"
 	@echo "make fuzz            build the fuzz targets of tests/fuzz/; requires clang"
@@ -107,6 +108,10 @@ test: all models/train apps/bench/bench setup
 
 setup:
 	tests/setup
+
+# Not part of `make test`: it installs packages of 1.2 GB.
+test-batch: batch export/convert
+	tests/batch/run
 
 test-arm: all
 	tests/aarch64
@@ -172,4 +177,4 @@ install: run man/pocketllama.1
 clean:
 	rm -rf run run-batch export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
 
-.PHONY: all batch bench bench-kernels bench-training fuzz fuzz-smoke help demo setup test test-arm sanitize sanitized install clean
+.PHONY: all batch bench bench-kernels bench-training fuzz fuzz-smoke help demo setup test test-arm test-batch sanitize sanitized install clean
