@@ -48,7 +48,7 @@ models/train: models/train.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
 	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) models/train.cpp -o $@ $(LDFLAGS)
 
 # Bulk generation.
-OPENAI = $(CLI) $(wildcard apps/openai/*.hpp)
+OPENAI = $(CLI) $(wildcard apps/grammar/*.hpp apps/openai/*.hpp)
 batch:
 	@echo '#include <nlohmann/json.hpp>' | $(CXX) $(CXXFLAGS) -std=c++17 -x c++ -fsyntax-only - 2>/dev/null || \
 	  { echo "batch: requires nlohmann/json (Debian: nlohmann-json3-dev)" >&2; exit 1; }

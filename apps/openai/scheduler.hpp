@@ -14,10 +14,11 @@
 
 #include <deque>
 #include <list>
+#include <optional>
 #include <unordered_map>
 
-#include "../../export/engine.hpp"
 #include "../../export/program.hpp"
+#include "../grammar/grammar.hpp"
 
 namespace pocket::openai {
 
@@ -41,6 +42,7 @@ struct Generation {
   // Receives the logits (vocab_size,) after token i of the prompt, for each i in order; null: they are not needed.
   std::function<void(size_t i, const float* logits)> on_prompt = nullptr;
   std::function<void(const Observation&)> observe = nullptr;  // as in Session::observe; null: nothing is observed
+  std::optional<Constraint> constraint = {};                  // of the reply
 
   // Whether all of the prompt has to be processed, even if its keys and values are known.
   bool needs_prompt() const { return on_prompt || observe; }
@@ -361,24 +363,29 @@ class Scheduler {
     const Generation& g = text.generation;
     if (g.max_tokens == 0) return end(text, End::limit);
     const int id = choose(text, logits);
+    if (id < 0 && g.constraint && g.constraint->stuck()) return end(text, End::limit);
     if (id < 0) return end(text, End::no_memory, kNoMemory);
     if (std::find(g.stop_ids.begin(), g.stop_ids.end(), id) != g.stop_ids.end()) return end(text, End::stop_token);
     text.tokens.push_back(id);
     if (!g.on_token(id, logits)) return end(text, End::stopped);
+    if (g.constraint && g.constraint->must_end()) return end(text, End::stop_token);
     if (text.generated() == g.max_tokens || text.session->position() == text.session->context())
       end(text, End::limit);
   }
 
   int choose(Text& text, const float* logits) {
-    const Generation& g = text.generation;
+    Generation& g = text.generation;
     const int n = workspace_.model().config.vocab_size;
+    const auto pick = [&](const float* from) {
+      return g.constraint ? sample_allowed(text.sampler, *g.constraint, from, n) : text.sampler(from, n);
+    };
     const bool penalized = g.frequency_penalty != 0 || g.presence_penalty != 0;
-    if (!penalized && g.logit_bias.empty()) return text.sampler(logits, n);
+    if (!penalized && g.logit_bias.empty()) return pick(logits);
     adjusted_.assign(logits, logits + n);
     for (const auto& [id, bias] : g.logit_bias) adjusted_[size_t(id)] += bias;
     for (const auto& [id, count] : text.occurrences)
       adjusted_[size_t(id)] -= std::fma(g.frequency_penalty, float(count), g.presence_penalty);
-    const int id = text.sampler(adjusted_.data(), n);
+    const int id = pick(adjusted_.data());
     if (penalized && id >= 0) text.occurrences[id]++;
     return id;
   }

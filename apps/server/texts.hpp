@@ -51,7 +51,7 @@ inline OrderedJson tokenize(openai::ServedModel& model, const Json& body) {
   OrderedJson result = {{"count", ids.size()}, {"max_model_len", model.context()}, {"tokens", ids}};
   if (flag(body, "return_token_strs", false)) {
     result["token_strs"] = OrderedJson::array();
-    for (const int id : ids) result["token_strs"].push_back(openai::token_bytes(model.llama.tokenizer(), id));
+    for (const int id : ids) result["token_strs"].push_back(token_bytes(model.llama.tokenizer(), id));
   }
   return result;
 }
