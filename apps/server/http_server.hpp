@@ -71,7 +71,6 @@ class HttpServer : public httplib::Server {
   static void check_body(const httplib::Request& request, const ConnectionLimits& limits) {
     connection().head_done = true;
     const auto values = [&](const char* name) { return request.get_header_value_count(name); };
-    if (request.has_header("Range")) throw Refusal{"Range: this header is not supported", "", "invalid_header", 416};
     if (request.has_header("Content-Encoding"))
       throw Refusal{"Content-Encoding: this header is not supported", "", "invalid_header", 415};
     const std::string length = request.get_header_value("Content-Length");
@@ -136,7 +135,7 @@ class HttpServer : public httplib::Server {
   // The function of the library that handles a request has more parameters since version 0.16.
   bool call(bool (httplib::Server::*process)(httplib::Stream&, bool, bool&, const Setup&), Connection& c, bool last,
             bool& closed) {
-    return (this->*process)(c, last, closed, nullptr);
+    return (this->*process)(c, last, closed, ignore_range);
   }
   bool call(bool (httplib::Server::*process)(httplib::Stream&, const std::string&, int, const std::string&, int, bool,
                                              bool&, const Setup&),
@@ -145,8 +144,11 @@ class HttpServer : public httplib::Server {
     int remote_port = 0, local_port = 0;
     c.get_remote_ip_and_port(remote, remote_port);
     c.get_local_ip_and_port(local, local_port);
-    return (this->*process)(c, remote, remote_port, local, local_port, last, closed, nullptr);
+    return (this->*process)(c, remote, remote_port, local, local_port, last, closed, ignore_range);
   }
+
+  // The library would cut any response that it knows the size of.
+  static void ignore_range(httplib::Request& request) { request.ranges.clear(); }
 
   Refusal timeout() const {
     return {"expected a whole request within " + std::to_string(limits.request_ms / 1000) + " s", "", "request_timeout",
