@@ -5,6 +5,7 @@
 #include <random>
 
 #include "access.hpp"
+#include "grammars.hpp"
 #include "metrics.hpp"
 #include "page.hpp"
 #include "stream.hpp"
@@ -259,8 +260,10 @@ class Service {
   std::shared_ptr<Worker::Job> start(const std::shared_ptr<Reply>& reply) {
     std::vector<Generation> generations;
     const int vocab_size = model_.llama.vocab_size();
+    const std::shared_ptr<TokenGrammar> grammar = grammars_.find(reply->request);
     for (size_t i = 0; i < size_t(reply->request.choices); i++) {
       Generation g = model_.generation(reply->request, reply->prompt, int(i));
+      if (grammar) g.constraint.emplace(grammar, g.stop_ids, reply->completion(i).at_start());
       g.on_token = [reply, i, vocab_size](int id, const float* logits) {
         reply->add(i, reply->completion(i).push(id, logits, vocab_size));
         return !reply->completion(i).ended();
@@ -284,6 +287,7 @@ class Service {
   Worker worker_;
   HttpServer http_;
   Embeddings embeddings_;
+  Grammars grammars_{model_.llama};
   RequestCounter requests_;
   std::mutex large_;  // held while a large body is parsed
   std::atomic<uint64_t> next_id_;
