@@ -46,7 +46,10 @@ inline OrderedJson tokenize(openai::ServedModel& model, const Json& body) {
     const auto text = body.find(name);
     if (text == body.end() || !text->is_string())
       refuse(name, "a string", text == body.end() ? "nothing" : type_of(*text));
+    const Tokenizer& tokenizer = model.llama.tokenizer();
     ids = model.llama.encode(text->get_ref<const std::string&>(), special);
+    for (const int id : {tokenizer.bos(), tokenizer.eos()})  // lm_eval asks for them by their names
+      if (!special && id >= 0 && *text == std::string(tokenizer.piece(id))) ids = {id};
   }
   OrderedJson result = {{"count", ids.size()}, {"max_model_len", model.context()}, {"tokens", ids}};
   if (flag(body, "return_token_strs", false)) {

@@ -195,3 +195,4 @@ def test_tokenizer(stories):
         ids = stories.json("/tokenize", {"prompt": words, "add_special_tokens": False})["tokens"]
         back = stories.json("/detokenize", {"tokens": ids})["prompt"]
         assert back.lstrip(" ") == words and 1 not in ids
+    assert stories.json("/tokenize", {"prompt": "</s>", "add_special_tokens": False})["tokens"] == [2]
