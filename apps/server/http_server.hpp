@@ -185,7 +185,6 @@ class HttpServer : public httplib::Server {
       else
         send_refusal(response, {"expected a valid HTTP request, found an error", "", "invalid_http", response.status});
     }
-    response.set_header("Connection", "close");
   }
 
   const int most_, stop_;

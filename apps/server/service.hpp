@@ -1,6 +1,8 @@
 // service.hpp: the server as a whole: its routes, who may use them, and its end.
 #pragma once
 
+#include <malloc.h>
+
 #include <ctime>
 #include <random>
 
@@ -34,6 +36,9 @@ class Service {
 
   // Serves until SIGINT or SIGTERM. Throws Failure.
   void run() {
+#ifdef M_ARENA_MAX
+    mallopt(M_ARENA_MAX, 4);  // of glibc, which gives each of many threads memory of its own, and seldom returns it
+#endif
     const int port = http_.bind(args_.host, args_.port);
     if (port < 0)
       throw Failure{1, "--host " + args_.host + " --port " + std::to_string(args_.port) + ": " +
@@ -90,6 +95,11 @@ class Service {
     });
     http_.set_post_routing_handler([this](const HttpRequest& request, HttpResponse& response) {
       response.set_header("X-Content-Type-Options", "nosniff");
+      if (HttpServer::connection().must_close) {
+        response.headers.erase("Keep-Alive");
+        response.headers.erase("Connection");
+        response.set_header("Connection", "close");
+      }
       const std::string origin = request.get_header_value("Origin");
       if (!origins_.is_foreign_but_allowed(origin)) return;
       response.set_header("Access-Control-Allow-Origin", origin);
@@ -247,13 +257,19 @@ class Service {
     const auto job = start(reply);
     if (reply->request.stream)
       return send_stream(request, response,
-                         std::make_shared<EventStream>(reply, job, model_.llama.tokenizer()));
+                         std::make_shared<EventStream>(reply, job, model_.llama.tokenizer(),
+                                                       [this](const Reply& r) { note(r); }));
     reply->wait();
-    const OrderedJson body = openai::response_body(reply->info, reply->completions());
-    if (args_.log_prompts) print_message("serve: response", body.dump());
-    HttpServer::connection().note = ", prompt " + std::to_string(reply->prompt.size()) + ", new " +
-                                    std::to_string(reply->generated()) + " tokens";
-    send_json(response, body);
+    note(*reply);
+    send_json(response, openai::response_body(reply->info, reply->completions()));
+  }
+
+  // For the log: what a finished reply was.
+  void note(const Reply& reply) const {
+    HttpServer::connection().note = ", prompt " + std::to_string(reply.prompt.size()) + ", new " +
+                                    std::to_string(reply.generated()) + " tokens";
+    if (!args_.log_prompts) return;
+    for (const Completion* completion : reply.completions()) print_message("serve: reply", completion->text());
   }
 
   // Hands a request to the worker. Throws Refusal.

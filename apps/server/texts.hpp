@@ -151,6 +151,10 @@ class Embeddings {
 
  private:
   static constexpr size_t kMostInputs = 256;
+  // Observing a layer makes the engine compute all attention weights, slowly: longer texts would hold up the replies.
+  static constexpr size_t kMostTokens = 512;
+
+  size_t most_tokens() const { return std::min(kMostTokens, size_t(model_.context())); }
 
   bool reads_base64(const Json& body) const {
     const auto format = body.find("encoding_format");
@@ -182,13 +186,13 @@ class Embeddings {
       ids = ids_of_json(input, name, model_.llama.vocab_size());
     else if (!input.is_string())
       refuse(name, "a string or an array of token ids", type_of(input));
-    else if (model_.llama.least_tokens(input.get_ref<const std::string&>()) <= size_t(model_.context()))
+    else if (model_.llama.least_tokens(input.get_ref<const std::string&>()) <= most_tokens())
       ids = model_.llama.encode(input.get_ref<const std::string&>(), true);
     else
-      ids.resize(size_t(model_.context()) + 1);  // too long in any case
+      ids.resize(most_tokens() + 1);  // too long in any case
     if (ids.empty()) refuse(name, "at least one token", "an empty text");
-    if (ids.size() > size_t(model_.context()))
-      throw Refusal{name + ": expected at most " + std::to_string(model_.context()) + " tokens, found more", "input",
+    if (ids.size() > most_tokens())
+      throw Refusal{name + ": expected at most " + std::to_string(most_tokens()) + " tokens, found more", "input",
                     "context_length_exceeded"};
     return ids;
   }
