@@ -37,9 +37,8 @@ class HttpServer : public httplib::Server {
     });
     set_keep_alive_timeout(limits.idle_ms / 1000);
     set_keep_alive_max_count(kMostRequests);
-    set_error_handler(Handler([this](const httplib::Request& request, httplib::Response& response) {
-      explain(request, response);
-    }));
+    set_error_handler(
+        Handler([this](const httplib::Request& request, httplib::Response& response) { explain(request, response); }));
   }
   ~HttpServer() override { ::close(stop_); }
 
@@ -80,8 +79,8 @@ class HttpServer : public httplib::Server {
                       (coding.empty() || coding == "chunked") && values("Host") <= 1;
     if (!good) throw Refusal{"expected one Content-Length, or Transfer-Encoding: chunked", "", "invalid_header"};
     if (length.size() > 18 || (!length.empty() && std::stoull(length) > limits.body_bytes))
-      throw Refusal{"expected a body of at most " + std::to_string(limits.body_bytes) + " bytes, found a larger one", "",
-                    "request_too_large", 413};
+      throw Refusal{"expected a body of at most " + std::to_string(limits.body_bytes) + " bytes, found a larger one",
+                    "", "request_too_large", 413};
     if (request.method != "POST") {
       if (!coding.empty() || (!length.empty() && std::stoull(length) > 0))
         throw Refusal{"expected no body with " + request.method, "", "invalid_header"};
@@ -97,7 +96,7 @@ class HttpServer : public httplib::Server {
   }
 
  private:
-  static constexpr int kSpareThreads = 8;       // that tell clients beyond the limit so
+  static constexpr int kSpareThreads = 8;        // that tell clients beyond the limit so
   static constexpr size_t kMostRequests = 1000;  // of a connection
   using Setup = std::function<void(httplib::Request&)>;
 
@@ -180,8 +179,8 @@ class HttpServer : public httplib::Server {
                                                      "", "request_too_large", 413}
                                            : large_head());
       else if (response.status == 404)
-        send_refusal(response, {"no such route: " + request.method + " " + request.path.substr(0, 80), "",
-                                "not_found", 404});
+        send_refusal(response,
+                     {"no such route: " + request.method + " " + request.path.substr(0, 80), "", "not_found", 404});
       else
         send_refusal(response, {"expected a valid HTTP request, found an error", "", "invalid_http", response.status});
     }

@@ -45,8 +45,7 @@ class Service {
                            (errno ? std::strerror(errno) : "not an address of this machine")};
     std::signal(SIGTERM, on_interrupt);
     std::fprintf(stderr, "serve: %s, context %d tokens, %d replies at once, %.0f MB for keys and values\n",
-                 model_.name.c_str(), model_.context(), args_.parallel,
-                 double(worker_.figures().limit_bytes) / 1e6);
+                 model_.name.c_str(), model_.context(), args_.parallel, double(worker_.figures().limit_bytes) / 1e6);
     std::fprintf(stderr, "serve: listening on http://%s:%d\n", address_name().c_str(), port);
     std::thread end([this] { end_after_signal(); });
     const bool good = http_.listen_after_bind();
@@ -121,8 +120,9 @@ class Service {
       throw Refusal{"Host: '" + host.substr(0, 80) + "' is not a name of this server; --allow-host adds names", "",
                     "host_not_allowed", 403};
     if (!origins_.accept_origin(origin, host))
-      throw Refusal{"Origin: pages of '" + origin.substr(0, 80) + "' may not use this server; --allow-origin adds origins",
-                    "", "origin_not_allowed", 403};
+      throw Refusal{
+          "Origin: pages of '" + origin.substr(0, 80) + "' may not use this server; --allow-origin adds origins", "",
+          "origin_not_allowed", 403};
     const bool open = request.path == "/" || request.path == "/health" || request.method == "OPTIONS";
     if (!open && !keys_.accept(request.get_header_value("Authorization")))
       throw Refusal{"expected an API key of this server: Authorization: Bearer KEY", "", "invalid_api_key", 401};
@@ -194,9 +194,9 @@ class Service {
   }
 
   void send_metrics(const HttpRequest&, HttpResponse& response) {
-    response.set_content(metrics_text(worker_.figures(), requests_, http_.connections(),
-                                      model_.llama.model.bytes_per_token),
-                         "text/plain; version=0.0.4");
+    response.set_content(
+        metrics_text(worker_.figures(), requests_, http_.connections(), model_.llama.model.bytes_per_token),
+        "text/plain; version=0.0.4");
   }
 
   OrderedJson model_json() const {
@@ -252,13 +252,13 @@ class Service {
     std::random_device random;
     if (!parsed.has_seed) parsed.sampling.seed = random();  // 32 bits, which every JSON reader can hold
     const auto reply = std::make_shared<Reply>(std::move(parsed), model_, HttpServer::connection().fd());
-    reply->info = {openai::hex(next_id_++), model_.name, fingerprint_, reply->prompt.size(), std::time(nullptr),
-                   reply->request.sampling.seed};
+    reply->info = {openai::hex(next_id_++), model_.name,        fingerprint_,
+                   reply->prompt.size(),    std::time(nullptr), reply->request.sampling.seed};
     const auto job = start(reply);
     if (reply->request.stream)
-      return send_stream(request, response,
-                         std::make_shared<EventStream>(reply, job, model_.llama.tokenizer(),
-                                                       [this](const Reply& r) { note(r); }));
+      return send_stream(
+          request, response,
+          std::make_shared<EventStream>(reply, job, model_.llama.tokenizer(), [this](const Reply& r) { note(r); }));
     reply->wait();
     note(*reply);
     send_json(response, openai::response_body(reply->info, reply->completions()));
@@ -266,8 +266,8 @@ class Service {
 
   // For the log: what a finished reply was.
   void note(const Reply& reply) const {
-    HttpServer::connection().note = ", prompt " + std::to_string(reply.prompt.size()) + ", new " +
-                                    std::to_string(reply.generated()) + " tokens";
+    HttpServer::connection().note =
+        ", prompt " + std::to_string(reply.prompt.size()) + ", new " + std::to_string(reply.generated()) + " tokens";
     if (!args_.log_prompts) return;
     for (const Completion* completion : reply.completions()) print_message("serve: reply", completion->text());
   }

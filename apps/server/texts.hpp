@@ -25,8 +25,7 @@ inline std::vector<int> ids_of_json(const Json& list, const std::string& name, i
   if (!list.is_array()) refuse(name, "an array of token ids", type_of(list));
   for (const Json& id : list) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() >= uint64_t(vocab_size))
-      refuse(name, "token ids below " + std::to_string(vocab_size),
-             id.is_number_integer() ? id.dump() : type_of(id));
+      refuse(name, "token ids below " + std::to_string(vocab_size), id.is_number_integer() ? id.dump() : type_of(id));
     ids.push_back(id.get<int>());
   }
   return ids;
@@ -71,8 +70,8 @@ inline OrderedJson tokenizer_info(openai::ServedModel& model) {
   const Tokenizer& t = model.llama.tokenizer();
   const auto piece = [&](int id) { return id >= 0 ? OrderedJson(std::string(t.piece(id))) : OrderedJson(nullptr); };
   const auto number = [](int id) { return id >= 0 ? OrderedJson(id) : OrderedJson(nullptr); };
-  const auto& stop = model.llama.chat_template()->known() ? model.llama.chat_template()->stop_ids
-                                                          : model.llama.file().stop_ids;
+  const auto& stop =
+      model.llama.chat_template()->known() ? model.llama.chat_template()->stop_ids : model.llama.file().stop_ids;
   return {{"tokenizer_class", t.kind() == Tokenizer::Kind::sentencepiece ? "SentencePiece" : "byte-level BPE"},
           {"vocab_size", t.size()},
           {"model_max_length", model.context()},
@@ -98,7 +97,8 @@ class MeanOfLastLayer {
     double squares = 0;
     for (int i = 0; i < o.size; i++) squares += double(o.data[i]) * double(o.data[i]);
     const double scale = 1 / std::sqrt(squares / o.size + double(model_.config.norm_eps));
-    for (int i = 0; i < o.size; i++) sum_[size_t(i)] += double(o.data[i]) * scale * double(floats(model_.final_norm)[i]);
+    for (int i = 0; i < o.size; i++)
+      sum_[size_t(i)] += double(o.data[i]) * scale * double(floats(model_.final_norm)[i]);
   }
   std::vector<float> result() const {
     double squares = 0;
@@ -158,8 +158,7 @@ class Embeddings {
 
   bool reads_base64(const Json& body) const {
     const auto format = body.find("encoding_format");
-    if (const auto n = body.find("dimensions");
-        n != body.end() && !n->is_null() && *n != model_.llama.model.config.dim)
+    if (const auto n = body.find("dimensions"); n != body.end() && !n->is_null() && *n != model_.llama.model.config.dim)
       refuse("dimensions", std::to_string(model_.llama.model.config.dim) + ", the only supported value", n->dump());
     if (format == body.end() || format->is_null() || *format == "float") return false;
     if (*format != "base64") refuse("encoding_format", "float or base64", "another value");

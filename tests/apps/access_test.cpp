@@ -24,8 +24,9 @@ TEST(ServerAccess, ComparesNamesOfHosts) {
   for (const char* host : {"127.0.0.1", "127.0.0.1:8080", "localhost", "LOCALHOST:1", "[::1]:8080", "[fe80::1]",
                            "10.1.2.3:80", "llm.example", "Llm.Example:443"})
     EXPECT_TRUE(origins.accept_host(host)) << host;
-  for (const char* host : {"", "evil.example", "localhost.evil.example", "llm.example.evil.example", "127.0.0.1.evil.example",
-                           "127.0.0.1@evil.example", "localhost:80:80", "localhost:x", "[::1", "[evil]", "127.1"})
+  for (const char* host :
+       {"", "evil.example", "localhost.evil.example", "llm.example.evil.example", "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example", "localhost:80:80", "localhost:x", "[::1", "[evil]", "127.1"})
     EXPECT_FALSE(origins.accept_host(host)) << host;
 }
 
@@ -37,8 +38,8 @@ TEST(ServerAccess, ComparesOrigins) {
   EXPECT_TRUE(origins.is_foreign_but_allowed("https://chat.example"));
   EXPECT_FALSE(origins.is_foreign_but_allowed(""));
   EXPECT_FALSE(origins.is_foreign_but_allowed("http://127.0.0.1:8080"));
-  for (const char* origin : {"null", "http://evil.example", "http://127.0.0.1:8081", "http://127.0.0.1", "127.0.0.1:8080",
-                             "http://chat.example", "https://chat.example.evil.example"})
+  for (const char* origin : {"null", "http://evil.example", "http://127.0.0.1:8081", "http://127.0.0.1",
+                             "127.0.0.1:8080", "http://chat.example", "https://chat.example.evil.example"})
     EXPECT_FALSE(origins.accept_origin(origin, "127.0.0.1:8080")) << origin;
 }
 
@@ -51,7 +52,8 @@ TEST(ServerAccess, RefusesInvalidLists) {
 
 TEST(ServerAccess, KnowsLoopbackAddresses) {
   for (const char* name : {"127.0.0.1", "127.8.8.8", "localhost", "[::1]"}) EXPECT_TRUE(is_loopback(name)) << name;
-  for (const char* name : {"0.0.0.0", "[::]", "10.0.0.1", "127.evil.example", ""}) EXPECT_FALSE(is_loopback(name)) << name;
+  for (const char* name : {"0.0.0.0", "[::]", "10.0.0.1", "127.evil.example", ""})
+    EXPECT_FALSE(is_loopback(name)) << name;
 }
 
 class KeysFile : public testing::Test {

@@ -1,4 +1,5 @@
 """Servers for the tests: one of models/stories.bin, one of a small chat model, and one of SmolLM2, if it is there."""
+
 import json
 import os
 import pathlib
@@ -21,8 +22,12 @@ class Server:
 
     def __init__(self, model, *options):
         program = os.environ.get("SERVE", str(ROOT / "serve"))
-        self.process = subprocess.Popen([program, str(model), "--port", "0", "--quiet", *map(str, options)],
-                                        stderr=subprocess.PIPE, text=True, bufsize=1)
+        self.process = subprocess.Popen(
+            [program, str(model), "--port", "0", "--quiet", *map(str, options)],
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
         self.lines = []
         self.port = None
         for line in self.process.stderr:
@@ -79,8 +84,11 @@ def stories():
 @pytest.fixture(scope="session")
 def chat_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "chat.bin"
-    subprocess.run([ROOT / "export/convert", "--random", "tiny", "--template", "plain", "-o", path], check=True,
-                   stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [ROOT / "export/convert", "--random", "tiny", "--template", "plain", "-o", path],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     return path
 
 

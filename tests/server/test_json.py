@@ -1,4 +1,5 @@
 """Replies that follow a JSON Schema, a grammar, or are JSON, also of models that cannot write JSON."""
+
 import json
 import os
 import random
@@ -7,9 +8,16 @@ import jsonschema
 import openai
 import pytest
 
-PERSON = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 130},
-                                           "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3}},
-          "required": ["name", "age", "tags"], "additionalProperties": False}
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
 
 
 def format_of(schema):
@@ -18,8 +26,14 @@ def format_of(schema):
 
 def schemas(n, rng):
     """Random schemas of the supported subset, of finite size."""
+
     def make(depth):
-        kinds = ["string", "integer", "boolean", "null", "enum", "const", "pattern"] + ["object", "array", "anyOf", "$ref"] * (depth > 0)
+        kinds = ["string", "integer", "boolean", "null", "enum", "const", "pattern"] + [
+            "object",
+            "array",
+            "anyOf",
+            "$ref",
+        ] * (depth > 0)
         kind = rng.choice(kinds)
         if kind == "string":
             return {"type": "string", "maxLength": rng.randrange(1, 10)}
@@ -40,9 +54,14 @@ def schemas(n, rng):
             return {"type": "array", "items": make(depth - 1), "minItems": rng.randrange(2), "maxItems": 3}
         if kind == "object":
             names = rng.sample(["z", "a", "name", "age", "key 1"], rng.randrange(1, 4))
-            return {"type": "object", "properties": {name: make(depth - 1) for name in names},
-                    "required": [name for name in names if rng.random() < 0.7], "additionalProperties": False}
+            return {
+                "type": "object",
+                "properties": {name: make(depth - 1) for name in names},
+                "required": [name for name in names if rng.random() < 0.7],
+                "additionalProperties": False,
+            }
         return {"type": kind}
+
     for _ in range(n):
         schema = make(3)
         while schema.get("type") != "object":
@@ -53,7 +72,9 @@ def schemas(n, rng):
 def ask(server, model, messages=True, **options):
     client = server.client()
     if messages:
-        choice = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Ada, 36"}], **options).choices[0]
+        choice = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "Ada, 36"}], **options
+        ).choices[0]
         return choice.message.content, choice.finish_reason
     choice = client.completions.create(model=model, prompt="Once", **options).choices[0]
     return choice.text, choice.finish_reason
@@ -63,7 +84,11 @@ def check(server, model, messages, n):
     rng = random.Random(4)
     ended = 0
     for seed, schema in enumerate(schemas(n, rng)):
-        options = {"response_format": format_of(schema)} if messages else {"extra_body": {"response_format": format_of(schema)}}
+        options = (
+            {"response_format": format_of(schema)}
+            if messages
+            else {"extra_body": {"response_format": format_of(schema)}}
+        )
         text, reason = ask(server, model, messages, seed=seed, temperature=1.5, max_tokens=150, **options)
         if reason == "stop":
             jsonschema.validate(json.loads(text), schema)
@@ -80,15 +105,21 @@ def test_schemas_with_smollm(smollm):
 
 
 def test_order_is_that_of_the_schema(chat):
-    schema = {"type": "object", "properties": {k: {"const": 1} for k in "zay"}, "required": list("zay"), "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {k: {"const": 1} for k in "zay"},
+        "required": list("zay"),
+        "additionalProperties": False,
+    }
     assert list(json.loads(ask(chat, "chat", response_format=format_of(schema), seed=1)[0])) == list("zay")
 
 
 def test_stream_and_logprobs(chat):
     options = {"response_format": format_of(PERSON), "seed": 3, "max_tokens": 200}
     whole = ask(chat, "chat", **options)
-    parts = chat.client().chat.completions.create(model="chat", messages=[{"role": "user", "content": "Ada, 36"}], stream=True,
-                                                  logprobs=True, **options)
+    parts = chat.client().chat.completions.create(
+        model="chat", messages=[{"role": "user", "content": "Ada, 36"}], stream=True, logprobs=True, **options
+    )
     assert "".join(p.choices[0].delta.content or "" for p in parts) == whole[0]
 
 
@@ -105,14 +136,24 @@ def test_grammar(stories):
     assert reason == "stop" and text.split(" ")[0] in ("yes", "no") and len(text.split(" ")[1]) == 3
 
 
-@pytest.mark.parametrize("body, param", [
-    ({"response_format": format_of({"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 3}}})}, "response_format.json_schema.schema"),
-    ({"response_format": format_of({"$ref": "#/$defs/none"})}, "response_format.json_schema.schema"),
-    ({"response_format": {"type": "xml"}}, "response_format.type"),
-    ({"grammar": "root ::= other"}, "grammar"),
-    ({"grammar": "root ::= ((("}, "grammar"),
-    ({"grammar": "root ::= " + '"a"{1000000}'}, "grammar"),
-])
+@pytest.mark.parametrize(
+    "body, param",
+    [
+        (
+            {
+                "response_format": format_of(
+                    {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 3}}}
+                )
+            },
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": format_of({"$ref": "#/$defs/none"})}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"grammar": "root ::= other"}, "grammar"),
+        ({"grammar": "root ::= ((("}, "grammar"),
+        ({"grammar": "root ::= " + '"a"{1000000}'}, "grammar"),
+    ],
+)
 def test_errors(stories, body, param):
     with pytest.raises(openai.BadRequestError) as caught:
         ask(stories, "stories", False, extra_body=body)
@@ -122,8 +163,18 @@ def test_errors(stories, body, param):
 def test_load_with_grammars(stories):
     """The same bytes at once as alone."""
     import concurrent.futures
+
     def one(seed):
-        return ask(stories, "stories", False, seed=seed, max_tokens=60, temperature=1.5, extra_body={"response_format": format_of(PERSON)})
+        return ask(
+            stories,
+            "stories",
+            False,
+            seed=seed,
+            max_tokens=60,
+            temperature=1.5,
+            extra_body={"response_format": format_of(PERSON)},
+        )
+
     alone = [one(seed) for seed in range(12)]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         assert list(pool.map(one, range(12))) == alone

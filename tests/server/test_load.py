@@ -1,4 +1,5 @@
 """Many clients at once: each gets the reply that it gets alone, whatever the others do. POCKET_LONG=1 takes 15 minutes."""
+
 import concurrent.futures
 import http.client
 import json
@@ -19,11 +20,19 @@ TEXT = "/v1/completions"
 def requests(n, chat=False):
     """Requests of all kinds: short, long, with a common beginning, with parameters."""
     rng = random.Random(1)
-    beginnings = ["Once upon a time", "The dog", "Lily and Ben went to the park. They saw a big tree and a small bird. "]
+    beginnings = [
+        "Once upon a time",
+        "The dog",
+        "Lily and Ben went to the park. They saw a big tree and a small bird. ",
+    ]
     for i in range(n):
         words = rng.choice(beginnings) + rng.choice(["", " and", " was very happy. One day, she"]) * rng.randrange(4)
-        body = {"seed": i, "max_tokens": rng.randrange(1, 60), "temperature": rng.choice([0, 0.7, 1, 1.5]),
-                "stream": rng.random() < 0.5}
+        body = {
+            "seed": i,
+            "max_tokens": rng.randrange(1, 60),
+            "temperature": rng.choice([0, 0.7, 1, 1.5]),
+            "stream": rng.random() < 0.5,
+        }
         body |= rng.choice([{}, {"top_p": 0.9}, {"top_k": 5}, {"n": 2}, {"stop": ["."]}, {"frequency_penalty": 1}])
         if chat:
             body |= rng.choice([{}, {"logprobs": True, "top_logprobs": 3}])
@@ -66,7 +75,9 @@ def together(server, bodies, clients, path=TEXT):
         return list(pool.map(one, bodies))
 
 
-@pytest.mark.parametrize("options", [(), ("--parallel", 3, "--kept", 4), ("--kept", 0), ("--memory", "20MB"), ("--threads", 1)])
+@pytest.mark.parametrize(
+    "options", [(), ("--parallel", 3, "--kept", 4), ("--kept", 0), ("--memory", "20MB"), ("--threads", 1)]
+)
 def test_replies_do_not_depend_on_the_load(start, options):
     bodies = list(requests(2000 if LONG else 200))
     alone = start(STORIES, "--kept", 0, "--parallel", 2)
@@ -105,9 +116,13 @@ def test_beyond_the_queue(start):
 
 def hang_up(server, rng):
     """A client that sends a request, reads a part of the reply, and is gone."""
-    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 200, "stream": rng.random() < 0.7, "n": rng.choice([1, 1, 3])})
+    body = json.dumps(
+        {"prompt": "Once upon a time", "max_tokens": 200, "stream": rng.random() < 0.7, "n": rng.choice([1, 1, 3])}
+    )
     with socket.create_connection(("127.0.0.1", server.port)) as s:
-        s.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        s.sendall(
+            f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
         if rng.random() < 0.5:
             s.settimeout(0.001 + 0.02 * rng.random())
             try:
@@ -151,7 +166,10 @@ def test_hang_up_ends_the_reply_at_once(start):
     rng = random.Random(0)
     body = json.dumps({"prompt": "Once", "max_tokens": 100000, "logit_bias": {"2": -100}}).encode()
     s = socket.create_connection(("127.0.0.1", server.port))
-    s.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (TEXT.encode(), len(body), body))
+    s.sendall(
+        b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        % (TEXT.encode(), len(body), body)
+    )
     while server.figure("running") == 0:
         time.sleep(0.01)
     s.close()
@@ -171,7 +189,7 @@ def test_memory_is_flat(start):
     server = start(STORIES)
     bodies = list(requests(500))
     for i in range(0, 500, 50):  # more connections than there are threads, so that all have been used
-        together(server, bodies[i:i + 50], 32)
+        together(server, bodies[i : i + 50], 32)
     together(server, bodies, 32)
     before = resident(server)
     for _ in range(20 if LONG else 3):
@@ -190,7 +208,10 @@ def test_slow_readers_hold_nobody_up(start):
         s = socket.socket()
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         s.connect(("127.0.0.1", server.port))
-        s.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (TEXT.encode(), len(body), body))
+        s.sendall(
+            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (TEXT.encode(), len(body), body)
+        )
         sockets.append(s)
     for _ in range(20):
         begin = time.time()

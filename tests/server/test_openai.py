@@ -1,4 +1,5 @@
 """The openai package against the server."""
+
 import math
 import subprocess
 
@@ -11,11 +12,15 @@ CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "
 
 
 def text(server, **options):
-    return server.client().completions.create(model="stories", **{"prompt": PROMPT, "seed": 5, "max_tokens": 30, **options})
+    return server.client().completions.create(
+        model="stories", **{"prompt": PROMPT, "seed": 5, "max_tokens": 30, **options}
+    )
 
 
 def reply(server, **options):
-    return server.client().chat.completions.create(model="chat", **{"messages": CHAT, "seed": 5, "max_tokens": 20, **options})
+    return server.client().chat.completions.create(
+        model="chat", **{"messages": CHAT, "seed": 5, "max_tokens": 20, **options}
+    )
 
 
 def refusal(error, call, **options):
@@ -45,13 +50,37 @@ def test_text_as_ids(stories):
 
 
 def test_same_text_as_run(stories):
-    command = [ROOT / "run", ROOT / "models/stories.bin", "-i", PROMPT, "-s", "5", "-n", "30", "-t", "1", "-p", "1", "-q"]
+    command = [
+        ROOT / "run",
+        ROOT / "models/stories.bin",
+        "-i",
+        PROMPT,
+        "-s",
+        "5",
+        "-n",
+        "30",
+        "-t",
+        "1",
+        "-p",
+        "1",
+        "-q",
+    ]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.rstrip("\n") == PROMPT + text(stories).choices[0].text
 
 
-@pytest.mark.parametrize("options", [{}, {"logprobs": 3}, {"echo": True}, {"echo": True, "logprobs": 2}, {"n": 3},
-                                     {"stop": [" she", "."]}, {"max_tokens": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"logprobs": 3},
+        {"echo": True},
+        {"echo": True, "logprobs": 2},
+        {"n": 3},
+        {"stop": [" she", "."]},
+        {"max_tokens": 1},
+    ],
+)
 def test_text_stream_is_the_text(stories, options):
     whole = text(stories, **options)
     parts = list(text(stories, stream=True, stream_options={"include_usage": True}, **options))
@@ -108,11 +137,13 @@ def test_echo_logprobs_are_those_of_the_reply(stories):
     """What a reply got as log probabilities it gets again as a part of a prompt."""
     made = text(stories, logprobs=2)
     ids = stories.json("/tokenize", {"prompt": PROMPT})["tokens"]
-    echoed = text(stories, prompt=PROMPT + made.choices[0].text, echo=True, logprobs=2, max_tokens=0).choices[0].logprobs
+    echoed = (
+        text(stories, prompt=PROMPT + made.choices[0].text, echo=True, logprobs=2, max_tokens=0).choices[0].logprobs
+    )
     assert echoed.token_logprobs[0] is None and echoed.top_logprobs[0] is None
-    assert echoed.tokens[len(ids):] == made.choices[0].logprobs.tokens
-    assert echoed.token_logprobs[len(ids):] == made.choices[0].logprobs.token_logprobs
-    assert echoed.top_logprobs[len(ids):] == made.choices[0].logprobs.top_logprobs
+    assert echoed.tokens[len(ids) :] == made.choices[0].logprobs.tokens
+    assert echoed.token_logprobs[len(ids) :] == made.choices[0].logprobs.token_logprobs
+    assert echoed.top_logprobs[len(ids) :] == made.choices[0].logprobs.top_logprobs
 
 
 def test_stop(stories):
@@ -136,7 +167,10 @@ def test_chat_conversation(chat):
     body = reply(chat, max_completion_tokens=7, max_tokens=None)
     assert body.usage.completion_tokens <= 7 and body.object == "chat.completion"
     assert body.choices[0].message.role == "assistant"
-    more = CHAT + [{"role": "assistant", "content": "Hi"}, {"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    more = CHAT + [
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+    ]
     assert reply(chat, messages=more).usage.prompt_tokens > body.usage.prompt_tokens
 
 
@@ -148,18 +182,20 @@ def test_models(stories):
 
 
 def test_errors_name_the_parameter(stories, chat):
-    cases = [(text, stories, openai.BadRequestError, {"temperature": -1}, "temperature"),
-             (text, stories, openai.BadRequestError, {"prompt": ""}, None),
-             (text, stories, openai.BadRequestError, {"max_tokens": 0}, "max_tokens"),
-             (text, stories, openai.BadRequestError, {"prompt": "a " * 1000}, "prompt"),
-             (text, stories, openai.BadRequestError, {"logit_bias": {"99999": 1}}, "logit_bias"),
-             (text, stories, openai.BadRequestError, {"n": 99}, "n"),
-             (text, stories, openai.NotFoundError, {"extra_body": {"model": "other"}}, "model"),
-             (reply, stories, openai.NotFoundError, {}, "model"),
-             (reply, chat, openai.BadRequestError, {"messages": []}, "messages"),
-             (reply, chat, openai.BadRequestError, {"top_logprobs": 2}, "top_logprobs"),
-             (reply, chat, openai.BadRequestError, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-             (reply, chat, openai.BadRequestError, {"tool_choice": "required"}, "tool_choice")]
+    cases = [
+        (text, stories, openai.BadRequestError, {"temperature": -1}, "temperature"),
+        (text, stories, openai.BadRequestError, {"prompt": ""}, None),
+        (text, stories, openai.BadRequestError, {"max_tokens": 0}, "max_tokens"),
+        (text, stories, openai.BadRequestError, {"prompt": "a " * 1000}, "prompt"),
+        (text, stories, openai.BadRequestError, {"logit_bias": {"99999": 1}}, "logit_bias"),
+        (text, stories, openai.BadRequestError, {"n": 99}, "n"),
+        (text, stories, openai.NotFoundError, {"extra_body": {"model": "other"}}, "model"),
+        (reply, stories, openai.NotFoundError, {}, "model"),
+        (reply, chat, openai.BadRequestError, {"messages": []}, "messages"),
+        (reply, chat, openai.BadRequestError, {"top_logprobs": 2}, "top_logprobs"),
+        (reply, chat, openai.BadRequestError, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        (reply, chat, openai.BadRequestError, {"tool_choice": "required"}, "tool_choice"),
+    ]
     for call, server, error, options, param in cases:
         if options == {"prompt": ""}:  # a text from nothing: BOS alone
             assert call(server, **options).usage.prompt_tokens == 1
@@ -186,13 +222,15 @@ def test_embeddings(stories):
     many = client.embeddings.create(model="stories", input=["The dog ran."] * 40)  # more than run at once
     assert all(e.embedding == many.data[0].embedding for e in many.data)
     for wrong in [[], [[]], "a " * 1000, ["a", 5], [99999]]:
-        assert refusal(openai.BadRequestError, client.embeddings.create, model="stories", input=wrong).param.startswith("input")
+        assert refusal(openai.BadRequestError, client.embeddings.create, model="stories", input=wrong).param.startswith(
+            "input"
+        )
 
 
 def test_tokenizer(stories):
     info = stories.json("/tokenizer_info")
     assert info["bos_token"] == "<s>" and info["eos_token"] == "</s>" and info["add_bos_token"] is True
-    for words in ["", "a", "Ünï 你好 \U0001F600", "<s> is no token"]:
+    for words in ["", "a", "Ünï 你好 \U0001f600", "<s> is no token"]:
         ids = stories.json("/tokenize", {"prompt": words, "add_special_tokens": False})["tokens"]
         back = stories.json("/detokenize", {"tokens": ids})["prompt"]
         assert back.lstrip(" ") == words and 1 not in ids

@@ -11,6 +11,7 @@ the model writes: in Markdown code, links, HTML and the marks of headings, lists
 and tags. A glossary has lines of TERM <tab> TRANSLATION. Sentences that could not be translated stay as they are, and are
 listed on stderr. Nothing leaves the machine that the server runs on. Requires the package openai.
 """
+
 import argparse
 import concurrent.futures
 import pathlib
@@ -21,7 +22,9 @@ import textwrap
 # ---- Documents: parts that stay, and texts to translate ----
 
 # In a text: code, links and images up to the text and from its end, HTML, addresses, emphasis.
-MARKDOWN_SPAN = re.compile(r"`+[^`]+`+|!\[[^\]]*\]\([^)]*\)|\]\([^)]*\)|\]\[[^\]]*\]|\[\^[^\]]*\]|\[|<[^>]+>|https?://\S+|\*\*|\*|__|~~")
+MARKDOWN_SPAN = re.compile(
+    r"`+[^`]+`+|!\[[^\]]*\]\([^)]*\)|\]\([^)]*\)|\]\[[^\]]*\]|\[\^[^\]]*\]|\[|<[^>]+>|https?://\S+|\*\*|\*|__|~~"
+)
 SUBTITLE_SPAN = re.compile(r"<[^>]+>|\{[^}]*\}")
 NO_SPAN = re.compile(r"(?!)")
 # The beginning of a line: headings, lists, quotes.
@@ -57,7 +60,11 @@ def markdown(text):
             end_paragraph()
             for cell in re.split(r"(\|)", line):
                 pieces.append((cell, bool(re.search(r"\w", cell))))
-        elif not rest.strip() or (not paragraph and line.startswith(("    ", "\t"))) or re.fullmatch(r"\s*\[[^\]]+\]:.*\s*|[\s=*_-]+", line):
+        elif (
+            not rest.strip()
+            or (not paragraph and line.startswith(("    ", "\t")))
+            or re.fullmatch(r"\s*\[[^\]]+\]:.*\s*|[\s=*_-]+", line)
+        ):
             end_paragraph()
             pieces.append((line, False))
         else:
@@ -102,8 +109,8 @@ def sentences(text):
     """Splits a text behind the ends of its sentences."""
     found, begin = [], 0
     for end in re.finditer(r"[.!?…]+[\"'”’)\]]*\s+(?=[^\sa-zà-ÿ])", text):
-        if not ABBREVIATION.search(text[begin:end.start() + 1]):
-            found.append(text[begin:end.end()])
+        if not ABBREVIATION.search(text[begin : end.start() + 1]):
+            found.append(text[begin : end.end()])
             begin = end.end()
     return found + [text[begin:]]
 
@@ -127,8 +134,13 @@ class Translator:
         if terms:
             request += " Use these terms: " + "; ".join(f"{t} = {u}" for t, u in terms.items()) + "."
         request += f"\n{self.source}: {sentence}\n{self.target}:"
-        reply = self.client.chat.completions.create(model=self.model, messages=[{"role": "user", "content": request}],
-                                                    temperature=0, seed=1, max_tokens=40 + 2 * len(sentence.encode()) // 3)
+        reply = self.client.chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": request}],
+            temperature=0,
+            seed=1,
+            max_tokens=40 + 2 * len(sentence.encode()) // 3,
+        )
         text = " ".join((reply.choices[0].message.content or "").split())
         if reply.choices[0].finish_reason != "stop" or not text:
             self.failures.append(("not translated", sentence))
@@ -156,13 +168,17 @@ def translate_sentence(sentence, span, translate):
     text = translate(words)
     if not is_safe(text, words, span):
         text = ""
-    if re.findall(r"⟦(\d+)⟧", text) == [str(i + 1) for i in range(len(spans))] and text.count("⟦") == len(spans) and text:
+    if (
+        re.findall(r"⟦(\d+)⟧", text) == [str(i + 1) for i in range(len(spans))]
+        and text.count("⟦") == len(spans)
+        and text
+    ):
         return re.sub(r"⟦(\d+)⟧", lambda mark: spans[int(mark[1]) - 1], text)
     if not spans:
         return sentence
     out, end = "", 0
     for found in [*span.finditer(sentence), None]:
-        between = sentence[end:found.start() if found else None]
+        between = sentence[end : found.start() if found else None]
         if re.search(r"[^\W\d_]", between):
             inner = translate(between.strip())
             if is_safe(inner, between.strip(), span) and "⟦" not in inner:
@@ -208,6 +224,7 @@ def main():
     a = arguments.parse_args()
 
     import openai
+
     client = openai.OpenAI(base_url=a.url, api_key=a.key)
     rows = pathlib.Path(a.glossary).read_text().splitlines() if a.glossary else []
     glossary = dict(row.split("\t")[:2] for row in rows if "\t" in row)
