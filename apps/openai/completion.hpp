@@ -2,19 +2,10 @@
 #pragma once
 
 #include "../cli/stop_filter.hpp"
+#include "../grammar/grammar.hpp"
 #include "request.hpp"
 
 namespace pocket::openai {
-
-// The bytes of a token in a text; of a control token, its name.
-inline std::string token_bytes(const Tokenizer& tokenizer, int id) {
-  std::string piece(tokenizer.piece(id));
-  if (tokenizer.kind() == Tokenizer::Kind::byte_level) return piece;
-  if (tokenizer.type(id) == Tokenizer::PieceType::byte) return {char(tokenizer_detail::byte_value(piece))};
-  const std::string mark = tokenizer_detail::kSpaceMark;
-  for (size_t at = 0; (at = piece.find(mark, at)) != std::string::npos; at++) piece.replace(at, mark.size(), " ");
-  return piece;
-}
 
 // Log probabilities in nats, of a softmax at temperature 1 over logits (n,). Same bits on every machine: the engine's
 // own exp and log, and sums in order.
