@@ -36,7 +36,7 @@ class Chat {
       : job_(job),
         active_(*job.model, session_options(job.args)),
         session_(*active_),
-        sampler_(job, job.sampler_options()),
+        sampler_(job, job.sampler_options(), open_grammar(job)),
         guesses_(job, text_),
         conversation_(
             *job.model->chat_template(),

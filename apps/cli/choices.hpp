@@ -47,8 +47,8 @@ inline std::vector<int> most_likely(const float* logits, int n, int count) {
 // goes to stderr: at once, or where stderr is a terminal after the text, which would be torn apart otherwise.
 class ReportingSampler : public ConstrainedSampler {
  public:
-  ReportingSampler(Job& job, const SamplerOptions& options)
-      : ConstrainedSampler(job, options), job_(job), text_(job.model->tokenizer()) {}
+  ReportingSampler(Job& job, const SamplerOptions& options, std::shared_ptr<TokenGrammar> grammar)
+      : ConstrainedSampler(job, options, std::move(grammar)), job_(job), text_(job.model->tokenizer()) {}
 
   int operator()(const float* logits, int n) {
     const int id = ConstrainedSampler::operator()(logits, n);

@@ -24,9 +24,9 @@ inline std::shared_ptr<TokenGrammar> open_grammar(const Job& job) {
 // A sampler that picks tokens which a grammar allows, between begin() and end(). Else it is a Sampler.
 class ConstrainedSampler : public Sampler {
  public:
-  // Throws Failure.
-  ConstrainedSampler(const Job& job, const SamplerOptions& options)
-      : Sampler(options), tokenizer_(job.model->tokenizer()), grammar_(open_grammar(job)) {}
+  // grammar: of open_grammar().
+  ConstrainedSampler(const Job& job, const SamplerOptions& options, std::shared_ptr<TokenGrammar> grammar)
+      : Sampler(options), tokenizer_(job.model->tokenizer()), grammar_(std::move(grammar)) {}
 
   // A new text of the grammar begins, after what the stream has printed. end_ids: tokens that end it.
   void begin(const std::vector<int>& end_ids, const Tokenizer::Stream& stream) {

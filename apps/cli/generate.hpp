@@ -116,6 +116,7 @@ class TextWriter {
 inline void generate_text(Job& job) {
   const Arguments& a = job.args;
   add_stop_ids(job);
+  const std::shared_ptr<TokenGrammar> grammar = open_grammar(job);  // before the prompt is printed
   OutputFile save_to;
   if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   SessionOptions options = session_options(a);
@@ -124,7 +125,7 @@ inline void generate_text(Job& job) {
   ActiveSession session(*job.model, options);
   TextWriter text(job, *session);
   const std::vector<int> unprocessed = text.start(file ? &*file : nullptr);
-  ReportingSampler sampler(job, text.sampler_options(file.has_value()));
+  ReportingSampler sampler(job, text.sampler_options(file.has_value()), grammar);
   for (int i = 0; i < session->position(); i++) sampler.remember(text.ids()[size_t(i)]);
 
   const bool good = text.write(sampler, unprocessed);
