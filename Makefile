@@ -24,7 +24,7 @@ endif
 ENGINE = run.cpp tokenizer.hpp
 EXPORT = $(ENGINE) $(wildcard export/*.hpp)
 MODELS = $(EXPORT) $(wildcard models/*.hpp models/megabyte/*.hpp)
-CLI = $(MODELS) $(wildcard apps/cli/*.hpp)
+CLI = $(MODELS) $(wildcard apps/grammar/*.hpp apps/cli/*.hpp)
 
 all: run export/convert
 
@@ -48,13 +48,25 @@ models/train: models/train.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
 	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) models/train.cpp -o $@ $(LDFLAGS)
 
 # Bulk generation.
-OPENAI = $(CLI) $(wildcard apps/openai/*.hpp)
+OPENAI = $(CLI) $(wildcard apps/grammar/*.hpp apps/openai/*.hpp)
 batch:
 	@echo '#include <nlohmann/json.hpp>' | $(CXX) $(CXXFLAGS) -std=c++17 -x c++ -fsyntax-only - 2>/dev/null || \
 	  { echo "batch: requires nlohmann/json (Debian: nlohmann-json3-dev)" >&2; exit 1; }
 	$(MAKE) run-batch
 run-batch: apps/batch/main.cpp $(wildcard apps/batch/*.hpp) $(OPENAI) $(KERNELS)
 	$(PROGRAM) $(KERNELS) apps/batch/main.cpp -o $@ $(LDFLAGS)
+
+# The server. Debian's cpp-httplib is a library with compiled parts; upstream's is a header, which needs no flags:
+# make server HTTPLIB_FLAGS=-Ifolder
+HTTPLIB_FLAGS ?= $(shell pkg-config --cflags --libs cpp-httplib 2>/dev/null)
+server:
+	@printf '#include <httplib.h>\n#include <nlohmann/json.hpp>\n' | \
+	  $(CXX) $(CXXFLAGS) $(HTTPLIB_FLAGS) -std=c++17 -x c++ -fsyntax-only - 2>/dev/null || \
+	  { echo "server: requires cpp-httplib and nlohmann/json (Debian: libcpp-httplib-dev nlohmann-json3-dev pkg-config)" >&2; \
+	    exit 1; }
+	$(MAKE) serve
+serve: apps/server/main.cpp $(wildcard apps/server/*.hpp) apps/server/page.html $(OPENAI) $(KERNELS)
+	$(PROGRAM) -DPOCKET_PAGE='"apps/server/page.html"' $(KERNELS) apps/server/main.cpp -o $@ $(HTTPLIB_FLAGS) $(LDFLAGS)
 
 # Benchmarks: speed, memory and quality of a model; single kernels (with Google Benchmark); training.
 bench: apps/bench/bench
@@ -76,6 +88,7 @@ help:
 	@echo "make                 build ./run and export/convert"
 	@echo "make models/train    build the trainer: trains a model on a text"
 	@echo "make batch           build ./run-batch: replies to a file of requests; requires nlohmann/json"
+	@echo "make server          build ./serve: an OpenAI-compatible server; requires cpp-httplib and nlohmann/json"
 	@echo "make demo            build, and tell a story with the model in models/"
 	@echo "make test            install what the tests require, and run all tests"
 	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
@@ -175,6 +188,7 @@ install: run man/pocketllama.1
 	install -m 644 man/pocketllama.1 $(DESTDIR)$(PREFIX)/share/man/man1
 
 clean:
-	rm -rf run run-batch export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
+	rm -rf run run-batch serve export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
 
-.PHONY: all batch bench bench-kernels bench-training fuzz fuzz-smoke help demo setup test test-arm test-batch sanitize sanitized install clean
+.PHONY: all batch server bench bench-kernels bench-training fuzz fuzz-smoke help demo setup test test-arm test-batch \
+  sanitize sanitized install clean

@@ -385,22 +385,22 @@ class Sampler {
   explicit Sampler(SamplerOptions options = {}) : options_(options), state_(options.seed) {
     std::fill(recent_, recent_ + kRepeatWindow, -1);
   }
-  // logits: (n). A token of -infinity is never chosen, one of +infinity always. The choice is remembered for the
-  // repetition penalty. Returns -1 if there is no memory, or no logit.
-  int operator()(const float* logits, int n) try {
+  // Picks as sample() does, and remembers the choice.
+  int operator()(const float* logits, int n) { return remember(sample(logits, n)); }
+  // logits: (n). A token of -infinity is never chosen, one of +infinity always. Returns -1 if there is no memory, or no
+  // logit. The choice is not remembered for the repetition penalty.
+  int sample(const float* logits, int n) try {
     const FloatMode mode;
     if (n <= 0) return -1;
     work_.assign(logits, logits + n);
     penalize(n);
     const int best = likeliest(work_.data(), n);
-    const int id = options_.temperature > 0 ? choose(work_[best], best) : best;
-    remember(id);
-    return id;
+    return options_.temperature > 0 ? choose(work_[best], best) : best;
   } catch (const std::bad_alloc&) {
     return -1;
   }
   // For tokens that were not chosen here: the prompt.
-  void remember(int id) { recent_[next_++ % kRepeatWindow] = id; }
+  int remember(int id) { return recent_[next_++ % kRepeatWindow] = id; }
   // A Sampler with this seed continues the sequence of random numbers.
   uint64_t random_state() const { return state_; }
 
