@@ -45,7 +45,7 @@ namespace pocket {
 inline constexpr size_t kLongestGrammar = 1 << 20;  // bytes of a GBNF text or a JSON Schema
 inline constexpr size_t kMostNodes = 1 << 18;       // of a grammar; also at most kFreeNodes + 4 per byte of its text
 inline constexpr size_t kFreeNodes = 1 << 15;
-inline constexpr uint32_t kMostRepetitions = 1 << 17;  // of {m,n}
+inline constexpr uint32_t kMostRepetitions = 1 << 20;  // of {m,n}
 inline constexpr int kDeepestGroup = 128;              // nested parentheses in a rule
 inline constexpr uint16_t kDeepestStack = 256;         // nested calls of rules: a deeper text is not written
 // Parses of a text that are followed at the same time. If there are more, the last ones are dropped: what is written
@@ -315,15 +315,14 @@ class GrammarBuilder {
   Expr never() { return either({}); }
   Expr call(Rule rule) { return add({Kind::call, rule, 0, 0, 0}); }
   Expr optional(Expr e) { return repeat(e, 0, 1); }
+  // least to most (kUnbounded: any number of) texts of an expression, one after another. Many copies of an automaton take
+  // much memory, so that they become calls of a rule, and many calls become calls of blocks.
   Expr repeat(Expr e, uint32_t least, uint32_t most) {
-    // Many copies of a rule's automaton are shorter as many calls of it.
-    const uint32_t copies = most == kUnbounded ? least : most;
-    if (copies > 8 && expressions_[e].kind != Kind::call) {
-      const Rule rule = add_rule(rules_.empty() ? "" : rules_.back().name);
-      define(rule, e);
-      e = call(rule);
-    }
-    return add({Kind::repeat, e, 0, least, most});
+    const uint32_t count = most == kUnbounded ? least : most;
+    if (count > 8 && expressions_[e].kind != Kind::call) e = call(hidden_rule(e));
+    if (count <= kBlock) return copies(e, least, most);
+    const Expr rest = most == kUnbounded ? copies(e, 0, most) : at_most(e, most - least);
+    return sequence({exactly(e, least), rest});
   }
   // Some of the items, in their order, with a separator between them. Only optional ones may be left out.
   Expr list(const std::vector<Item>& items, Expr separator) {
@@ -341,6 +340,9 @@ class GrammarBuilder {
     rules_.push_back({std::move(name), 0, false});
     return Rule(rules_.size() - 1);
   }
+  // The expressions that follow belong to this rule; for messages.
+  void begin(Rule rule) { current_ = rule; }
+  bool is_call(Expr e) const { return expressions_[e].kind == Kind::call; }
   void define(Rule rule, Expr body) {
     rules_[rule].body = body;
     rules_[rule].defined = true;
@@ -389,6 +391,29 @@ class GrammarBuilder {
     const uint32_t first = uint32_t(children_.size());
     children_.insert(children_.end(), parts.begin(), parts.end());
     return add({kind, first, uint32_t(parts.size()), 0, 0});
+  }
+
+  // ---- Repetitions ----
+
+  static constexpr uint32_t kBlock = 64;
+
+  Rule hidden_rule(Expr body) {
+    const Rule rule = add_rule(rules_.empty() ? "" : rules_[current_].name);
+    define(rule, body);
+    return rule;
+  }
+  Expr copies(Expr e, uint32_t least, uint32_t most) { return add({Kind::repeat, e, 0, least, most}); }
+  Expr exactly(Expr e, uint32_t n) {
+    if (n <= kBlock) return copies(e, n, n);
+    const Expr block = call(hidden_rule(copies(e, kBlock, kBlock)));
+    return sequence({exactly(block, n / kBlock), copies(e, n % kBlock, n % kBlock)});
+  }
+  // Either less than n / kBlock whole blocks and a part of one, or all of them and a part of the rest.
+  Expr at_most(Expr e, uint32_t n) {
+    if (n <= kBlock) return copies(e, 0, n);
+    const Expr block = call(hidden_rule(copies(e, kBlock, kBlock)));
+    return either({sequence({at_most(block, n / kBlock - 1), copies(e, 0, kBlock - 1)}),
+                   sequence({exactly(block, n / kBlock), copies(e, 0, n % kBlock)})});
   }
 
   // ---- The automaton of a rule ----
@@ -654,8 +679,7 @@ class GrammarBuilder {
     for (uint32_t r = 0; r < rules_.size(); r++)
       if ((all_end || r == grammar_->root_) &&
           grammar_->nodes_[grammar_->starts_[r]].height == grammar_detail::kNoEnd)
-        return fail(error, {rules_[r].name, ": expected a text that ends after at most ", kDeepestStack,
-                            " nested rules, found none: the recursion has no end"});
+        return fail(error, {rules_[r].name, ": no text is possible that ends within ", kDeepestStack, " nested rules"});
     return true;
   }
 
@@ -665,6 +689,7 @@ class GrammarBuilder {
   std::vector<grammar_detail::CodeRange> ranges_;
   std::string text_;
   std::vector<RuleBody> rules_;
+  Rule current_ = 0;
   size_t most_nodes_ = 0;
   std::shared_ptr<Grammar> grammar_;
   std::vector<DraftNode> draft_;  // of the rule that is compiled
@@ -782,6 +807,7 @@ class GbnfReader {
     const GrammarBuilder::Rule rule = rule_of(name, start);
     if (builder_.defined(rule)) return fail(error_, {place(start), ": rule '", name, "' is defined twice"});
     skip(true);
+    builder_.begin(rule);
     Expr body;
     if (!read_alternatives(0, body)) return false;
     builder_.define(rule, body);

@@ -53,8 +53,8 @@ class Completion {
   Completion(const Request& request, const Tokenizer& tokenizer)
       : request_(request), tokenizer_(tokenizer), stream_(tokenizer), filter_(request.stop) {}
 
-  // To be called first, with the tokens of the prompt: a text continues it, while a reply in a chat begins anew. Returns
-  // the beginning of the reply: with echo the prompt, else nothing.
+  // To be called first, with the tokens of the prompt: a text continues it, while a reply in a chat begins anew.
+  // Returns the beginning of the reply: with echo the prompt, else nothing.
   std::string start(const std::vector<int>& prompt) {
     if (request_.endpoint == Endpoint::chat) return "";
     std::string text;

@@ -308,8 +308,7 @@ class RequestParser {
   void read_stream_options(const Json& v) {
     if (!v.is_object()) refuse(name_, "an object", type_of(v));
     const auto usage = v.find("include_usage");
-    if (usage != v.end() && !usage->is_null())
-      request_.include_usage = boolean(*usage, name_ + ".include_usage");
+    if (usage != v.end() && !usage->is_null()) request_.include_usage = boolean(*usage, name_ + ".include_usage");
   }
 
   void read_response_format(const Json& v) {
@@ -321,7 +320,8 @@ class RequestParser {
       refuse(name_ + ".type", "text, json_object or json_schema", "'" + type.substr(0, 40) + "'");
     const std::string outer = name_ + ".json_schema", inner = outer + ".schema";
     const auto found = v.find("json_schema");
-    if (found == v.end() || !found->is_object()) refuse(outer, "an object", found == v.end() ? "nothing" : type_of(*found));
+    if (found == v.end() || !found->is_object())
+      refuse(outer, "an object", found == v.end() ? "nothing" : type_of(*found));
     const auto schema = found->find("schema");
     if (schema == found->end() || !schema->is_object())
       refuse(inner, "an object", schema == found->end() ? "nothing" : type_of(*schema));
@@ -341,9 +341,10 @@ class RequestParser {
   void read_tools(const Json& v) {
     if (!v.is_array()) refuse(name_, "an array", type_of(v));
     if (v.empty()) return;
-    throw Refusal{"tools: this model's chat template has no tools; describe them in the system prompt, and request "
-                  "JSON with response_format",
-                  name_, "unsupported_parameter"};
+    throw Refusal{
+        "tools: this model's chat template has no tools; describe them in the system prompt, and request "
+        "JSON with response_format",
+        name_, "unsupported_parameter"};
   }
   void read_tool_choice(const Json& v) { has_tool_choice_ = v != "none" && v != "auto"; }
 

@@ -1,5 +1,5 @@
-// response.hpp: responses in the format of OpenAI's API, whole and as a stream of events. They depend on the request, the
-// model and the caller's ResponseInfo only.
+// response.hpp: responses in the format of OpenAI's API, whole and as a stream of events. They depend on the request,
+// the model and the caller's ResponseInfo only.
 #pragma once
 
 #include <optional>
@@ -56,7 +56,7 @@ inline OrderedJson token_json(const Tokenizer& tokenizer, int id, double logprob
   return {{"token", bytes}, {"logprob", logprob}, {"bytes", std::move(numbers)}};
 }
 
-// Some tokens of a reply, in the form of the endpoint; null unless the request wants them. For a chat: a list of tokens.
+// Log probabilities of some tokens of a reply. For a chat: a list of tokens.
 inline OrderedJson chat_logprobs(const Tokenizer& tokenizer, const TokenLogprob* tokens, size_t n) {
   OrderedJson content = OrderedJson::array();
   for (const TokenLogprob* t = tokens; t < tokens + n; t++) {
@@ -106,10 +106,8 @@ inline OrderedJson choice_json(const Completion& c, size_t index) {
             {"message", {{"role", "assistant"}, {"content", c.text()}, {"refusal", nullptr}}},
             {"logprobs", std::move(logprobs)},
             {"finish_reason", c.finish_reason()}};
-  return {{"text", c.text()},
-          {"index", index},
-          {"logprobs", std::move(logprobs)},
-          {"finish_reason", c.finish_reason()}};
+  return {
+      {"text", c.text()}, {"index", index}, {"logprobs", std::move(logprobs)}, {"finish_reason", c.finish_reason()}};
 }
 
 inline OrderedJson usage_json(size_t prompt_tokens, size_t completion_tokens) {

@@ -215,8 +215,8 @@ class Scheduler {
     return int(std::min<int64_t>(all, options_.context));
   }
 
-  // Distributes the tokens of a pass: one to each text that is being generated. Of the rest the oldest prompt gets half,
-  // so that it never waits for ever; then the shortest prompts come first, so that they do not wait for long ones.
+  // Distributes the tokens of a pass: one to each text that is being generated. Of the rest the oldest prompt gets
+  // half, so that it never waits for ever; then the shortest prompts come first, so that they do not wait for long ones.
   void share_pass() {
     int room = kChunk;
     std::vector<Text*> prompts;
@@ -369,8 +369,7 @@ class Scheduler {
     text.tokens.push_back(id);
     if (!g.on_token(id, logits)) return end(text, End::stopped);
     if (g.constraint && g.constraint->must_end()) return end(text, End::stop_token);
-    if (text.generated() == g.max_tokens || text.session->position() == text.session->context())
-      end(text, End::limit);
+    if (text.generated() == g.max_tokens || text.session->position() == text.session->context()) end(text, End::limit);
   }
 
   int choose(Text& text, const float* logits) {

@@ -1,5 +1,5 @@
-// service.hpp: what run-batch and the server have in common: the model with its name, fingerprint and workspace, the memory
-// of its texts, and the options for all that.
+// service.hpp: what run-batch and the server have in common: the model with its name, fingerprint and workspace, the
+// memory of its texts, and the options for all that.
 #pragma once
 
 #include "../cli/process_memory.hpp"

@@ -54,8 +54,7 @@ class ApiKeys {
     constexpr std::string_view kScheme = "Bearer ";
     if (authorization.substr(0, kScheme.size()) != kScheme) return false;
     bool accepted = false;
-    for (const std::string& key : keys_)
-      accepted |= equal_in_constant_time(authorization.substr(kScheme.size()), key);
+    for (const std::string& key : keys_) accepted |= equal_in_constant_time(authorization.substr(kScheme.size()), key);
     return accepted;
   }
 
@@ -73,8 +72,8 @@ inline std::string host_name(std::string_view host) {
   }
   end = std::min(end, host.size());
   std::string_view port = host.substr(end);
-  const bool good = port.empty() || (port[0] == ':' && port.size() <= 6 &&
-                                     port.find_first_not_of("0123456789", 1) == port.npos);
+  const bool good =
+      port.empty() || (port[0] == ':' && port.size() <= 6 && port.find_first_not_of("0123456789", 1) == port.npos);
   if (!good) return "";
   std::string name(host.substr(0, end));
   for (char& c : name) c = char(std::tolower(uint8_t(c)));

@@ -40,7 +40,7 @@ class Connection : public httplib::Stream {
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
   }
 
-  // Waits for the next request. False if there is none: the client is gone, or is idle for too long, or the server stops.
+  // Waits for the next request. False if there is none: the client is gone, or idle for too long, or the server stops.
   bool await_request() {
     read_bytes_ = 0;
     timed_out = too_large = head_done = wrote = must_close = false;
@@ -54,7 +54,7 @@ class Connection : public httplib::Stream {
   // Why reading a request failed; wrote: some of the response was written.
   bool timed_out = false, too_large = false, wrote = false;
   bool must_close = false;  // after this request
-  bool head_done = false;  // the headers are complete; set by the server
+  bool head_done = false;   // the headers are complete; set by the server
 
   std::string note;  // for the log: about the request
 
@@ -163,8 +163,8 @@ class Connection : public httplib::Stream {
   const int fd_, stop_;
   const ConnectionLimits& limits_;
   char buffer_[4096];
-  size_t at_ = 0, end_ = 0;  // of buffer_: bytes that were received and not read
-  size_t read_bytes_ = 0;    // of the request
+  size_t at_ = 0, end_ = 0;             // of buffer_: bytes that were received and not read
+  size_t read_bytes_ = 0;               // of the request
   int64_t started_ = 0, deadline_ = 0;  // of the request, in milliseconds
 };
 

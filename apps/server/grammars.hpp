@@ -28,8 +28,8 @@ class Grammars {
     if (!grammar) throw openai::Refusal{error, request.format_param, "invalid_grammar"};
     if (!vocabulary_) vocabulary_ = std::make_shared<Vocabulary>(model_.tokenizer(), model_.vocab_size());
     if (entries_.size() == kMost) entries_.pop_front();
-    entries_.push_back({request.format, request.format_text,
-                        std::make_shared<TokenGrammar>(grammar, vocabulary_, kCacheBytes)});
+    entries_.push_back(
+        {request.format, request.format_text, std::make_shared<TokenGrammar>(grammar, vocabulary_, kCacheBytes)});
     return entries_.back().grammar;
   }
 

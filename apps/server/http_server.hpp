@@ -37,9 +37,8 @@ class HttpServer : public httplib::Server {
     });
     set_keep_alive_timeout(limits.idle_ms / 1000);
     set_keep_alive_max_count(kMostRequests);
-    set_error_handler(Handler([this](const httplib::Request& request, httplib::Response& response) {
-      explain(request, response);
-    }));
+    set_error_handler(
+        Handler([this](const httplib::Request& request, httplib::Response& response) { explain(request, response); }));
   }
   ~HttpServer() override { ::close(stop_); }
 
@@ -71,7 +70,6 @@ class HttpServer : public httplib::Server {
   static void check_body(const httplib::Request& request, const ConnectionLimits& limits) {
     connection().head_done = true;
     const auto values = [&](const char* name) { return request.get_header_value_count(name); };
-    if (request.has_header("Range")) throw Refusal{"Range: this header is not supported", "", "invalid_header", 416};
     if (request.has_header("Content-Encoding"))
       throw Refusal{"Content-Encoding: this header is not supported", "", "invalid_header", 415};
     const std::string length = request.get_header_value("Content-Length");
@@ -81,8 +79,8 @@ class HttpServer : public httplib::Server {
                       (coding.empty() || coding == "chunked") && values("Host") <= 1;
     if (!good) throw Refusal{"expected one Content-Length, or Transfer-Encoding: chunked", "", "invalid_header"};
     if (length.size() > 18 || (!length.empty() && std::stoull(length) > limits.body_bytes))
-      throw Refusal{"expected a body of at most " + std::to_string(limits.body_bytes) + " bytes, found a larger one", "",
-                    "request_too_large", 413};
+      throw Refusal{"expected a body of at most " + std::to_string(limits.body_bytes) + " bytes, found a larger one",
+                    "", "request_too_large", 413};
     if (request.method != "POST") {
       if (!coding.empty() || (!length.empty() && std::stoull(length) > 0))
         throw Refusal{"expected no body with " + request.method, "", "invalid_header"};
@@ -98,7 +96,7 @@ class HttpServer : public httplib::Server {
   }
 
  private:
-  static constexpr int kSpareThreads = 8;       // that tell clients beyond the limit so
+  static constexpr int kSpareThreads = 8;        // that tell clients beyond the limit so
   static constexpr size_t kMostRequests = 1000;  // of a connection
   using Setup = std::function<void(httplib::Request&)>;
 
@@ -136,7 +134,7 @@ class HttpServer : public httplib::Server {
   // The function of the library that handles a request has more parameters since version 0.16.
   bool call(bool (httplib::Server::*process)(httplib::Stream&, bool, bool&, const Setup&), Connection& c, bool last,
             bool& closed) {
-    return (this->*process)(c, last, closed, nullptr);
+    return (this->*process)(c, last, closed, ignore_range);
   }
   bool call(bool (httplib::Server::*process)(httplib::Stream&, const std::string&, int, const std::string&, int, bool,
                                              bool&, const Setup&),
@@ -145,8 +143,11 @@ class HttpServer : public httplib::Server {
     int remote_port = 0, local_port = 0;
     c.get_remote_ip_and_port(remote, remote_port);
     c.get_local_ip_and_port(local, local_port);
-    return (this->*process)(c, remote, remote_port, local, local_port, last, closed, nullptr);
+    return (this->*process)(c, remote, remote_port, local, local_port, last, closed, ignore_range);
   }
+
+  // The library would cut any response that it knows the size of.
+  static void ignore_range(httplib::Request& request) { request.ranges.clear(); }
 
   Refusal timeout() const {
     return {"expected a whole request within " + std::to_string(limits.request_ms / 1000) + " s", "", "request_timeout",
@@ -178,12 +179,11 @@ class HttpServer : public httplib::Server {
                                                      "", "request_too_large", 413}
                                            : large_head());
       else if (response.status == 404)
-        send_refusal(response, {"no such route: " + request.method + " " + request.path.substr(0, 80), "",
-                                "not_found", 404});
+        send_refusal(response,
+                     {"no such route: " + request.method + " " + request.path.substr(0, 80), "", "not_found", 404});
       else
         send_refusal(response, {"expected a valid HTTP request, found an error", "", "invalid_http", response.status});
     }
-    response.set_header("Connection", "close");
   }
 
   const int most_, stop_;

@@ -36,8 +36,8 @@ inline constexpr Option<Arguments> kOptions[] = {
      &Arguments::memory},
     {"", "--kept", "N", "ended conversations that are kept, to continue them faster; 0: none [16]", &Arguments::kept, 0,
      1024},
-    {"", "--connections", "N", "connections at once, a thread each; more get status 503 [256]",
-     &Arguments::connections, 4, 900},
+    {"", "--connections", "N", "connections at once, a thread each; more get status 503 [256]", &Arguments::connections,
+     4, 900},
     {"", "--threads", "N", "number of threads that compute [one per CPU]", &Arguments::threads, 1, 256},
     {"", "--kernel", "NAME", "a name from run --kernels [the first]", &Arguments::kernel},
     {"", "--no-mmap", "", "read the model into memory instead of mapping its file, which may then change",
@@ -59,7 +59,8 @@ inline constexpr const char* kHelp =
     "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is rain?\"}], \"seed\": 5}'\n"
     "\n"
     "Routes: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /tokenize, /detokenize,\n"
-    "/tokenizer_info, /health, /metrics, and a page to chat at /. A request with a seed gets the same bytes every time,\n"
+    "/tokenizer_info, /health, /metrics, and a page to chat at /. A request with a seed gets the same bytes every "
+    "time,\n"
     "whatever else is being served, on every machine. No data leaves the machine, and no prompt is written anywhere\n"
     "unless --log-prompts is given. Ctrl-C ends the server after the replies that are running; twice, at once.\n"
     "\n"

@@ -93,8 +93,11 @@ class Reply {
   void send(size_t choice, const char* finish_reason) {
     Choice& c = *choices_[choice];
     const auto& all = c.completion.logprobs();
-    Delta delta = {choice, !std::exchange(c.started, true), std::exchange(c.text, {}),
-                   {all.begin() + ptrdiff_t(c.sent), all.end()}, finish_reason};
+    Delta delta = {choice,
+                   !std::exchange(c.started, true),
+                   std::exchange(c.text, {}),
+                   {all.begin() + ptrdiff_t(c.sent), all.end()},
+                   finish_reason};
     c.sent = all.size();
     std::lock_guard lock(mutex_);
     deltas_.push_back(std::move(delta));

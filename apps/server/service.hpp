@@ -1,10 +1,13 @@
 // service.hpp: the server as a whole: its routes, who may use them, and its end.
 #pragma once
 
+#include <malloc.h>
+
 #include <ctime>
 #include <random>
 
 #include "access.hpp"
+#include "grammars.hpp"
 #include "metrics.hpp"
 #include "page.hpp"
 #include "stream.hpp"
@@ -33,14 +36,16 @@ class Service {
 
   // Serves until SIGINT or SIGTERM. Throws Failure.
   void run() {
+#ifdef M_ARENA_MAX
+    mallopt(M_ARENA_MAX, 4);  // of glibc, which gives each of many threads memory of its own, and seldom returns it
+#endif
     const int port = http_.bind(args_.host, args_.port);
     if (port < 0)
       throw Failure{1, "--host " + args_.host + " --port " + std::to_string(args_.port) + ": " +
                            (errno ? std::strerror(errno) : "not an address of this machine")};
     std::signal(SIGTERM, on_interrupt);
     std::fprintf(stderr, "serve: %s, context %d tokens, %d replies at once, %.0f MB for keys and values\n",
-                 model_.name.c_str(), model_.context(), args_.parallel,
-                 double(worker_.figures().limit_bytes) / 1e6);
+                 model_.name.c_str(), model_.context(), args_.parallel, double(worker_.figures().limit_bytes) / 1e6);
     std::fprintf(stderr, "serve: listening on http://%s:%d\n", address_name().c_str(), port);
     std::thread end([this] { end_after_signal(); });
     const bool good = http_.listen_after_bind();
@@ -89,6 +94,11 @@ class Service {
     });
     http_.set_post_routing_handler([this](const HttpRequest& request, HttpResponse& response) {
       response.set_header("X-Content-Type-Options", "nosniff");
+      if (HttpServer::connection().must_close) {
+        response.headers.erase("Keep-Alive");
+        response.headers.erase("Connection");
+        response.set_header("Connection", "close");
+      }
       const std::string origin = request.get_header_value("Origin");
       if (!origins_.is_foreign_but_allowed(origin)) return;
       response.set_header("Access-Control-Allow-Origin", origin);
@@ -110,8 +120,9 @@ class Service {
       throw Refusal{"Host: '" + host.substr(0, 80) + "' is not a name of this server; --allow-host adds names", "",
                     "host_not_allowed", 403};
     if (!origins_.accept_origin(origin, host))
-      throw Refusal{"Origin: pages of '" + origin.substr(0, 80) + "' may not use this server; --allow-origin adds origins",
-                    "", "origin_not_allowed", 403};
+      throw Refusal{
+          "Origin: pages of '" + origin.substr(0, 80) + "' may not use this server; --allow-origin adds origins", "",
+          "origin_not_allowed", 403};
     const bool open = request.path == "/" || request.path == "/health" || request.method == "OPTIONS";
     if (!open && !keys_.accept(request.get_header_value("Authorization")))
       throw Refusal{"expected an API key of this server: Authorization: Bearer KEY", "", "invalid_api_key", 401};
@@ -184,9 +195,9 @@ class Service {
   }
 
   void send_metrics(const HttpRequest&, HttpResponse& response) {
-    response.set_content(metrics_text(worker_.figures(), requests_, http_.connections(),
-                                      model_.llama.model.bytes_per_token),
-                         "text/plain; version=0.0.4");
+    response.set_content(
+        metrics_text(worker_.figures(), requests_, http_.connections(), model_.llama.model.bytes_per_token),
+        "text/plain; version=0.0.4");
   }
 
   OrderedJson model_json() const {
@@ -242,26 +253,34 @@ class Service {
     std::random_device random;
     if (!parsed.has_seed) parsed.sampling.seed = random();  // 32 bits, which every JSON reader can hold
     const auto reply = std::make_shared<Reply>(std::move(parsed), model_, HttpServer::connection().fd());
-    reply->info = {openai::hex(next_id_++), model_.name, fingerprint_, reply->prompt.size(), std::time(nullptr),
-                   reply->request.sampling.seed};
+    reply->info = {openai::hex(next_id_++), model_.name,        fingerprint_,
+                   reply->prompt.size(),    std::time(nullptr), reply->request.sampling.seed};
     const auto job = start(reply);
     if (reply->request.stream)
-      return send_stream(request, response,
-                         std::make_shared<EventStream>(reply, job, model_.llama.tokenizer()));
+      return send_stream(
+          request, response,
+          std::make_shared<EventStream>(reply, job, model_.llama.tokenizer(), [this](const Reply& r) { note(r); }));
     reply->wait();
-    const OrderedJson body = openai::response_body(reply->info, reply->completions());
-    if (args_.log_prompts) print_message("serve: response", body.dump());
-    HttpServer::connection().note = ", prompt " + std::to_string(reply->prompt.size()) + ", new " +
-                                    std::to_string(reply->generated()) + " tokens";
-    send_json(response, body);
+    note(*reply);
+    send_json(response, openai::response_body(reply->info, reply->completions()));
+  }
+
+  // For the log: what a finished reply was.
+  void note(const Reply& reply) const {
+    HttpServer::connection().note =
+        ", prompt " + std::to_string(reply.prompt.size()) + ", new " + std::to_string(reply.generated()) + " tokens";
+    if (!args_.log_prompts) return;
+    for (const Completion* completion : reply.completions()) print_message("serve: reply", completion->text());
   }
 
   // Hands a request to the worker. Throws Refusal.
   std::shared_ptr<Worker::Job> start(const std::shared_ptr<Reply>& reply) {
     std::vector<Generation> generations;
     const int vocab_size = model_.llama.vocab_size();
+    const std::shared_ptr<TokenGrammar> grammar = grammars_.find(reply->request);
     for (size_t i = 0; i < size_t(reply->request.choices); i++) {
       Generation g = model_.generation(reply->request, reply->prompt, int(i));
+      if (grammar) g.constraint.emplace(grammar, g.stop_ids, reply->completion(i).at_start());
       g.on_token = [reply, i, vocab_size](int id, const float* logits) {
         reply->add(i, reply->completion(i).push(id, logits, vocab_size));
         return !reply->completion(i).ended();
@@ -285,6 +304,7 @@ class Service {
   Worker worker_;
   HttpServer http_;
   Embeddings embeddings_;
+  Grammars grammars_{model_.llama};
   RequestCounter requests_;
   std::mutex large_;  // held while a large body is parsed
   std::atomic<uint64_t> next_id_;

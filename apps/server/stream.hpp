@@ -12,10 +12,13 @@ inline std::string event(const OrderedJson& body) { return "data: " + openai::to
 // Writes a reply while it is generated. It ends when the reply does, or the client is gone.
 class EventStream {
  public:
-  EventStream(std::shared_ptr<Reply> reply, std::shared_ptr<Worker::Job> job, const Tokenizer& tokenizer)
+  // finished: receives the reply before its last event.
+  EventStream(std::shared_ptr<Reply> reply, std::shared_ptr<Worker::Job> job, const Tokenizer& tokenizer,
+              std::function<void(const Reply&)> finished)
       : reply_(std::move(reply)),
         job_(std::move(job)),
         tokenizer_(tokenizer),
+        finished_(std::move(finished)),
         offsets_(size_t(reply_->request.choices), 0) {}
   // The worker looks at the client's socket until all has ended.
   ~EventStream() {
@@ -36,6 +39,7 @@ class EventStream {
       for (const Delta& d : deltas)
         events += event(openai::delta_body(reply_->info, reply_->request, tokenizer_, d, offsets_[d.choice]));
       last = deltas.empty();
+      if (last) finished_(*reply_);
       if (last && reply_->request.include_usage)
         events += event(openai::usage_body(reply_->info, reply_->request, reply_->generated()));
     } catch (const Refusal& refusal) {
@@ -52,6 +56,7 @@ class EventStream {
   std::shared_ptr<Reply> reply_;
   std::shared_ptr<Worker::Job> job_;
   const Tokenizer& tokenizer_;
+  const std::function<void(const Reply&)> finished_;
   std::vector<size_t> offsets_;  // of the next token in the text of each choice
 };
 
@@ -64,7 +69,6 @@ inline void send_stream(const httplib::Request& request, httplib::Response& resp
   const auto write = [stream](size_t, httplib::DataSink& sink) { return stream->write(sink); };
   if (request.version != "HTTP/1.0") return response.set_chunked_content_provider("text/event-stream", write);
   HttpServer::connection().must_close = true;  // which is the end of the response
-  response.set_header("Connection", "close");
   response.set_content_provider("text/event-stream", write);
 }
 

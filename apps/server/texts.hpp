@@ -25,8 +25,7 @@ inline std::vector<int> ids_of_json(const Json& list, const std::string& name, i
   if (!list.is_array()) refuse(name, "an array of token ids", type_of(list));
   for (const Json& id : list) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() >= uint64_t(vocab_size))
-      refuse(name, "token ids below " + std::to_string(vocab_size),
-             id.is_number_integer() ? id.dump() : type_of(id));
+      refuse(name, "token ids below " + std::to_string(vocab_size), id.is_number_integer() ? id.dump() : type_of(id));
     ids.push_back(id.get<int>());
   }
   return ids;
@@ -46,7 +45,10 @@ inline OrderedJson tokenize(openai::ServedModel& model, const Json& body) {
     const auto text = body.find(name);
     if (text == body.end() || !text->is_string())
       refuse(name, "a string", text == body.end() ? "nothing" : type_of(*text));
+    const Tokenizer& tokenizer = model.llama.tokenizer();
     ids = model.llama.encode(text->get_ref<const std::string&>(), special);
+    for (const int id : {tokenizer.bos(), tokenizer.eos()})  // lm_eval asks for them by their names
+      if (!special && id >= 0 && *text == std::string(tokenizer.piece(id))) ids = {id};
   }
   OrderedJson result = {{"count", ids.size()}, {"max_model_len", model.context()}, {"tokens", ids}};
   if (flag(body, "return_token_strs", false)) {
@@ -68,8 +70,8 @@ inline OrderedJson tokenizer_info(openai::ServedModel& model) {
   const Tokenizer& t = model.llama.tokenizer();
   const auto piece = [&](int id) { return id >= 0 ? OrderedJson(std::string(t.piece(id))) : OrderedJson(nullptr); };
   const auto number = [](int id) { return id >= 0 ? OrderedJson(id) : OrderedJson(nullptr); };
-  const auto& stop = model.llama.chat_template()->known() ? model.llama.chat_template()->stop_ids
-                                                          : model.llama.file().stop_ids;
+  const auto& stop =
+      model.llama.chat_template()->known() ? model.llama.chat_template()->stop_ids : model.llama.file().stop_ids;
   return {{"tokenizer_class", t.kind() == Tokenizer::Kind::sentencepiece ? "SentencePiece" : "byte-level BPE"},
           {"vocab_size", t.size()},
           {"model_max_length", model.context()},
@@ -95,7 +97,8 @@ class MeanOfLastLayer {
     double squares = 0;
     for (int i = 0; i < o.size; i++) squares += double(o.data[i]) * double(o.data[i]);
     const double scale = 1 / std::sqrt(squares / o.size + double(model_.config.norm_eps));
-    for (int i = 0; i < o.size; i++) sum_[size_t(i)] += double(o.data[i]) * scale * double(floats(model_.final_norm)[i]);
+    for (int i = 0; i < o.size; i++)
+      sum_[size_t(i)] += double(o.data[i]) * scale * double(floats(model_.final_norm)[i]);
   }
   std::vector<float> result() const {
     double squares = 0;
@@ -148,11 +151,14 @@ class Embeddings {
 
  private:
   static constexpr size_t kMostInputs = 256;
+  // Observing a layer makes the engine compute all attention weights, slowly: longer texts would hold up the replies.
+  static constexpr size_t kMostTokens = 512;
+
+  size_t most_tokens() const { return std::min(kMostTokens, size_t(model_.context())); }
 
   bool reads_base64(const Json& body) const {
     const auto format = body.find("encoding_format");
-    if (const auto n = body.find("dimensions");
-        n != body.end() && !n->is_null() && *n != model_.llama.model.config.dim)
+    if (const auto n = body.find("dimensions"); n != body.end() && !n->is_null() && *n != model_.llama.model.config.dim)
       refuse("dimensions", std::to_string(model_.llama.model.config.dim) + ", the only supported value", n->dump());
     if (format == body.end() || format->is_null() || *format == "float") return false;
     if (*format != "base64") refuse("encoding_format", "float or base64", "another value");
@@ -179,13 +185,13 @@ class Embeddings {
       ids = ids_of_json(input, name, model_.llama.vocab_size());
     else if (!input.is_string())
       refuse(name, "a string or an array of token ids", type_of(input));
-    else if (model_.llama.least_tokens(input.get_ref<const std::string&>()) <= size_t(model_.context()))
+    else if (model_.llama.least_tokens(input.get_ref<const std::string&>()) <= most_tokens())
       ids = model_.llama.encode(input.get_ref<const std::string&>(), true);
     else
-      ids.resize(size_t(model_.context()) + 1);  // too long in any case
+      ids.resize(most_tokens() + 1);  // too long in any case
     if (ids.empty()) refuse(name, "at least one token", "an empty text");
-    if (ids.size() > size_t(model_.context()))
-      throw Refusal{name + ": expected at most " + std::to_string(model_.context()) + " tokens, found more", "input",
+    if (ids.size() > most_tokens())
+      throw Refusal{name + ": expected at most " + std::to_string(most_tokens()) + " tokens, found more", "input",
                     "context_length_exceeded"};
     return ids;
   }

@@ -17,6 +17,7 @@
 #include "targets/lora.cpp"
 #include "targets/megabyte.cpp"
 #include "targets/model.cpp"
+#include "targets/openai_request.cpp"
 #include "targets/options.cpp"
 #include "targets/pickle.cpp"
 #include "targets/pytorch.cpp"
