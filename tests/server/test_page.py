@@ -1,77 +1,23 @@
-"""The chat page of ./serve in a real browser: Debian's chromium, headless, driven by Playwright.
+"""The chat page in a real browser: Debian's chromium, headless. SCREENSHOTS: a folder for a picture of each state."""
 
-Run by pytest (pip install pytest playwright axe-playwright-python), after make server. SERVE_MODEL: another model than
-models/stories.bin; SERVE_CHAT_MODEL: a model with a chat template, whose tests are skipped without it. SCREENSHOTS: a
-folder for a picture of each state.
-"""
 import json
 import os
 import re
 import shutil
-import subprocess
-import threading
+import signal
 import urllib.request
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 playwright = pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import expect  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
-SERVE = ROOT / "serve"
-STORIES = os.environ.get("SERVE_MODEL", ROOT / "models/stories.bin")
-CHAT_MODEL = Path(os.environ.get("SERVE_CHAT_MODEL", ROOT / "models/smollm2-135m-instruct.bin"))
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-pytestmark = [
-    pytest.mark.skipif(not SERVE.exists(), reason="./serve is not built: make server"),
-    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: chromium)"),
-]
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: chromium)")
 LONG = 60000  # ms: for a reply on a busy machine
-
-
-class Server:
-    """A running ./serve."""
-
-    def __init__(self, model, *options):
-        self.process = subprocess.Popen([SERVE, model, "--port", "0", "--quiet", *options], stderr=subprocess.PIPE,
-                                        text=True)
-        for line in self.process.stderr:
-            if found := re.search(r"listening on (http://\S+)", line):
-                self.url = found[1]
-                break
-        else:
-            pytest.fail(f"./serve has not started, exit status {self.process.wait()}")
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
-
-    def post(self, path, body):
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request) as response:
-            return json.load(response)
-
-    def metric(self, name):
-        with urllib.request.urlopen(self.url + "/metrics") as response:
-            return float(re.search(rf"^pocketllama_{name} (\S+)$", response.read().decode(), re.M)[1])
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server(STORIES)
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def chat_server():
-    if not CHAT_MODEL.exists():
-        pytest.skip(f"{CHAT_MODEL} is not there: models/get smollm2-135m-instruct")
-    server = Server(CHAT_MODEL)
-    yield server
-    server.stop()
+DEFAULTS = {"temperature": 0.8, "top_p": 0.9}  # of the page
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +34,8 @@ class Tab:
 
     def __init__(self, browser, url, width=1280, height=800, **options):
         self.url, self.expected_errors, self.errors, self.hosts = url, "", [], set()
-        self.context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
+        size = {"width": width, "height": height}
+        self.context = browser.new_context(viewport=size, reduced_motion="reduce", **options)
         self.page = self.context.new_page()
         self.page.set_default_timeout(LONG)
         self.page.on("console", lambda message: self.errors.append(message.text) if message.type != "log" else None)
@@ -122,7 +69,8 @@ class Tab:
         if not self.page.locator("#settings[open]").count():
             self.page.click("#settings-button")
         for name, value in values.items():
-            where = self.page.locator(f"#settings [name={name}]" if name == "seed" else f"#fields-{column} [name={name}]")
+            place = "#settings" if name == "seed" else "#fields-" + column
+            where = self.page.locator(f"{place} [name={name}]")
             where.set_checked(value) if isinstance(value, bool) else where.fill(str(value))
         if self.page.locator("#settings:modal").count():
             self.page.keyboard.press("Escape")
@@ -157,8 +105,8 @@ def tabs(browser):
 
 
 @pytest.fixture
-def tab(tabs, server):
-    return tabs(server).open()
+def tab(tabs, stories):
+    return tabs(stories).open()
 
 
 # Slows a stream down, so that a reply of the small model takes seconds.
@@ -189,29 +137,29 @@ def answer(*parts, finish="stop"):
 
 # ---- A chat ----
 
-def test_reply_is_that_of_the_api(server, tab):
+def test_reply_is_that_of_the_api(stories, tab):
     tab.picture("start")
     tab.send("Once upon a time")
     tab.wait()
     tab.picture("reply")
     expect(tab.page.locator(".figures.small")).to_contain_text("tok/s")
-    body = {"prompt": "Once upon a time", "seed": tab.seed(), "temperature": 0.8, "top_p": 0.9}
-    assert tab.replies() == [server.post("/v1/completions", body)["choices"][0]["text"]]
+    body = {"prompt": "Once upon a time", "seed": tab.seed(), "max_tokens": 256, **DEFAULTS}
+    assert tab.replies() == [stories.json("/v1/completions", body)["choices"][0]["text"]]
     assert tab.users() == ["Once upon a time"]
     assert tab.page.input_value("#input") == ""
 
 
-def test_settings_are_those_of_the_request(server, tab):
+def test_settings_are_those_of_the_request(stories, tab):
     settings = {"temperature": 1.5, "top_p": 0.95, "top_k": 30, "min_p": 0.01, "max_tokens": 25, "seed": 7}
     tab.settings(**settings)
     tab.picture("settings")
     tab.send("Tom saw a bird.")
     tab.wait()
-    expected = server.post("/v1/completions", {"prompt": "Tom saw a bird.", **settings})["choices"][0]["text"]
+    expected = stories.json("/v1/completions", {"prompt": "Tom saw a bird.", **settings})["choices"][0]["text"]
     assert tab.replies() == [expected]
     expect(tab.page.locator(".figures.small")).to_contain_text("25 tokens")
     expect(tab.page.locator(".figures.small")).to_contain_text("max tokens reached")
-    tab.settings(json=True, max_tokens=200)
+    tab.settings(json=True, max_tokens=100)
     tab.send("An object:")
     tab.wait()
     assert tab.replies()[1].lstrip().startswith("{")
@@ -223,17 +171,20 @@ def test_invalid_setting_is_shown_and_sends_nothing(tab):
     assert tab.users() == []
     assert tab.page.evaluate("document.activeElement.name") == "top_p"
     assert tab.page.input_value("#input") == "Once"
+    tab.page.get_by_role("button", name="Reset").click()
+    tab.page.press("#input", "Enter")
+    assert tab.users() == ["Once"]
 
 
-def test_server_figures_are_shown(server, tab):
+def test_server_figures_are_shown(stories, tab):
     tab.page.click("#settings-button")
     figures = tab.page.locator("#figures")
     expect(figures).to_contain_text("Memory of the process")
-    expect(figures).to_contain_text(f"{server.metric('weights_bytes') / 1e6:.1f} MB")
+    expect(figures).to_contain_text(f"{stories.figure('weights_bytes') / 1e6:.1f} MB")
 
 
-def test_reply_arrives_in_parts_and_stops(tabs, server):
-    tab = tabs(server)
+def test_reply_arrives_in_parts_and_stops(tabs, stories):
+    tab = tabs(stories)
     tab.page.add_init_script(SLOW)
     tab.open().send("Once upon a time")
     tokens = tab.page.locator(".reply .t")
@@ -274,7 +225,7 @@ def test_regenerates_with_another_seed_and_takes_it_back(tab):
     assert tab.replies() == first
 
 
-def test_edited_message_continues_from_there(server, tab):
+def test_edited_message_continues_from_there(stories, tab):
     tab.settings(max_tokens=20, seed=3)
     for text in ["Once upon a time", "Then Tom came.", "They ate cake."]:
         tab.send(text)
@@ -290,13 +241,14 @@ def test_edited_message_continues_from_there(server, tab):
     tab.wait()
     assert tab.users() == ["Once upon a time", "Then a cat came."]
     prompt = "Once upon a time" + before[1][0] + "\nThen a cat came."
-    expected = server.post("/v1/completions", {"prompt": prompt, "seed": 3, "max_tokens": 20})["choices"][0]["text"]
+    body = {"prompt": prompt, "seed": 3, "max_tokens": 20, **DEFAULTS}
+    expected = stories.json("/v1/completions", body)["choices"][0]["text"]
     assert tab.replies() == [before[1][0], expected]
     tab.page.get_by_role("button", name="Undo").click()
     assert (tab.users(), tab.replies()) == before
 
 
-def test_compares_two_settings_with_one_seed(server, tab):
+def test_compares_two_settings_with_one_seed(stories, tab):
     tab.page.click("#compare-button")
     tab.settings("A", max_tokens=30, temperature=1)
     tab.settings("B", max_tokens=30, temperature=1)
@@ -310,20 +262,20 @@ def test_compares_two_settings_with_one_seed(server, tab):
     tab.picture("compare")
     replies = tab.replies()[2:]
     assert replies[0] != replies[1] and tab.seed(2) == tab.seed(3)
-    body = {"prompt": "Once upon a time" + same[1] + "\nThen", "temperature": 0, "max_tokens": 30, "seed": tab.seed(3)}
-    assert replies[1] == server.post("/v1/completions", body)["choices"][0]["text"]
+    body = {"prompt": "Once upon a time" + same[1] + "\nThen", "temperature": 0, "max_tokens": 30}
+    assert replies[1] == stories.json("/v1/completions", body)["choices"][0]["text"]
     tab.page.get_by_role("button", name="Continue with B").click()
     assert tab.replies() == [same[1], replies[1]]
     assert tab.page.get_attribute("#compare-button", "aria-pressed") == "false"
     assert tab.page.input_value("#fields-A [name=temperature]") == "0"
 
 
-def test_token_shows_its_alternatives(server, tab):
+def test_token_shows_its_alternatives(stories, tab):
     tab.settings(max_tokens=12, seed=1)
     tab.send("Once upon a time")
     tab.wait()
-    body = {"prompt": "Once upon a time", "max_tokens": 12, "seed": 1, "logprobs": 5}
-    logprobs = server.post("/v1/completions", body)["choices"][0]["logprobs"]
+    body = {"prompt": "Once upon a time", "max_tokens": 12, "seed": 1, "logprobs": 5, **DEFAULTS}
+    logprobs = stories.json("/v1/completions", body)["choices"][0]["logprobs"]
     card, tokens = tab.page.locator("#card"), tab.page.locator(".reply .t")
     assert tokens.all_text_contents() == logprobs["tokens"]
 
@@ -377,8 +329,8 @@ def test_reload_keeps_everything(tab):
     assert tab.users() == ["Once upon a time"]
 
 
-def test_reload_during_a_reply_keeps_what_has_arrived(tabs, server):
-    tab = tabs(server)
+def test_reload_during_a_reply_keeps_what_has_arrived(tabs, stories):
+    tab = tabs(stories)
     tab.page.add_init_script(SLOW)
     tab.open().send("Once upon a time")
     expect(tab.page.locator(".reply .t").nth(5)).to_be_visible()
@@ -392,8 +344,10 @@ def test_reload_during_a_reply_keeps_what_has_arrived(tabs, server):
 
 
 def test_full_storage_is_reported(tab):
-    tab.page.evaluate("""() => { let text = 'x'.repeat(1 << 20);
-      while (text) try { localStorage.setItem('x' + localStorage.length, text); } catch { text = text.slice(1 + text.length / 2); } }""")
+    tab.page.evaluate("""() => {
+      for (let text = 'x'.repeat(1 << 20); text;)
+        try { localStorage.setItem('x' + localStorage.length, text); } catch { text = text.slice(1 + text.length / 2); }
+    }""")
     tab.settings(max_tokens=30)
     tab.send("Once upon a time")
     tab.wait()
@@ -401,8 +355,8 @@ def test_full_storage_is_reported(tab):
     assert len(tab.replies()[0]) > 5
 
 
-def test_copies_and_exports(tabs, server):
-    tab = tabs(server, permissions=["clipboard-read", "clipboard-write"]).open()
+def test_copies_and_exports(tabs, stories):
+    tab = tabs(stories, permissions=["clipboard-read", "clipboard-write"]).open()
     tab.settings(max_tokens=10, seed=2)
     tab.send("Once upon a time")
     tab.wait()
@@ -428,9 +382,9 @@ def test_copies_and_exports(tabs, server):
 
 # ---- Hostile texts ----
 
-def test_texts_are_never_html(tabs, server):
+def test_texts_are_never_html(tabs, stories):
     attack = "<img src=x onerror=\"window.hit=1\"><script>window.hit=1</script><b>bold</b>"
-    tab = tabs(server)
+    tab = tabs(stories)
     tab.page.route("**/v1/completions", lambda route: route.fulfill(body=answer("Hi ", attack, " end"),
                                                                     content_type="text/event-stream"))
     tab.open().send(attack)
@@ -445,15 +399,15 @@ def test_texts_are_never_html(tabs, server):
     assert tab.page.evaluate("[window.hit, document.querySelectorAll('img, b, #log script').length]") == [None, 0]
 
 
-def test_policy_applies_no_other_script(tabs, server):
-    with urllib.request.urlopen(server.url) as first, urllib.request.urlopen(server.url) as second:
+def test_policy_applies_no_other_script(tabs, stories):
+    with urllib.request.urlopen(stories.url) as first, urllib.request.urlopen(stories.url) as second:
         policies = [r.headers["Content-Security-Policy"] for r in (first, second)]
         html = first.read().decode()
     assert policies[0] != policies[1] and "unsafe" not in policies[0]
     nonce = re.search("'nonce-([0-9a-f]{32})'", policies[0])[1]
     assert html.count(f'nonce="{nonce}"') == 2 and 'nonce="NONCE"' not in html
-    tab = tabs(server).open()
-    tab.expected_errors = "Content Security Policy|TrustedHTML|requires a Trusted"
+    tab = tabs(stories).open()
+    tab.expected_errors = "Content Security Policy|requires .*Trusted"
     tab.page.evaluate("""() => {
       const script = document.createElement('script');
       try { script.text = 'window.hit = 1'; } catch { }
@@ -481,8 +435,8 @@ def refusal(status, code, message, headers=None):
     ({"status": 502, "content_type": "text/html", "body": "<h1>Bad gateway</h1>"}, "HTTP status 502"),
     ({"content_type": "text/event-stream", "body": "data: {\"choices\""}, "connection to the server was lost"),
 ])
-def test_failure_is_explained_and_can_be_repeated(tabs, server, response, words):
-    tab = tabs(server)
+def test_failure_is_explained_and_can_be_repeated(tabs, stories, response, words):
+    tab = tabs(stories)
     tab.expected_errors = "Failed to load resource"
     tab.page.route("**/v1/completions", lambda route: route.fulfill(**response), times=1)
     tab.open().send("Once upon a time")
@@ -502,15 +456,14 @@ def test_chat_longer_than_the_context_is_explained(tab):
     expect(tab.page.locator(".problem")).to_contain_text("longer than the model's context")
 
 
-def test_lost_server_is_reported_until_it_is_back(tabs):
-    server = Server(STORIES)
+def test_lost_server_is_reported_until_it_is_back(tabs, start):
+    server = start()
     tab = tabs(server)
     tab.expected_errors = "ERR_|Failed to load resource"
     tab.page.add_init_script(SLOW.replace("40", "200"))
     tab.open().send("Once upon a time")
     expect(tab.page.locator(".reply .t").nth(2)).to_be_visible()
-    port = server.url.rsplit(":", 1)[1]
-    server.stop()
+    server.stop(signal.SIGKILL)
     tab.page.click("#stop")
     tab.wait()
     tab.send("Then Tom came.")
@@ -518,42 +471,34 @@ def test_lost_server_is_reported_until_it_is_back(tabs):
     expect(tab.page.locator("#offline")).to_be_visible()
     tab.picture("offline")
     assert tab.users() == ["Once upon a time", "Then Tom came."]
-    server = Server(STORIES, "--port", port)
-    try:
-        expect(tab.page.locator("#offline")).to_be_hidden(timeout=LONG)
-        tab.page.get_by_role("button", name="Try again").click()
-        expect(tab.page.locator(".reply .t").nth(4)).to_be_visible()
-    finally:
-        server.stop()
+    start(ROOT / "models/stories.bin", "--port", server.port)
+    expect(tab.page.locator("#offline")).to_be_hidden(timeout=LONG)
+    tab.page.get_by_role("button", name="Try again").click()
+    expect(tab.page.locator(".reply .t").nth(4)).to_be_visible()
 
 
-def test_asks_for_the_api_key(tabs, tmp_path):
+def test_asks_for_the_api_key(tabs, start, tmp_path):
     (tmp_path / "keys").write_text("correct-horse-battery\n")
-    server = Server(STORIES, "--api-keys", tmp_path / "keys")
-    try:
-        tab = tabs(server)
-        tab.expected_errors = "status of 401"
-        tab.page.goto(tab.url)
+    tab = tabs(start(ROOT / "models/stories.bin", "--api-keys", tmp_path / "keys"))
+    tab.expected_errors = "status of 401"
+    tab.page.goto(tab.url)
+    expect(tab.page.locator("#key-dialog")).to_be_visible()
+    tab.picture("key")
+    for key in ["wrong-wrong-wrong-wrong", "correct-horse-battery"]:
         expect(tab.page.locator("#key-dialog")).to_be_visible()
-        tab.picture("key")
-        tab.page.fill("#key", "wrong-wrong-wrong-wrong")
+        tab.page.fill("#key", key)
         tab.page.keyboard.press("Enter")
-        expect(tab.page.locator("#key-dialog")).to_be_visible()
-        tab.page.fill("#key", "correct-horse-battery")
-        tab.page.keyboard.press("Enter")
-        expect(tab.page.locator("#model")).to_have_text("stories")
-        tab.send("Once upon a time")
-        tab.wait()
-        assert len(tab.replies()[0]) > 10
-        assert "correct" not in tab.page.evaluate("JSON.stringify(localStorage)")
-    finally:
-        server.stop()
+    expect(tab.page.locator("#model")).to_have_text("stories")
+    tab.send("Once upon a time")
+    tab.wait()
+    assert len(tab.replies()[0]) > 10
+    assert "correct" not in tab.page.evaluate("JSON.stringify(localStorage)")
 
 
 # ---- For everybody ----
 
-def test_works_at_360_pixels(tabs, server):
-    tab = tabs(server, width=360, height=740, has_touch=True).open()
+def test_works_at_360_pixels(tabs, stories):
+    tab = tabs(stories, width=360, height=740, has_touch=True).open()
     tab.picture("narrow-start")
     assert not tab.scrolls_sideways()
     tab.settings(max_tokens=30)
@@ -596,8 +541,9 @@ def test_keyboard_alone_is_enough(tab):
         }""")
         seen.append(focused[0])
         assert focused[1] or focused[0] == "", f"{focused} has no visible focus"
-    for stop in ["chats-button", "export-button", "compare-button", "settings-button", "theme-button", "new-chat", "edit0",
-                 "text", "copy0A", "again0A", "input", "send"]:
+    for stop in "chats export compare settings theme".split():
+        assert stop + "-button" in seen
+    for stop in "new-chat edit0 text copy0A again0A input send".split():
         assert stop in seen
     tab.page.focus("#compare-button")
     keys.press("Space")
@@ -617,9 +563,9 @@ def test_screen_readers_hear_sentences(tab):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_fault(tabs, server, scheme):
+def test_axe_finds_no_fault(tabs, stories, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    tab = tabs(server, color_scheme=scheme).open()
+    tab = tabs(stories, color_scheme=scheme).open()
     tab.page.click("#settings-button")
     tab.page.click("#compare-button")
 
@@ -640,16 +586,16 @@ def test_axe_finds_no_fault(tabs, server, scheme):
 
 # ---- A model that was trained to chat ----
 
-def test_chat_model_gets_all_messages(chat_server, tabs):
-    tab = tabs(chat_server).open()
+def test_chat_model_gets_all_messages(smollm, tabs):
+    tab = tabs(smollm).open()
     tab.settings(system="You reply in one short sentence.", max_tokens=24, seed=4)
     messages = [{"role": "system", "content": "You reply in one short sentence."}]
     for text in ["What is rain?", "And snow? ❄️"]:
         tab.send(text)
         tab.wait()
         messages.append({"role": "user", "content": text})
-        body = {"messages": messages, "seed": 4, "max_tokens": 24}
-        reply = chat_server.post("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+        body = {"messages": messages, "seed": 4, "max_tokens": 24, **DEFAULTS}
+        reply = smollm.json("/v1/chat/completions", body)["choices"][0]["message"]["content"]
         assert tab.replies()[-1] == reply
         messages.append({"role": "assistant", "content": reply})
     tab.page.locator(".reply .t").first.hover()
@@ -657,17 +603,17 @@ def test_chat_model_gets_all_messages(chat_server, tabs):
     tab.picture("chat-model")
 
 
-def test_stop_ends_the_reply_on_the_server(chat_server, tabs):
-    cancelled = chat_server.metric("cancelled_total")
-    tab = tabs(chat_server).open()
+def test_stop_ends_the_reply_on_the_server(smollm, tabs):
+    cancelled = smollm.figure("cancelled_total")
+    tab = tabs(smollm).open()
     tab.settings(temperature=1.2)
     tab.send("Write a long story of ten pages about a river, with many details.")
     expect(tab.page.locator(".reply .t").nth(2)).to_be_visible()
     tab.page.click("#stop")
     tab.wait()
     for _ in range(50):
-        if chat_server.metric("cancelled_total") > cancelled:
+        if smollm.figure("cancelled_total") > cancelled:
             break
         tab.page.wait_for_timeout(100)
-    assert chat_server.metric("cancelled_total") == cancelled + 1
-    assert chat_server.metric("running") == 0
+    assert smollm.figure("cancelled_total") == cancelled + 1
+    assert smollm.figure("running") == 0
