@@ -488,6 +488,8 @@ def test_asks_for_the_api_key(tabs, start, tmp_path):
         expect(tab.page.locator("#key-dialog")).to_be_visible()
         tab.page.fill("#key", key)
         tab.page.keyboard.press("Enter")
+        if key.startswith("wrong"):
+            expect(tab.page.locator("#key-problem")).to_be_visible()
     expect(tab.page.locator("#model")).to_have_text("stories")
     tab.send("Once upon a time")
     tab.wait()
