@@ -336,9 +336,9 @@ def test_reload_during_a_reply_keeps_what_has_arrived(tabs, stories):
     expect(tab.page.locator(".reply .t").nth(5)).to_be_visible()
     tab.page.reload()
     assert len(tab.replies()[0]) > 5
-    expect(tab.page.locator(".problem")).to_contain_text("The page was closed")
+    expect(tab.page.locator("#log .problem")).to_contain_text("The page was closed")
     tab.page.get_by_role("button", name="Try again").click()
-    expect(tab.page.locator(".problem")).to_have_count(0)
+    expect(tab.page.locator("#log .problem")).to_have_count(0)
     tab.page.click("#stop")
     tab.wait()
 
@@ -440,7 +440,7 @@ def test_failure_is_explained_and_can_be_repeated(tabs, stories, response, words
     tab.expected_errors = "Failed to load resource"
     tab.page.route("**/v1/completions", lambda route: route.fulfill(**response), times=1)
     tab.open().send("Once upon a time")
-    problem = tab.page.locator(".problem")
+    problem = tab.page.locator("#log .problem")
     expect(problem).to_have_text(re.compile(words))
     tab.picture(f"failure-{response.get('status', 'cut')}")
     assert tab.users() == ["Once upon a time"]
@@ -453,7 +453,7 @@ def test_failure_is_explained_and_can_be_repeated(tabs, stories, response, words
 def test_chat_longer_than_the_context_is_explained(tab):
     tab.expected_errors = "status of 400"
     tab.send("word " * 3000)
-    expect(tab.page.locator(".problem")).to_contain_text("longer than the model's context")
+    expect(tab.page.locator("#log .problem")).to_contain_text("longer than the model's context")
 
 
 def test_lost_server_is_reported_until_it_is_back(tabs, start):
@@ -467,7 +467,7 @@ def test_lost_server_is_reported_until_it_is_back(tabs, start):
     tab.page.click("#stop")
     tab.wait()
     tab.send("Then Tom came.")
-    expect(tab.page.locator(".problem")).to_contain_text("cannot be reached")
+    expect(tab.page.locator("#log .problem")).to_contain_text("cannot be reached")
     expect(tab.page.locator("#offline")).to_be_visible()
     tab.picture("offline")
     assert tab.users() == ["Once upon a time", "Then Tom came."]
