@@ -507,7 +507,8 @@ def test_works_at_360_pixels(tabs, stories):
     tab.send("Once upon a time " + "x" * 80)
     tab.wait()
     tab.page.locator(".reply .t").nth(8).tap()
-    expect(tab.page.locator("#card")).to_be_visible()
+    tab.page.wait_for_timeout(400)
+    expect(tab.page.locator("#card")).to_be_visible()  # it stays when the finger is lifted
     box = tab.page.locator("#card").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 360
     tab.picture("narrow-alternatives")
