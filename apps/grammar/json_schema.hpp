@@ -627,7 +627,7 @@ class SchemaReader {
     std::vector<PlaceId> different;
     for (PlaceId place : places) {
       for (int steps = 0; is_reference(place); steps++) {  // without other keywords
-        if (steps == kDeepest) return refuse(place, "$ref", {"the reference never ends"});
+        if (steps == kDeepest) return refuse(place, "$ref", {"the references never end, or are longer than ", kDeepest});
         if (!resolve(place, place)) return builder_.never();
       }
       const JsonValue& v = places_[place].value;
@@ -703,7 +703,7 @@ class SchemaReader {
     std::string bytes;
     for (size_t i = 0; i < token.size(); i++) {
       unsigned value = 0;
-      const bool hex = token[i] == '%' && i + 2 < token.size() + 0 && std::isxdigit(uint8_t(token[i + 1])) &&
+      const bool hex = token[i] == '%' && i + 2 < token.size() && std::isxdigit(uint8_t(token[i + 1])) &&
                        std::isxdigit(uint8_t(token[i + 2]));
       if (hex) std::from_chars(&token[i + 1], &token[i + 1] + 2, value, 16);
       bytes += hex ? char(value) : token[i];
@@ -741,16 +741,27 @@ class SchemaReader {
         refuse(place, key, {"this keyword is not supported"});
         return false;
       }
+    if (std::find(including_.begin(), including_.end(), place) != including_.end()) {
+      refuse(place, {"$ref and allOf lead back to this schema without end"});
+      return false;
+    }
     const Part part{place};
     if (std::find(parts.begin(), parts.end(), part) != parts.end()) return true;
     parts.push_back(part);
+    including_.push_back(place);
+    const bool good = gather_included(place, parts, depth + 1);
+    including_.pop_back();
+    return good;
+  }
+  bool gather_included(PlaceId place, Parts& parts, int depth) {
+    const JsonValue v = places_[place].value;
+    std::vector<PlaceId> included;
     if (!v.find("$ref").is(JsonKind::absent)) {
-      PlaceId target = 0;
-      if (!resolve(place, target) || !gather(target, parts, depth + 1)) return false;
+      included.emplace_back();
+      if (!resolve(place, included.back())) return false;
     }
-    const JsonValue list = v.find("allOf");
-    std::vector<PlaceId> elements;
-    return list.is(JsonKind::absent) || (elements_of(place, "allOf", elements) && gather(elements, parts, depth + 1));
+    if (!v.find("allOf").is(JsonKind::absent) && !elements_of(place, "allOf", included)) return false;
+    return gather(included, parts, depth);
   }
 
   // The schemas in the array of a keyword, which has at least one.
@@ -1222,6 +1233,7 @@ class SchemaReader {
   std::map<std::vector<PlaceId>, GrammarBuilder::Rule> rules_;
   std::vector<std::pair<GrammarBuilder::Rule, std::vector<PlaceId>>> pending_;  // to be compiled
   std::map<std::pair<int64_t, int64_t>, GrammarBuilder::Rule> lengths_;
+  std::vector<PlaceId> including_;  // of gather(): the schemas that include each other
   size_t compiled_ = 0;
   std::string error_;
 };

@@ -44,7 +44,7 @@ struct ResponseInfo {
   std::string fingerprint;  // identifies the model file and the settings that change its replies
   size_t prompt_tokens = 0;
   int64_t created = 0;           // Unix time
-  std::optional<uint64_t> seed;  // that was chosen for the request; none: it is not reported
+  std::optional<uint64_t> seed = {};  // that was chosen for the request; none: it is not reported
 };
 
 // ---- Log probabilities ----

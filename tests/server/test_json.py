@@ -151,7 +151,7 @@ def test_grammar(stories):
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"grammar": "root ::= other"}, "grammar"),
         ({"grammar": "root ::= ((("}, "grammar"),
-        ({"grammar": "root ::= " + '"a"{1000000}'}, "grammar"),
+        ({"grammar": "root ::= " + '"a"{2000000}'}, "grammar"),
     ],
 )
 def test_errors(stories, body, param):

@@ -49,9 +49,16 @@ class Client:
     def __init__(self, server):
         self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
 
-    def reply(self, body, path=TEXT):
+    def send(self, body, path):
         self.connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = self.connection.getresponse()
+        return self.connection.getresponse()
+
+    def reply(self, body, path=TEXT):
+        try:
+            response = self.send(body, path)
+        except (ConnectionError, http.client.RemoteDisconnected):  # it was idle for too long
+            self.connection.close()
+            response = self.send(body, path)
         data = response.read().decode()
         if response.status != 200:
             return response.status, data
