@@ -180,12 +180,13 @@ class Service {
   }
 
   void send_page(const HttpRequest&, HttpResponse& response) {
-    response.set_content(page(), "text/html; charset=utf-8");
-    response.set_header("Cache-Control", "no-cache");
+    std::random_device random;
+    std::string nonce;
+    for (int i = 0; i < 2; i++) nonce += openai::hex(uint64_t(random()) << 32 | random());
+    response.set_content(page(nonce), "text/html; charset=utf-8");
+    response.set_header("Cache-Control", "no-store");
     response.set_header("Referrer-Policy", "no-referrer");
-    response.set_header("Content-Security-Policy",
-                        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-                        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    response.set_header("Content-Security-Policy", page_policy(nonce));
   }
 
   void send_health(const HttpRequest&, HttpResponse& response) {
