@@ -1899,7 +1899,7 @@ inline bool Model::read() {
 inline bool check_fma(std::string& error) {
   const FloatMode mode;
   const volatile double a = 1 + 0x1p-52, b = -1 - 0x1p-51;         // a * a + b = 2^-104
-  const volatile float c = 1 + 0x1p-23f, d = 0x1p-24f - 0x1p-48f;  // c * d + c is just below the middle of two floats
+  const volatile float c = 1 + 0x1p-23f, d = 0x1p-24f - 0x1p-47f;  // c * d + c is just below the middle of two floats
   return (std::fma(a, a, b) == 0x1p-104 && std::fma(c, d, c) == c) ||
          set_error(error, "std::fma: expected one rounding, found two; use another C library, or compile with -mfma");
 }
