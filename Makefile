@@ -194,9 +194,13 @@ man/pocketllama.1: run
 
 VERSION := $(shell sed -n 's/.*kVersion = "\(.*\)";/\1/p' run.cpp)
 INSTALLED = bin/pocketllama lib/libpocketllama.so lib/libpocketllama.so.$(API_VERSION) lib/libpocketllama.a \
-  lib/pkgconfig/pocketllama.pc include/pocketllama.h include/pocketllama/run.cpp include/pocketllama/tokenizer.hpp \
+  lib/pkgconfig/pocketllama.pc lib/cmake/pocketllama/pocketllamaConfig.cmake \
+  lib/cmake/pocketllama/pocketllamaConfigVersion.cmake include/pocketllama.h include/pocketllama/run.cpp include/pocketllama/tokenizer.hpp \
   share/pocketllama/stories.bin share/man/man1/pocketllama.1
 TO = $(DESTDIR)$(PREFIX)
+# What CMake's configure_file() does.
+FILL = sed -e 's|@CMAKE_INSTALL_PREFIX@|$(PREFIX)|' -e 's|@PROJECT_VERSION@|$(VERSION)|' \
+  -e 's|@CMAKE_INSTALL_LIBDIR@|lib|' -e 's|@CMAKE_INSTALL_INCLUDEDIR@|include|'
 
 install: run man/pocketllama.1 lib
 	install -d $(sort $(dir $(addprefix $(TO)/,$(INSTALLED))))
@@ -204,8 +208,9 @@ install: run man/pocketllama.1 lib
 	install -m 755 $(LIBRARY).so.$(API_VERSION) $(TO)/lib
 	ln -sf libpocketllama.so.$(API_VERSION) $(TO)/lib/libpocketllama.so
 	install -m 644 $(LIBRARY).a $(TO)/lib
-	sed -e 's|@CMAKE_INSTALL_PREFIX@|$(PREFIX)|; s|@PROJECT_VERSION@|$(VERSION)|; s|@CMAKE_INSTALL_LIBDIR@|lib|' \
-	  -e 's|@CMAKE_INSTALL_INCLUDEDIR@|include|' apps/c/pocketllama.pc.in > $(TO)/lib/pkgconfig/pocketllama.pc
+	$(FILL) apps/c/pocketllama.pc.in > $(TO)/lib/pkgconfig/pocketllama.pc
+	install -m 644 apps/c/pocketllamaConfig.cmake $(TO)/lib/cmake/pocketllama
+	$(FILL) apps/c/pocketllamaConfigVersion.cmake.in > $(TO)/lib/cmake/pocketllama/pocketllamaConfigVersion.cmake
 	install -m 644 apps/c/pocketllama.h $(TO)/include
 	install -m 644 run.cpp tokenizer.hpp $(TO)/include/pocketllama
 	install -m 644 models/stories.bin $(TO)/share/pocketllama
@@ -213,7 +218,7 @@ install: run man/pocketllama.1 lib
 
 uninstall:
 	rm -f $(addprefix $(TO)/,$(INSTALLED))
-	rmdir $(TO)/include/pocketllama $(TO)/share/pocketllama 2>/dev/null || true
+	rmdir $(TO)/include/pocketllama $(TO)/share/pocketllama $(TO)/lib/cmake/pocketllama 2>/dev/null || true
 
 clean:
 	rm -rf run run-batch export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training $(LIBRARY).* man $(BUILD) build-*

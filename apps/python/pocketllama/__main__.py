@@ -25,7 +25,8 @@ def main() -> int:
             print(a.prompt, end="", flush=True)
             for text in pieces:
                 print(text, end="", flush=True)
-            print()
+            if sys.stdout.isatty():
+                print()
     except (Error, OSError, ValueError) as e:
         print(f"pocketllama: {e}", file=sys.stderr)
         return 1
