@@ -107,6 +107,7 @@ help:
 	@echo "make lib             build apps/c/libpocketllama.so and .a: the engine for C and other languages"
 	@echo "make demo            build, and tell a story with the model in models/"
 	@echo "make test            install what the tests require, and run all tests"
+	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
 	@echo "make sanitize        run all tests under ASan and UBSan, threaded ones under TSan"
 	@echo "make fuzz            build the fuzz targets of tests/fuzz/; requires clang"
@@ -137,6 +138,10 @@ test: all models/train apps/bench/bench lib setup
 
 setup:
 	tests/setup
+
+# Not part of `make test`: it installs packages of 1.2 GB.
+test-batch: batch export/convert
+	tests/batch/run
 
 test-arm: all
 	tests/aarch64
@@ -195,8 +200,8 @@ man/pocketllama.1: run
 VERSION := $(shell sed -n 's/.*kVersion = "\(.*\)";/\1/p' run.cpp)
 INSTALLED = bin/pocketllama lib/libpocketllama.so lib/libpocketllama.so.$(API_VERSION) lib/libpocketllama.a \
   lib/pkgconfig/pocketllama.pc lib/cmake/pocketllama/pocketllamaConfig.cmake \
-  lib/cmake/pocketllama/pocketllamaConfigVersion.cmake include/pocketllama.h include/pocketllama/run.cpp include/pocketllama/tokenizer.hpp \
-  share/pocketllama/stories.bin share/man/man1/pocketllama.1
+  lib/cmake/pocketllama/pocketllamaConfigVersion.cmake include/pocketllama.h include/pocketllama/run.cpp \
+  include/pocketllama/tokenizer.hpp share/pocketllama/stories.bin share/man/man1/pocketllama.1
 TO = $(DESTDIR)$(PREFIX)
 # What CMake's configure_file() does.
 FILL = sed -e 's|@CMAKE_INSTALL_PREFIX@|$(PREFIX)|' -e 's|@PROJECT_VERSION@|$(VERSION)|' \
@@ -221,7 +226,8 @@ uninstall:
 	rmdir $(TO)/include/pocketllama $(TO)/share/pocketllama $(TO)/lib/cmake/pocketllama 2>/dev/null || true
 
 clean:
-	rm -rf run run-batch export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training $(LIBRARY).* man $(BUILD) build-*
+	rm -rf run run-batch export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training $(LIBRARY).* \
+	  apps/python/build man $(BUILD) build-*
 
-.PHONY: all batch bench bench-kernels bench-training lib wheel-library fuzz fuzz-smoke help demo setup test test-arm sanitize sanitized \
-  install uninstall clean
+.PHONY: all batch bench bench-kernels bench-training lib wheel-library fuzz fuzz-smoke help demo setup test test-arm \
+  test-batch sanitize sanitized install uninstall clean

@@ -4,21 +4,23 @@ requests, and the same bytes as from one machine.
 
     ray_batch.py model.bin -i requests.jsonl -o results.jsonl --parts 8 --cpus 4
 
-Every machine needs the program and the model at the same path, and the file of requests is read by Ray: it may be local,
-or on S3, GCS or HDFS. A part that fails is repeated on another machine. Requires ray[data].
+Every machine needs the program and the model at the same path, and reads its part of the file of requests by fsspec: from
+a shared folder, S3, GCS or HDFS. If a machine is lost, its part is repeated; if run-batch fails, so does the job. Requires
+ray[data].
 """
 import argparse
 import os
 import subprocess
 
+import fsspec
 import ray
 
 
-def reply(batch, command):
-    """The results of some lines of requests."""
-    lines = "".join(line + "\n" for line in batch["text"])
-    done = subprocess.run(command, input=lines.encode(), stdout=subprocess.PIPE, check=True)
-    return {"text": done.stdout.decode().split("\n")[:-1]}
+def reply(part, url, command):
+    """The results of the lines of a file that begin in a part of its bytes."""
+    with fsspec.open(url, "rb") as file:
+        lines = fsspec.utils.read_block(file, part["offset"], part["bytes"], b"\n")
+    return {"results": subprocess.run(command, input=lines, stdout=subprocess.PIPE, check=True).stdout}
 
 
 def main():
@@ -33,13 +35,17 @@ def main():
     if os.path.exists(a.output):
         arguments.error(f"{a.output}: exists")
 
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    url = a.input if "://" in a.input else os.path.abspath(a.input)
+    files, path = fsspec.core.url_to_fs(url)
+    bounds = [files.size(path) * part // a.parts for part in range(a.parts + 1)]
+    parts = [{"offset": begin, "bytes": end - begin} for begin, end in zip(bounds, bounds[1:])]
     command = [a.program, a.model, "-i", "-", "-o", "-", "--quiet", "--threads", str(a.cpus)]
-    requests = ray.data.read_text(a.input).repartition(a.parts)
-    results = requests.map_batches(reply, fn_args=[command], batch_size=None, num_cpus=a.cpus)
-    with open(a.output + ".tmp", "w", encoding="utf-8", newline="\n") as file:
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    requests = ray.data.from_items(parts, override_num_blocks=a.parts)
+    results = requests.map(reply, fn_args=[url, command], num_cpus=a.cpus)
+    with open(a.output + ".tmp", "wb") as file:
         for row in results.iter_rows():
-            file.write(row["text"] + "\n")
+            file.write(row["results"])
     os.rename(a.output + ".tmp", a.output)
 
 

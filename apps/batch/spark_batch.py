@@ -24,7 +24,8 @@ def main():
     a = arguments.parse_args()
 
     command = [a.program, a.model, "-i", "-", "-o", "-", "--quiet", "--threads", str(a.threads)]
-    spark = SparkSession.builder.appName("run-batch").getOrCreate()
+    lines = ("spark.hadoop.textinputformat.record.delimiter", "\n")  # else \r ends a line too
+    spark = SparkSession.builder.appName("run-batch").config(*lines).getOrCreate()
     requests = spark.sparkContext.textFile(a.input, a.partitions)
     requests.pipe(shlex.join(command), checkCode=True).saveAsTextFile(a.output)
     spark.stop()

@@ -4,6 +4,7 @@
 #include "../../export/engine.hpp"
 
 #include "divergence.hpp"
+#include "draft_speed.hpp"
 #include "parallel.hpp"
 
 namespace {
@@ -12,7 +13,7 @@ using namespace pocket;
 using namespace pocket::bench;
 
 struct Arguments {
-  std::string model, threads, kernels, parallel, reference, file;
+  std::string model, threads, kernels, parallel, draft, reference, file;
   bool quick = false, json = false, worker = false, help = false;
   std::vector<int> thread_counts;         // parsed from `threads`
   std::vector<std::string> kernel_names;  // parsed from `kernels`
@@ -26,6 +27,8 @@ const Option<Arguments> kOptions[] = {
     {"", "--quick", "", "measure in a fraction of the time, less accurately", &Arguments::quick},
     {"", "--parallel", "LIST", "conversations in one pass, for example 1,2,4,8,16,32, compared with one",
      &Arguments::parallel},
+    {"", "--draft", "FILE", "texts with the guesses of this model, as of ./run --draft, compared with none",
+     &Arguments::draft},
     {"", "", "", "Quality"},
     {"", "--kl", "REFERENCE", "compare with this model, which has the same vocabulary, on the text of -f",
      &Arguments::reference},
@@ -33,7 +36,7 @@ const Option<Arguments> kOptions[] = {
     {"", "", "", "For scripts"},
     {"", "--json", "", "print one JSON object on stdout instead of tables", &Arguments::json},
     {"", "--worker", "",
-     "answer commands on stdin, one per line: prompt N, generate N (seconds), peak, expected N (bytes)",
+     "answer commands on stdin, one per line: prompt N, generate N, parallel N (seconds), peak, expected N (bytes)",
      &Arguments::worker},
     {"-h", "--help", "", "print this help", &Arguments::help},
 };
@@ -44,6 +47,7 @@ void print_help() {
       "  bench model.bin                            speed and memory; takes a minute or two\n"
       "  bench model.bin --threads 2 --kernel avx2  of one kernel set, with two threads\n"
       "  bench model.bin --parallel 1,2,4,8,16,32   of several conversations in one pass\n"
+      "  bench model.bin --draft small.bin          of texts with and without the guesses of a draft model\n"
       "  bench q4.bin --kl f32.bin -f text.txt      KL divergence, perplexity and top tokens of q4 compared with f32\n"
       "  bench model.bin --json > today.json        to compare measurements later\n\n"
       "  export/convert --random tinyllama-1.1b -o tl.bin     writes a model of a common size to measure\n\n"
@@ -81,6 +85,20 @@ std::vector<int> checked_conversations(const std::string& list) {
   return all;
 }
 
+/// Throws Failure for options that exclude each other.
+void check_mode(const Arguments& a) {
+  const bool quality = !a.reference.empty(),
+             one = a.threads.find(',') == std::string::npos && a.kernel_names.size() == 1;
+  const int modes = quality + !a.parallel.empty() + !a.draft.empty() + a.worker;
+  if (a.reference.empty() != a.file.empty())
+    throw Failure{2,
+                  a.file.empty() ? "--kl requires a text: -f FILE" : "-f requires a model to compare: --kl REFERENCE"};
+  if (a.quick && (quality || a.worker)) throw Failure{2, "--kl and --worker cannot be combined with --quick"};
+  if (modes > 1) throw Failure{2, "--kl, --parallel, --draft and --worker cannot be combined"};
+  if (modes > 0 && !one)
+    throw Failure{2, "--threads and --kernel: --kl, --parallel, --draft and --worker accept only one of each"};
+}
+
 Arguments parse(int argc, char** argv) {
   Arguments a;
   parse_options(argc, argv, kOptions, "compare two with --kl", a);
@@ -90,16 +108,7 @@ Arguments parse(int argc, char** argv) {
   a.thread_counts = checked_threads(a.threads);
   a.kernel_names = checked_kernels(a.kernels);
   a.conversations = checked_conversations(a.parallel);
-  const bool one = a.threads.find(',') == std::string::npos && a.kernel_names.size() == 1;
-  if (a.reference.empty() != a.file.empty())
-    throw Failure{2,
-                  a.file.empty() ? "--kl requires a text: -f FILE" : "-f requires a model to compare: --kl REFERENCE"};
-  if (!a.reference.empty() && (a.quick || a.worker))
-    throw Failure{2, "--kl cannot be combined with --quick or --worker"};
-  if (!a.parallel.empty() && (!a.reference.empty() || a.worker))
-    throw Failure{2, "--parallel cannot be combined with --kl or --worker"};
-  if ((!a.reference.empty() || a.worker || !a.parallel.empty()) && !one)
-    throw Failure{2, "--threads and --kernel: --kl, --parallel and --worker accept only one of each"};
+  check_mode(a);
   return a;
 }
 
@@ -267,7 +276,7 @@ void print_table(const Arguments& a, const Divergence& d) {
   std::printf("  same top token  %.2f%%\n", d.same_top_share() * 100);
 }
 
-/// With --kl, --parallel and --worker, which use one kernel set and number of threads.
+/// With --kl, --parallel, --draft and --worker, which use one kernel set and number of threads.
 SessionOptions session_options(const Arguments& a) {
   SessionOptions options;
   options.threads = a.threads.empty() ? 0 : a.thread_counts[0];
@@ -308,6 +317,35 @@ void measure_parallel(const Arguments& a) {
         json_object({{"model", json(a.model)}, {"cpu", json(cpu_name())}, {"parallel", json_array(list)}}).c_str());
 }
 
+// ---- A draft model ----
+
+void measure_draft(const Arguments& a) {
+  const std::vector<DraftSpeed> speeds = DraftTest(a.model, a.draft, session_options(a), a.quick).run();
+  std::vector<std::string> list;
+  if (!a.json)
+    std::printf("temperature   tok/s without   with draft   with / without   guesses   right   tokens per pass\n");
+  for (const DraftSpeed& s : speeds) {
+    if (!a.json)
+      std::printf("%11g %15.1f %12.1f %16.2f %9zu %7zu %17.2f\n", double(s.temperature), s.plain_tok_s(),
+                  s.draft_tok_s(), s.ratio(), s.proposed, s.accepted, s.tokens_per_pass());
+    list.push_back(json_object({{"temperature", json(double(s.temperature))},
+                                {"texts", json(double(s.texts))},
+                                {"tokens", json(double(s.tokens))},
+                                {"tok_s", json(s.plain_tok_s())},
+                                {"draft_tok_s", json(s.draft_tok_s())},
+                                {"ratio", json(s.ratio())},
+                                {"proposed", json(double(s.proposed))},
+                                {"accepted", json(double(s.accepted))},
+                                {"tokens_per_pass", json(s.tokens_per_pass())}}));
+  }
+  if (a.json)
+    std::printf("%s\n", json_object({{"model", json(a.model)},
+                                     {"draft_model", json(a.draft)},
+                                     {"cpu", json(cpu_name())},
+                                     {"draft", json_array(list)}})
+                            .c_str());
+}
+
 void dispatch(const Arguments& a) {
   if (a.help)
     print_help();
@@ -317,6 +355,8 @@ void dispatch(const Arguments& a) {
     measure_quality(a);
   else if (!a.parallel.empty())
     measure_parallel(a);
+  else if (!a.draft.empty())
+    measure_draft(a);
   else
     measure_speed(a);
 }

@@ -1,9 +1,7 @@
 // parallel.hpp: the speed of several conversations in one pass, compared with one conversation and with prompts.
 #pragma once
 
-#include <memory>
-#include <vector>
-
+#include "conversations.hpp"
 #include "speed.hpp"
 
 namespace pocket::bench {
@@ -41,48 +39,6 @@ class ParallelTest {
   }
 
  private:
-  /// Sessions that share a workspace, with the same tokens.
-  struct Conversations {
-    Workspace workspace;
-    std::vector<std::unique_ptr<Session>> sessions;
-    std::vector<int> ids;
-    const int depth;
-
-    Conversations(const Model& model, const SessionOptions& options, int n, int depth_of_all)
-        : workspace(model, options), depth(depth_of_all) {
-      if (!workspace.error.empty()) throw Failure{1, workspace.error};
-      for (int i = 0; i < std::max(depth, n); i++) ids.push_back((i * 7919 + 1) % model.vocab_size());
-      for (int i = 0; i < n; i++) {
-        sessions.push_back(std::make_unique<Session>(workspace, options));
-        Session& s = *sessions.back();
-        if (!s.error.empty()) throw Failure{1, s.error};
-        const bool good =
-            depth == 0 || (i == 0 ? s.forward(ids.data(), size_t(depth)) != nullptr : s.fork(*sessions[0], depth));
-        if (!good) throw Failure{1, s.error};
-      }
-    }
-    /// Seconds of a pass with a token of each of the first n sessions.
-    double pass(int n) {
-      stop_if_interrupted();
-      std::vector<Step> steps;
-      for (int i = 0; i < n; i++) steps.push_back({sessions[size_t(i)].get(), &ids[size_t(i)], 1});
-      const double start = seconds();
-      if (!workspace.forward(steps.data(), steps.size())) throw Failure{1, sessions[0]->error};
-      const double taken = seconds() - start;
-      for (int i = 0; i < n; i++) sessions[size_t(i)]->rewind(depth);
-      return taken;
-    }
-    /// Seconds of a prompt of n tokens.
-    double prompt(int n) {
-      stop_if_interrupted();
-      const double start = seconds();
-      if (!sessions[0]->forward(ids.data(), size_t(n))) throw Failure{1, sessions[0]->error};
-      const double taken = seconds() - start;
-      sessions[0]->rewind(depth);
-      return taken;
-    }
-  };
-
   /// Tokens per second of work(n), which takes n tokens. Short work is repeated.
   template <class F> double rate(int n, const F& work) const {
     double taken = 0, tokens = 0;
@@ -96,7 +52,7 @@ class ParallelTest {
     std::vector<std::vector<double>> speeds(conversations_.size()), to_one(speeds), to_prompt(speeds);
     for (int round = 0; round < effort_.rounds; round++) {
       progress_("conversations at depth " + std::to_string(depth));
-      const auto pass = [&](int n) { return all.pass(n); };
+      const auto pass = [&](int n) { return all.generate(n, 1); };
       const auto prompt = [&](int n) { return all.prompt(n); };
       for (size_t i = 0; i < conversations_.size(); i++) {
         const int n = conversations_[i];

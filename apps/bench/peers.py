@@ -3,12 +3,16 @@
 
   apps/bench/peers.py                        random weights of TinyLlama-1.1B's shape: q4 here, Q4_0 in llama.cpp
   apps/bench/peers.py model.bin model.gguf   two files of the same model
+  apps/bench/peers.py --parallel 1,8,32      several conversations in one pass
 
 Requires make, make bench, and a Python with llama-cpp-python; numpy and gguf as well, to write the random models. Each
 engine runs in a separate process that answers commands, one per line (see apps/bench/worker.hpp). Each round measures
 the engines in turns, and the ratios are medians over the rounds. llama.cpp is measured with and without flash
 attention; the better setting counts. Its memory excludes that of Python, its time to the first token excludes the start
 of Python, and it does not sample tokens.
+
+--parallel measures each number of conversations as llama.cpp's llama-batched-bench -npp 32 -ntg 32 -npl N does: each has
+a prompt of 32 tokens of its own, and then 32 passes with a token of each are counted. Neither engine samples.
 """
 
 import argparse
@@ -23,6 +27,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 BENCH = os.path.join(ROOT, "apps", "bench", "bench")
 CONVERT = os.path.join(ROOT, "export", "convert")
 SHAPE = "tinyllama-1.1b"
+PARALLEL_TOKENS = 32  # of each conversation, before and while it is measured; as in apps/bench/worker.hpp
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pocketllama-peers")
 
 
@@ -61,7 +66,7 @@ def memory(field):
 class Llama:
     """A model and a context of llama.cpp, through the low-level interface of llama-cpp-python."""
 
-    def __init__(self, api, path, threads, context, flash):
+    def __init__(self, api, path, threads, context, flash, sequences):
         self.api = api
         self.quiet = api.llama_log_callback(lambda level, text, data: None)
         api.llama_log_set(self.quiet, None)
@@ -71,6 +76,7 @@ class Llama:
             raise Failure(f"{path}: llama.cpp cannot load it")
         params = api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, min(context, 512), min(context, 512)
+        params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads
         if hasattr(params, "flash_attn_type"):
             params.flash_attn_type = 1 if flash else 0
@@ -81,6 +87,8 @@ class Llama:
             raise Failure(f"{path}: llama.cpp cannot create a context of {context} tokens")
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.position = 0
+        self.batch = api.llama_batch_init(max(sequences, PARALLEL_TOKENS), 0, 1)
+        self.sequences = 0  # that have a prompt, for parallel()
 
     def feed(self, n):
         tokens = (self.api.llama_token * n)(*((i + 1) * 7919 % self.vocab_size for i in range(n)))
@@ -110,19 +118,45 @@ class Llama:
         return taken
 
 
+    def feed_sequences(self, tokens):
+        """Processes [(sequence, position, has logits)] in one batch."""
+        batch = self.batch
+        batch.n_tokens = len(tokens)
+        for i, (sequence, position, logits) in enumerate(tokens):
+            batch.token[i], batch.pos[i] = (sequence + position + 1) * 7919 % self.vocab_size, position
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, sequence, logits
+        if self.api.llama_decode(self.context, batch) != 0:
+            raise Failure(f"llama.cpp failed with {len(tokens)} tokens in a batch")
+        self.api.llama_synchronize(self.context)
+
+    def parallel(self, n):
+        depth = PARALLEL_TOKENS
+        for sequence in range(self.sequences, n):
+            self.feed_sequences([(sequence, i, i == depth - 1) for i in range(depth)])
+        self.sequences = max(self.sequences, n)
+        start = time.perf_counter()
+        for position in range(depth, 2 * depth):
+            self.feed_sequences([(sequence, position, True) for sequence in range(n)])
+        taken = time.perf_counter() - start
+        for sequence in range(n):
+            self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), sequence, depth, -1)
+        return taken
+
+
 def serve_commands(args):
     """Answers the commands on stdin like bench --worker. The line "ready" ends the start of Python."""
     import llama_cpp  # only here: the comparing process does not need it
 
     before = memory("VmRSS")
     print("ready", flush=True)
-    llama = Llama(llama_cpp, args.models[0], args.threads, args.context, args.flash)
+    llama = Llama(llama_cpp, args.models[0], args.threads, args.context, args.flash, args.sequences)
     for line in sys.stdin:
         verb, *count = line.split()
         if verb == "peak":
             print(memory("VmHWM") - before, flush=True)
         else:
-            print({"prompt": llama.prompt, "generate": llama.generate}[verb](int(count[0])), flush=True)
+            commands = {"prompt": llama.prompt, "generate": llama.generate, "parallel": llama.parallel}
+            print(commands[verb](int(count[0])), flush=True)
 
 
 # ---- Controlling worker processes ----
@@ -170,8 +204,9 @@ class Engines:
     def ours(self):
         return Worker("pocketllama", [BENCH, "--worker", self.ours_file, "--threads", self.threads])
 
-    def theirs(self, flash, context):
-        options = ["--threads", self.threads, "--context", str(context)] + (["--flash"] if flash else [])
+    def theirs(self, flash, context, sequences=1):
+        options = ["--threads", self.threads, "--context", str(context), "--sequences", str(sequences)]
+        options += ["--flash"] if flash else []
         worker = Worker("llama.cpp", [sys.executable, __file__, "--worker", self.theirs_file] + options)
         worker.read()  # ready
         worker.started = time.perf_counter()
@@ -199,13 +234,13 @@ def compare(ours, theirs, better, unit):
 
 
 def speed(workers, command, tokens, rounds):
-    """Tokens per second of each worker, in turns. workers: ours, {setting: theirs}."""
+    """Tokens per second of each worker, in turns. workers: ours, {setting: theirs}. tokens: of a command."""
     ours, theirs = workers
     found, peers = [], {setting: [] for setting in theirs}
     for _ in range(rounds):
-        found.append(tokens / ours.ask(f"{command} {tokens}"))
+        found.append(tokens / ours.ask(command))
         for setting, worker in theirs.items():
-            peers[setting].append(tokens / worker.ask(f"{command} {tokens}"))
+            peers[setting].append(tokens / worker.ask(command))
     return compare(found, peers, max, "tok/s")
 
 
@@ -218,13 +253,26 @@ def measure_speed(engines, args, depth):
         progress("generating at depth 0")
         for worker in everyone:
             worker.ask("prompt 1")
-        rows["generating at depth 0"] = speed(workers, "generate", tokens, args.rounds)
+        rows["generating at depth 0"] = speed(workers, f"generate {tokens}", tokens, args.rounds)
         progress(f"prompt of {prompt}")
-        rows[f"prompt of {prompt}"] = speed(workers, "prompt", prompt, max(1, args.rounds // 2))
+        rows[f"prompt of {prompt}"] = speed(workers, f"prompt {prompt}", prompt, max(1, args.rounds // 2))
         progress(f"generating at depth {depth}")
         for worker in everyone:
             worker.ask(f"prompt {depth}")
-        rows[f"generating at depth {depth}"] = speed(workers, "generate", tokens, args.rounds)
+        rows[f"generating at depth {depth}"] = speed(workers, f"generate {tokens}", tokens, args.rounds)
+    return rows
+
+
+def measure_parallel(engines, args):
+    rows, most = {}, max(args.parallel)
+    context = 2 * PARALLEL_TOKENS * most
+    with engines.ours() as ours, engines.theirs(True, context, most) as on, engines.theirs(False, context, most) as off:
+        for worker in (ours, on, off):
+            worker.ask(f"parallel {most}")  # processes the prompts of all conversations
+        for n in args.parallel:
+            progress(f"{n} conversations")
+            workers = ours, {"flash attention": on, "no flash attention": off}
+            rows[f"{n} conversations"] = speed(workers, f"parallel {n}", n * PARALLEL_TOKENS, args.rounds)
     return rows
 
 
@@ -371,6 +419,10 @@ def whole(low, high):
     return parse
 
 
+def whole_list(low, high):
+    return lambda text: [whole(low, high)(item) for item in text.split(",")]
+
+
 class Parser(argparse.ArgumentParser):
     """argparse itself ignores failed writes, and prints arguments unfiltered."""
 
@@ -389,10 +441,14 @@ def parse_arguments():
     parser.add_argument("--context", type=whole(64, 1 << 22), default=2048, help="context of each engine [2048]")
     parser.add_argument("--rounds", type=whole(1, 1000), default=7, help="rounds of measuring in turns [7]")
     parser.add_argument("--tokens", type=whole(1, 100000), default=16, help="tokens per measurement of generation [16]")
+    parser.add_argument(
+        "--parallel", type=whole_list(1, 128), metavar="LIST", help="conversations in one pass, for example 1,2,4,8,16,32"
+    )
     parser.add_argument("--cache", default=CACHE, metavar="FOLDER", help="folder of the random models [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout instead of a table")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--flash", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--sequences", type=whole(1, 128), default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if len(args.models) not in ((1,) if args.worker else (0, 2)):
         parser.error("expected a model.bin and a model.gguf, or no models")
@@ -411,7 +467,11 @@ def main():
                 raise Failure(f"{program} does not exist; run {target}")
         ours, theirs = args.models or random_models(args.cache)
         engines, depth = Engines(ours, theirs, args.threads), args.context * 1900 // 2048
-        rows = measure_load(engines, args) | measure_memory(engines, args, depth) | measure_speed(engines, args, depth)
+        if args.parallel:
+            rows = measure_parallel(engines, args)
+        else:
+            rows = measure_load(engines, args) | measure_memory(engines, args, depth)
+            rows |= measure_speed(engines, args, depth)
         if args.json:
             write(json.dumps({"threads": args.threads, "rows": rows}) + "\n")
         else:

@@ -3,6 +3,8 @@
 //
 //     prompt N      reset the session, process N tokens and choose the next one; seconds
 //     generate N    generate N more tokens, then rewind; seconds
+//     parallel N    generate 32 tokens each in N conversations that share the passes, after 32 tokens each, then rewind;
+//                   seconds, without the first 32 tokens (as llama-batched-bench -npp 32 -ntg 32 -npl N measures)
 //     peak          peak resident memory so far; bytes
 //     expected N    memory predicted by memory_of() for N tokens; bytes
 //
@@ -13,6 +15,7 @@
 #include <sys/wait.h>
 
 #include "../cli/process_memory.hpp"
+#include "conversations.hpp"
 #include "text_model.hpp"
 
 extern char** environ;
@@ -65,11 +68,14 @@ class Meter {
   int next_ = 0;
 };
 
+inline constexpr int kParallelTokens = 32;  // of each conversation of `parallel N`, before and while it is measured
+
 /// The worker process: answers the commands on stdin until it ends. Throws Failure.
 inline void serve_commands(const std::string& file, const SessionOptions& options) {
   const TextModel opened(file);
   const size_t base = cli::resident_memory();  // the program and the tokenizer
   Meter meter(opened.model, options);
+  std::unique_ptr<Conversations> conversations;
   char line[64], verb[16];
   while (std::fgets(line, sizeof line, stdin)) {
     line[std::strcspn(line, "\n")] = 0;
@@ -80,14 +86,18 @@ inline void serve_commands(const std::string& file, const SessionOptions& option
       answer = meter.prompt(n);
     } else if (command == "generate" && n > 0) {
       answer = meter.generate(n);
+    } else if (command == "parallel" && n > 0 && n <= kChunk) {
+      if (!conversations || conversations->size() < n)
+        conversations = std::make_unique<Conversations>(opened.model, options, n, kParallelTokens);
+      answer = conversations->generate(n, kParallelTokens);
     } else if (command == "peak") {
       answer = double(cli::peak_memory());
     } else if (command == "expected" && n > 0) {
       answer = double(base);
       for (const MemoryItem& item : memory_of(opened.model, options, n)) answer += double(item.bytes);
     } else {
-      throw Failure{2,
-                    std::string("--worker: expected prompt N, generate N, peak or expected N, found '") + line + "'"};
+      throw Failure{2, std::string("--worker: expected prompt N, generate N, parallel N, peak or expected N, found '") +
+                           line + "'"};
     }
     std::printf("%f\n", answer);
     if (std::fflush(stdout) != 0) throw Failure{1, std::string("standard output: ") + std::strerror(errno)};

@@ -8,14 +8,15 @@
  *     pocket_session_free(session);
  *     pocket_model_free(model);
  *
- * Errors. A function that fails returns NULL or a negative number, and pocket_error() has the reason. A null handle makes
- * a function fail and keeps the reason of the failure before, so that a chain of calls may be checked once, as above.
+ * Errors. A function that fails returns NULL or a negative number, and pocket_error() has the reason. A null handle
+ * makes a function fail and keeps the reason of the failure before, so that a chain of calls may be checked once, as
+ * above.
  *
  * Ownership. Each pocket_..._new, _open and _fork has its _free, which accepts NULL. A session keeps its model open, so
  * that they may be freed in any order. The library copies all texts and ids that it receives. Texts are UTF-8.
  *
- * Threads. Any number of threads may use a model. A session belongs to one thread at a time, except for pocket_cancel().
- * Sessions that use the same model at the same time do not affect each other.
+ * Threads. Any number of threads may use a model. A session belongs to one thread at a time, except for
+ * pocket_cancel(). Sessions that use the same model at the same time do not affect each other.
  *
  * The same model, tokens, options and seed give the same text on every machine, for any number of threads.
  */
@@ -104,8 +105,8 @@ typedef struct pocket_options {
   int32_t kv_f32;  /* 1: keys and values as float32; 0: int8, unless the weights are float32 */
 } pocket_options;
 
-/* Starts an empty session. options: NULL for the defaults. Memory is used as the context fills. Returns NULL on failure:
- * an option out of range, or out of memory. */
+/* Starts an empty session. options: NULL for the defaults. Memory is used as the context fills. Returns NULL on
+ * failure: an option out of range, or out of memory. */
 POCKET_API pocket_session* pocket_session_new(pocket_model* model, const pocket_options* options);
 
 /* Returns an independent copy of a session: its tokens, KV cache and sampling state. NULL on failure. */
@@ -130,18 +131,18 @@ typedef struct pocket_sampling {
  * -1 if a value is out of range. */
 POCKET_API int pocket_set_sampling(pocket_session* session, const pocket_sampling* sampling);
 
-/* Appends n tokens. Returns the number of tokens of the session, or -1 on failure: an id outside the vocabulary, or more
- * tokens than the context has room for. Nothing is appended then. */
+/* Appends n tokens. Returns the number of tokens of the session, or -1 on failure: an id outside the vocabulary, or
+ * more tokens than the context has room for. Nothing is appended then. */
 POCKET_API int pocket_append(pocket_session* session, const int32_t* ids, int n);
 
 /* Encodes and appends a text; at the start of the session with the token that starts a text, if the model uses one.
  * Returns as pocket_append(). */
 POCKET_API int pocket_append_text(pocket_session* session, const char* text);
 
-/* Appends a turn of a chat by the model's template: the end of the last reply, the message, and the beginning of the next
- * reply, which pocket_generate() writes. The first turn of a session includes the system prompt (NULL or "": that of the
- * template, if it has one); later turns ignore it. Returns as pocket_append(); fails also if the model has no chat
- * template, or if the template does not take the system prompt. */
+/* Appends a turn of a chat by the model's template: the end of the last reply, the message, and the beginning of the
+ * next reply, which pocket_generate() writes. The first turn of a session includes the system prompt (NULL or "": that
+ * of the template, if it has one); later turns ignore it. Returns as pocket_append(); fails also if the model has no
+ * chat template, or if the template does not take the system prompt. */
 POCKET_API int pocket_append_message(pocket_session* session, const char* system, const char* message);
 
 /* Processes at most n of the appended tokens; n <= 0: all. Not required: it divides the time that a long text takes, to
@@ -160,8 +161,8 @@ POCKET_API const float* pocket_logits(pocket_session* session);
  * memory, cancelled, an empty session of a model without a token that starts a text. */
 POCKET_API int pocket_next(pocket_session* session, int32_t* id, const char** text, size_t* bytes);
 
-/* Receives what pocket_next() stores. Returns 0 to continue, or another number to stop. It must return, not jump, and may
- * use this session only to call pocket_cancel() and pocket_position(). */
+/* Receives what pocket_next() stores. Returns 0 to continue, or another number to stop. It must return, not jump, and
+ * may use this session only to call pocket_cancel() and pocket_position(). */
 typedef int (*pocket_on_text)(const char* text, size_t bytes, int32_t id, void* user);
 
 /* Calls pocket_next() up to n times; n <= 0: until the end of the text. on_text may be NULL. `user` is passed to it.

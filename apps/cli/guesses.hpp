@@ -3,26 +3,11 @@
 
 #include <optional>
 
-#include "draft.hpp"
+#include "draft_model.hpp"
 #include "job.hpp"
 #include "lookup.hpp"
 
 namespace pocket::cli {
-
-// A small model for --draft, with the tokenizer of the large one.
-class DraftModel {
- public:
-  // Throws Failure.
-  explicit DraftModel(const Job& job) {
-    const std::string& path = job.args.draft;
-    if (!model.open(path.c_str(), job.args.load())) throw Failure{1, "--draft: " + model.error};
-    const ModelFile& large = job.model->file();
-    if (model.vocab_size() != job.model->vocab_size() || model.tokenizer_bytes() != large.tokenizer_bytes())
-      throw Failure{1, "--draft: " + path + ": expected the vocabulary of " + job.args.model +
-                           ", found another; models/train --teacher " + job.args.model + " makes a model with it"};
-  }
-  Model model;
-};
 
 // Guesses for a growing text: of --lookup where the text repeats itself, else of --draft.
 class Guesses {
@@ -31,12 +16,10 @@ class Guesses {
   Guesses(const Job& job, const std::vector<int>& text) {
     if (job.args.lookup) lookup_.emplace(text, seconds);
     if (job.args.draft.empty()) return;
-    model_.emplace(job);
+    model_.emplace(job.args.draft, job.args.load(), *job.model, job.args.model);
     SessionOptions options = session_options(job.args);
-    options.context = std::min(options.context > 0 ? options.context : job.model->trained_context(),
-                               model_->model.config.max_seq_len);
-    draft_.emplace(model_->model, options, text, seconds);
-    if (!draft_->error().empty()) throw Failure{1, "--draft: " + draft_->error()};
+    if (options.context == 0) options.context = job.model->trained_context();
+    draft_ = model_->start(options, text);
   }
 
   // For generate(); null without these options. pick: the sampler of the text.
@@ -73,7 +56,7 @@ class Guesses {
  private:
   std::optional<Lookup> lookup_;
   std::optional<DraftModel> model_;
-  std::optional<Draft> draft_;
+  std::unique_ptr<Draft> draft_;
 };
 
 }  // namespace pocket::cli

@@ -74,7 +74,8 @@ TEST_F(Bench, HelpListsTheOptions) {
   const ProgramResult r = bench({"--help"});
   EXPECT_EQ(r.status, 0);
   EXPECT_EQ(r.err, "");
-  for (const char* word : {"--threads", "--kernel", "--quick", "--json", "--kl", "-f", "--worker", "export/convert"})
+  for (const char* word : {"--threads", "--kernel", "--quick", "--json", "--kl", "-f", "--worker", "--parallel",
+                           "--draft", "export/convert"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
@@ -94,6 +95,8 @@ TEST_F(Bench, RejectsWrongUsage) {
   expect_failure(2, {m, "--kl", m, "-f", m, "--quick"}, {"--kl", "--quick"});
   expect_failure(2, {m, "--kl", m, "-f", m, "--threads", "1,2"}, {"one of each"});
   expect_failure(2, {m, "--worker", "--kernel", "scalar,scalar"}, {"one of each"});
+  expect_failure(2, {m, "--draft", m, "--threads", "1,2"}, {"one of each"});
+  expect_failure(2, {m, "--draft", m, "--parallel", "2"}, {"--draft", "cannot be combined"});
   expect_failure(1, {folder->file("none.bin")}, {"none.bin", "No such file"});
   expect_failure(1, {folder->write("text.bin", "not a model")}, {"text.bin", "magic"});
 }
@@ -201,23 +204,24 @@ TEST_F(Bench, InterruptPrintsNoTable) {
 
 TEST_F(Bench, WorkerAnswersEachCommand) {
   ProgramOptions options;
-  options.input = "prompt 4\ngenerate 3\ngenerate 252\npeak\nexpected 8\nexpected 256\nprompt 256\n";
+  options.input =
+      "prompt 4\ngenerate 3\ngenerate 252\npeak\nexpected 8\nexpected 256\nprompt 256\nparallel 3\nparallel 1\n";
   const std::vector<std::string> args = {"--worker", file("tiny-", "q4"), "--threads", "1", "--kernel", "scalar"};
   const ProgramResult r = bench(args, options);
   EXPECT_EQ(r.status, 0) << r.err;
   std::istringstream answers(r.out);
   const std::vector<double> n{std::istream_iterator<double>(answers), {}};
-  ASSERT_EQ(n.size(), 7u) << r.out;
-  for (const double seconds : {n[0], n[1], n[2], n[6]}) EXPECT_TRUE(seconds > 0 && seconds < 60) << seconds;
+  ASSERT_EQ(n.size(), 9u) << r.out;
+  for (const double seconds : {n[0], n[1], n[2], n[6], n[7], n[8]}) EXPECT_TRUE(seconds > 0 && seconds < 60) << seconds;
   EXPECT_LT(n[1], n[2]);
   EXPECT_GT(n[3], 1e6);
   EXPECT_LT(n[4], n[5]);  // by the keys and values of 248 tokens
 
-  for (const char* command : {"dance 1", "prompt", "prompt 0", "generate -1", "prompt x"}) {
+  for (const char* command : {"dance 1", "prompt", "prompt 0", "generate -1", "prompt x", "parallel 129"}) {
     options.input = command + std::string("\n");
     const ProgramResult refused = bench(args, options);
     EXPECT_EQ(refused.status, 2);
-    EXPECT_EQ(refused.err, "bench: --worker: expected prompt N, generate N, peak or expected N, found '" +
+    EXPECT_EQ(refused.err, "bench: --worker: expected prompt N, generate N, parallel N, peak or expected N, found '" +
                                std::string(command) + "'\n");
   }
   options.input = "prompt 257\n";
@@ -402,6 +406,29 @@ TEST_F(Bench, MeasuresSeveralConversations) {
   EXPECT_GT(found["parallel"][2]["depth"], found["parallel"][0]["depth"]);
   EXPECT_NE(bench({file("tiny-", "q4"), "--parallel", "2", "--quick"}).out.find("conversations"), std::string::npos);
   for (const char* bad : {"0", "129", "2,", "x"}) EXPECT_EQ(bench({file("tiny-", "q4"), "--parallel", bad}).status, 2);
+}
+
+// The draft is the model itself, or the same random weights in another type.
+TEST_F(Bench, MeasuresADraftModel) {
+  const std::string m = file("tiny-", "f32");
+  for (const std::string& small : {m, file("tiny-", "q4")}) {
+    const json found = object({m, "--draft", small, "--quick", "--threads", "1"});
+    EXPECT_EQ(found["draft_model"], small);
+    ASSERT_EQ(found["draft"].size(), 2u) << "two temperatures";
+    EXPECT_EQ(found["draft"][0]["temperature"], 0);
+    for (const json& speed : found["draft"]) {
+      EXPECT_EQ(speed["texts"], 8);
+      expect_within(speed["tokens"], 1, 8 * 23, "tokens");
+      const double tokens = speed["tokens"], proposed = speed["proposed"], accepted = speed["accepted"];
+      EXPECT_LE(accepted, proposed);
+      expect_within(speed["tok_s"], 1, 1e9, "tok_s");
+      EXPECT_NEAR(speed["ratio"], double(speed["draft_tok_s"]) / double(speed["tok_s"]), 1e-6 * double(speed["ratio"]));
+      EXPECT_NEAR(speed["tokens_per_pass"], tokens / (tokens - accepted), 1e-6);
+    }
+  }
+  EXPECT_NE(bench({m, "--draft", m, "--quick"}).out.find("tokens per pass"), std::string::npos);
+  expect_failure(1, {m, "--draft", file("kl-", "q4")}, {"--draft", "expected the vocabulary of"});
+  expect_failure(1, {m, "--draft", folder->file("none.bin")}, {"--draft", "No such file"});
 }
 
 }  // namespace bench_test
