@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Runs run-batch on the machines of a Ray cluster: each gets a part of the requests. The results are in the order of the
-requests, and the same bytes as from one machine.
+"""Runs run-batch on the machines of a Ray cluster: each gets a part of the requests. The results are in the order of
+the requests, and the same bytes as from one machine.
 
     ray_batch.py model.bin -i requests.jsonl -o results.jsonl --parts 8 --cpus 4
 
-Every machine needs the program and the model at the same path, and reads its part of the file of requests by fsspec: from
-a shared folder, S3, GCS or HDFS. If a machine is lost, its part is repeated; if run-batch fails, so does the job. Requires
-ray[data].
+Every machine needs the program and the model at the same path, and reads its part of the file of requests by fsspec:
+from a shared folder, S3, GCS or HDFS. If a machine is lost, its part is repeated; if run-batch fails, so does the job.
+Requires ray[data].
 """
 import argparse
 import os

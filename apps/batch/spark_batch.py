@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Runs run-batch on the machines of a Spark cluster: each partition of the requests is piped through it. The results, one
-file per partition, are in the order of the requests, and together the same bytes as from one machine.
+"""Runs run-batch on the machines of a Spark cluster: each partition of the requests is piped through it. The results,
+one file per partition, are in the order of the requests, and together the same bytes as from one machine.
 
     spark-submit spark_batch.py model.bin -i requests.jsonl -o results --partitions 8 --threads 4
 

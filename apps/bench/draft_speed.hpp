@@ -1,5 +1,5 @@
-// draft_speed.hpp: the speed at which a model generates texts with the guesses of a draft model, compared with its speed
-// without them.
+// draft_speed.hpp: the speed at which a model generates texts with the guesses of a draft model, compared with
+// its speed without them.
 #pragma once
 
 #include "../cli/draft_model.hpp"
@@ -100,7 +100,8 @@ class DraftTest {
     return speed;
   }
 
-  /// Generates the text of a prompt as ./run does: the draft starts anew, and processes the prompt after its first token.
+  /// Generates the text of a prompt as ./run does: the draft starts anew, and processes the prompt after its first
+  /// token.
   Text write(size_t number, float temperature, bool with_draft) {
     const std::vector<int>& prompt = prompts_[number];
     Text text;

@@ -11,8 +11,8 @@ the engines in turns, and the ratios are medians over the rounds. llama.cpp is m
 attention; the better setting counts. Its memory excludes that of Python, its time to the first token excludes the start
 of Python, and it does not sample tokens.
 
---parallel measures each number of conversations as llama.cpp's llama-batched-bench -npp 32 -ntg 32 -npl N does: each has
-a prompt of 32 tokens of its own, and then 32 passes with a token of each are counted. Neither engine samples.
+--parallel measures each number of conversations as llama.cpp's llama-batched-bench -npp 32 -ntg 32 -npl N does: each
+has a prompt of 32 tokens of its own, and then 32 passes with a token of each are counted. Neither engine samples.
 """
 
 import argparse
@@ -442,7 +442,7 @@ def parse_arguments():
     parser.add_argument("--rounds", type=whole(1, 1000), default=7, help="rounds of measuring in turns [7]")
     parser.add_argument("--tokens", type=whole(1, 100000), default=16, help="tokens per measurement of generation [16]")
     parser.add_argument(
-        "--parallel", type=whole_list(1, 128), metavar="LIST", help="conversations in one pass, for example 1,2,4,8,16,32"
+        "--parallel", type=whole_list(1, 128), metavar="LIST", help="conversations in one pass, for example 1,8,32"
     )
     parser.add_argument("--cache", default=CACHE, metavar="FOLDER", help="folder of the random models [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout instead of a table")

@@ -3,8 +3,8 @@
 //
 //     prompt N      reset the session, process N tokens and choose the next one; seconds
 //     generate N    generate N more tokens, then rewind; seconds
-//     parallel N    generate 32 tokens each in N conversations that share the passes, after 32 tokens each, then rewind;
-//                   seconds, without the first 32 tokens (as llama-batched-bench -npp 32 -ntg 32 -npl N measures)
+//     parallel N    generate 32 tokens each in N conversations that share the passes, after 32 tokens each, then
+//                   rewind; seconds, without the first 32 tokens (llama-batched-bench -npp 32 -ntg 32 -npl N)
 //     peak          peak resident memory so far; bytes
 //     expected N    memory predicted by memory_of() for N tokens; bytes
 //
