@@ -335,13 +335,17 @@ class GrammarBuilder {
     return e;
   }
 
-  // A rule that define() completes. name: for messages, with its place in the source.
+  // A rule that define() completes. name: for messages, with its place in the source; begin() may give it later.
   Rule add_rule(std::string name) {
     rules_.push_back({std::move(name), 0, false});
     return Rule(rules_.size() - 1);
   }
   // The expressions that follow belong to this rule; for messages.
   void begin(Rule rule) { current_ = rule; }
+  void begin(Rule rule, std::string name) {
+    rules_[rule].name = std::move(name);
+    current_ = rule;
+  }
   bool is_call(Expr e) const { return expressions_[e].kind == Kind::call; }
   void define(Rule rule, Expr body) {
     rules_[rule].body = body;
@@ -727,11 +731,15 @@ class GbnfReader {
 
   // ---- Characters ----
 
-  // "NAME:LINE:COLUMN", columns in bytes.
-  std::string place(size_t at) const {
-    const std::string_view before = text_.substr(0, at);
-    const size_t line = size_t(std::count(before.begin(), before.end(), '\n')) + 1, start = before.rfind('\n') + 1;
-    return text_of({name_, ":", line, ":", at - start + 1});
+  // "NAME:LINE:COLUMN", columns in bytes. Lines are counted once if places follow each other.
+  std::string place(size_t at) {
+    if (at < counted_) counted_ = line_start_ = line_ = 0;
+    for (; counted_ < at; counted_++)
+      if (text_[counted_] == '\n') {
+        line_++;
+        line_start_ = counted_ + 1;
+      }
+    return text_of({name_, ":", line_ + 1, ":", at - line_start_ + 1});
   }
   bool expected(Message what, size_t at) {
     std::string found = "the end";
@@ -794,7 +802,7 @@ class GbnfReader {
 
   GrammarBuilder::Rule rule_of(std::string_view name, size_t at) {
     const auto [it, is_new] = rules_.emplace(std::string(name), Name{0, at});
-    if (is_new) it->second.rule = builder_.add_rule(text_of({place(at), ": rule '", name, "'"}));
+    if (is_new) it->second.rule = builder_.add_rule("");
     return it->second.rule;
   }
 
@@ -807,7 +815,7 @@ class GbnfReader {
     const GrammarBuilder::Rule rule = rule_of(name, start);
     if (builder_.defined(rule)) return fail(error_, {place(start), ": rule '", name, "' is defined twice"});
     skip(true);
-    builder_.begin(rule);
+    builder_.begin(rule, text_of({place(start), ": rule '", name, "'"}));
     Expr body;
     if (!read_alternatives(0, body)) return false;
     builder_.define(rule, body);
@@ -976,6 +984,7 @@ class GbnfReader {
   const std::string& name_;
   std::string_view text_;
   size_t at_ = 0, undefined_ = SIZE_MAX;
+  size_t counted_ = 0, line_ = 0, line_start_ = 0;  // of place(): the last one
   std::unordered_map<std::string, Name> rules_;
   GrammarBuilder builder_;
   std::string error_;

@@ -562,7 +562,7 @@ class SchemaReader {
 
   enum Type : unsigned { null = 1, boolean = 2, integer = 4, fraction = 8, string = 16, array = 32, object = 64, all = 127 };
 
-  static constexpr size_t kMostSchemas = 1 << 14;  // with those that combinations repeat
+  static constexpr size_t kMostSchemas = 1 << 12;  // with those that combinations repeat
   static constexpr size_t kMostParts = 64;         // of a combination
   static constexpr size_t kMostAlternatives = 256; // of oneOf, which are compared with each other
   static constexpr uint32_t kMostPrefixItems = 256;
