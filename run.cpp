@@ -52,10 +52,8 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
-#if defined(__linux__)
 #include <sys/syscall.h>
-#endif
+#include <unistd.h>
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -741,7 +739,7 @@ struct Kernels {
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
   void (*gemv_q4)(const PanelProduct& p);        // few tokens: reads the weights in place, which unpacks them again ...
-  int few_tokens;                                // ... for every four tokens. Up to so many it is faster
+  int few_tokens;                                // ... for every few of them. Up to so many it is faster
   void (*dot)(const BlockProduct& p);            // many tokens
   void (*matmul_packed)(const PanelProduct& p);  // many tokens, in tiles of 16; q4 or q8, x.packed
 };
@@ -1617,18 +1615,15 @@ struct TensorSpec {
   int rows, cols;
 };
 // A tensor of a layer, by its name in Layer.
-struct LayerTensor {
-  const char* name;
+struct LayerTensor : TensorSpec {
   Tensor Layer::*tensor;
-  Layout layout;
-  int rows, cols;
 };
-// The tensors that every layer of a model has, in the order of the file.
+// The tensors that every layer has, in the order of the file.
 inline std::vector<LayerTensor> layer_tensors(const Config& c) {
   std::vector<LayerTensor> all;
   const auto add = [&](bool exists, const char* name, Tensor Layer::*tensor, int rows, int cols = 0) {
-    if (exists && cols == 0) all.push_back({name, tensor, Layout::vector, 1, rows});
-    if (exists && cols > 0) all.push_back({name, tensor, Layout::panels, rows, cols});
+    if (exists && cols == 0) all.push_back({{name, Layout::vector, 1, rows}, tensor});
+    if (exists && cols > 0) all.push_back({{name, Layout::panels, rows, cols}, tensor});
   };
   add(true, "attention_norm", &Layer::attention_norm, c.dim);
   add(true, "wq", &Layer::wq, c.q_dim(), c.dim);
@@ -2697,17 +2692,16 @@ struct Dpbusd {
     return _mm256_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
   }
 };
-// Four panels, `step` panels from one to the next, times one token.
-POCKET_AVX512 inline void gemv_q4_panels(const Tensor& w, int first, int step, const Activations& x, float* y) {
-  constexpr int P = 4;
-  const size_t panel = panel_bytes(Type::q4, w.cols), stride = panel * step, scales_at = code_bytes(Type::q4, w.cols);
-  const uint8_t* panels = w.data + first * panel;
-  const __m512i table = _mm512_broadcast_i32x4(_mm_add_epi8(load<__m128i>(w.codebook), _mm_set1_epi8(64)));
+// P panels, `step` panels from one to the next, times T tokens.
+template <int P, int T> POCKET_AVX512 inline void gemv_q4_panels(const PanelProduct& m, int first, int step) {
+  const size_t panel = panel_bytes(Type::q4, m.w.cols), stride = panel * step, scales = code_bytes(Type::q4, m.w.cols);
+  const uint8_t* panels = m.w.data + first * panel;
+  const __m512i table = _mm512_broadcast_i32x4(_mm_add_epi8(load<__m128i>(m.w.codebook), _mm_set1_epi8(64)));
   const __m512i low = _mm512_set1_epi8(15);
-  __m512 acc[P] = {};
-  for (int g = 0; g < x.cols / kGroup; g++) {
-    __m512i sum[P];
-    POCKET_FOR (p, P) sum[p] = _mm512_set1_epi32(-64 * x.sum[g]);
+  __m512 acc[P][T] = {};
+  for (int g = 0; g < m.x.cols / kGroup; g++) {
+    __m512i sum[P][T];
+    POCKET_FOR (i, P * T) sum[i / T][i % T] = _mm512_set1_epi32(-64 * m.x.token(i % T).sum[g]);
     for (int v = 4 * g; v < 4 * g + 4; v++)
       POCKET_FOR (p, P) {
         const uint8_t* codes = panels + p * stride + size_t(v) * 64;
@@ -2715,23 +2709,36 @@ POCKET_AVX512 inline void gemv_q4_panels(const Tensor& w, int first, int step, c
         const __m512i pair = _mm512_loadu_si512(codes);
         const __m512i w0 = _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low)),
                       w1 = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pair, 4), low));
-        sum[p] = _mm512_dpbusd_epi32(sum[p], w0, _mm512_set1_epi32(load<int32_t>(x.q + 8 * v)));
-        sum[p] = _mm512_dpbusd_epi32(sum[p], w1, _mm512_set1_epi32(load<int32_t>(x.q + 8 * v + 4)));
+        POCKET_FOR (t, T) {
+          sum[p][t] = _mm512_dpbusd_epi32(sum[p][t], w0, _mm512_set1_epi32(load<int32_t>(m.x.token(t).q + 8 * v)));
+          sum[p][t] = _mm512_dpbusd_epi32(sum[p][t], w1, _mm512_set1_epi32(load<int32_t>(m.x.token(t).q + 8 * v + 4)));
+        }
       }
     POCKET_FOR (p, P) {
-      const __m512 m = scales_q4(panels + p * stride + scales_at + g / 2 * 16, g & 1);
-      acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[p]), _mm512_mul_ps(m, _mm512_set1_ps(x.scale[g])), acc[p]);
+      const __m512 rows = scales_q4(panels + p * stride + scales + g / 2 * 16, g & 1);
+      POCKET_FOR (t, T)
+        acc[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[p][t]),
+                                    _mm512_mul_ps(rows, _mm512_set1_ps(m.x.token(t).scale[g])), acc[p][t]);
     }
   }
   POCKET_FOR (p, P) {
     const __m512 row_scales = _mm512_loadu_ps(panels + p * stride + panel - kPanelRows * sizeof(float));
-    _mm512_storeu_ps(y + (first + p * step) * kPanelRows, _mm512_mul_ps(acc[p], row_scales));
+    float* y = m.y + (first + p * step) * kPanelRows;
+    POCKET_FOR (t, T) _mm512_storeu_ps(y + t * m.ldy, _mm512_mul_ps(acc[p][t], row_scales));
   }
+}
+// The first T tokens, or all if there are fewer.
+template <int T> POCKET_AVX512 inline void gemv_q4_tokens(const PanelProduct& m) {
+  if (T > 2 && m.n < T) return gemv_q4_tokens<std::max(T - 1, 2)>(m);
+  for (int p = m.first; p < m.first + m.count; p++) gemv_q4_panels<1, T>(m, p, 1);
 }
 // For a single stream, half a register at a time was measured faster than whole ones.
 POCKET_AVX512 inline void gemv_q4(const PanelProduct& m) {
-  const int quarter = m.n == 1 && reads_four_streams() ? m.count / 4 : 0;
-  for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels(m.w, p, quarter, m.x, m.y);
+  constexpr int T = kFewTokens;
+  if (m.n > T) gemv_q4({m.w, m.first, m.count, m.x.token(T), m.n - T, m.y + T * m.ldy, m.ldy});
+  if (m.n > 1) return gemv_q4_tokens<T>(m);
+  const int quarter = reads_four_streams() ? m.count / 4 : 0;
+  for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels<4, 1>(m, p, quarter);
   avx2::gemv_q4_any<Dpbusd>({m.w, m.first + 4 * quarter, m.count - 4 * quarter, m.x, m.n, m.y, m.ldy});
 }
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
@@ -2791,13 +2798,11 @@ namespace amx {
 // The bits of kRound, 16 rows of 16: adding an integer below 2^22, such as the sum of a group, to them gives exactly
 // the float kRound + that integer.
 static_assert(kGroup * 128 * 127 < 1 << 22);
-struct Start {
-  alignas(64) uint32_t bits[16 * kPanelRows] = {};
-  constexpr Start() {
-    for (uint32_t& b : bits) b = 0x4b400000;
-  }
-};
-inline constexpr Start kStart;
+alignas(64) inline constexpr auto kStart = [] {
+  std::array<uint32_t, 16 * kPanelRows> bits = {};
+  for (uint32_t& b : bits) b = 0x4b400000;
+  return bits;
+}();
 struct Tiles {
   // Tiles 0 to 3 hold sums (16 tokens, 16 int32), 4 and 5 activations (16 tokens, 32 bytes), 6 and 7 weights (8, 64
   // bytes), of two groups each. There are two sets of sums, so that two products can be in flight.
@@ -2818,7 +2823,7 @@ struct Tiles {
     asm volatile(
         "tilezero %%tmm%c3\n tileloadd (%0,%1,1), %%tmm4\n tdpbssd %%tmm6, %%tmm4, %%tmm%c3\n"
         "tileloadd (%2,%1,1), %%tmm%c4\n tileloadd 32(%0,%1,1), %%tmm5\n tdpbssd %%tmm7, %%tmm5, %%tmm%c4" ::"r"(x),
-        "r"(size_t(64)), "r"(kStart.bits), "i"(2 * odd), "i"(2 * odd + 1)
+        "r"(size_t(64)), "r"(kStart.data()), "i"(2 * odd), "i"(2 * odd + 1)
         : "memory");
   }
   // Their sums: (2 groups, 16 tokens, 16 rows).
@@ -2861,35 +2866,35 @@ template <Type type> struct Block {
   }
 };
 // One panel times n tokens, added to acc (n padded to 16, 16). While a product is in flight, the previous one is added
-// and the next weights are unpacked.
+// and weights are unpacked two blocks before a tile loads them, when their stores are complete.
 template <class T, Type type>
 POCKET_AVX512 inline void multiply_panel(const Tensor& w, const uint8_t* panel, const Activations& x, int n,
                                          float* acc) {
   const int tiles = round_up(n, 16) / 16, blocks = x.cols / 64;
   const size_t block_bytes = packed_bytes(n, 64);
-  Block<type> block[2];
+  Block<type> block[3];
   alignas(64) int32_t sums[2][2 * 16 * kPanelRows];
   int odd = 0;
   block[0].read(w, panel, 0);
   T::weights(block[0].codes);
   T::template multiply<0>(x.packed);
-  if (blocks > 1) block[1].read(w, panel, 1);
+  for (int b = 1; b < std::min(3, blocks); b++) block[b].read(w, panel, b);
   for (int b = 0; b < blocks; b++) {
     const uint8_t* q = x.packed + b * block_bytes;
     const float* scale0 = reinterpret_cast<const float*>(q + size_t(tiles) * 16 * 64);
     const float* scale1 = scale0 + 16 * tiles;
-    const __m512 m[2] = {_mm512_load_ps(block[b & 1].scales), _mm512_load_ps(block[b & 1].scales + kPanelRows)};
+    const __m512 m[2] = {_mm512_load_ps(block[b % 3].scales), _mm512_load_ps(block[b % 3].scales + kPanelRows)};
     float* a = acc;
     for (int t = 0; t < tiles; t++, odd ^= 1, scale0 += 16, scale1 += 16, a += 16 * kPanelRows) {
       const uint8_t* next = t + 1 < tiles ? q + (t + 1) * 16 * 64 : q + block_bytes;
-      if (t + 1 == tiles && b + 1 < blocks) T::weights(block[(b + 1) & 1].codes);
+      if (t + 1 == tiles && b + 1 < blocks) T::weights(block[(b + 1) % 3].codes);
       if (t + 1 < tiles || b + 1 < blocks) odd ? T::template multiply<0>(next) : T::template multiply<1>(next);
       int32_t* s = sums[odd];
       odd ? T::template store<1>(s) : T::template store<0>(s);
       asm("" : "+r"(s), "+r"(scale0), "+r"(scale1), "+r"(a));  // one register each: addresses that are sums cost more
       add_groups(s, m, scale0, scale1, a);
     }
-    if (b + 2 < blocks) block[b & 1].read(w, panel, b + 2);
+    if (b + 3 < blocks) block[b % 3].read(w, panel, b + 3);
   }
 }
 template <class T> POCKET_AVX512 inline void matmul_packed(const PanelProduct& m) {
@@ -3220,9 +3225,8 @@ double number(const Option& o, double low, double high, bool whole = true) {
   std::snprintf(range, sizeof range, "%s from %g to %g", whole ? "a whole number" : "a number", low, high);
   throw Failure{2, concat(*o.letter ? o.letter : o.name, ": expected ", range, ", found '", o.text, "'")};
 }
-// Sets the options. Returns the name of the model.
 std::string parse(int argc, char** argv) {
-  std::string model;
+  std::string model;  // its file
   for (int i = 1; i < argc; i++) {
     const std::string word = argv[i];
     const auto named = [&](const Option& o) { return word == o.letter || word == o.name; };
@@ -3231,8 +3235,7 @@ std::string parse(int argc, char** argv) {
     if (known && ++i == argc) throw Failure{2, word + " requires a value: " + o->value};
     if (option && !known) throw Failure{2, word + ": no such option; see --help"};
     if (!option && !model.empty())
-      throw Failure{
-          2, concat("'", word, "': one model only, already given as '", model, "'; put the text in quotes after -i")};
+      throw Failure{2, concat("'", word, "': one model only, found '", model, "' before; quote the text after -i")};
     (known ? o->text : model) = argv[i];
   }
   if (model.empty()) throw Failure{2, "no model given; try: run model.bin -i \"Once upon a time\""};
@@ -3249,7 +3252,7 @@ void execute(const std::string& path) {
   if (options[seed].text.empty()) options[seed].text = std::to_string(uint64_t(now) % 1000000);
   Sampler pick({float(number(options[temperature], 0, 100, false)), float(number(options[top_p], 0, 1, false)),
                 uint64_t(number(options[seed], 0, 9007199254740992.0))});
-  const int limit = int(number(options[tokens], 0, 1e9));
+  const int limit = int(number(options[tokens], 0, 1e9)), n = limit > 0 ? limit : std::numeric_limits<int>::max();
   const int n_threads = options[threads].text.empty() ? 0 : int(number(options[threads], 1, 256));
   Model model;
   Tokenizer tokenizer;
@@ -3257,8 +3260,7 @@ void execute(const std::string& path) {
   if (!tokenizer.load(model.tokenizer_bytes())) throw Failure{1, path + ": " + tokenizer.error};
   std::vector<int> ids = ids_of(tokenizer, options[prompt].text);
   if (ids.empty() && tokenizer.bos() >= 0) ids.push_back(tokenizer.bos());
-  if (ids.empty())
-    throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};
+  if (ids.empty()) throw Failure{2, "the prompt is empty, and this model has no BOS token; give a prompt with -i"};
   Session session(model, {0, n_threads, KvType::automatic, nullptr});
   if (!session.error.empty()) throw Failure{1, session.error};
   std::signal(SIGBUS, [](int) {
@@ -3267,17 +3269,15 @@ void execute(const std::string& path) {
     _exit(1);
   });
   Tokenizer::Stream stream(tokenizer);
-  for (int id : ids) print(printed_text(tokenizer, stream, id));
-  size_t new_tokens = 0;
-  const auto on_token = [&](int id) {
-    new_tokens++;
+  size_t printed = 0;  // tokens
+  const auto print_token = [&](int id) {
     print(printed_text(tokenizer, stream, id));
-    return true;
+    return ++printed > 0;
   };
-  const int n = limit > 0 ? limit : std::numeric_limits<int>::max();
-  if (!generate(session, pick, ids, n, model.stop_ids, on_token)) throw Failure{1, session.error};
+  for (int id : ids) print_token(id);
+  if (!generate(session, pick, ids, n, model.stop_ids, print_token)) throw Failure{1, session.error};
   print(printed_rest(stream) + (isatty(1) ? "\n" : ""));
-  std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %s\n", ids.size(), new_tokens,
+  std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %s\n", ids.size(), printed - ids.size(),
                session.kernel(), session.threads(), options[seed].text.c_str());
 }
 }  // namespace

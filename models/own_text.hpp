@@ -1,10 +1,11 @@
 // own_text.hpp: a model writes text for its draft to learn from: the text that it will write when the draft proposes.
 //
-//     chat model   the opening of its chat template; as the message, what the model writes there; then its reply. The
-//                  replies have temperatures 0, 0.3, 0.6 and 0.9 in turn, since a draft serves all of them
+//     chat model   the opening of its chat template; as the message, what the model writes there, or after one of the
+//                  given beginnings of messages; then its reply. The replies have temperatures 0, 0.3, 0.6 and 0.9 in
+//                  turn, since a draft serves all of them
 //     other model  a text from its beginning (BOS), at temperatures 0.7 to 1
 //
-// Text i depends only on the model, the seed and i: the file is the same for any number of threads and interruptions.
+// Text i depends only on the model, the beginnings, the seed and i: the file is the same for any number of threads and interruptions.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "../export/program.hpp"
+#include "messages.hpp"
 #include "own_text_file.hpp"
 #include "progress_line.hpp"
 
@@ -26,8 +28,8 @@ class TextSource {
  public:
   static constexpr int kLongestText = 512, kLongestMessage = 128;  // tokens
 
-  // Throws Failure if the chat template is invalid.
-  TextSource(const Model& model, const Tokenizer& tokenizer, uint64_t seed)
+  // messages: only for a chat model. Throws Failure if the chat template is invalid, or a message too long.
+  TextSource(const Model& model, const Tokenizer& tokenizer, uint64_t seed, const Messages& messages = {})
       : model(model), tokenizer(tokenizer), longest(std::min(kLongestText, model.config.max_seq_len)), seed_(seed) {
     if (!chat_.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, chat_.error};
     if (chat_.known())
@@ -37,6 +39,15 @@ class TextSource {
     for (const auto slot : {ChatTemplate::kUserSuffix, ChatTemplate::kReplyPrefix})
       message_end_.insert(message_end_.end(), chat_.slot[slot].begin(), chat_.slot[slot].end());
     if (opening_.empty()) opening_.push_back(std::max(0, tokenizer.eos()));
+    if (messages.lines.empty()) return;
+    if (!chat()) throw Failure{2, "--messages: requires a chat model as the teacher"};
+    for (const std::string& line : messages.lines) {
+      beginnings_.push_back(encode_(line, false));
+      if (const size_t n = beginnings_.back().size(); n >= size_t(std::min(kLongestMessage, longest / 2)))
+        throw Failure{1, messages.path + ": expected messages of fewer than " +
+                             std::to_string(std::min(kLongestMessage, longest / 2)) + " tokens, found " +
+                             std::to_string(n) + " in '" + line.substr(0, 40) + "'"};
+    }
   }
 
   TextSource(const TextSource&) = delete;
@@ -48,6 +59,12 @@ class TextSource {
 
   bool chat() const { return chat_.known(); }
   const std::vector<int>& opening() const { return opening_; }
+  // How the message of a text begins; empty: as the model likes.
+  std::vector<int> beginning(int64_t number) const {
+    if (beginnings_.empty()) return {};
+    uint64_t state = seed_ - uint64_t(number) - 1;  // sampler() counts upwards
+    return beginnings_[next_random(state) % beginnings_.size()];
+  }
   bool ends(int id) const {
     return id == tokenizer.eos() || std::find(chat_.stop_ids.begin(), chat_.stop_ids.end(), id) != chat_.stop_ids.end();
   }
@@ -74,6 +91,7 @@ class TextSource {
   ChatTemplate chat_;
   ChatTemplate::Parts message_end_;
   std::vector<int> opening_;
+  std::vector<std::vector<int>> beginnings_;  // of messages
   uint64_t seed_;
 };
 
@@ -113,8 +131,12 @@ class TextInProgress {
         writes_message_(source.chat()),
         pick_(source.sampler(number, writes_message_)) {
     give(source.opening());
-    next_ = {next_.back()};
-    if (!session.error.empty() || !session.fork(opening, int(text.size()) - 1)) throw Failure{1, session.error};
+    const int known = int(text.size()) - 1;
+    if (!session.error.empty() || !session.fork(opening, known)) throw Failure{1, session.error};
+    std::vector<int> ids = source.beginning(number);
+    ids.insert(ids.begin(), text.back().id);
+    text.pop_back();
+    give(ids);
   }
 
   const int64_t number;
@@ -191,7 +213,7 @@ class OwnTextWriter {
 
   // Throws Failure.
   void write(int64_t tokens) {
-    for (const OwnText& text : file_.texts) written_ += int64_t(text.size());
+    written_ = file_.count_tokens();
     started_ = int64_t(file_.texts.size());
     if (written_ >= tokens) return;
     if (!workspace_.error.empty()) throw Failure{1, workspace_.error};

@@ -1,6 +1,6 @@
 // own_text_file.hpp: texts that a model has written itself, with its probabilities: what a draft model learns from.
 //
-//     header   magic "PKOWNTXT", version, vocabulary size, checksum of the model, seed                        32 bytes
+//     header   magic "PKOWNTXT", version, vocabulary size, checksum of the model, seed, hash of the messages  40 bytes
 //     texts    number of tokens n (uint32), size of the tokens in bytes (uint32), n tokens, XXH64 of all before
 //     a token  id (uint32), number of candidates (uint8), and for each its id (uint32) and probability (uint16, / 65535)
 //
@@ -31,7 +31,7 @@ struct OwnToken {
 using OwnText = std::vector<OwnToken>;
 
 inline constexpr char kOwnTextMagic[8] = {'P', 'K', 'O', 'W', 'N', 'T', 'X', 'T'};
-inline constexpr uint32_t kOwnTextVersion = 1;
+inline constexpr uint32_t kOwnTextVersion = 2;
 inline constexpr size_t kMostCandidates = 16;
 
 // The nearest probability that the file can hold.
@@ -42,6 +42,7 @@ struct OwnTextSource {
   int vocab_size = 0;
   uint64_t model = 0;  // checksum of the model file
   uint64_t seed = 0;
+  uint64_t messages = 0;  // Messages::hash
 };
 
 namespace own_text_detail {
@@ -53,6 +54,7 @@ inline std::string header_bytes(const OwnTextSource& source) {
   out.put(uint32_t(source.vocab_size));
   out.put(source.model);
   out.put(source.seed);
+  out.put(source.messages);
   return out.bytes;
 }
 
@@ -123,6 +125,7 @@ class OwnTextFile {
     source.vocab_size = int(in.get<uint32_t>());
     source.model = in.get<uint64_t>();
     source.seed = in.get<uint64_t>();
+    source.messages = in.get<uint64_t>();
     if (!in.ok) return refuse("header: truncated");
     if (source.model != expected.model || source.vocab_size != expected.vocab_size)
       return refuse("is the text of another model; give another --own-text");
@@ -149,6 +152,12 @@ class OwnTextFile {
     if (file_ < 0) return refuse(std::strerror(errno));
     if (flock(file_, LOCK_EX | LOCK_NB) != 0) return refuse("is in use by another process");
     return ftruncate(file_, off_t(size_)) == 0 || refuse(std::strerror(errno));
+  }
+
+  int64_t count_tokens() const {
+    int64_t count = 0;
+    for (const OwnText& text : texts) count += int64_t(text.size());
+    return count;
   }
 
   // The number of texts that have so many tokens, or all of them.

@@ -252,7 +252,7 @@ struct Window {
   std::vector<int> first;    // (T): the first position that each attends to: the beginning of its text
 
   // Of text that a teacher wrote, else empty:
-  std::vector<Candidates> likely = {};  // (T): what the teacher may write next, with its probabilities; empty: not counted
+  std::vector<Candidates> likely = {};  // (T): what the teacher may write next, with probabilities; empty: not counted
   std::vector<int> likeliest = {};      // (T): its first choice; -1: not counted
 };
 

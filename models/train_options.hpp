@@ -21,7 +21,7 @@ struct TrainOptions {
   int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 0, vocab = 0;
   int patch = 0, local_dim = 0, local_layers = 0, local_hidden = 0;
   int steps = 0, batch = 16, every = 0, threads = 0;
-  std::string lora_targets, teacher, own_text;
+  std::string lora_targets, teacher, own_text, messages;
   int lora_rank = 0, own_tokens = 1000000;
   float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = -1, temperature = 1;
   bool instruct = false, resume = false, help = false;
@@ -95,6 +95,8 @@ inline const Option<TrainOptions> kTrainOptions[] = {
     {"", "--own-text", "FILE", "file of that text, which is continued if it exists [OUTPUT.own]",
      &TrainOptions::own_text},
     {"", "--own-tokens", "N", "tokens of that text [1000000]", &TrainOptions::own_tokens, 1000, 1e9},
+    {"", "--messages", "FILE", "beginnings of messages, one per line, which a chat model completes and replies to",
+     &TrainOptions::messages},
     {"", "", "", "While it runs"},
     {"", "--valid", "FILE", "validation text [the last fiftieth of the stories, which are not trained on]",
      &TrainOptions::valid},
@@ -193,7 +195,7 @@ inline void check_teacher_options(const TrainOptions& o, const std::vector<std::
 
 inline void check_draft_options(const TrainOptions& o, const std::vector<std::string>& given) {
   for (const std::string& name : given) {
-    if (!o.draft() && is_one_of(name, {"--own-text", "--own-tokens"}))
+    if (!o.draft() && is_one_of(name, {"--own-text", "--own-tokens", "--messages"}))
       throw Failure{2, name + ": is only valid with --teacher and without a text"};
     if (o.draft() && is_one_of(name, {"--tokenizer", "--init", "--instruct", "--valid", "--temperature"}))
       throw Failure{2, name + ": is not valid without a text"};

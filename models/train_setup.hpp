@@ -24,7 +24,7 @@ class TrainingSetup {
   // Reads the texts and sets up a new training, or the training of the checkpoint.
   void prepare() {
     const std::vector<std::string> outputs = {o.output, o.checkpoint, o.loss_table(), o.loss_chart()};
-    check_not_input(outputs, {o.model, o.valid, o.init, o.teacher, o.tokenizer, o.own_text});
+    check_not_input(outputs, {o.model, o.valid, o.init, o.teacher, o.tokenizer, o.own_text, o.messages});
     if (std::find(outputs.begin(), outputs.end(), o.own_text) != outputs.end())
       throw Failure{2, "--own-text: expected another file than those of the draft, found " + o.own_text};
     if (o.draft()) open_teacher();
@@ -132,12 +132,19 @@ class TrainingSetup {
   // The text of a new draft: what the file has, and as much as is missing.
   void write_own_text() {
     std::string error;
+    Messages messages;
+    if (!o.messages.empty() && !messages.read(o.messages, error)) throw Failure{1, error};
+    OwnTextSource source = text_source();
+    source.messages = messages.hash;
     const bool exists = access(o.own_text.c_str(), F_OK) == 0;
-    const OwnTextSource source = text_source();
-    if (!(exists ? own_text.read(o.own_text, source) && own_text.open(o.own_text) : own_text.open(o.own_text, &source)))
-      throw Failure{1, own_text.error};
-    const TextSource writer(teacher->model(), tokenizer, own_text.source.seed);
-    OwnTextWriter(writer, own_text, o.threads).write(o.own_tokens);
+    if (exists && !own_text.read(o.own_text, source)) throw Failure{1, own_text.error};
+    const bool complete = own_text.count_tokens() >= o.own_tokens;
+    if (exists && !complete && own_text.source.messages != messages.hash)
+      throw Failure{1, o.own_text + ": was begun with " + (own_text.source.messages ? "other" : "no") +
+                           " --messages; to continue, give the same"};
+    const TextSource writer(teacher->model(), tokenizer, exists ? own_text.source.seed : source.seed, messages);
+    if (!own_text.open(o.own_text, exists ? nullptr : &source)) throw Failure{1, own_text.error};
+    if (!complete) OwnTextWriter(writer, own_text, o.threads).write(o.own_tokens);
     start_ = seconds();
     plan.distill.texts = int64_t(own_text.count_texts(o.own_tokens));
     use_own_text();

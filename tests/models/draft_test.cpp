@@ -23,7 +23,7 @@ OwnText text_of_ids(const std::vector<int>& ids) {
   return text;
 }
 
-const OwnTextSource kSource = {50, 0x1234567890abcdef, 9};
+const OwnTextSource kSource = {50, 0x1234567890abcdef, 9, 4};
 
 void write_texts(const std::string& path, const std::vector<OwnText>& texts) {
   OwnTextFile file;
@@ -39,6 +39,7 @@ TEST(OwnTextFile, KeepsTexts) {
   OwnTextFile file;
   ASSERT_TRUE(file.read(t.file("a.own"), kSource)) << file.error;
   EXPECT_EQ(file.source.seed, 9u);
+  EXPECT_EQ(file.source.messages, 4u);
   ASSERT_EQ(file.texts.size(), 3u);
   for (size_t i = 0; i < 3; i++) {
     ASSERT_EQ(file.texts[i].size(), kTexts[i].size());
@@ -80,13 +81,13 @@ TEST(OwnTextFile, RejectsDamage) {
     return file.error;
   };
   EXPECT_NE(error_of("hello").find("x.own: is not a file of a model's own text"), std::string::npos);
-  for (size_t size = 8; size < 32; size++) EXPECT_NE(error_of(good.substr(0, size)), "") << size;
+  for (size_t size = 8; size < 40; size++) EXPECT_NE(error_of(good.substr(0, size)), "") << size;
   std::string version = good, middle = good;
   version[8]++;
-  middle[45] ^= 4;  // in the first text
+  middle[53] ^= 4;  // in the first text
   EXPECT_NE(error_of(version).find("another version"), std::string::npos);
   EXPECT_NE(error_of(middle).find("x.own: text 1: checksum mismatch; the file is damaged"), std::string::npos);
-  EXPECT_NE(error_of(good, {50, 1, 9}).find("is the text of another model"), std::string::npos);
+  EXPECT_NE(error_of(good, {50, 1, 9, 4}).find("is the text of another model"), std::string::npos);
   // Valid checksums around an id beyond the vocabulary, and too many candidates.
   OwnText many = text_of_ids({1, 2});
   many[1].candidates.resize(kMostCandidates + 1, {1, 0.01f});
@@ -135,21 +136,21 @@ struct RandomTeacher {
   }
 
   std::string path() const { return folder.file("t.bin"); }
-  OwnTextSource source() const { return {model.vocab_size(), model.checksum(), 5}; }
+  OwnTextSource source() const { return {model.vocab_size(), model.checksum(), 5, 0}; }
 
   // Writes, or continues, the file of this name; returns its bytes.
-  std::string write(const std::string& name, int64_t tokens, int threads) const {
+  std::string write(const std::string& name, int64_t tokens, int threads, const Messages& messages = {}) const {
     const std::string own = folder.file(name);
     OwnTextFile file;
     const OwnTextSource created = source();
     const bool opened = std::ifstream(own) ? file.read(own, created) && file.open(own) : file.open(own, &created);
     EXPECT_TRUE(opened) << file.error;
-    const TextSource texts(model, tokenizer, file.source.seed);
+    const TextSource texts(model, tokenizer, file.source.seed, messages);
     OwnTextWriter(texts, file, threads).write(tokens);
     return read_file(own);
   }
-  std::vector<OwnText> texts(int64_t tokens) const {
-    write("texts.own", tokens, 2);
+  std::vector<OwnText> texts(int64_t tokens, const Messages& messages = {}) const {
+    write("texts.own", tokens, 2, messages);
     OwnTextFile file;
     EXPECT_TRUE(file.read(folder.file("texts.own"), source())) << file.error;
     return file.texts;
@@ -210,6 +211,26 @@ TEST(OwnText, ChatModelWritesMessagesAndReplies) {
     for (size_t i = before.size(); i < text.size(); i++) EXPECT_FALSE(text[i].candidates.empty());
   }
   EXPECT_GT(replies, texts.size() / 2);
+}
+
+TEST(OwnText, MessagesBeginAsGiven) {
+  const RandomTeacher t(true);
+  Messages messages;
+  std::string error;
+  ASSERT_TRUE(messages.read(t.folder.write("m.txt", "# greetings\nhello\r\n\nwhat is"), error)) << error;
+  ASSERT_EQ(messages.lines, (std::vector<std::string>{"hello", "what is"}));
+  size_t hello = 0;
+  const std::vector<OwnText> texts = t.texts(3000, messages);
+  for (const OwnText& text : texts) {
+    std::vector<int> ids;
+    for (const OwnToken& token : text) ids.push_back(token.id);
+    const std::string whole = text_of(t.tokenizer, ids);
+    EXPECT_TRUE(whole.find("hello") == 9 || whole.find("what is") == 9) << whole;
+    hello += whole.find("hello") == 9;
+  }
+  EXPECT_GT(hello, texts.size() / 4);
+  EXPECT_LT(hello, texts.size() * 3 / 4);
+  EXPECT_TRUE(t.write("a.own", 3000, 1, messages) == read_file(t.folder.file("texts.own")));
 }
 
 TEST(OwnText, OtherModelWritesFromBos) {
@@ -446,6 +467,20 @@ TEST(TrainDraft, RejectsBadInput) {
                 {"--own-text: expected another file than those of the draft, found ", "d.bin"});
   expect_failed(train({"--teacher", other.path(), "-o", out, "--own-tokens", "1000", "--ctx", "4000"}), 1,
                 {"d.bin.own: expected more tokens than --ctx 4000"});
+  const std::string messages = t.write("m.txt", "hello\n"), empty = t.write("e.txt", "# nothing\n\n");
+  const auto with_messages = [&](const std::string& path, const std::string& file, std::vector<std::string> more) {
+    std::vector<std::string> args = {"--teacher", path, "-o", out, "--messages", file};
+    args.insert(args.end(), more.begin(), more.end());
+    return train(args);
+  };
+  expect_failed(with_messages(teacher.path(), messages, {"--own-text", t.file("m.own")}), 2, {"--messages: requires a chat model as the teacher"});
+  expect_failed(with_messages(other.path(), empty, {}), 1, {"e.txt: expected messages, one per line, found none"});
+  expect_failed(with_messages(other.path(), t.file("none.txt"), {}), 1, {"none.txt"});
+  expect_failed(with_messages(other.path(), messages, {"--own-text", t.write("c.own", read_file(t.file("d.bin.own")))}),
+                1, {"c.own: was begun with no --messages; to continue, give the same"});
+  const std::string lengthy = t.write("l.txt", std::string(5000, 'x'));
+  expect_failed(with_messages(other.path(), lengthy, {"--own-text", t.file("l.own")}), 1,
+                {"l.txt: expected messages of fewer than 100 tokens, found"});
   EXPECT_EQ(t.list().find("d.bin\n"), std::string::npos) << t.list();
 }
 
