@@ -51,7 +51,7 @@ inline constexpr uint16_t kDeepestStack = 256;         // nested calls of rules:
 // Parses of a text that are followed at the same time. If there are more, the last ones are dropped: what is written
 // still follows the grammar, but not all of its texts can be written. Reached by very ambiguous grammars only.
 inline constexpr size_t kMostParses = 512;
-inline constexpr size_t kMostVisits = 1 << 14;             // nodes visited after a byte, with the same effect
+inline constexpr size_t kMostVisits = 1 << 14;                  // nodes visited after a byte, with the same effect
 inline constexpr size_t kGrammarCacheBytes = size_t(16) << 20;  // of a TokenGrammar: states, transitions and masks
 
 // ====================================================================================================================
@@ -681,8 +681,7 @@ class GrammarBuilder {
 
   bool check_ends(bool all_end, std::string& error) const {
     for (uint32_t r = 0; r < rules_.size(); r++)
-      if ((all_end || r == grammar_->root_) &&
-          grammar_->nodes_[grammar_->starts_[r]].height == grammar_detail::kNoEnd)
+      if ((all_end || r == grammar_->root_) && grammar_->nodes_[grammar_->starts_[r]].height == grammar_detail::kNoEnd)
         return fail(error, {rules_[r].name, ": no text is possible that ends within ", kDeepestStack, " nested rules"});
     return true;
   }
@@ -912,7 +911,8 @@ class GbnfReader {
 
   bool read_number(uint32_t& out) {
     const size_t start = at_;
-    for (out = 0; peek() >= '0' && peek() <= '9' && out <= kMostRepetitions; at_++) out = 10 * out + uint32_t(peek() - '0');
+    for (out = 0; peek() >= '0' && peek() <= '9' && out <= kMostRepetitions; at_++)
+      out = 10 * out + uint32_t(peek() - '0');
     if (at_ == start) return expected({"a number"});
     return out <= kMostRepetitions || expected({"at most ", kMostRepetitions, " repetitions"}, start);
   }
@@ -963,7 +963,8 @@ class GbnfReader {
     }
     constexpr std::string_view kEscapes = "trnxuU\\\"[]-", kMeanings = "\t\r\n";
     const size_t escape = at_end() ? kEscapes.npos : kEscapes.find(peek());
-    if (escape == kEscapes.npos) return expected({"one of the escapes \\t \\r \\n \\x \\u \\U \\\\ \\\" \\[ \\] \\-"}, start);
+    if (escape == kEscapes.npos)
+      return expected({"one of the escapes \\t \\r \\n \\x \\u \\U \\\\ \\\" \\[ \\] \\-"}, start);
     code = escape < kMeanings.size() ? uint8_t(kMeanings[escape]) : uint8_t(peek());
     at_++;
     return escape < 3 || escape > 5 || read_hex(start, 2 << (escape - 3), code);
@@ -1113,7 +1114,8 @@ class GrammarStates {
       const Parse p = pending.back();
       pending.pop_back();
       const auto& n = grammar_.nodes_[p.node];
-      if (depth_of(p.frame) + n.height > kDeepestStack || !seen_.insert(uint64_t(p.node) << 32 | p.frame).second) continue;
+      if (depth_of(p.frame) + n.height > kDeepestStack || !seen_.insert(uint64_t(p.node) << 32 | p.frame).second)
+        continue;
       const uint32_t last = grammar_.nodes_[p.node + 1].edges;
       if (n.edges < last && grammar_.edges_[n.edges].kind == grammar_detail::Edge::bytes) parses_.push_back(p);
       if (n.end && p.frame == kNone) ends_ = true;
@@ -1173,12 +1175,12 @@ class GrammarStates {
   std::vector<State> states_;
   std::vector<Parse> pool_;
   std::vector<Frame> frames_;
-  std::unordered_multimap<uint64_t, int> index_;          // states by hash
-  std::unordered_map<uint64_t, uint32_t> frame_index_;    // by node and frame below
-  std::vector<Parse> parses_;                             // of the state that is computed
-  bool ends_ = false;                                     // ... whether the text may end there
-  std::unordered_set<uint64_t> seen_;                     // ... node and frame
-  std::vector<Parse> pending_;                            // of visit()
+  std::unordered_multimap<uint64_t, int> index_;        // states by hash
+  std::unordered_map<uint64_t, uint32_t> frame_index_;  // by node and frame below
+  std::vector<Parse> parses_;                           // of the state that is computed
+  bool ends_ = false;                                   // ... whether the text may end there
+  std::unordered_set<uint64_t> seen_;                   // ... node and frame
+  std::vector<Parse> pending_;                          // of visit()
 };
 
 inline bool Grammar::matches(std::string_view text) const {
@@ -1224,10 +1226,10 @@ class TokenTrie {
  public:
   // In the order of a walk that visits a node before its children.
   struct Node {
-    uint32_t depth;    // length of the text
-    uint32_t after;    // the first node that does not continue this text
-    uint32_t tokens;   // the first token with this text: they end where those of the next node begin
-    uint8_t byte;      // the last one of the text
+    uint32_t depth;   // length of the text
+    uint32_t after;   // the first node that does not continue this text
+    uint32_t tokens;  // the first token with this text: they end where those of the next node begin
+    uint8_t byte;     // the last one of the text
   };
 
   // Tokens with an empty text are left out.

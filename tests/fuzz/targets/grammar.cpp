@@ -46,16 +46,17 @@ void run(std::string_view input) {
 }
 
 std::vector<std::string> seeds() {
-  return {"root ::= (\"a\" | [b-d\\n]+ x){1,3}\nx ::= \"(\" x? \")\" # nested\n",
-          "root ::= [^\\\"\\x00-\\x1F]* \"\\\"\" . | \"\\u00e9\" ws\nws ::= | \" \" ws\n",
-          "root ::= item+\nitem ::= \"- \" [^\\n]{2,200} \"\\n\"\n",
-          R"({"type": "object", "properties": {"a": {"type": "integer", "minimum": -3, "maximum": 120}, "b": {"enum": ["x", 1]}},
+  return {
+      "root ::= (\"a\" | [b-d\\n]+ x){1,3}\nx ::= \"(\" x? \")\" # nested\n",
+      "root ::= [^\\\"\\x00-\\x1F]* \"\\\"\" . | \"\\u00e9\" ws\nws ::= | \" \" ws\n",
+      "root ::= item+\nitem ::= \"- \" [^\\n]{2,200} \"\\n\"\n",
+      R"({"type": "object", "properties": {"a": {"type": "integer", "minimum": -3, "maximum": 120}, "b": {"enum": ["x", 1]}},
               "required": ["a"], "additionalProperties": {"type": "number", "exclusiveMinimum": 0.5}})",
-          R"({"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/t"},
+      R"({"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/t"},
               {"type": "string", "pattern": "^(a|\\d{2})+[^b-d]$"}]}, "maxItems": 3}}})",
-          R"({"allOf": [{"type": ["string", "null"], "minLength": 1, "maxLength": 90}, {"title": "t"}]})",
-          R"({"oneOf": [{"const": {"k": [1.5, true]}}, {"format": "date-time", "type": "string"}]})",
-          R"({"prefixItems": [{}, true, false], "items": {"format": "uuid"}, "minItems": 1})"};
+      R"({"allOf": [{"type": ["string", "null"], "minLength": 1, "maxLength": 90}, {"title": "t"}]})",
+      R"({"oneOf": [{"const": {"k": [1.5, true]}}, {"format": "date-time", "type": "string"}]})",
+      R"({"prefixItems": [{}, true, false], "items": {"format": "uuid"}, "minItems": 1})"};
 }
 
 const Registered target({"grammar", run, seeds});
