@@ -51,7 +51,7 @@ inline constexpr uint16_t kDeepestStack = 256;         // nested calls of rules:
 // Parses of a text that are followed at the same time. If there are more, the last ones are dropped: what is written
 // still follows the grammar, but not all of its texts can be written. Reached by very ambiguous grammars only.
 inline constexpr size_t kMostParses = 512;
-inline constexpr size_t kMostVisits = 1 << 14;             // nodes visited after a byte, with the same effect
+inline constexpr size_t kMostVisits = 1 << 14;                  // nodes visited after a byte, with the same effect
 inline constexpr size_t kGrammarCacheBytes = size_t(16) << 20;  // of a TokenGrammar: states, transitions and masks
 
 // ====================================================================================================================
@@ -335,13 +335,17 @@ class GrammarBuilder {
     return e;
   }
 
-  // A rule that define() completes. name: for messages, with its place in the source.
+  // A rule that define() completes. name: for messages, with its place in the source; begin() may give it later.
   Rule add_rule(std::string name) {
     rules_.push_back({std::move(name), 0, false});
     return Rule(rules_.size() - 1);
   }
   // The expressions that follow belong to this rule; for messages.
   void begin(Rule rule) { current_ = rule; }
+  void begin(Rule rule, std::string name) {
+    rules_[rule].name = std::move(name);
+    current_ = rule;
+  }
   bool is_call(Expr e) const { return expressions_[e].kind == Kind::call; }
   void define(Rule rule, Expr body) {
     rules_[rule].body = body;
@@ -677,8 +681,7 @@ class GrammarBuilder {
 
   bool check_ends(bool all_end, std::string& error) const {
     for (uint32_t r = 0; r < rules_.size(); r++)
-      if ((all_end || r == grammar_->root_) &&
-          grammar_->nodes_[grammar_->starts_[r]].height == grammar_detail::kNoEnd)
+      if ((all_end || r == grammar_->root_) && grammar_->nodes_[grammar_->starts_[r]].height == grammar_detail::kNoEnd)
         return fail(error, {rules_[r].name, ": no text is possible that ends within ", kDeepestStack, " nested rules"});
     return true;
   }
@@ -727,11 +730,15 @@ class GbnfReader {
 
   // ---- Characters ----
 
-  // "NAME:LINE:COLUMN", columns in bytes.
-  std::string place(size_t at) const {
-    const std::string_view before = text_.substr(0, at);
-    const size_t line = size_t(std::count(before.begin(), before.end(), '\n')) + 1, start = before.rfind('\n') + 1;
-    return text_of({name_, ":", line, ":", at - start + 1});
+  // "NAME:LINE:COLUMN", columns in bytes. Lines are counted once if places follow each other.
+  std::string place(size_t at) {
+    if (at < counted_) counted_ = line_start_ = line_ = 0;
+    for (; counted_ < at; counted_++)
+      if (text_[counted_] == '\n') {
+        line_++;
+        line_start_ = counted_ + 1;
+      }
+    return text_of({name_, ":", line_ + 1, ":", at - line_start_ + 1});
   }
   bool expected(Message what, size_t at) {
     std::string found = "the end";
@@ -794,7 +801,7 @@ class GbnfReader {
 
   GrammarBuilder::Rule rule_of(std::string_view name, size_t at) {
     const auto [it, is_new] = rules_.emplace(std::string(name), Name{0, at});
-    if (is_new) it->second.rule = builder_.add_rule(text_of({place(at), ": rule '", name, "'"}));
+    if (is_new) it->second.rule = builder_.add_rule("");
     return it->second.rule;
   }
 
@@ -807,7 +814,7 @@ class GbnfReader {
     const GrammarBuilder::Rule rule = rule_of(name, start);
     if (builder_.defined(rule)) return fail(error_, {place(start), ": rule '", name, "' is defined twice"});
     skip(true);
-    builder_.begin(rule);
+    builder_.begin(rule, text_of({place(start), ": rule '", name, "'"}));
     Expr body;
     if (!read_alternatives(0, body)) return false;
     builder_.define(rule, body);
@@ -904,7 +911,8 @@ class GbnfReader {
 
   bool read_number(uint32_t& out) {
     const size_t start = at_;
-    for (out = 0; peek() >= '0' && peek() <= '9' && out <= kMostRepetitions; at_++) out = 10 * out + uint32_t(peek() - '0');
+    for (out = 0; peek() >= '0' && peek() <= '9' && out <= kMostRepetitions; at_++)
+      out = 10 * out + uint32_t(peek() - '0');
     if (at_ == start) return expected({"a number"});
     return out <= kMostRepetitions || expected({"at most ", kMostRepetitions, " repetitions"}, start);
   }
@@ -955,7 +963,8 @@ class GbnfReader {
     }
     constexpr std::string_view kEscapes = "trnxuU\\\"[]-", kMeanings = "\t\r\n";
     const size_t escape = at_end() ? kEscapes.npos : kEscapes.find(peek());
-    if (escape == kEscapes.npos) return expected({"one of the escapes \\t \\r \\n \\x \\u \\U \\\\ \\\" \\[ \\] \\-"}, start);
+    if (escape == kEscapes.npos)
+      return expected({"one of the escapes \\t \\r \\n \\x \\u \\U \\\\ \\\" \\[ \\] \\-"}, start);
     code = escape < kMeanings.size() ? uint8_t(kMeanings[escape]) : uint8_t(peek());
     at_++;
     return escape < 3 || escape > 5 || read_hex(start, 2 << (escape - 3), code);
@@ -976,6 +985,7 @@ class GbnfReader {
   const std::string& name_;
   std::string_view text_;
   size_t at_ = 0, undefined_ = SIZE_MAX;
+  size_t counted_ = 0, line_ = 0, line_start_ = 0;  // of place(): the last one
   std::unordered_map<std::string, Name> rules_;
   GrammarBuilder builder_;
   std::string error_;
@@ -1104,7 +1114,8 @@ class GrammarStates {
       const Parse p = pending.back();
       pending.pop_back();
       const auto& n = grammar_.nodes_[p.node];
-      if (depth_of(p.frame) + n.height > kDeepestStack || !seen_.insert(uint64_t(p.node) << 32 | p.frame).second) continue;
+      if (depth_of(p.frame) + n.height > kDeepestStack || !seen_.insert(uint64_t(p.node) << 32 | p.frame).second)
+        continue;
       const uint32_t last = grammar_.nodes_[p.node + 1].edges;
       if (n.edges < last && grammar_.edges_[n.edges].kind == grammar_detail::Edge::bytes) parses_.push_back(p);
       if (n.end && p.frame == kNone) ends_ = true;
@@ -1164,12 +1175,12 @@ class GrammarStates {
   std::vector<State> states_;
   std::vector<Parse> pool_;
   std::vector<Frame> frames_;
-  std::unordered_multimap<uint64_t, int> index_;          // states by hash
-  std::unordered_map<uint64_t, uint32_t> frame_index_;    // by node and frame below
-  std::vector<Parse> parses_;                             // of the state that is computed
-  bool ends_ = false;                                     // ... whether the text may end there
-  std::unordered_set<uint64_t> seen_;                     // ... node and frame
-  std::vector<Parse> pending_;                            // of visit()
+  std::unordered_multimap<uint64_t, int> index_;        // states by hash
+  std::unordered_map<uint64_t, uint32_t> frame_index_;  // by node and frame below
+  std::vector<Parse> parses_;                           // of the state that is computed
+  bool ends_ = false;                                   // ... whether the text may end there
+  std::unordered_set<uint64_t> seen_;                   // ... node and frame
+  std::vector<Parse> pending_;                          // of visit()
 };
 
 inline bool Grammar::matches(std::string_view text) const {
@@ -1215,10 +1226,10 @@ class TokenTrie {
  public:
   // In the order of a walk that visits a node before its children.
   struct Node {
-    uint32_t depth;    // length of the text
-    uint32_t after;    // the first node that does not continue this text
-    uint32_t tokens;   // the first token with this text: they end where those of the next node begin
-    uint8_t byte;      // the last one of the text
+    uint32_t depth;   // length of the text
+    uint32_t after;   // the first node that does not continue this text
+    uint32_t tokens;  // the first token with this text: they end where those of the next node begin
+    uint8_t byte;     // the last one of the text
   };
 
   // Tokens with an empty text are left out.

@@ -146,7 +146,8 @@ class PatternReader {
 
   bool read_number(uint32_t& out) {
     const size_t start = at_;
-    for (out = 0; peek() >= '0' && peek() <= '9' && out <= kMostRepetitions; at_++) out = 10 * out + uint32_t(peek() - '0');
+    for (out = 0; peek() >= '0' && peek() <= '9' && out <= kMostRepetitions; at_++)
+      out = 10 * out + uint32_t(peek() - '0');
     if (at_ == start) return expected("a number");
     return out <= kMostRepetitions || expected("at most " + std::to_string(kMostRepetitions) + " repetitions");
   }
@@ -180,7 +181,8 @@ class PatternReader {
   }
   // Whether \d, \w, \s or the complement of one comes next.
   bool is_set() const {
-    return peek() == '\\' && at_ + 1 < text_.size() && std::string_view("dwsDWS").find(text_[at_ + 1]) != std::string_view::npos;
+    return peek() == '\\' && at_ + 1 < text_.size() &&
+           std::string_view("dwsDWS").find(text_[at_ + 1]) != std::string_view::npos;
   }
 
   // A character, or an escape for one or for several.
@@ -198,13 +200,20 @@ class PatternReader {
     at_++;
     constexpr std::string_view kLetters = "nrtfv0", kMeanings{"\n\r\t\f\v\0", 6};
     const size_t letter = kLetters.find(c);
-    if (c == 'd') out = kDigits;
-    else if (c == 'w') out = kWord;
-    else if (c == 's') out = kSpace;
-    else if (c == 'D') out = intersection(kAscii, complement(kDigits));
-    else if (c == 'W') out = intersection(kAscii, complement(kWord));
-    else if (c == 'S') out = kVisible;
-    else if (c == 'x' || c == 'u') return read_hex(c == 'x' ? 2 : 4, out);
+    if (c == 'd')
+      out = kDigits;
+    else if (c == 'w')
+      out = kWord;
+    else if (c == 's')
+      out = kSpace;
+    else if (c == 'D')
+      out = intersection(kAscii, complement(kDigits));
+    else if (c == 'W')
+      out = intersection(kAscii, complement(kWord));
+    else if (c == 'S')
+      out = kVisible;
+    else if (c == 'x' || c == 'u')
+      return read_hex(c == 'x' ? 2 : 4, out);
     else if (letter != kLetters.npos && !(c == '0' && peek() >= '0' && peek() <= '9'))
       out = {{uint8_t(kMeanings[letter]), uint8_t(kMeanings[letter])}};
     else if (c > ' ' && c < 0x7F && !std::isalnum(uint8_t(c)))
@@ -260,9 +269,10 @@ class DigitRange {
     const Expr prefix = builder_.literal(low_.substr(0, same));
     if (same == low_.size()) return prefix;
     return builder_.sequence(
-        {prefix, builder_.either({builder_.sequence({builder_.literal(low_.substr(same, 1)), bound(low_, same + 1, true)}),
-                                  digit_and_any(low_[same] + 1, high_[same] - 1, same),
-                                  builder_.sequence({builder_.literal(high_.substr(same, 1)), bound(high_, same + 1, false)})})});
+        {prefix, builder_.either(
+                     {builder_.sequence({builder_.literal(low_.substr(same, 1)), bound(low_, same + 1, true)}),
+                      digit_and_any(low_[same] + 1, high_[same] - 1, same),
+                      builder_.sequence({builder_.literal(high_.substr(same, 1)), bound(high_, same + 1, false)})})});
   }
 
  private:
@@ -315,7 +325,8 @@ inline Expr numbers_between(GrammarBuilder& builder, int64_t low, int64_t high, 
   if (low > high) return builder.never();
   if (high >= 0) parts.push_back(magnitudes(builder, std::max<int64_t>(low, 0), high, decimals));
   if (low < 0)
-    parts.push_back(builder.sequence({builder.literal("-"), magnitudes(builder, std::max<int64_t>(1, -high), -low, decimals)}));
+    parts.push_back(
+        builder.sequence({builder.literal("-"), magnitudes(builder, std::max<int64_t>(1, -high), -low, decimals)}));
   return builder.either(parts);
 }
 
@@ -374,7 +385,9 @@ inline Expr numbers_within(GrammarBuilder& builder, const Bound& low, const Boun
   };
   const auto beyond = [](const Bound& b, int64_t largest) { return b.present && std::fabs(b.value) > double(largest); };
   std::vector<Expr> parts;
-  const int most = integer ? 0 : std::clamp(std::max(-decimal_of(low.value).exponent, -decimal_of(high.value).exponent), 2, kMostDecimals);
+  const int most = integer ? 0
+                           : std::clamp(std::max(-decimal_of(low.value).exponent, -decimal_of(high.value).exponent), 2,
+                                        kMostDecimals);
   for (int decimals = 0; decimals <= most; decimals++) {
     const int64_t largest = decimals == 0 ? kLargestInteger : kLargestBounded;
     const Bound from = limit(low, largest, true), to = limit(high, largest, false);
@@ -445,7 +458,7 @@ class JsonRules {
   }
 
  private:
-  static constexpr size_t kLongestPrefix = 64;   // of an extra name, in common with a name
+  static constexpr size_t kLongestPrefix = 64;  // of an extra name, in common with a name
   static constexpr uint32_t kLongestTail = 32;  // ... and what follows
 
   template <class F> GrammarBuilder::Rule rule(const char* name, const F& body) {
@@ -457,19 +470,22 @@ class JsonRules {
   }
 
   Expr character_body() {
-    const Ranges hex = {{'0', '9'}, {'A', 'F'}, {'a', 'f'}}, below_d = {{'0', '9'}, {'A', 'C'}, {'E', 'F'}, {'a', 'c'}, {'e', 'f'}};
+    const Ranges hex = {{'0', '9'}, {'A', 'F'}, {'a', 'f'}},
+                 below_d = {{'0', '9'}, {'A', 'C'}, {'E', 'F'}, {'a', 'c'}, {'e', 'f'}};
     const Expr digit = b.characters(hex);
     const Expr first_two = b.either({b.sequence({b.characters(below_d), digit}),
                                      b.sequence({b.characters({{'D', 'D'}, {'d', 'd'}}), b.characters({{'0', '7'}})})});
-    const Expr escape = b.either({b.characters({{'"', '"'}, {'\\', '\\'}, {'/', '/'}, {'b', 'b'}, {'f', 'f'}, {'n', 'n'}, {'r', 'r'}, {'t', 't'}}),
-                                  b.sequence({b.literal("u"), first_two, digit, digit})});
+    const Expr escape = b.either(
+        {b.characters(
+             {{'"', '"'}, {'\\', '\\'}, {'/', '/'}, {'b', 'b'}, {'f', 'f'}, {'n', 'n'}, {'r', 'r'}, {'t', 't'}}),
+         b.sequence({b.literal("u"), first_two, digit, digit})});
     return b.either({b.characters(complement({{0, 0x1F}, {'"', '"'}, {'\\', '\\'}, {0x7F, 0x7F}})),
                      b.sequence({b.literal("\\"), escape})});
   }
   Expr integer_body() {
     const Expr more = b.repeat(b.characters({{'0', '9'}}), 0, uint32_t(kIntegerDigits - 1));
-    return b.sequence({b.optional(b.literal("-")),
-                       b.either({b.literal("0"), b.sequence({b.characters({{'1', '9'}}), more})})});
+    return b.sequence(
+        {b.optional(b.literal("-")), b.either({b.literal("0"), b.sequence({b.characters({{'1', '9'}}), more})})});
   }
 
   // The rest of a name after `at` bytes, which are those of the names [first, last).
@@ -550,7 +566,9 @@ class SchemaReader {
   struct Part {
     PlaceId place;
     bool skip_any = false, skip_one = false;
-    bool operator==(const Part& o) const { return place == o.place && skip_any == o.skip_any && skip_one == o.skip_one; }
+    bool operator==(const Part& o) const {
+      return place == o.place && skip_any == o.skip_any && skip_one == o.skip_one;
+    }
   };
   // All of them hold.
   using Parts = std::vector<Part>;
@@ -560,13 +578,22 @@ class SchemaReader {
     JsonValue value;
   };
 
-  enum Type : unsigned { null = 1, boolean = 2, integer = 4, fraction = 8, string = 16, array = 32, object = 64, all = 127 };
+  enum Type : unsigned {
+    null = 1,
+    boolean = 2,
+    integer = 4,
+    fraction = 8,
+    string = 16,
+    array = 32,
+    object = 64,
+    all = 127
+  };
 
-  static constexpr size_t kMostSchemas = 1 << 14;  // with those that combinations repeat
-  static constexpr size_t kMostParts = 64;         // of a combination
-  static constexpr size_t kMostAlternatives = 256; // of oneOf, which are compared with each other
+  static constexpr size_t kMostSchemas = 1 << 12;   // with those that combinations repeat
+  static constexpr size_t kMostParts = 64;          // of a combination
+  static constexpr size_t kMostAlternatives = 256;  // of oneOf, which are compared with each other
   static constexpr uint32_t kMostPrefixItems = 256;
-  static constexpr int kDeepest = 64;              // nested combinations
+  static constexpr int kDeepest = 64;  // nested combinations
 
   // ---- Places and messages ----
 
@@ -593,9 +620,7 @@ class SchemaReader {
     if (ok()) fail(error_, {name_, ": ", pointer(place), ": ", text_of(why)});
     return builder_.never();
   }
-  Expr refuse(PlaceId place, const std::string& keyword, Message why) {
-    return refuse(child(place, keyword, {}), why);
-  }
+  Expr refuse(PlaceId place, const std::string& keyword, Message why) { return refuse(child(place, keyword, {}), why); }
 
   // ---- Rules ----
 
@@ -627,7 +652,8 @@ class SchemaReader {
     std::vector<PlaceId> different;
     for (PlaceId place : places) {
       for (int steps = 0; is_reference(place); steps++) {  // without other keywords
-        if (steps == kDeepest) return refuse(place, "$ref", {"the references never end, or are longer than ", kDeepest});
+        if (steps == kDeepest)
+          return refuse(place, "$ref", {"the references never end, or are longer than ", kDeepest});
         if (!resolve(place, place)) return builder_.never();
       }
       const JsonValue& v = places_[place].value;
@@ -648,9 +674,10 @@ class SchemaReader {
   }
   static bool is_supported(std::string_view key) {
     for (const char* known :
-         {"type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems",
-          "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
-          "exclusiveMaximum", "anyOf", "oneOf", "allOf", "$ref"})
+         {"type",    "enum",        "const",    "properties", "required",         "additionalProperties",
+          "items",   "prefixItems", "minItems", "maxItems",   "minLength",        "maxLength",
+          "pattern", "format",      "minimum",  "maximum",    "exclusiveMinimum", "exclusiveMaximum",
+          "anyOf",   "oneOf",       "allOf",    "$ref"})
       if (key == known) return true;
     return false;
   }
@@ -737,7 +764,8 @@ class SchemaReader {
       return false;
     }
     for (const auto& [key, member] : v.members())
-      if (!is_annotation(key) && !is_supported(key) && !(key == "uniqueItems" && member.is(JsonKind::boolean) && !member.boolean())) {
+      if (!is_annotation(key) && !is_supported(key) &&
+          !(key == "uniqueItems" && member.is(JsonKind::boolean) && !member.boolean())) {
         refuse(place, key, {"this keyword is not supported"});
         return false;
       }
@@ -768,7 +796,9 @@ class SchemaReader {
   bool elements_of(PlaceId place, const std::string& keyword, std::vector<PlaceId>& out) {
     const JsonValue list = places_[place].value.find(keyword);
     if (!list.is(JsonKind::array) || list.size() == 0) {
-      refuse(place, keyword, {"expected an array of schemas, found ", list.size() == 0 && list.is(JsonKind::array) ? "an empty one" : list.describe()});
+      refuse(place, keyword,
+             {"expected an array of schemas, found ",
+              list.size() == 0 && list.is(JsonKind::array) ? "an empty one" : list.describe()});
       return false;
     }
     const PlaceId parent = child(place, keyword, list);
@@ -796,9 +826,11 @@ class SchemaReader {
   // The values for which all parts hold.
   Expr compile(const Parts& parts, int depth) {
     if (depth > kDeepest || ++compiled_ > kMostSchemas)
-      return refuse(parts[0].place, {"expected at most ", kMostSchemas, " schemas, with those that combinations repeat"});
+      return refuse(parts[0].place,
+                    {"expected at most ", kMostSchemas, " schemas, with those that combinations repeat"});
     for (const Part& part : parts)
-      if (places_[part.place].value.is(JsonKind::boolean) && !places_[part.place].value.boolean()) return builder_.never();
+      if (places_[part.place].value.is(JsonKind::boolean) && !places_[part.place].value.boolean())
+        return builder_.never();
     for (size_t i = 0; i < parts.size(); i++) {
       const JsonValue& v = places_[parts[i].place].value;
       if (!parts[i].skip_any && !v.find("anyOf").is(JsonKind::absent)) return alternatives(parts, i, "anyOf", depth);
@@ -857,7 +889,9 @@ class SchemaReader {
         if (type == 0) break;
         allowed |= type;
       }
-      if (allowed == 0) refuse(k.part.place, "type", {"expected a type of JSON Schema, or an array of them, found ", k.value.describe()});
+      if (allowed == 0)
+        refuse(k.part.place, "type",
+               {"expected a type of JSON Schema, or an array of them, found ", k.value.describe()});
       types &= allowed;
     }
     return types;
@@ -865,12 +899,21 @@ class SchemaReader {
 
   // Without `type`, the values are of the types that have keywords; without any keyword, of all.
   unsigned implied_types(const Parts& parts) const {
-    constexpr std::pair<unsigned, const char*> kKeywords[] = {
-        {object, "properties"},   {object, "required"},        {object, "additionalProperties"},
-        {array, "items"},         {array, "prefixItems"},      {array, "minItems"},
-        {array, "maxItems"},      {string, "minLength"},       {string, "maxLength"},
-        {string, "pattern"},      {string, "format"},          {integer | fraction, "minimum"},
-        {integer | fraction, "maximum"}, {integer | fraction, "exclusiveMinimum"}, {integer | fraction, "exclusiveMaximum"}};
+    constexpr std::pair<unsigned, const char*> kKeywords[] = {{object, "properties"},
+                                                              {object, "required"},
+                                                              {object, "additionalProperties"},
+                                                              {array, "items"},
+                                                              {array, "prefixItems"},
+                                                              {array, "minItems"},
+                                                              {array, "maxItems"},
+                                                              {string, "minLength"},
+                                                              {string, "maxLength"},
+                                                              {string, "pattern"},
+                                                              {string, "format"},
+                                                              {integer | fraction, "minimum"},
+                                                              {integer | fraction, "maximum"},
+                                                              {integer | fraction, "exclusiveMinimum"},
+                                                              {integer | fraction, "exclusiveMaximum"}};
     unsigned types = 0;
     for (const auto& [type, key] : kKeywords)
       if (!all_of(parts, key).empty()) types |= type;
@@ -922,16 +965,21 @@ class SchemaReader {
       out += v.integer(integer) ? std::to_string(integer) : text;
       good = std::isfinite(v.number());
     } else {
-      out += v.is(JsonKind::string) ? json(v.string()) : v.is(JsonKind::boolean) ? (v.boolean() ? "true" : "false") : "null";
+      out += v.is(JsonKind::string)    ? json(v.string())
+             : v.is(JsonKind::boolean) ? (v.boolean() ? "true" : "false")
+                                       : "null";
     }
     return good;
   }
 
   // The values of const or enum.
   bool listed_values(const Keyword& k, const char* key, std::vector<JsonValue>& out) {
-    if (std::strcmp(key, "const") == 0) out.push_back(k.value);
-    else if (!k.value.is(JsonKind::array)) refuse(k.part.place, key, {"expected an array, found ", k.value.describe()});
-    for (const JsonValue& v : std::strcmp(key, "enum") == 0 ? k.value.elements() : JsonValue().elements()) out.push_back(v);
+    if (std::strcmp(key, "const") == 0)
+      out.push_back(k.value);
+    else if (!k.value.is(JsonKind::array))
+      refuse(k.part.place, key, {"expected an array, found ", k.value.describe()});
+    for (const JsonValue& v : std::strcmp(key, "enum") == 0 ? k.value.elements() : JsonValue().elements())
+      out.push_back(v);
     return ok();
   }
 
@@ -1017,14 +1065,17 @@ class SchemaReader {
 
   // A value must not be valid for two alternatives of oneOf.
   bool check_disjoint(PlaceId place, const std::vector<PlaceId>& elements) {
-    if (elements.size() > kMostAlternatives) refuse(place, "oneOf", {"expected at most ", kMostAlternatives, " alternatives"});
+    if (elements.size() > kMostAlternatives)
+      refuse(place, "oneOf", {"expected at most ", kMostAlternatives, " alternatives"});
     std::vector<Shape> shapes(elements.size());
     for (size_t i = 0; i < elements.size() && ok(); i++) read_shape(elements[i], shapes[i]);
     for (size_t i = 0; i < elements.size() && ok(); i++)
       for (size_t k = 0; k < i; k++)
         if (!disjoint(shapes[i], shapes[k]))
-          refuse(place, "oneOf", {"expected alternatives that differ in type, in const or enum, or in these of a required "
-                                  "property; found ", k, " and ", i, ", which may have a value in common; use anyOf"});
+          refuse(place, "oneOf",
+                 {"expected alternatives that differ in type, in const or enum, or in these of a required "
+                  "property; found ",
+                  k, " and ", i, ", which may have a value in common; use anyOf"});
     return ok();
   }
 
@@ -1033,7 +1084,8 @@ class SchemaReader {
   std::vector<std::string> required_names(const Parts& parts) {
     std::vector<std::string> names;
     for (const Keyword& k : all_of(parts, "required")) {
-      if (!k.value.is(JsonKind::array)) refuse(k.part.place, "required", {"expected an array of names, found ", k.value.describe()});
+      if (!k.value.is(JsonKind::array))
+        refuse(k.part.place, "required", {"expected an array of names, found ", k.value.describe()});
       for (const JsonValue& name : k.value.elements()) {
         if (!name.is(JsonKind::string)) refuse(k.part.place, "required", {"expected names, found ", name.describe()});
         names.push_back(name.string());
@@ -1047,7 +1099,8 @@ class SchemaReader {
     std::vector<std::string> names;
     std::unordered_set<std::string> known;
     for (const Keyword& k : all_of(parts, "properties")) {
-      if (!k.value.is(JsonKind::object)) refuse(k.part.place, "properties", {"expected an object, found ", k.value.describe()});
+      if (!k.value.is(JsonKind::object))
+        refuse(k.part.place, "properties", {"expected an object, found ", k.value.describe()});
       for (const auto& [name, member] : k.value.members())
         if (known.insert(name).second) names.push_back(name);
     }
@@ -1122,9 +1175,12 @@ class SchemaReader {
         return refuse(k.part.place, "items", {"expected a schema, found an array; use prefixItems"});
       others.push_back(child(k.part.place, "items", k.value));
     }
-    if (!first.empty() && parts.size() > 1 && !others.empty() && !(others.size() == 1 && places_[others[0]].parent == prefix.part.place))
-      return refuse(prefix.part.place, "prefixItems", {"is not supported together with items of another part of a combination"});
-    if (first.size() > kMostPrefixItems) return refuse(prefix.part.place, "prefixItems", {"expected at most ", kMostPrefixItems});
+    if (!first.empty() && parts.size() > 1 && !others.empty() &&
+        !(others.size() == 1 && places_[others[0]].parent == prefix.part.place))
+      return refuse(prefix.part.place, "prefixItems",
+                    {"is not supported together with items of another part of a combination"});
+    if (first.size() > kMostPrefixItems)
+      return refuse(prefix.part.place, "prefixItems", {"expected at most ", kMostPrefixItems});
     if (!ok() || (most >= 0 && most < least)) return builder_.never();
     return json_.in_brackets(items(first, others, uint32_t(least), most_of(most)));
   }
@@ -1141,8 +1197,9 @@ class SchemaReader {
       const Expr some = json_.some(value_of(others), std::max(1u, least_more), most_more);
       return least_more == 0 ? builder_.optional(some) : some;
     }
-    Expr rest = most_more == 0 ? nothing
-                               : builder_.repeat(builder_.sequence({json_.separator(), value_of(others)}), least_more, most_more);
+    Expr rest = most_more == 0
+                    ? nothing
+                    : builder_.repeat(builder_.sequence({json_.separator(), value_of(others)}), least_more, most_more);
     for (uint32_t i = n; i-- > 0;) {
       const Expr item = value_of({first[i]});
       rest = builder_.sequence({i == 0 ? nothing : json_.separator(), item, rest});
@@ -1159,7 +1216,8 @@ class SchemaReader {
     const bool has_length = least > 0 || most >= 0, has_pattern = !pattern.value.is(JsonKind::absent),
                has_format = !format.value.is(JsonKind::absent);
     if (has_length + has_pattern + has_format > 1)
-      return refuse(parts[0].place, {"of the bounds of the length, pattern and format, only one is supported together"});
+      return refuse(parts[0].place,
+                    {"of the bounds of the length, pattern and format, only one is supported together"});
     if (!ok() || (most >= 0 && most < least)) return builder_.never();
     if (has_pattern) return patterned(pattern);
     if (has_format) return formatted(format);
@@ -1174,21 +1232,26 @@ class SchemaReader {
   }
 
   Expr patterned(const Keyword& pattern) {
-    if (!pattern.value.is(JsonKind::string)) return refuse(pattern.part.place, "pattern", {"expected a string, found ", pattern.value.describe()});
+    if (!pattern.value.is(JsonKind::string))
+      return refuse(pattern.part.place, "pattern", {"expected a string, found ", pattern.value.describe()});
     Expr contents;
     std::string why;
     const std::string text = pattern.value.string();
-    if (!grammar_detail::PatternReader(builder_, text).read(contents, why)) return refuse(pattern.part.place, "pattern", {why});
+    if (!grammar_detail::PatternReader(builder_, text).read(contents, why))
+      return refuse(pattern.part.place, "pattern", {why});
     return json_.quoted(contents);
   }
 
   Expr formatted(const Keyword& format) {
-    const std::string date = "[1-9]\\d{3}-((0[13578]|1[02])-(0[1-9]|[12]\\d|3[01])|(0[469]|11)-(0[1-9]|[12]\\d|30)|"
-                             "02-(0[1-9]|1\\d|2[0-8]))",
+    const std::string date =
+                          "[1-9]\\d{3}-((0[13578]|1[02])-(0[1-9]|[12]\\d|3[01])|(0[469]|11)-(0[1-9]|[12]\\d|30)|"
+                          "02-(0[1-9]|1\\d|2[0-8]))",
                       time = "([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?(Z|[+-]([01]\\d|2[0-3]):[0-5]\\d)",
                       hex = "[\\da-f]";
     const std::pair<const char*, std::string> formats[] = {
-        {"date", date}, {"time", time}, {"date-time", date + "T" + time},
+        {"date", date},
+        {"time", time},
+        {"date-time", date + "T" + time},
         {"uuid", hex + "{8}-" + hex + "{4}-" + hex + "{4}-" + hex + "{4}-" + hex + "{12}"}};
     for (const auto& [name, pattern] : formats) {
       if (format.value.string() != name) continue;
@@ -1197,7 +1260,8 @@ class SchemaReader {
       grammar_detail::PatternReader(builder_, "^(" + pattern + ")$").read(contents, why);
       return json_.quoted(contents);
     }
-    return refuse(format.part.place, "format", {"expected date, time, date-time or uuid, found ", format.value.describe()});
+    return refuse(format.part.place, "format",
+                  {"expected date, time, date-time or uuid, found ", format.value.describe()});
   }
 
   // The strictest bound.
@@ -1211,13 +1275,15 @@ class SchemaReader {
           return bound;
         }
         const bool stricter = lower ? value > bound.value : value < bound.value;
-        if (!bound.present || stricter || (value == bound.value && key == exclusive)) bound = {true, key == exclusive, value};
+        if (!bound.present || stricter || (value == bound.value && key == exclusive))
+          bound = {true, key == exclusive, value};
       }
     return bound;
   }
 
   Expr numbers(const Parts& parts, bool integers) {
-    const auto low = bound_of(parts, "minimum", "exclusiveMinimum", true), high = bound_of(parts, "maximum", "exclusiveMaximum", false);
+    const auto low = bound_of(parts, "minimum", "exclusiveMinimum", true),
+               high = bound_of(parts, "maximum", "exclusiveMaximum", false);
     if (!low.present && !high.present) return integers ? json_.integer() : json_.number();
     return grammar_detail::numbers_within(builder_, low, high, integers);
   }
@@ -1240,7 +1306,8 @@ class SchemaReader {
 
 // The grammar of the values of a JSON Schema. name: how messages refer to it. Null with `error` set if the text is not
 // JSON, or the schema is not supported: "NAME: #/properties/age/multipleOf: this keyword is not supported".
-inline std::shared_ptr<const Grammar> schema_grammar(const std::string& name, std::string_view text, std::string& error) {
+inline std::shared_ptr<const Grammar> schema_grammar(const std::string& name, std::string_view text,
+                                                     std::string& error) {
   return SchemaReader(name, text).read(error);
 }
 

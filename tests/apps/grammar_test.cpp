@@ -78,7 +78,8 @@ TEST(Gbnf, MatchesTexts) {
       {"root ::= ( \"ab\" | \"c\" ){1,3}", {"ab", "cc", "ababc"}, {"", "cccc", "a"}},
       {"root ::= \"a\"{0}", {""}, {"a"}},
       {"root ::= \"a\" {200}", {std::string(200, 'a')}, {std::string(199, 'a'), std::string(201, 'a')}},
-      {"root ::= \"a\" {70,200} \"b\"", {std::string(70, 'a') + "b", std::string(129, 'a') + "b", std::string(200, 'a') + "b"},
+      {"root ::= \"a\" {70,200} \"b\"",
+       {std::string(70, 'a') + "b", std::string(129, 'a') + "b", std::string(200, 'a') + "b"},
        {std::string(69, 'a') + "b", std::string(201, 'a') + "b", "b"}},
       {"root ::= \"a\" {100,}", {std::string(100, 'a'), std::string(1000, 'a')}, {std::string(99, 'a')}},
       {"root ::= [^a-z\\n]+", {"A", "1é\xF0\x9F\x98\x80"}, {"a", "A\n", "\xFF", "\xED\xA0\x80"}},
@@ -86,9 +87,11 @@ TEST(Gbnf, MatchesTexts) {
       {"root ::= [あ-ん]+ \"\\u3042\\x41\\U0001F600\"", {"かあA😀"}, {"あA😀", "アあA😀"}},
       {"root ::= . .", {"ab", "éß", "\n\n"}, {"a", "\xC3", "é"}},
       {"root ::= \"\\\"\\t\\n\\r\"", {"\"\t\n\r"}, {"\""}},
-      {"root ::= \"(\" root \")\" | \"x\"", {"x", "((x))", std::string(200, '(') + "x" + std::string(200, ')')}, {"((x)"}},
+      {"root ::= \"(\" root \")\" | \"x\"",
+       {"x", "((x))", std::string(200, '(') + "x" + std::string(200, ')')},
+       {"((x)"}},
       {"root ::= \"a\" root | \"b\"", {"b", std::string(5000, 'a') + "b"}, {"a"}},
-      {kArithmetic, {"a+1=2\n", "(x * (y_2 + 10)) - 3= z\n", "1=1\n2=2\n"}, {"1=\n", "1+=2\n", "a=(1\n"}},
+      {kArithmetic, {"a+1=2\n", "(x *( y_2 +10)) -3= z\n", "1=1\n2=2\n"}, {"1=\n", "1+=2\n", "a=(1\n"}},
   };
   for (const Texts& c : cases) {
     const auto grammar = gbnf(c.grammar);
@@ -128,13 +131,18 @@ TEST(Gbnf, RefusesInvalidGrammarsAndSaysWhere) {
       {"root ::= \"(\" root \")\"", "g:1:1: rule 'root': no text is possible"},
       {"root ::= \"a\" | b\nb ::= \"b\" b", "g:2:1: rule 'b': no text is possible"},
   };
-  for (const auto& [text, words] : cases) EXPECT_NE(gbnf_error(text).find(words), std::string::npos) << text << ": " << gbnf_error(text);
+  for (const auto& [text, words] : cases)
+    EXPECT_NE(gbnf_error(text).find(words), std::string::npos) << text << ": " << gbnf_error(text);
 }
 
 // Refused or accepted, but in little time and memory.
 TEST(Gbnf, BoundsHostileGrammars) {
-  std::string alternatives = "root ::= \"a0\"", nested, chain = "root ::= r0\n", twice = "root ::= r0\n", ambiguous = "root ::= r0\n";
-  for (int i = 1; i < 1000000 && alternatives.size() < kLongestGrammar - 30; i++) alternatives += "|\"a" + std::to_string(i * 7919 % 1000000) + "\"";
+  std::string alternatives = "root ::= \"a0\"", nested, chain = "root ::= r0\n", twice = "root ::= r0\n",
+              ambiguous = "root ::= r0\n";
+  for (int i = 1; i < 1000000 && alternatives.size() < kLongestGrammar - 30; i++)
+    alternatives += "|\"a" + std::to_string(i * 7919 % 1000000) + "\"";
+  std::string many_rules = "root ::= b";
+  for (int i = 0; many_rules.size() < kLongestGrammar - 30; i++) many_rules += "\nb" + std::to_string(i) + "::=c";
   for (int i = 0; i < 1000; i++) nested += "(";
   for (int i = 0; i < 2000; i++) chain += "r" + std::to_string(i) + " ::= r" + std::to_string(i + 1) + " \"x\"\n";
   for (int i = 0; i < 40; i++) {
@@ -157,6 +165,7 @@ TEST(Gbnf, BoundsHostileGrammars) {
       "root ::= ([]]*){1000000} [^]]",
       "root ::= [ab]* \"a\" [ab]{3000}",
       "root ::= (. | .. | ... | \"a\")* \"x\" .{500}",
+      many_rules,
       "root ::= a a a a a a a a\na ::= b b b b b b b b\nb ::= \"x\"? \"y\"? [xy]{0,9}",
   };
   for (const std::string& text : cases) {
@@ -254,7 +263,8 @@ std::string to_gbnf(const Symbol& s) {
   if (s.kind == Symbol::rule) return s.number == 0 ? "root" : "r" + std::to_string(s.number);
   for (const Symbol& part : s.parts) out += (out.empty() ? "" : s.kind == Symbol::either ? " | " : " ") + to_gbnf(part);
   out = "(" + out + ")";
-  if (s.kind == Symbol::repeat) out += "{" + std::to_string(s.least) + "," + (s.most < 0 ? "" : std::to_string(s.most)) + "}";
+  if (s.kind == Symbol::repeat)
+    out += "{" + std::to_string(s.least) + "," + (s.most < 0 ? "" : std::to_string(s.most)) + "}";
   return out;
 }
 
@@ -334,10 +344,12 @@ TEST(Gbnf, AgreesWithABacktrackingMatcher) {
     Rules rules;
     for (int n = 1 + int(random(3)), k = 0; k < n; k++) rules.push_back(random_symbol(random, n, 3, true));
     std::string source, error;
-    for (size_t k = 0; k < rules.size(); k++) source += (k == 0 ? "root" : "r" + std::to_string(k)) + " ::= " + to_gbnf(rules[k]) + "\n";
+    for (size_t k = 0; k < rules.size(); k++)
+      source += (k == 0 ? "root" : "r" + std::to_string(k)) + " ::= " + to_gbnf(rules[k]) + "\n";
     const auto grammar = parse_gbnf("g", source, error);
     if (!grammar) {
-      EXPECT_TRUE(error.find("left recursion") != error.npos || error.find("no text is possible") != error.npos) << error << source;
+      EXPECT_TRUE(error.find("left recursion") != error.npos || error.find("no text is possible") != error.npos)
+          << error << source;
       continue;
     }
     grammars++;
@@ -372,7 +384,8 @@ Tokenizer byte_level_tokenizer() {
   v.kind = Tokenizer::Kind::byte_level;
   v.pieces.push_back({"<|end|>", 0, Tokenizer::PieceType::control});
   for (int b = 0; b < 256; b++) v.pieces.push_back({std::string(1, char(b)), 0, Tokenizer::PieceType::normal});
-  std::set<std::string> words = {"\":", " \"", "\": \"", "\"}", "},", "]}", " true", "null", "\xC3\xA9", " \xE2\x82", "\n\n", "  "};
+  std::set<std::string> words = {"\":",   " \"",  "\": \"",   "\"}",       "},",   "]}",
+                                 " true", "null", "\xC3\xA9", " \xE2\x82", "\n\n", "  "};
   Random random{3};
   const std::string letters = " abcdefghijklmnopqrstuvwxyz0123456789{}[],:\"\n.-\\";
   while (words.size() < 3000) {
@@ -395,12 +408,13 @@ Tokenizer stories_tokenizer() {
 
 std::vector<std::shared_ptr<const Grammar>> some_grammars() {
   std::string error;
-  return {gbnf("root ::= [a-z ]+ \".\" root?"),
-          gbnf(kArithmetic),
-          gbnf("root ::= .{3,100}"),
-          json_grammar(JsonText::value, error),
-          json_grammar(JsonText::object, error),
-          schema(R"({"type": "object", "properties": {"name": {"type": "string", "maxLength": 100}, "n": {"type": "integer",
+  return {
+      gbnf("root ::= [a-z ]+ \".\" root?"),
+      gbnf(kArithmetic),
+      gbnf("root ::= .{3,100}"),
+      json_grammar(JsonText::value, error),
+      json_grammar(JsonText::object, error),
+      schema(R"({"type": "object", "properties": {"name": {"type": "string", "maxLength": 100}, "n": {"type": "integer",
                   "minimum": -7, "maximum": 1234}, "tags": {"type": "array", "items": {"enum": ["é", "b\n", null]}}},
                   "required": ["n"], "additionalProperties": {"type": "number"}})")};
 }
@@ -469,7 +483,8 @@ TEST(Constraint, KnowsTheSpaceThatSentencePieceAdds) {
 
 TEST(Constraint, EndsOnlyACompleteText) {
   const Tokenizer tokenizer = byte_level_tokenizer();
-  const auto tokens = std::make_shared<TokenGrammar>(gbnf("root ::= \"a\" \"b\"?"), std::make_shared<const Vocabulary>(tokenizer, tokenizer.size()));
+  const auto tokens = std::make_shared<TokenGrammar>(gbnf("root ::= \"a\" \"b\"?"),
+                                                     std::make_shared<const Vocabulary>(tokenizer, tokenizer.size()));
   Constraint c(tokens, {tokenizer.eos()}, false);
   const auto id = [&](char byte) { return 1 + uint8_t(byte); };
   EXPECT_FALSE(c.can_end());
@@ -492,7 +507,8 @@ TEST(Constraint, IsStuckWithoutATokenForTheNextByte) {
   v.kind = Tokenizer::Kind::byte_level;
   v.pieces = {{"a", 0, Tokenizer::PieceType::normal}, {"b", 0, Tokenizer::PieceType::normal}};
   const Tokenizer tokenizer = load(v);
-  const auto tokens = std::make_shared<TokenGrammar>(gbnf("root ::= \"a\" [c-e]"), std::make_shared<const Vocabulary>(tokenizer, 2));
+  const auto tokens =
+      std::make_shared<TokenGrammar>(gbnf("root ::= \"a\" [c-e]"), std::make_shared<const Vocabulary>(tokenizer, 2));
   Constraint c(tokens, {}, false);
   Sampler sampler({0});
   const float logits[] = {1, 2};
@@ -506,7 +522,8 @@ TEST(Constraint, IsStuckWithoutATokenForTheNextByte) {
 TEST(Constraint, SamplesFromTheAllowedTokens) {
   const Tokenizer tokenizer = byte_level_tokenizer();
   const int n = 257;
-  const auto tokens = std::make_shared<TokenGrammar>(gbnf("root ::= [a-d]"), std::make_shared<const Vocabulary>(tokenizer, n));
+  const auto tokens =
+      std::make_shared<TokenGrammar>(gbnf("root ::= [a-d]"), std::make_shared<const Vocabulary>(tokenizer, n));
   std::vector<float> logits(size_t(n), -2.f);
   for (int i = 0; i < 4; i++) logits[size_t(1 + 'a' + i)] = std::log(float(i + 1));
   int counts[4] = {};
@@ -529,7 +546,8 @@ TEST(Constraint, SharesAGrammarBetweenThreads) {
   const Tokenizer tokenizer = byte_level_tokenizer();
   std::string error;
   const auto grammar = json_grammar(JsonText::object, error);
-  const auto tokens = std::make_shared<TokenGrammar>(grammar, std::make_shared<const Vocabulary>(tokenizer, tokenizer.size()), 100000);
+  const auto tokens =
+      std::make_shared<TokenGrammar>(grammar, std::make_shared<const Vocabulary>(tokenizer, tokenizer.size()), 100000);
   const auto reply = [&](uint64_t seed) {
     Random random{seed};
     Constraint c(tokens, {0}, false);
@@ -555,10 +573,11 @@ TEST(Constraint, SharesAGrammarBetweenThreads) {
 TEST(JsonSchema, AcceptsAnyJson) {
   std::string error;
   const auto any = json_grammar(JsonText::value, error), object = json_grammar(JsonText::object, error);
-  for (const char* text : {"null", "-0", "1.5e-7", "\"\\u00e9\\n/\"", "[]", "[1, [2],{}]", "{\"a\": {\n\"b\":[true,false]}}", "\"\""})
+  for (const char* text :
+       {"null", "-0", "1.5e-7", "\"\\u00e9\\n/\"", "[]", "[1, [2],{}]", "{\"a\": {\n\"b\":[true,false]}}", "\"\""})
     EXPECT_TRUE(any->matches(text)) << text;
-  for (const char* text : {"", "nul", "01", "+1", ".5", "1.", "\"", "\"\n\"", "\"\\x\"", "\"\\ud800\"", "[1,]", "{a:1}", "{\"a\":}", "{\"a\":1}}",
-                           "[1   ]", "1234567890123456", "\"\xFF\""})
+  for (const char* text : {"", "nul", "01", "+1", ".5", "1.", "\"", "\"\n\"", "\"\\x\"", "\"\\ud800\"", "[1,]", "{a:1}",
+                           "{\"a\":}", "{\"a\":1}}", "[1   ]", "1234567890123456", "\"\xFF\""})
     EXPECT_FALSE(any->matches(text)) << text;
   EXPECT_TRUE(object->matches("{}"));
   EXPECT_FALSE(object->matches("[]"));
@@ -574,41 +593,65 @@ TEST(JsonSchema, AcceptsWhatASchemaDescribes) {
       {R"({"type": "string", "minLength": 2, "maxLength": 3})", {"\"ab\"", "\"é\\n😀\""}, {"\"a\"", "\"abcd\""}},
       {R"({"type": "string", "pattern": "^a+$"})", {"\"aaa\""}, {"\"\"", "\"ab\""}},
       {R"({"type": "string", "pattern": "b{2}|^c"})", {"\"xbby\"", "\"cat\""}, {"\"bab\"", "\"xc\""}},
-      {R"({"pattern": "^(?:[^x\\W]{1,2}\\.|\\s\\S)$"})", {"\"ab.\"", "\" x\"", "\"\\t!\""}, {"\"x.\"", "\"é.\"", "\"abc.\""}},
+      {R"({"pattern": "^(?:[^x\\W]{1,2}\\.|\\s\\S)$"})",
+       {"\"ab.\"", "\" x\"", "\"\\t!\""},
+       {"\"x.\"", "\"é.\"", "\"abc.\""}},
       {R"({"pattern": "^[\"\\\\]\\u0001?$"})", {R"("\"")", R"("\\\u0001")"}, {"\"a\""}},
-      {R"({"format": "date"})", {"\"2024-02-28\"", "\"1999-12-31\""}, {"\"2024-02-30\"", "\"2024-13-01\"", "\"2024-04-31\""}},
+      {R"({"format": "date"})",
+       {"\"2024-02-28\"", "\"1999-12-31\""},
+       {"\"2024-02-30\"", "\"2024-13-01\"", "\"2024-04-31\""}},
       {R"({"format": "time"})", {"\"23:59:59Z\"", "\"00:00:00.5+01:30\""}, {"\"24:00:00Z\"", "\"00:00:00\""}},
       {R"({"format": "uuid"})", {"\"123e4567-e89b-12d3-a456-426614174000\""}, {"\"123e4567\""}},
-      {R"({"type": "integer", "minimum": -12, "exclusiveMaximum": 105})", {"-12", "-9", "0", "99", "104"}, {"-13", "105", "007", "-0"}},
+      {R"({"type": "integer", "minimum": -12, "exclusiveMaximum": 105})",
+       {"-12", "-9", "0", "99", "104"},
+       {"-13", "105", "007", "-0"}},
       {R"({"type": "integer", "minimum": 2.5, "maximum": 1e3})", {"3", "1000"}, {"2", "1001"}},
       {R"({"type": "integer", "exclusiveMinimum": 99})", {"100", "999999999999999"}, {"99"}},
-      {R"({"type": "number", "minimum": 0.25, "maximum": 1})", {"0.25", "0.3", "0.99", "1", "1.00"}, {"0.24", "1.01", "0", "2"}},
-      {R"({"type": "number", "exclusiveMinimum": -1.5, "exclusiveMaximum": -0.125})", {"-1", "-0.2", "-0.126", "-1.49"}, {"-1.5", "-0.125", "-0.1", "0"}},
-      {R"({"type": "array", "items": {"type": "null"}, "minItems": 1, "maxItems": 2})", {"[null]", "[ null, null ]"}, {"[]", "[null,null,null]"}},
-      {R"({"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "items": {"const": 3}})", {"[]", "[1]", "[1,2]", "[1,2,3,3]"}, {"[2]", "[1,3]"}},
+      {R"({"type": "number", "minimum": 0.25, "maximum": 1})",
+       {"0.25", "0.3", "0.99", "1", "1.00"},
+       {"0.24", "1.01", "0", "2"}},
+      {R"({"type": "number", "exclusiveMinimum": -1.5, "exclusiveMaximum": -0.125})",
+       {"-1", "-0.2", "-0.126", "-1.49"},
+       {"-1.5", "-0.125", "-0.1", "0"}},
+      {R"({"type": "array", "items": {"type": "null"}, "minItems": 1, "maxItems": 2})",
+       {"[null]", "[ null, null ]"},
+       {"[]", "[null,null,null]"}},
+      {R"({"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "items": {"const": 3}})",
+       {"[]", "[1]", "[1,2]", "[1,2,3,3]"},
+       {"[2]", "[1,3]"}},
       {R"({"prefixItems": [{"const": 1}], "items": false, "minItems": 1})", {"[1]"}, {"[]", "[1,1]"}},
       {R"({"type": "array", "items": false})", {"[]"}, {"[1]"}},
       {R"({"type": "array", "maxItems": 0})", {"[]"}, {"[1]"}},
       {R"({"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}, "c": {"const": 3}}, "required": ["b"]})",
-       {R"({"b":2})", R"({"a": 1,"b": 2,"c": 3})", R"({"b":2,"c":3})"}, {"{}", R"({"a":1})", R"({"b":2,"a":1})", R"({"b":2,})", R"({"b":2,"d":1})"}},
+       {R"({"b":2})", R"({"a": 1,"b": 2,"c": 3})", R"({"b":2,"c":3})"},
+       {"{}", R"({"a":1})", R"({"b":2,"a":1})", R"({"b":2,})", R"({"b":2,"d":1})"}},
       {R"({"type": "object", "properties": {"ab": {"const": 1}}, "additionalProperties": {"type": "null"}})",
-       {"{}", R"({"ab":1})", R"({"a":null})", R"({"abc":null,"b":null})"}, {R"({"ab":null})", R"({"x":1})"}},
+       {"{}", R"({"ab":1})", R"({"a":null})", R"({"abc":null,"b":null})"},
+       {R"({"ab":null})", R"({"x":1})"}},
       {R"({"required": ["x"]})", {R"({"x":[1]})", R"({"x":1,"y":2})"}, {"{}"}},
       {R"({"properties": {"a": false}})", {"{}"}, {R"({"a":1})"}},
       {R"({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 1}]})", {"1", "\"a\""}, {"\"ab\"", "null"}},
       {R"({"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]})",
-       {R"({"a":1})", R"({"b":2})", R"({"a":1,"b":2})"}, {"{}"}},
+       {R"({"a":1})", R"({"b":2})", R"({"a":1,"b":2})"},
+       {"{}"}},
       {R"({"oneOf": [{"properties": {"k": {"const": "x"}}, "required": ["k"], "type": "object"},
                      {"properties": {"k": {"const": "y"}, "n": {"type": "null"}}, "required": ["k", "n"], "type": "object"}]})",
-       {R"({"k":"x"})", R"({"k":"y","n":null})"}, {R"({"k":"y"})"}},
+       {R"({"k":"x"})", R"({"k":"y","n":null})"},
+       {R"({"k":"y"})"}},
       {R"({"allOf": [{"$ref": "#/$defs/a~1b"}, {"properties": {"y": {"type": "null"}}, "required": ["y"]}],
            "$defs": {"a/b": {"type": "object", "properties": {"x": {"type": "integer", "minimum": 1}}}}})",
-       {R"({"y":null})", R"({"x":3,"y":null})"}, {R"({"x":0,"y":null})", R"({"x":3})"}},
-      {R"({"allOf": [{"type": "integer", "minimum": 3, "maximum": 50}, {"minimum": 7}, {"maximum": 8}]})", {"7", "8"}, {"6", "9"}},
+       {R"({"y":null})", R"({"x":3,"y":null})"},
+       {R"({"x":0,"y":null})", R"({"x":3})"}},
+      {R"({"allOf": [{"type": "integer", "minimum": 3, "maximum": 50}, {"minimum": 7}, {"maximum": 8}]})",
+       {"7", "8"},
+       {"6", "9"}},
       {R"({"$ref": "#/definitions/tree", "definitions": {"tree": {"type": "object", "properties": {"v": {"type": "integer"},
            "c": {"type": "array", "items": {"$ref": "#/definitions/tree"}}}, "required": ["v"]}}})",
-       {R"({"v":1})", R"({"v":1,"c":[{"v":2,"c":[]}]})"}, {R"({"c":[]})"}},
-      {R"({"title": "t", "description": "d", "$schema": "x", "$id": "y", "default": 1, "examples": [2], "type": "null"})", {"null"}, {"1"}},
+       {R"({"v":1})", R"({"v":1,"c":[{"v":2,"c":[]}]})"},
+       {R"({"c":[]})"}},
+      {R"({"title": "t", "description": "d", "$schema": "x", "$id": "y", "default": 1, "examples": [2], "type": "null"})",
+       {"null"},
+       {"1"}},
   };
   for (const Texts& c : cases) {
     const auto grammar = schema(c.grammar);
@@ -623,7 +666,8 @@ TEST(JsonSchema, RefusesByNameAndPlace) {
       {"{", "s:1:2: expected a key in quotes"},
       {"[]", "s: #: expected an object, true or false, found an array"},
       {"false", "s: #: no text is possible"},
-      {R"({"properties": {"a/b": {"multipleOf": 3}}})", "s: #/properties/a~1b/multipleOf: this keyword is not supported"},
+      {R"({"properties": {"a/b": {"multipleOf": 3}}})",
+       "s: #/properties/a~1b/multipleOf: this keyword is not supported"},
       {R"({"items": {"not": {}}})", "s: #/items/not: this keyword is not supported"},
       {R"({"if": {}})", "#/if: this"},
       {R"({"uniqueItems": true})", "#/uniqueItems: this"},
@@ -637,7 +681,7 @@ TEST(JsonSchema, RefusesByNameAndPlace) {
       {R"({"enum": ["a"], "maxLength": 3})", "#/maxLength: is not supported together with enum"},
       {R"({"pattern": "a", "maxLength": 3})", "only one is supported together"},
       {R"({"pattern": "(a"})", "#/pattern: expected )"},
-      {R"({"pattern": "(?=a)"})", "#/pattern: expected (?:"},
+      {R"-({"pattern": "(?=a)"})-", "#/pattern: expected (?:"},
       {R"({"pattern": "a\\b"})", "#/pattern: expected a supported escape"},
       {R"({"pattern": "(a)\\1"})", "#/pattern: expected a supported escape"},
       {R"({"pattern": "a^b"})", "#/pattern: expected no ^ here"},
@@ -652,24 +696,34 @@ TEST(JsonSchema, RefusesByNameAndPlace) {
       {R"({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}})", "end"},
       {R"({"anyOf": [{"$ref": "#"}, {"type": "null"}]})", "left recursion"},
       {R"({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}})", "no text is possible"},
-      {R"({"allOf": [{"pattern": "a"}, {"pattern": "b"}]})", "#/allOf/1/pattern: is not supported in more than one part"},
+      {R"({"allOf": [{"pattern": "a"}, {"pattern": "b"}]})",
+       "#/allOf/1/pattern: is not supported in more than one part"},
       {R"({"const": 1e999})", "#/const"},
   };
-  for (const auto& [text, words] : cases) EXPECT_NE(schema_error(text).find(words), std::string::npos) << text << ": " << schema_error(text);
+  for (const auto& [text, words] : cases)
+    EXPECT_NE(schema_error(text).find(words), std::string::npos) << text << ": " << schema_error(text);
 }
 
 TEST(JsonSchema, BoundsHostileSchemas) {
-  std::string values = R"({"enum": [0)", deep, combinations = R"({"allOf": [)", merged = R"({"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}],"$defs":{)";
+  std::string values = R"({"enum": [0)", deep, combinations = R"({"allOf": [)",
+              merged = R"({"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}],"$defs":{)";
   while (values.size() < kLongestGrammar - 20) values += "," + std::to_string(values.size());
   for (int i = 0; i < 250; i++) deep += R"({"items":)";
-  for (int i = 0; i < 20; i++) combinations += std::string(i ? "," : "") + R"({"anyOf": [{"minimum": 1}, {"minimum": 2}, {"maximum": 9}]})";
-  merged += R"("a":{"type":"object","properties":{"x":{"$ref":"#/$defs/b"},"y":{"$ref":"#/$defs/a"}}},)"
-            R"("b":{"type":"object","properties":{"x":{"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}]},"y":{"$ref":"#/$defs/b"}}}}})";
-  const std::string cases[] = {values + "]}", deep + "{}" + std::string(250, '}'), combinations + "]}", merged,
-                               R"({"type": "string", "maxLength": 1000000, "minLength": 1000000})",
-                               R"({"pattern": "((((a*)*)*)*)*$"})", R"({"pattern": "^(a|aa|aaa)*b.{2000}"})",
-                               R"({"pattern": "(((a{1000}){1000}){1000}){1000}"})",
-                               R"({"items": {"items": {"maxItems": 1000000, "items": {"maxItems": 1000000}}, "maxItems": 1000000}})"};
+  for (int i = 0; i < 20; i++)
+    combinations += std::string(i ? "," : "") + R"({"anyOf": [{"minimum": 1}, {"minimum": 2}, {"maximum": 9}]})";
+  merged +=
+      R"("a":{"type":"object","properties":{"x":{"$ref":"#/$defs/b"},"y":{"$ref":"#/$defs/a"}}},)"
+      R"("b":{"type":"object","properties":{"x":{"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}]},"y":{"$ref":"#/$defs/b"}}}}})";
+  const std::string cases[] = {
+      values + "]}",
+      deep + "{}" + std::string(250, '}'),
+      combinations + "]}",
+      merged,
+      R"({"type": "string", "maxLength": 1000000, "minLength": 1000000})",
+      R"({"pattern": "((((a*)*)*)*)*$"})",
+      R"({"pattern": "^(a|aa|aaa)*b.{2000}"})",
+      R"({"pattern": "(((a{1000}){1000}){1000}){1000}"})",
+      R"({"items": {"items": {"maxItems": 1000000, "items": {"maxItems": 1000000}}, "maxItems": 1000000}})"};
   for (const std::string& text : cases) {
     const auto start = std::chrono::steady_clock::now();
     std::string error;

@@ -10,6 +10,7 @@
 #include "targets/decode.cpp"
 #include "targets/encode.cpp"
 #include "targets/gguf.cpp"
+#include "targets/grammar.cpp"
 #include "targets/hf_folder.cpp"
 #include "targets/json.cpp"
 #include "targets/llama2c.cpp"
