@@ -95,8 +95,7 @@ class Connection : public httplib::Stream {
   }
 
   void get_remote_ip_and_port(std::string& ip, int& port) const override { address(getpeername, ip, port); }
-  // Not a member of all versions of the library.
-  void get_local_ip_and_port(std::string& ip, int& port) const { address(getsockname, ip, port); }
+  void get_local_ip_and_port(std::string& ip, int& port) const override { address(getsockname, ip, port); }
   socket_t socket() const override { return fd_; }
   // Members of later versions.
   bool wait_readable() const { return is_readable() || wait(POLLIN, limits_.idle_ms); }
