@@ -24,14 +24,17 @@ endif
 ENGINE = run.cpp tokenizer.hpp
 EXPORT = $(ENGINE) $(wildcard export/*.hpp)
 MODELS = $(EXPORT) $(wildcard models/*.hpp models/megabyte/*.hpp)
-CLI = $(MODELS) $(wildcard apps/cli/*.hpp)
+CLI = $(MODELS) $(wildcard apps/grammar/*.hpp apps/cli/*.hpp)
 
 all: run export/convert
+
+# Of the kernels and of the library, which share them.
+PIC = -fPIC -fvisibility=hidden
 
 $(KERNELS) $(TRAIN_KERNELS): OPTIMIZE = -O3
 $(KERNELS): run.cpp
 	@mkdir -p $(BUILD)
-	$(CXX) $(ALL_FLAGS) -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c run.cpp -o $@
+	$(CXX) $(ALL_FLAGS) $(PIC) -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c run.cpp -o $@
 
 $(TRAIN_KERNELS): models/train_kernels.cpp $(MODELS)
 	@mkdir -p $(BUILD)
@@ -47,14 +50,51 @@ export/convert: export/convert.cpp $(MODELS) $(KERNELS)
 models/train: models/train.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
 	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) models/train.cpp -o $@ $(LDFLAGS)
 
+# The C library.
+API_VERSION := $(shell sed -n 's/^\#define POCKET_API_VERSION //p' apps/c/pocketllama.h)
+LIBRARY = apps/c/libpocketllama
+lib: $(LIBRARY).so $(LIBRARY).a
+
+$(BUILD)/pocketllama.o: apps/c/pocketllama.cpp apps/c/pocketllama.h $(ENGINE)
+	@mkdir -p $(BUILD)
+	$(CXX) $(ALL_FLAGS) $(PIC) -DPOCKET_SEPARATE_KERNELS -c apps/c/pocketllama.cpp -o $@
+
+$(LIBRARY).so.$(API_VERSION): $(KERNELS) $(BUILD)/pocketllama.o apps/c/exports.map
+	$(CXX) $(ALL_FLAGS) -shared -Wl,-soname,$(notdir $@) -Wl,--version-script=apps/c/exports.map -Wl,-z,defs \
+	  $(KERNELS) $(BUILD)/pocketllama.o -o $@ $(LDFLAGS)
+
+$(LIBRARY).so: $(LIBRARY).so.$(API_VERSION)
+	ln -sf $(notdir $<) $@
+
+$(LIBRARY).a: $(KERNELS) $(BUILD)/pocketllama.o
+	rm -f $@
+	ar rcs $@ $^
+
+# For apps/python: the library with its C++ runtime, as the file WHEEL_LIBRARY.
+wheel-library: $(KERNELS) $(BUILD)/pocketllama.o
+	$(CXX) $(ALL_FLAGS) -shared -Wl,--version-script=apps/c/exports.map -static-libstdc++ -static-libgcc $^ \
+	  -o $(WHEEL_LIBRARY) $(LDFLAGS)
+
 # Bulk generation.
-OPENAI = $(CLI) $(wildcard apps/openai/*.hpp)
+OPENAI = $(CLI) $(wildcard apps/grammar/*.hpp apps/openai/*.hpp)
 batch:
 	@echo '#include <nlohmann/json.hpp>' | $(CXX) $(CXXFLAGS) -std=c++17 -x c++ -fsyntax-only - 2>/dev/null || \
 	  { echo "batch: requires nlohmann/json (Debian: nlohmann-json3-dev)" >&2; exit 1; }
 	$(MAKE) run-batch
 run-batch: apps/batch/main.cpp $(wildcard apps/batch/*.hpp) $(OPENAI) $(KERNELS)
 	$(PROGRAM) $(KERNELS) apps/batch/main.cpp -o $@ $(LDFLAGS)
+
+# The server. Debian's cpp-httplib is a library with compiled parts; upstream's is a header, which needs no flags:
+# make server HTTPLIB_FLAGS=-Ifolder
+HTTPLIB_FLAGS ?= $(shell pkg-config --cflags --libs cpp-httplib 2>/dev/null)
+server:
+	@printf '#include <httplib.h>\n#include <nlohmann/json.hpp>\n' | \
+	  $(CXX) $(CXXFLAGS) $(HTTPLIB_FLAGS) -std=c++17 -x c++ -fsyntax-only - 2>/dev/null || \
+	  { echo "server: requires cpp-httplib and nlohmann/json (Debian: libcpp-httplib-dev nlohmann-json3-dev pkg-config)" >&2; \
+	    exit 1; }
+	$(MAKE) serve
+serve: apps/server/main.cpp $(wildcard apps/server/*.hpp) apps/server/page.html $(OPENAI) $(KERNELS)
+	$(PROGRAM) -DPOCKET_PAGE='"apps/server/page.html"' $(KERNELS) apps/server/main.cpp -o $@ $(HTTPLIB_FLAGS) $(LDFLAGS)
 
 # Benchmarks: speed, memory and quality of a model; single kernels (with Google Benchmark); training.
 bench: apps/bench/bench
@@ -76,8 +116,11 @@ help:
 	@echo "make                 build ./run and export/convert"
 	@echo "make models/train    build the trainer: trains a model on a text"
 	@echo "make batch           build ./run-batch: replies to a file of requests; requires nlohmann/json"
+	@echo "make server          build ./serve: an OpenAI-compatible server; requires cpp-httplib and nlohmann/json"
+	@echo "make lib             build apps/c/libpocketllama.so and .a: the engine for C and other languages"
 	@echo "make demo            build, and tell a story with the model in models/"
 	@echo "make test            install what the tests require, and run all tests"
+	@echo "make test-server     the server with its clients: openai, lm_eval, Chromium, hostile ones; installs them"
 	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
 	@echo "make sanitize        run all tests under ASan and UBSan, threaded ones under TSan"
@@ -86,7 +129,8 @@ help:
 	@echo "make bench           build apps/bench/bench: speed, memory and quality of a model on this machine"
 	@echo "make bench-kernels   build apps/bench/kernels: speed of single kernels; requires Google Benchmark"
 	@echo "make bench-training  build apps/bench/training: speed of models/train on this machine"
-	@echo "make install         copy run to $(PREFIX)/bin/pocketllama, its man page and its model to $(PREFIX)/share"
+	@echo "make install         install pocketllama, its man page and model, the C library and the headers in $(PREFIX)"
+	@echo "make uninstall       remove them"
 	@echo "make clean           remove build products (not models)"
 
 demo: all
@@ -101,7 +145,7 @@ demo: all
 	@echo "  ./run models/smollm2-135m-instruct.bin -m chat"
 
 # Tests use the kernels and programs above, so that nothing is compiled twice.
-test: all models/train apps/bench/bench setup
+test: all models/train apps/bench/bench lib setup
 	cmake -S . -B $(BUILD) -DPOCKET_PREBUILT=ON $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
 	cmake --build $(BUILD) -j $(CORES)
 	ctest --test-dir $(BUILD) -j $(CORES) --output-on-failure
@@ -109,9 +153,11 @@ test: all models/train apps/bench/bench setup
 setup:
 	tests/setup
 
-# Not part of `make test`: it installs packages of 1.2 GB.
+# Not part of `make test`: they install many packages.
 test-batch: batch export/convert
 	tests/batch/run
+test-server:
+	tests/server/run
 
 test-arm: all
 	tests/aarch64
@@ -167,14 +213,37 @@ man/pocketllama.1: run
 	mkdir -p man
 	./run --man > $@.tmp && mv $@.tmp $@
 
-install: run man/pocketllama.1
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 755 run $(DESTDIR)$(PREFIX)/bin/pocketllama
-	install -d $(DESTDIR)$(PREFIX)/share/pocketllama
-	install -m 644 models/stories.bin $(DESTDIR)$(PREFIX)/share/pocketllama
-	install -m 644 man/pocketllama.1 $(DESTDIR)$(PREFIX)/share/man/man1
+VERSION := $(shell sed -n 's/.*kVersion = "\(.*\)";/\1/p' run.cpp)
+INSTALLED = bin/pocketllama lib/libpocketllama.so lib/libpocketllama.so.$(API_VERSION) lib/libpocketllama.a \
+  lib/pkgconfig/pocketllama.pc lib/cmake/pocketllama/pocketllamaConfig.cmake \
+  lib/cmake/pocketllama/pocketllamaConfigVersion.cmake include/pocketllama.h include/pocketllama/run.cpp \
+  include/pocketllama/tokenizer.hpp share/pocketllama/stories.bin share/man/man1/pocketllama.1
+TO = $(DESTDIR)$(PREFIX)
+# What CMake's configure_file() does.
+FILL = sed -e 's|@CMAKE_INSTALL_PREFIX@|$(PREFIX)|' -e 's|@PROJECT_VERSION@|$(VERSION)|' \
+  -e 's|@CMAKE_INSTALL_LIBDIR@|lib|' -e 's|@CMAKE_INSTALL_INCLUDEDIR@|include|'
+
+install: run man/pocketllama.1 lib
+	install -d $(sort $(dir $(addprefix $(TO)/,$(INSTALLED))))
+	install -m 755 run $(TO)/bin/pocketllama
+	install -m 755 $(LIBRARY).so.$(API_VERSION) $(TO)/lib
+	ln -sf libpocketllama.so.$(API_VERSION) $(TO)/lib/libpocketllama.so
+	install -m 644 $(LIBRARY).a $(TO)/lib
+	$(FILL) apps/c/pocketllama.pc.in > $(TO)/lib/pkgconfig/pocketllama.pc
+	install -m 644 apps/c/pocketllamaConfig.cmake $(TO)/lib/cmake/pocketllama
+	$(FILL) apps/c/pocketllamaConfigVersion.cmake.in > $(TO)/lib/cmake/pocketllama/pocketllamaConfigVersion.cmake
+	install -m 644 apps/c/pocketllama.h $(TO)/include
+	install -m 644 run.cpp tokenizer.hpp $(TO)/include/pocketllama
+	install -m 644 models/stories.bin $(TO)/share/pocketllama
+	install -m 644 man/pocketllama.1 $(TO)/share/man/man1
+
+uninstall:
+	rm -f $(addprefix $(TO)/,$(INSTALLED))
+	rmdir $(TO)/include/pocketllama $(TO)/share/pocketllama $(TO)/lib/cmake/pocketllama 2>/dev/null || true
 
 clean:
-	rm -rf run run-batch export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training man $(BUILD) build-*
+	rm -rf run run-batch serve export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training \
+	  $(LIBRARY).* apps/python/build man $(BUILD) build-*
 
-.PHONY: all batch bench bench-kernels bench-training fuzz fuzz-smoke help demo setup test test-arm test-batch sanitize sanitized install clean
+.PHONY: all batch server bench bench-kernels bench-training lib wheel-library fuzz fuzz-smoke help demo setup test \
+  test-arm test-batch test-server sanitize sanitized install uninstall clean

@@ -94,15 +94,16 @@
 #endif
 #endif
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
-    defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__ || __FLT_EVAL_METHOD__ != 0
+    defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__
 #error "run.cpp promises the same bits everywhere, which -ffast-math, its parts and -Ofast break: build it with -O3"
+#elif __FLT_EVAL_METHOD__ != 0
+#error "run.cpp requires float arithmetic without excess precision: for 32-bit x86, add -msse2 -mfpmath=sse"
+#elif !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "run.cpp maps little-endian files in place and requires a little-endian machine"
 #endif
 #if defined(__clang__) && defined(__x86_64__)  // defines no macro for the parts: this file is compiled without them
 #pragma float_control(push)
 #pragma float_control(precise, on)
-#endif
-#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "run.cpp maps little-endian files in place and requires a little-endian machine"
 #endif
 // Source files compiled with different -m flags must not share inline functions: of all copies the linker keeps one,
 // whose instructions the CPU may lack. So the flags are part of every name: a macro that is defined is pasted as 1.
@@ -385,22 +386,22 @@ class Sampler {
   explicit Sampler(SamplerOptions options = {}) : options_(options), state_(options.seed) {
     std::fill(recent_, recent_ + kRepeatWindow, -1);
   }
-  // logits: (n). A token of -infinity is never chosen, one of +infinity always. The choice is remembered for the
-  // repetition penalty. Returns -1 if there is no memory, or no logit.
-  int operator()(const float* logits, int n) try {
+  // Picks as sample() does, and remembers the choice.
+  int operator()(const float* logits, int n) { return remember(sample(logits, n)); }
+  // logits: (n). A token of -infinity is never chosen, one of +infinity always. Returns -1 if there is no memory, or no
+  // logit. The choice is not remembered for the repetition penalty.
+  int sample(const float* logits, int n) try {
     const FloatMode mode;
     if (n <= 0) return -1;
     work_.assign(logits, logits + n);
     penalize(n);
     const int best = likeliest(work_.data(), n);
-    const int id = options_.temperature > 0 ? choose(work_[best], best) : best;
-    remember(id);
-    return id;
+    return options_.temperature > 0 ? choose(work_[best], best) : best;
   } catch (const std::bad_alloc&) {
     return -1;
   }
   // For tokens that were not chosen here: the prompt.
-  void remember(int id) { recent_[next_++ % kRepeatWindow] = id; }
+  int remember(int id) { return recent_[next_++ % kRepeatWindow] = id; }
   // A Sampler with this seed continues the sequence of random numbers.
   uint64_t random_state() const { return state_; }
 
@@ -482,9 +483,8 @@ using Propose = std::function<std::vector<int>()>;
 inline constexpr int kMaxGuesses = 127;
 // Feeds the prompt, then samples up to n tokens. Ends early at a stop id (which is not handed out), when the context is
 // full, or when on_token returns false. Returns false on failure, with session.error set. AnySession: Session, or a
-// type with its forward, position, context, vocab_size, fail. Pick: Sampler, or a type with its operator() and
-// remember. A guess goes through the model with the token before it, and counts while pick agrees (speculative
-// decoding).
+// type with its forward, position, context, vocab_size, fail. Pick: Sampler, or a type with its operator(), remember.
+// A guess goes through the model with the token before it, and counts while pick agrees (speculative decoding).
 template <class AnySession, class Pick>
 bool generate(AnySession& session, Pick& pick, const std::vector<int>& prompt, int n, const std::vector<int>& stop_ids,
               const std::function<bool(int id)>& on_token, const Propose& propose = nullptr) {
@@ -1890,12 +1890,20 @@ inline bool Model::read() {
   for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
   return true;
 }
+// Whether std::fma rounds once, as the same bits require. mingw-w64's calculates in a wider type and rounds twice.
+inline bool check_fma(std::string& error) {
+  const FloatMode mode;
+  const volatile double a = 1 + 0x1p-52, b = -1 - 0x1p-51;         // a * a + b = 2^-104
+  const volatile float c = 1 + 0x1p-23f, d = 0x1p-24f - 0x1p-47f;  // c * d + c is just below the middle of two floats
+  return (std::fma(a, a, b) == 0x1p-104 && std::fma(c, d, c) == c) ||
+         set_error(error, "std::fma: expected one rounding, found two; use another C library, or compile with -mfma");
+}
 // On any failure, lack of memory too, the model is closed, and `error` has the name.
 template <class Map> bool ModelFile::open_with(const char* name, const Map& map) {
   unmap();
   error.clear();
   try {
-    if (map() && read()) return true;
+    if (check_fma(error) && map() && read()) return true;
     error = concat(name, ": ", error);
   } catch (const std::bad_alloc&) {
     error = "out of memory";
@@ -2038,9 +2046,8 @@ template <class F> void Pool::parallel_for(int n, double work, const F& f) {
   }
   if (failed_.load(std::memory_order_relaxed) && failed_.exchange(false)) throw std::bad_alloc();
 }
-// First 7/8 of all in one long range per thread, since memory is read fastest in long streams, then 7/8 of the rest
-// likewise, and so on, until the ranges are so short that no thread waits long for another (factoring; Hummel,
-// Schonberg and Flynn 1992).
+// First 7/8 of all in one long range per thread, since memory is read fastest in long streams, then 7/8 of the rest,
+// and so on, until ranges are so short that no thread waits long for another (factoring; Hummel et al. 1992).
 template <class F> void Pool::parallel_ranges(int n, int unit, double work, const F& f) {
   starts_.assign(1, 0);
   while (starts_.back() < n) {
@@ -2193,8 +2200,7 @@ POCKET_BODY void swiglu_body(float* gate, const float* up, int n) {
   for (int i = 0; i < n; i++) gate[i] = gate[i] / (1.f + exp_body(-gate[i])) * up[i];
 }
 // ---- Attention, in blocks of 128 keys that start at fixed positions ----
-// The softmax of a block is computed by itself, and the results are merged in order (the online softmax of
-// FlashAttention, Dao et al. 2022).
+// Each block has its own softmax; the results are merged in order (online softmax: FlashAttention, Dao et al. 2022).
 inline constexpr int kQueries = 8;  // queries that go through a block together
 // Bytes of a KvBlock, in the order k_scale, v_scale, k, v.
 inline size_t kv_block_bytes(int head_dim, bool f32, int keys) {
@@ -2489,7 +2495,6 @@ inline bool reads_four_streams() { return __builtin_cpu_is("intel"); }
 // ---- AVX2: 8 rows per register, two registers per panel. vpmaddubsw multiplies unsigned by signed bytes and adds
 // pairs into 16 bits, where 127 * 127 * 2 still fits: codebook values are shifted to 0 ... 127, and each sum starts at
 // -64 times the group's sum of xq to compensate. q8 weights use all 8 bits: their sign moves to the activation instead.
-
 namespace avx2 {
 POCKET_AVX2 inline __m256i codebook(const int8_t values[16]) {
   const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
@@ -2637,7 +2642,6 @@ inline Kernels kernels() {
 }
 }  // namespace avx2
 // ---- AVX-VNNI (recent CPUs without AVX-512): the AVX2 kernels with one instruction, vpdpbusd, in place of three.
-
 #define POCKET_AVXVNNI __attribute__((target("avxvnni,avx2,fma")))
 namespace avxvnni {
 struct Dpbusd {
@@ -2660,7 +2664,6 @@ inline Kernels kernels() {
 #pragma GCC diagnostic ignored "-Wuninitialized"  // a false warning about the intrinsics (GCC bug 105593)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
-
 namespace avx512 {
 POCKET_AVX512 inline __m512 scales_q4(const uint8_t* scales, int odd) {
   alignas(64) static constexpr float kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
@@ -2793,7 +2796,6 @@ inline Kernels kernels() {
 // ---- AMX (Sapphire Rapids and later), for prompts. A tile is a small matrix in a register, and one instruction
 // multiplies two of them: (16 tokens, 32 columns) by (32 columns, 16 rows), signed bytes, summed exactly. A group of a
 // panel in memory is such a second tile. A single token cannot fill a tile: generating uses the kernels above.
-
 namespace amx {
 // The bits of kRound, 16 rows of 16: adding an integer below 2^22, such as the sum of a group, to them gives exactly
 // the float kRound + that integer.
@@ -2931,13 +2933,11 @@ inline Kernels kernels() {
 // ---- NEON: 4 rows per register, four registers per panel. tbl looks up the signed codebook values. The baseline of
 // aarch64 has all that the float blocks need, so they need no target attribute; two operations are written as
 // intrinsics because compilers do not vectorize them.
-
 template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
   const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(pocket::load<int32_t>(p)));
   v = Floats(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))));
 }
 template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = Floats(vfmaq_n_f32(v, b.v, a)); }
-
 namespace neon {
 #if defined(__APPLE__)
 inline bool has_dotprod() { return true; }

@@ -126,7 +126,7 @@ bool hash_self_test(AnySession& session, const std::vector<int>& ids, uint64_t& 
 /// Releases the memory of a layer's mapped weights. The self-test uses them once, so that converting needs much less
 /// memory than the model.
 inline void release(const Layer& layer) {
-  const uintptr_t begin = round_up(uintptr_t(layer.attention_norm.data), kPage),
+  const uintptr_t begin = round_up<uintptr_t>(uintptr_t(layer.attention_norm.data), kPage),
                   end = uintptr_t(layer.w2.data + layer.w2.bytes) / kPage * kPage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }

@@ -1,23 +1,13 @@
 // options.hpp: the command line of run-batch.
 #pragma once
 
-#include "../../export/engine.hpp"
-#include "../../export/program.hpp"
+#include "../openai/service.hpp"
 
 namespace pocket::batch {
 
-// A text option that was not given is "".
-struct Arguments {
-  std::string model, input, output;
-  std::string name, memory, kernel, kv = "auto";
-  int parallel = 16, context = 0, threads = 0;
-  bool unordered = false, overwrite = false, no_mmap = false, quiet = false, help = false, version = false;
-
-  Load load() const { return no_mmap ? Load::copy : Load::map; }
-  SessionOptions session_options() const {
-    const KvType type = kv == "q8" ? KvType::q8 : kv == "f32" ? KvType::f32 : KvType::automatic;
-    return {context, threads, type, kernel.empty() ? nullptr : kernel.c_str()};
-  }
+struct Arguments : openai::ModelArguments {
+  std::string input, output;
+  bool unordered = false, overwrite = false, quiet = false, help = false, version = false;
 };
 
 inline constexpr Option<Arguments> kOptions[] = {
@@ -75,27 +65,12 @@ inline void print_help() {
   print_options(kOptions, "run-batch");
 }
 
-// A size in bytes: a number and a unit, from B to TB, or KiB to TiB. Throws Failure.
-inline size_t parse_size(const std::string& option, const std::string& text) {
-  const size_t digits = std::min(text.find_first_not_of("0123456789."), text.size());
-  std::string unit = text.substr(digits);
-  const bool binary = unit.size() == 3 && unit[1] == 'i';
-  if (binary) unit.erase(1, 1);
-  if (unit.size() == 2 && unit[1] == 'B') unit.pop_back();
-  const size_t power = unit.empty() ? 0 : std::string("BKMGT").find(unit == "k" ? "K" : unit);
-  if (digits == 0 || unit.size() > 1 || power == std::string::npos)
-    throw Failure{2, option + ": expected a size such as 800MB, 2GB or 1.5GiB, found '" + text + "'"};
-  const double scale = std::pow(binary ? 1024.0 : 1000.0, double(power));
-  return size_t(number(option, text.substr(0, digits), 0, 1e15 / scale, false) * scale);
-}
-
 // Parses and checks the command line. Throws Failure.
 inline Arguments parse(int argc, char** argv) {
   Arguments a;
   parse_options(argc, argv, kOptions, "requests are given with -i", a);
   if (a.help || a.version) return a;
-  if (a.kv != "auto" && a.kv != "q8" && a.kv != "f32")
-    throw Failure{2, "--kv: expected auto, q8 or f32, found '" + a.kv + "'"};
+  a.check();
   if (a.model.empty() || a.input.empty() || a.output.empty())
     throw Failure{2, "expected a model, -i and -o: run-batch model.bin -i requests.jsonl -o results.jsonl; see --help"};
   return a;

@@ -7,19 +7,14 @@
 
 #include <map>
 
-#include "../openai/request.hpp"
+#include "../openai/response.hpp"
 #include "requests_file.hpp"
 
 namespace pocket::batch {
 
 inline constexpr const char* kIdPrefix = "batch_req_";
 
-// 16 hexadecimal digits.
-inline std::string hex(uint64_t id) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(id));
-  return text;
-}
+using openai::hex;
 
 // A result of an earlier run.
 struct EarlierResult {

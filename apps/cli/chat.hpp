@@ -36,7 +36,7 @@ class Chat {
       : job_(job),
         active_(*job.model, session_options(job.args)),
         session_(*active_),
-        sampler_(job.sampler_options()),
+        sampler_(job, job.sampler_options(), open_grammar(job)),
         guesses_(job, text_),
         conversation_(
             *job.model->chat_template(),
@@ -185,6 +185,7 @@ class Chat {
     Turn& turn = conversation_.turns.back();
     const size_t context = size_t(session_.context());
     Reply reply(job_);
+    sampler_.begin(job_.model->chat_template()->stop_ids, reply.stream);
     size_t dropped = 0;
     while (reply.end == End::context_full) {
       dropped += conversation_.make_room(context - 1, context / 2);
@@ -241,8 +242,9 @@ class Chat {
     const bool all_processed = size_t(session_.position()) == processed_.size();
     processed_.resize(size_t(session_.position()));
     if (interrupted) reply.end = End::interrupted;
-    if (!good && !interrupted) throw_failure(session_);
-    if (reply.end == End::stop_token && !all_processed && !reply.filter.stopped)
+    if (!good && !interrupted && !sampler_.stuck()) throw_failure(session_);
+    const bool ended = reply.filter.stopped || sampler_.must_end() || sampler_.stuck();
+    if (reply.end == End::stop_token && !all_processed && !ended)
       reply.end = turn.reply_ids.size() >= size_t(limit) ? End::token_limit : End::context_full;
   }
 
@@ -250,7 +252,7 @@ class Chat {
   bool add_token(int id, Turn& turn, Reply& reply) {
     print(reply.filter.push(printed_text(job_.model->tokenizer(), reply.stream, id)), turn);
     if (reply.loop.push(id)) reply.end = End::loop;
-    return reply.end != End::loop && !reply.filter.stopped && !interrupted;
+    return reply.end != End::loop && !reply.filter.stopped && !interrupted && !sampler_.must_end();
   }
 
   void print(const std::string& text, Turn& turn) {
@@ -306,14 +308,22 @@ class Chat {
                    std::to_string(session_.context()) + "; shorten it, or enlarge the context with --ctx");
     if (reply.end == End::context_full && !empty)
       notify(full_context() + ": the reply ends here; --ctx sets a larger context");
+    const std::string incomplete = sampler_.incomplete(name_of(reply));
+    if (reply.end != End::interrupted && !empty && !incomplete.empty()) report_error(incomplete);
     if (reply.end == End::interrupted && chat_interrupts == 1)
       notify(empty ? "stopped; the message is removed" : "stopped; press Ctrl-C again to end the chat");
+  }
+
+  static const char* name_of(const Reply& reply) {
+    if (reply.filter.stopped) return "a stop text";
+    if (reply.end == End::loop) return "a repetition";
+    return reply.end == End::token_limit ? "the limit of tokens (-n)" : "the end of the context (--ctx)";
   }
 
   Job& job_;
   ActiveSession active_;
   TextSession& session_;
-  Sampler sampler_;
+  ConstrainedSampler sampler_;
   std::vector<int> text_;  // the tokens of the conversation, while a reply is generated
   Guesses guesses_;
   Conversation conversation_;

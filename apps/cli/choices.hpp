@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "../../export/json_writer.hpp"
+#include "constrained.hpp"
 #include "job.hpp"
 
 namespace pocket::cli {
@@ -44,14 +45,14 @@ inline std::vector<int> most_likely(const float* logits, int n, int count) {
 // A sampler that reports the most likely tokens of each step, by the model's own probabilities: before temperature,
 // repetition penalty and top-k, top-p and min-p. With --json they become a part of the figures. Without, a line each
 // goes to stderr: at once, or where stderr is a terminal after the text, which would be torn apart otherwise.
-class ReportingSampler : public Sampler {
+class ReportingSampler : public ConstrainedSampler {
  public:
-  ReportingSampler(Job& job, const SamplerOptions& options)
-      : Sampler(options), job_(job), text_(job.model->tokenizer()) {}
+  ReportingSampler(Job& job, const SamplerOptions& options, std::shared_ptr<TokenGrammar> grammar)
+      : ConstrainedSampler(job, options, std::move(grammar)), job_(job), text_(job.model->tokenizer()) {}
 
   int operator()(const float* logits, int n) {
-    const int id = Sampler::operator()(logits, n);
-    if (job_.args.top > 0) report(id, logits, n);
+    const int id = ConstrainedSampler::operator()(logits, n);
+    if (job_.args.top > 0 && id >= 0) report(id, logits, n);
     return id;
   }
 

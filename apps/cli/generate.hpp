@@ -54,8 +54,8 @@ class TextWriter {
       if (f.status != 130) throw;  // Ctrl-C while a long prompt is processed
     }
     guesses_.settle(job_.figures);
-    job_.figures.end = reason_of_end();
-    return good;
+    job_.figures.end = reason_of_end(sampler);
+    return good || sampler.stuck();
   }
 
   // Prints the text that was held back, at the end of a text without a stop text.
@@ -88,16 +88,18 @@ class TextWriter {
       if (saved_.ids.size() == before) first = seconds();
       saved_.ids.push_back(id);
       job_.out.write(filter_.push(text_of(id)));
-      return !filter_.stopped && !interrupted;
+      return !filter_.stopped && !interrupted && !sampler.must_end();
     };
+    sampler.begin(job_.model->file().stop_ids, stream_);
     const bool good = generate(session_, sampler, last, std::min(room, job_.token_limit()), job_.model->file().stop_ids,
                                on_token, propose);
     job_.figures.add(ids.size(), start, saved_.ids.size() - before, first);
     return good;
   }
 
-  const char* reason_of_end() const {
+  const char* reason_of_end(const ReportingSampler& sampler) const {
     if (filter_.stopped) return "stop text";
+    if (sampler.must_end() || sampler.stuck()) return "grammar";
     if (int(job_.figures.new_tokens) == job_.token_limit()) return "tokens";
     return int(saved_.ids.size()) >= job_.model->longest_text(session_.context()) ? "context" : "stop token";
   }
@@ -114,6 +116,7 @@ class TextWriter {
 inline void generate_text(Job& job) {
   const Arguments& a = job.args;
   add_stop_ids(job);
+  const std::shared_ptr<TokenGrammar> grammar = open_grammar(job);  // before the prompt is printed
   OutputFile save_to;
   if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   SessionOptions options = session_options(a);
@@ -122,7 +125,7 @@ inline void generate_text(Job& job) {
   ActiveSession session(*job.model, options);
   TextWriter text(job, *session);
   const std::vector<int> unprocessed = text.start(file ? &*file : nullptr);
-  ReportingSampler sampler(job, text.sampler_options(file.has_value()));
+  ReportingSampler sampler(job, text.sampler_options(file.has_value()), grammar);
   for (int i = 0; i < session->position(); i++) sampler.remember(text.ids()[size_t(i)]);
 
   const bool good = text.write(sampler, unprocessed);
@@ -133,6 +136,8 @@ inline void generate_text(Job& job) {
   if (!good) throw_failure(*session);
   stop_if_interrupted();
   print_figures(job, *session);
+  const std::string incomplete = sampler.incomplete(job.figures.end);
+  if (!incomplete.empty()) throw Failure{1, incomplete};
 }
 
 }  // namespace pocket::cli

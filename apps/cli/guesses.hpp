@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "constrained.hpp"
 #include "draft_model.hpp"
 #include "job.hpp"
 #include "lookup.hpp"
@@ -23,20 +24,9 @@ class Guesses {
   }
 
   // For generate(); null without these options. pick: the sampler of the text.
-  Propose propose(const Sampler& pick) {
+  Propose propose(const ConstrainedSampler& pick) {
     if (!lookup_ && !draft_) return nullptr;
-    return [this, &pick] {
-      std::vector<int> guesses;
-      if (lookup_) guesses = lookup_->propose();
-      if (!draft_) return guesses;
-      if (!guesses.empty()) {
-        draft_->settle();
-        return guesses;
-      }
-      guesses = draft_->propose(pick);
-      if (lookup_ && !guesses.empty()) lookup_->withdraw();
-      return guesses;
-    };
+    return [this, &pick] { return pick.allowed(next(pick)); };
   }
 
   // The text was replaced by another one.
@@ -54,6 +44,19 @@ class Guesses {
   }
 
  private:
+  std::vector<int> next(const Sampler& pick) {
+    std::vector<int> guesses;
+    if (lookup_) guesses = lookup_->propose();
+    if (!draft_) return guesses;
+    if (!guesses.empty()) {
+      draft_->settle();
+      return guesses;
+    }
+    guesses = draft_->propose(pick);
+    if (lookup_ && !guesses.empty()) lookup_->withdraw();
+    return guesses;
+  }
+
   std::optional<Lookup> lookup_;
   std::optional<DraftModel> model_;
   std::unique_ptr<Draft> draft_;

@@ -18,6 +18,7 @@ struct Arguments {
   std::string tokenizer;                   // a SentencePiece file in place of the model's own tokenizer
   std::string kernel, kv = "auto", seed;   // seed: a number; "": the time
   std::string draft;                       // a model file
+  std::string grammar, schema;             // files that constrain the text
   std::string logits, perplexity, encode;  // logits, perplexity: a file; encode: a text
   std::vector<std::string> stop;
   int max_tokens = -1;  // new tokens; 0: until the context is full; -1: the default of the mode
@@ -30,6 +31,7 @@ struct Arguments {
 
   bool is_given(std::string_view name) const { return std::find(given.begin(), given.end(), name) != given.end(); }
   bool chat() const { return mode == "chat"; }
+  bool constrained() const { return !grammar.empty() || !schema.empty(); }
   bool guesses() const { return lookup || !draft.empty(); }
   Load load() const { return no_mmap ? Load::copy : Load::map; }
   bool has_instruction() const { return !words.empty() || !features.empty() || !summary.empty(); }
@@ -70,6 +72,11 @@ inline constexpr Option<Arguments> kOptions[] = {
      &Arguments::repeat_penalty, 0.01, 100},
     {"-s", "--seed", "N", "random seed; the same seed gives the same text on every machine [the time]",
      &Arguments::seed},
+    {"", "", "model.bin -m chat --schema person.json", "Constrained output"},
+    {"", "--grammar", "FILE", "write only texts of this grammar, in llama.cpp's format GBNF (apps/grammar/README.md)",
+     &Arguments::grammar},
+    {"", "--schema", "FILE", "write only JSON that is valid by this JSON Schema; a schema {} allows any JSON",
+     &Arguments::schema},
     {"", "", "model.bin -f letter.txt --lookup --threads 4", "Speed and memory"},
     {"", "--threads", "N", "number of threads [one per CPU]", &Arguments::threads, 1, 256},
     {"", "--ctx", "N", "context size in tokens [the size the model was trained for]", &Arguments::context, 1, 1 << 22},
@@ -215,6 +222,7 @@ inline Arguments parse(int argc, char** argv) {
   if (!a.chat_template.empty() && !a.chat()) throw Failure{2, "--template is only valid with -m chat"};
   if (a.is_given("--prompt") + !a.file.empty() + !a.ids.empty() > 1)
     throw Failure{2, "-i, -f and --ids: expected only one of them"};
+  if (!a.grammar.empty() && !a.schema.empty()) throw Failure{2, "--grammar and --schema: expected only one of them"};
   if (a.has_instruction()) set_instruction_prompt(a);
   for (const char* option : {"--ids", "--save", "--resume", "--top"})
     if (a.chat() && a.is_given(option))

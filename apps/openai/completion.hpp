@@ -2,19 +2,10 @@
 #pragma once
 
 #include "../cli/stop_filter.hpp"
+#include "../grammar/grammar.hpp"
 #include "request.hpp"
 
 namespace pocket::openai {
-
-// The bytes of a token in a text; of a control token, its name.
-inline std::string token_bytes(const Tokenizer& tokenizer, int id) {
-  std::string piece(tokenizer.piece(id));
-  if (tokenizer.kind() == Tokenizer::Kind::byte_level) return piece;
-  if (tokenizer.type(id) == Tokenizer::PieceType::byte) return {char(tokenizer_detail::byte_value(piece))};
-  const std::string mark = tokenizer_detail::kSpaceMark;
-  for (size_t at = 0; (at = piece.find(mark, at)) != std::string::npos; at++) piece.replace(at, mark.size(), " ");
-  return piece;
-}
 
 // Log probabilities in nats, of a softmax at temperature 1 over logits (n,). Same bits on every machine: the engine's
 // own exp and log, and sums in order.
@@ -48,10 +39,10 @@ class LogProbabilities {
   double log_sum_;
 };
 
-// A token of a reply and what the model thought of it.
+// A token of a reply, or with echo of the prompt, and what the model thought of it.
 struct TokenLogprob {
   int id;
-  double logprob;
+  double logprob;                           // of the first token of a prompt, which nothing predicts: NaN
   std::vector<std::pair<int, double>> top;  // id, log probability
 };
 
@@ -63,10 +54,26 @@ class Completion {
       : request_(request), tokenizer_(tokenizer), stream_(tokenizer), filter_(request.stop) {}
 
   // To be called first, with the tokens of the prompt: a text continues it, while a reply in a chat begins anew.
-  void start(const std::vector<int>& prompt) {
-    if (request_.endpoint == Endpoint::chat) return;
-    for (const int id : prompt) printed_text(tokenizer_, stream_, id);
+  // Returns the beginning of the reply: with echo the prompt, else nothing.
+  std::string start(const std::vector<int>& prompt) {
+    if (request_.endpoint == Endpoint::chat) return "";
+    std::string text;
+    for (const int id : prompt) text += printed_text(tokenizer_, stream_, id);
+    if (!request_.echo) return "";
+    if (request_.top_logprobs >= 0 && !prompt.empty())
+      logprobs_.push_back({prompt[0], std::numeric_limits<double>::quiet_NaN(), {}});
+    return append(request_.prompt_ids.empty() ? request_.prompt : text);
   }
+
+  // With echo: adds the next token of the prompt, and the logits (vocab_size,) after the tokens before it.
+  void push_prompt(int id, const float* logits, int vocab_size) {
+    add_logprob(id, LogProbabilities(logits, vocab_size));
+  }
+  // Whether the next token begins a text: then it drops the space that SentencePiece adds.
+  bool at_start() const { return at_text_start(tokenizer_, stream_); }
+
+  // Whether push_prompt() is needed.
+  bool wants_prompt() const { return request_.echo && request_.top_logprobs >= 0; }
 
   // Adds a token, chosen by these logits (vocab_size,). Returns the text that is certain now: it may end before `text`
   // does, while that may be the beginning of a stop text.

@@ -21,6 +21,13 @@ struct Refusal {
 
 enum class Endpoint { chat, text };  // /v1/chat/completions, /v1/completions
 
+// What the text of a reply is: any text, a JSON object, JSON of a schema, a text of a grammar in GBNF.
+enum class Format { text, json_object, schema, grammar };
+
+// Who reads a request. The server knows all parameters below, and ignores unknown ones as OpenAI does. In a file of
+// requests (run-batch), where a mistake costs more, they are refused, and so is what has no meaning there.
+enum class Service { batch, server };
+
 // A valid request.
 struct Request {
   Endpoint endpoint = Endpoint::chat;
@@ -35,6 +42,12 @@ struct Request {
   std::vector<std::pair<int, float>> logit_bias;  // token id, what is added to its logit
   std::vector<std::string> stop;                  // texts that end the reply
   int top_logprobs = -1;                          // number of most likely tokens that are reported; -1: no logprobs
+  int choices = 1;                                // replies to the request; the seed of choice i is the seed plus i
+  bool echo = false;                              // text: the reply begins with the prompt, also its logprobs
+  bool stream = false, include_usage = false;     // include_usage: a stream ends with the number of tokens
+  Format format = Format::text;
+  std::string format_text;   // the schema or the grammar
+  std::string format_param;  // the name of its parameter
 };
 
 // ---- JSON ----
@@ -69,13 +82,42 @@ inline Json parse_json(std::string_view text) {
   }
 }
 
+// The value of the last member of a JSON object with this name, as it is written; "": there is none. text: valid JSON.
+inline std::string_view member_text(std::string_view text, std::string_view name) {
+  std::string_view found;
+  size_t at = 0, key = 0, key_end = 0, value = 0;  // value: where the value of a member begins; 0: in a name
+  int depth = 0;
+  for (; at < text.size(); at++) {
+    const char c = text[at];
+    if (c == '"') {
+      const size_t begin = ++at;
+      for (; at < text.size() && text[at] != '"'; at++) at += text[at] == '\\';
+      if (depth == 1 && !value) {
+        key = begin;
+        key_end = at;
+      }
+    } else if (depth == 1 && c == ':' && !value) {
+      value = at + 1;
+    } else if (depth == 1 && (c == ',' || c == '}')) {
+      if (value && text.substr(key, key_end - key) == name) found = text.substr(value, at - value);
+      value = 0;
+    }
+    if (c == '{' || c == '[') depth++;
+    if (c == '}' || c == ']') depth--;
+  }
+  const size_t first = found.find_first_not_of(" \t\r\n"), last = found.find_last_not_of(" \t\r\n");
+  return first == found.npos ? "" : found.substr(first, last - first + 1);
+}
+
 // Parses a request of an endpoint from the body of its JSON.
 class RequestParser {
  public:
+  // text: the body as it was written, in which the members of a schema have their order; "": there is none.
   // Throws Refusal.
-  static Request parse(Endpoint endpoint, const Json& body) {
+  static Request parse(Endpoint endpoint, const Json& body, Service service = Service::batch,
+                       std::string_view text = "") {
     if (!body.is_object()) refuse("body", "an object", type_of(body));
-    RequestParser parser(endpoint, body);
+    RequestParser parser(endpoint, body, service, text);
     return parser.request_;
   }
 
@@ -89,7 +131,8 @@ class RequestParser {
     const char *name, *value;
   };
 
-  RequestParser(Endpoint endpoint, const Json& body) {
+  RequestParser(Endpoint endpoint, const Json& body, Service service, std::string_view text)
+      : service_(service), text_(text) {
     request_.endpoint = endpoint;
     request_.sampling = {1, 1};  // OpenAI's defaults: temperature 1, top_p 1
     if (endpoint == Endpoint::text) request_.max_tokens = 16;
@@ -97,11 +140,18 @@ class RequestParser {
       name_ = name;
       if (!value.is_null()) read(value);
     }
-    const char* text = endpoint == Endpoint::chat ? "messages" : "prompt";
-    if (!has_text_) refuse(text, endpoint == Endpoint::chat ? "an array of messages" : "a string", "nothing");
+    check();
+  }
+
+  // What depends on several parameters.
+  void check() {
+    if (!has_text_) refuse(chat() ? "messages" : "prompt", chat() ? "an array of messages" : "a string", "nothing");
     if (top_logprobs_ >= 0 && request_.top_logprobs < 0)
       refuse("top_logprobs", "logprobs to be true", "logprobs missing or false");
     if (request_.top_logprobs >= 0 && top_logprobs_ >= 0) request_.top_logprobs = top_logprobs_;
+    if (request_.max_tokens == 0 && !request_.echo) refuse("max_tokens", "at least 1 without echo", "0");
+    if (request_.include_usage && !request_.stream) refuse("stream_options", "stream to be true", "no stream");
+    if (has_tool_choice_) refuse("tool_choice", "none or auto, because this model has no tools", "another value");
   }
 
   void read(const Json& value) {
@@ -128,6 +178,15 @@ class RequestParser {
                                       {"top_logprobs", &RequestParser::read_top_logprobs},
                                       {"parallel_tool_calls", nullptr}};
     static constexpr Field kText[] = {{"prompt", &RequestParser::read_prompt}};
+    static constexpr Field kServer[] = {{"n", &RequestParser::read_choices},
+                                        {"stream", &RequestParser::read_stream},
+                                        {"stream_options", &RequestParser::read_stream_options},
+                                        {"response_format", &RequestParser::read_response_format},
+                                        {"grammar", &RequestParser::read_grammar},
+                                        {"store", nullptr}};
+    static constexpr Field kServerText[] = {{"echo", &RequestParser::read_echo}};
+    static constexpr Field kServerChat[] = {{"tools", &RequestParser::read_tools},
+                                            {"tool_choice", &RequestParser::read_tool_choice}};
     static constexpr Fixed kFixed[] = {{"n", "1"},
                                        {"best_of", "1"},
                                        {"stream", "false"},
@@ -140,12 +199,15 @@ class RequestParser {
                                        {"response_format", "{\"type\":\"text\"}"}};
     if (read_by(kShared, value)) return;
     if (chat() ? read_by(kChat, value) : read_by(kText, value)) return;
+    if (server() && (read_by(kServer, value) || (chat() ? read_by(kServerChat, value) : read_by(kServerText, value))))
+      return;
     for (const Fixed& fixed : kFixed) {
       if (name_ != fixed.name) continue;
       if (value == Json::parse(fixed.value)) return;
       const bool scalar = value.is_number_integer() || value.is_boolean();
       refuse(name_, std::string(fixed.value) + ", the only supported value", scalar ? value.dump() : type_of(value));
     }
+    if (server() && name_ != "functions" && name_ != "function_call" && name_ != "audio") return;
     throw Refusal{name_ + ": this parameter is not supported", name_, "unsupported_parameter"};
   }
 
@@ -161,6 +223,7 @@ class RequestParser {
   // ---- Values ----
 
   bool chat() const { return request_.endpoint == Endpoint::chat; }
+  bool server() const { return service_ == Service::server; }
 
   float number(const Json& value, double low, double high) const {
     char range[64];
@@ -183,11 +246,15 @@ class RequestParser {
     if (!value.is_string()) refuse(name, "a string", type_of(value));
     return value.get<std::string>();
   }
+  bool boolean(const Json& value, const std::string& name) const {
+    if (!value.is_boolean()) refuse(name, "a boolean", type_of(value));
+    return value.get<bool>();
+  }
 
   // ---- Parameters ----
 
   void read_max_tokens(const Json& v) {
-    const int n = integer(v, 1, INT_MAX);
+    const int n = integer(v, server() && !chat() ? 0 : 1, INT_MAX);  // 0: with echo, for the logprobs of a text
     request_.max_tokens = max_tokens_given_ ? std::min(n, request_.max_tokens) : n;  // both names may be given
     max_tokens_given_ = true;
   }
@@ -229,10 +296,57 @@ class RequestParser {
       request_.top_logprobs = integer(v, 0, 20);
       return;
     }
-    if (!v.is_boolean()) refuse(name_, "a boolean", type_of(v));
-    if (v.get<bool>()) request_.top_logprobs = 0;
+    if (boolean(v, name_)) request_.top_logprobs = 0;
   }
   void read_top_logprobs(const Json& v) { top_logprobs_ = integer(v, 0, 20); }
+
+  // ---- Parameters of the server ----
+
+  void read_choices(const Json& v) { request_.choices = integer(v, 1, kChunk); }
+  void read_echo(const Json& v) { request_.echo = boolean(v, name_); }
+  void read_stream(const Json& v) { request_.stream = boolean(v, name_); }
+  void read_stream_options(const Json& v) {
+    if (!v.is_object()) refuse(name_, "an object", type_of(v));
+    const auto usage = v.find("include_usage");
+    if (usage != v.end() && !usage->is_null()) request_.include_usage = boolean(*usage, name_ + ".include_usage");
+  }
+
+  void read_response_format(const Json& v) {
+    if (!v.is_object()) refuse(name_, "an object", type_of(v));
+    const std::string type = text(member(v, "type", name_), name_ + ".type");
+    if (type == "text") return;
+    if (type == "json_object") return set_format(Format::json_object, "", name_);
+    if (type != "json_schema")
+      refuse(name_ + ".type", "text, json_object or json_schema", "'" + type.substr(0, 40) + "'");
+    const std::string outer = name_ + ".json_schema", inner = outer + ".schema";
+    const auto found = v.find("json_schema");
+    if (found == v.end() || !found->is_object())
+      refuse(outer, "an object", found == v.end() ? "nothing" : type_of(*found));
+    const auto schema = found->find("schema");
+    if (schema == found->end() || !schema->is_object())
+      refuse(inner, "an object", schema == found->end() ? "nothing" : type_of(*schema));
+    const std::string_view written = member_text(member_text(member_text(text_, name_), "json_schema"), "schema");
+    set_format(Format::schema, written.empty() ? schema->dump() : std::string(written), inner);
+  }
+  // As in llama.cpp's server.
+  void read_grammar(const Json& v) { set_format(Format::grammar, text(v, name_), name_); }
+  void set_format(Format format, std::string grammar, const std::string& param) {
+    if (request_.format != Format::text) refuse(name_, "either response_format or grammar", "both");
+    request_.format = format;
+    request_.format_text = std::move(grammar);
+    request_.format_param = param;
+  }
+
+  // The chat templates of model files are texts around the messages, and have no place for tools.
+  void read_tools(const Json& v) {
+    if (!v.is_array()) refuse(name_, "an array", type_of(v));
+    if (v.empty()) return;
+    throw Refusal{
+        "tools: this model's chat template has no tools; describe them in the system prompt, and request "
+        "JSON with response_format",
+        name_, "unsupported_parameter"};
+  }
+  void read_tool_choice(const Json& v) { has_tool_choice_ = v != "none" && v != "auto"; }
 
   // ---- The text ----
 
@@ -305,9 +419,11 @@ class RequestParser {
     return all;
   }
 
+  Service service_;
+  std::string_view text_;  // the body as it was written
   Request request_;
   std::string name_;  // of the parameter that is read
-  bool has_text_ = false, max_tokens_given_ = false;
+  bool has_text_ = false, max_tokens_given_ = false, has_tool_choice_ = false;
   int top_logprobs_ = -1;
 };
 

@@ -1,6 +1,8 @@
-// response.hpp: responses in the format of OpenAI's API. They depend on the request and the model only: `created` is 0,
-// and ids are the caller's.
+// response.hpp: responses in the format of OpenAI's API, whole and as a stream of events. They depend on the request,
+// the model and the caller's ResponseInfo only.
 #pragma once
+
+#include <optional>
 
 #include "completion.hpp"
 
@@ -28,12 +30,21 @@ inline std::string to_line(const OrderedJson& value) {
   return line;
 }
 
+// 16 hexadecimal digits.
+inline std::string hex(uint64_t id) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(id));
+  return text;
+}
+
 // What a response says of its request and model.
 struct ResponseInfo {
   std::string id;           // unique among responses, without prefix
   std::string model;        // name of the model
   std::string fingerprint;  // identifies the model file and the settings that change its replies
   size_t prompt_tokens = 0;
+  int64_t created = 0;           // Unix time
+  std::optional<uint64_t> seed = {};  // that was chosen for the request; none: it is not reported
 };
 
 // ---- Log probabilities ----
@@ -45,30 +56,28 @@ inline OrderedJson token_json(const Tokenizer& tokenizer, int id, double logprob
   return {{"token", bytes}, {"logprob", logprob}, {"bytes", std::move(numbers)}};
 }
 
-// For a chat: a list of tokens.
-inline OrderedJson chat_logprobs(const Completion& c) {
-  if (c.request().top_logprobs < 0) return nullptr;
+// Log probabilities of some tokens of a reply. For a chat: a list of tokens.
+inline OrderedJson chat_logprobs(const Tokenizer& tokenizer, const TokenLogprob* tokens, size_t n) {
   OrderedJson content = OrderedJson::array();
-  for (const TokenLogprob& t : c.logprobs()) {
-    OrderedJson token = token_json(c.tokenizer(), t.id, t.logprob), top = OrderedJson::array();
-    for (const auto& [id, logprob] : t.top) top.push_back(token_json(c.tokenizer(), id, logprob));
+  for (const TokenLogprob* t = tokens; t < tokens + n; t++) {
+    OrderedJson token = token_json(tokenizer, t->id, t->logprob), top = OrderedJson::array();
+    for (const auto& [id, logprob] : t->top) top.push_back(token_json(tokenizer, id, logprob));
     token["top_logprobs"] = std::move(top);
     content.push_back(std::move(token));
   }
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-// For a text: a list per field. An offset is the sum of the tokens before, in bytes.
-inline OrderedJson text_logprobs(const Completion& c) {
-  if (c.request().top_logprobs < 0) return nullptr;
+// For a text: a list per field. An offset is the sum of the tokens before, in bytes; `offset` is that of the first one.
+inline OrderedJson text_logprobs(const Tokenizer& tokenizer, const TokenLogprob* some, size_t n, size_t& offset) {
   OrderedJson offsets = OrderedJson::array(), logprobs = offsets, tokens = offsets, tops = offsets;
-  size_t offset = 0;
-  for (const TokenLogprob& t : c.logprobs()) {
-    const std::string bytes = token_bytes(c.tokenizer(), t.id);
+  for (const TokenLogprob* t = some; t < some + n; t++) {
+    const std::string bytes = token_bytes(tokenizer, t->id);
     OrderedJson top = OrderedJson::object();
-    for (const auto& [id, logprob] : t.top) top[token_bytes(c.tokenizer(), id)] = logprob;
+    for (const auto& [id, logprob] : t->top) top[token_bytes(tokenizer, id)] = logprob;
+    if (std::isnan(t->logprob)) top = nullptr;
     offsets.push_back(offset);
-    logprobs.push_back(t.logprob);
+    logprobs.push_back(t->logprob);  // NaN: null
     tokens.push_back(bytes);
     tops.push_back(std::move(top));
     offset += bytes.size();
@@ -79,31 +88,102 @@ inline OrderedJson text_logprobs(const Completion& c) {
           {"top_logprobs", std::move(tops)}};
 }
 
+inline OrderedJson logprobs_json(const Request& request, const Tokenizer& tokenizer,
+                                 const std::vector<TokenLogprob>& tokens, size_t& offset) {
+  if (request.top_logprobs < 0) return nullptr;
+  const bool chat = request.endpoint == Endpoint::chat;
+  return chat ? chat_logprobs(tokenizer, tokens.data(), tokens.size())
+              : text_logprobs(tokenizer, tokens.data(), tokens.size(), offset);
+}
+
 // ---- Bodies ----
 
-// The body of a response to a finished request.
-inline OrderedJson response_body(const ResponseInfo& info, const Completion& c) {
-  const bool chat = c.request().endpoint == Endpoint::chat;
-  OrderedJson choice;
-  if (chat)
-    choice = {{"index", 0},
-              {"message", {{"role", "assistant"}, {"content", c.text()}, {"refusal", nullptr}}},
-              {"logprobs", chat_logprobs(c)},
-              {"finish_reason", c.finish_reason()}};
-  else
-    choice = {{"text", c.text()}, {"index", 0}, {"logprobs", text_logprobs(c)}, {"finish_reason", c.finish_reason()}};
+inline OrderedJson choice_json(const Completion& c, size_t index) {
+  size_t offset = 0;
+  OrderedJson logprobs = logprobs_json(c.request(), c.tokenizer(), c.logprobs(), offset);
+  if (c.request().endpoint == Endpoint::chat)
+    return {{"index", index},
+            {"message", {{"role", "assistant"}, {"content", c.text()}, {"refusal", nullptr}}},
+            {"logprobs", std::move(logprobs)},
+            {"finish_reason", c.finish_reason()}};
+  return {
+      {"text", c.text()}, {"index", index}, {"logprobs", std::move(logprobs)}, {"finish_reason", c.finish_reason()}};
+}
+
+inline OrderedJson usage_json(size_t prompt_tokens, size_t completion_tokens) {
+  return {{"prompt_tokens", prompt_tokens},
+          {"completion_tokens", completion_tokens},
+          {"total_tokens", prompt_tokens + completion_tokens}};
+}
+
+// The fields that whole responses and the events of a stream have in common, around their choices.
+inline OrderedJson envelope(const ResponseInfo& info, Endpoint endpoint, bool stream, OrderedJson choices) {
+  const bool chat = endpoint == Endpoint::chat;
+  const char* object = !chat ? "text_completion" : stream ? "chat.completion.chunk" : "chat.completion";
+  return {{"id", (chat ? "chatcmpl-" : "cmpl-") + info.id},
+          {"object", object},
+          {"created", info.created},
+          {"model", info.model},
+          {"choices", std::move(choices)}};
+}
+inline void add_end(OrderedJson& body, const ResponseInfo& info) {
+  body["system_fingerprint"] = info.fingerprint;
+  if (info.seed) body["seed"] = *info.seed;
+}
+
+// The body of a response to a finished request, which has a completion per choice.
+inline OrderedJson response_body(const ResponseInfo& info, const std::vector<const Completion*>& completions) {
+  OrderedJson choices = OrderedJson::array();
+  size_t tokens = 0;
+  for (const Completion* c : completions) {
+    choices.push_back(choice_json(*c, choices.size()));
+    tokens += size_t(c->tokens());
+  }
+  OrderedJson body = envelope(info, completions[0]->request().endpoint, false, std::move(choices));
+  body["usage"] = usage_json(info.prompt_tokens, tokens);
+  add_end(body, info);
+  return body;
+}
+
+// A part of a choice, in a stream.
+struct Delta {
+  size_t choice = 0;
+  bool first = false;  // the role, in a chat
+  std::string text;
+  std::vector<TokenLogprob> logprobs;
+  const char* finish_reason = nullptr;  // null: more follows
+};
+
+// The body of an event with a part of a choice. offset: of its first token in the text of the choice; advanced.
+inline OrderedJson delta_body(const ResponseInfo& info, const Request& request, const Tokenizer& tokenizer,
+                              const Delta& d, size_t& offset) {
+  OrderedJson choice, logprobs = nullptr, finish_reason = nullptr;
+  if (!d.logprobs.empty()) logprobs = logprobs_json(request, tokenizer, d.logprobs, offset);
+  if (d.finish_reason) finish_reason = d.finish_reason;
+  if (request.endpoint == Endpoint::chat) {
+    OrderedJson delta = OrderedJson::object();
+    if (d.first) delta["role"] = "assistant";
+    if (d.first || !d.text.empty() || !d.logprobs.empty()) delta["content"] = d.text;
+    choice = {{"index", d.choice}, {"delta", std::move(delta)}};
+  } else {
+    choice = {{"text", d.text}, {"index", d.choice}};
+  }
+  choice["logprobs"] = std::move(logprobs);
+  choice["finish_reason"] = std::move(finish_reason);
   OrderedJson choices = OrderedJson::array();
   choices.push_back(std::move(choice));
-  return {{"id", (chat ? "chatcmpl-" : "cmpl-") + info.id},
-          {"object", chat ? "chat.completion" : "text_completion"},
-          {"created", 0},
-          {"model", info.model},
-          {"choices", std::move(choices)},
-          {"usage",
-           {{"prompt_tokens", info.prompt_tokens},
-            {"completion_tokens", c.tokens()},
-            {"total_tokens", info.prompt_tokens + size_t(c.tokens())}}},
-          {"system_fingerprint", info.fingerprint}};
+  OrderedJson body = envelope(info, request.endpoint, true, std::move(choices));
+  if (request.include_usage) body["usage"] = nullptr;
+  add_end(body, info);
+  return body;
+}
+
+// The body of the event after the last part, if the request wants the number of tokens.
+inline OrderedJson usage_body(const ResponseInfo& info, const Request& request, size_t completion_tokens) {
+  OrderedJson body = envelope(info, request.endpoint, true, OrderedJson::array());
+  body["usage"] = usage_json(info.prompt_tokens, completion_tokens);
+  add_end(body, info);
+  return body;
 }
 
 // The body of a response to a request that was refused.

@@ -109,6 +109,75 @@ TEST(OpenAiRequest, RefusesParametersAndSaysWhich) {
   for (const auto& c : kCases) expect_refusal([&] { chat_with(c.members); }, c.param, c.words);
 }
 
+// ---- The server ----
+
+Request served(Endpoint endpoint, const std::string& body) {
+  return RequestParser::parse(endpoint, parse_json(body), Service::server, body);
+}
+Request served_chat(const std::string& members) {
+  return served(Endpoint::chat, R"({"messages": [{"role": "user", "content": "hi"}], )" + members + "}");
+}
+
+TEST(OpenAiRequest, ReadsParametersOfTheServer) {
+  const Request r = served_chat(R"("n": 3, "stream": true, "stream_options": {"include_usage": true}, "unknown": [1],
+      "tools": [], "tool_choice": "auto", "store": true, "reasoning_effort": "low")");
+  EXPECT_EQ(r.choices, 3);
+  EXPECT_TRUE(r.stream);
+  EXPECT_TRUE(r.include_usage);
+  EXPECT_EQ(r.format, Format::text);
+  const Request t = served(Endpoint::text, R"({"prompt": "a", "echo": true, "max_tokens": 0, "logprobs": 1})");
+  EXPECT_TRUE(t.echo);
+  EXPECT_EQ(t.max_tokens, 0);
+}
+
+TEST(OpenAiRequest, ReadsFormats) {
+  EXPECT_EQ(served_chat(R"("response_format": {"type": "text"})").format, Format::text);
+  EXPECT_EQ(served_chat(R"("response_format": {"type": "json_object"})").format, Format::json_object);
+  const Request grammar = served_chat(R"("grammar": "root ::= \"a\"")");
+  EXPECT_EQ(grammar.format, Format::grammar);
+  EXPECT_EQ(grammar.format_text, "root ::= \"a\"");
+  EXPECT_EQ(grammar.format_param, "grammar");
+  const Request schema = served_chat(R"("response_format": {"json_schema": {"name": "n", "strict": true, "schema":
+      {"z": {"a": ["}", "\\\""]}, "b": 1} }, "type": "json_schema"})");
+  EXPECT_EQ(schema.format, Format::schema);
+  EXPECT_EQ(schema.format_text, R"({"z": {"a": ["}", "\\\""]}, "b": 1})") << "as it was written";
+}
+
+TEST(OpenAiRequest, RefusesParametersOfTheServer) {
+  const struct {
+    const char *members, *param, *words;
+  } kCases[] = {
+      {R"("n": 0)", "n", "an integer from 1"},
+      {R"("stream": 1)", "stream", "a boolean, found an integer"},
+      {R"("stream_options": {"include_usage": true})", "stream_options", "stream to be true"},
+      {R"("stream": true, "stream_options": {"include_usage": 1})", "stream_options.include_usage", "a boolean"},
+      {R"("tools": [{"type": "function", "function": {"name": "f"}}])", "tools", "chat template has no tools"},
+      {R"("tool_choice": "required")", "tool_choice", "no tools"},
+      {R"("functions": [])", "functions", "not supported"},
+      {R"("response_format": "json")", "response_format", "an object"},
+      {R"("response_format": {})", "response_format.type", "nothing"},
+      {R"("response_format": {"type": "xml"})", "response_format.type", "found 'xml'"},
+      {R"("response_format": {"type": "json_schema"})", "response_format.json_schema", "an object, found nothing"},
+      {R"("response_format": {"type": "json_schema", "json_schema": {"schema": 1}})",
+       "response_format.json_schema.schema", "an object, found an integer"},
+      {R"("grammar": 1)", "grammar", "a string"},
+      {R"("grammar": "a", "response_format": {"type": "json_object"})", "response_format", "both"},
+      {R"("max_tokens": 0)", "max_tokens", "from 1"},
+  };
+  for (const auto& c : kCases) expect_refusal([&] { served_chat(c.members); }, c.param, c.words);
+  expect_refusal([] { served(Endpoint::text, R"({"prompt": "a", "max_tokens": 0})"); }, "max_tokens", "without echo");
+}
+
+TEST(OpenAiRequest, FindsTheTextOfAMember) {
+  EXPECT_EQ(member_text(R"({"a": 1 , "b":[{"a": 2}],"c" : "a\"}"})", "a"), "1");
+  EXPECT_EQ(member_text(R"({"a": 1 , "b":[{"a": 2}],"c" : "a\"}"})", "b"), R"([{"a": 2}])");
+  EXPECT_EQ(member_text(R"({"a": 1 , "b":[{"a": 2}],"c" : "a\"}"})", "c"), R"("a\"}")");
+  EXPECT_EQ(member_text(R"({"a": 1, "a": {"b": ",:"}})", "a"), R"({"b": ",:"})") << "the last one";
+  EXPECT_EQ(member_text(R"({"x": "a", "y": {"a": 1}})", "a"), "");
+  EXPECT_EQ(member_text("{}", "a"), "");
+  EXPECT_EQ(member_text("", "a"), "");
+}
+
 TEST(OpenAiRequest, RefusesConversationsAndPromptsAndSaysWhere) {
   const struct {
     const char *body, *param, *words;

@@ -217,4 +217,176 @@ TEST_F(OpenAiScheduler, PenaltiesAndBiasesChangeTheChoiceButNotTheLogits) {
   EXPECT_LT(count, 20);
 }
 
+TEST_F(OpenAiScheduler, AShortPromptDoesNotWaitForLongOnes) {
+  Scheduler s = scheduler(16);
+  std::vector<Result> results(16);
+  for (size_t i = 0; i < 15; i++) s.submit(results[i].generation(prompt(280, i + 1), 10, i));
+  s.step();
+  s.submit(results[15].generation(prompt(20, 99), 5, 99));
+  int passes = 0;
+  for (; results[15].ids.empty() && passes < 100; passes++) s.step();
+  EXPECT_LE(passes, 4) << "until its first token";
+  while (s.step()) {
+  }
+  for (const Result& r : results) EXPECT_EQ(r.ends, 1);
+}
+
+TEST_F(OpenAiScheduler, TheOldestPromptAdvancesBesideShortOnes) {
+  Scheduler s = scheduler(4);
+  Result old;
+  s.submit(old.generation(prompt(280), 2, 1));
+  std::vector<Result> others(400);
+  size_t next = 0;
+  int passes = 0;
+  for (; old.ids.empty() && passes < 100; passes++) {
+    while (s.running() + s.waiting() < 8 && next < others.size()) {
+      Result& r = others[next++];
+      s.submit(r.generation(prompt(60, next), 1, next));
+    }
+    s.step();
+  }
+  EXPECT_LE(passes, 6) << "280 tokens, half a pass each at least";
+}
+
+TEST_F(OpenAiScheduler, KnownBeginningsAreContinuedWithTheSameBits) {
+  struct Case {
+    std::vector<int> prompt;
+    Result alone, together;
+  };
+  // Conversations that grow, branch off, and start in common.
+  std::vector<Case> cases(60);
+  tiny::Random random(5);
+  for (size_t i = 0; i < cases.size(); i++) {
+    std::vector<int>& p = cases[i].prompt;
+    if (i % 3 > 0) {
+      p = cases[size_t(random.below(int(i)))].prompt;
+      p.resize(size_t(1 + random.below(int(p.size()))));
+    }
+    const std::vector<int> more = prompt(1 + random.below(60), i + 1);
+    p.insert(p.end(), more.begin(), more.end());
+    if (p.size() > kContext) p.resize(kContext);
+    Scheduler s = scheduler(1);
+    s.submit(cases[i].alone.generation(p, 8, i));
+    while (s.step()) {
+    }
+  }
+  for (const int parallel : {1, 5}) {
+    Scheduler s(workspace, options(), {parallel, SIZE_MAX, 6});
+    for (size_t i = 0; i < cases.size(); i++) {
+      cases[i].together = {};
+      s.submit(cases[i].together.generation(cases[i].prompt, 8, i));
+      for (int steps = random.below(4); steps > 0; steps--) s.step();
+    }
+    while (s.step()) {
+    }
+    EXPECT_GT(s.reused(), 100u);
+    EXPECT_LE(s.kept(), 6u);
+    for (size_t i = 0; i < cases.size(); i++) {
+      EXPECT_EQ(cases[i].together.ids, cases[i].alone.ids) << parallel << ", " << i;
+      EXPECT_EQ(cases[i].together.logits, cases[i].alone.logits) << parallel << ", " << i;
+      EXPECT_EQ(cases[i].together.end, cases[i].alone.end);
+    }
+  }
+}
+
+TEST_F(OpenAiScheduler, TheSamePromptIsProcessedOnce) {
+  Scheduler s(workspace, options(), {8, SIZE_MAX, 4});
+  std::vector<Result> results(8);
+  for (size_t i = 0; i < results.size(); i++) s.submit(results[i].generation(prompt(200), 3, i));
+  while (s.step()) {
+  }
+  EXPECT_EQ(s.reused(), 7u * 199);
+  EXPECT_LT(s.processed(), 250u);
+  for (size_t i = 0; i < results.size(); i++) {
+    Result alone;
+    Scheduler one = scheduler(1);
+    one.submit(alone.generation(prompt(200), 3, i));
+    while (one.step()) {
+    }
+    EXPECT_EQ(results[i].ids, alone.ids);
+  }
+}
+
+TEST_F(OpenAiScheduler, KeptSessionsGiveWayToRunningTexts) {
+  const size_t one = scheduler(1).kv_bytes(kContext);
+  Scheduler s(workspace, options(), {2, 2 * one, 10});
+  std::vector<Result> results(6);
+  for (size_t i = 0; i < results.size(); i++) {
+    s.submit(results[i].generation(prompt(250, i + 1), 10, i));
+    EXPECT_LE(s.reserved_bytes() + s.kept_bytes(), 2 * one);
+    while (s.step()) EXPECT_LE(s.reserved_bytes() + s.kept_bytes(), 2 * one);
+    EXPECT_GT(s.kept(), 0u);
+  }
+  Result two[2];
+  for (Result& r : two) s.submit(r.generation(prompt(9), kContext, 1));
+  s.step();
+  EXPECT_EQ(s.running(), 2u);
+  EXPECT_EQ(s.kept(), 0u);
+}
+
+TEST_F(OpenAiScheduler, HandsOutTheLogitsOfThePrompt) {
+  const std::vector<int> ids = prompt(150);
+  std::vector<float> expected;
+  Session session(model.model, options());
+  ASSERT_TRUE(session.forward(ids.data(), ids.size(), [&](size_t, const float* logits) {
+    expected.insert(expected.end(), logits, logits + tiny::small_config().vocab_size);
+    return true;
+  }));
+  for (const int max_tokens : {0, 4}) {
+    Scheduler s(workspace, options(), {4, SIZE_MAX, 4});
+    Result other, plain, result;
+    std::vector<float> found;
+    s.submit(plain.generation(ids, 4, 1));
+    while (s.step()) {
+    }
+    s.submit(other.generation(prompt(40, 2), 20, 2));
+    Generation g = result.generation(ids, max_tokens, 1);
+    g.on_prompt = [&](size_t i, const float* logits) {
+      EXPECT_EQ(i * size_t(tiny::small_config().vocab_size), found.size());
+      found.insert(found.end(), logits, logits + tiny::small_config().vocab_size);
+    };
+    s.submit(std::move(g));
+    while (s.step()) {
+    }
+    EXPECT_EQ(found, expected);
+    EXPECT_EQ(result.end, max_tokens ? plain.end : End::limit);
+    EXPECT_EQ(result.ids, max_tokens ? plain.ids : std::vector<int>());
+    EXPECT_EQ(other.ends, 1);
+  }
+}
+
+TEST_F(OpenAiScheduler, ObservesAllTokensOfAPromptThatIsKnown) {
+  Scheduler s(workspace, options(), {4, SIZE_MAX, 4});
+  Result plain, observed;
+  s.submit(plain.generation(prompt(100), 1, 1));
+  while (s.step()) {
+  }
+  size_t seen = 0;
+  Generation g = observed.generation(prompt(100), 0, 1);
+  g.observe = [&](const Observation& o) { seen += o.kind == Observation::layer_output && o.layer == 1; };
+  s.submit(std::move(g));
+  while (s.step()) {
+  }
+  EXPECT_EQ(seen, 100u);
+  EXPECT_EQ(observed.end, End::limit);
+  Result again;
+  s.submit(again.generation(prompt(100), 1, 1));
+  while (s.step()) {
+  }
+  EXPECT_EQ(seen, 100u) << "only that text";
+}
+
+TEST_F(OpenAiScheduler, CancelsTextsThatHaveNotStarted) {
+  Scheduler s = scheduler(1);
+  Result first, second;
+  s.submit(first.generation(prompt(3), 5, 1));
+  s.step();
+  s.submit(second.generation(prompt(3), 5, 1));
+  s.cancel_waiting();
+  while (s.step()) {
+  }
+  EXPECT_EQ(first.end, End::limit);
+  EXPECT_EQ(second.end, End::cancelled);
+}
+
 }  // namespace scheduler_test

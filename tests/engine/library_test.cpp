@@ -123,6 +123,10 @@ TEST(Flags, ThatChangeFloatResultsAreRefused) {
        {"-ffast-math", "-funsafe-math-optimizations", "-freciprocal-math", "-ffinite-math-only", "-fno-signed-zeros"})
     EXPECT_FALSE(compiles({flag})) << flag;
   EXPECT_FALSE(compiles({"-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"}));
+  EXPECT_FALSE(compiles({"-U__BYTE_ORDER__", "-D__BYTE_ORDER__=4321"}));  // a big-endian machine
+#if defined(__x86_64__)
+  EXPECT_FALSE(compiles({"-mfpmath=387"}));  // the default of 32-bit x86
+#endif
 }
 #endif
 

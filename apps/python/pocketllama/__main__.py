@@ -1,0 +1,39 @@
+"""python -m pocketllama "Once upon a time": continues a text."""
+
+import argparse
+import sys
+
+from . import Error, Model
+
+
+def main() -> int:
+    """The exit status: 0 success, 1 failure, 2 wrong usage, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="pocketllama", description="Continues a text by a language model.")
+    parser.add_argument("prompt", nargs="?", default="Once upon a time", help="the beginning of the text")
+    parser.add_argument("-m", "--model", help="a model.bin [the story model of this package]")
+    parser.add_argument("-n", "--tokens", type=int, default=256, help="generate at most so many tokens [256]")
+    parser.add_argument("-t", "--temperature", type=float, default=0.8, help="0: always the most likely token [0.8]")
+    parser.add_argument("-p", "--top-p", type=float, default=0.9, help="sample from this much probability [0.9]")
+    parser.add_argument("-s", "--seed", type=int, help="the same one gives the same text [random]")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads [one per CPU]")
+    a = parser.parse_args()
+    sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        with Model(a.model) as model:
+            pieces = model.generate(a.prompt, a.tokens, seed=a.seed, temperature=a.temperature, top_p=a.top_p,
+                                    threads=a.threads)
+            print(a.prompt, end="", flush=True)
+            for text in pieces:
+                print(text, end="", flush=True)
+            if sys.stdout.isatty():
+                print()
+    except (Error, OSError, ValueError) as e:
+        print(f"pocketllama: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+// connection.hpp: the socket of a client as a stream of cpp-httplib, with limits that the library does not have: a
+// deadline for a whole request, however slowly its bytes come, a limit of its bytes, and a deadline for each write.
+#pragma once
+
+#include <arpa/inet.h>
+#include <httplib.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <string>
+
+namespace pocket::server {
+
+// Limits of a connection: times in milliseconds, sizes in bytes.
+struct ConnectionLimits {
+  int idle_ms = 15000;           // until the first byte of a request
+  int request_ms = 30000;        // from its first to its last byte
+  int write_ms = 30000;          // for a write of at most 64 KiB, which a client that does not read holds up
+  size_t head_bytes = 64 << 10;  // of the request line and the headers
+  size_t body_bytes = 8 << 20;
+};
+
+// Whether a client has closed its connection, or half of it: nobody waits for the reply.
+inline bool has_hung_up(int fd) {
+  pollfd p = {fd, POLLRDHUP, 0};
+  return ::poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+// Not for several threads. The functions of the library's Stream have the contracts of recv() and send().
+class Connection : public httplib::Stream {
+ public:
+  // stop: a descriptor that becomes readable when the server stops. Both descriptors are the caller's.
+  Connection(int fd, int stop, const ConnectionLimits& limits) : fd_(fd), stop_(stop), limits_(limits) {
+    const int yes = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+  }
+
+  // Waits for the next request. False if there is none: the client is gone, or idle for too long, or the server stops.
+  bool await_request() {
+    read_bytes_ = 0;
+    timed_out = too_large = head_done = wrote = must_close = false;
+    if (at_ == end_ && !wait(POLLIN, limits_.idle_ms, true)) return false;
+    started_ = now();
+    deadline_ = started_ + limits_.request_ms;
+    note.clear();
+    return at_ < end_ || fill();
+  }
+
+  // Why reading a request failed; wrote: some of the response was written.
+  bool timed_out = false, too_large = false, wrote = false;
+  bool must_close = false;  // after this request
+  bool head_done = false;   // the headers are complete; set by the server
+
+  std::string note;  // for the log: about the request
+
+  int fd() const { return fd_; }
+  double elapsed() const { return double(now() - started_) / 1000; }  // seconds since the request began
+
+  bool is_readable() const override { return at_ < end_ || wait(POLLIN, 0); }
+  bool is_writable() const override { return wait(POLLOUT, 0) && !has_hung_up(fd_); }
+
+  ssize_t read(char* data, size_t size) override {
+    if (at_ == end_ && !fill()) return timed_out || too_large ? -1 : 0;
+    const size_t n = std::min(size, end_ - at_);
+    read_bytes_ += n;
+    if (read_bytes_ > limits_.head_bytes + (head_done ? limits_.body_bytes : 0)) {
+      too_large = true;
+      return -1;
+    }
+    std::memcpy(data, buffer_ + at_, n);
+    at_ += n;
+    return ssize_t(n);
+  }
+
+  ssize_t write(const char* data, size_t size) override {
+    size = std::min(size, size_t(64 << 10));
+    const int64_t deadline = now() + limits_.write_ms;
+    wrote = true;
+    for (size_t done = 0; done < size;) {
+      const ssize_t n = ::send(fd_, data + done, size - done, MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (n > 0) {
+        done += size_t(n);
+        continue;
+      }
+      if (n < 0 && errno == EINTR) continue;
+      const bool full = n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+      if (!full || !wait(POLLOUT, int(deadline - now()))) return -1;
+    }
+    return ssize_t(size);
+  }
+
+  void get_remote_ip_and_port(std::string& ip, int& port) const override { address(getpeername, ip, port); }
+  // Not a member of all versions of the library.
+  void get_local_ip_and_port(std::string& ip, int& port) const { address(getsockname, ip, port); }
+  socket_t socket() const override { return fd_; }
+  // Members of later versions.
+  bool wait_readable() const { return is_readable() || wait(POLLIN, limits_.idle_ms); }
+  bool wait_writable() const { return wait(POLLOUT, limits_.write_ms); }
+  time_t duration() const { return 0; }
+
+  // Ends the connection so that the client gets all of the response, even if it still sends.
+  void close_gently() {
+    ::shutdown(fd_, SHUT_WR);
+    char dropped[4096];
+    const int64_t deadline = now() + 1000;
+    for (size_t left = 64 << 20; left > 0 && now() < deadline && wait(POLLIN, int(deadline - now()));) {
+      const ssize_t n = ::recv(fd_, dropped, sizeof dropped, MSG_DONTWAIT);
+      if (n <= 0) break;
+      left -= std::min(left, size_t(n));
+    }
+  }
+
+ private:
+  static int64_t now() {
+    using namespace std::chrono;
+    return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
+  }
+
+  // Waits until the socket is ready. until_stop: or until the server stops, which is false.
+  bool wait(short events, int ms, bool until_stop = false) const {
+    const int64_t deadline = now() + std::max(0, ms);
+    while (true) {
+      pollfd p[] = {{fd_, events, 0}, {stop_, POLLIN, 0}};
+      const int n = ::poll(p, until_stop ? 2 : 1, int(std::max<int64_t>(0, deadline - now())));
+      if (n < 0 && errno == EINTR) continue;
+      return n > 0 && p[0].revents != 0 && !(until_stop && p[1].revents != 0);
+    }
+  }
+
+  bool fill() {
+    at_ = end_ = 0;
+    if (!wait(POLLIN, int(deadline_ - now()))) {
+      timed_out = true;
+      return false;
+    }
+    const ssize_t n = ::recv(fd_, buffer_, sizeof buffer_, MSG_DONTWAIT);
+    end_ = n > 0 ? size_t(n) : 0;
+    return end_ > 0;
+  }
+
+  template <class F> void address(F get, std::string& ip, int& port) const {
+    sockaddr_storage where = {};
+    socklen_t size = sizeof where;
+    char text[INET6_ADDRSTRLEN] = "";
+    if (get(fd_, reinterpret_cast<sockaddr*>(&where), &size) != 0) return;
+    if (where.ss_family == AF_INET) {
+      const auto& v4 = reinterpret_cast<const sockaddr_in&>(where);
+      inet_ntop(AF_INET, &v4.sin_addr, text, sizeof text);
+      port = ntohs(v4.sin_port);
+    } else if (where.ss_family == AF_INET6) {
+      const auto& v6 = reinterpret_cast<const sockaddr_in6&>(where);
+      inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof text);
+      port = ntohs(v6.sin6_port);
+    }
+    ip = text;
+  }
+
+  const int fd_, stop_;
+  const ConnectionLimits& limits_;
+  char buffer_[4096];
+  size_t at_ = 0, end_ = 0;             // of buffer_: bytes that were received and not read
+  size_t read_bytes_ = 0;               // of the request
+  int64_t started_ = 0, deadline_ = 0;  // of the request, in milliseconds
+};
+
+}  // namespace pocket::server

@@ -1,0 +1,57 @@
+// grammars.hpp: the grammars of requests with response_format or grammar, of which the last ones are kept: with them
+// their masks of allowed tokens, which take most of the time.
+#pragma once
+
+#include <list>
+#include <mutex>
+
+#include "../grammar/json_schema.hpp"
+#include "../openai/service.hpp"
+
+namespace pocket::server {
+
+class Grammars {
+ public:
+  explicit Grammars(const cli::Llama& model) : model_(model) {}
+
+  // The grammar of a request; null: it has none. Throws Refusal.
+  std::shared_ptr<TokenGrammar> find(const openai::Request& request) {
+    if (request.format == openai::Format::text) return nullptr;
+    const std::lock_guard lock(mutex_);
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry)
+      if (entry->format == request.format && entry->text == request.format_text) {
+        entries_.splice(entries_.end(), entries_, entry);
+        return entries_.back().grammar;
+      }
+    std::string error;
+    const auto grammar = compile(request, error);
+    if (!grammar) throw openai::Refusal{error, request.format_param, "invalid_grammar"};
+    if (!vocabulary_) vocabulary_ = std::make_shared<Vocabulary>(model_.tokenizer(), model_.vocab_size());
+    if (entries_.size() == kMost) entries_.pop_front();
+    entries_.push_back(
+        {request.format, request.format_text, std::make_shared<TokenGrammar>(grammar, vocabulary_, kCacheBytes)});
+    return entries_.back().grammar;
+  }
+
+ private:
+  static constexpr size_t kMost = 8;
+  static constexpr size_t kCacheBytes = 4 << 20;  // of a grammar
+  struct Entry {
+    openai::Format format;
+    std::string text;
+    std::shared_ptr<TokenGrammar> grammar;
+  };
+
+  static std::shared_ptr<const Grammar> compile(const openai::Request& request, std::string& error) {
+    if (request.format == openai::Format::json_object) return json_grammar(JsonText::object, error);
+    return request.format == openai::Format::schema ? schema_grammar(request.format_param, request.format_text, error)
+                                                    : parse_gbnf(request.format_param, request.format_text, error);
+  }
+
+  const cli::Llama& model_;
+  std::mutex mutex_;
+  std::shared_ptr<const Vocabulary> vocabulary_;  // made when it is needed first
+  std::list<Entry> entries_;                      // the last used one is the last
+};
+
+}  // namespace pocket::server

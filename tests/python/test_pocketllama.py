@@ -1,0 +1,192 @@
+"""Tests of the installed Python package. POCKET_RUN is the program ./run, to compare with."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import pocketllama
+from pocketllama import Error, Model, Session
+
+RUN = os.environ.get("POCKET_RUN")
+
+
+@pytest.fixture(scope="module")
+def model():
+    with Model() as model:
+        yield model
+
+
+def story(model, seed=5, **options):
+    return "".join(model.generate("Once upon a time", seed=seed, **options))
+
+
+@pytest.mark.skipif(not RUN, reason="POCKET_RUN is not set")
+@pytest.mark.parametrize("seed", [1, 5])
+def test_text_is_that_of_run(model, seed):
+    command = [RUN, model.path, "-i", "Once upon a time", "-s", str(seed), "-q"]
+    expected = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+    assert "Once upon a time" + story(model, seed) == expected
+    command = [sys.executable, "-m", "pocketllama", "Once upon a time", "-s", str(seed)]
+    assert subprocess.run(command, capture_output=True, check=True).stdout.decode() == expected
+
+
+def test_info(model):
+    assert model.vocab_size > 0 and model.context > 0 and model.layers > 0
+    assert "source" in model.provenance
+    assert not model.has_chat
+
+
+def test_encode_and_decode(model):
+    text = "Tom saw a café. 🙂"
+    assert model.decode(model.encode(text)) == text
+    assert model.decode([]) == ""
+    with pytest.raises(Error, match="id: expected 0 to"):
+        model.decode([-1])
+    with pytest.raises(ValueError, match="null character"):
+        model.encode("a\0b")
+
+
+def test_same_text_for_any_threads_and_parts(model):
+    expected = story(model)
+    assert story(model, threads=3) == expected
+    session = model.session(seed=5)
+    parts = "".join(session.generate("Once upon a time", 20))
+    fork = session.fork()
+    assert parts + "".join(session.generate(tokens=236)) == expected
+    session.close()
+    assert parts + "".join(fork.generate(tokens=236)) == expected
+
+
+def test_threads_share_a_model(model):
+    expected = story(model)
+    found = [None] * 6
+
+    def tell(i):
+        found[i] = story(model)
+
+    threads = [threading.Thread(target=tell, args=(i,)) for i in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * len(found)
+
+
+def test_threads_may_use_one_session(model):
+    with model.session(seed=1) as session:
+        session.append("Once")
+        threads = [threading.Thread(target=lambda: list(session.generate(tokens=30))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert session.position > 30
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(Error, match="missing.bin: No such file"):
+        Model(tmp_path / "missing.bin")
+    damaged = tmp_path / "damagéd.bin"
+    with Model() as model:
+        data = bytearray(open(model.path, "rb").read())
+    damaged.write_bytes(data[: len(data) // 2])
+    with pytest.raises(Error, match="damagéd.bin: file_bytes"):
+        Model(damaged)
+    data[300] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(Error, match="checksum"):
+        Model(damaged)
+
+
+def test_wrong_arguments(model):
+    with pytest.raises(Error, match="threads: expected 0 to 256"):
+        Session(model, threads=-1)
+    with pytest.raises(Error, match="top_p: expected 0 to 1"):
+        model.session(top_p=2)
+    with pytest.raises(ValueError, match="seed"):
+        model.session(seed=-1)
+    with pytest.raises(Error, match="no chat template"):
+        model.session().chat("hello")
+    with pytest.raises(Error, match="the session is empty"):
+        model.session().logits()
+    with pytest.raises(Error, match="the context has room for 3"):
+        model.session(context=3).append("Once upon a time there was a little girl")
+
+
+def test_objects_may_be_freed_in_any_order():
+    model = Model()
+    session = model.session(seed=5)
+    expected = story(model)
+    model.close()
+    model.close()
+    assert "".join(session.generate("Once upon a time")) == expected
+    logits = session.logits()
+    before = float(logits[0])
+    session.close()
+    assert float(logits[0]) == before
+    with pytest.raises(Error, match="the session is closed"):
+        session.logits()
+    with pytest.raises(Error, match="the model is closed"):
+        model.session()
+
+
+def test_logits_are_a_view(model):
+    numpy = pytest.importorskip("numpy")
+    with model.session() as session:
+        session.append([model.bos or 0] + model.encode("Once upon a time"))
+        logits = session.logits()
+        assert logits.shape == (model.vocab_size,) and logits.dtype == numpy.float32
+        assert not logits.flags.writeable and not logits.flags.owndata
+        assert logits.ctypes.data == session.logits().ctypes.data
+        best = int(numpy.argmax(logits))
+        text = "".join(model.generate("Once upon a time", 1, temperature=0))
+        assert text.strip() == model.decode([best]).strip()
+
+
+def test_ctrl_c_ends_generate():
+    code = (
+        "import pocketllama, sys\n"
+        "session = pocketllama.Model().session(seed=1)\n"
+        "try:\n"
+        "    while True:\n"
+        "        session.rewind()\n"
+        "        for text in session.generate('Once upon a time', None):\n"
+        "            print(text, flush=True)\n"
+        "except KeyboardInterrupt:\n"
+        "    n = session.position\n"
+        "    assert list(session.generate(tokens=1)) is not None and session.position >= n\n"
+        "    sys.exit(42)\n"
+    )
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program.stdout.readline()
+    program.send_signal(signal.SIGINT)
+    _, errors = program.communicate(timeout=60)
+    assert (program.returncode, errors) == (42, b"")
+
+
+def test_cancel_from_another_thread(model):
+    with model.session() as session:
+        session.append("Once")
+        session.cancel()
+        with pytest.raises(Error, match="cancelled"):
+            list(session.generate())
+        assert list(session.generate(tokens=3))
+
+
+@pytest.mark.skipif(not os.environ.get("POCKET_CHAT_MODEL"), reason="POCKET_CHAT_MODEL is not set")
+def test_chat():
+    with Model(os.environ["POCKET_CHAT_MODEL"], copy=True) as model, model.session(temperature=0) as session:
+        assert "Paris" in "".join(session.chat("What is the capital of France?", tokens=40))
+        assert "Rome" in "".join(session.chat("And of Italy?", tokens=40))
+        with pytest.raises(Error, match="context has room"):
+            session.chat("word " * 10000)
+
+
+def test_program_reports_errors():
+    command = [sys.executable, "-m", "pocketllama", "-m", "missing.bin"]
+    result = subprocess.run(command, capture_output=True)
+    assert (result.returncode, result.stderr) == (1, b"pocketllama: missing.bin: No such file or directory\n")

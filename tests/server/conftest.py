@@ -1,0 +1,121 @@
+"""Servers for the tests: one of models/stories.bin, one of a small chat model, and one of SmolLM2, if it is there."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+
+class Server:
+    """A running ./serve on a free port."""
+
+    def __init__(self, model, *options):
+        program = os.environ.get("SERVE", str(ROOT / "serve"))
+        self.process = subprocess.Popen(
+            [program, str(model), "--port", "0", "--quiet", *map(str, options)],
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self.lines = []
+        self.port = None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"listening on http://\S+:(\d+)", line):
+                self.port = int(found[1])
+                break
+        assert self.port, "".join(self.lines)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def client(self, **options):
+        return openai.OpenAI(base_url=self.url + "/v1", api_key="none", **{"max_retries": 0, "timeout": 300, **options})
+
+    def call(self, path, body=None, headers={}):
+        """Status, headers and body of a request: a GET, or with a body a POST."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=100) as response:
+                return response.status, response.headers, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read().decode()
+
+    def json(self, path, body=None):
+        status, _, text = self.call(path, body)
+        assert status == 200, text
+        return json.loads(text)
+
+    def figure(self, name):
+        """A figure of /metrics."""
+        text = self.call("/metrics")[2]
+        return float(re.search(rf"^pocketllama_{name} (\S+)$", text, re.M)[1])
+
+    def stop(self, number=signal.SIGINT):
+        """Stops the server; returns its exit status and what it printed on stderr since the start."""
+        self.process.send_signal(number)
+        rest = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, rest
+
+
+def serving(model, *options):
+    server = Server(model, *options)
+    yield server
+    status, rest = server.stop()
+    assert status == 0, rest
+
+
+@pytest.fixture(scope="session")
+def stories():
+    yield from serving(ROOT / "models/stories.bin", "--parallel", 8, "--threads", 2)
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "chat.bin"
+    subprocess.run(
+        [ROOT / "export/convert", "--random", "tiny", "--template", "plain", "-o", path],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def chat(chat_model):
+    yield from serving(chat_model, "--threads", 2)
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    path = ROOT / "models/smollm2-135m-instruct.bin"
+    if not path.exists():
+        pytest.skip("models/smollm2-135m-instruct.bin is not there; models/get smollm2-135m-instruct downloads it")
+    yield from serving(path, "--threads", 2, "--ctx", 2048)
+
+
+@pytest.fixture
+def start(request):
+    """Starts servers that end with the test."""
+    servers = []
+
+    def start_one(model=ROOT / "models/stories.bin", *options):
+        servers.append(Server(model, *options))
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.communicate()
