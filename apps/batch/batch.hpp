@@ -21,7 +21,7 @@ class Batch {
         model_(a),
         fingerprint_(model_.settings_hash()),
         requests_(a.input, fingerprint_),
-        scheduler_(model_.workspace, a.session_options(), model_.limits()) {
+        scheduler_(model_.workspace, a.session_options(), limits()) {
     open_results();
   }
 
@@ -53,6 +53,14 @@ class Batch {
   };
 
   // ---- Setup ----
+
+  // A text that begins as a running one, or as the last one, continues from its keys and values: system prompts are
+  // processed once.
+  openai::Scheduler::Limits limits() const {
+    openai::Scheduler::Limits limits = model_.limits();
+    limits.kept = 1;
+    return limits;
+  }
 
   void open_results() {
     if (args_.output == "-") {
