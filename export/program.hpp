@@ -182,7 +182,7 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
     if (word.empty()) throw Failure{2, "expected an option or a file name, found ''"};
     if (word.size() < 2 || word[0] != '-') {
       if (!a.model.empty())
-        throw Failure{2, "'" + word + "': one model only, already given as '" + a.model + "'; " + hint};
+        throw Failure{2, "'" + word + "': one model only, found '" + a.model + "' before; " + hint};
       a.model = word;
       continue;
     }

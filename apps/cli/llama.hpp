@@ -63,7 +63,7 @@ class Llama : public LanguageModel {
     std::vector<int> ids = ids_of(tokenizer_, text);
     if (ids.empty() && tokenizer_.bos() >= 0) ids.push_back(tokenizer_.bos());
     if (ids.empty())
-      throw Failure{2, "the prompt is empty, and this model has no token to start with; give a prompt with -i"};
+      throw Failure{2, "the prompt is empty, and this model has no BOS token; give a prompt with -i"};
     return ids;
   }
 

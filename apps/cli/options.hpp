@@ -215,7 +215,7 @@ inline void check_choice(const char* option, const std::string& value, std::init
 // Parses and checks the command line. Throws Failure.
 inline Arguments parse(int argc, char** argv) {
   Arguments a;
-  a.given = parse_options(argc, argv, kOptions, "put the text in quotes after -i", a);
+  a.given = parse_options(argc, argv, kOptions, "quote the text after -i", a);
   check_choice("-m", a.mode, {"generate", "chat"}, "generate or chat");
   check_choice("--kv", a.kv, {"auto", "q8", "f32"}, "auto, q8 or f32");
   if (a.chat()) a.given.push_back("-m chat");
