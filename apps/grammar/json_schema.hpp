@@ -450,7 +450,7 @@ class JsonRules {
   Expr array() {
     return b.call(rule("array", [this] { return in_brackets(b.optional(some(value()))); }));
   }
-  // A name that is none of these, of letters, digits, - and _.
+  // A property name of letters, digits, - and _ that is not in the list.
   Expr other_name(const std::vector<std::string>& names) {
     std::vector<std::string_view> sorted(names.begin(), names.end());
     std::sort(sorted.begin(), sorted.end());

@@ -25,7 +25,7 @@ struct ConnectionLimits {
   size_t body_bytes = 8 << 20;
 };
 
-// Whether a client has closed its connection, or half of it: nobody waits for the reply.
+// Whether a client has closed its connection, or half of it, so that the reply has no reader.
 inline bool has_hung_up(int fd) {
   pollfd p = {fd, POLLRDHUP, 0};
   return ::poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
