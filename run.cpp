@@ -3199,75 +3199,72 @@ inline void exp_in_place(float* x, int n) {
 #include "tokenizer.hpp"
 namespace {
 using namespace pocket;
-struct Failure {
-  int status;  // of the process: 1 failed, 2 wrong usage
-  std::string what;
-};
-struct Option {
-  const char *letter, *name, *value, *help;
-  std::string text;  // the default, then what is given
-};
-enum { prompt, tokens, temperature, top_p, seed, threads };
-Option options[] = {
-    {"-i", "--prompt", "TEXT", "the beginning of the text", ""},
-    {"-n", "--tokens", "N", "generate at most N tokens; 0: no limit [256]", "256"},
-    {"-t", "--temperature", "T", "0: always the most likely token; 1: as trained [0.8]", "0.8"},
-    {"-p", "--top-p", "P", "sample from tokens with total probability P; 1: all [0.9]", "0.9"},
-    {"-s", "--seed", "N", "random seed: the same one gives the same text [the time]", ""},
-    {"", "--threads", "N", "number of threads [one per CPU]", ""},
-};
-double number(const Option& o, double low, double high, bool whole = true) {
+constexpr const char* kHelp = R"(run: a language model on a CPU
+
+  run model.bin -i "Once upon a time"
+
+  -i TEXT  the beginning of the text
+  -n N     generate at most N tokens; 0: no limit [256]
+  -t T     0: always the most likely token; 1: as trained [0.8]
+  -p P     sample from tokens with total probability P; 1: all [0.9]
+  -s N     random seed: the same one gives the same text [the time]
+)";
+[[noreturn]] void fail(int status, const std::string& why) {  // status: 1 failed, 2 wrong usage
+  std::fprintf(stderr, "run: %s\n", one_line(why).c_str());
+  std::exit(status);
+}
+double number(const std::string& option, const std::string& text, double low, double high, bool whole = true) {
   char *end = nullptr, range[80];
-  const double value = std::strtod(o.text.c_str(), &end);
-  const bool plain = o.text.find_first_not_of("+-.0123456789eE") == std::string::npos;
-  if (!o.text.empty() && !*end && plain && value >= low && value <= high && (!whole || value == std::floor(value)))
+  const double value = std::strtod(text.c_str(), &end);
+  const bool plain = text.find_first_not_of("+-.0123456789eE") == std::string::npos;
+  if (!text.empty() && !*end && plain && value >= low && value <= high && (!whole || value == std::floor(value)))
     return value;
   std::snprintf(range, sizeof range, "%s from %g to %g", whole ? "a whole number" : "a number", low, high);
-  throw Failure{2, concat(*o.letter ? o.letter : o.name, ": expected ", range, ", found '", o.text, "'")};
-}
-std::string parse(int argc, char** argv) {
-  std::string model;  // its file
-  for (int i = 1; i < argc; i++) {
-    const std::string word = argv[i];
-    const auto named = [&](const Option& o) { return word == o.letter || word == o.name; };
-    Option* const o = std::find_if(std::begin(options), std::end(options), named);
-    const bool known = o != std::end(options), option = word.size() >= 2 && word[0] == '-';
-    if (known && ++i == argc) throw Failure{2, word + " requires a value: " + o->value};
-    if (option && !known) throw Failure{2, word + ": no such option; see --help"};
-    if (!option && !model.empty())
-      throw Failure{2, concat("'", word, "': one model only, found '", model, "' before; quote the text after -i")};
-    (known ? o->text : model) = argv[i];
-  }
-  if (model.empty()) throw Failure{2, "no model given; try: run model.bin -i \"Once upon a time\""};
-  return model;
+  fail(2, concat(option, ": expected ", range, ", found '", text, "'"));
 }
 // A terminal gets no control characters from the model.
 void print(const std::string& text) {
   const std::string out = isatty(1) ? without_controls(text) : text;
   if (std::fwrite(out.data(), 1, out.size(), stdout) != out.size() || std::fflush(stdout) != 0)
-    throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
+    fail(1, std::string("standard output: ") + std::strerror(errno));
 }
-void execute(const std::string& path) {
-  const auto now = std::chrono::system_clock::now().time_since_epoch().count();
-  if (options[seed].text.empty()) options[seed].text = std::to_string(uint64_t(now) % 1000000);
-  Sampler pick({float(number(options[temperature], 0, 100, false)), float(number(options[top_p], 0, 1, false)),
-                uint64_t(number(options[seed], 0, 9007199254740992.0))});
-  const int limit = int(number(options[tokens], 0, 1e9)), n = limit > 0 ? limit : std::numeric_limits<int>::max();
-  const int n_threads = options[threads].text.empty() ? 0 : int(number(options[threads], 1, 256));
+}  // namespace
+int main(int argc, char** argv) try {
+  std::string path, prompt;
+  SamplerOptions sampling;
+  sampling.seed = uint64_t(std::chrono::system_clock::now().time_since_epoch().count()) % 1000000;
+  int limit = 256;
+  for (int i = 1; i < argc; i++) {
+    const std::string word = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
+    const bool option = word.size() > 1 && word[0] == '-', known = option && std::strchr("intps", word[1]) && !word[2];
+    if (word == "-h" || word == "--help") return print(kHelp), 0;
+    if (option && !known) fail(2, word + ": no such option; see --help");
+    if (known && ++i == argc) fail(2, word + " requires a value; see --help");
+    if (!option && !path.empty())
+      fail(2, concat("'", word, "': one model only, found '", path, "' before; quote the text after -i"));
+    if (!option) path = word;
+    if (word == "-i") prompt = value;
+    if (word == "-n") limit = int(number(word, value, 0, 1e9));
+    if (word == "-t") sampling.temperature = float(number(word, value, 0, 100, false));
+    if (word == "-p") sampling.top_p = float(number(word, value, 0, 1, false));
+    if (word == "-s") sampling.seed = uint64_t(number(word, value, 0, 9007199254740992.0));
+  }
+  if (path.empty()) fail(2, "no model given; try: run model.bin -i \"Once upon a time\"");
   Model model;
   Tokenizer tokenizer;
-  if (!model.open(path.c_str())) throw Failure{1, model.error};
-  if (!tokenizer.load(model.tokenizer_bytes())) throw Failure{1, path + ": " + tokenizer.error};
-  std::vector<int> ids = ids_of(tokenizer, options[prompt].text);
+  if (!model.open(path.c_str())) fail(1, model.error);
+  if (!tokenizer.load(model.tokenizer_bytes())) fail(1, path + ": " + tokenizer.error);
+  std::vector<int> ids = ids_of(tokenizer, prompt);
   if (ids.empty() && tokenizer.bos() >= 0) ids.push_back(tokenizer.bos());
-  if (ids.empty()) throw Failure{2, "the prompt is empty, and this model has no BOS token; give a prompt with -i"};
-  Session session(model, {0, n_threads, KvType::automatic, nullptr});
-  if (!session.error.empty()) throw Failure{1, session.error};
+  if (ids.empty()) fail(2, "the prompt is empty, and this model has no BOS token; give a prompt with -i");
+  Session session(model);
+  if (!session.error.empty()) fail(1, session.error);
   std::signal(SIGBUS, [](int) {
     static constexpr char kMessage[] = "run: the model file was truncated while it was in use\n";
     (void)!write(2, kMessage, sizeof kMessage - 1);
     _exit(1);
   });
+  Sampler pick(sampling);
   Tokenizer::Stream stream(tokenizer);
   size_t printed = 0;  // tokens
   const auto print_token = [&](int id) {
@@ -3275,25 +3272,12 @@ void execute(const std::string& path) {
     return ++printed > 0;
   };
   for (int id : ids) print_token(id);
-  if (!generate(session, pick, ids, n, model.stop_ids, print_token)) throw Failure{1, session.error};
+  const int n = limit > 0 ? limit : std::numeric_limits<int>::max();
+  if (!generate(session, pick, ids, n, model.stop_ids, print_token)) fail(1, session.error);
   print(printed_rest(stream) + (isatty(1) ? "\n" : ""));
   std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %s\n", ids.size(), printed - ids.size(),
-               session.kernel(), session.threads(), options[seed].text.c_str());
-}
-}  // namespace
-int main(int argc, char** argv) try {
-  if (argc != 2 || (std::strcmp(argv[1], "-h") && std::strcmp(argv[1], "--help"))) {
-    execute(parse(argc, argv));
-    return 0;
-  }
-  std::printf("run: a language model on a CPU\n\n  run model.bin -i \"Once upon a time\"\n\n");
-  for (const Option& o : options) std::printf("  %-3s %-14s %-5s %s\n", o.letter, o.name, o.value, o.help);
-  return std::fflush(stdout) == 0 ? 0 : 1;
-} catch (const Failure& f) {
-  std::fprintf(stderr, "run: %s\n", one_line(f.what).c_str());
-  return f.status;
+               session.kernel(), session.threads(), std::to_string(sampling.seed).c_str());
 } catch (const std::bad_alloc&) {
-  std::fprintf(stderr, "run: out of memory\n");
-  return 1;
+  fail(1, "out of memory");
 }
 #endif  // POCKET_NO_MAIN
