@@ -738,8 +738,9 @@ struct Kernels {
   // Null if the set has no such kernel. The scalar set has none: it uses dot_scalar of section 6.
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
-  void (*gemv_q4)(const PanelProduct& p);        // few tokens: reads the weights in place, which unpacks them again ...
+  void (*gemv)(const PanelProduct& p);           // few tokens: reads q4 weights in place, which unpacks them again ...
   int few_tokens;                                // ... for every few of them. Up to so many it is faster
+  bool gemv_q8;                                  // whether gemv takes q8 too
   void (*dot)(const BlockProduct& p);            // many tokens
   void (*matmul_packed)(const PanelProduct& p);  // many tokens, in tiles of 16; q4 or q8, x.packed
 };
@@ -1469,7 +1470,7 @@ inline void matmul_scalar(const PanelProduct& m) {
   }
 }
 // ---- Activations ----
-inline constexpr int kFewTokens = 8;    // up to so many read the q4 weights in place (Kernels::gemv_q4)
+inline constexpr int kFewTokens = 8;    // up to so many read the weights in place (Kernels::gemv)
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 // The packed layout: 64 columns of all tokens, (n, 64) bytes, and their scales, (2, n) floats; then the next 64
 // columns. n is padded to 16; the rows after the last token are unspecified.
@@ -1546,7 +1547,7 @@ void matmul_blocked(const Kernels& k, const PanelProduct& m) {
 void matmul_panels(const Kernels& k, const PanelProduct& m) {
   if (m.w.type == Type::f32) return k.matmul_f32(m);
   if (!k.dot) return matmul_scalar(m);
-  if (m.w.type == Type::q4 && m.n <= k.few_tokens) return k.gemv_q4(m);
+  if ((m.w.type == Type::q4 || k.gemv_q8) && m.n <= k.few_tokens) return k.gemv(m);
   if (m.x.use_packed) return k.matmul_packed(m);
   matmul_blocked(k, m);
 }
@@ -2468,13 +2469,13 @@ template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
 // A kernel set: the float blocks of section 9, W floats a register, and the integer kernels, if it has some.
 template <class Blocks, int W>
 Kernels kernel_set(const char* name, bool (*supported)(), decltype(Kernels::unpack_q4) unpack = nullptr,
-                   decltype(Kernels::gemv_q4) gemv = nullptr, decltype(Kernels::dot) dot = nullptr,
+                   decltype(Kernels::gemv) gemv = nullptr, decltype(Kernels::dot) dot = nullptr,
                    int few_tokens = kFewTokens) {
   Kernels k = {};
   k.name = name;
   k.supported = supported;
   k.unpack_q4 = unpack;
-  k.gemv_q4 = gemv;
+  k.gemv = gemv;
   k.dot = dot;
   k.few_tokens = few_tokens;
   k.rmsnorm = Blocks::template call<rmsnorm_body>;
@@ -2696,52 +2697,62 @@ struct Dpbusd {
   }
 };
 // P panels, `step` panels from one to the next, times T tokens.
-template <int P, int T> POCKET_AVX512 inline void gemv_q4_panels(const PanelProduct& m, int first, int step) {
-  const size_t panel = panel_bytes(Type::q4, m.w.cols), stride = panel * step, scales = code_bytes(Type::q4, m.w.cols);
+template <Type type, int P, int T> POCKET_AVX512 inline void gemv_panels(const PanelProduct& m, int first, int step) {
+  constexpr int kVectors = type == Type::q4 ? 4 : 8, kBias = type == Type::q4 ? 64 : 128;  // vectors of a group
+  const size_t panel = panel_bytes(type, m.w.cols), stride = panel * step, scales_at = code_bytes(type, m.w.cols);
   const uint8_t* panels = m.w.data + first * panel;
-  const __m512i table = _mm512_broadcast_i32x4(_mm_add_epi8(load<__m128i>(m.w.codebook), _mm_set1_epi8(64)));
-  const __m512i low = _mm512_set1_epi8(15);
+  const __m512i table = _mm512_broadcast_i32x4(_mm_add_epi8(load<__m128i>(m.w.codebook), _mm_set1_epi8(kBias)));
+  const __m512i low = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(-128);
   __m512 acc[P][T] = {};
   for (int g = 0; g < m.x.cols / kGroup; g++) {
     __m512i sum[P][T];
-    POCKET_FOR (i, P * T) sum[i / T][i % T] = _mm512_set1_epi32(-64 * m.x.token(i % T).sum[g]);
-    for (int v = 4 * g; v < 4 * g + 4; v++)
+    POCKET_FOR (i, P * T) sum[i / T][i % T] = _mm512_set1_epi32(-kBias * m.x.token(i % T).sum[g]);
+    for (int v = kVectors * g; v < kVectors * (g + 1); v++)
       POCKET_FOR (p, P) {
         const uint8_t* codes = panels + p * stride + size_t(v) * 64;
         prefetch_line<P>(codes);
-        const __m512i pair = _mm512_loadu_si512(codes);
-        const __m512i w0 = _mm512_shuffle_epi8(table, _mm512_and_si512(pair, low)),
-                      w1 = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pair, 4), low));
-        POCKET_FOR (t, T) {
-          sum[p][t] = _mm512_dpbusd_epi32(sum[p][t], w0, _mm512_set1_epi32(load<int32_t>(m.x.token(t).q + 8 * v)));
-          sum[p][t] = _mm512_dpbusd_epi32(sum[p][t], w1, _mm512_set1_epi32(load<int32_t>(m.x.token(t).q + 8 * v + 4)));
+        const __m512i raw = _mm512_loadu_si512(codes);
+        const auto add = [&](__m512i w, int k) POCKET_AVX512 {  // columns k ... k + 3
+          POCKET_FOR (t, T)
+            sum[p][t] = _mm512_dpbusd_epi32(sum[p][t], w, _mm512_set1_epi32(load<int32_t>(m.x.token(t).q + k)));
+        };
+        if (type == Type::q4) {
+          add(_mm512_shuffle_epi8(table, _mm512_and_si512(raw, low)), 8 * v);
+          add(_mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(raw, 4), low)), 8 * v + 4);
+        } else {
+          add(_mm512_xor_si512(raw, sign), 4 * v);
         }
       }
     POCKET_FOR (p, P) {
-      const __m512 rows = scales_q4(panels + p * stride + scales + g / 2 * 16, g & 1);
+      const uint8_t* scales = panels + p * stride + scales_at;
+      const __m512 rows = type == Type::q4 ? scales_q4(scales + g / 2 * 16, g & 1) : scales_of<type>(scales, g);
       POCKET_FOR (t, T)
         acc[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[p][t]),
                                     _mm512_mul_ps(rows, _mm512_set1_ps(m.x.token(t).scale[g])), acc[p][t]);
     }
   }
   POCKET_FOR (p, P) {
-    const __m512 row_scales = _mm512_loadu_ps(panels + p * stride + panel - kPanelRows * sizeof(float));
+    const uint8_t* end = panels + p * stride + panel;
+    const __m512 row_scales = type == Type::q4 ? _mm512_loadu_ps(end - kPanelRows * sizeof(float)) : _mm512_set1_ps(1);
     float* y = m.y + (first + p * step) * kPanelRows;
     POCKET_FOR (t, T) _mm512_storeu_ps(y + t * m.ldy, _mm512_mul_ps(acc[p][t], row_scales));
   }
 }
 // The first T tokens, or all if there are fewer.
-template <int T> POCKET_AVX512 inline void gemv_q4_tokens(const PanelProduct& m) {
-  if (T > 2 && m.n < T) return gemv_q4_tokens<std::max(T - 1, 2)>(m);
-  for (int p = m.first; p < m.first + m.count; p++) gemv_q4_panels<1, T>(m, p, 1);
+template <Type type, int T> POCKET_AVX512 inline void gemv_tokens(const PanelProduct& m) {
+  if (T > 1 && m.n < T) return gemv_tokens<type, std::max(T - 1, 1)>(m);
+  const int quarter = T == 1 && reads_four_streams() ? m.count / 4 : 0;
+  for (int p = m.first; p < m.first + quarter; p++) gemv_panels<type, 4, 1>(m, p, quarter);
+  for (int p = m.first + 4 * quarter; p < m.first + m.count; p++) gemv_panels<type, 1, T>(m, p, 1);
 }
-// For a single stream, half a register at a time was measured faster than whole ones.
-POCKET_AVX512 inline void gemv_q4(const PanelProduct& m) {
+POCKET_AVX512 inline void gemv(const PanelProduct& m) {
   constexpr int T = kFewTokens;
-  if (m.n > T) gemv_q4({m.w, m.first, m.count, m.x.token(T), m.n - T, m.y + T * m.ldy, m.ldy});
-  if (m.n > 1) return gemv_q4_tokens<T>(m);
+  if (m.n > T) gemv({m.w, m.first, m.count, m.x.token(T), m.n - T, m.y + T * m.ldy, m.ldy});
+  if (m.w.type == Type::q8) return gemv_tokens<Type::q8, T>(m);
+  if (m.n > 1) return gemv_tokens<Type::q4, T>(m);
+  // For a single stream, half a register at a time was measured faster than whole ones.
   const int quarter = reads_four_streams() ? m.count / 4 : 0;
-  for (int p = m.first; p < m.first + quarter; p++) gemv_q4_panels<4, 1>(m, p, quarter);
+  for (int p = m.first; p < m.first + quarter; p++) gemv_panels<Type::q4, 4, 1>(m, p, quarter);
   avx2::gemv_q4_any<Dpbusd>({m.w, m.first + 4 * quarter, m.count - 4 * quarter, m.x, m.n, m.y, m.ldy});
 }
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
@@ -2790,7 +2801,9 @@ POCKET_AVX512 inline void dot(const BlockProduct& p) {
 }
 inline Kernels kernels() {
   const auto supported = [] { return X86Features().avx512vnni; };
-  return kernel_set<FloatAvx512, 16>("avx512vnni", supported, unpack_q4<64>, gemv_q4, dot);
+  Kernels k = kernel_set<FloatAvx512, 16>("avx512vnni", supported, unpack_q4<64>, gemv, dot);
+  k.gemv_q8 = true;
+  return k;
 }
 }  // namespace avx512
 // ---- AMX (Sapphire Rapids and later), for prompts. A tile is a small matrix in a register, and one instruction
