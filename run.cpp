@@ -1470,7 +1470,7 @@ inline void matmul_scalar(const PanelProduct& m) {
   }
 }
 // ---- Activations ----
-inline constexpr int kFewTokens = 8;    // up to so many read the weights in place (Kernels::gemv)
+inline constexpr int kFewTokens = 8;    // up to so many read the weights in place by most sets (Kernels::gemv)
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 // The packed layout: 64 columns of all tokens, (n, 64) bytes, and their scales, (2, n) floats; then the next 64
 // columns. n is padded to 16; the rows after the last token are unspecified.
@@ -1484,7 +1484,7 @@ inline void pack_groups(const int8_t* q, const float* scale, int t, int first, i
     std::memcpy(block + rows * 64 + (g % 2 * rows + t) * sizeof(float), scale, sizeof(float));
   }
 }
-inline bool packs(const Kernels& k, int n) { return k.matmul_packed && n > kFewTokens; }
+inline bool packs(const Kernels& k, int n) { return k.matmul_packed && n > k.few_tokens; }
 template <class Take> void Activations::place(int width, bool floats, Take& take) {
   cols = padded(width);
   f = nullptr;
@@ -2746,8 +2746,10 @@ template <Type type, int T> POCKET_AVX512 inline void gemv_tokens(const PanelPro
   for (int p = m.first + 4 * quarter; p < m.first + m.count; p++) gemv_panels<type, 1, T>(m, p, 1);
 }
 POCKET_AVX512 inline void gemv(const PanelProduct& m) {
-  constexpr int T = kFewTokens;
-  if (m.n > T) gemv({m.w, m.first, m.count, m.x.token(T), m.n - T, m.y + T * m.ldy, m.ldy});
+  constexpr int T = 8;
+  for (int p = m.first; m.n > T && p < m.first + m.count; p++)  // a panel stays in the cache for the next T tokens
+    for (int t = 0; t < m.n; t += T) gemv({m.w, p, 1, m.x.token(t), std::min(T, m.n - t), m.y + t * m.ldy, m.ldy});
+  if (m.n > T) return;
   if (m.w.type == Type::q8) return gemv_tokens<Type::q8, T>(m);
   if (m.n > 1) return gemv_tokens<Type::q4, T>(m);
   // For a single stream, half a register at a time was measured faster than whole ones.
@@ -2801,7 +2803,7 @@ POCKET_AVX512 inline void dot(const BlockProduct& p) {
 }
 inline Kernels kernels() {
   const auto supported = [] { return X86Features().avx512vnni; };
-  Kernels k = kernel_set<FloatAvx512, 16>("avx512vnni", supported, unpack_q4<64>, gemv, dot);
+  Kernels k = kernel_set<FloatAvx512, 16>("avx512vnni", supported, unpack_q4<64>, gemv, dot, 24);
   k.gemv_q8 = true;
   return k;
 }
@@ -2934,6 +2936,7 @@ inline Kernels kernels() {
   Kernels k = avx512::kernels();
   k.name = "amx";
   k.supported = [] { return X86Features().amx; };
+  k.few_tokens = kFewTokens;
   k.matmul_packed = matmul_packed<Tiles>;
   return k;
 }

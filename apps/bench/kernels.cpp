@@ -68,7 +68,7 @@ struct Inputs {
   Inputs(const Kernels& k, int n, int cols)
       : f(numbers(size_t(n) * cols)), scale(f.size() / kGroup), q(f.size()), sum(scale.size()), cols(cols) {
     k.quantize(f.data(), int(f.size()), q.data(), scale.data(), sum.data());
-    if (!k.matmul_packed || n <= kFewTokens) return;
+    if (!k.matmul_packed || n <= k.few_tokens) return;
     packed.resize(packed_bytes(n, cols));
     for (int t = 0; t < n; t++) {
       const Activations token = get().token(t);
