@@ -2701,7 +2701,7 @@ template <Type type, int P, int T> POCKET_AVX512 inline void gemv_panels(const P
   constexpr int kVectors = type == Type::q4 ? 4 : 8, kBias = type == Type::q4 ? 64 : 128;  // vectors of a group
   const size_t panel = panel_bytes(type, m.w.cols), stride = panel * step, scales_at = code_bytes(type, m.w.cols);
   const uint8_t* panels = m.w.data + first * panel;
-  const __m512i table = _mm512_broadcast_i32x4(_mm_add_epi8(load<__m128i>(m.w.codebook), _mm_set1_epi8(kBias)));
+  const __m512i table = _mm512_broadcast_i32x4(_mm_add_epi8(load<__m128i>(m.w.codebook), _mm_set1_epi8(64)));
   const __m512i low = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(-128);
   __m512 acc[P][T] = {};
   for (int g = 0; g < m.x.cols / kGroup; g++) {

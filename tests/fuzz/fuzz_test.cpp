@@ -20,6 +20,7 @@
 #include "targets/model.cpp"
 #include "targets/openai_request.cpp"
 #include "targets/options.cpp"
+#include "targets/own_text.cpp"
 #include "targets/pickle.cpp"
 #include "targets/pytorch.cpp"
 #include "targets/safetensors.cpp"
