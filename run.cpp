@@ -613,12 +613,6 @@ class Session {
 #else
 #define POCKET_SHARED inline
 #endif
-struct MemoryItem {
-  const char* name;
-  size_t bytes;
-};
-// The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
-POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens);
 // The kernel sets that this CPU supports, best first; empty if memory is exhausted. All of them return the same bits.
 inline std::vector<std::string> kernel_names();
 
@@ -908,7 +902,6 @@ inline bool check_finite(const float* logits, int n, int vocab_size, int stride,
   if (!finite) error = "logits: expected finite numbers; the weights are damaged, or too large for this type";
   return finite;
 }
-#if !defined(POCKET_SEPARATE_KERNELS)
 // The keys and values of a session: (blocks of positions, layers, KV heads) of KvBlock.
 inline size_t position_bytes(const Config& c, bool f32) {
   return kv_block_bytes(c.head_dim, f32) / kBlockKeys * c.n_layers * c.n_kv_heads;
@@ -965,15 +958,7 @@ struct Buffers {
     bytes = take.at - begin;
   }
 };
-POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
-  const Config& c = model.config;
-  const Buffers b(model, options, nullptr);
-  const size_t filled = size_t(std::min(tokens, context_of(options, model)));
-  return {{{"weights", model.bytes_per_token},
-           {"keys and values", filled * position_bytes(c, keeps_f32(options, model))},
-           {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
-           {"logits and sampler", 4 * size_t(padded(c.vocab_size)) * sizeof(float)}}};
-}
+#if !defined(POCKET_SEPARATE_KERNELS)
 // ---- The forward pass ----
 struct Transformer {
   const Model& model;
