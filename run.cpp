@@ -627,12 +627,6 @@ class Session {
 #else
 #define POCKET_SHARED inline
 #endif
-struct MemoryItem {
-  const char* name;
-  size_t bytes;
-};
-// The memory of a session once `tokens` positions are filled; the weights, which the model maps, come first.
-POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens);
 // The kernel sets that this CPU supports, best first; empty if memory is exhausted. All of them return the same bits.
 inline std::vector<std::string> kernel_names();
 
@@ -922,7 +916,6 @@ inline bool check_finite(const float* logits, int n, int vocab_size, int stride,
   if (!finite) error = "logits: expected finite numbers; the weights are damaged, or too large for this type";
   return finite;
 }
-#if !defined(POCKET_SEPARATE_KERNELS)
 // The keys and values of a session: (blocks of positions, layers, KV heads) of KvBlock.
 inline size_t position_bytes(const Config& c, bool f32) {
   return kv_block_bytes(c.head_dim, f32) / kBlockKeys * c.n_layers * c.n_kv_heads;
@@ -979,15 +972,7 @@ struct Buffers {
     bytes = take.at - begin;
   }
 };
-POCKET_SHARED std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
-  const Config& c = model.config;
-  const Buffers b(model, options, nullptr);
-  const size_t filled = size_t(std::min(tokens, context_of(options, model)));
-  return {{{"weights", model.bytes_per_token},
-           {"keys and values", filled * position_bytes(c, keeps_f32(options, model))},
-           {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
-           {"logits and sampler", 4 * size_t(padded(c.vocab_size)) * sizeof(float)}}};
-}
+#if !defined(POCKET_SEPARATE_KERNELS)
 // ---- The forward pass ----
 struct Transformer {
   const Model& model;
@@ -2529,20 +2514,6 @@ struct Maddubs {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 };
-POCKET_AVX2 inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
-                                  uint8_t* out, float* out_scales) {
-  const __m256i table = codebook(values), low = _mm256_set1_epi8(15);
-  for (int v = 0; v < cols / 8; v++, codes += 64, out += 128)
-    POCKET_FOR (half, 2) {
-      const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
-      const __m256i first = _mm256_shuffle_epi8(table, _mm256_and_si256(pair, low));
-      const __m256i second = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pair, 4), low));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * half), first);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64 + 32 * half), second);
-    }
-  for (int g = 0; g < cols / kGroup; g++)
-    POCKET_FOR (half, 2) _mm256_storeu_ps(out_scales + 16 * g + 8 * half, scales_q4(scales + g / 2 * 16, half, g & 1));
-}
 // P panels, `step` panels from one to the next, times T tokens. One group of one panel at a time: 16 registers hold its
 // sums and the results of all panels.
 template <class Dot, int P, int T>
@@ -2604,32 +2575,22 @@ template <class Dot> POCKET_AVX2 POCKET_BODY void gemv_q4_any(const PanelProduct
     if (m.n - t == 1) gemv_q4_panels<Dot, 1, 1>(m.w, p, 1, m.x.token(t), m.y + t * m.ldy, m.ldy);
   }
 }
-// One panel's codes against T tokens: adds the groups to acc (T, 16).
-template <class Dot, Type type, int T>
-POCKET_AVX2 POCKET_BODY void dot_tile(const uint8_t* codes, const void* scales, int cols, const Activations& x,
+// One q8 panel's codes against T tokens: adds the groups to acc (T, 16).
+template <class Dot, int T>
+POCKET_AVX2 POCKET_BODY void dot_tile(const uint8_t* codes, const uint16_t* scales, int cols, const Activations& x,
                                       float* acc) {
   POCKET_FOR (half, 2)
     for (int g = 0; g < cols / kGroup; g++) {
-      __m256i sum[T];
-      POCKET_FOR (t, T) sum[t] = _mm256_set1_epi32(type == Type::q4 ? -64 * x.token(t).sum[g] : 0);
+      __m256i sum[T] = {};
       for (int v = 8 * g; v < 8 * g + 8; v++) {
         const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + size_t(v) * 64 + 32 * half));
         POCKET_FOR (t, T) {
           const __m256i xq = _mm256_set1_epi32(load<int32_t>(x.token(t).q + 4 * v));
-          if (type == Type::q4)
-            sum[t] = Dot::add(sum[t], w, xq);
-          else
-            sum[t] = Dot::add(sum[t], _mm256_abs_epi8(w), _mm256_sign_epi8(xq, w));
+          sum[t] = Dot::add(sum[t], _mm256_abs_epi8(w), _mm256_sign_epi8(xq, w));
         }
       }
-      __m256 m;
-      if (type == Type::q4) {
-        m = _mm256_loadu_ps(static_cast<const float*>(scales) + 16 * g + 8 * half);
-      } else {
-        const uint16_t* bf16 = static_cast<const uint16_t*>(scales) + 16 * g + 8 * half;
-        const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bf16));
-        m = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
-      }
+      const __m128i bf16 = load<__m128i>(scales + 16 * g + 8 * half);
+      const __m256 m = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bf16), 16));
       POCKET_FOR (t, T) {
         float* a = acc + 16 * t + 8 * half;
         const __m256 scale = _mm256_mul_ps(m, _mm256_set1_ps(x.token(t).scale[g]));
@@ -2637,23 +2598,19 @@ POCKET_AVX2 POCKET_BODY void dot_tile(const uint8_t* codes, const void* scales, 
       }
     }
 }
-template <class Dot, Type type>
-POCKET_AVX2 POCKET_BODY void dot_tokens(const uint8_t* codes, const void* scales, int cols, const Activations& x, int n,
-                                        float* acc) {
-  int t = 0;
-  for (; t + 4 <= n; t += 4) dot_tile<Dot, type, 4>(codes, scales, cols, x.token(t), acc + 16 * t);
-  for (; t < n; t++) dot_tile<Dot, type, 1>(codes, scales, cols, x.token(t), acc + 16 * t);
-}
 template <class Dot> POCKET_AVX2 POCKET_BODY void dot_any(const BlockProduct& p) {
-  POCKET_FOR (i, 2)
-    p.type == Type::q4 ? dot_tokens<Dot, Type::q4>(p.codes[i], p.scales[i], p.cols, p.x, p.n, p.acc[i])
-                       : dot_tokens<Dot, Type::q8>(p.codes[i], p.scales[i], p.cols, p.x, p.n, p.acc[i]);
+  POCKET_FOR (i, 2) {
+    const uint16_t* scales = static_cast<const uint16_t*>(p.scales[i]);
+    int t = 0;
+    for (; t + 4 <= p.n; t += 4) dot_tile<Dot, 4>(p.codes[i], scales, p.cols, p.x.token(t), p.acc[i] + 16 * t);
+    for (; t < p.n; t++) dot_tile<Dot, 1>(p.codes[i], scales, p.cols, p.x.token(t), p.acc[i] + 16 * t);
+  }
 }
 POCKET_AVX2 inline void gemv_q4(const PanelProduct& m) { gemv_q4_any<Maddubs>(m); }
 POCKET_AVX2 inline void dot(const BlockProduct& p) { dot_any<Maddubs>(p); }
 inline Kernels kernels() {
   return kernel_set<FloatAvx2, 8>(
-      "avx2", [] { return X86Features().avx2; }, unpack_q4, gemv_q4, dot, kChunk);
+      "avx2", [] { return X86Features().avx2; }, nullptr, gemv_q4, dot, kChunk);
 }
 }  // namespace avx2
 // ---- AVX-VNNI (recent CPUs without AVX-512): the AVX2 kernels with one instruction, vpdpbusd, in place of three.
@@ -2668,7 +2625,7 @@ POCKET_AVXVNNI inline void gemv_q4(const PanelProduct& m) { avx2::gemv_q4_any<Dp
 POCKET_AVXVNNI inline void dot(const BlockProduct& p) { avx2::dot_any<Dpbusd>(p); }
 inline Kernels kernels() {
   return kernel_set<FloatAvx2, 8>(
-      "avxvnni", [] { return X86Features().avxvnni; }, avx2::unpack_q4, gemv_q4, dot);
+      "avxvnni", [] { return X86Features().avxvnni; }, nullptr, gemv_q4, dot, kChunk);
 }
 }  // namespace avxvnni
 // ---- AVX-512 with VNNI: 16 rows per register. vpdpbusd multiplies unsigned by signed bytes and adds four products to

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../export/input_file.hpp"
+#include "../export/memory.hpp"
 #include "llama_train.hpp"
 
 namespace pocket {

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../export/engine.hpp"
+#include "../../export/memory.hpp"
 #include "../../export/program.hpp"
 
 namespace pocket::bench {

@@ -4,6 +4,7 @@
 
 #include "../../export/describe_file.hpp"
 #include "../../export/input_file.hpp"
+#include "../../export/memory.hpp"
 #include "perplexity.hpp"
 
 namespace pocket::cli {

@@ -17,6 +17,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "../../export/memory.hpp"
 #include "../../export/program.hpp"
 #include "../grammar/grammar.hpp"
 

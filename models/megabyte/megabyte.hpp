@@ -36,7 +36,7 @@
 #ifndef POCKET_MEGABYTE_HPP
 #define POCKET_MEGABYTE_HPP
 
-#include "../../export/engine.hpp"
+#include "../../export/memory.hpp"
 
 namespace pocket {
 

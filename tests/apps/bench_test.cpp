@@ -137,7 +137,7 @@ void check_speed(const json& s, const json& model, bool int8) {
 
 TEST_F(Bench, MeasuresSpeedAndMemory) {
   const std::string best = kernel_names()[0];
-  const json r = object({file("tiny-", "q4"), "--quick", "--threads", "1,2", "--kernel", best + ",scalar"});
+  const json r = object({file("tiny-", "q4"), "--quick", "--threads", "2", "--kernel", best + ",scalar"});
   EXPECT_EQ(r.at("model").at("file"), file("tiny-", "q4"));
   EXPECT_EQ(r.at("model").at("type"), "q4");
   EXPECT_EQ(r.at("model").at("context"), 256);
@@ -147,20 +147,18 @@ TEST_F(Bench, MeasuresSpeedAndMemory) {
   const json& machine = r.at("machine");
   EXPECT_TRUE(machine.at("cpu").is_string());
   expect_within(machine.at("cpus"), 1, 1e5, "cpus");
-  ASSERT_EQ(machine.at("read").size(), 2u);
-  for (int i = 0; i < 2; i++) {
-    EXPECT_EQ(machine.at("read")[i].at("threads"), i + 1);
-    expect_within(machine.at("read")[i].at("gb_s"), 0.01, 1e5, "gb_s");
-  }
-  EXPECT_EQ(machine.at("int8").size(), 2 * (kernel_names().size() - 1));  // all but scalar have an instruction
+  ASSERT_EQ(machine.at("read").size(), 1u);
+  EXPECT_EQ(machine.at("read")[0].at("threads"), 2);
+  expect_within(machine.at("read")[0].at("gb_s"), 0.01, 1e5, "gb_s");
+  EXPECT_EQ(machine.at("int8").size(), kernel_names().size() - 1);  // all but scalar have an instruction
   for (const json& rate : machine.at("int8")) expect_within(rate.at("top_s"), 1e-4, 1e4, "top_s");
 
-  ASSERT_EQ(r.at("speed").size(), 4u);
-  for (int i = 0; i < 4; i++) {
+  ASSERT_EQ(r.at("speed").size(), 2u);
+  for (int i = 0; i < 2; i++) {
     const json& s = r.at("speed")[i];
-    EXPECT_EQ(s.at("kernel"), i < 2 ? best : "scalar");
-    EXPECT_EQ(s.at("threads"), i % 2 + 1);
-    check_speed(s, r.at("model"), i < 2 && best != "scalar");
+    EXPECT_EQ(s.at("kernel"), i == 0 ? best : "scalar");
+    EXPECT_EQ(s.at("threads"), 2);
+    check_speed(s, r.at("model"), i == 0 && best != "scalar");
   }
 
   expect_within(r.at("load").at("open_ms"), 1e-4, 1e4, "open_ms");

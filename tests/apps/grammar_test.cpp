@@ -737,7 +737,7 @@ TEST(JsonSchema, BoundsHostileSchemas) {
 // ---- ./run ----
 
 ProgramResult run(std::vector<std::string> args) {
-  args.insert(args.begin(), {POCKET_RUN, "-q"});
+  args.insert(args.begin(), {POCKET_RUN, POCKET_SOURCE_DIR "/models/stories.bin", "-q"});
   return run_program(args);
 }
 

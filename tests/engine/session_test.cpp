@@ -1,6 +1,6 @@
 // session_test.cpp: forward() computes a Llama, compared with the reference in tiny_model.hpp; returns the same bits
 // for every kernel set, thread count and batch; and positions, errors, cancelling, observing and memory.
-#include "../../export/engine.hpp"
+#include "../../export/memory.hpp"
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>

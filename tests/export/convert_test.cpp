@@ -360,7 +360,7 @@ TEST(ConvertCalibrate, StopsAfterAStep) {
 // An interruption leaves the file to resume from; the result is the same as without an interruption.
 TEST(ConvertCalibrate, ResumesAfterCtrlC) {
   const TemporaryFolder t;
-  const std::string text = t.write("text", long_text(300));
+  const std::string text = t.write("text", long_text(100));
   const std::vector<std::string> command = {"--random", "stories15m", "-o", t.file("o.bin"), "--calibrate", text};
   ASSERT_EQ(convert(command).status, 0);
   const std::string whole = read_file(t.file("o.bin"));
