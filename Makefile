@@ -32,9 +32,9 @@ all: run export/convert
 PIC = -fPIC -fvisibility=hidden
 
 $(KERNELS) $(TRAIN_KERNELS): OPTIMIZE = -O3
-$(KERNELS): run.cpp
+$(KERNELS): export/kernels.cpp run.cpp
 	@mkdir -p $(BUILD)
-	$(CXX) $(ALL_FLAGS) $(PIC) -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c run.cpp -o $@
+	$(CXX) $(ALL_FLAGS) $(PIC) -c export/kernels.cpp -o $@
 
 $(TRAIN_KERNELS): models/train_kernels.cpp $(MODELS)
 	@mkdir -p $(BUILD)
@@ -82,7 +82,8 @@ WASM_LD ?= wasm-ld-16
 EMSCRIPTEN_SYSROOT ?= /usr/share/emscripten/cache/sysroot
 WASM_LIBRARIES = $(EMSCRIPTEN_SYSROOT)/lib/wasm32-emscripten
 WASM_FLAGS = --target=wasm32-unknown-emscripten --sysroot=$(EMSCRIPTEN_SYSROOT) -D__EMSCRIPTEN__ -D_LIBCPP_ABI_VERSION=2 \
-  -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fwasm-exceptions
+  -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fwasm-exceptions \
+  -DPOCKET_FMA=pocket_wasm::fma -include apps/page/fma.hpp
 WASM_EXPORTS = _initialize malloc free memalign $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
 WASM = $(BUILD)/wasm
 $(WASM)/simd128%: SIMD = -msimd128
@@ -101,10 +102,10 @@ $(WASM)/%.wasm: $(WASM)/%-kernels.o $(WASM)/%-library.o
 	$(WASM_LD) -o $@ $(WASM_LIBRARIES)/crt1_reactor.o $^ -L$(WASM_LIBRARIES) --no-entry --allow-undefined --strip-all \
 	  -z stack-size=1048576 --max-memory=4294967296 $(WASM_EXPORTS:%=--export-if-defined=%) \
 	  -lc++-except -lc++abi-except -lunwind-except -lstandalonewasm-memgrow -lc -lcompiler_rt -ldlmalloc
-$(WASM)/%-kernels.o: run.cpp
+$(WASM)/%-kernels.o: apps/page/kernels.cpp apps/page/fma.hpp run.cpp
 	@mkdir -p $(WASM)
-	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O3 -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c run.cpp -o $@
-$(WASM)/%-library.o: apps/c/pocketllama.cpp apps/c/pocketllama.h $(ENGINE)
+	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O3 -c apps/page/kernels.cpp -o $@
+$(WASM)/%-library.o: apps/c/pocketllama.cpp apps/c/pocketllama.h apps/page/fma.hpp $(ENGINE)
 	@mkdir -p $(WASM)
 	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O2 -DPOCKET_SEPARATE_KERNELS -c apps/c/pocketllama.cpp -o $@
 .PRECIOUS: $(WASM)/%.wasm $(WASM)/%-kernels.o $(WASM)/%-library.o
@@ -239,9 +240,9 @@ $(FUZZ)/driver.o: tests/fuzz/driver.cpp
 	$(FUZZ_TARGET) -c $< -o $@
 
 # An archive: it is linked only to targets that run a model.
-$(FUZZ)/kernels.a: run.cpp
+$(FUZZ)/kernels.a: export/kernels.cpp run.cpp
 	@mkdir -p $(FUZZ)
-	$(FUZZ_CXX) -fsanitize=fuzzer-no-link -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c $< -o $(FUZZ)/kernels.o
+	$(FUZZ_CXX) -fsanitize=fuzzer-no-link -c $< -o $(FUZZ)/kernels.o
 	ar rcs $@ $(FUZZ)/kernels.o
 
 -include $(wildcard $(FUZZ)/*.d)

@@ -87,13 +87,9 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
-#if defined(__APPLE__)
-#include <sys/sysctl.h>
-#else
+#if !defined(__APPLE__)
 #include <sys/auxv.h>
 #endif
-#elif defined(__wasm_simd128__)
-#include <wasm_simd128.h>
 #endif
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
     defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__
@@ -119,18 +115,10 @@
 
 namespace pocket {
 inline namespace POCKET_ISA {
-#if defined(__wasm__)
-// a * b + c, rounded once, since emscripten's fmaf rounds twice. As doubles the product is exact, and the sum is rounded
-// to odd: toward zero, then the last bit is set if any was lost. Rounding that once more is right (Boldo et al. 2008).
-inline float fma(float a, float b, float c) {
-  const double p = double(a) * b, s = p + c, t = s - p, lost = (p - (s - t)) + (c - t);
-  const uint64_t bits = __builtin_bit_cast(uint64_t, s), inexact = std::fabs(lost) > 0;
-  const uint64_t away = (bits ^ __builtin_bit_cast(uint64_t, lost)) >> 63;
-  return float(__builtin_bit_cast(double, (bits - (inexact & away)) | inexact));
-}
-#else
-using std::fma;
+#ifndef POCKET_FMA
+#define POCKET_FMA std::fma  // a * b + c, rounded once. Another function of this name, where the library's rounds twice
 #endif
+using POCKET_FMA;
 
 // ==== 1. The data of a model =========================================================================================
 inline constexpr const char* kVersion = "0.1.0";
@@ -2916,298 +2904,204 @@ inline Kernels kernels() {
 #pragma GCC diagnostic pop
 #endif
 #endif  // __x86_64__
-#if defined(__aarch64__) || defined(__wasm_simd128__)
-// ---- Registers of 16 bytes: 4 rows each, four for a panel. NEON and WebAssembly share kernels in the vector extensions
-// of g++ and clang. The baseline of aarch64 has all that the float blocks need, so they need no target attribute; two
-// operations of Lanes are intrinsics because compilers do not vectorize them.
-#if defined(__aarch64__)
-template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
-  const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(pocket::load<int32_t>(p)));
-  v = Floats(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))));
-}
-template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = Floats(vfmaq_n_f32(v, b.v, a)); }
+// ---- Registers of 16 bytes: 4 rows each, four for a panel. The loops are in the vector extensions of g++ and clang; a Set
+// has the operations in which instruction sets differ: here NEON, in export/kernels.cpp NEON with i8mm, in apps/page
+// WebAssembly.
 namespace simd128 {
-#if defined(__APPLE__)
-inline bool has_dotprod() { return true; }
-inline bool has_i8mm() {
-  int has = 0;
-  size_t size = sizeof has;
-  return sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has;
-}
-#else
-inline bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
-inline bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
-#endif
-// The target attributes of the two optional instructions. These are in assembler, since clang before 16 has intrinsics
-// only if a whole file is compiled for them; volatile, because g++ otherwise reorders them and runs out of registers.
-#if defined(__clang__)
-#define POCKET_DOTPROD __attribute__((target("dotprod")))
-#define POCKET_I8MM __attribute__((target("i8mm")))
-#else
-#define POCKET_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
-#define POCKET_I8MM __attribute__((target("arch=armv8.2-a+i8mm")))
-#endif
-// Four rows' sums + dot products of four signed bytes of each with the four in one lane of x.
-template <int lane> POCKET_BODY int32x4_t sdot(int32x4_t sum, int8x16_t w, int8x16_t x) {
-  asm volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(w), "w"(x), "i"(lane));
-  return sum;
-}
-// Four rows' sums for T tokens + 16 columns, of which w[i] holds four. x: 16 columns of each token.
-template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t w[4], const int8x16_t x[T]) {
-  POCKET_FOR (t, T) sum[t] = sdot<0>(sum[t], w[0], x[t]);
-  POCKET_FOR (t, T) sum[t] = sdot<1>(sum[t], w[1], x[t]);
-  POCKET_FOR (t, T) sum[t] = sdot<2>(sum[t], w[2], x[t]);
-  POCKET_FOR (t, T) sum[t] = sdot<3>(sum[t], w[3], x[t]);
-}
-POCKET_BODY float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
-POCKET_BODY int8x16_t lookup(int8x16_t table, uint8x16_t i) { return vqtbl1q_s8(table, i); }
-POCKET_BODY void to_floats(int8x16_t bytes, float32x4_t out[4]) {
-  const int16x8_t half[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
-  POCKET_FOR (i, 2) {
-    out[2 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(half[i])));
-    out[2 * i + 1] = vcvtq_f32_s32(vmovl_high_s16(half[i]));
-  }
-}
-POCKET_BODY float32x4_t bf16_floats(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
-// The sums of two rows and two tokens (row 0 with both, row 1 with both) + their products over eight columns.
-POCKET_BODY int32x4_t smmla(int32x4_t sum, int8x16_t w, int8x16_t x) {
-  asm volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(x));
-  return sum;
-}
-#else
-// WebAssembly. What a module may use is fixed when it is compiled: one is for SIMD128, one for relaxed SIMD.
-typedef int8_t int8x16_t __attribute__((vector_size(16)));
-typedef uint8_t uint8x16_t __attribute__((vector_size(16)));
-typedef int32_t int32x4_t __attribute__((vector_size(16)));
-typedef Vector<4>::Floats float32x4_t;
-#define POCKET_DOTPROD
-#if defined(__wasm_relaxed_simd__)
-inline constexpr const char* kWasmName = "wasm-relaxed";
-POCKET_BODY auto fma(float32x4_t a, float32x4_t b, float32x4_t c) { return __builtin_wasm_relaxed_madd_f32x4(a, b, c); }
-#else
-inline constexpr const char* kWasmName = "wasm-simd128";
-// Doubles round twice. That is wrong only halfway between two floats, and for denormal results: rare cases.
-POCKET_BODY float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
-  typedef double Doubles __attribute__((vector_size(16)));
-  const v128_t low = v128_t(Doubles{a[0], a[1]} * Doubles{b[0], b[1]} + Doubles{c[0], c[1]});
-  const v128_t high = v128_t(Doubles{a[2], a[3]} * Doubles{b[2], b[3]} + Doubles{c[2], c[3]});
-  const v128_t result = wasm_i64x2_shuffle(wasm_f32x4_demote_f64x2_zero(low), wasm_f32x4_demote_f64x2_zero(high), 0, 2);
-  const v128_t halfway = wasm_i32x4_shuffle(low, high, 0, 2, 4, 6) << 3 == INT32_MIN;           // the last 29 bits
-  const v128_t denormal = wasm_u32x4_lt((result << 1) - 1, wasm_i32x4_const_splat(0x1000000));  // and not zero
-  if (__builtin_expect(!wasm_v128_any_true(halfway | denormal), 1)) return float32x4_t(result);
-  for (int i = 0; i < 4; i++) c[i] = fma(a[i], b[i], c[i]);
-  return c;
-}
-#endif
-POCKET_BODY float32x4_t floats_of(const int8_t* p) {
-  const v128_t wide = wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p)));
-  return __builtin_convertvector(wide, float32x4_t);
-}
-template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) { v = floats_of(p); }
-template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = fma(Floats{a, a, a, a}, b.v, v); }
-namespace simd128 {
-// Whether the fma of the module rounds once: the standard lets relaxed SIMD round twice.
-inline bool rounds_once() {
-  const float32x4_t a = float32x4_t{} + (1 + 0x1p-23f), b = float32x4_t{} + (0x1p-24f - 0x1p-47f);
-  return fma(a, b, a)[3] == a[3];  // just below the middle of two floats
-}
-// As above. SIMD128 multiplies 16-bit numbers and adds pairs of products: two sums per row.
-template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t w[4], const int8x16_t x[T]) {
-  POCKET_FOR (t, T) {
-    v128_t low = {}, high = {};
-    POCKET_FOR (i, 4) {
-      const v128_t columns = wasm_i16x8_extend_low_i8x16(wasm_i32x4_splat(int32x4_t(x[t])[i]));
-      low += wasm_i32x4_dot_i16x8(wasm_i16x8_extend_low_i8x16(v128_t(w[i])), columns);
-      high += wasm_i32x4_dot_i16x8(wasm_i16x8_extend_high_i8x16(v128_t(w[i])), columns);
-    }
-    sum[t] += wasm_i32x4_shuffle(low, high, 0, 2, 4, 6) + wasm_i32x4_shuffle(low, high, 1, 3, 5, 7);
-  }
-}
-POCKET_BODY int8x16_t lookup(int8x16_t table, uint8x16_t i) { return wasm_i8x16_swizzle(table, i); }
-POCKET_BODY void to_floats(int8x16_t bytes, float32x4_t out[4]) {
-  POCKET_FOR (i, 4) out[i] = floats_of(reinterpret_cast<const int8_t*>(&bytes) + 4 * i);
-}
-POCKET_BODY float32x4_t bf16_floats(const uint16_t* p) { return float32x4_t(wasm_u32x4_load16x4(p) << 16); }
-#endif
+typedef int8_t Bytes __attribute__((vector_size(16)));
+typedef uint8_t Codes __attribute__((vector_size(16)));
+typedef Vector<4>::Ints Ints;
+typedef Vector<4>::Floats Floats;
 template <class V> POCKET_BODY void store(void* p, const V& v) { std::memcpy(p, &v, sizeof v); }
 // Four rows' weights of columns 8v ... 8v+3 and 8v+4 ... 8v+7.
-POCKET_BODY void lookup_pairs(int8x16_t table, const uint8_t* codes, int8x16_t w[2]) {
-  const uint8x16_t pair = load<uint8x16_t>(codes);
-  w[0] = lookup(table, pair & 15);
-  w[1] = lookup(table, pair >> 4);
+template <class Set> POCKET_BODY void lookup_pairs(Bytes table, const uint8_t* codes, Bytes w[2]) {
+  const Codes pair = load<Codes>(codes);
+  w[0] = Set::lookup(table, pair & 15);
+  w[1] = Set::lookup(table, pair >> 4);
 }
 // The scales of one group from their 4 bits. scales: byte r holds row r's two groups.
-POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {
+template <class Set> POCKET_BODY void scales_q4(const uint8_t* scales, int odd, Floats m[4]) {
   static constexpr int8_t kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
-  to_floats(lookup(load<int8x16_t>(kTable), load<uint8x16_t>(scales) >> (odd ? 4 : 0) & 15), m);
+  Set::to_floats(Set::lookup(load<Bytes>(kTable), load<Codes>(scales) >> (odd ? 4 : 0) & 15), m);
 }
-POCKET_BODY float32x4_t add_group(float32x4_t acc, int32x4_t sum, float32x4_t m, float xs) {
-  return fma(__builtin_convertvector(sum, float32x4_t), m * xs, acc);
+template <class Set> POCKET_BODY Floats add_group(Floats acc, Ints sum, Floats m, float xs) {
+  return Set::fma(__builtin_convertvector(sum, Floats), m * xs, acc);
 }
 // One panel times one token.
+template <class Set>
 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
-  const int8x16_t table = load<int8x16_t>(t.codebook);
+  const Bytes table = load<Bytes>(t.codebook);
   const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
-  float32x4_t acc[4] = {};
+  Floats acc[4] = {};
   for (int g = 0; g < x.cols / kGroup; g++) {
-    int32x4_t sum[4] = {};
+    Ints sum[4] = {};
     POCKET_FOR (half, 2) {
       const int k = g * kGroup + 16 * half;
       const uint8_t* codes = panel + size_t(k) * 8;
-      const int8x16_t xq = load<int8x16_t>(x.q + k);
+      const Bytes xq = load<Bytes>(x.q + k);
       prefetch_line(codes);
       prefetch_line(codes + 64);
       POCKET_FOR (j, 4) {
-        int8x16_t w[4];
-        POCKET_FOR (i, 2) lookup_pairs(table, codes + 64 * i + 16 * j, w + 2 * i);
-        add_columns<1>(&sum[j], w, &xq);
+        Bytes w[4];
+        POCKET_FOR (i, 2) lookup_pairs<Set>(table, codes + 64 * i + 16 * j, w + 2 * i);
+        Set::template add_columns<1>(&sum[j], w, &xq);
       }
     }
     prefetch_line(scales + g / 2 * 16 + 48);  // and the row scales after them
-    float32x4_t m[4];
-    scales_q4(scales + g / 2 * 16, g & 1, m);
-    POCKET_FOR (j, 4) acc[j] = add_group(acc[j], sum[j], m[j], x.scale[g]);
+    Floats m[4];
+    scales_q4<Set>(scales + g / 2 * 16, g & 1, m);
+    POCKET_FOR (j, 4) acc[j] = add_group<Set>(acc[j], sum[j], m[j], x.scale[g]);
   }
   const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
-  POCKET_FOR (j, 4) store(y + 4 * j, acc[j] * load<float32x4_t>(rs + 4 * j));
+  POCKET_FOR (j, 4) store(y + 4 * j, acc[j] * load<Floats>(rs + 4 * j));
 }
-POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) {
+template <class Set> POCKET_BODY void gemv_q4(const PanelProduct& m) {
   for (int p = m.first; p < m.first + m.count; p++)
     for (int t = 0; t < m.n; t++)
-      gemv_q4_panel(m.w.data + p * panel_bytes(Type::q4, m.w.cols), m.w, m.x.token(t),
-                    m.y + t * m.ldy + p * kPanelRows);
+      gemv_q4_panel<Set>(m.w.data + p * panel_bytes(Type::q4, m.w.cols), m.w, m.x.token(t),
+                         m.y + t * m.ldy + p * kPanelRows);
 }
-// The steps in which the sets differ: storing the 8 columns of four rows that a lookup gives, and multiplying a
-// group of one panel with T tokens; sum[j][t] is that of rows 4j ... 4j + 3.
-struct Sdot {
-  POCKET_BODY static void store(const int8x16_t w[2], int j, int8_t* out) {
+// Unpacked weights lie as those of q8 do, and multiply a group of one panel with T tokens column by column; sum[j][t] is
+// that of rows 4j ... 4j + 3.
+template <class Set> struct ByColumns : Set {
+  POCKET_BODY static void store(const Bytes w[2], int j, int8_t* out) {
     POCKET_FOR (i, 2) simd128::store(out + 64 * i + 16 * j, w[i]);
   }
   template <Type, int T>
-  POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, int32x4_t (*sum)[T]) {
+  POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, Ints (*sum)[T]) {
     for (int end = k + kGroup; k < end; k += 16, codes += 256) {
-      int8x16_t xq[T];
-      POCKET_FOR (t, T) xq[t] = load<int8x16_t>(x.token(t).q + k);
+      Bytes xq[T];
+      POCKET_FOR (t, T) xq[t] = load<Bytes>(x.token(t).q + k);
       POCKET_FOR (j, 4) {
-        int8x16_t w[4];
-        POCKET_FOR (i, 4) w[i] = load<int8x16_t>(codes + 64 * i + 16 * j);
-        add_columns<T>(sum[j], w, xq);
+        Bytes w[4];
+        POCKET_FOR (i, 4) w[i] = load<Bytes>(codes + 64 * i + 16 * j);
+        Set::template add_columns<T>(sum[j], w, xq);
       }
     }
   }
 };
-template <class Dot>
+template <class Set>
 void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols, uint8_t* out_codes,
                float* out_scales) {
-  const int8x16_t table = load<int8x16_t>(values);
+  const Bytes table = load<Bytes>(values);
   for (int v = 0; v < cols / 8; v++)
     POCKET_FOR (j, 4) {
-      int8x16_t w[2];
-      lookup_pairs(table, codes + 64 * v + 16 * j, w);
-      Dot::store(w, j, reinterpret_cast<int8_t*>(out_codes) + 128 * v);
+      Bytes w[2];
+      lookup_pairs<Set>(table, codes + 64 * v + 16 * j, w);
+      Set::store(w, j, reinterpret_cast<int8_t*>(out_codes) + 128 * v);
     }
   for (int g = 0; g < cols / kGroup; g++) {
-    float32x4_t m[4];
-    scales_q4(scales + g / 2 * 16, g & 1, m);
+    Floats m[4];
+    scales_q4<Set>(scales + g / 2 * 16, g & 1, m);
     POCKET_FOR (j, 4) store(out_scales + 16 * g + 4 * j, m[j]);
   }
 }
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
-template <class Dot, Type type, int T>
+template <class Set, Type type, int T>
 POCKET_BODY void dot_tile(const int8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
   for (int g = 0; g < cols / kGroup; g++) {
-    int32x4_t sum[4][T] = {};
-    Dot::template multiply<type, T>(codes + 512 * g, x, g * kGroup, sum);
+    Ints sum[4][T] = {};
+    Set::template multiply<type, T>(codes + 512 * g, x, g * kGroup, sum);
     POCKET_FOR (j, 4) {
       const int at = 16 * g + 4 * j;
-      const float32x4_t m = type == Type::q4 ? load<float32x4_t>(static_cast<const float*>(scales) + at)
-                                             : bf16_floats(static_cast<const uint16_t*>(scales) + at);
+      const Floats m = type == Type::q4 ? load<Floats>(static_cast<const float*>(scales) + at)
+                                        : Set::bf16_floats(static_cast<const uint16_t*>(scales) + at);
       POCKET_FOR (t, T) {
         float* a = acc + 16 * t + 4 * j;
-        store(a, add_group(load<float32x4_t>(a), sum[j][t], m, x.token(t).scale[g]));
+        store(a, add_group<Set>(load<Floats>(a), sum[j][t], m, x.token(t).scale[g]));
       }
     }
   }
 }
 // One panel at a time: 32 registers hold four sums and four weights for each of four tokens.
-template <class Dot, Type type> POCKET_BODY void dot_tokens(const BlockProduct& p) {
+template <class Set, Type type> POCKET_BODY void dot_tokens(const BlockProduct& p) {
   for (int i = 0; i < 2; i++) {
     const int8_t* w = reinterpret_cast<const int8_t*>(p.codes[i]);
     int t = 0;
-    for (; t + 4 <= p.n; t += 4) dot_tile<Dot, type, 4>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
-    for (; t + 2 <= p.n; t += 2) dot_tile<Dot, type, 2>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
-    for (; t < p.n; t++) dot_tile<Dot, type, 1>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
+    for (; t + 4 <= p.n; t += 4) dot_tile<Set, type, 4>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
+    for (; t + 2 <= p.n; t += 2) dot_tile<Set, type, 2>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
+    for (; t < p.n; t++) dot_tile<Set, type, 1>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
   }
 }
-POCKET_DOTPROD inline void dot(const BlockProduct& p) {
-  p.type == Type::q4 ? dot_tokens<Sdot, Type::q4>(p) : dot_tokens<Sdot, Type::q8>(p);
+template <class Set> POCKET_BODY void dot(const BlockProduct& p) {
+  p.type == Type::q4 ? dot_tokens<Set, Type::q4>(p) : dot_tokens<Set, Type::q8>(p);
 }
+}  // namespace simd128
 #if defined(__aarch64__)
-// smmla takes 8 consecutive columns of a row.
-struct Smmla {
-  POCKET_BODY static void store(const int8x16_t w[2], int j, int8_t* out) {
-    const int32x4x2_t lanes = {{vreinterpretq_s32_s8(w[0]), vreinterpretq_s32_s8(w[1])}};
-    vst2q_s32(reinterpret_cast<int32_t*>(out + 32 * j), lanes);  // a lane of one, a lane of the other
-  }
-  template <Type type, int T>
-  POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, int32x4_t (*sum)[T]) {
-    constexpr int kPairs = (T + 1) / 2;  // of tokens; an odd last one is computed twice and stored once
-    int32x4_t square[8][kPairs] = {};    // rows 2i and 2i + 1, and two tokens
-    for (int end = k + kGroup; k < end; k += 8, codes += 128) {
-      int8x16_t xq[kPairs];
-      POCKET_FOR (p, kPairs)
-        xq[p] = vcombine_s8(vld1_s8(x.token(2 * p).q + k), vld1_s8(x.token(std::min(2 * p + 1, T - 1)).q + k));
-      POCKET_FOR (j, 4) {
-        int32x4x2_t w;
-        if (type == Type::q4)
-          POCKET_FOR (i, 2) w.val[i] = vreinterpretq_s32_s8(vld1q_s8(codes + 32 * j + 16 * i));
-        else
-          w = vzipq_s32(vreinterpretq_s32_s8(vld1q_s8(codes + 16 * j)),
-                        vreinterpretq_s32_s8(vld1q_s8(codes + 64 + 16 * j)));
-        POCKET_FOR (i, 2)
-          POCKET_FOR (p, kPairs) {
-            int32x4_t& s = square[2 * j + i][p];
-            s = smmla(s, vreinterpretq_s8_s32(w.val[i]), xq[p]);
-          }
-      }
+// ---- NEON. The baseline of aarch64 has all that the float blocks need, so they need no target attribute; two operations
+// are intrinsics because compilers do not vectorize them.
+template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
+  const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(pocket::load<int32_t>(p)));
+  v = Floats(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))));
+}
+template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = Floats(vfmaq_n_f32(v, b.v, a)); }
+namespace neon {
+#if defined(__APPLE__)
+inline bool has_dotprod() { return true; }
+#else
+inline bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+#endif
+// The dot-product instruction is optional. It is in assembler, since clang before 16 has an intrinsic only if a whole file
+// is compiled for it; volatile, because g++ otherwise reorders it and runs out of registers.
+#if defined(__clang__)
+#define POCKET_DOTPROD __attribute__((target("dotprod")))
+#else
+#define POCKET_DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+struct Dotprod {
+  // The bytes of a table at these places.
+  POCKET_BODY static simd128::Bytes lookup(int8x16_t table, uint8x16_t at) { return vqtbl1q_s8(table, at); }
+  // a * b + c, rounded once.
+  POCKET_BODY static simd128::Floats fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+  POCKET_BODY static void to_floats(int8x16_t bytes, simd128::Floats out[4]) {
+    const int16x8_t half[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
+    POCKET_FOR (i, 2) {
+      out[2 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(half[i])));
+      out[2 * i + 1] = vcvtq_f32_s32(vmovl_high_s16(half[i]));
     }
-    POCKET_FOR (j, 4)
-      POCKET_FOR (t, T) {
-        const int32x4_t a = square[2 * j][t / 2], b = square[2 * j + 1][t / 2];
-        sum[j][t] = t % 2 ? vuzp2q_s32(a, b) : vuzp1q_s32(a, b);
-      }
+  }
+  POCKET_BODY static simd128::Floats bf16_floats(const uint16_t* p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+  }
+  // Four rows' sums + dot products of four signed bytes of each with the four in one lane of x.
+  template <int lane> POCKET_BODY static void sdot(simd128::Ints& sum, simd128::Bytes w, simd128::Bytes x) {
+    asm volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(w), "w"(x), "i"(lane));
+  }
+  // Four rows' sums for T tokens + 16 columns, of which w[i] holds four. x: 16 columns of each token.
+  template <int T>
+  POCKET_BODY static void add_columns(simd128::Ints sum[T], const simd128::Bytes w[4], const simd128::Bytes x[T]) {
+    POCKET_FOR (t, T) sdot<0>(sum[t], w[0], x[t]);
+    POCKET_FOR (t, T) sdot<1>(sum[t], w[1], x[t]);
+    POCKET_FOR (t, T) sdot<2>(sum[t], w[2], x[t]);
+    POCKET_FOR (t, T) sdot<3>(sum[t], w[3], x[t]);
   }
 };
-// A single token leaves half of smmla idle: for q8 sdot is faster.
-POCKET_I8MM inline void dot_i8mm(const BlockProduct& p) {
-  if (p.type == Type::q4) return dot_tokens<Smmla, Type::q4>(p);
-  p.n == 1 ? dot(p) : dot_tokens<Smmla, Type::q8>(p);
+POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) { simd128::gemv_q4<Dotprod>(m); }
+POCKET_DOTPROD inline void dot(const BlockProduct& p) { simd128::dot<simd128::ByColumns<Dotprod>>(p); }
+inline Kernels kernels() {
+  const auto unpack = simd128::unpack_q4<simd128::ByColumns<Dotprod>>;
+  return kernel_set<FloatScalar, 4>("neon-dotprod", has_dotprod, unpack, gemv_q4, dot);
 }
-inline Kernels dotprod_kernels() {
-  return kernel_set<FloatScalar, 4>("neon-dotprod", has_dotprod, unpack_q4<Sdot>, gemv_q4, dot);
-}
-inline Kernels i8mm_kernels() {
-  const auto supported = [] { return has_dotprod() && has_i8mm(); };
-  return kernel_set<FloatScalar, 4>("neon-i8mm", supported, unpack_q4<Smmla>, gemv_q4, dot_i8mm);
-}
-#endif
-}  // namespace simd128
-#endif  // __aarch64__, __wasm_simd128__
+}  // namespace neon
+#endif  // __aarch64__
 // The kernel sets, best first, then one without a name.
 POCKET_SHARED const Kernels* kernel_table();
+#if defined(POCKET_MORE_KERNELS)  // of the program that includes this file; the best
+Kernels more_kernels();
+#endif
 #if !defined(POCKET_SEPARATE_KERNELS)
 const Kernels* kernel_table() {
   static const Kernels table[] = {
+#if defined(POCKET_MORE_KERNELS)
+    more_kernels(),
+#endif
 #if defined(__x86_64__)
     amx::kernels(),
     avx512::kernels(),
     avxvnni::kernels(),
     avx2::kernels(),
 #elif defined(__aarch64__)
-      simd128::i8mm_kernels(), simd128::dotprod_kernels(),
-#elif defined(__wasm_simd128__)
-      kernel_set<FloatScalar, 4>(kWasmName, simd128::rounds_once, simd128::unpack_q4<simd128::Sdot>, simd128::gemv_q4,
-                                 simd128::dot),
+      neon::kernels(),
 #endif
     kernel_set<FloatScalar, 8>("scalar", [] { return true; }),
     {}
