@@ -2927,46 +2927,42 @@ template <class Set> POCKET_BODY void scales_q4(const uint8_t* scales, int odd, 
 template <class Set> POCKET_BODY Floats add_group(Floats acc, Ints sum, Floats m, float xs) {
   return Set::fma(__builtin_convertvector(sum, Floats), m * xs, acc);
 }
-// One panel times one token.
-template <class Set>
-POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
-  const Bytes table = load<Bytes>(t.codebook);
-  const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
-  Floats acc[4] = {};
-  for (int g = 0; g < x.cols / kGroup; g++) {
-    Ints sum[4] = {};
-    POCKET_FOR (half, 2) {
-      const int k = g * kGroup + 16 * half;
-      const uint8_t* codes = panel + size_t(k) * 8;
-      const Bytes xq = load<Bytes>(x.q + k);
-      prefetch_line(codes);
-      prefetch_line(codes + 64);
-      POCKET_FOR (j, 4) {
-        Bytes w[4];
-        POCKET_FOR (i, 2) lookup_pairs<Set>(table, codes + 64 * i + 16 * j, w + 2 * i);
-        Set::template add_columns<1>(&sum[j], w, &xq);
-      }
-    }
+// One panel times T tokens: four rows and 16 columns at a time.
+template <class Set, int T>
+POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& w, const Activations& x, float* y, size_t ldy) {
+  const Bytes table = load<Bytes>(w.codebook);
+  const uint8_t* scales = panel + code_bytes(Type::q4, w.cols);
+  Floats acc[4][T] = {}, m[4];
+  for (int g = 0; g < x.cols / kGroup; g++, panel += 256) {
+    POCKET_FOR (i, 4) prefetch_line(panel + 64 * i);
     prefetch_line(scales + g / 2 * 16 + 48);  // and the row scales after them
-    Floats m[4];
     scales_q4<Set>(scales + g / 2 * 16, g & 1, m);
-    POCKET_FOR (j, 4) acc[j] = add_group<Set>(acc[j], sum[j], m[j], x.scale[g]);
+    POCKET_FOR (j, 4) {
+      Ints sum[T] = {};
+      POCKET_FOR (half, 2) {
+        Bytes rows[4], xq[T];
+        POCKET_FOR (i, 2) lookup_pairs<Set>(table, panel + 128 * half + 64 * i + 16 * j, rows + 2 * i);
+        POCKET_FOR (t, T) xq[t] = load<Bytes>(x.token(t).q + g * kGroup + 16 * half);
+        Set::template add_columns<T>(sum, rows, xq);
+      }
+      POCKET_FOR (t, T) acc[j][t] = add_group<Set>(acc[j][t], sum[t], m[j], x.token(t).scale[g]);
+    }
   }
-  const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
-  POCKET_FOR (j, 4) store(y + 4 * j, acc[j] * load<Floats>(rs + 4 * j));
+  scales += round_up(x.cols / kGroup * 8, 64);
+  POCKET_FOR (j, 4)
+    POCKET_FOR (t, T) store(y + t * ldy + 4 * j, acc[j][t] * load<Floats>(scales + 16 * j));
 }
 template <class Set> POCKET_BODY void gemv_q4(const PanelProduct& m) {
-  for (int p = m.first; p < m.first + m.count; p++)
-    for (int t = 0; t < m.n; t++)
-      gemv_q4_panel<Set>(m.w.data + p * panel_bytes(Type::q4, m.w.cols), m.w, m.x.token(t),
-                         m.y + t * m.ldy + p * kPanelRows);
-}
-// Unpacked weights lie as those of q8 do, and multiply a group of one panel with T tokens column by column; sum[j][t] is
-// that of rows 4j ... 4j + 3.
-template <class Set> struct ByColumns : Set {
-  POCKET_BODY static void store(const Bytes w[2], int j, int8_t* out) {
-    POCKET_FOR (i, 2) simd128::store(out + 64 * i + 16 * j, w[i]);
+  for (int p = m.first; p < m.first + m.count; p++) {
+    const uint8_t* panel = m.w.data + p * panel_bytes(Type::q4, m.w.cols);
+    float* y = m.y + p * kPanelRows;
+    int t = 0;
+    for (; t + 4 <= m.n; t += 4) gemv_q4_panel<Set, 4>(panel, m.w, m.x.token(t), y + t * m.ldy, m.ldy);
+    for (; t < m.n; t++) gemv_q4_panel<Set, 1>(panel, m.w, m.x.token(t), y + t * m.ldy, m.ldy);
   }
+}
+// Multiplies a group of one q8 panel with T tokens; sum[j][t] is that of rows 4j ... 4j + 3.
+template <class Set> struct ByColumns : Set {
   template <Type, int T>
   POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, Ints (*sum)[T]) {
     for (int end = k + kGroup; k < end; k += 16, codes += 256) {
@@ -2980,22 +2976,6 @@ template <class Set> struct ByColumns : Set {
     }
   }
 };
-template <class Set>
-void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols, uint8_t* out_codes,
-               float* out_scales) {
-  const Bytes table = load<Bytes>(values);
-  for (int v = 0; v < cols / 8; v++)
-    POCKET_FOR (j, 4) {
-      Bytes w[2];
-      lookup_pairs<Set>(table, codes + 64 * v + 16 * j, w);
-      Set::store(w, j, reinterpret_cast<int8_t*>(out_codes) + 128 * v);
-    }
-  for (int g = 0; g < cols / kGroup; g++) {
-    Floats m[4];
-    scales_q4<Set>(scales + g / 2 * 16, g & 1, m);
-    POCKET_FOR (j, 4) store(out_scales + 16 * g + 4 * j, m[j]);
-  }
-}
 // One panel's codes against T tokens: adds the groups to acc (T, 16).
 template <class Set, Type type, int T>
 POCKET_BODY void dot_tile(const int8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
@@ -3022,9 +3002,6 @@ template <class Set, Type type> POCKET_BODY void dot_tokens(const BlockProduct& 
     for (; t + 2 <= p.n; t += 2) dot_tile<Set, type, 2>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
     for (; t < p.n; t++) dot_tile<Set, type, 1>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
   }
-}
-template <class Set> POCKET_BODY void dot(const BlockProduct& p) {
-  p.type == Type::q4 ? dot_tokens<Set, Type::q4>(p) : dot_tokens<Set, Type::q8>(p);
 }
 }  // namespace simd128
 #if defined(__aarch64__)
@@ -3077,10 +3054,9 @@ struct Dotprod {
   }
 };
 POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) { simd128::gemv_q4<Dotprod>(m); }
-POCKET_DOTPROD inline void dot(const BlockProduct& p) { simd128::dot<simd128::ByColumns<Dotprod>>(p); }
+POCKET_DOTPROD inline void dot(const BlockProduct& p) { simd128::dot_tokens<simd128::ByColumns<Dotprod>, Type::q8>(p); }
 inline Kernels kernels() {
-  const auto unpack = simd128::unpack_q4<simd128::ByColumns<Dotprod>>;
-  return kernel_set<FloatScalar, 4>("neon-dotprod", has_dotprod, unpack, gemv_q4, dot);
+  return kernel_set<FloatScalar, 4>("neon-dotprod", has_dotprod, nullptr, gemv_q4, dot, kChunk);
 }
 }  // namespace neon
 #endif  // __aarch64__

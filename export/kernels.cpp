@@ -33,12 +33,25 @@ inline bool has_i8mm() {
 #endif
 }
 
-// smmla takes 8 consecutive columns of a row.
-struct I8mm : Dotprod {
-  POCKET_BODY static void store(const simd128::Bytes w[2], int j, int8_t* out) {
-    const int32x4x2_t lanes = {{vreinterpretq_s32_s8(w[0]), vreinterpretq_s32_s8(w[1])}};
-    vst2q_s32(reinterpret_cast<int32_t*>(out + 32 * j), lanes);  // a lane of one, a lane of the other
+// As smmla takes them.
+inline void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols,
+                      uint8_t* out_codes, float* out_scales) {
+  const simd128::Bytes table = load<simd128::Bytes>(values);
+  for (int v = 0; v < cols / 8; v++)
+    POCKET_FOR (j, 4) {
+      simd128::Bytes w[2];
+      simd128::lookup_pairs<Dotprod>(table, codes + 64 * v + 16 * j, w);
+      const int32x4x2_t lanes = {{vreinterpretq_s32_s8(w[0]), vreinterpretq_s32_s8(w[1])}};
+      // A lane of one, a lane of the other: 8 consecutive columns of a row.
+      vst2q_s32(reinterpret_cast<int32_t*>(out_codes + 128 * v + 32 * j), lanes);
+    }
+  for (int g = 0; g < cols / kGroup; g++) {
+    simd128::Floats m[4];
+    simd128::scales_q4<Dotprod>(scales + g / 2 * 16, g & 1, m);
+    POCKET_FOR (j, 4) simd128::store(out_scales + 16 * g + 4 * j, m[j]);
   }
+}
+struct I8mm : Dotprod {
   // The sums of two rows and two tokens (row 0 with both, row 1 with both) + their products over eight columns.
   POCKET_BODY static int32x4_t smmla(int32x4_t sum, int8x16_t w, int8x16_t x) {
     asm volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(x));
@@ -84,8 +97,7 @@ POCKET_I8MM inline void dot_i8mm(const BlockProduct& p) {
 
 Kernels more_kernels() {
   const auto supported = [] { return neon::has_dotprod() && neon::has_i8mm(); };
-  return kernel_set<FloatScalar, 4>("neon-i8mm", supported, simd128::unpack_q4<neon::I8mm>, neon::gemv_q4,
-                                    neon::dot_i8mm);
+  return kernel_set<FloatScalar, 4>("neon-i8mm", supported, neon::unpack_q4, neon::gemv_q4, neon::dot_i8mm);
 }
 
 }  // namespace POCKET_ISA

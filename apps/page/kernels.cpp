@@ -77,8 +77,9 @@ template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) {
 }
 
 Kernels more_kernels() {
-  return kernel_set<FloatScalar, 4>(wasm::Simd128::kName, wasm::Simd128::supported, simd128::unpack_q4<wasm::Columns>,
-                                    simd128::gemv_q4<wasm::Simd128>, simd128::dot<wasm::Columns>);
+  return kernel_set<FloatScalar, 4>(wasm::Simd128::kName, wasm::Simd128::supported, nullptr,
+                                    simd128::gemv_q4<wasm::Simd128>, simd128::dot_tokens<wasm::Columns, Type::q8>,
+                                    kChunk);
 }
 
 }  // namespace POCKET_ISA
