@@ -53,8 +53,9 @@ inline std::string page_with(const std::string& data, const std::string& nonce) 
   const std::string place = "NONCE";
   for (size_t at = 0; (at = page.find(place, at)) != page.npos; at += nonce.size())
     page.replace(at, place.size(), nonce);
-  const size_t at = page.find("POCKET_DATA");
-  return page.substr(0, at) + escaped + page.substr(at + std::strlen("POCKET_DATA"));
+  const std::string data_place = "POCKET_DATA";
+  const size_t at = page.find(data_place);
+  return page.substr(0, at) + escaped + page.substr(at + data_place.size());
 }
 inline std::string random_nonce() {
   std::random_device random;
