@@ -24,7 +24,7 @@ endif
 ENGINE = run.cpp tokenizer.hpp
 EXPORT = $(ENGINE) $(wildcard export/*.hpp)
 MODELS = $(EXPORT) $(wildcard models/*.hpp models/megabyte/*.hpp)
-CLI = $(MODELS) $(wildcard apps/grammar/*.hpp apps/cli/*.hpp)
+CLI = $(MODELS) $(wildcard apps/grammar/*.hpp apps/explain/*.hpp apps/explain/page.html apps/cli/*.hpp)
 
 all: run export/convert
 
