@@ -50,6 +50,11 @@ export/convert: export/convert.cpp $(MODELS) $(KERNELS)
 models/train: models/train.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
 	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) models/train.cpp -o $@ $(LDFLAGS)
 
+# Programs that change what a model computes: apps/explain/README.md.
+explain-examples: apps/explain/examples/ablate apps/explain/examples/steer
+apps/explain/examples/%: apps/explain/examples/%.cpp $(EXPORT) $(wildcard apps/explain/*.hpp) $(KERNELS)
+	$(PROGRAM) $(KERNELS) $< -o $@ $(LDFLAGS)
+
 # The C library.
 API_VERSION := $(shell sed -n 's/^\#define POCKET_API_VERSION //p' apps/c/pocketllama.h)
 LIBRARY = apps/c/libpocketllama
@@ -118,9 +123,11 @@ help:
 	@echo "make batch           build ./run-batch: replies to a file of requests; requires nlohmann/json"
 	@echo "make server          build ./serve: an OpenAI-compatible server; requires cpp-httplib and nlohmann/json"
 	@echo "make lib             build apps/c/libpocketllama.so and .a: the engine for C and other languages"
+	@echo "make explain-examples  build the examples of interventions: apps/explain/README.md"
 	@echo "make demo            build, and tell a story with the model in models/"
 	@echo "make test            install what the tests require, and run all tests"
 	@echo "make test-server     the server with its clients: openai, lm_eval, Chromium, hostile ones; installs them"
+	@echo "make test-explain    the page of --explain in Chromium, and its numbers in numpy; installs them"
 	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
 	@echo "make sanitize        run all tests under ASan and UBSan, threaded ones under TSan"
@@ -158,6 +165,9 @@ test-batch: batch export/convert
 	tests/batch/run
 test-server:
 	tests/server/run
+
+test-explain: run
+	tests/explain/run
 
 test-arm: all
 	tests/aarch64
@@ -243,7 +253,7 @@ uninstall:
 
 clean:
 	rm -rf run run-batch serve export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training \
-	  $(LIBRARY).* apps/python/build man $(BUILD) build-*
+	  apps/explain/examples/ablate apps/explain/examples/steer $(LIBRARY).* apps/python/build man $(BUILD) build-*
 
-.PHONY: all batch server bench bench-kernels bench-training lib wheel-library fuzz fuzz-smoke help demo setup test \
-  test-arm test-batch test-server sanitize sanitized install uninstall clean
+.PHONY: all batch server explain-examples bench bench-kernels bench-training lib wheel-library fuzz fuzz-smoke help demo setup test \
+  test-arm test-batch test-explain test-server sanitize sanitized install uninstall clean

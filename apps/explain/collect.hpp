@@ -65,8 +65,13 @@ class Collector {
   }
   /// Attention of token i to token j.
   float weight(int layer, int head, size_t i, size_t j) const {
-    const uint16_t code = rows_[i].weights[(size_t(layer) * size_t(c_.n_heads) + size_t(head)) * (i + 1) + j];
-    return code / 65535.f * (code / 65535.f);
+    const float root = float(codes(layer, head, i)[j]) / kMostCode;
+    return root * root;
+  }
+  /// The attention of token i as codes, (i + 1): see to_code. kMostCode stands for 1.
+  static constexpr int kMostCode = 65535;
+  const uint16_t* codes(int layer, int head, size_t i) const {
+    return &rows_[i].weights[(size_t(layer) * size_t(c_.n_heads) + size_t(head)) * (i + 1)];
   }
   /// The mean attention of the heads of a layer: (i + 1).
   const float* mean(int layer, size_t i) const { return &rows_[i].mean[size_t(layer) * (i + 1)]; }
@@ -101,7 +106,7 @@ class Collector {
  private:
   struct Row {  // a position
     bool complete = false;
-    std::vector<uint16_t> weights;  // (n_layers, n_heads, position + 1): round(65535 sqrt(weight))
+    std::vector<uint16_t> weights;  // (n_layers, n_heads, position + 1): codes
     Vector mean;                    // (n_layers, position + 1)
     Vector outputs;                 // (n_layers, dim)
     Vector middle;                  // (dim), of layer 0
@@ -125,7 +130,7 @@ class Collector {
       const float share = 1.f / float(c_.n_heads);
       if (o.head == 0) std::fill_n(mean, p + 1, 0.f);
       for (size_t j = 0; j <= p; j++) {
-        out[j] = uint16_t(65535.f * std::sqrt(std::min(1.f, std::max(0.f, o.data[j]))) + 0.5f);
+        out[j] = to_code(o.data[j], kMostCode);
         mean[j] += o.data[j] * share;
       }
       if (o.layer == 0 && o.head == 0) {

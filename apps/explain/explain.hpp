@@ -22,12 +22,12 @@ inline constexpr std::string_view kPage =
 inline std::string base64(const void* data, size_t bytes) {
   static constexpr char kDigits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const uint8_t* p = static_cast<const uint8_t*>(data);
-  std::string out;
-  out.reserve((bytes + 2) / 3 * 4);
-  for (size_t i = 0; i < bytes; i += 3) {
+  std::string out((bytes + 2) / 3 * 4, '=');
+  char* to = &out[0];
+  for (size_t i = 0; i < bytes; i += 3, to += 4) {
     const size_t n = std::min<size_t>(3, bytes - i);
     const uint32_t bits = uint32_t(p[i]) << 16 | (n > 1 ? uint32_t(p[i + 1]) << 8 : 0) | (n > 2 ? p[i + 2] : 0u);
-    for (size_t k = 0; k < 4; k++) out += k <= n ? kDigits[bits >> (18 - 6 * k) & 63] : '=';
+    for (size_t k = 0; k <= n; k++) to[k] = kDigits[bits >> (18 - 6 * k) & 63];
   }
   return out;
 }
@@ -40,16 +40,12 @@ template <class T> std::string base64_json(const std::vector<T>& values) {
 inline std::string page_with(const std::string& data, const std::string& nonce) {
   std::string page(kPage), escaped;
   escaped.reserve(data.size() + data.size() / 64);
-  for (const char c : data) {
-    if (c == '<')
-      escaped += "\\u003c";
-    else if (c == '>')
-      escaped += "\\u003e";
-    else if (c == '&')
-      escaped += "\\u0026";
-    else
-      escaped += c;
+  size_t from = 0;
+  for (size_t at; (at = data.find_first_of("<>&", from)) != data.npos; from = at + 1) {
+    escaped.append(data, from, at - from);
+    escaped += data[at] == '<' ? "\\u003c" : data[at] == '>' ? "\\u003e" : "\\u0026";
   }
+  escaped.append(data, from, data.npos);
   const std::string place = "NONCE";
   for (size_t at = 0; (at = page.find(place, at)) != page.npos; at += nonce.size())
     page.replace(at, place.size(), nonce);
@@ -260,17 +256,18 @@ class Explanation {
     const Config& c = session_->model().config;
     std::vector<std::string> layers;
     std::vector<float> kinds;
-    const std::vector<int> observed(ids.begin(), ids.begin() + long(n));
+    const Kinds kinds_of_text(std::vector<int>(ids.begin(), ids.begin() + long(n)));
+    const uint16_t least = to_code(kLeastWeight, Collector::kMostCode);
     for (int l = 0; l < c.n_layers; l++) {
       std::vector<uint8_t> bytes;
       bytes.reserve(size_t(c.n_heads) * triangle(n));
       for (int h = 0; h < c.n_heads; h++) {
-        for (size_t i = 0; i < n; i++)
-          for (size_t j = 0; j <= i; j++) {
-            const float p = collector_->weight(l, h, i, j);
-            bytes.push_back(p < kLeastWeight ? 0 : to_byte(p));
-          }
-        const HeadKind kind = kind_of(observed, [&](size_t i, size_t j) { return collector_->weight(l, h, i, j); });
+        for (size_t i = 0; i < n; i++) {
+          const uint16_t* const row = collector_->codes(l, h, i);
+          for (size_t j = 0; j <= i; j++) bytes.push_back(row[j] < least ? 0 : uint8_t((row[j] + 128) / 257));
+        }
+        const HeadKind kind =
+            kinds_of_text.of([&](size_t i, size_t j) { return collector_->weight(l, h, i, j); });
         kinds.insert(kinds.end(), kind.score.begin(), kind.score.end());
       }
       layers.push_back(base64_json(bytes));

@@ -2,10 +2,12 @@
 // numbers, which tests compute a second time.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace pocket::explain {
@@ -13,12 +15,15 @@ namespace pocket::explain {
 /// Number of elements of a lower triangle with n rows, the diagonal included.
 inline size_t triangle(size_t n) { return n * (n + 1) / 2; }
 
-/// A number from 0 to 1 as a byte: the square root, in steps of 1/255, so that small numbers keep their order of
-/// magnitude. The error is at most 0.002 of sqrt(p), which is 0.004 near 1 and 0.000004 near 0.
-inline uint8_t to_byte(double p) { return uint8_t(std::lround(255 * std::sqrt(std::min(1.0, std::max(0.0, p))))); }
-inline double from_byte(uint8_t byte) { return byte / 255.0 * byte / 255.0; }
+/// A number from 0 to 1 as an integer up to `most`: its square root, so that small numbers keep their order of magnitude.
+/// As a byte the error of the root is at most 0.002: that of the number is 0.004 near 1 and 0.000004 near 0.
+inline uint16_t to_code(float p, int most) {
+  return uint16_t(float(most) * std::sqrt(std::min(1.f, std::max(0.f, p))) + 0.5f);
+}
+inline uint8_t to_byte(float p) { return uint8_t(to_code(p, 255)); }
+inline float from_byte(uint8_t byte) { return float(byte) / 255 * float(byte) / 255; }
 
-/// Weights below this are stored as 0 in a page.
+/// Attention below this is stored as 0 in a page.
 inline constexpr float kLeastWeight = 1e-4f;
 
 /// What the head of a layer looks at: means of attention weights, from 0 to 1. NaN: the text has no such token.
@@ -27,47 +32,49 @@ struct HeadKind {
   std::array<float, count> score;
 };
 
-/// The kind of a head. weight(i, j): its attention from token i to token j <= i. ids: of the tokens. Means over the
-/// tokens i > 0 of the weight on
+/// Tells the kinds of the heads of a text. Means over the tokens i > 0 of the weight on
 /// - previous: token i - 1
 /// - first: token 0, which heads without anything to find look at (the attention sink)
 /// - itself: token i
 /// - same: earlier tokens with the id of token i, other than token 0; only tokens that have one count
 /// - induction: tokens j < i after an earlier token with the id of token i (Elhage et al. 2021, Olsson et al. 2022): what
 ///   followed last time. Only tokens that have one count.
-template <class Weight> HeadKind kind_of(const std::vector<int>& ids, const Weight& weight) {
-  double sum[HeadKind::count] = {};
-  size_t counted[HeadKind::count] = {};
-  const auto add = [&](int kind, double value) {
-    sum[kind] += value;
-    counted[kind]++;
-  };
-  for (size_t i = 1; i < ids.size(); i++) {
-    add(HeadKind::previous, weight(i, i - 1));
-    add(HeadKind::first, weight(i, 0));
-    add(HeadKind::itself, weight(i, i));
-    double same = 0, after = 0;
-    bool has_same = false, has_after = false;
-    for (size_t j = 0; j < i; j++) {
-      if (ids[j] != ids[i]) continue;
-      if (j > 0) {
-        same += weight(i, j);
-        has_same = true;
+class Kinds {
+ public:
+  explicit Kinds(const std::vector<int>& ids) : n_(ids.size()) {
+    for (size_t i = 1; i < n_; i++) {
+      const size_t same = same_.size(), after = after_.size();
+      for (size_t j = 0; j < i; j++) {
+        if (ids[j] != ids[i]) continue;
+        if (j > 0) same_.push_back({i, j});
+        if (j + 1 < i) after_.push_back({i, j + 1});
       }
-      if (j + 1 < i) {
-        after += weight(i, j + 1);
-        has_after = true;
-      }
+      with_same_ += same_.size() > same;
+      with_after_ += after_.size() > after;
     }
-    if (has_same) add(HeadKind::same, same);
-    if (has_after) add(HeadKind::induction, after);
   }
-  HeadKind kind;
-  for (int k = 0; k < HeadKind::count; k++)
-    kind.score[size_t(k)] =
-        counted[k] ? float(sum[k] / double(counted[k])) : std::numeric_limits<float>::quiet_NaN();
-  return kind;
-}
+  /// weight(i, j): the attention of a head from token i to token j <= i.
+  template <class Weight> HeadKind of(const Weight& weight) const {
+    double sum[HeadKind::count] = {};
+    for (size_t i = 1; i < n_; i++) {
+      sum[HeadKind::previous] += weight(i, i - 1);
+      sum[HeadKind::first] += weight(i, 0);
+      sum[HeadKind::itself] += weight(i, i);
+    }
+    for (const auto& [i, j] : same_) sum[HeadKind::same] += weight(i, j);
+    for (const auto& [i, j] : after_) sum[HeadKind::induction] += weight(i, j);
+    const size_t others = n_ > 0 ? n_ - 1 : 0, counted[HeadKind::count] = {others, others, others, with_same_, with_after_};
+    HeadKind kind;
+    for (int k = 0; k < HeadKind::count; k++)
+      kind.score[size_t(k)] =
+          counted[k] ? float(sum[k] / double(counted[k])) : std::numeric_limits<float>::quiet_NaN();
+    return kind;
+  }
+
+ private:
+  size_t n_, with_same_ = 0, with_after_ = 0;
+  std::vector<std::pair<size_t, size_t>> same_, after_;
+};
 
 /// Attention rollout (Abnar and Zuidema 2020): how much of each token reaches each position through all layers, if a layer
 /// passes on one half of a position unchanged and the other half as its heads attend, on average. Row i of the result,

@@ -41,9 +41,14 @@ inline Excerpt find_function(std::string_view text, std::string_view head) {
   while (at != text.npos && at > 0 && text[at - 1] != '\n') at = text.find(head, at + 1);
   if (at == text.npos) return {};
   const std::string indent(head.substr(0, head.find_first_not_of(' ')));
-  const size_t close = text.find("\n" + indent + "}", at);
-  if (close == text.npos) return {};
-  const size_t end = text.find('\n', close + 1);
+  const std::string close = "\n" + indent + "}";
+  size_t end = at;
+  do {  // the end of the line that closes it; "} catch" does not
+    const size_t found = text.find(close, end);
+    if (found == text.npos) return {};
+    end = std::min(text.find('\n', found + 1), text.size());
+    if (text.compare(found + close.size(), 6, " catch") != 0) break;
+  } while (true);
   size_t begin = at;
   while (begin > 0) {  // lines of the comment
     const size_t newline = begin - 1, line = newline == 0 ? 0 : text.rfind('\n', newline - 1) + 1;
@@ -53,7 +58,7 @@ inline Excerpt find_function(std::string_view text, std::string_view head) {
   Excerpt e;
   for (size_t i = 0; i < at; i++) e.line += text[i] == '\n';
   e.line++;
-  const std::string_view lines = text.substr(begin, (end == text.npos ? text.size() : end) - begin);
+  const std::string_view lines = text.substr(begin, end - begin);
   for (size_t i = 0; i < lines.size();) {  // without the common indentation
     const size_t newline = std::min(lines.find('\n', i), lines.size());
     std::string_view line = lines.substr(i, newline - i);

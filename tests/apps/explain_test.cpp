@@ -42,9 +42,9 @@ template <class T> std::vector<T> numbers_of(const Json& base64) {
 // ---- Measures ----
 
 TEST(ExplainMeasures, BytesKeepSmallNumbers) {
-  for (double p = 0; p <= 1; p += 1.0 / 4096) {
-    EXPECT_NEAR(std::sqrt(from_byte(to_byte(p))), std::sqrt(p), 0.00197) << p;
-    EXPECT_NEAR(from_byte(to_byte(p)), p, 0.004) << p;
+  for (float p = 0; p <= 1; p += 1.f / 4096) {
+    EXPECT_NEAR(std::sqrt(from_byte(to_byte(p))), std::sqrt(p), 0.00197f) << p;
+    EXPECT_NEAR(from_byte(to_byte(p)), p, 0.004f) << p;
   }
   EXPECT_EQ(to_byte(0), 0);
   EXPECT_EQ(to_byte(1), 255);
@@ -53,7 +53,7 @@ TEST(ExplainMeasures, BytesKeepSmallNumbers) {
 TEST(ExplainMeasures, KindsOfHeadsThatDoOneThing) {
   const std::vector<int> ids = {9, 1, 2, 3, 1, 2, 4};  // 1 and 2 occur twice
   const auto score = [&](int kind, const std::function<bool(size_t, size_t)>& looks_at) {
-    const HeadKind k = kind_of(ids, [&](size_t i, size_t j) { return looks_at(i, j) ? 1.f : 0.f; });
+    const HeadKind k = Kinds(ids).of([&](size_t i, size_t j) { return looks_at(i, j) ? 1.f : 0.f; });
     return k.score[size_t(kind)];
   };
   EXPECT_EQ(score(HeadKind::previous, [](size_t i, size_t j) { return j + 1 == i; }), 1);
@@ -62,7 +62,7 @@ TEST(ExplainMeasures, KindsOfHeadsThatDoOneThing) {
   EXPECT_EQ(score(HeadKind::same, [](size_t i, size_t j) { return j + 3 == i; }), 1) << "tokens 4 and 5";
   EXPECT_EQ(score(HeadKind::induction, [](size_t i, size_t j) { return j + 2 == i; }), 1) << "2 and 3, after 1 and 2";
   EXPECT_EQ(score(HeadKind::induction, [](size_t i, size_t j) { return i == 4 && j == 2; }), 0.5f);
-  const HeadKind none = kind_of({5, 6, 7}, [](size_t, size_t) { return 0.5f; });
+  const HeadKind none = Kinds({5, 6, 7}).of([](size_t, size_t) { return 0.5f; });
   EXPECT_TRUE(std::isnan(none.score[HeadKind::same]));
   EXPECT_TRUE(std::isnan(none.score[HeadKind::induction]));
   EXPECT_EQ(none.score[HeadKind::previous], 0.5f);
@@ -116,7 +116,8 @@ TEST(ExplainMeasures, SummaryEqualsTheDefinition) {
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[size_t(a)] > logits[size_t(b)]; });
     for (int k = 0; k < Summary::kTop; k++) {
       EXPECT_EQ(s.ids[size_t(k)], k < n ? order[size_t(k)] : -1);
-      if (k < n) EXPECT_NEAR(s.p[size_t(k)], std::exp(double(logits[size_t(order[size_t(k)])])) / sum, 1e-5);
+      if (k >= n) continue;
+      EXPECT_NEAR(s.p[size_t(k)], std::exp(double(logits[size_t(order[size_t(k)])])) / sum, 1e-5);
     }
   }
   const float equal[] = {1, 2, 2, NAN, 2};
@@ -206,18 +207,18 @@ class ExplainSession : public testing::TestWithParam<Type> {
 TEST_P(ExplainSession, CollectorKeepsWhatIsObserved) {
   Session session(m.model, {512, 2, KvType::automatic, nullptr});
   Collector seen(m.model);
-  std::vector<double> row_sums;
   std::vector<Floats> last(kTokens);
-  Floats sums(kTokens);
   session.observe([&](const Observation& o) {
     seen.observe(o);
-    if (o.kind == Observation::attention)
+    if (o.kind == Observation::attention) {
       EXPECT_NEAR(std::accumulate(o.data, o.data + o.size, 0.0), 1, 1e-5);
+    }
     if (o.kind == Observation::layer_output && o.layer == 1) last[size_t(o.position)].assign(o.data, o.data + o.size);
   });
   ASSERT_TRUE(session.forward(ids.data(), 100));
   session.rewind(90);  // as after a wrong guess
   for (int i = 90; i < kTokens; i++) ASSERT_TRUE(session.forward(&ids[size_t(i)], 1));
+  seen.end();
   ASSERT_EQ(seen.observed(), size_t(kTokens));
   const bool f32 = GetParam() == Type::f32;
   const auto expected = tiny::reference_for(m.model, ids, f32 ? KvType::f32 : KvType::q8,
