@@ -255,5 +255,5 @@ clean:
 	rm -rf run run-batch serve export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training \
 	  apps/explain/examples/ablate apps/explain/examples/steer $(LIBRARY).* apps/python/build man $(BUILD) build-*
 
-.PHONY: all batch server explain-examples bench bench-kernels bench-training lib wheel-library fuzz fuzz-smoke help demo setup test \
-  test-arm test-batch test-explain test-server sanitize sanitized install uninstall clean
+.PHONY: all batch server explain-examples bench bench-kernels bench-training lib wheel-library fuzz fuzz-smoke help demo \
+  setup test test-arm test-batch test-explain test-server sanitize sanitized install uninstall clean
