@@ -40,8 +40,7 @@ class ConstrainedSampler : public Sampler {
     if (!job_.explanation) return pick();
     job_.explanation->begin_choice();
     const int id = pick();
-    job_.explanation->end_choice(
-        [&] { return explain::explain_choice(id, logits, n, options_, work_, candidates_); });
+    job_.explanation->end_choice([&] { return explain::explain_choice(id, logits, n, options_, work_, candidates_); });
     return id;
   }
 

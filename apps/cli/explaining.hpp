@@ -22,8 +22,9 @@ inline void start_explaining(Job& job, TextSession& session) {
 inline void finish_explaining(Job& job, const std::vector<int>& ids) {
   if (!job.explanation) return;
   const auto text_of = std::make_shared<TokenText>(job.model->tokenizer());
-  const explain::Text text = {job.args.model, job.args.mode, ids, job.sampler_options(), job.args.constrained(),
-                              [text_of](int id) { return (*text_of)(id); }};
+  const explain::Text text = {
+      job.args.model,        job.args.mode,          ids,
+      job.sampler_options(), job.args.constrained(), [text_of](int id) { return (*text_of)(id); }};
   const double start = seconds();
   bool shown = false;
   const auto progress = [&](const char* what, size_t done, size_t total) {

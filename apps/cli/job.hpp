@@ -24,7 +24,7 @@ struct Job {
   std::unique_ptr<LanguageModel> model;
   Output out;
   Figures figures;
-  uint64_t seed;  // of the sampler
+  uint64_t seed;                                      // of the sampler
   std::shared_ptr<explain::Explanation> explanation;  // --explain; else null
 
   // Throws Failure.

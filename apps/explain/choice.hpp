@@ -25,8 +25,8 @@ struct Alternative {
 struct Choice {
   static constexpr int kListed = 10;  // alternatives that are listed, besides the chosen one
   int id = -1;
-  size_t kept = 0;  // tokens that the choice was drawn from
-  float p_kept = 0;  // by the model: their probability
+  size_t kept = 0;                // tokens that the choice was drawn from
+  float p_kept = 0;               // by the model: their probability
   std::vector<Alternative> list;  // the most likely first, by the model
 };
 
@@ -70,7 +70,7 @@ Choice explain_choice(int id, const float* logits, int n, const SamplerOptions& 
       size_t rank = 0;  // among the tokens that min-p left
       for (int i = 0; i < n && o.top_k > 0; i++)
         rank += relative[size_t(i)] > r || (relative[size_t(i)] == r && i < other);
-      a.cut = !(r > 0) && p[size_t(other)] > 0        ? Cut::limit
+      a.cut = !(r > 0) && p[size_t(other)] > 0         ? Cut::limit
               : r < o.min_p                            ? Cut::min_p
               : o.top_k > 0 && rank >= size_t(o.top_k) ? Cut::top_k
                                                        : Cut::top_p;

@@ -106,10 +106,10 @@ class Collector {
  private:
   struct Row {  // a position
     bool complete = false;
-    std::vector<uint16_t> weights;  // (n_layers, n_heads, position + 1): codes
-    Vector mean;                    // (n_layers, position + 1)
-    Vector outputs;                 // (n_layers, dim)
-    Vector middle;                  // (dim), of layer 0
+    std::vector<uint16_t> weights;        // (n_layers, n_heads, position + 1): codes
+    Vector mean;                          // (n_layers, position + 1)
+    Vector outputs;                       // (n_layers, dim)
+    Vector middle;                        // (dim), of layer 0
     Vector attention_update, mlp_update;  // (n_layers)
   };
 
@@ -168,8 +168,9 @@ class Collector {
       waiting_ -= gap;
     }
     if (o.kind == Observation::head_outputs && begins) {
-      // The gap before layer 0 includes the embedding and the caller's time: layer 0 takes what the others take.
-      if (o.layer > 0) pass_.seconds[Times::qkv] += std::max(0.0, waiting_) * (o.layer == 1 ? 2 : 1);
+      // The gap before layer 0 includes the embedding and the caller's time: layer 0 counts as the next one does.
+      if (o.layer > 0 || c_.n_layers == 1)
+        pass_.seconds[Times::qkv] += std::max(0.0, waiting_) * (o.layer == 1 ? 2 : 1);
       pass_.seconds[Times::attention] += gap;
     }
     if (o.kind == Observation::attention_residual && begins) pass_.seconds[Times::wo] += gap;

@@ -65,7 +65,7 @@ struct Text {
   std::string model, mode;  // file name; generate or chat
   std::vector<int> ids;     // of the context, the last of which may not have been processed
   SamplerOptions sampler;
-  bool constrained = false;                // by a grammar
+  bool constrained = false;                 // by a grammar
   std::function<std::string(int)> text_of;  // of a token in the middle of a text
 };
 
@@ -91,7 +91,9 @@ class Explanation {
 
   /// To be called around each choice of the sampler. describe(): what was chosen.
   void begin_choice() { collector_->begin_choice(); }
-  void end_choice(const std::function<Choice()>& describe) { collector_->end_choice(session_->position() - 1, describe); }
+  void end_choice(const std::function<Choice()>& describe) {
+    collector_->end_choice(session_->position() - 1, describe);
+  }
 
   /// Writes the file. False with error() set if that fails. progress: optional.
   bool finish(const Text& text, const Tokenizer& tokenizer, const Progress& progress = nullptr) {
@@ -102,14 +104,16 @@ class Explanation {
     return file_.write(bytes.data(), bytes.size()) && file_.finish();
   }
   /// Tokens that the last file explains.
-  size_t explained() const { return collector_->observed(); }
+  size_t explained() const { return explained_; }
 
   /// The data as a JSON object. README.md describes its fields.
   std::string json_of(const Text& text, const Tokenizer& tokenizer, const Progress& progress = nullptr) {
     const Model& model = session_->model();
     Parts parts(model, session_->kernel(), session_->threads());
     const Collector& seen = *collector_;
-    const size_t n = std::min(seen.observed(), text.ids.size());
+    // Positions beyond the session's own were guessed wrongly.
+    const size_t n = std::min({seen.observed(), text.ids.size(), size_t(session_->position())});
+    explained_ = n;
     std::vector<int> ids(text.ids.begin(), text.ids.begin() + long(std::min(text.ids.size(), n + 1)));
     if (ids.size() == n && n > 0 && seen.choice(n - 1)) ids.push_back(seen.choice(n - 1)->id);
     shown_.clear();
@@ -120,10 +124,10 @@ class Explanation {
                   {"positions", std::to_string(n)},
                   {"cut", text.ids.size() > n + 1 ? std::to_string(text.ids.size()) : "0"}};
     all.push_back({"lens", lens_json(parts, ids, n, progress)});
-    all.push_back({"tokens", tokens_json(ids, text, tokenizer)});
+    all.push_back({"tokens", tokens_json(ids, tokenizer)});
     all.push_back({"choices", choices_json(ids, n)});
     add_attention(all, ids, n);
-    all.push_back({"residual", residual_json(ids, n)});
+    all.push_back({"residual", residual_json(n)});
     all.push_back({"cost", cost_json(parts, n)});
     all.push_back({"journey", n > 0 ? journey_json(parts, ids, n) : "null"});
     all.push_back({"pieces", pieces_json(text)});
@@ -183,8 +187,9 @@ class Explanation {
       if (progress) progress("logit lens", l, layers);
       const auto at = [&](size_t i) { return l == 0 ? embedding(i) : collector_->output(int(l) - 1, i); };
       parts.logits(n, at, [&](size_t i, const float* logits) {
-        all[l * n + i] = summarize(logits, c.vocab_size, i + 1 < ids.size() ? ids[i + 1] : -1,
-                                   [&](float* x, int size) { parts.exp(x, size); }, work[i % size_t(kChunk)]);
+        all[l * n + i] = summarize(
+            logits, c.vocab_size, i + 1 < ids.size() ? ids[i + 1] : -1, [&](float* x, int size) { parts.exp(x, size); },
+            work[i % size_t(kChunk)]);
       });
     }
     std::vector<int32_t> top;
@@ -205,7 +210,7 @@ class Explanation {
   }
 
   // Each token with its probability at the position before it; null: of the first.
-  std::string tokens_json(const std::vector<int>& ids, const Text& text, const Tokenizer& tokenizer) {
+  std::string tokens_json(const std::vector<int>& ids, const Tokenizer& tokenizer) {
     std::vector<std::string> list;
     Tokenizer::Stream stream(tokenizer);
     for (size_t i = 0; i < ids.size(); i++) {
@@ -218,13 +223,13 @@ class Explanation {
         hex += two;
       }
       shown_.insert(ids[i]);
-      list.push_back(json_object({{"id", number(ids[i])},
-                                  {"bytes", json(hex)},
-                                  {"control", tokenizer.type(ids[i]) == Tokenizer::PieceType::control ? "true" : "false"},
-                                  {"new", choice && choice->id == ids[i] ? "true" : "false"},
-                                  {"p", i > 0 && i <= next_.size() ? json(double(next_[i - 1])) : "null"}}));
+      list.push_back(
+          json_object({{"id", number(ids[i])},
+                       {"bytes", json(hex)},
+                       {"control", tokenizer.type(ids[i]) == Tokenizer::PieceType::control ? "true" : "false"},
+                       {"new", choice && choice->id == ids[i] ? "true" : "false"},
+                       {"p", i > 0 && i <= next_.size() ? json(double(next_[i - 1])) : "null"}}));
     }
-    (void)text;
     return json_array(list);
   }
 
@@ -239,8 +244,8 @@ class Explanation {
       }
       std::vector<std::string> alternatives;
       for (const Alternative& a : c->list) {
-        alternatives.push_back(json_array({number(a.id), json(double(a.p)), json(double(a.tempered)),
-                                           json(double(a.final)), json(name_of(a.cut))}));
+        alternatives.push_back(json_array(
+            {number(a.id), json(double(a.p)), json(double(a.tempered)), json(double(a.final)), json(name_of(a.cut))}));
         shown_.insert(a.id);
       }
       list.push_back(json_object({{"id", number(c->id)},
@@ -266,14 +271,12 @@ class Explanation {
           const uint16_t* const row = collector_->codes(l, h, i);
           for (size_t j = 0; j <= i; j++) bytes.push_back(row[j] < least ? 0 : uint8_t((row[j] + 128) / 257));
         }
-        const HeadKind kind =
-            kinds_of_text.of([&](size_t i, size_t j) { return collector_->weight(l, h, i, j); });
+        const HeadKind kind = kinds_of_text.of([&](size_t i, size_t j) { return collector_->weight(l, h, i, j); });
         kinds.insert(kinds.end(), kind.score.begin(), kind.score.end());
       }
       layers.push_back(base64_json(bytes));
     }
-    const std::vector<float> flow =
-        rollout(c.n_layers, n, [&](int l, size_t i) { return collector_->mean(l, i); });
+    const std::vector<float> flow = rollout(c.n_layers, n, [&](int l, size_t i) { return collector_->mean(l, i); });
     std::vector<uint8_t> bytes;
     for (const float p : flow) bytes.push_back(to_byte(p));
     all.push_back({"attention", json_array(layers)});
@@ -282,7 +285,7 @@ class Explanation {
   }
 
   // Lengths of the residual stream, (n_layers + 1, n), and of what attention and MLP add, (n_layers, n).
-  std::string residual_json(const std::vector<int>&, size_t n) const {
+  std::string residual_json(size_t n) const {
     const Config& c = session_->model().config;
     std::vector<float> norms, attention, mlp;
     for (int l = 0; l <= c.n_layers; l++)
@@ -312,9 +315,8 @@ class Explanation {
     std::vector<std::string> memory;
     const auto now = memory_of(m, o, int(n)), full = memory_of(m, o, session_->context());
     for (size_t i = 0; i < now.size(); i++)
-      memory.push_back(json_object({{"name", json(now[i].name)},
-                                    {"bytes", json(double(now[i].bytes))},
-                                    {"full", json(double(full[i].bytes))}}));
+      memory.push_back(json_object(
+          {{"name", json(now[i].name)}, {"bytes", json(double(now[i].bytes))}, {"full", json(double(full[i].bytes))}}));
     double qkv = 0, wo = 0, mlp = 0;
     for (const Layer& l : m.layers) {
       qkv += double(l.wq.bytes + l.wk.bytes + l.wv.bytes);
@@ -323,19 +325,19 @@ class Explanation {
     }
     const double weights = qkv + wo + mlp + double(m.output.bytes);
     const double taken = parts.seconds_to_read_weights(seconds);
-    return json_object({{"memory", json_array(memory)},
-                        {"kv", json(session_->kv_f32() ? "f32" : "q8")},
-                        {"kv_bytes_per_token", json(double(kv_block_bytes(c.head_dim, session_->kv_f32()) / kBlockKeys) *
-                                                    c.n_layers * c.n_kv_heads)},
-                        {"kernel", json(session_->kernel())},
-                        {"threads", number(session_->threads())},
-                        {"read_gb_s", json(taken > 0 ? weights / taken / 1e9 : 0.0)},
-                        {"weights", json_object({{"qkv", json(qkv)},
-                                                 {"wo", json(wo)},
-                                                 {"mlp", json(mlp)},
-                                                 {"logits", json(double(m.output.bytes))}})},
-                        {"single", times_json(collector_->single())},
-                        {"several", times_json(collector_->several())}});
+    return json_object(
+        {{"memory", json_array(memory)},
+         {"kv", json(session_->kv_f32() ? "f32" : "q8")},
+         {"kv_bytes_per_token",
+          json(double(kv_block_bytes(c.head_dim, session_->kv_f32()) / kBlockKeys) * c.n_layers * c.n_kv_heads)},
+         {"kernel", json(session_->kernel())},
+         {"threads", number(session_->threads())},
+         {"read_gb_s", json(taken > 0 ? weights / taken / 1e9 : 0.0)},
+         {"weights",
+          json_object(
+              {{"qkv", json(qkv)}, {"wo", json(wo)}, {"mlp", json(mlp)}, {"logits", json(double(m.output.bytes))}})},
+         {"single", times_json(collector_->single())},
+         {"several", times_json(collector_->several())}});
   }
 
   // The token whose successor was the first to be chosen, of the last text that was generated.
@@ -373,11 +375,26 @@ class Explanation {
     }
     Fields fields = {{"position", number(position)}, {"head", number(head)}, {"rms", json(double(j.rms))}};
     for (const auto& [name, v] : std::initializer_list<std::pair<std::string_view, const std::vector<float>*>>{
-             {"x", &j.x}, {"xn", &j.xn}, {"q", &j.q}, {"k", &j.k}, {"v", &j.v}, {"q_rope", &j.q_rope},
-             {"k_rope", &j.k_rope}, {"angles", &j.angles}, {"scores", &j.scores}, {"weights", &j.weights},
-             {"output", &j.output}, {"attention_update", &j.attention_update}, {"middle", &j.middle},
-             {"middle_norm", &j.middle_norm}, {"gate", &j.gate}, {"up", &j.up}, {"hidden", &j.hidden},
-             {"mlp_update", &j.mlp_update}, {"layer_output", &j.layer_output}, {"last", &j.last},
+             {"x", &j.x},
+             {"xn", &j.xn},
+             {"q", &j.q},
+             {"k", &j.k},
+             {"v", &j.v},
+             {"q_rope", &j.q_rope},
+             {"k_rope", &j.k_rope},
+             {"angles", &j.angles},
+             {"scores", &j.scores},
+             {"weights", &j.weights},
+             {"output", &j.output},
+             {"attention_update", &j.attention_update},
+             {"middle", &j.middle},
+             {"middle_norm", &j.middle_norm},
+             {"gate", &j.gate},
+             {"up", &j.up},
+             {"hidden", &j.hidden},
+             {"mlp_update", &j.mlp_update},
+             {"layer_output", &j.layer_output},
+             {"last", &j.last},
              {"last_norm", &j.last_norm}})
       fields.push_back({name, base64_json(*v)});
     fields.push_back({"logits", json_array(logits)});
@@ -412,9 +429,10 @@ class Explanation {
   bool json_only_ = false;
   Session* session_ = nullptr;
   std::optional<Collector> collector_;
-  std::vector<float> embeddings_;    // (positions, dim padded)
-  std::vector<float> next_;          // (positions): the probability of the next token, after the last layer
-  std::set<int> shown_;  // tokens that the page shows
+  size_t explained_ = 0;
+  std::vector<float> embeddings_;  // (positions, dim padded)
+  std::vector<float> next_;        // (positions): the probability of the next token, after the last layer
+  std::set<int> shown_;            // tokens that the page shows
 };
 
 }  // namespace pocket::explain

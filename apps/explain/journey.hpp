@@ -10,21 +10,21 @@ namespace pocket::explain {
 struct Journey {
   using Vector = std::vector<float>;
   int position = 0, head = 0;
-  Vector x;                     // (dim): the embedding
-  float rms = 0;                // root mean square of x, with eps
-  Vector xn;                    // (dim)
-  Vector q, k, v;               // (head_dim), of the head, before rope
-  Vector q_rope, k_rope;        // (head_dim)
-  Vector angles;                // (head_dim / 2): radians by which each pair turns
-  Vector scores, weights;       // (position + 1)
-  Vector output;                // (head_dim), of the head
-  Vector attention_update;      // (dim)
-  Vector middle, middle_norm;   // (dim)
-  Vector gate, up, hidden;      // (hidden_dim)
-  Vector mlp_update;            // (dim)
-  Vector layer_output;          // (dim)
-  Vector last, last_norm;       // (dim): after the last layer
-  Vector logits;                // (vocab_size)
+  Vector x;                    // (dim): the embedding
+  float rms = 0;               // root mean square of x, with eps
+  Vector xn;                   // (dim)
+  Vector q, k, v;              // (head_dim), of the head, before rope
+  Vector q_rope, k_rope;       // (head_dim)
+  Vector angles;               // (head_dim / 2): radians by which each pair turns
+  Vector scores, weights;      // (position + 1)
+  Vector output;               // (head_dim), of the head
+  Vector attention_update;     // (dim)
+  Vector middle, middle_norm;  // (dim)
+  Vector gate, up, hidden;     // (hidden_dim)
+  Vector mlp_update;           // (dim)
+  Vector layer_output;         // (dim)
+  Vector last, last_norm;      // (dim): after the last layer
+  Vector logits;               // (vocab_size)
 };
 
 /// Rotates the pairs of a head, as rope does.

@@ -63,11 +63,11 @@ class Kinds {
     }
     for (const auto& [i, j] : same_) sum[HeadKind::same] += weight(i, j);
     for (const auto& [i, j] : after_) sum[HeadKind::induction] += weight(i, j);
-    const size_t others = n_ > 0 ? n_ - 1 : 0, counted[HeadKind::count] = {others, others, others, with_same_, with_after_};
+    const size_t others = n_ > 0 ? n_ - 1 : 0,
+                 counted[HeadKind::count] = {others, others, others, with_same_, with_after_};
     HeadKind kind;
     for (int k = 0; k < HeadKind::count; k++)
-      kind.score[size_t(k)] =
-          counted[k] ? float(sum[k] / double(counted[k])) : std::numeric_limits<float>::quiet_NaN();
+      kind.score[size_t(k)] = counted[k] ? float(sum[k] / double(counted[k])) : std::numeric_limits<float>::quiet_NaN();
     return kind;
   }
 
@@ -98,10 +98,10 @@ template <class Mean> std::vector<float> rollout(int layers, size_t n, const Mea
 /// What is said of a distribution: its most likely tokens, and its entropy.
 struct Summary {
   static constexpr int kTop = 5;
-  std::array<int, kTop> ids;   // the most likely first, and of equals the smallest id; -1: fewer tokens
-  std::array<float, kTop> p;   // their probabilities
-  float entropy;               // in bits: 0 is certain, log2 n is no idea at all
-  float p_next;                // of the token that follows in the text; 0: there is none
+  std::array<int, kTop> ids;  // the most likely first, and of equals the smallest id; -1: fewer tokens
+  std::array<float, kTop> p;  // their probabilities
+  float entropy;              // in bits: 0 is certain, log2 n is no idea at all
+  float p_next;               // of the token that follows in the text; 0: there is none
 };
 
 /// The `count` largest of n numbers: their indices, the largest first, and of equals the smallest index. NaN is smaller
@@ -123,8 +123,7 @@ inline std::vector<int> largest(const float* x, int n, int count) {
 }
 
 /// Sums up softmax(logits). exp(x, n) replaces n numbers by e^x; `work` is scratch memory. next: an id, or -1.
-template <class Exp>
-Summary summarize(const float* logits, int n, int next, const Exp& exp, std::vector<float>& work) {
+template <class Exp> Summary summarize(const float* logits, int n, int next, const Exp& exp, std::vector<float>& work) {
   Summary s;
   s.ids.fill(-1);
   s.p.fill(0);

@@ -6,6 +6,7 @@
 
 #include "../../apps/explain/edits.hpp"
 #include "../../apps/explain/explain.hpp"
+#include "../../export/open_checkpoint.hpp"
 #include "../support/run_program.hpp"
 #include "../support/test_data.hpp"
 #include "../support/tiny_model.hpp"
@@ -158,9 +159,9 @@ std::vector<double> by_definition(const tiny::Floats& logits, const SamplerOptio
 TEST(ExplainChoice, ProbabilitiesAreThoseOfTheSampler) {
   tiny::Random random(5);
   const tiny::Floats logits = tiny::normal_floats(random, 50, 2);
-  for (SamplerOptions o : {SamplerOptions{1, 1, 0, 0, 0, 1}, SamplerOptions{0.8f, 0.9f, 0, 0, 0, 1},
-                           SamplerOptions{1.5f, 1, 0, 7, 0, 1}, SamplerOptions{0.7f, 1, 0, 0, 0.1f, 1},
-                           SamplerOptions{1.2f, 0.8f, 0, 20, 0.05f, 1}}) {
+  for (SamplerOptions o :
+       {SamplerOptions{1, 1, 0, 0, 0, 1}, SamplerOptions{0.8f, 0.9f, 0, 0, 0, 1}, SamplerOptions{1.5f, 1, 0, 7, 0, 1},
+        SamplerOptions{0.7f, 1, 0, 0, 0.1f, 1}, SamplerOptions{1.2f, 0.8f, 0, 20, 0.05f, 1}}) {
     const std::vector<double> expected = by_definition(logits, o);
     size_t kept = 0;
     for (const double p : expected) kept += p > 0;
@@ -251,10 +252,12 @@ TEST_P(ExplainSession, LastLayerOfTheLensIsTheLogits) {
   }));
   Parts parts(m.model, session.kernel(), 3);
   std::atomic<int> rows{0};
-  parts.logits(size_t(kTokens), [&](size_t i) { return seen.output(1, i); }, [&](size_t i, const float* row) {
-    EXPECT_TRUE(tiny::same_bits(row, logits[i].data(), 100)) << i;
-    rows++;
-  });
+  parts.logits(
+      size_t(kTokens), [&](size_t i) { return seen.output(1, i); },
+      [&](size_t i, const float* row) {
+        EXPECT_TRUE(tiny::same_bits(row, logits[i].data(), 100)) << i;
+        rows++;
+      });
   EXPECT_EQ(rows, kTokens);
 }
 
@@ -347,6 +350,71 @@ TEST(ExplainEdits, WithoutHeadsAttentionAddsNothing) {
   ASSERT_TRUE(session.forward(ids.data(), ids.size()));
   EXPECT_EQ(compared, 10);
 }
+
+// ---- Models of transformers ----
+
+// Relatives of Llama with biases, norms of q and k, layers without rope: attention, the journey and interventions agree with
+// the plain Llama, whose logits are those of transformers (huggingface_test.cpp).
+class ExplainCheckpoint : public testing::TestWithParam<const char*> {};
+
+TEST_P(ExplainCheckpoint, AttentionAndEditsMatchTheReference) {
+  NEED_DATA(path, GetParam());
+  Checkpoint checkpoint;
+  std::string error;
+  ASSERT_TRUE(open_checkpoint(path, "", checkpoint, error)) << error;
+  const tiny::MemoryModel m(
+      tiny::model_bytes(tiny::parts_of(checkpoint.config, Type::f32),
+                        [&](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string& why) {
+                          return checkpoint.read_rows(spec.name, first, count, out, why);
+                        }));
+  const Config& c = m.model.config;
+  std::vector<int> ids = Json::parse(read_file(std::string(path) + "/golden.json"))["ids"];
+  ids.resize(std::min<size_t>(ids.size(), 16));
+  const auto expected = tiny::reference_for(m.model, ids);
+  Session session(m.model, {64, 1, KvType::f32, nullptr});
+  Collector seen(m.model);
+  session.observe([&](const Observation& o) { seen.observe(o); });
+  const float* logits = session.forward(ids.data(), ids.size());
+  ASSERT_TRUE(logits) << session.error;
+  const Floats plain(logits, logits + c.vocab_size);
+  for (int l = 0; l < c.n_layers; l++)
+    for (int h = 0; h < c.n_heads; h++)
+      for (size_t i = 0; i < ids.size(); i++)
+        for (size_t j = 0; j <= i; j++)
+          ASSERT_NEAR(seen.weight(l, h, i, j), expected.attention[size_t(l)][size_t(h)][i][j], 1e-4);
+  Parts parts(m.model, session.kernel(), 1);
+  const int last = int(ids.size()) - 1;
+  for (int h = 0; h < c.n_heads; h++) {
+    const Journey j = follow(session, seen, parts, ids.back(), last, h);
+    for (int t = 0; t <= last; t++)
+      EXPECT_NEAR(j.weights[size_t(t)], seen.weight(0, h, size_t(last), size_t(t)), 1e-4) << h;
+    EXPECT_TRUE(tiny::same_bits(j.logits.data(), plain.data(), plain.size()));
+  }
+  Edits edits(m.model);
+  edits.scale_head(0, c.n_heads - 1, 0);
+  edits.patch(0, 3, Floats(size_t(c.dim), 0.5f));
+  session.rewind(0);
+  session.observe(edits);
+  logits = session.forward(ids.data(), ids.size());
+  ASSERT_TRUE(logits);
+  ReferenceLlama llama(m.model);
+  llama.observer = edits;
+  const float* reference = nullptr;
+  for (size_t i = 0; i < ids.size(); i++) reference = llama.forward(ids[i], int(i));
+  double change = 0;
+  for (int i = 0; i < c.vocab_size; i++) {
+    EXPECT_NEAR(logits[i], reference[i], 1e-4 * (1 + std::fabs(reference[i])));
+    change = std::max(change, double(std::fabs(logits[i] - plain[size_t(i)])));
+  }
+  EXPECT_GT(change, 1e-3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Folders, ExplainCheckpoint,
+                         testing::Values("hf/gqa-f32", "hf/linear-rope-f16", "hf/llama3-rope-sharded", "hf/pytorch-bin",
+                                         "hf/pytorch-bin-sharded-bf16", "hf/tied-bf16", "hf-more/ernie4_5",
+                                         "hf-more/granite", "hf-more/llama-attention-bias", "hf-more/llama-bias",
+                                         "hf-more/mistral-head-dim", "hf-more/phi3", "hf-more/qwen2", "hf-more/qwen3",
+                                         "hf-more/qwen3-untied", "hf-more/smollm3"));
 
 // ---- Sources ----
 
@@ -471,8 +539,8 @@ TEST_F(ExplainProgram, GuessesAndBatchesDoNotMatter) {
 
 TEST_F(ExplainProgram, StopsAt512TokensAndSaysSo) {
   const TemporaryFolder t;
-  const ProgramResult r = run({model(), "-i", std::string(600, 'a'), "-n", "2", "--ctx", "2000", "--explain",
-                               t.file("data.json")});
+  const ProgramResult r =
+      run({model(), "-i", std::string(600, 'a'), "-n", "2", "--ctx", "2000", "--explain", t.file("data.json")});
   ASSERT_EQ(r.status, 0) << r.err;
   const Json d = Json::parse(read_all(t.file("data.json"), 1 << 30));
   EXPECT_EQ(d["positions"], 512);
@@ -502,7 +570,8 @@ TEST_F(ExplainProgram, Chat) {
   const TemporaryFolder t;
   ProgramOptions options;
   options.input = "again\n";
-  const Json d = data_of({model(), "-m", "chat", "--template", "plain", "-i", "Hello", "-n", "8", "-s", "2"}, t, options);
+  const Json d =
+      data_of({model(), "-m", "chat", "--template", "plain", "-i", "Hello", "-n", "8", "-s", "2"}, t, options);
   size_t chosen = 0;
   for (const Json& c : d["choices"]) chosen += !c.is_null();
   EXPECT_GE(chosen, 2u);

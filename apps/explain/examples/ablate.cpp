@@ -54,8 +54,8 @@ void execute(int argc, char** argv) {
   if (!tokenizer.load(model.tokenizer_bytes())) throw Failure{1, std::string(argv[1]) + ": " + tokenizer.error};
   Session session(model, {std::min(256, model.config.max_seq_len), 0, KvType::automatic, nullptr});
   if (!session.error.empty()) throw Failure{1, session.error};
-  const std::vector<int> ids = argc > 2 ? ids_of(tokenizer, read_all(argv[2], kLongestPrompt))
-                                        : own_text(session, model, tokenizer);
+  const std::vector<int> ids =
+      argc > 2 ? ids_of(tokenizer, read_all(argv[2], kLongestPrompt)) : own_text(session, model, tokenizer);
   if (ids.size() < 2) throw Failure{1, "expected a text of two tokens or more"};
   const double plain = loss(session, ids);
   std::printf("%zu tokens; loss of the whole model: %.4f bits a token; without a head, by layer and head: more by\n",
