@@ -232,8 +232,8 @@ def test_selecting_a_token(browser, story, data):
 def test_attention_by_mouse_and_keyboard(browser, story, data):
     tab = Tab(browser, story)
     attention = maps(data)
-    tab.page.select_option("#layer", value="2")
-    tab.page.select_option("#head", value="1")
+    tab.page.select_option("#layer", index=2)
+    tab.page.select_option("#head", index=1)
     tab.page.uncheck("#no-first")
     tab.page.locator("#map").focus()
     for key in ["ArrowDown", "ArrowLeft", "ArrowLeft"]:

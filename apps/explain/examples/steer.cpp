@@ -2,7 +2,7 @@
 // token, it makes the text more like the first prompt and less like the second (activation addition, Turner et al. 2023).
 //
 //     make explain-examples
-//     apps/explain/examples/steer models/stories.bin " happy fun love" " sad cry hurt" "Once upon a time" 3 1
+//     apps/explain/examples/steer models/stories.bin " happy fun love" " sad cry hurt" "Once upon a time" 3 0.5
 //
 // The last two numbers: the layer after which the direction is added, from 1, and how strongly. 0 is the plain story.
 #include "../../../export/program.hpp"
