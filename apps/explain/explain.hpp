@@ -7,6 +7,7 @@
 #include <set>
 
 #include "../../export/json_writer.hpp"
+#include "../../export/memory.hpp"
 #include "../../export/output_file.hpp"
 #include "journey.hpp"
 #include "sources.hpp"
