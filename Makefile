@@ -24,7 +24,7 @@ endif
 ENGINE = run.cpp tokenizer.hpp
 EXPORT = $(ENGINE) $(wildcard export/*.hpp)
 MODELS = $(EXPORT) $(wildcard models/*.hpp models/megabyte/*.hpp)
-CLI = $(MODELS) $(wildcard apps/grammar/*.hpp apps/cli/*.hpp)
+CLI = $(MODELS) $(wildcard apps/grammar/*.hpp apps/explain/*.hpp apps/explain/page.html apps/cli/*.hpp)
 
 all: run export/convert
 
@@ -49,6 +49,11 @@ export/convert: export/convert.cpp $(MODELS) $(KERNELS)
 # Trains a model on a text.
 models/train: models/train.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
 	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) models/train.cpp -o $@ $(LDFLAGS)
+
+# Programs that change what a model computes: apps/explain/README.md.
+explain-examples: apps/explain/examples/ablate apps/explain/examples/steer
+apps/explain/examples/%: apps/explain/examples/%.cpp $(EXPORT) $(wildcard apps/explain/*.hpp) $(KERNELS)
+	$(PROGRAM) $(KERNELS) $< -o $@ $(LDFLAGS)
 
 # The C library.
 API_VERSION := $(shell sed -n 's/^\#define POCKET_API_VERSION //p' apps/c/pocketllama.h)
@@ -154,10 +159,12 @@ help:
 	@echo "make server          build ./serve: an OpenAI-compatible server; requires cpp-httplib and nlohmann/json"
 	@echo "make page            build $(PAGE): a page that tells stories, offline; requires emscripten"
 	@echo "make lib             build apps/c/libpocketllama.so and .a: the engine for C and other languages"
+	@echo "make explain-examples  build the examples of interventions: apps/explain/README.md"
 	@echo "make demo            build, and tell a story with the model in models/"
 	@echo "make test            install what the tests require, and run all tests"
 	@echo "make test-server     the server with its clients: openai, lm_eval, Chromium, hostile ones; installs them"
 	@echo "make test-page       the page in Chromium and its modules in node; requires both, installs playwright"
+	@echo "make test-explain    the page of --explain in Chromium, and its numbers in numpy; installs them"
 	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
 	@echo "make sanitize        run all tests under ASan and UBSan, threaded ones under TSan"
@@ -197,6 +204,9 @@ test-server:
 	tests/server/run
 test-page: page run export/convert
 	tests/page/run
+
+test-explain: run
+	tests/explain/run
 
 test-arm: all
 	tests/aarch64
@@ -282,7 +292,8 @@ uninstall:
 
 clean:
 	rm -rf run run-batch serve export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training \
-	  $(LIBRARY).* apps/python/build $(PAGE) man $(BUILD) build-*
+	  apps/explain/examples/ablate apps/explain/examples/steer $(LIBRARY).* apps/python/build $(PAGE) man $(BUILD) \
+	  build-*
 
-.PHONY: all batch server bench bench-kernels bench-training lib wheel-library page fuzz fuzz-smoke help demo setup test \
-  test-arm test-batch test-server test-page sanitize sanitized install uninstall clean
+.PHONY: all batch server explain-examples bench bench-kernels bench-training lib wheel-library page fuzz fuzz-smoke \
+  help demo setup test test-arm test-batch test-explain test-page test-server sanitize sanitized install uninstall clean

@@ -229,13 +229,14 @@ class Model : public ModelFile {
  private:
   bool read() override;
 };
-// What an observer is shown: the output of each layer, and for each head the attention weights of each token.
+// What an observer is shown of each token, in this order. It may change all but the attention weights: the model goes on
+// with the changed numbers.
 struct Observation {
-  enum Kind { attention, layer_output } kind;
-  int layer, head;    // head: -1 for layer_output
-  int position;       // of the token
-  const float* data;  // attention: (position + 1), sum 1; layer_output: (dim)
-  int size;
+  enum Kind { attention, head_outputs, attention_residual, layer_output } kind;
+  int layer, head;  // head: -1 except for attention
+  int position;     // of the token
+  float* data;      // attention: (position + 1), sum 1; head_outputs: (q_dim), the input of wo; the residual stream
+  int size;         // after the attention block, and after the layer: (dim)
 };
 
 // ==== 2. A Llama in 100 plain lines ==================================================================================
@@ -260,6 +261,7 @@ class ReferenceLlama {
     for (int l = 0; l < c_.n_layers; l++) {
       const Layer& w = model_.layers[l];
       add(x, attention(l, rmsnorm(x, w.attention_norm)));
+      if (observer) observer({Observation::attention_residual, l, -1, position_, x.data(), c_.dim});
       add(x, feed_forward(w, rmsnorm(x, w.ffn_norm)));
       if (observer) observer({Observation::layer_output, l, -1, position_, x.data(), c_.dim});
     }
@@ -333,6 +335,7 @@ class ReferenceLlama {
         for (int i = 0; i < c_.head_dim; i++)
           out[q_at + i] = fma(score[t], values_[l][size_t(t) * c_.kv_dim() + kv_at + i], out[q_at + i]);
     }
+    if (observer) observer({Observation::head_outputs, l, -1, position_, out.data(), c_.q_dim()});
     return matmul(w.wo, out, w.bo);
   }
   // Scores to weights that are positive and sum to 1: e^score over the sum of all.
@@ -407,7 +410,7 @@ class Sampler {
   // A Sampler with this seed continues the sequence of random numbers.
   uint64_t random_state() const { return state_; }
 
- private:
+ protected:  // for samplers that report how they chose
   struct Candidate {
     float p;
     int id;
@@ -477,8 +480,8 @@ class Sampler {
   uint64_t state_;
   int recent_[kRepeatWindow];  // a ring; -1: empty
   size_t next_ = 0;
-  std::vector<float> work_;
-  std::vector<Candidate> candidates_;
+  std::vector<float> work_;            // (n): logits; with a temperature, then probabilities relative to the highest
+  std::vector<Candidate> candidates_;  // what a choice with a temperature is drawn from
 };
 // Guesses the next tokens. A right guess saves time; no guess changes the text.
 using Propose = std::function<std::vector<int>()>;
@@ -1116,13 +1119,18 @@ struct Transformer {
     attention(l, n);
     multiply({{w.wo, buf.xn.f}}, buf.q, n);
     add_residual(w.bo, n);
+    show(Observation::attention_residual, l, buf.x, c.dim, n);
     rmsnorm(w.ffn_norm, n);
     gate_and_up(w, n);
     multiply({{w.w2, buf.xn.f}}, buf.gate, n);
     add_residual(w.b2, n);
+    show(Observation::layer_output, l, buf.x, c.dim, n);
+  }
+  // Shows a vector of each of n tokens to its observer.
+  void show(Observation::Kind kind, int l, float* data, int size, int n) {
     for (int t = 0; t < n; t++)
-      if (const auto& show = token[t].session().observer_)
-        show({Observation::layer_output, l, -1, token[t].position, buf.x + size_t(t) * padded(c.dim), c.dim});
+      if (const auto& observe = token[t].session().observer_)
+        observe({kind, l, -1, token[t].position, data + size_t(t) * padded(size), size});
   }
   // out (n, vocab_size padded to 64): the logits of n tokens of the chunk.
   void logits(const int* tokens, int n, float* out) {
@@ -1214,6 +1222,7 @@ struct Transformer {
   void attention(int l, int n) {
     const bool single = n_tiles == n && size_t(n_blocks) * c.n_heads <= buf.n_states;
     single ? attend_single_tokens(l) : attend_tiles(l);
+    show(Observation::head_outputs, l, buf.q.f, c.q_dim(), n);
     each_token(pool, n, vector_work(buf.q.cols, n), [&](int t) { quantize(buf.q, t, n); });
   }
   // A task takes a tile of tokens of a session and one KV head through all blocks.

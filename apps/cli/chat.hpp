@@ -4,6 +4,7 @@
 #include "../../export/chat_families.hpp"
 #include "chat_input.hpp"
 #include "conversation.hpp"
+#include "explaining.hpp"
 #include "guesses.hpp"
 #include "report.hpp"
 #include "stop_filter.hpp"
@@ -44,6 +45,7 @@ class Chat {
             [&job](std::string_view text) { return job.model->least_tokens(text); }) {
     active_session.store(nullptr);  // while the user types, Ctrl-C has nothing to cancel
     catch_chat_interrupts();
+    start_explaining(job, session_);
   }
 
   // Answers the prompt of the command line, then the lines of standard input until their end or /quit. Throws Failure.
@@ -51,6 +53,10 @@ class Chat {
     const Arguments& a = job_.args;
     if (a.is_given("--prompt") || !a.file.empty()) answer(a.file.empty() ? a.prompt : read_all(a.file, kLongestPrompt));
     for (std::string line; !quit_ && read_line(line);) handle_line(line);
+    if (!processed_.empty())
+      finish_explaining(job_, processed_);
+    else if (job_.explanation)
+      notify(a.explain + ": not written, since there is no reply to explain");
     print_figures(job_, session_);
     if (failed_ && !isatty(0)) throw Failure{1, ""};  // the reasons were printed
   }

@@ -6,26 +6,9 @@
 #include "../../export/json_writer.hpp"
 #include "constrained.hpp"
 #include "job.hpp"
+#include "token_text.hpp"
 
 namespace pocket::cli {
-
-// The text of a token in the middle of a text; the name of a control token.
-class TokenText {
- public:
-  explicit TokenText(const Tokenizer& tokenizer) : tokenizer_(tokenizer), stream_(tokenizer) {
-    for (const int id : ids_of(tokenizer, "a", false)) stream_.push(id);
-  }
-  std::string operator()(int id) const {
-    if (tokenizer_.type(id) == Tokenizer::PieceType::control) return std::string(tokenizer_.piece(id));
-    Tokenizer::Stream stream = stream_;
-    const std::string text = printed_text(tokenizer_, stream, id);
-    return text + printed_rest(stream);
-  }
-
- private:
-  const Tokenizer& tokenizer_;
-  Tokenizer::Stream stream_;  // after a first token
-};
 
 // The `count` ids with the largest logits, the largest first, and of equal ones the smallest id. logits: (n,). NaN,
 // which a comparison cannot order, comes last.

@@ -26,7 +26,7 @@ class ConstrainedSampler : public Sampler {
  public:
   // grammar: of open_grammar().
   ConstrainedSampler(const Job& job, const SamplerOptions& options, std::shared_ptr<TokenGrammar> grammar)
-      : Sampler(options), tokenizer_(job.model->tokenizer()), grammar_(std::move(grammar)) {}
+      : Sampler(options), job_(job), tokenizer_(job.model->tokenizer()), grammar_(std::move(grammar)) {}
 
   // A new text of the grammar begins, after what the stream has printed. end_ids: tokens that end it.
   void begin(const std::vector<int>& end_ids, const Tokenizer::Stream& stream) {
@@ -34,7 +34,14 @@ class ConstrainedSampler : public Sampler {
   }
 
   int operator()(const float* logits, int n) {
-    return constraint_ ? sample_allowed(*this, *constraint_, logits, n) : Sampler::operator()(logits, n);
+    const auto pick = [&] {
+      return constraint_ ? sample_allowed(*this, *constraint_, logits, n) : Sampler::operator()(logits, n);
+    };
+    if (!job_.explanation) return pick();
+    job_.explanation->begin_choice();
+    const int id = pick();
+    job_.explanation->end_choice([&] { return explain::explain_choice(id, logits, n, options_, work_, candidates_); });
+    return id;
   }
 
   // The guesses for the next tokens, up to the first one that the grammar does not allow.
@@ -60,6 +67,7 @@ class ConstrainedSampler : public Sampler {
   }
 
  private:
+  const Job& job_;
   const Tokenizer& tokenizer_;
   std::shared_ptr<TokenGrammar> grammar_;
   std::optional<Constraint> constraint_;

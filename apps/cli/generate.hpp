@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "choices.hpp"
+#include "explaining.hpp"
 #include "guesses.hpp"
 #include "report.hpp"
 #include "session_file.hpp"
@@ -123,6 +124,7 @@ inline void generate_text(Job& job) {
   std::optional<SessionFile> file;
   if (!a.resume.empty()) file.emplace(a.resume, job.model->file()).fill(options);
   ActiveSession session(*job.model, options);
+  start_explaining(job, *session);
   TextWriter text(job, *session);
   const std::vector<int> unprocessed = text.start(file ? &*file : nullptr);
   ReportingSampler sampler(job, text.sampler_options(file.has_value()), grammar);
@@ -132,6 +134,7 @@ inline void generate_text(Job& job) {
   if (a.save.empty()) text.flush();
   job.out.end_text();
   sampler.print_held_lines();
+  if (good || interrupted) finish_explaining(job, text.ids());
   if (!a.save.empty() && (good || interrupted)) text.save(sampler, save_to);
   if (!good) throw_failure(*session);
   stop_if_interrupted();

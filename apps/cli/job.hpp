@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "../explain/explain.hpp"
 #include "figures.hpp"
 #include "language_model.hpp"
 #include "options.hpp"
@@ -23,7 +24,8 @@ struct Job {
   std::unique_ptr<LanguageModel> model;
   Output out;
   Figures figures;
-  uint64_t seed;  // of the sampler
+  uint64_t seed;                                      // of the sampler
+  std::shared_ptr<explain::Explanation> explanation;  // --explain; else null
 
   // Throws Failure.
   Job(const Arguments& a, std::unique_ptr<LanguageModel> opened) : args(a), model(std::move(opened)) {

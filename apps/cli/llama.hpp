@@ -52,7 +52,8 @@ class Llama : public LanguageModel {
 
   std::vector<UnsupportedOption> unsupported_options() const override {
     if (!reference_) return {};
-    return {{"--draft", "--kernel reference is for comparisons; remove one of them"},
+    return {{"--explain", "--kernel reference is for comparisons; remove one of them"},
+            {"--draft", "--kernel reference is for comparisons; remove one of them"},
             {"--save", "--kernel reference has no KV cache that can be saved"},
             {"--resume", "--kernel reference cannot load a saved KV cache"},
             {"--selftest", "--kernel reference gives other bits than the kernel sets, which are tested without it"}};

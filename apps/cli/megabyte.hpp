@@ -35,6 +35,7 @@ class Megabyte : public LanguageModel {
             {"--features", kNoInstructions},
             {"--summary", kNoInstructions},
             {"--draft", "a draft is a Llama, which has other units than bytes"},
+            {"--explain", "only the layers of a Llama can be explained"},
             {"--save", kNoSession},
             {"--resume", kNoSession},
             {"--tokenizer", "a MEGABYTE model has no tokenizer"}};

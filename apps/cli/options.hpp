@@ -19,6 +19,7 @@ struct Arguments {
   std::string kernel, kv = "auto", seed;   // seed: a number; "": the time
   std::string draft;                       // a model file
   std::string grammar, schema;             // files that constrain the text
+  std::string explain;                     // a page or JSON file
   std::string logits, perplexity, encode;  // logits, perplexity: a file; encode: a text
   std::vector<std::string> stop;
   int max_tokens = -1;  // new tokens; 0: until the context is full; -1: the default of the mode
@@ -93,6 +94,9 @@ inline constexpr Option<Arguments> kOptions[] = {
      1000},
     {"", "--json", "", "print the figures as one JSON object, which includes the lists of --top", &Arguments::json},
     {"-q", "--quiet", "", "do not print the line of figures", &Arguments::quiet},
+    {"", "", "model.bin -i \"The cat sat\" -n 40 --explain page.html", "Look inside the model"},
+    {"", "--explain", "FILE", "write a page on how the model made this text, at most 512 tokens; .json: the data",
+     &Arguments::explain},
     {"", "", "model.bin --info --ctx 2048", "Other actions, in place of a text"},
     {"", "--info", "", "describe the model file, and the memory that this context takes", &Arguments::info},
     {"", "--selftest", "", "verify the checksum of the tensors and the logits of every kernel set",
@@ -224,6 +228,8 @@ inline Arguments parse(int argc, char** argv) {
     throw Failure{2, "-i, -f and --ids: expected only one of them"};
   if (!a.grammar.empty() && !a.schema.empty()) throw Failure{2, "--grammar and --schema: expected only one of them"};
   if (a.has_instruction()) set_instruction_prompt(a);
+  if (!a.explain.empty() && !a.resume.empty())
+    throw Failure{2, "--explain is not valid with --resume: a saved session has no numbers of its earlier tokens"};
   for (const char* option : {"--ids", "--save", "--resume", "--top"})
     if (a.chat() && a.is_given(option))
       throw Failure{2, std::string(option) + " is not valid in a chat; remove it, or -m chat"};

@@ -273,6 +273,7 @@ inline Reference reference_for(const Model& model, const std::vector<int>& ids, 
       for (size_t head = 0; head < x.size(); head += size_t(c.head_dim)) round_to_int8(&x[head], size_t(c.head_dim));
     };
   llama.observer = [&](const Observation& o) {
+    if (o.kind != Observation::layer_output && o.kind != Observation::attention) return;
     auto& rows = o.kind == Observation::layer_output ? r.layer_output[o.layer] : r.attention[o.layer][o.head];
     rows.emplace_back(o.data, o.data + o.size);
   };
