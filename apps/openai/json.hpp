@@ -39,6 +39,9 @@ inline Json parse_json(std::string_view text) {
       throw Refusal{"expected JSON nested at most 64 deep, found deeper nesting", "", "invalid_json"};
     return true;
   };
+  // The library takes a zero byte for the end of the text.
+  if (const size_t zero = text.find('\0'); zero != text.npos)
+    throw Refusal{"expected JSON, found an error at byte " + std::to_string(zero + 1), "", "invalid_json"};
   try {
     return Json::parse(text.begin(), text.end(), check);
   } catch (const Json::parse_error& e) {

@@ -384,6 +384,7 @@ TEST(OpenAiRequest, RefusesInvalidJson) {
   expect_refusal([] { parse_json("nonsense"); }, "", "expected JSON, found an error at byte 2");
   expect_refusal([] { parse_json(""); }, "", "expected JSON");
   expect_refusal([] { parse_json("{\"a\": \"\xFF\"}"); }, "", "expected JSON");
+  expect_refusal([] { parse_json(std::string("{}\0{}", 5)); }, "", "expected JSON, found an error at byte 3");
   expect_refusal([] { parse_json("{\"a\": 1e999}"); }, "", "a number out of range");
   expect_refusal([] { parse_json(std::string(1000000, '[')); }, "", "nested at most 64 deep");
 }
