@@ -323,8 +323,10 @@ inline int64_t read_input(char* out, size_t n) {
   DWORD got = 0;
   SetLastError(0);
   const bool good = ReadConsoleW(handle_of(0), &text[0], DWORD(text.size()), &got, nullptr);
-  errno = !good && GetLastError() != ERROR_OPERATION_ABORTED ? EIO : EINTR;
-  if (!good || (got == 0 && GetLastError() == ERROR_OPERATION_ABORTED)) return -1;
+  const bool interrupted = GetLastError() == ERROR_OPERATION_ABORTED;
+  if (interrupted) Sleep(100);  // the thread of Ctrl-C calls its handler meanwhile
+  errno = interrupted ? EINTR : EIO;
+  if (!good || (got == 0 && interrupted)) return -1;
   if (got > 0 && text[0] == kEnd) return 0;
   const std::string bytes = narrow(text.data(), got);
   std::copy(bytes.begin(), bytes.end(), out);

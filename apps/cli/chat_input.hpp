@@ -55,12 +55,15 @@ class LineReader {
   // poll(), or in another thread.
   int next_byte() {
     if (next_ == input_.size()) {
-      while (!interrupted && platform::wait_for_input(kPollMs) == 0) continue;
-      if (interrupted) return kInterrupted;
-      input_.resize(4096);
-      const int64_t n = platform::read_input(&input_[0], input_.size());
-      if (n < 0) throw Failure{1, std::string("standard input: ") + std::strerror(errno)};
-      input_.resize(size_t(n));
+      int64_t n = -1;
+      char bytes[4096];
+      while (n < 0) {
+        while (!interrupted && platform::wait_for_input(kPollMs) == 0) continue;
+        if (interrupted) return kInterrupted;
+        n = platform::read_input(bytes, sizeof bytes);
+        if (n < 0 && errno != EINTR) throw Failure{1, std::string("standard input: ") + std::strerror(errno)};
+      }
+      input_.assign(bytes, size_t(n));
       next_ = 0;
       if (n == 0) return EOF;
     }
