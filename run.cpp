@@ -50,7 +50,6 @@
 #define POCKET_RUN_CPP
 
 #if defined(_WIN32)
-#define _FILE_OFFSET_BITS 64
 #define NOMINMAX 1
 #include <windows.h>
 #else
@@ -1883,11 +1882,12 @@ inline std::wstring wide_path(const std::string& path) {  // of UTF-8; with a pr
   full.resize(GetFullPathNameW(name.c_str(), DWORD(full.size()), &full[0], nullptr));
   return full.compare(0, 2, L"\\\\") == 0 ? full : L"\\\\?\\" + full;  // a device or a network's folder has another
 }
+using FileStatus = struct _stat64;
+inline int status_of(int file, FileStatus* status) { return _fstat64(file, status); }
 inline HANDLE handle_of(int file) { return reinterpret_cast<HANDLE>(_get_osfhandle(file)); }
 inline int open_to_read(const char* path) { return _wopen(wide_path(path).c_str(), O_RDONLY | O_BINARY | O_NOINHERIT); }
 inline int64_t read_at(int file, void* out, size_t n, uint64_t at) {
-  OVERLAPPED from = {};
-  from.Pointer = reinterpret_cast<void*>(at);
+  OVERLAPPED from = {0, 0, {{DWORD(at), DWORD(at >> 32)}}, nullptr};
   DWORD done = 0;
   const BOOL good = ReadFile(handle_of(file), out, DWORD(n), &done, &from);
   return good || GetLastError() == ERROR_HANDLE_EOF ? int64_t(done) : -1;
@@ -1905,6 +1905,8 @@ inline void unmap_pages(void* memory, size_t) {
 }
 struct SignalsBlocked {};  // Ctrl-C has a thread of its own
 #else
+using FileStatus = struct stat;
+inline int status_of(int file, FileStatus* status) { return fstat(file, status); }
 inline int open_to_read(const char* path) { return ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); }
 inline int64_t read_at(int file, void* out, size_t n, uint64_t at) { return pread(file, out, n, off_t(at)); }
 inline uint8_t* map_pages(int file, size_t n, bool sparse, void* at) {
@@ -1918,9 +1920,8 @@ inline uint8_t* map_pages(int file, size_t n, bool sparse, void* at) {
 }
 inline void unmap_pages(void* memory, size_t n) { munmap(memory, n); }
 struct SignalsBlocked {  // those of this thread, except signals that it causes itself
-  sigset_t before;
+  sigset_t before, most;
   SignalsBlocked() {
-    sigset_t most;
     sigfillset(&most);
     for (int caused : {SIGBUS, SIGFPE, SIGILL, SIGSEGV}) sigdelset(&most, caused);
     pthread_sigmask(SIG_BLOCK, &most, &before);
@@ -1964,19 +1965,19 @@ inline bool ModelFile::open_memory(const void* data, size_t size) {
 inline bool ModelFile::map_file(const char* path, Load load) {
   const auto fail = [&](const char* why) { return set_error(error, why); };
   file_ = path ? open_to_read(path) : -1;
-  struct stat st;
-  if (!path || file_ < 0 || fstat(file_, &st) != 0) return fail(path ? std::strerror(errno) : "expected a file name");
+  FileStatus st;
+  if (!path || file_ < 0 || status_of(file_, &st) != 0)
+    return fail(path ? std::strerror(errno) : "expected a file name");
   if (S_ISDIR(st.st_mode)) return fail("is a folder; convert a checkpoint in it: export/convert FOLDER -o model.bin");
   if (!S_ISREG(st.st_mode)) return fail("expected a regular file, which can be mapped");
   if (st.st_size == 0) return fail("magic: expected a pocketllama model, found an empty file");
   size_ = size_t(st.st_size);
-  uint8_t* const map = map_pages(load == Load::copy ? -1 : file_, size_, false);
-  if (!map) return fail(std::strerror(ENOMEM));
-  base_ = map;
+  base_ = map_pages(load == Load::copy ? -1 : file_, size_, false);
+  if (!base_) return fail(std::strerror(ENOMEM));
   owned_ = true;
   if (load == Load::map) return true;
   for (size_t at = 0; at < size_;) {
-    const int64_t n = read_at(file_, map + at, std::min<size_t>(size_ - at, 1 << 30), at);
+    const int64_t n = read_at(file_, const_cast<uint8_t*>(base_) + at, std::min<size_t>(size_ - at, 1 << 30), at);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return fail(n < 0 ? std::strerror(errno) : "the file was truncated while it was read");
     at += size_t(n);
@@ -2478,8 +2479,7 @@ struct X86Features {
     intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & c >> 12 & 1)) return;  // xgetbv, fma
     asm("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    avx2 = (saved & 6) == 6 && (b >> 5 & 1);
+    avx2 = (saved & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 5 & 1);
     avx512vnni = avx2 && (saved & 0xe6) == 0xe6 && (b >> 16 & b >> 17 & b >> 30 & b >> 31 & c >> 11 & 1);
 #if defined(__linux__)
     // Linux requires a process to request AMX's tiles, since they make the saved state of a thread 8 KB larger.

@@ -32,6 +32,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <climits>
 #include <csignal>
@@ -341,8 +342,16 @@ using pocket::SignalsBlocked;
 /// Ends the process by a signal.
 [[noreturn]] inline void end_by_signal(int number) { _exit(128 + number); }
 
-/// Calls a function at Ctrl-C, each time. On Windows it runs in another thread.
-inline void catch_interrupt(void (*handler)(int), bool) { std::signal(SIGINT, handler); }
+inline std::atomic<void (*)(int)> interrupt_handler{nullptr};
+inline void on_interrupt(int number) {
+  std::signal(number, on_interrupt);  // which Windows has replaced by the default
+  interrupt_handler.load()(number);
+}
+/// Calls a function at each Ctrl-C, unless it sets another handler. On Windows it runs in another thread.
+inline void catch_interrupt(void (*handler)(int), bool) {
+  interrupt_handler.store(handler);
+  std::signal(SIGINT, on_interrupt);
+}
 /// Calls a function at the other signals that end a process: on Windows if the console is closed, too.
 inline void catch_ends(void (*handler)(int)) {
   for (const int number : {SIGTERM, SIGBREAK}) std::signal(number, handler);
