@@ -54,7 +54,6 @@
 #include <windows.h>
 #else
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #endif
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -2483,8 +2482,8 @@ struct X86Features {
     avx512vnni = avx2 && (saved & 0xe6) == 0xe6 && (b >> 16 & b >> 17 & b >> 30 & b >> 31 & c >> 11 & 1);
 #if defined(__linux__)
     // Linux requires a process to request AMX's tiles, since they make the saved state of a thread 8 KB larger.
-    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
-    amx = avx512vnni && (d >> 24 & d >> 25 & 1) && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    constexpr int kArchPrctl = 158, kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+    amx = avx512vnni && (d >> 24 & d >> 25 & 1) && syscall(kArchPrctl, kRequestPermission, kTileData) == 0;
 #endif
     avxvnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
   }
