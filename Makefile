@@ -167,6 +167,9 @@ help:
 	@echo "make test-explain    the page of --explain in Chromium, and its numbers in numpy; installs them"
 	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
+	@echo "make test-windows    cross-compile for Windows and compare with this machine in wine"
+	@echo "make release         archives for Linux, Windows and macOS in build-release/, cross-compiled by zig"
+	@echo "make test-release    build them twice and compare; run those of Linux, aarch64 in qemu"
 	@echo "make sanitize        run all tests under ASan and UBSan, threaded ones under TSan"
 	@echo "make fuzz            build the fuzz targets of tests/fuzz/; requires clang"
 	@echo "make fuzz-smoke      run each fuzz target for 10 seconds"
@@ -210,6 +213,14 @@ test-explain: run
 
 test-arm: all
 	tests/aarch64
+
+# These compile with zig, which tests/release/zig installs from PyPI; the first time, minutes for each target.
+test-windows: all
+	tests/windows/run
+test-release:
+	tests/release/run
+release: all man/pocketllama.1
+	tests/release/build build-release
 
 # By clang, whose UndefinedBehaviorSanitizer finds more. Under TSan only the tests that share data between threads: the
 # pool, sessions, sessions that share a model.
@@ -296,4 +307,5 @@ clean:
 	  build-*
 
 .PHONY: all batch server explain-examples bench bench-kernels bench-training lib wheel-library page fuzz fuzz-smoke \
-  help demo setup test test-arm test-batch test-explain test-page test-server sanitize sanitized install uninstall clean
+  help demo setup test test-arm test-batch test-explain test-page test-server test-windows test-release release sanitize \
+  sanitized install uninstall clean

@@ -49,10 +49,14 @@
 #ifndef POCKET_RUN_CPP  // this file may be included twice
 #define POCKET_RUN_CPP
 
-#include <fcntl.h>
+#if defined(_WIN32)
+#define NOMINMAX 1
+#include <windows.h>
+#else
 #include <sys/mman.h>
+#endif
+#include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include <algorithm>
 #include <array>
@@ -206,7 +210,6 @@ class ModelFile {
   virtual bool read() = 0;  // checks the bytes and binds the tensors; false with `error` set
   template <class Map> bool open_with(const char* name, const Map& map);
   bool map_file(const char* path, Load load);
-  bool map_memory(const void* data, size_t size);
   void unmap();
   friend struct ModelReader;
   const uint8_t* base_ = nullptr;
@@ -661,6 +664,8 @@ template <class... A> std::string concat(const A&... parts) try {
   return "out of memory";  // short enough for a string without an allocation
 }
 // ---- The tools of the forward pass, which later sections define ----
+inline uint8_t* map_pages(int file, size_t n, bool sparse, void* at = nullptr);
+inline void unmap_pages(void* memory, size_t n);
 // The input of a matmul: n vectors of `cols` elements, as floats and quantized to int8 in groups of 32, each with the
 // scale max|x| / 127. A view: the memory belongs to the session, or to the caller.
 struct Activations {
@@ -828,26 +833,16 @@ inline int context_of(const SessionOptions& o, const Model& model) {
 }
 // Zeroed memory, which the system backs page by page as it is touched: a KV cache costs what is used of it.
 struct Reservation {
-  uint8_t* data = nullptr;
+  uint8_t* const data;
   const size_t bytes;
   // If there is no room, data is null and `error` is set.
-  Reservation(size_t n, std::string& error) : bytes(n) {
-    if (!map(0)) error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context");
-  }
-  // Maps new pages, in place of all that exist.
-  bool map(int fixed = MAP_FIXED) {
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed;
-    void* const memory = mmap(data, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (memory == MAP_FAILED) return false;
-#ifdef MADV_NOHUGEPAGE
-    madvise(memory, bytes, MADV_NOHUGEPAGE);  // or the first key of a block would occupy 2 MiB
-#endif
-    data = static_cast<uint8_t*>(memory);
-    return true;
+  Reservation(size_t n, std::string& error) : data(map_pages(-1, n, true)), bytes(n) {
+    if (!data) error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context");
   }
   ~Reservation() {
-    if (data) munmap(data, bytes);
+    if (data) unmap_pages(data, bytes);
   }
+  void clear() { map_pages(-1, bytes, true, data); }  // new pages in place of all that exist
   Reservation(const Reservation&) = delete;
 };
 // Places arrays one after the other, each on a 64-byte boundary.
@@ -1368,7 +1363,7 @@ POCKET_SHARED const float* Session::forward(const int* ids, size_t n) { return r
 POCKET_SHARED bool Session::forward(const int* ids, size_t n, const EachLogits& each) { return run(ids, n, &each); }
 POCKET_SHARED void Session::reset() {
   position_ = 0;
-  if (kv_) kv_->memory.map();
+  if (kv_) kv_->memory.clear();
 }
 POCKET_SHARED bool Session::fork(const Session& parent, int n) {
   if (!kv_ || !parent.kv_) return false;
@@ -1887,13 +1882,70 @@ inline bool Model::read() {
   for (size_t i = 1; i < t.size(); i++) bytes_per_token += t[i].bytes;
   return true;
 }
+// ---- The operating system: POSIX or Windows ----
+// read_at: up to n bytes, at most 1 GiB; 0 at the end, -1 if it fails. map_pages: the start of a file, or for -1 zeroed
+// memory, in place of that at `at`; sparse: of which most may stay unused, and then costs nothing. Null if it fails.
+#if defined(_WIN32)
+inline std::wstring wide_path(const std::string& path) {  // of UTF-8; with a prefix, which permits more than 259 units
+  std::wstring name(path.size(), L'\0'), full(32768, L'\0');
+  name.resize(size_t(MultiByteToWideChar(CP_UTF8, 0, path.data(), int(path.size()), &name[0], int(name.size()))));
+  full.resize(GetFullPathNameW(name.c_str(), DWORD(full.size()), &full[0], nullptr));
+  return full.compare(0, 2, L"\\\\") == 0 ? full : L"\\\\?\\" + full;  // a device or a network's folder has another
+}
+using FileStatus = struct _stat64;
+inline int status_of(int file, FileStatus* status) { return _fstat64(file, status); }
+inline HANDLE handle_of(int file) { return reinterpret_cast<HANDLE>(_get_osfhandle(file)); }
+inline int open_to_read(const char* path) { return _wopen(wide_path(path).c_str(), O_RDONLY | O_BINARY | O_NOINHERIT); }
+inline int64_t read_at(int file, void* out, size_t n, uint64_t at) {
+  OVERLAPPED from = {0, 0, {{DWORD(at), DWORD(at >> 32)}}, nullptr};
+  DWORD done = 0;
+  const BOOL good = ReadFile(handle_of(file), out, DWORD(n), &done, &from);
+  return good || GetLastError() == ERROR_HANDLE_EOF ? int64_t(done) : -1;
+}
+inline uint8_t* map_pages(int file, size_t n, bool, void* at) {
+  if (at) VirtualFree(at, n, MEM_DECOMMIT);
+  if (file < 0) return static_cast<uint8_t*>(VirtualAlloc(at, n, (at ? 0 : MEM_RESERVE) | MEM_COMMIT, PAGE_READWRITE));
+  const HANDLE mapping = CreateFileMappingW(handle_of(file), nullptr, PAGE_READONLY, 0, 0, nullptr);
+  void* const view = mapping ? MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, n) : nullptr;
+  if (mapping) CloseHandle(mapping);  // the view keeps it
+  return static_cast<uint8_t*>(view);
+}
+inline void unmap_pages(void* memory, size_t) {
+  if (!UnmapViewOfFile(memory)) VirtualFree(memory, 0, MEM_RELEASE);
+}
+struct SignalsBlocked {};  // Ctrl-C has a thread of its own
+#else
+using FileStatus = struct stat;
+inline int status_of(int file, FileStatus* status) { return fstat(file, status); }
+inline int open_to_read(const char* path) { return ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); }
+inline int64_t read_at(int file, void* out, size_t n, uint64_t at) { return pread(file, out, n, off_t(at)); }
+inline uint8_t* map_pages(int file, size_t n, bool sparse, void* at) {
+  const int memory = MAP_PRIVATE | MAP_ANONYMOUS | (sparse ? MAP_NORESERVE : 0) | (at ? MAP_FIXED : 0);
+  void* const p = mmap(at, n, file < 0 ? PROT_READ | PROT_WRITE : PROT_READ, file < 0 ? memory : MAP_SHARED, file, 0);
+  if (p == MAP_FAILED) return nullptr;
+#ifdef MADV_HUGEPAGE  // pages of 2 MiB read faster, but the first key of a block would occupy one
+  madvise(p, n, sparse ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+#endif
+  return static_cast<uint8_t*>(p);
+}
+inline void unmap_pages(void* memory, size_t n) { munmap(memory, n); }
+struct SignalsBlocked {  // those of this thread, except signals that it causes itself
+  sigset_t before, most;
+  SignalsBlocked() {
+    sigfillset(&most);
+    for (int caused : {SIGBUS, SIGFPE, SIGILL, SIGSEGV}) sigdelset(&most, caused);
+    pthread_sigmask(SIG_BLOCK, &most, &before);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before, nullptr); }
+};
+#endif
 // Whether std::fma rounds once, as the same bits require. mingw-w64's calculates in a wider type and rounds twice.
 inline bool check_fma(std::string& error) {
   const FloatMode mode;
   const volatile double a = 1 + 0x1p-52, b = -1 - 0x1p-51;         // a * a + b = 2^-104
   const volatile float c = 1 + 0x1p-23f, d = 0x1p-24f - 0x1p-47f;  // c * d + c is just below the middle of two floats
   return (std::fma(a, a, b) == 0x1p-104 && fma(c, d, c) == c) ||
-         set_error(error, "std::fma: expected one rounding, found two; use another C library, or compile with -mfma");
+         set_error(error, "std::fma: expected one rounding, found two; on Windows compile with zig, or with -mfma");
 }
 // On any failure, lack of memory too, the model is closed, and `error` has the name.
 template <class Map> bool ModelFile::open_with(const char* name, const Map& map) {
@@ -1912,44 +1964,39 @@ inline bool ModelFile::open(const char* path, Load load) {
   return open_with(path ? path : "null", [&] { return map_file(path, load); });
 }
 inline bool ModelFile::open_memory(const void* data, size_t size) {
-  return open_with("memory", [&] { return map_memory(data, size); });
+  return open_with("memory", [&] {
+    if (reinterpret_cast<uintptr_t>(data) % kAlign)
+      return set_error(error, "expected an address on a 64-byte boundary");
+    base_ = static_cast<const uint8_t*>(data);
+    size_ = data ? size : 0;
+    return true;
+  });
 }
 inline bool ModelFile::map_file(const char* path, Load load) {
   const auto fail = [&](const char* why) { return set_error(error, why); };
-  file_ = path ? ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
-  struct stat st;
-  if (!path || file_ < 0 || fstat(file_, &st) != 0) return fail(path ? std::strerror(errno) : "expected a file name");
+  file_ = path ? open_to_read(path) : -1;
+  FileStatus st;
+  if (!path || file_ < 0 || status_of(file_, &st) != 0)
+    return fail(path ? std::strerror(errno) : "expected a file name");
   if (S_ISDIR(st.st_mode)) return fail("is a folder; convert a checkpoint in it: export/convert FOLDER -o model.bin");
   if (!S_ISREG(st.st_mode)) return fail("expected a regular file, which can be mapped");
   if (st.st_size == 0) return fail("magic: expected a pocketllama model, found an empty file");
-  const size_t size = size_t(st.st_size);
-  const bool copy = load == Load::copy;
-  void* map = copy ? mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-                   : mmap(nullptr, size, PROT_READ, MAP_SHARED, file_, 0);
-  if (map == MAP_FAILED) return fail(std::strerror(errno));
-  base_ = static_cast<const uint8_t*>(map);
-  size_ = size;
+  size_ = size_t(st.st_size);
+  base_ = map_pages(load == Load::copy ? -1 : file_, size_, false);
+  if (!base_) return fail(std::strerror(ENOMEM));
   owned_ = true;
-#ifdef MADV_HUGEPAGE
-  madvise(map, size_, MADV_HUGEPAGE);  // pages that are not cached yet may arrive as pages of 2 MiB, which read faster
-#endif
-  for (size_t at = 0; copy && at < size;) {
-    const ssize_t n = ::read(file_, static_cast<uint8_t*>(map) + at, std::min<size_t>(size - at, 1 << 30));
+  if (load == Load::map) return true;
+  for (size_t at = 0; at < size_;) {
+    const int64_t n = read_at(file_, const_cast<uint8_t*>(base_) + at, std::min<size_t>(size_ - at, 1 << 30), at);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return fail(n < 0 ? std::strerror(errno) : "the file was truncated while it was read");
     at += size_t(n);
   }
-  if (copy) ::close(std::exchange(file_, -1));
-  return true;
-}
-inline bool ModelFile::map_memory(const void* data, size_t size) {
-  if (reinterpret_cast<uintptr_t>(data) % kAlign) return set_error(error, "expected an address on a 64-byte boundary");
-  base_ = static_cast<const uint8_t*>(data);
-  size_ = data ? size : 0;
+  ::close(std::exchange(file_, -1));
   return true;
 }
 inline void ModelFile::unmap() {
-  if (owned_) munmap(const_cast<uint8_t*>(base_), size_);
+  if (owned_) unmap_pages(const_cast<uint8_t*>(base_), size_);
   if (file_ >= 0) ::close(file_);
   base_ = nullptr;
   file_ = -1;
@@ -1973,7 +2020,7 @@ inline bool ModelFile::read_row(const Tensor& table, int index, float* x) const 
     take = std::min(sizeof copy / group, groups - g);
     const uint8_t* from = row;
     if (file_ >= 0) {
-      if (pread(file_, copy, take * group, off_t(row - base_)) != ssize_t(take * group)) return false;
+      if (read_at(file_, copy, take * group, uint64_t(row - base_)) != int64_t(take * group)) return false;
       from = copy;
     }
     for (size_t i = 0; i < take; i++, from += group, x += kGroup) {
@@ -1999,16 +2046,11 @@ inline void spin_pause() {  // tells the CPU that a loop only waits
 }
 inline Pool::Pool(int threads) {
   starts_.reserve(16 * size_t(std::max(threads, 1)) + 16);  // more than parallel_ranges makes of any model's panels
-  sigset_t blocked, before;  // workers leave signals to the program's threads, except those that they cause
-  sigfillset(&blocked);
-  for (int signal : {SIGBUS, SIGFPE, SIGILL, SIGSEGV}) sigdelset(&blocked, signal);
-  pthread_sigmask(SIG_BLOCK, &blocked, &before);
+  [[maybe_unused]] const SignalsBlocked blocked{};          // workers leave them to the threads of the program
   try {
     for (int i = 1; i < threads; i++) workers_->threads.emplace_back([this, i] { work(i); });
-  } catch (const std::system_error&) {  // the system's limit: continue with those that started
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {  // the system's limit, or no memory: continue with those that started
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 inline Pool::~Pool() {
   forget_lost_workers();
@@ -2438,21 +2480,23 @@ POCKET_FLOAT_BLOCKS(FloatScalar, )
 #define POCKET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
 POCKET_FLOAT_BLOCKS(FloatAvx2, POCKET_AVX2)
 POCKET_FLOAT_BLOCKS(FloatAvx512, POCKET_AVX512)
-// The features that the CPU has and the OS supports (it must save the registers on a task switch).
+// The features that the CPU has and the OS supports (it must save the registers on a task switch). By cpuid, since
+// __builtin_cpu_supports is always false in programs that zig compiles.
 struct X86Features {
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  bool avx512vnni = avx2 && avx512 && __builtin_cpu_supports("avx512vnni"), avxvnni = false, amx = false;
+  bool intel = false, avx2 = false, avx512vnni = false, avxvnni = false, amx = false;
   X86Features() {
-    unsigned a, b, c, d;
-    avxvnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+    unsigned a = 0, b = 0, c = 0, d = 0, saved = 0, high = 0;
+    intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & c >> 12 & 1)) return;  // xgetbv, fma
+    asm("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    avx2 = (saved & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 5 & 1);
+    avx512vnni = avx2 && (saved & 0xe6) == 0xe6 && (b >> 16 & b >> 17 & b >> 30 & b >> 31 & c >> 11 & 1);
 #if defined(__linux__)
     // Linux requires a process to request AMX's tiles, since they make the saved state of a thread 8 KB larger.
-    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
-    const bool amx_int8 = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
-    amx = avx512vnni && amx_int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    constexpr int kArchPrctl = 158, kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+    amx = avx512vnni && (d >> 24 & d >> 25 & 1) && syscall(kArchPrctl, kRequestPermission, kTileData) == 0;
 #endif
+    avxvnni = avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
   }
 };
 #endif  // __x86_64__
@@ -2488,7 +2532,10 @@ Kernels kernel_set(const char* name, bool (*supported)(), decltype(Kernels::unpa
 #if defined(__x86_64__)
 // Whether the product of one token reads four streams of panels at a time, each through a quarter of them. Measured on
 // an Intel CPU: 95% of the speed of plain reading, one stream 78%. On an AMD CPU one stream is faster.
-inline bool reads_four_streams() { return __builtin_cpu_is("intel"); }
+__attribute__((noinline)) inline bool reads_four_streams() {  // its cpuid would slow down the callers
+  static const bool intel = X86Features().intel;
+  return intel;
+}
 // ---- AVX2: 8 rows per register, two registers per panel. vpmaddubsw multiplies unsigned by signed bytes and adds
 // pairs into 16 bits, where 127 * 127 * 2 still fits: codebook values are shifted to 0 ... 127, and each sum starts at
 // -64 times the group's sum of xq to compensate. q8 weights use all 8 bits: their sign moves to the activation instead.
@@ -3192,11 +3239,13 @@ int main(int argc, char** argv) try {
   if (ids.empty()) fail(2, "the prompt is empty, and this model has no BOS token; give a prompt with -i");
   Session session(model);
   if (!session.error.empty()) fail(1, session.error);
+#ifdef SIGBUS
   std::signal(SIGBUS, [](int) {
     static constexpr char kMessage[] = "run: the model file was truncated while it was in use\n";
     (void)!write(2, kMessage, sizeof kMessage - 1);
     _exit(1);
   });
+#endif
   Sampler pick(sampling);
   Tokenizer::Stream stream(tokenizer);
   size_t printed = 0;  // tokens

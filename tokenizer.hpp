@@ -1997,7 +1997,11 @@ inline bool is_date_format(std::string_view format) {
 inline std::string written_date(const std::string& format, std::time_t day) {
   char text[1024];
   std::tm local{};
+#if defined(_WIN32)
+  localtime_s(&local, &day);
+#else
   localtime_r(&day, &local);
+#endif
   return std::string(text, std::strftime(text, sizeof text, format.c_str(), &local));
 }
 

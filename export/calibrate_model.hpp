@@ -36,8 +36,8 @@ inline Windows calibration_windows(const CalibrateArguments& a, const ModelParts
   temporary.type = Type::q8;
   Temporary model;
   const bool created = model.create_beside(a.output, [](const char* name) {
-    const int file = create_file(name, 0600);
-    return file >= 0 && ::close(file) == 0;
+    const int file = platform::create_file(name, true);
+    return file >= 0 && platform::close(file) == 0;
   });
   if (!created) throw Failure{1, a.output + ": " + std::strerror(errno)};
   write_with_progress(model.name(), temporary, read);

@@ -9,9 +9,6 @@
 // Everything that is read is covered by a checksum. A file without the magic number is neither changed nor deleted.
 #pragma once
 
-#include <sys/file.h>
-#include <sys/stat.h>
-
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -58,7 +55,7 @@ class CalibrationFile {
   bool open(const std::string& path, uint64_t key, uint64_t stream_bytes, const std::vector<TensorSpec>& matrices) {
     stream_bytes_ = round_up<uint64_t>(stream_bytes, kPage);
     if (!open_existing(path) || (file_ < 0 && !create())) return false;
-    if (flock(file_, LOCK_EX | LOCK_NB) != 0) {
+    if (!platform::lock(file_)) {
       new_.release();
       close();
       return fail("in use by another process");
@@ -68,7 +65,7 @@ class CalibrationFile {
     header_ = {{}, key, 0, kPage + 2 * stream_bytes_, 0, 0};
     std::memcpy(header_.magic, kMagic, sizeof header_.magic);
     records_.clear();
-    if (ftruncate(file_, 0) != 0) return fail(std::strerror(errno));
+    if (!platform::set_size(file_, 0)) return fail(std::strerror(errno));
     return transfer(true, 0, &header_, sizeof header_);
   }
 
@@ -137,7 +134,7 @@ class CalibrationFile {
   }
 
   void remove() {
-    if (file_ >= 0) unlink(path_.c_str());
+    if (file_ >= 0) platform::remove(path_.c_str());
     new_.release();
     close();
   }
@@ -158,19 +155,18 @@ class CalibrationFile {
   bool fail(const std::string& why) { return pocket::fail(error, {path_, ": ", why}); }
 
   void close() {
-    if (file_ >= 0) ::close(file_);
+    if (file_ >= 0) platform::close(file_);
     file_ = -1;
   }
 
   // Opens the file, if there is one: a regular file with the magic number.
   bool open_existing(const std::string& path) {
     path_ = path;
-    file_ = ::open(path.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    file_ = platform::open_to_change(path);
     if (file_ < 0) return errno == ENOENT || fail(std::strerror(errno));
-    struct stat info;
     char magic[kAnyVersion] = {};
-    const bool regular = fstat(file_, &info) == 0 && S_ISREG(info.st_mode);
-    if (regular && pread(file_, magic, sizeof magic, 0) == sizeof magic &&
+    const bool regular = platform::info_of(file_).kind == platform::FileKind::file;
+    if (regular && platform::read_at(file_, magic, sizeof magic, 0) == sizeof magic &&
         std::memcmp(magic, kMagic, sizeof magic) == 0)
       return true;
     close();
@@ -180,7 +176,7 @@ class CalibrationFile {
   }
 
   bool create() {
-    const auto make = [this](const char* name) { return (file_ = create_file(name, 0666)) >= 0; };
+    const auto make = [this](const char* name) { return (file_ = platform::create_file(name, false)) >= 0; };
     return new_.create(path_, make) || fail(std::strerror(errno));
   }
 
@@ -209,8 +205,7 @@ class CalibrationFile {
 
   // Reads the header and the records of an existing file; false if they cannot be used.
   bool load(uint64_t key, const std::vector<TensorSpec>& matrices) {
-    struct stat st;
-    if (fstat(file_, &st) != 0 || uint64_t(st.st_size) < kPage + 2 * stream_bytes_) return false;
+    if (platform::info_of(file_).size < kPage + 2 * stream_bytes_) return false;
     if (!transfer(false, 0, &header_, sizeof header_)) return false;
     if (std::memcmp(header_.magic, kMagic, sizeof kMagic) != 0 || header_.key != key ||
         header_.checksum != header_hash() || header_.layers > matrices.size() / kLayerMatrices)
@@ -238,7 +233,7 @@ class CalibrationFile {
 
   bool transfer(bool write, uint64_t at, void* data, size_t n) {
     for (char* p = static_cast<char*>(data); n > 0;) {
-      const ssize_t moved = write ? pwrite(file_, p, n, off_t(at)) : pread(file_, p, n, off_t(at));
+      const int64_t moved = write ? platform::write_at(file_, p, n, at) : platform::read_at(file_, p, n, at);
       if (moved < 0 && errno == EINTR) continue;
       if (moved <= 0) return fail(moved < 0 ? std::strerror(errno) : write ? "cannot write" : "truncated");
       p += moved;

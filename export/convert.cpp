@@ -221,7 +221,7 @@ void write_outline(const Arguments& a, const ModelParts& parts) {
 void write_outputs(const Arguments& a, ModelParts& parts, const ReadRows& read, CalibrationFile& file) {
   parts.type = type_of(a.type);
   parts.head_q8 = a.head == "q8";
-  parts.threads = std::max(1, int(std::thread::hardware_concurrency()));
+  parts.threads = platform::cpu_count();
   const double start = seconds();
   std::vector<ReportRow> rows;
   std::string error;
@@ -422,5 +422,6 @@ void convert(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  platform::take_arguments(argc, argv);
   return guarded("convert", [&] { convert(argc, argv); });
 }

@@ -1,10 +1,6 @@
 // input_file.hpp: files that are read at offsets, with every read checked against the file size, and path helpers.
 #pragma once
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
@@ -16,6 +12,7 @@
 #include <vector>
 
 #include "message.hpp"
+#include "platform.hpp"
 
 namespace pocket {
 
@@ -32,21 +29,22 @@ class InputFile {
  public:
   // Null with `error` set if the file does not exist or is a folder, a pipe or a device.
   static std::unique_ptr<InputFile> open(const std::string& path, std::string& error) {
-    // O_NONBLOCK: opening a pipe must not wait for a writer. It has no effect on regular files.
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    struct stat info = {};
-    if (descriptor < 0 || fstat(descriptor, &info) != 0) {
-      error = path + ": " + std::strerror(errno);
-      if (descriptor >= 0) ::close(descriptor);
-      return nullptr;
-    }
-    std::unique_ptr<InputFile> file(new InputFile(path, descriptor, uint64_t(info.st_size)));
-    if (S_ISREG(info.st_mode)) return file;
-    error = path + ": expected a regular file, found " + (S_ISDIR(info.st_mode) ? "a folder" : "a pipe or a device");
+    const int descriptor = platform::open_to_read(path);
+    const int why = errno;
+    const platform::FileInfo info = descriptor < 0 ? platform::info_of(path) : platform::info_of(descriptor);
+    if (info.kind == platform::FileKind::file && descriptor >= 0)
+      return std::unique_ptr<InputFile>(new InputFile(path, descriptor, info.size));
+    if (descriptor >= 0) platform::close(descriptor);
+    const bool folder = info.kind == platform::FileKind::folder;
+    error = path + ": ";
+    if (descriptor >= 0 || folder)
+      error += std::string("expected a regular file, found ") + (folder ? "a folder" : "a pipe or a device");
+    else
+      error += std::strerror(why);
     return nullptr;
   }
 
-  ~InputFile() { ::close(descriptor_); }
+  ~InputFile() { platform::close(descriptor_); }
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;
 
@@ -58,8 +56,8 @@ class InputFile {
     if (offset > size_ || n > size_ - offset) return truncated(offset, n, size_, error);
     char* to = static_cast<char*>(out);
     for (uint64_t done = 0; done < n;) {
-      const ssize_t got =
-          pread(descriptor_, to + done, size_t(std::min<uint64_t>(n - done, 1 << 30)), off_t(offset + done));
+      const uint64_t most = std::min<uint64_t>(n - done, platform::kMostAtOnce);
+      const int64_t got = platform::read_at(descriptor_, to + done, size_t(most), offset + done);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return fail(error, {path_, ": offset ", offset, ": ", std::strerror(errno)});
       if (got == 0) return truncated(offset, n, offset + done, error);  // the file has shrunk since open
@@ -142,42 +140,44 @@ class FileCursor {
   std::string error_;
 };
 
+inline bool is_separator(char c) { return c != '\0' && std::strchr(platform::kSeparators, c); }
+
 /// Joins a folder and a name. Both may be empty; the folder may end in a slash.
 inline std::string join_path(const std::string& folder, const std::string& name) {
-  if (folder.empty() || folder.back() == '/') return folder + name;
+  if (folder.empty() || is_separator(folder.back())) return folder + name;
   return folder + "/" + name;
 }
 
-/// The folder of a path: "a" for "a/b", "." for "b", "/" for "/b".
+/// The folder of a path: "a" for "a/b", "." for "b", "/" for "/b"; on Windows "C:/" for "C:/b".
 inline std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+  const size_t slash = path.find_last_of(platform::kSeparators);
+  if (slash == std::string::npos) return ".";
+  return path.substr(0, slash == 0 || path[slash - 1] == ':' ? slash + 1 : slash);
 }
 
 /// The last component of a path: "b" for "a/b" and for "a/b/".
 inline std::string base_name(const std::string& path) {
-  const size_t end = path.find_last_not_of('/');
+  const size_t end = path.find_last_not_of(platform::kSeparators);
   if (end == std::string::npos) return path;
-  const size_t slash = path.rfind('/', end);
-  return path.substr(slash == std::string::npos ? 0 : slash + 1,
-                     end - (slash == std::string::npos ? 0 : slash + 1) + 1);
+  const size_t slash = path.find_last_of(platform::kSeparators, end),
+               start = slash == std::string::npos ? 0 : slash + 1;
+  return path.substr(start, end - start + 1);
 }
 
-inline bool is_directory(const std::string& path) {
-  struct stat info = {};
-  return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+/// The extension of a file name, with its dot: ".gguf"; "" if there is none, and for ".gguf".
+inline std::string extension_of(const std::string& name) {
+  const size_t dot = name.rfind('.');
+  return dot == std::string::npos || dot == 0 ? "" : name.substr(dot);
 }
 
-inline bool is_file(const std::string& path) {
-  struct stat info = {};
-  return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);
-}
+inline bool is_directory(const std::string& path) { return platform::info_of(path).kind == platform::FileKind::folder; }
+
+inline bool is_file(const std::string& path) { return platform::info_of(path).kind == platform::FileKind::file; }
 
 /// Whether two paths are names of one regular file, which may be links or differently spelled.
 inline bool is_same_file(const std::string& a, const std::string& b) {
-  struct stat x = {}, y = {};
-  return ::stat(a.c_str(), &x) == 0 && ::stat(b.c_str(), &y) == 0 && S_ISREG(x.st_mode) && x.st_dev == y.st_dev &&
-         x.st_ino == y.st_ino;
+  const platform::FileInfo x = platform::info_of(a), y = platform::info_of(b);
+  return x.kind == platform::FileKind::file && y.kind == x.kind && x.device == y.device && x.number == y.number;
 }
 
 /// Reads a whole file of at most `most` bytes.

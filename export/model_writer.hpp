@@ -126,9 +126,9 @@ bool hash_self_test(AnySession& session, const std::vector<int>& ids, uint64_t& 
 /// Releases the memory of a layer's mapped weights. The self-test uses them once, so that converting needs much less
 /// memory than the model.
 inline void release(const Layer& layer) {
-  const uintptr_t begin = round_up<uintptr_t>(uintptr_t(layer.attention_norm.data), kPage),
-                  end = uintptr_t(layer.w2.data + layer.w2.bytes) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  const uint64_t begin = round_up<uint64_t>(uintptr_t(layer.attention_norm.data), kPage),
+                 end = uintptr_t(layer.w2.data + layer.w2.bytes) / kPage * kPage;
+  if (begin < end) platform::release_pages(uintptr_t(begin), size_t(end - begin));
 }
 
 /// The self-test of a Llama.
@@ -184,7 +184,7 @@ class ModelWriter {
     const bool written = check(file.open(path, OutputFile::Access::random) && file.resize(header_.file_bytes)) &&
                          write_contents(parts, read, progress) && check(file.finish());
     file_.reset();
-    if (written) read_back();
+    if (written) platform::read_back(path_);
     return written;
   }
 
@@ -219,20 +219,8 @@ class ModelWriter {
     return write_front(parts, hash);
   }
 
-  // Written data is in small pages of the page cache. Dropped and read back, it is in pages of 2 MiB if the system
-  // supports them for files, and a mapped model is then read 10% faster.
-  void read_back() const {
-#ifdef POSIX_FADV_DONTNEED
-    const int file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-    char piece[1 << 16];
-    if (file >= 0 && posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) == 0)
-      while (::read(file, piece, sizeof piece) > 0) continue;
-    if (file >= 0) ::close(file);
-#endif
-  }
-
   static Section place(uint64_t& at, uint64_t bytes, uint64_t align) {
-    const Section s = {round_up(at, align), bytes};
+    const Section s = {round_up<uint64_t>(at, align), bytes};
     at = s.offset + bytes;
     return s;
   }
@@ -258,7 +246,7 @@ class ModelWriter {
     header_.provenance = place(at, parts.provenance.size(), kAlign);
     header_.self_test = place(at, 4 + parts.self_test_ids.size() * 4 + 8, kAlign);
     header_.tensor_table = place(at, specs_.size() * sizeof(TensorEntry), kAlign);
-    at = round_up(at, kPage);
+    at = round_up<uint64_t>(at, kPage);
     header_.tensors.offset = at;
     for (const TensorSpec& spec : specs_) {
       const auto ready = parts.ready.find(spec.name);

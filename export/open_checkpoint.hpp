@@ -3,12 +3,10 @@
 
 #include <cstring>
 #include <exception>
-#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -42,10 +40,9 @@ inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::str
 inline std::string only_gguf_file(const std::string& folder) {
   constexpr std::string_view kPart = "-00000-of-00000.gguf";
   std::map<std::string, std::string> paths;  // by the names without the number of a part
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    std::string path = entry.path().string();
-    if (entry.path().extension() != ".gguf" || !is_file(path)) continue;
+  for (const std::string& name : platform::names_in(folder)) {
+    const std::string path = join_path(folder, name);
+    if (extension_of(name) != ".gguf" || !is_file(path)) continue;
     std::string end = path.substr(path.size() - std::min(path.size(), kPart.size()));
     for (char& c : end)
       if (c >= '0' && c <= '9') c = '0';
@@ -69,14 +66,13 @@ inline bool open_folder(const std::string& folder, const std::string& weights, b
 /// The files that open_checkpoint() may read: the named file, and the files in its folder that are parts of checkpoints.
 inline std::vector<std::string> files_of_checkpoint(const std::string& path) {
   std::vector<std::string> files = {path};
-  std::error_code ignored;
   const std::string folder = is_directory(path) ? path : folder_of(path);
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+  for (const std::string& name : platform::names_in(folder)) {
+    const std::string extension = extension_of(name);
     bool part = name.rfind("pytorch_model", 0) == 0;
     for (const char* known : {".safetensors", ".gguf", ".pth", ".pt", ".json", ".yaml", ".jinja", ".model"})
       part = part || extension == known;
-    if (part) files.push_back(entry.path().string());
+    if (part) files.push_back(join_path(folder, name));
   }
   return files;
 }

@@ -8,12 +8,7 @@
 //     folder, block device, socket, dangling link   refused
 #pragma once
 
-#include <pthread.h>
-#include <sys/stat.h>
-
 #include <atomic>
-#include <climits>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -32,32 +27,12 @@ namespace output_detail {
 inline constexpr int kMostTemporaries = 16;
 inline std::atomic<const char*> temporaries[kMostTemporaries];
 
-inline void delete_temporary(const char* name) {
-  if (::unlink(name) != 0) ::rmdir(name);
-}
-
-/// Blocks the signals of this thread while it lives.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
-};
-
 }  // namespace output_detail
 
 /// Deletes all temporary files. May be called by a signal handler that ends the process.
 inline void remove_temporary_files() {
   for (int i = output_detail::kMostTemporaries - 1; i >= 0; i--)  // the files in a folder before the folder
-    if (const char* name = output_detail::temporaries[i]) output_detail::delete_temporary(name);
+    if (const char* name = output_detail::temporaries[i]) platform::remove(name);
 }
 
 /// A temporary file, or an empty folder, that the destructor deletes.
@@ -72,7 +47,7 @@ class Temporary {
   // their handlers delete the file, but no other file of this name.
   template <class Make> bool create(std::string name, const Make& make) {
     remove();
-    const output_detail::SignalsBlocked blocked;
+    [[maybe_unused]] const platform::SignalsBlocked blocked{};
     if (!make(name.c_str())) return false;
     name_.swap(name);
     for (int i = 0; i < output_detail::kMostTemporaries && slot_ < 0; i++)
@@ -106,7 +81,7 @@ class Temporary {
     name_.clear();
   }
   void remove() {
-    if (!name_.empty()) output_detail::delete_temporary(name_.c_str());
+    if (!name_.empty()) platform::remove(name_.c_str());
     release();
   }
 
@@ -115,18 +90,10 @@ class Temporary {
   int slot_ = -1;  // of the table
 };
 
-/// Creates a regular file, which did not exist. Returns its descriptor, or -1 with errno set.
-inline int create_file(const char* name, mode_t mode) {
-  return ::open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
-}
-
 /// Makes the names in a folder durable, after a rename. False with `why` set if that fails.
 inline bool sync_folder(const std::string& folder, std::string& why) {
-  const int file = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (file < 0) return true;                                            // a folder that may be written, but not read
-  const int error = ::fsync(file) == 0 || errno == EINVAL ? 0 : errno;  // EINVAL: not supported by this file system
-  ::close(file);
-  return error == 0 || fail(why, {"is complete, but its folder cannot be written to the disk: ", std::strerror(error)});
+  return platform::synchronize_folder(folder) ||
+         fail(why, {"is complete, but its folder cannot be written to the disk: ", std::strerror(errno)});
 }
 
 // ---- Output files ----
@@ -139,7 +106,7 @@ class OutputFile {
 
   OutputFile() = default;
   ~OutputFile() {
-    if (file_ >= 0) ::close(file_);
+    if (file_ >= 0) platform::close(file_);
   }
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
@@ -161,7 +128,7 @@ class OutputFile {
   }
   bool write_at(uint64_t at, const void* data, size_t n) {
     for (const char* p = static_cast<const char*>(data); n > 0 && !failed();) {
-      const ssize_t wrote = ::pwrite(file_, p, std::min(n, kMostAtOnce), off_t(at));
+      const int64_t wrote = platform::write_at(file_, p, n, at);
       if (!accept(wrote)) continue;
       p += wrote;
       at += uint64_t(wrote);
@@ -170,13 +137,13 @@ class OutputFile {
     return !failed();
   }
   // Sets the size, for write_at().
-  bool resize(uint64_t bytes) { return ftruncate(file_, off_t(bytes)) == 0 || fail(errno); }
+  bool resize(uint64_t bytes) { return platform::set_size(file_, bytes) || fail(errno); }
 
   // Completes the file: now it is under its name.
   bool finish() {
     flush();
     if (!direct_) synchronize();
-    if (::close(std::exchange(file_, -1)) != 0) fail(errno);
+    if (platform::close(std::exchange(file_, -1)) != 0) fail(errno);
     return !failed() && (direct_ || rename());
   }
 
@@ -185,8 +152,7 @@ class OutputFile {
   const std::string& temporary_name() const { return temporary_.name(); }  // until finish()
 
  private:
-  static constexpr size_t kBuffer = 1 << 16, kMostAtOnce = 1 << 30;
-  static constexpr int kMostLinks = 40;
+  static constexpr size_t kBuffer = 1 << 16;
 
   bool fail(int why) {
     if (!failed()) why_ = why;
@@ -199,66 +165,23 @@ class OutputFile {
 
   // Finds out what is at the end of the symbolic links, and whether it can be written.
   bool find(const std::string& path, Access access) {
-    path_ = target_ = path;
-    if (path.empty() || path.back() == '/') return fail(path.empty() ? ENOENT : EISDIR);
-    for (int links = 0;; links++) {
-      if (links > kMostLinks) return fail(ELOOP);
-      if (!find_folder()) return false;
-      exists_ = !descriptor() && lstat(target_.c_str(), &info_) == 0;
-      if (!exists_ && !descriptor() && errno != ENOENT) return fail(errno);
-      if (exists_ && S_ISLNK(info_.st_mode)) {
-        if (!follow_link()) return false;
-        continue;
-      }
-      if (links > 0 && !exists_ && !descriptor())
-        return fail("is a symbolic link to " + target_ + ", which does not exist");
-      return check_type(access);
-    }
-  }
-
-  // Replaces the folder of target_ by its path without symbolic links.
-  bool find_folder() {
-    char folder[PATH_MAX];
-    if (!realpath(folder_of(target_).c_str(), folder)) return fail(errno);
-    target_ = join_path(folder, base_name(target_));
-    const std::string process = "/proc/" + std::to_string(getpid()) + "/", name = base_name(target_), in = folder;
-    const bool descriptors = in.rfind(process, 0) == 0 && in.size() > 3 && in.compare(in.size() - 3, 3, "/fd") == 0;
-    if (descriptors && name.size() < 8 && name.find_first_not_of("0123456789") == std::string::npos)
-      descriptor_ = std::stoi(name);
-    return true;
-  }
-
-  bool follow_link() {
-    char link[PATH_MAX];
-    const ssize_t n = readlink(target_.c_str(), link, sizeof link);
-    if (n < 0) return fail(errno);
-    const std::string to(link, size_t(n));
-    target_ = to[0] == '/' ? to : join_path(folder_of(target_), to);
-    return true;
-  }
-
-  bool check_type(Access access) {
-    if (exists_ && S_ISDIR(info_.st_mode)) return fail(EISDIR);
-    direct_ = descriptor() || (exists_ && (S_ISFIFO(info_.st_mode) || S_ISCHR(info_.st_mode)));
-    if (exists_ && !direct_ && !S_ISREG(info_.st_mode))
-      return fail("expected a regular file, found a block device or a socket");
+    path_ = path;
+    if (path.empty() || is_separator(path.back())) return fail(path.empty() ? ENOENT : EISDIR);
+    if (std::string why; !platform::find_destination(path, to_, why)) return fail(why);
+    const platform::FileKind kind = to_.info.kind;
+    if (kind == platform::FileKind::folder) return fail(EISDIR);
+    if (kind == platform::FileKind::other) return fail("expected a regular file, found a block device or a socket");
+    direct_ = to_.descriptor >= 0 || kind == platform::FileKind::stream;
     if (direct_ && access == Access::random) return fail("expected a regular file, found a device or a pipe");
     return true;
   }
 
-  // Whether the path names an open file of this process, as /dev/stdout does.
-  bool descriptor() const { return descriptor_ >= 0; }
-
-  bool check_directly() {
-    const bool good = descriptor() ? fcntl(descriptor_, F_GETFL) >= 0 : ::access(target_.c_str(), W_OK) == 0;
-    return good || fail(errno);
-  }
+  bool check_directly() { return platform::can_open_destination(to_) || fail(errno); }
 
   // Opening a FIFO waits for its reader. A signal ends the wait.
   bool open_directly() {
     buffer_.reserve(kBuffer);
-    file_ = descriptor() ? fcntl(descriptor_, F_DUPFD_CLOEXEC, 3)
-                         : ::open(target_.c_str(), O_WRONLY | O_NOFOLLOW | O_NOCTTY | O_CLOEXEC);
+    file_ = platform::open_destination(to_);
     return file_ >= 0 || fail(errno);
   }
 
@@ -266,21 +189,21 @@ class OutputFile {
   bool create() {
     buffer_.reserve(kBuffer);
     const auto make = [this](const char* name) {
-      file_ = create_file(name, exists_ ? 0600 : 0666);
+      file_ = platform::create_file(name, exists());
       return file_ >= 0;
     };
-    return temporary_.create_beside(target_, make) || fail(errno);
+    return temporary_.create_beside(to_.path, make) || fail(errno);
   }
 
   // Evaluates the result of a write. Returns false if nothing was written.
-  bool accept(ssize_t wrote) {
+  bool accept(int64_t wrote) {
     if (wrote < 0 && errno == EINTR) return false;
     return wrote > 0 || fail(wrote < 0 ? errno : EIO);
   }
 
   bool write_all(const void* data, size_t n) {
     for (const char* p = static_cast<const char*>(data); n > 0 && !failed();) {
-      const ssize_t wrote = ::write(file_, p, std::min(n, kMostAtOnce));
+      const int64_t wrote = platform::write(file_, p, n);
       if (!accept(wrote)) continue;
       p += wrote;
       n -= size_t(wrote);
@@ -293,35 +216,26 @@ class OutputFile {
     buffer_.clear();
   }
 
+  bool exists() const { return to_.info.kind != platform::FileKind::none; }
+
   // Keeps mode and owner of the file that is replaced, as far as permitted, and writes the data to the disk.
   void synchronize() {
     if (failed()) return;
-    if (exists_) keep_attributes();
-    if (fsync(file_) != 0 && errno != EINVAL) fail(errno);  // EINVAL: not supported by this file system
-  }
-
-  // Another group than the earlier one gets no permissions.
-  void keep_attributes() {
-    const bool group = fchown(file_, info_.st_uid, info_.st_gid) == 0 || fchown(file_, uid_t(-1), info_.st_gid) == 0;
-    const bool mode = fchmod(file_, info_.st_mode & (group ? 0777 : 0707)) == 0;
-    (void)mode;  // some file systems have no modes
+    if (exists()) platform::keep_attributes(file_, to_.info);
+    if (!platform::synchronize(file_)) fail(errno);
   }
 
   bool rename() {
-    struct stat now;
-    if (lstat(target_.c_str(), &now) == 0 && !S_ISREG(now.st_mode))
+    if (platform::is_not_replaceable(to_.path))
       return fail("expected a regular file, found something else, which was created in the meantime");
-    const std::string folder = folder_of(target_);
-    if (std::rename(temporary_.name().c_str(), target_.c_str()) != 0) return fail(errno);
+    const std::string folder = folder_of(to_.path);
+    if (!platform::replace(temporary_.name(), to_.path)) return fail(errno);
     temporary_.release();
     return sync_folder(folder, reason_);
   }
 
-  std::string path_;     // as given
-  std::string target_;   // the same without symbolic links
-  int descriptor_ = -1;  // the number N of /dev/fd/N
-  bool exists_ = false;  // there is a file, with this state:
-  struct stat info_ = {};
+  std::string path_;  // as given
+  platform::Destination to_;
   bool direct_ = false;  // there is no temporary file
   Temporary temporary_;
   int file_ = -1;

@@ -16,10 +16,6 @@
 //     }
 #pragma once
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -182,8 +178,7 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
     std::string word = argv[i], value;
     if (word.empty()) throw Failure{2, "expected an option or a file name, found ''"};
     if (word.size() < 2 || word[0] != '-') {
-      if (!a.model.empty())
-        throw Failure{2, "'" + word + "': one model only, found '" + a.model + "' before; " + hint};
+      if (!a.model.empty()) throw Failure{2, "'" + word + "': one model only, found '" + a.model + "' before; " + hint};
       a.model = word;
       continue;
     }
@@ -213,8 +208,7 @@ static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may set i
 // Deletes temporary files and ends the process by the default action of a signal.
 inline void end_by_signal(int number) {
   remove_temporary_files();
-  std::signal(number, SIG_DFL);
-  std::raise(number);
+  platform::end_by_signal(number);
 }
 
 // The default handler of SIGINT. A second SIGINT ends the process.
@@ -251,16 +245,16 @@ inline constexpr uint64_t kLongestTokenizer = 64 << 20;      // a SentencePiece 
 
 // A text to train on is kept in memory, with its tokens. Together, and while they are made, they take six times as much as
 // the text (measured): an eighth of the machine's memory.
-inline uint64_t longest_training_text() {
-  return uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE)) / 8;
-}
+inline uint64_t longest_training_text() { return platform::physical_memory() / 8; }
 
 // Reads a whole file of at most `most` bytes; "-" is standard input. Throws Failure, also after Ctrl-C.
 inline std::string read_all(const std::string& name, uint64_t most) {
-  std::FILE* file = name == "-" ? stdin : std::fopen(name.c_str(), "rb");
-  struct stat st = {};
-  bool too_long =
-      file && file != stdin && fstat(fileno(file), &st) == 0 && S_ISREG(st.st_mode) && uint64_t(st.st_size) > most;
+  std::FILE* file = name == "-" ? stdin : platform::open_stream(name);
+  bool too_long = false;
+  if (file && file != stdin) {
+    const platform::FileInfo info = platform::info_of(fileno(file));
+    too_long = info.kind == platform::FileKind::file && info.size > most;
+  }
   std::string text;
   char piece[65536];
   for (size_t n; file && !too_long && (n = std::fread(piece, 1, sizeof piece, file)) > 0;) {
@@ -283,40 +277,25 @@ inline char bus_message[256];  // of on_bus_error()
 // Handles SIGBUS, which the kernel raises if a mapped file was truncated or cannot be read.
 inline void on_bus_error(int) {
   remove_temporary_files();
-  [[maybe_unused]] const ssize_t written = ::write(2, bus_message, std::strlen(bus_message));
+  [[maybe_unused]] const int64_t written = platform::write(2, bus_message, std::strlen(bus_message));
   _exit(1);
 }
 
 // Installs the handlers. SIGINT calls `handler`, which arranges that a second one ends the process. Other signals that
-// end the process delete temporary files first, unless they are ignored, as under nohup. A write beyond the largest
-// allowed file size fails with EFBIG instead of raising SIGXFSZ.
+// end the process delete temporary files first.
 inline void catch_signals(const char* program, void (*handler)(int), const char* bus_hint) {
   std::snprintf(bus_message, sizeof bus_message,
                 "%s: a mapped file was truncated or became unreadable while in use; do not modify a model that is in "
                 "use%s\n",
                 program, bus_hint);
-  struct sigaction action = {};
-  action.sa_handler = handler;
-  sigaction(SIGINT, &action, nullptr);
-  for (const int number : {SIGHUP, SIGTERM, SIGQUIT, SIGXCPU}) {
-    struct sigaction before = {};
-    sigaction(number, nullptr, &before);
-    if (before.sa_handler == SIG_DFL) std::signal(number, end_by_signal);
-  }
-  std::signal(SIGBUS, on_bus_error);
-  std::signal(SIGXFSZ, SIG_IGN);
-  std::signal(SIGPIPE, SIG_IGN);
+  platform::catch_interrupt(handler, false);
+  platform::catch_ends(end_by_signal);
+  platform::catch_bus_error(on_bus_error);
 }
 
-// Opens /dev/null in place of closed standard files, because the next opened file would take their descriptors. Throws
-// Failure if standard output is closed.
+// Prepares standard input and output. Throws Failure if standard output is closed.
 inline void check_standard_files() {
-  while (true) {
-    const int fd = ::open("/dev/null", O_RDWR);
-    if (fd == 1) throw Failure{1, "standard output: is closed"};
-    if (fd > 2) ::close(fd);
-    if (fd > 2 || fd < 0) return;
-  }
+  if (!platform::prepare_standard_files()) throw Failure{1, "standard output: is closed"};
 }
 
 // Runs the body of a program and returns its exit status. A Failure is printed as one line on stderr. handler: of the

@@ -1,8 +1,6 @@
 // progress.hpp: a progress bar on stderr, and a model file written with one.
 #pragma once
 
-#include <unistd.h>
-
 #include <cstdio>
 #include <string>
 
@@ -24,7 +22,7 @@ class ProgressBar {
   /// bar. False if the user has interrupted the program.
   bool operator()(double share, const std::string& task) {
     const double now = seconds(), elapsed = now - start_;
-    const bool terminal = isatty(2);
+    const bool terminal = platform::is_terminal(2);
     if (first_ < 0) first_ = share;
     if (!interrupted && share < 1 && now - shown_ < (terminal ? 0.1 : 10)) return true;
     if (elapsed < 1 && share < 1) return !interrupted;
@@ -39,7 +37,7 @@ class ProgressBar {
 
   /// Clears the line, so that a message can follow.
   static void erase() {
-    if (isatty(2)) std::fprintf(stderr, "\r\033[K");
+    if (platform::is_terminal(2)) std::fprintf(stderr, "\r\033[K");
   }
 
  private:

@@ -7,13 +7,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <filesystem>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -192,9 +190,8 @@ inline bool is_shard_name(const std::string& name) {
 
 /// A shard in a folder; "" if there is none.
 inline std::string find_shard(const std::string& folder) {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+  for (const std::string& name : platform::names_in(folder)) {
+    const std::string extension = extension_of(name);
     if (is_shard_name(name) && (extension == ".safetensors" || extension == ".bin")) return name;
   }
   return "";
@@ -253,10 +250,9 @@ inline std::string licence_of_card(const std::string& folder) {
 /// Sets the error for a folder without config.json.
 inline bool no_config(const std::string& folder, std::string& error) {
   std::string found = "none; name a file, or a folder in the format of Hugging Face's transformers";
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    if (entry.path().extension() == ".gguf") found = "GGUF files; name one of them";
-    if (entry.path().extension() == ".safetensors") found = "weights without it; download config.json too";
+  for (const std::string& name : platform::names_in(folder)) {
+    if (extension_of(name) == ".gguf") found = "GGUF files; name one of them";
+    if (extension_of(name) == ".safetensors") found = "weights without it; download config.json too";
   }
   if (is_file(join_path(folder, "adapter_config.json")))
     found = "a LoRA adapter; name its base model, and the adapter with --lora";

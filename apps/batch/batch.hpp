@@ -185,7 +185,7 @@ class Batch {
     if (f.resumed) std::fprintf(stderr, " (%zu of them by an earlier run)", f.resumed);
     std::fprintf(stderr, ", %zu failed; prompt %zu tokens, new %zu tokens in %s, %.1f tok/s; peak memory %.1f MB; %s, ",
                  f.failed, f.prompt_tokens, f.new_tokens, duration(elapsed).c_str(),
-                 elapsed > 0 ? double(f.new_tokens) / elapsed : 0, double(cli::peak_memory()) / 1e6,
+                 elapsed > 0 ? double(f.new_tokens) / elapsed : 0, double(platform::peak_memory()) / 1e6,
                  model_.workspace.kernel());
     std::fprintf(stderr, "%d thread%s\n", model_.workspace.threads(), model_.workspace.threads() == 1 ? "" : "s");
   }

@@ -14,7 +14,6 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
-#include "../cli/process_memory.hpp"
 #include "conversations.hpp"
 #include "text_model.hpp"
 
@@ -73,7 +72,7 @@ inline constexpr int kParallelTokens = 32;  // of each conversation of `parallel
 /// The worker process: answers the commands on stdin until it ends. Throws Failure.
 inline void serve_commands(const std::string& file, const SessionOptions& options) {
   const TextModel opened(file);
-  const size_t base = cli::resident_memory();  // the program and the tokenizer
+  const size_t base = platform::resident_memory();  // the program and the tokenizer
   Meter meter(opened.model, options);
   std::unique_ptr<Conversations> conversations;
   char line[64], verb[16];
@@ -91,7 +90,7 @@ inline void serve_commands(const std::string& file, const SessionOptions& option
         conversations = std::make_unique<Conversations>(opened.model, options, n, kParallelTokens);
       answer = conversations->generate(n, kParallelTokens);
     } else if (command == "peak") {
-      answer = double(cli::peak_memory());
+      answer = double(platform::peak_memory());
     } else if (command == "expected" && n > 0) {
       answer = double(base);
       for (const MemoryItem& item : memory_of(opened.model, options, n)) answer += double(item.bytes);

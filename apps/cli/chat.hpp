@@ -58,7 +58,7 @@ class Chat {
     else if (job_.explanation)
       notify(a.explain + ": not written, since there is no reply to explain");
     print_figures(job_, session_);
-    if (failed_ && !isatty(0)) throw Failure{1, ""};  // the reasons were printed
+    if (failed_ && !platform::is_terminal(0)) throw Failure{1, ""};  // the reasons were printed
   }
 
  private:
@@ -274,7 +274,7 @@ class Chat {
       if (!reply.filter.stopped) print(reply.filter.flush(), turn);
     }
     const bool no_reply = turn.reply_ids.empty() && reply.end != End::stop_token;
-    if (!no_reply || isatty(1)) job_.out.write("\n");
+    if (!no_reply || platform::is_terminal(1)) job_.out.write("\n");
     if (reply.filter.stopped) turn.reply_ids.clear();  // they include the stop text
     if (reply.end == End::loop) keep_one_repetition(turn, reply.loop);
     if (dropped && !(reply.end == End::context_full && no_reply)) notify_dropped(dropped);

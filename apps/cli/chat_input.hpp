@@ -1,8 +1,6 @@
 // chat_input.hpp: the lines that a user types in a chat, and Ctrl-C.
 #pragma once
 
-#include <poll.h>
-
 #include "job.hpp"
 
 namespace pocket::cli {
@@ -19,10 +17,7 @@ inline void on_chat_interrupt(int signal) {
 
 // Installs on_chat_interrupt(). Throws Failure if Ctrl-C was pressed before.
 inline void catch_chat_interrupts() {
-  struct sigaction action = {};
-  action.sa_handler = on_chat_interrupt;
-  action.sa_flags = SA_RESTART;  // an interrupted write continues, so that no text is lost
-  sigaction(SIGINT, &action, nullptr);
+  platform::catch_interrupt(on_chat_interrupt, true);
   stop_if_interrupted();
 }
 
@@ -34,7 +29,7 @@ class LineReader {
   // Reads a line without its line break. `interrupted`: Ctrl-C was pressed first, and the text typed so far is lost.
   // Throws Failure if the line is longer than any message may be.
   Result read(std::string& line) {
-    const bool terminal = isatty(0);
+    const bool terminal = platform::is_terminal(0);
     interrupted = 0;
     if (terminal) std::fprintf(stderr, "> ");
     line.clear();
@@ -60,16 +55,15 @@ class LineReader {
   // poll(), or in another thread.
   int next_byte() {
     if (next_ == input_.size()) {
-      pollfd in = {0, POLLIN, 0};
-      for (int ready = 0; ready == 0 && !interrupted;) {
-        ready = poll(&in, 1, kPollMs);
-        if (ready < 0 && errno == EINTR) ready = 0;
+      int64_t n = -1;
+      char bytes[4096];
+      while (n < 0) {
+        while (!interrupted && platform::wait_for_input(kPollMs) == 0) continue;
+        if (interrupted) return kInterrupted;
+        n = platform::read_input(bytes, sizeof bytes);
+        if (n < 0 && errno != EINTR) throw Failure{1, std::string("standard input: ") + std::strerror(errno)};
       }
-      if (interrupted) return kInterrupted;
-      input_.resize(4096);
-      const ssize_t n = ::read(0, &input_[0], input_.size());
-      if (n < 0) throw Failure{1, std::string("standard input: ") + std::strerror(errno)};
-      input_.resize(size_t(n));
+      input_.assign(bytes, size_t(n));
       next_ = 0;
       if (n == 0) return EOF;
     }

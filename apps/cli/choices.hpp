@@ -79,7 +79,7 @@ class ReportingSampler : public ConstrainedSampler {
     std::string line = item(chosen) + " of ";
     for (const int id : top) line += (id == top[0] ? "" : ", ") + item(id);
     held_ += line + "\n";
-    if (!isatty(2)) print_held_lines();
+    if (!platform::is_terminal(2)) print_held_lines();
   }
 
   Job& job_;

@@ -9,14 +9,14 @@
 #include "language_model.hpp"
 #include "options.hpp"
 #include "output.hpp"
-#include "process_memory.hpp"
 
 namespace pocket::cli {
 
 // Options of a session, by the command line.
 inline SessionOptions session_options(const Arguments& a) {
   const KvType kv = a.kv == "q8" ? KvType::q8 : a.kv == "f32" ? KvType::f32 : KvType::automatic;
-  return {a.context, a.threads, kv, a.kernel.empty() ? nullptr : a.kernel.c_str()};
+  const int threads = a.threads > 0 ? a.threads : platform::cpu_count();
+  return {a.context, threads, kv, a.kernel.empty() ? nullptr : a.kernel.c_str()};
 }
 
 struct Job {
@@ -145,7 +145,7 @@ inline std::vector<int> process_prompt(Job& job, TextSession& session, Sampler& 
   for (; total - done > batch; done += batch) {
     if (!session.forward(ids.data() + done, batch)) throw_failure(session);
     for (size_t i = done; i < done + batch; i++) sampler.remember(ids[i]);
-    if (!isatty(2) || seconds() - start < 2) continue;
+    if (!platform::is_terminal(2) || seconds() - start < 2) continue;
     job.out.start_stderr_line();
     std::fprintf(stderr, "\rprompt: %zu of %zu %s", done + batch, total, job.model->unit().plural);
     shown = true;

@@ -123,7 +123,11 @@ inline double million_parameters(const std::vector<TensorSpec>& specs, bool tied
 // Throws the Failure of a model file that cannot be opened. A file of another kind is described, with what to do.
 [[noreturn]] inline void throw_open_failure(const std::string& path, const std::string& error) {
   std::string why;
-  if (access(path.c_str(), F_OK) != 0) throw Failure{1, error + "; run models/get to list the models you can download"};
+  const platform::FileKind kind = platform::info_of(path).kind;
+  if (kind == platform::FileKind::none)
+    throw Failure{1, error + "; run models/get to list the models you can download"};
+  if (kind == platform::FileKind::folder)  // which Windows does not open
+    throw Failure{1, path + ": is a folder; convert a checkpoint in it: export/convert FOLDER -o model.bin"};
   const auto file = InputFile::open(path, why);
   uint8_t head[64];
   const size_t n = file ? size_t(std::min<uint64_t>(file->size(), sizeof head)) : 0;

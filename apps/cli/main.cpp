@@ -43,6 +43,7 @@ inline void dispatch(const Arguments& a) {
 
 int main(int argc, char** argv) {
   using namespace pocket;
+  platform::take_arguments(argc, argv);
   return guarded(
       "run", [&] { cli::dispatch(cli::parse(argc, argv)); }, cli::on_signal, "; or use --no-mmap");
 }

@@ -24,9 +24,9 @@ inline void print_perplexity(Job& job) {
       return true;
     });
     if (!good) throw_failure(*session);
-    if (isatty(2)) std::fprintf(stderr, "\rwindow %zu of %zu: %.4f ", w + 1, text.count, total.value());
+    if (platform::is_terminal(2)) std::fprintf(stderr, "\rwindow %zu of %zu: %.4f ", w + 1, text.count, total.value());
   }
-  if (isatty(2)) std::fprintf(stderr, "\r\033[K");
+  if (platform::is_terminal(2)) std::fprintf(stderr, "\r\033[K");
   job.out.write(model.perplexity_line(total, text.ids.size()));
 }
 
@@ -59,7 +59,7 @@ inline void print_memory(Job& job) {
   const SessionOptions options = session_options(job.args);
   const int full = options.context > 0 ? options.context : model.trained_context(), some = std::min(128, full);
   std::vector<MemoryItem> few = model.memory_of(options, some), all = model.memory_of(options, full);
-  size_t sum_few = resident_memory();
+  size_t sum_few = platform::resident_memory();
   if (job.args.no_mmap) {  // the whole file, embedding table included, is in memory already
     few[0].bytes = all[0].bytes = size_t(job.model->file().file_bytes);
     sum_few -= std::min(sum_few, few[0].bytes);

@@ -186,13 +186,9 @@ inline void set_instruction_prompt(Arguments& a) {
 // The model that ships with the program: models/stories.bin beside the program, or where `make install` puts it. "" if
 // there is none.
 inline std::string shipped_model() {
-  char program[4096] = "";
-#if defined(__linux__)
-  if (readlink("/proc/self/exe", program, sizeof program - 1) < 0) program[0] = 0;
-#endif
-  const std::string path = program, folder = path.substr(0, path.rfind('/') + 1);
-  for (const std::string& file : {folder + "models/stories.bin", folder + "../share/pocketllama/stories.bin"})
-    if (access(file.c_str(), R_OK) == 0) return file;
+  const std::string path = platform::program_path(), folder = path.empty() ? "" : folder_of(path);
+  for (const char* name : {"models/stories.bin", "../share/pocketllama/stories.bin"})
+    if (const std::string file = join_path(folder, name); is_file(file)) return file;
   return "";
 }
 

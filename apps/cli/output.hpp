@@ -35,12 +35,12 @@ class Output {
   // To be called before a line on stderr: if the text ends in the middle of a line and stderr is a terminal, where the
   // text may be shown as well, starts a new line there.
   void start_stderr_line() {
-    if (line_open_ && isatty(2)) std::fputc('\n', stderr);
+    if (line_open_ && platform::is_terminal(2)) std::fputc('\n', stderr);
     line_open_ = false;
   }
 
  private:
-  bool terminal_ = isatty(1);
+  bool terminal_ = platform::is_terminal(1);
   bool line_open_ = false;  // the text so far does not end with a newline
 };
 

@@ -28,7 +28,7 @@ inline std::string json_figures(const Job& job, const TextSession& session) {
   add("new_seconds", json(f.new_seconds));
   add("new_tokens_s", json(f.new_rate()));
   add("weights_gb_s", json(weights_rate(job)));
-  add("peak_memory_bytes", std::to_string(peak_memory()));
+  add("peak_memory_bytes", std::to_string(platform::peak_memory()));
   add("position", std::to_string(session.position()));
   add("context", std::to_string(session.context()));
   if (f.end) add("end", json(f.end));
@@ -51,8 +51,8 @@ inline void print_figures(Job& job, const TextSession& session) {
   }
   std::fprintf(stderr, "prompt %zu %s, %.1f %s; new %zu %s, %.1f %s, %.1f GB/s; peak memory %.1f MB; %s, %d thread%s",
                f.prompt_tokens, unit.plural, f.prompt_rate(), unit.per_second, f.new_tokens, unit.plural, f.new_rate(),
-               unit.per_second, weights_rate(job), double(peak_memory()) / 1e6, session.kernel(), session.threads(),
-               session.threads() == 1 ? "" : "s");
+               unit.per_second, weights_rate(job), double(platform::peak_memory()) / 1e6, session.kernel(),
+               session.threads(), session.threads() == 1 ? "" : "s");
   if (job.args.guesses()) std::fprintf(stderr, "; %zu of %zu guesses right", f.right_guesses, f.guesses);
   if (job.args.temperature > 0) std::fprintf(stderr, "; seed %llu", static_cast<unsigned long long>(job.seed));
   std::fprintf(stderr, "\n");

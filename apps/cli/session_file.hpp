@@ -47,14 +47,14 @@ class SessionFile {
  public:
   // Opens the file and checks its header. Throws Failure.
   SessionFile(const std::string& name, const ModelFile& model) : name_(name) {
-    const int fd = ::open(name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    struct stat st = {};
+    const int fd = platform::open_to_read(name);
     if (fd < 0) throw Failure{1, name + ": " + std::strerror(errno) + "; --save writes one"};
+    const platform::FileInfo info = platform::info_of(fd);
     file_.reset(fdopen(fd, "rb"));
-    if (!file_) ::close(fd);
-    if (!file_ || fstat(fd, &st) != 0) fail(std::strerror(errno));
-    if (!S_ISREG(st.st_mode)) fail("expected a saved session, found no regular file");
-    bytes_ = uint64_t(st.st_size);
+    if (!file_) platform::close(fd);
+    if (!file_) fail(std::strerror(errno));
+    if (info.kind != platform::FileKind::file) fail("expected a saved session, found no regular file");
+    bytes_ = info.size;
     if (bytes_ < sizeof head_) fail("size: expected at least 64 bytes, found " + std::to_string(bytes_));
     if (!read(&head_, sizeof head_)) fail(std::strerror(errno));
     const std::string error = saved_header_error(head_, model);
@@ -76,6 +76,7 @@ class SessionFile {
     SavedText text;
     if (!text.from_bytes(note, session.vocab_size(), session.position()))
       fail("note: expected the tokens of the text; another program saved this session");
+    file_.reset();  // Windows does not replace an open file: --save may have the same name
     return text;
   }
 

@@ -2,7 +2,6 @@
 // memory of its texts, and the options for all that.
 #pragma once
 
-#include "../cli/process_memory.hpp"
 #include "response.hpp"
 #include "scheduler.hpp"
 
@@ -114,7 +113,7 @@ class ServedModel {
     size_t fixed = 0, conversation = 0;
     for (const MemoryItem& item : memory_of(llama.model, options, context()))
       (std::string_view(item.name) == "keys and values" ? conversation : fixed) += item.bytes;
-    const size_t limit = args_.memory.empty() ? cli::available_memory() / 4 * 3 + llama.model.bytes_per_token
+    const size_t limit = args_.memory.empty() ? platform::available_memory() / 4 * 3 + llama.model.bytes_per_token
                                               : parse_size("--memory", args_.memory);
     fixed += size_t(args_.parallel) * size_t(llama.vocab_size()) * sizeof(float) + kProgramBytes;
     conversation += conversation / size_t(context()) * kBlockKeys;  // the last block is allocated as a whole

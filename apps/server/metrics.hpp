@@ -3,7 +3,6 @@
 
 #include <array>
 
-#include "../cli/process_memory.hpp"
 #include "worker.hpp"
 
 namespace pocket::server {
@@ -44,7 +43,7 @@ inline std::string metrics_text(const WorkerFigures& f, const RequestCounter& re
   add("kv_kept_bytes", "gauge", "KV memory of kept conversations.", double(f.kept_bytes));
   add("kv_limit_bytes", "gauge", "Limit of the KV memory.", double(f.limit_bytes));
   add("weights_bytes", "gauge", "Weights that are read for a token.", double(weights));
-  add("resident_bytes", "gauge", "Resident memory of the process.", double(cli::resident_memory()));
+  add("resident_bytes", "gauge", "Resident memory of the process.", double(platform::resident_memory()));
   return out;
 }
 

@@ -870,9 +870,9 @@ inline Tokenizer::Vocabulary byte_vocabulary() {
 
 // Whether a file begins like a MEGABYTE model, so that MegabyteModel can open it.
 inline bool is_megabyte(const char* path) {
-  const int file = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const int file = open_to_read(path);
   char head[16] = {};
-  const bool read = file >= 0 && pread(file, head, sizeof head, 0) == ssize_t(sizeof head);
+  const bool read = file >= 0 && read_at(file, head, sizeof head, 0) == int64_t(sizeof head);
   if (file >= 0) ::close(file);
   return read && std::memcmp(head, kMagic, sizeof kMagic) == 0 && load<uint32_t>(head + 12) == kMegabyte;
 }

@@ -1,5 +1,5 @@
 // process_memory_test.cpp: the memory that control groups allow, by files as Linux has them.
-#include "../../apps/cli/process_memory.hpp"
+#include "../../export/platform.hpp"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 
 namespace process_memory_test {
 
-using pocket::cli::group_memory;
+using pocket::platform::group_memory;
 
 class GroupMemory : public ::testing::Test {
  protected:

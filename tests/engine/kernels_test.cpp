@@ -720,6 +720,17 @@ TEST(FloatBlocks, SameBitsForNanAndInfinity) {
 
 // ---- The table ----
 
+#if defined(__x86_64__)
+TEST(KernelSets, CpuFeaturesMatchThoseOfTheCompiler) {  // whose functions find nothing in programs that zig compiles
+  const X86Features cpu;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  EXPECT_EQ(cpu.avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+  EXPECT_EQ(cpu.avx512vnni, cpu.avx2 && avx512 && __builtin_cpu_supports("avx512vnni"));
+  EXPECT_EQ(cpu.intel, bool(__builtin_cpu_is("intel")));
+}
+#endif
+
 TEST(KernelSets, BestComesFirstAndScalarLast) {
   const std::vector<std::string> names = kernel_names();
   ASSERT_FALSE(names.empty());
