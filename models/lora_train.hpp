@@ -87,7 +87,7 @@ inline Adapters adapters_for(const Config& c, const LoraPlan& plan) {
 // Initial values as in PEFT: B is zero, so that the model is unchanged at first; A is uniform in +-1 / sqrt(cols), the
 // Kaiming initialization with slope sqrt(5) of torch.nn.Linear. In PEFT's order, row by row of A.
 inline void initialize(Adapters& adapters, uint64_t seed) {
-  for (const LowRank& l : adapters.all) {
+  for (const LearnedLowRank& l : adapters.all) {
     const double bound = 1 / std::sqrt(double(l.cols));
     for (int k = 0; k < adapters.rank; k++)
       for (int i = 0; i < l.cols; i++) {

@@ -22,6 +22,8 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "--ctx", "N", "context size in tokens: of a prompt and its reply [the size the model was trained for]",
      &Arguments::context, 1, 1 << 22},
     {"", "--kv", "TYPE", "type of the KV cache: q8, f32 or auto (f32 for f32 models, else q8) [auto]", &Arguments::kv},
+    {"", "--lora", "FOLDER[:SCALE]", "add a LoRA adapter saved by PEFT or models/train, times SCALE [1]; repeatable",
+     &Arguments::lora},
     {"", "", "model.bin -i requests.jsonl -o results.jsonl --memory 2GB", "Speed and memory, which change no result"},
     {"", "--parallel", "N", "requests at once, at most [16]", &Arguments::parallel, 1, kChunk},
     {"", "--memory", "SIZE", "memory limit, such as 800MB or 2GB, which may reduce --parallel [3/4 of what is free]",

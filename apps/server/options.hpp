@@ -29,6 +29,8 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "--ctx", "N", "context size in tokens: of a prompt and its reply [the size the model was trained for]",
      &Arguments::context, 1, 1 << 22},
     {"", "--kv", "TYPE", "type of the KV cache: q8, f32 or auto (f32 for f32 models, else q8) [auto]", &Arguments::kv},
+    {"", "--lora", "FOLDER[:SCALE]", "add a LoRA adapter saved by PEFT or models/train, times SCALE [1]; repeatable",
+     &Arguments::lora},
     {"", "", "model.bin --parallel 32 --memory 4GB", "Speed and memory, which change no reply"},
     {"", "--parallel", "N", "replies at once, at most [16]", &Arguments::parallel, 1, kChunk},
     {"", "--queue", "N", "replies that may wait for their turn; more get status 429 [128]", &Arguments::queue, 0, 4096},

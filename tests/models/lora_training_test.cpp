@@ -101,7 +101,7 @@ TEST(LoraTraining, InitializesAUniformlyAndBToZero) {
   TrainModel m(c);
   m.adapt(adapters_for(c, plan_of(c, 9, 0x7f)));
   initialize(m.adapters, 7);
-  for (const LowRank& l : m.adapters.all) {
+  for (const LearnedLowRank& l : m.adapters.all) {
     const double bound = 1 / std::sqrt(double(l.cols));
     double sum = 0, highest = 0;
     for (int i = 0; i < l.cols; i++)
