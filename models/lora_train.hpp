@@ -117,6 +117,7 @@ inline std::string lora_config_json(const LoraPlan& plan) {
 // The bytes of adapter_model.safetensors: A (rank, cols) and B (rows, rank) of each module, float32.
 inline std::string lora_tensors(const Adapters& adapters) {
   std::string header = "{\"__metadata__\":{\"format\":\"pt\"}", data;
+  data.reserve(count_parameters(adapters.parameters) * sizeof(float));
   for (const Parameter& p : adapters.parameters) {
     const bool is_a = p.spec.name.back() == 'A';
     const int rows = is_a ? adapters.rank : p.spec.rows, cols = is_a ? p.spec.rows : adapters.rank;

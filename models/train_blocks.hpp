@@ -108,7 +108,7 @@ struct LearnedLowRank {
 struct Adapters {
   int rank = 0;  // 0: no adapters; the weights themselves are trained
   float scale = 1;
-  std::vector<LearnedLowRank> all;           // in the order of the weights
+  std::vector<LearnedLowRank> all;    // in the order of the weights
   std::vector<Parameter> parameters;  // a and b of each
   Floats values;
 };
@@ -499,9 +499,16 @@ class SequencePass {
   double loss(const Window& w) {
     double sum = 0;
     const int n = int(w.ids.size());
-    for (int first = 0; first < n; first += kLossRows) sum += loss_rows(w, first, std::min(kLossRows, n - first), 0);
+    for (int first = 0; first < n; first += kLossRows) {
+      const int count = std::min(kLossRows, n - first);
+      const auto begin = w.targets.begin() + first;
+      if (std::any_of(begin, begin + count, [](int target) { return target >= 0; }))
+        sum += loss_rows(w, first, count, 0);
+    }
     return sum;
   }
+
+  float smoothing = 0;  // of backward(); see LogitRow
 
   // After forward(): the number of tokens whose most likely next token is w.likeliest.
   size_t agreements(const Window& w) {
@@ -574,7 +581,12 @@ class SequencePass {
     if (teacher) teacher->logits(options_.thread, w, first, count, scratch_.teacher_logits);
     double sum = 0;
     for (int i = 0; i < count; i++) {
-      const LogitRow row = {rows.row(i), vocab_size_, int(padded16(vocab_size_)), w.targets[size_t(first + i)], weight};
+      const LogitRow row = {rows.row(i),
+                            vocab_size_,
+                            int(padded16(vocab_size_)),
+                            w.targets[size_t(first + i)],
+                            weight,
+                            weight > 0 ? smoothing : 0};
       double loss = 0;
       if (row.target >= 0 && teacher)
         k_.distill(row, {scratch_.teacher_logits.row(i), scratch_.soft.data, teacher->share, teacher->temperature},

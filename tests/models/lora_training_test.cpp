@@ -205,7 +205,7 @@ TEST(LoraCheckpoint, RestoresTraining) {
   trainer.learn(windows_for(plan.config, 2, 1));
   trainer.update(AdamOptions(), 1e-2, 1);
   std::string error;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, "blob", m, trainer, error)) << error;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error)) << error;
   CheckpointFile file;
   ASSERT_TRUE(file.read(t.file("c"), error)) << error;
   file.restore(other, second);
