@@ -1225,6 +1225,7 @@ struct Transformer {
           std::fill_n(gate, n * cols, 0.f);
           std::fill_n(up, n * cols, 0.f);
         }
+        // y begins at row 0 of the matrix, where the panels before these would be.
         matmul_panels(kernels, {w.w1, panel, count, x, n, gate - panel * kPanelRows, size_t(cols)}, added);
         matmul_panels(kernels, {w.w3, panel, count, x, n, up - panel * kPanelRows, size_t(cols)}, added);
         for (int t = 0; t < n; t++) {
