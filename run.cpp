@@ -77,6 +77,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -231,6 +232,15 @@ class Model : public ModelFile {
 
  private:
   bool read() override;
+};
+// A change of a matrix w, of low rank (LoRA, Hu et al. 2021): w x becomes w x + b (a x).
+struct LowRank {
+  Tensor a, b;  // (rank, cols), (rows, rank padded to 16): panels of float32, on 64-byte boundaries
+};
+// Such changes of the matrices of a model, at most kMaxRank padded ranks each; those of one matrix are added in order.
+struct Adapter {
+  std::multimap<const Tensor*, LowRank> changes;
+  uint64_t checksum = 0;  // of their values, to tell adapters apart
 };
 // What an observer is shown of each token, in this order. It may change all but the attention weights: the model goes on
 // with the changed numbers.
@@ -539,7 +549,8 @@ struct SessionOptions {
   int context = 0;  // positions to reserve, at most kMaxContext; 0: the model's max_seq_len
   int threads = 0;  // 0: one per CPU
   KvType kv = KvType::automatic;
-  const char* kernel = nullptr;  // a name of kernel_names(); null: the fastest this CPU supports
+  const char* kernel = nullptr;      // a name of kernel_names(); null: the fastest this CPU supports
+  const Adapter* adapter = nullptr;  // must outlive the session, unchanged; export/lora.hpp reads one
 };
 // What a pass does for one session: n more tokens.
 struct Step {
@@ -584,6 +595,7 @@ class Session {
   int context() const;
   int vocab_size() const { return model_.config.vocab_size; }
   const Model& model() const { return model_; }
+  const Adapter* adapter() const { return adapter_; }
   bool kv_f32() const;  // keys and values are float32, not int8
   int threads() const { return workspace_ ? workspace_->threads() : 0; }
   const char* kernel() const { return workspace_ ? workspace_->kernel() : ""; }
@@ -607,6 +619,7 @@ class Session {
   void open(Workspace* workspace, const SessionOptions& options);
   const float* run(const int* ids, size_t n, const EachLogits* each);
   const Model& model_;
+  const Adapter* adapter_ = nullptr;
   std::unique_ptr<Workspace> own_;  // if none is shared
   Workspace* workspace_;
   std::unique_ptr<struct KvCache> kv_;  // section 5; null after a failed construction
@@ -643,7 +656,7 @@ inline constexpr int kAlign = 64;       // columns are zero-padded to a multiple
 inline constexpr int kLogitRows = 8;    // tokens whose logits are computed together, if all are requested
 inline constexpr int kTileTokens = 16;  // tokens of one attention task of a prompt
 inline constexpr int kBlockKeys = 128;  // positions of a block of the KV cache
-inline constexpr int kMaxHeadDim = 1024;
+inline constexpr int kMaxHeadDim = 1024, kMaxRank = 1024;
 static_assert(kMaxGuesses < kChunk);
 template <class T> constexpr T round_up(T n, T to) { return (n + to - 1) / to * to; }
 constexpr int padded(int cols) { return round_up(cols, kAlign); }
@@ -714,6 +727,7 @@ struct PanelProduct {
   int n;
   float* y;
   size_t ldy;
+  bool add = false;  // f32 only: y += w x
 };
 // Two panels of int8 weights, or of codebook values, times n tokens: see matmul_blocked.
 struct BlockProduct {
@@ -812,10 +826,23 @@ struct Product {
   const Tensor& w;
   float* y;  // (n, rows padded to 64)
 };
+// What is added to w x for some tokens: change.b (change.a x).
+struct LowRankProduct {
+  const Tensor& w;
+  const LowRank& change;
+  int token, n;
+  Activations ax;  // (n, rank padded to 16), floats only
+};
 POCKET_SHARED void matmul_panels(const Kernels& k, const PanelProduct& p);
 POCKET_SHARED void matmul_blocked(const Kernels& k, const PanelProduct& p);
 inline int panel_unit(int n);
-inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n);
+inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n,
+                   const std::vector<LowRankProduct>& added = {});
+inline void matmul_panels(const Kernels& k, const PanelProduct& p, const std::vector<LowRankProduct>& added) {
+  matmul_panels(k, p);
+  for (const auto& [w, change, t, n, ax] : added)
+    if (&w == &p.w) matmul_panels(k, {change.b, p.first, p.count, ax, n, p.y + t * p.ldy, p.ldy, true});
+}
 inline bool packs(const Kernels& k, int n);  // whether a matmul of n tokens works on tiles
 template <class GetQuery>
 void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool first_block, const GetQuery& query);
@@ -930,11 +957,12 @@ struct Buffers {
   Activations xn;                 // (n, dim): rmsnorm(x); then .f holds what is added to x
   Activations q;                  // (n, q_dim): queries; then the output of attention
   float *k, *v;                   // (n, kv_dim)
-  Activations gate;               // (n, hidden_dim): the input of w2; .f is null if w2 is quantized
+  Activations gate;               // (n, hidden_dim): the input of w2; .f for w2 of type f32, and adapters
   float *cos, *sin;               // (n, head_dim / 2): rotations of the chunk's positions
   AttentionStates states;         // (threads, kTileTokens, heads of a KV head), or (blocks, n_heads) for single tokens
   size_t n_states;                // enough for a single token in a full context
   float* logits;                  // (n, vocab_size)
+  float* low;                     // (n, 3 kMaxRank): a x of adapters, of up to three matrices
   size_t token_bytes;             // of x ... sin, per token of a chunk
   size_t attention_bytes, bytes;  // of the attention states; of everything
   Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
@@ -955,6 +983,8 @@ struct Buffers {
     states.place(take, n_states, c.head_dim);
     attention_bytes = take.at - scratch;
     take(logits, size_t(kChunk) * padded(c.vocab_size));
+    take(low, size_t(kChunk) * 3 * kMaxRank);
+    if (!gate.f) take(gate.f, size_t(kChunk) * gate.cols);
     bytes = take.at - begin;
   }
 };
@@ -980,7 +1010,9 @@ struct Transformer {
     int first, n;  // tokens of one step, at most kTileTokens
   } tile[kChunk];
   int n_tokens = 0, n_tiles = 0, n_blocks = 0;
-  double n_keys = 0;  // that the tokens see, in all
+  double n_keys = 0;                  // that the tokens see, in all
+  bool adapted = false;               // a token's session has an adapter
+  std::vector<LowRankProduct> added;  // to the products of the next matmul
   // options.threads is above 0. On failure sets `error`.
   Transformer(const Model& m, const SessionOptions& options, const Kernels& k, std::string& error)
       : model(m),
@@ -1037,7 +1069,7 @@ struct Transformer {
   // Takes tokens of the steps from `next` on. Returns the first step with tokens that are left.
   size_t fill_chunk(Step* steps, size_t count, size_t next) {
     n_tokens = n_tiles = n_blocks = 0;
-    n_keys = 0;
+    n_keys = adapted = 0;
     for (; next < count; next++) {
       const Step& step = steps[next];
       const Session& s = *step.session;
@@ -1050,6 +1082,7 @@ struct Transformer {
         n_blocks += position / kBlockKeys + 1;
         n_keys += position + 1;
       }
+      adapted |= s.adapter_ != nullptr;
       if (size_t(done + n) < step.n) break;
     }
     return next;
@@ -1130,9 +1163,31 @@ struct Transformer {
   // out (n, vocab_size padded to 64): the logits of n tokens of the chunk.
   void logits(const int* tokens, int n, float* out) {
     rmsnorm(model.final_norm, n, tokens);
-    multiply({{model.output, out}}, buf.xn, n);
+    multiply({{model.output, out}}, buf.xn, n, tokens);
   }
-  void multiply(std::initializer_list<Product> y, const Activations& x, int n) { matmul(kernels, pool, y, x, n); }
+  void multiply(std::initializer_list<Product> y, const Activations& x, int n, const int* tokens = nullptr) {
+    adapt(y, x, n, tokens);
+    matmul(kernels, pool, y, x, n, added);
+  }
+  // The first half of what adapters add to products, a x. A task takes up to 16 tokens.
+  void adapt(std::initializer_list<Product> products, const Activations& x, int n, const int* tokens = nullptr) {
+    float* low = buf.low;
+    added.clear();
+    for (int t = 0, end; adapted && t < n; t = end) {
+      const auto adapter_of = [&](int i) { return token[tokens ? tokens[i] : i].session().adapter_; };
+      for (end = t + 1; end < std::min(n, t + kTileTokens) && adapter_of(end) == adapter_of(t);) end++;
+      for (const Product* p = products.begin(); adapter_of(t) && p < products.end(); p++)
+        for (auto [at, last] = adapter_of(t)->changes.equal_range(&p->w); at != last; ++at) {
+          added.push_back({p->w, at->second, t, end - t, {at->second.b.cols, low, nullptr, nullptr, nullptr}});
+          low += (end - t) * at->second.b.cols;
+        }
+    }
+    const double work = matmul_work(size_t(low - buf.low) * size_t(x.cols) * sizeof(float), 1);
+    pool.parallel_for(int(added.size()), work, [&](int i, int) {
+      const auto& [w, change, t, count, ax] = added[size_t(i)];
+      matmul_panels(kernels, {change.a, 0, ax.cols / kPanelRows, x.token(t), count, ax.f, size_t(ax.cols)});
+    });
+  }
   // Token t of n for the next matmul. Float weights multiply the floats.
   void quantize(const Activations& in, int t, int n) {
     if (!model.all_f32) in.quantize_token(kernels, t, n);
@@ -1165,10 +1220,7 @@ struct Transformer {
     const double work = matmul_work(w.w1.bytes + w.w3.bytes, n);
     Activations x = buf.xn;
     x.use_packed = packs(kernels, n);
-    const auto rows_from = [](Tensor w, int panel) {  // the rows of a matrix from a panel on
-      w.data += size_t(panel) * (w.bytes / size_t(panels_of(w.rows)));
-      return w;
-    };
+    adapt({{w.w1, nullptr}, {w.w3, nullptr}}, x, n);
     pool.parallel_ranges(buf.gate.cols / kGroup, panel_unit(n) / panels_per_group, work, [&](int first, int end) {
       alignas(64) float gate[kChunk * kGroup], up[kChunk * kGroup];
       for (int at = first; at < end; at += piece) {
@@ -1178,15 +1230,17 @@ struct Transformer {
           std::fill_n(gate, n * cols, 0.f);
           std::fill_n(up, n * cols, 0.f);
         }
-        matmul_panels(kernels, {rows_from(w.w1, panel), 0, count, x, n, gate, size_t(cols)});
-        matmul_panels(kernels, {rows_from(w.w3, panel), 0, count, x, n, up, size_t(cols)});
+        // y begins at row 0 of the matrix, where the panels before these would be.
+        matmul_panels(kernels, {w.w1, panel, count, x, n, gate - panel * kPanelRows, size_t(cols)}, added);
+        matmul_panels(kernels, {w.w3, panel, count, x, n, up - panel * kPanelRows, size_t(cols)}, added);
         for (int t = 0; t < n; t++) {
           float* g = gate + size_t(t) * cols;
           add_bias(g, w.b1, cols, at * kGroup);
           add_bias(up + size_t(t) * cols, w.b3, cols, at * kGroup);
           kernels.swiglu(g, up + size_t(t) * cols, cols);
           if (!model.all_f32) buf.gate.quantize(kernels, g, t, n, at * kGroup, cols);
-          if (buf.gate.f) std::memcpy(buf.gate.f + size_t(t) * buf.gate.cols + at * kGroup, g, cols * sizeof(float));
+          if (adapted || w.w2.type == Type::f32)
+            std::memcpy(buf.gate.f + size_t(t) * buf.gate.cols + at * kGroup, g, cols * sizeof(float));
         }
       }
     });
@@ -1348,6 +1402,7 @@ POCKET_SHARED void Session::open(Workspace* workspace, const SessionOptions& opt
     if (error.empty()) error = workspace->error;
     if (error.empty() && (options.context < 0 || options.context > kMaxContext))
       error = concat("session: context: expected 0 to ", kMaxContext, ", found ", options.context);
+    adapter_ = options.adapter;
     if (error.empty()) kv_ = std::make_unique<KvCache>(model_, options, error);
   });
   if (!error.empty()) kv_.reset();
@@ -1367,7 +1422,8 @@ POCKET_SHARED void Session::reset() {
 }
 POCKET_SHARED bool Session::fork(const Session& parent, int n) {
   if (!kv_ || !parent.kv_) return false;
-  if (&model_ != &parent.model_ || kv_->f32 != parent.kv_->f32) return fail("fork: expected the same model and KvType");
+  if (&model_ != &parent.model_ || kv_->f32 != parent.kv_->f32 || adapter_ != parent.adapter_)
+    return fail("fork: expected the same model, adapter and KvType");
   const int most = std::min(parent.position_, context());
   if (n < 0 || n > most) return fail(concat("fork: expected 0 to ", most, " positions, found ", n));
   if (&parent != this) std::memcpy(kv_->memory.data, parent.kv_->memory.data, kv_->bytes(n));
@@ -1546,7 +1602,8 @@ void matmul_panels(const Kernels& k, const PanelProduct& m) {
 // Panels that a thread takes together: four, which can be read as four streams, or two if used for several tokens.
 inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
 // y = w x for each product. Matrices that share their input are processed in one pass, as if stacked vertically.
-inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n) {
+inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n,
+                   const std::vector<LowRankProduct>& added) {
   int total = 0;
   size_t bytes = 0;
   x.use_packed = packs(k, n);
@@ -1557,7 +1614,7 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
   pool.parallel_ranges(total, panel_unit(n), matmul_work(bytes, n), [&](int first, int end) {
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
-      if (from < to) matmul_panels(k, {p.w, from, to - from, x, n, p.y, size_t(padded(p.w.rows))});
+      if (from < to) matmul_panels(k, {p.w, from, to - from, x, n, p.y, size_t(padded(p.w.rows))}, added);
       first -= panels;  // relative to the first panel of the next product
       end -= panels;
     }
@@ -2402,20 +2459,23 @@ void attend_queries(const Kernels& k, const KvBlock& kv, bool f32, int n, bool f
 }
 // Panels of an f32 matrix times n tokens: a panel is (cols, 16 rows), its product a combination of its columns.
 template <int W> POCKET_BODY void matmul_f32_body(const PanelProduct& m) {
-  const size_t bytes = panel_bytes(Type::f32, m.w.cols);
+  const size_t bytes = size_t(m.x.cols) * sizeof(float[kPanelRows]);
   for (int p = m.first; p < m.first + m.count; p++) {
     const float* data = reinterpret_cast<const float*>(m.w.data + size_t(p) * bytes);
     const LaneBlocks<float> panel = {data, m.x.cols, kPanelRows, 0, ptrdiff_t(bytes)};
     for (int t = 0; t < m.n;) {
+      const int together = m.n - t >= 4 ? 4 : 1;
       const float* in[4];
-      float* out[4];
-      for (int i = 0; i < 4; i++) {
-        in[i] = m.x.f + size_t(std::min(t + i, m.n - 1)) * m.x.cols;
-        out[i] = m.y + std::min(t + i, m.n - 1) * m.ldy + size_t(p) * kPanelRows;
+      float *out[4], *y = m.y + t * m.ldy + size_t(p) * kPanelRows, sum[4][kPanelRows];
+      for (int i = 0; i < together; i++) {
+        in[i] = m.x.f + size_t(t + i) * m.x.cols;
+        out[i] = m.add ? sum[i] : y + i * m.ldy;
       }
-      m.n - t >= 4 ? combine_blocks<W, float, 4, 1>(panel, 0, in, out)
-                   : combine_blocks<W, float, 1, 1>(panel, 0, in, out);
-      t += m.n - t >= 4 ? 4 : 1;
+      together == 4 ? combine_blocks<W, float, 4, 1>(panel, 0, in, out)
+                    : combine_blocks<W, float, 1, 1>(panel, 0, in, out);
+      for (int i = 0; m.add && i < together; i++)
+        for (int r = 0; r < kPanelRows; r++) y[i * m.ldy + r] += sum[i][r];
+      t += together;
     }
   }
 }

@@ -313,9 +313,6 @@ void convert_random(const Arguments& a) {
   });
 }
 
-// The line of the provenance that tells that adapters cannot be merged into the model file.
-constexpr char kAdapters[] = "adapters", kOfCheckpoint[] = "for the original checkpoint only";
-
 std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model, bool interleaved) {
   std::vector<LoraAdapter> adapters(a.lora.size());
   for (size_t i = 0; i < adapters.size(); i++) {
@@ -333,9 +330,8 @@ void convert_model(const Arguments& a, const Model& model) {
        {std::pair{"--template", !a.chat_template.empty()}, {"--tokenizer", !a.tokenizer.empty()}})
     if (given) throw Failure{2, name + (": not valid for " + a.model) + ", a model file that has its own"};
   const std::vector<LoraAdapter> adapters = open_adapters(a, model.config, false);
-  if (!adapters.empty() && model.provenance().find(provenance_line(kAdapters, kOfCheckpoint)) != std::string_view::npos)
-    throw Failure{2, "--lora: not valid for " + a.model + ", whose weights differ from those of the original " +
-                         "checkpoint; convert that with the adapter"};
+  if (std::string error; !adapters.empty() && !check_adapters_allowed(model, error))
+    throw Failure{2, "--lora: not valid for " + a.model + ": " + error};
   ModelParts parts;
   parts.config = model.config;
   if (!parts.chat.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, a.model + ": " + parts.chat.error};

@@ -329,6 +329,16 @@ class LoraAdapter {
   Checkpoint storage_;  // A and B
 };
 
+/// The line of a model's provenance that marks weights to which adapters do not apply (Checkpoint::differs_for_adapters).
+inline constexpr char kAdapters[] = "adapters", kOfCheckpoint[] = "for the original checkpoint only";
+
+/// Checks that the weights of a model file are those that adapters are trained with.
+inline bool check_adapters_allowed(const ModelFile& model, std::string& error) {
+  return model.provenance().find(provenance_line(kAdapters, kOfCheckpoint)) == std::string_view::npos ||
+         fail(error, {"the weights of this model differ from those of the original checkpoint; convert that with the "
+                      "adapter (export/convert --lora)"});
+}
+
 /// Adds the adapters to rows first ... first + count - 1 of a tensor, (count, cols) in the engine's order. scale: the
 /// multiplier that the rows contain already (StoredTensor). Threads may call it concurrently.
 inline bool merge_lora(const std::vector<LoraAdapter>& adapters, const TensorSpec& spec, int64_t first, int64_t count,

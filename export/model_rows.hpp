@@ -2,23 +2,32 @@
 // model_writer.hpp writes.
 #pragma once
 
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model_writer.hpp"
 
 namespace pocket {
 
+/// The tensors of an open model with their names and shapes, in the order of the file.
+inline std::vector<std::pair<TensorSpec, const Tensor*>> tensors_of(const Model& model) {
+  std::vector<std::pair<TensorSpec, const Tensor*>> all;
+  for (TensorSpec& spec : tensor_specs(model.config)) all.push_back({std::move(spec), nullptr});
+  size_t i = 0;
+  all[i++].second = &model.token_embedding;
+  for (const Layer& l : model.layers)
+    for (const LayerTensor& t : layer_tensors(model.config)) all[i++].second = &(l.*t.tensor);
+  all[i++].second = &model.final_norm;
+  all[i].second = &model.output;
+  return all;
+}
+
 /// Reads rows of a model of type f32 (Model::all_f32), which must stay open.
 inline ReadRows rows_of_file(const Model& model) {
-  std::vector<const Tensor*> tensors = {&model.token_embedding};
-  for (const Layer& l : model.layers)
-    for (const LayerTensor& t : layer_tensors(model.config)) tensors.push_back(&(l.*t.tensor));
-  tensors.push_back(&model.final_norm);
-  tensors.push_back(&model.output);
   std::map<std::string, const Tensor*> by_name;
-  const std::vector<TensorSpec> specs = tensor_specs(model.config);
-  for (size_t i = 0; i < specs.size(); i++) by_name[specs[i].name] = tensors[i];
+  for (const auto& [spec, tensor] : tensors_of(model)) by_name[spec.name] = tensor;
   return [by_name](const TensorSpec& spec, int64_t first, int64_t count, float* out, std::string&) {
     const float* data = reinterpret_cast<const float*>(by_name.at(spec.name)->data);
     const size_t width = size_t(padded(spec.cols));

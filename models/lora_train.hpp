@@ -87,7 +87,7 @@ inline Adapters adapters_for(const Config& c, const LoraPlan& plan) {
 // Initial values as in PEFT: B is zero, so that the model is unchanged at first; A is uniform in +-1 / sqrt(cols), the
 // Kaiming initialization with slope sqrt(5) of torch.nn.Linear. In PEFT's order, row by row of A.
 inline void initialize(Adapters& adapters, uint64_t seed) {
-  for (const LowRank& l : adapters.all) {
+  for (const LearnedLowRank& l : adapters.all) {
     const double bound = 1 / std::sqrt(double(l.cols));
     for (int k = 0; k < adapters.rank; k++)
       for (int i = 0; i < l.cols; i++) {
@@ -117,6 +117,7 @@ inline std::string lora_config_json(const LoraPlan& plan) {
 // The bytes of adapter_model.safetensors: A (rank, cols) and B (rows, rank) of each module, float32.
 inline std::string lora_tensors(const Adapters& adapters) {
   std::string header = "{\"__metadata__\":{\"format\":\"pt\"}", data;
+  data.reserve(count_parameters(adapters.parameters) * sizeof(float));
   for (const Parameter& p : adapters.parameters) {
     const bool is_a = p.spec.name.back() == 'A';
     const int rows = is_a ? adapters.rank : p.spec.rows, cols = is_a ? p.spec.rows : adapters.rank;

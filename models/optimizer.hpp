@@ -135,10 +135,16 @@ class Trainer {
     return pass.logits(int(ids.size()) - 1, 1).data;
   }
 
+  // Sets the label smoothing of learn(); see LogitRow.
+  void set_smoothing(float smoothing) {
+    for (const auto& pass : passes_) pass->smoothing = smoothing;
+  }
+
   // Call when values of the model were changed from outside.
   void repack() { m_.pack_weights(pool_, k_); }
 
   Floats mean, square;  // AdamW's: of the gradients, and of their squares
+  Floats best;          // the trained values with the lowest validation loss so far; empty: not kept
   // Called between sequences. Once it returns true, learn() and evaluate() end early, and their results are invalid.
   std::function<bool()> cancelled;
 

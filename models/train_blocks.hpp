@@ -98,7 +98,7 @@ struct LearnedMatrix {
 
 // LoRA (Hu et al. 2021, arxiv.org/abs/2106.09685): a tensor W (rows, cols) is frozen, and the layer multiplies by
 // W + scale * b a^T. b (rows, rank) and a (cols, rank) are trained.
-struct LowRank {
+struct LearnedLowRank {
   size_t weight;  // offset of W in the array of parameters
   int rows, cols;
   size_t a, b;  // offsets in the array of adapter values, in rows of padded16(rank) floats
@@ -108,7 +108,7 @@ struct LowRank {
 struct Adapters {
   int rank = 0;  // 0: no adapters; the weights themselves are trained
   float scale = 1;
-  std::vector<LowRank> all;           // in the order of the weights
+  std::vector<LearnedLowRank> all;    // in the order of the weights
   std::vector<Parameter> parameters;  // a and b of each
   Floats values;
 };
@@ -148,7 +148,7 @@ class LearnedWeights {
 
   // Calls each(adapter, row of the matrix where the adapted tensor begins) for the adapters of a matrix.
   template <class Each> void for_adapters(const LearnedMatrix& m, const Each& each) const {
-    const auto before = [](const LowRank& l, size_t weight) { return l.weight < weight; };
+    const auto before = [](const LearnedLowRank& l, size_t weight) { return l.weight < weight; };
     auto l = std::lower_bound(adapters.all.begin(), adapters.all.end(), m.offset, before);
     for (; l != adapters.all.end() && l->weight < m.offset + size_t(m.rows) * m.stride; ++l)
       each(*l, int((l->weight - m.offset) / m.stride));
@@ -199,7 +199,7 @@ class LearnedWeights {
   void add_adapters(const Panel& p, const TrainKernels& kernels, float* right) {
     const int first = p.index * kPanelCols, rank = adapters.rank;
     const size_t stride = padded16(rank);
-    for_adapters(p.matrix, [&](const LowRank& l, int row) {
+    for_adapters(p.matrix, [&](const LearnedLowRank& l, int row) {
       const int begin = p.backward ? 0 : row, end = p.backward ? l.cols : row + l.rows;
       if (first + kPanelCols <= begin || first >= end) return;
       const float* left = adapters.values.data() + (p.backward ? l.b : l.a);
@@ -499,9 +499,16 @@ class SequencePass {
   double loss(const Window& w) {
     double sum = 0;
     const int n = int(w.ids.size());
-    for (int first = 0; first < n; first += kLossRows) sum += loss_rows(w, first, std::min(kLossRows, n - first), 0);
+    for (int first = 0; first < n; first += kLossRows) {
+      const int count = std::min(kLossRows, n - first);
+      const auto begin = w.targets.begin() + first;
+      if (std::any_of(begin, begin + count, [](int target) { return target >= 0; }))
+        sum += loss_rows(w, first, count, 0);
+    }
     return sum;
   }
+
+  float smoothing = 0;  // of backward(); see LogitRow
 
   // After forward(): the number of tokens whose most likely next token is w.likeliest.
   size_t agreements(const Window& w) {
@@ -546,7 +553,7 @@ class SequencePass {
     if (!weights_.adapted())
       return k_.gemm({w.rows, int(padded16(w.cols)), count, columns_of(dy.data, dy.stride), row_major(x.data, x.stride),
                       g_ + w.offset, w.stride, true});
-    weights_.for_adapters(w, [&](const LowRank& l, int row) {
+    weights_.for_adapters(w, [&](const LearnedLowRank& l, int row) {
       const Rows dy_of = {dy.data + row, dy.stride};
       factor_backward(x, l.cols, l.a, dy_of, l.rows, l.b, count);
       factor_backward(dy_of, l.rows, l.b, x, l.cols, l.a, count);
@@ -574,7 +581,12 @@ class SequencePass {
     if (teacher) teacher->logits(options_.thread, w, first, count, scratch_.teacher_logits);
     double sum = 0;
     for (int i = 0; i < count; i++) {
-      const LogitRow row = {rows.row(i), vocab_size_, int(padded16(vocab_size_)), w.targets[size_t(first + i)], weight};
+      const LogitRow row = {rows.row(i),
+                            vocab_size_,
+                            int(padded16(vocab_size_)),
+                            w.targets[size_t(first + i)],
+                            weight,
+                            weight > 0 ? smoothing : 0};
       double loss = 0;
       if (row.target >= 0 && teacher)
         k_.distill(row, {scratch_.teacher_logits.row(i), scratch_.soft.data, teacher->share, teacher->temperature},

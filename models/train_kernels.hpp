@@ -159,20 +159,35 @@ POCKET_BODY void softmax_backward_body(const ScoreRow& row, const SoftmaxBackwar
 struct LogitRow {
   float* logits;
   int n, padded_n, target;
-  float weight;  // factor of the gradient
+  float weight;         // factor of the gradient
+  float smoothing = 0;  // share of the target probability that all tokens get equally (Szegedy et al. 2016)
 
   ScoreRow scores(float* row, float scale) const { return {row, 0, n, padded_n, scale}; }
 };
 
-// Replaces a row of logits by the gradient of weight * -ln p[target]. loss: -ln p[target], without the weight.
+// The mean of a row of logits.
+POCKET_BODY float mean_body(const LogitRow& row) {
+  float sums[16] = {};
+  for (int i = 0; i < row.padded_n; i += 16)
+    for (int j = 0; j < 16; j++) sums[j] += row.logits[i + j];
+  return sum16(sums) / float(row.n);
+}
+
+// Replaces a row of logits by the gradient of weight * -ln p[target]. loss: -ln p[target], without the weight. With
+// smoothing, of (1 - smoothing) * -ln p[target] + smoothing * mean of -ln p.
 POCKET_BODY void cross_entropy_body(const LogitRow& row, double* loss) {
   float* const logits = row.logits;
   float top = 0;
-  const double aim = logits[row.target];
+  const bool smooth = row.smoothing > 0;
+  const double share = double(row.smoothing);
+  const double aim =
+      smooth ? (1 - share) * double(logits[row.target]) + share * double(mean_body(row)) : double(logits[row.target]);
   const float sum = exp_scores_body(row.scores(logits, 1.f), top), factor = row.weight / sum;
   *loss = exact::log(double(sum)) + double(top) - aim;
   for (int i = 0, n = row.n; i < n; i++) logits[i] *= factor;
-  logits[row.target] -= row.weight;
+  const float spread = row.weight * row.smoothing / float(row.n);
+  for (int i = 0, n = row.n; smooth && i < n; i++) logits[i] -= spread;
+  logits[row.target] -= smooth ? row.weight * (1.f - row.smoothing) : row.weight;
 }
 
 // What a row learns from a teacher (Hinton, Vinyals and Dean 2015, arxiv.org/abs/1503.02531).
@@ -186,7 +201,8 @@ struct TeacherRow {
 // Replaces a row of logits by the gradient of weight * loss, loss = (1 - share) * -ln p[target] + share * T^2 *
 // KL(q || p), where q is the teacher's softmax and both distributions of the divergence are of logits / T.
 POCKET_BODY void distill_body(const LogitRow& row, const TeacherRow& teacher_row, double* loss) {
-  const auto [logits, n, padded_n, target, weight] = row;
+  const auto [logits, n, padded_n, target, weight, smoothing] = row;
+  (void)smoothing;
   const auto [teacher, scratch, share, temperature] = teacher_row;
   float *p = scratch, *q = scratch + padded_n, top_p = 0, top_q = 0;
   std::memcpy(p, logits, size_t(padded_n) * sizeof(float));

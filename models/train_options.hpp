@@ -9,6 +9,7 @@
 
 #include "../export/lora.hpp"
 #include "../export/program.hpp"
+#include "examples.hpp"
 #include "train_kernels.hpp"
 
 namespace pocket {
@@ -21,10 +22,13 @@ struct TrainOptions {
   int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 0, vocab = 0;
   int patch = 0, local_dim = 0, local_layers = 0, local_hidden = 0;
   int steps = 0, batch = 16, every = 0, threads = 0;
-  std::string lora_targets, teacher, own_text, messages;
+  std::string lora_targets, teacher, own_text, messages, loss_on = "completions", keep = "last";
   int lora_rank = 0, own_tokens = 1000000;
-  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = -1, temperature = 1;
+  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = -1, temperature = 1, smoothing = 0;
   bool instruct = false, resume = false, help = false;
+  std::vector<std::string> given;  // names of the options on the command line
+
+  bool is_given(const char* name) const { return std::find(given.begin(), given.end(), name) != given.end(); }
 
   bool megabyte() const { return architecture == "megabyte"; }
   // Whether the training text is the teacher's own: a draft is trained.
@@ -67,10 +71,11 @@ inline const Option<TrainOptions> kTrainOptions[] = {
      &TrainOptions::local_layers, 1, 1 << 10},
     {"", "--local-hidden", "N", "megabyte: width of its feed-forward blocks [4 times --local-dim]",
      &TrainOptions::local_hidden, 1, 1 << 20},
-    {"", "--init", "FILE", "continue training this model (f32), with its shape and vocabulary", &TrainOptions::init},
+    {"", "--init", "FILE", "continue training this model (f32; with --lora-rank any type), with its vocabulary",
+     &TrainOptions::init},
     {"", "--instruct", "", "train on instructions too, for run --words dog,cake", &TrainOptions::instruct},
     {"", "--licence", "TEXT", "licence of the text, shown by run --info", &TrainOptions::licence},
-    {"", "", "", "LoRA: train an adapter of --init; -o is a folder in PEFT's format, for export/convert --lora"},
+    {"", "", "", "LoRA: train an adapter of --init; -o is a folder in PEFT's format, for run --lora"},
     {"", "--lora-rank", "R", "rank of the adapter; the model itself does not change", &TrainOptions::lora_rank, 1,
      kMostRank},
     {"", "--lora-alpha", "A", "the adapter is scaled by A / R [R]", &TrainOptions::lora_alpha, 1e-6, 1e6},
@@ -81,10 +86,17 @@ inline const Option<TrainOptions> kTrainOptions[] = {
     {"", "--steps", "N", "steps [20 tokens or 60 bytes per parameter, at most 20 epochs]", &TrainOptions::steps, 1,
      1e9},
     {"", "--minutes", "M", "as many steps as this machine does in M minutes", &TrainOptions::minutes, 0.01, 1e6},
-    {"", "--batch", "N", "windows of --ctx tokens per step [16]", &TrainOptions::batch, 1, 65536},
+    {"", "--batch", "N", "windows of --ctx tokens per step [16]; memory does not depend on it from 8 on",
+     &TrainOptions::batch, 1, 65536},
     {"", "--lr", "RATE", "highest learning rate [0.003 for width 128, less for larger widths]", &TrainOptions::rate,
      1e-9, 1e30},
     {"", "--decay", "D", "weight decay [0.1]", &TrainOptions::decay, 0, 10},
+    {"", "--loss-on", "PART", "of examples: completions, or all for the prompts too [completions]",
+     &TrainOptions::loss_on},
+    {"", "--label-smoothing", "E", "share of the target probability that all tokens get equally [0]",
+     &TrainOptions::smoothing, 0, 0.9},
+    {"", "--keep", "WHICH", "the result: last, or best for the state with the lowest validation loss [last]",
+     &TrainOptions::keep},
     {"-s", "--seed", "N", "seed of the initial weights and of the order of the stories [1]", &TrainOptions::seed},
     {"", "", "", "Distillation: learn from a larger model too"},
     {"", "--teacher", "FILE", "the larger model, of any type; its vocabulary is used", &TrainOptions::teacher},
@@ -98,11 +110,12 @@ inline const Option<TrainOptions> kTrainOptions[] = {
     {"", "--messages", "FILE", "beginnings of messages, one per line, which a chat model completes and replies to",
      &TrainOptions::messages},
     {"", "", "", "While it runs"},
-    {"", "--valid", "FILE", "validation text [the last fiftieth of the stories, which are not trained on]",
+    {"", "--valid", "FILE", "validation text or examples [a fiftieth of the stories, which are not trained on]",
      &TrainOptions::valid},
     {"", "--every", "N", "steps between validations, each with a sample and a checkpoint [a twentieth of all steps]",
      &TrainOptions::every, 1, 1e9},
-    {"-i", "--prompt", "TEXT", "prompt of the samples [Once upon a time]", &TrainOptions::prompt},
+    {"-i", "--prompt", "TEXT", "prompt of the samples [Once upon a time; of examples a prompt of the validation]",
+     &TrainOptions::prompt},
     {"", "--checkpoint", "FILE", "file of the training state, for --resume [OUTPUT.checkpoint]",
      &TrainOptions::checkpoint},
     {"", "--resume", "", "continue from the checkpoint; the result is that of an uninterrupted run",
@@ -124,8 +137,17 @@ inline void print_train_help() {
       "  models/train letters.txt -o mine.bin --init story.bin  continues training a model of type f32\n"
       "  models/train letters.txt -o letters --init story.bin --lora-rank 8; export/convert story.bin --lora letters "
       "\\\n"
-      "    --type q8 -o mine.bin                                trains an adapter, and merges it into the model\n\n"
-      "The text is UTF-8: stories separated by lines <|endoftext|>, or one text. The same text and options give the\n"
+      "    --type q8 -o mine.bin                                trains an adapter, and merges it into the model\n"
+      "  models/train questions.jsonl -o support --init smollm2.bin --lora-rank 16; ./run smollm2.bin --lora support "
+      "-m chat\n"
+      "                                                         fine-tunes a model of any type on examples\n\n"
+      "The text is UTF-8: stories separated by lines <|endoftext|>, or one text; or, in a file *.jsonl, examples, one "
+      "per\n"
+      "line: {\"prompt\": TEXT, \"completion\": TEXT} or {\"messages\": [{\"role\": \"user\", \"content\": TEXT}, "
+      "...]}, laid "
+      "out\n"
+      "by the chat template of --init. Only completions and replies count in the loss. The same text and options give "
+      "the\n"
       "same model, bit for bit, on every machine.\n"
       "Samples are written to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 130 "
       "interrupted.\n");
@@ -157,16 +179,41 @@ inline void check_architecture(const TrainOptions& o, const std::vector<std::str
   }
 }
 
-// Rejects options whose values come from the checkpoint or from the model of --init.
+// Rejects options whose values come from the checkpoint or from the model of --init. The file of a frozen model is
+// named again.
 inline void check_fixed(const TrainOptions& o, const std::vector<std::string>& given) {
   for (const std::string& name : given) {
-    if (o.resume &&
-        is_one_of(name, {"--arch",           "--dim",          "--layers",       "--heads",      "--kv-heads",
-                         "--hidden",         "--ctx",          "--vocab",        "--tokenizer",  "--patch",
-                         "--local-dim",      "--local-layers", "--local-hidden", "--init",       "--steps",
-                         "--minutes",        "--batch",        "--lr",           "--decay",      "--seed",
-                         "--every",          "--instruct",     "--lora-rank",    "--lora-alpha", "--lora-targets",
-                         "--teacher-weight", "--temperature",  "--own-tokens"}))
+    if (o.resume && name == "--init") continue;
+    if (o.resume && is_one_of(name, {"--arch",
+                                     "--dim",
+                                     "--layers",
+                                     "--heads",
+                                     "--kv-heads",
+                                     "--hidden",
+                                     "--ctx",
+                                     "--vocab",
+                                     "--tokenizer",
+                                     "--patch",
+                                     "--local-dim",
+                                     "--local-layers",
+                                     "--local-hidden",
+                                     "--steps",
+                                     "--minutes",
+                                     "--batch",
+                                     "--lr",
+                                     "--decay",
+                                     "--seed",
+                                     "--every",
+                                     "--instruct",
+                                     "--lora-rank",
+                                     "--lora-alpha",
+                                     "--lora-targets",
+                                     "--teacher-weight",
+                                     "--temperature",
+                                     "--own-tokens",
+                                     "--loss-on",
+                                     "--label-smoothing",
+                                     "--keep"}))
       throw Failure{2, name + ": is not valid with --resume, which keeps the earlier value"};
     if (!o.init.empty() &&
         is_one_of(name, {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"}))
@@ -181,7 +228,7 @@ inline void check_lora_options(const TrainOptions& o, const std::vector<std::str
       throw Failure{2, name + ": is not valid for an adapter; export/convert --lora makes a model of it"};
   }
   if (o.lora_rank > 0 && o.init.empty())
-    throw Failure{2, "--lora-rank: requires --init MODEL, the model (f32) to train an adapter of"};
+    throw Failure{2, "--lora-rank: requires --init MODEL, the model to train an adapter of"};
 }
 
 inline void check_teacher_options(const TrainOptions& o, const std::vector<std::string>& given) {
@@ -202,6 +249,21 @@ inline void check_draft_options(const TrainOptions& o, const std::vector<std::st
   }
 }
 
+inline void check_example_options(const TrainOptions& o, const std::vector<std::string>& given) {
+  const bool examples = has_examples(o.text());
+  if (!is_one_of(o.loss_on, {"completions", "all"}))
+    throw Failure{2, "--loss-on: expected completions or all, found '" + o.loss_on + "'"};
+  if (!is_one_of(o.keep, {"last", "best"})) throw Failure{2, "--keep: expected last or best, found '" + o.keep + "'"};
+  for (const std::string& name : given) {
+    if (!examples && name == "--loss-on")
+      throw Failure{2, "--loss-on: is only valid for examples, in a file whose name ends in .jsonl"};
+    if (examples && is_one_of(name, {"--instruct", "--teacher", "--arch"}))
+      throw Failure{2, name + ": is not valid for examples"};
+  }
+  if (examples && !o.valid.empty() && !has_examples(o.valid))
+    throw Failure{2, "--valid: expected examples, in a file whose name ends in .jsonl, found " + o.valid};
+}
+
 inline std::string train_kernel_names() {
   std::string names;
   for (const TrainKernels* k = train_kernel_table(); k->name; k++)
@@ -217,6 +279,7 @@ inline TrainOptions parse_train_options(int argc, char** argv) {
   TrainOptions o;
   const std::vector<std::string> given = parse_options(argc, argv, kTrainOptions, "put all stories in one file", o);
   if (o.help) return o;
+  o.given = given;
   if (o.model.empty() && o.teacher.empty())
     throw Failure{2, "expected a text to train on, or --teacher MODEL, which writes one; see models/train --help"};
   if (o.output.empty()) throw Failure{2, "requires -o OUT.bin, the model file to write"};
@@ -229,6 +292,7 @@ inline TrainOptions parse_train_options(int argc, char** argv) {
   check_lora_options(o, given);
   check_teacher_options(o, given);
   check_draft_options(o, given);
+  check_example_options(o, given);
   if (!o.kernels())
     throw Failure{2, "--kernel: '" + o.kernel + "' is not supported by this CPU; available: " + train_kernel_names()};
   if (o.context == 0) o.context = o.megabyte() ? round_up(1024, o.patch ? o.patch : 4) : 256;

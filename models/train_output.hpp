@@ -9,7 +9,21 @@ namespace pocket {
 
 namespace train_detail {
 
-// The provenance of the model file. Part of the file, which is the same for the same training.
+// The value of a line of a provenance; "" if there is none.
+inline std::string provenance_value(const std::string& provenance, const std::string& name) {
+  const std::string text = "\n" + provenance, begin = "\n" + name + ": ";
+  const size_t at = text.find(begin);
+  if (at == text.npos) return "";
+  return text.substr(at + begin.size(), text.find('\n', at + 1) - at - begin.size());
+}
+
+// Both parts, separated by a semicolon.
+inline std::string joined(const std::string& a, const std::string& b) {
+  return a + (a.empty() || b.empty() || a == b ? "" : "; ") + (a == b ? "" : b);
+}
+
+// The provenance of the model file. Part of the file, which is the same for the same training. A model that continues
+// another one keeps its name, source and licence.
 inline std::string provenance_of(const TrainingSetup& t) {
   char how[200];
   const std::string text = t.o.draft() ? "the own text of " + base_name(t.o.teacher) + ", with its probabilities"
@@ -18,9 +32,13 @@ inline std::string provenance_of(const TrainingSetup& t) {
   std::snprintf(how, sizeof how, "%lld steps of %lld %ss, seed %llu; %.4f bits a character on %zu %ss it has not seen",
                 static_cast<long long>(t.plan.steps), static_cast<long long>(t.tokens_per_step()), unit,
                 static_cast<unsigned long long>(t.plan.seed), t.progress.bits, count_targets(t.validation), unit);
-  return provenance_line("source", "trained on " + text) + provenance_line("licence", t.o.licence) +
+  const std::string& base = t.texts.provenance;
+  const bool instructed = t.plan.instruct || takes_instructions(base);
+  return provenance_line("name", provenance_value(base, "name")) +
+         provenance_line("source", joined(provenance_value(base, "source"), "trained on " + text)) +
+         provenance_line("licence", joined(provenance_value(base, "licence"), t.o.licence)) +
          provenance_line("weights", t.o.type) + provenance_line("training", how) +
-         (t.plan.instruct ? kTakesInstructions : "");
+         (instructed ? kTakesInstructions : "");
 }
 
 inline Type type_named(const std::string& name) {
@@ -31,8 +49,9 @@ inline Type type_named(const std::string& name) {
 inline void write_trained_model(const TrainingSetup& t) {
   ModelParts parts;
   t.architecture->describe(parts, t.plan.context);
+  if (t.chat.known() || !t.chat.stop_ids.empty()) parts.chat = t.chat;
   parts.type = type_named(t.o.type);
-  if (t.plan.architecture == kLlama) parts.tokenizer = t.tokenizer_blob;
+  if (t.plan.architecture == kLlama) parts.tokenizer = t.texts.tokenizer;
   parts.threads = t.o.threads;
   parts.provenance = provenance_of(t);
   const std::string output = one_line(t.o.output), prompt = one_line(t.o.prompt);
@@ -49,8 +68,9 @@ inline void write_trained_adapter(const TrainingSetup& t) {
   std::string error;
   if (!write_adapter(t.o.output, t.plan.lora, t.weights->adapters, error))
     throw Failure{1, error + "; the checkpoint is complete: use --resume to write the folder again"};
-  std::fprintf(stderr, "%s: an adapter, after %s of training; try: export/convert %s --lora %s --type q8 -o OUT.bin\n",
-               output.c_str(), duration_text(t.progress.seconds).c_str(), base.c_str(), output.c_str());
+  std::fprintf(stderr, "%s: an adapter, after %s of training; try: ./run %s --lora %s%s\n", output.c_str(),
+               duration_text(t.progress.seconds).c_str(), base.c_str(), output.c_str(),
+               t.chat.known() ? " -m chat" : " -i \"...\"");
 }
 
 }  // namespace train_detail

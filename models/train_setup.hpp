@@ -28,8 +28,8 @@ class TrainingSetup {
     if (std::find(outputs.begin(), outputs.end(), o.own_text) != outputs.end())
       throw Failure{2, "--own-text: expected another file than those of the draft, found " + o.own_text};
     if (o.draft()) open_teacher();
-    Texts texts = o.draft() ? Texts() : read_texts(o);
-    o.resume ? resume(texts) : begin(texts);
+    Texts stories = o.draft() ? Texts() : read_texts(o);
+    o.resume ? resume(stories) : begin(stories);
   }
 
   int64_t tokens_per_step() const { return int64_t(plan.batch) * plan.context; }
@@ -39,8 +39,9 @@ class TrainingSetup {
   const TrainOptions& o;
   TrainPlan plan = {};
   TrainProgress progress;
-  std::string tokenizer_blob;
+  ModelTexts texts;
   Tokenizer tokenizer;
+  ChatTemplate chat;  // of --init, else empty
   TokenText train, valid;
   std::vector<Window> validation;
   std::unique_ptr<ModelTeacher> teacher;  // null: none
@@ -64,43 +65,70 @@ class TrainingSetup {
     if (!good) throw Failure{1, error};
   }
 
-  void begin(Texts& texts) {
+  void begin(Texts& stories) {
     std::string error;
     check_outputs(o.lora_rank > 0);
-    Model init;
-    if (!o.init.empty() && !init.open(o.init.c_str())) throw Failure{1, init.error};
+    open_init();
     plan.seed = uint64_t(number("--seed", o.seed, 0, 9e15, true));
     plan.instruct = o.instruct;
-    if (plan.instruct) add_instructions(texts, plan.seed);
+    plan.examples = has_examples(o.text());
+    plan.loss_on_all = plan.examples && o.loss_on == "all";
+    plan.keep_best = o.keep == "best";
+    plan.smoothing = o.smoothing;
+    if (plan.instruct) add_instructions(stories, plan.seed);
     if (!o.teacher.empty() && !teacher) open_teacher();
-    load_tokenizer(tokenizer_for(o, texts, init, teacher ? &teacher->model() : nullptr));
+    texts.chat = init->chat_bytes();
+    texts.provenance = init->provenance();
+    load_tokenizer(tokenizer_for(o, stories, *init, teacher ? &teacher->model() : nullptr));
     if (o.draft()) write_own_text();
-    plan_shape(init, texts.bytes.size());
-    open_texts(texts);
-    plan_training(init);
+    plan_shape(stories.bytes.size());
+    open_texts(stories);
+    plan_training();
     create();
     if (o.init.empty())
       architecture->initialize(*weights, plan.seed);
-    else if (!load_weights(init, o.init, *weights, error))
+    else if (!plan.base && !load_weights(*init, o.init, *weights, error))
       throw Failure{1, error};
+    if (!plan.base) init.reset();  // its pages count as memory of the program
     initialize(weights->adapters, plan.seed);
     trainer->repack();
     plan_steps();
   }
 
-  void resume(Texts& texts) {
+  void open_init() {
+    if (!o.init.empty() && !init->open(o.init.c_str())) throw Failure{1, init->error};
+  }
+
+  // The frozen model of an adapter, which the checkpoint does not contain.
+  void resume_init() {
+    if (!plan.base && !o.init.empty())
+      throw Failure{2, "--init: is not valid with --resume, which keeps the earlier value"};
+    if (plan.base && o.init.empty())
+      throw Failure{2, "--resume: requires --init MODEL, the model file that the adapter is trained for"};
+    open_init();
+    if (plan.base && init->checksum() != plan.base)
+      throw Failure{1, o.init + ": is not the model of this training; give the same file"};
+  }
+
+  void resume(Texts& stories) {
     CheckpointFile file;
     std::string error;
     if (!file.read(o.checkpoint, error)) throw Failure{1, error};
     plan = file.plan;
     progress = file.progress;
     check_outputs(plan.lora.rank > 0);
-    if (plan.instruct) add_instructions(texts, plan.seed);
-    if (plan.architecture == kMegabyte && file.tokenizer != Tokenizer::to_blob(byte_vocabulary()))
+    resume_init();
+    if (plan.lora.rank > 0 && o.is_given("--type"))
+      throw Failure{2, "--type: is not valid for an adapter; export/convert --lora makes a model of it"};
+    if (plan.examples != has_examples(o.text()))
+      throw Failure{1, o.checkpoint + ": is of a training on other texts; give the same text"};
+    if (plan.instruct) add_instructions(stories, plan.seed);
+    if (plan.architecture == kMegabyte && file.texts.tokenizer != Tokenizer::to_blob(byte_vocabulary()))
       throw Failure{1, o.checkpoint + ": tokenizer: expected the 256 bytes, found another"};
-    load_tokenizer(file.tokenizer);
+    texts = file.texts;
+    load_tokenizer(texts.tokenizer);
     resume_draft();
-    open_texts(texts);
+    open_texts(stories);
     if (hash_of(train) != plan.text_hash || hash_of(valid) != plan.valid_hash)
       throw Failure{1, o.checkpoint + ": is of a training on other texts; give the same " +
                            (o.valid.empty() ? "text" : "text and --valid")};
@@ -116,8 +144,12 @@ class TrainingSetup {
   }
 
   void load_tokenizer(const std::string& blob) {
-    tokenizer_blob = blob;
-    if (!tokenizer.load(tokenizer_blob)) throw Failure{1, tokenizer.error};
+    texts.tokenizer = blob;
+    if (!tokenizer.load(texts.tokenizer)) throw Failure{1, tokenizer.error};
+    if (texts.chat.empty()) return;
+    if (!chat.load(texts.chat, o.resume ? plan.config.vocab_size : init->config.vocab_size))
+      throw Failure{1, o.init + ": " + chat.error};
+    if (!tokenizer.make_control(chat.ids())) throw Failure{1, tokenizer.error};
   }
 
   void open_teacher() {
@@ -175,14 +207,14 @@ class TrainingSetup {
       throw Failure{1, o.teacher + ": is not the teacher of this training; give the same model"};
   }
 
-  void plan_shape(const Model& init, size_t characters) {
+  void plan_shape(size_t characters) {
     const TextSize size = o.draft() ? kDraftSize : size_for(characters);
     plan.architecture = o.megabyte() ? kMegabyte : kLlama;
     if (o.megabyte())
       plan.megabyte = megabyte_shape(o, size);
     else
       plan.config =
-          o.init.empty() ? llama_shape(o, size, o.draft() ? draft_vocabulary.size() : tokenizer.size()) : init.config;
+          o.init.empty() ? llama_shape(o, size, o.draft() ? draft_vocabulary.size() : tokenizer.size()) : init->config;
     if (std::string error; !check_trainable(plan.config, o.init, error)) throw Failure{1, error};
     plan.context = o.context;
     plan.batch = o.batch;
@@ -191,20 +223,30 @@ class TrainingSetup {
                            ", the context of the model, found " + std::to_string(plan.context)};
   }
 
-  void open_texts(const Texts& texts) {
+  void open_texts(const Texts& stories) {
     if (o.draft()) return open_own_text();
     if (plan.architecture == kMegabyte) {
       architecture = std::make_unique<TrainedMegabyte>(plan.megabyte, tokenizer);
-      reject_byte_0(texts.bytes, o.model);
-      reject_byte_0(texts.valid_bytes, o.valid);
+      reject_byte_0(stories.bytes, o.model);
+      reject_byte_0(stories.valid_bytes, o.valid);
     } else {
       if (tokenizer.size() > plan.config.vocab_size)
         throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(plan.config.vocab_size) +
                              " pieces, found " + std::to_string(tokenizer.size())};
-      architecture = std::make_unique<TrainedLlama>(plan.config, tokenizer);
+      if (!o.resume && o.lora_rank > 0 && !init->all_f32) plan.base = init->checksum();
+      if (plan.base)
+        architecture = std::make_unique<TrainedFrozen>(*init, tokenizer);
+      else
+        architecture = std::make_unique<TrainedLlama>(plan.config, tokenizer);
     }
-    train = encode_stories(texts.train, *architecture);
-    valid = encode_stories(texts.valid, *architecture);
+    if (plan.examples) {
+      const ExampleReader reader(tokenizer, chat, plan.context, plan.loss_on_all);
+      train = encode_examples(o.model, stories.train, stories.train_lines, reader);
+      valid = encode_examples(o.valid.empty() ? o.model : o.valid, stories.valid, stories.valid_lines, reader);
+    } else {
+      train = encode_stories(stories.train, *architecture);
+      valid = encode_stories(stories.valid, *architecture);
+    }
   }
 
   // The last fiftieth of the texts is for validation.
@@ -217,8 +259,8 @@ class TrainingSetup {
     stored = std::make_unique<StoredTeacher>(draft_vocabulary.size());
   }
 
-  void plan_training(const Model& init) {
-    if (o.lora_rank > 0) plan_lora(init);
+  void plan_training() {
+    if (o.lora_rank > 0) plan_lora();
     if (teacher) plan.distill = {o.share, o.temperature, teacher->model().checksum(), plan.distill.texts};
     plan.adam.decay = double(o.decay);
     const bool tuned = !o.init.empty() && plan.lora.rank == 0;
@@ -227,14 +269,14 @@ class TrainingSetup {
     plan.valid_hash = hash_of(valid);
   }
 
-  void plan_lora(const Model& init) {
+  void plan_lora() {
     LoraPlan& lora = plan.lora;
     std::string error;
     lora.rank = o.lora_rank;
     lora.alpha = o.lora_alpha > 0 ? o.lora_alpha : float(o.lora_rank);
     if (!parse_lora_targets(o.lora_targets, lora.targets, error)) throw Failure{2, "--lora-targets: " + error};
-    if (!check_lora(init.config, lora, error)) throw Failure{2, error};
-    if (plan.instruct && !takes_instructions(init.provenance()))
+    if (!check_lora(init->config, lora, error)) throw Failure{2, error};
+    if (plan.instruct && !takes_instructions(init->provenance()))
       throw Failure{
           2, "--instruct: " + o.init + " was not trained on instructions; this cannot be recorded in an adapter"};
   }
@@ -242,7 +284,7 @@ class TrainingSetup {
   // Checks that the teacher has the student's tokens and a sufficient context.
   void check_teacher() const {
     const Model& m = teacher->model();
-    if (m.tokenizer_bytes() != tokenizer_blob || m.config.vocab_size != plan.config.vocab_size)
+    if (m.tokenizer_bytes() != texts.tokenizer || m.config.vocab_size != plan.config.vocab_size)
       throw Failure{
           1, o.teacher + ": the vocabulary of the teacher differs from that of the model" +
                  (o.init.empty() && o.tokenizer.empty() ? "" : "; without --init and -z both use the teacher's")};
@@ -253,7 +295,11 @@ class TrainingSetup {
 
   // Creates the objects of the plan.
   void create() {
-    if (train.ids.size() <= size_t(plan.context))
+    if (train.whole() || plan.examples) {
+      if (train.ids.empty())
+        throw Failure{
+            1, o.text() + ": expected an example that fits --ctx " + std::to_string(plan.context) + ", found none"};
+    } else if (train.ids.size() <= size_t(plan.context))
       throw Failure{1, o.text() + ": expected more " + architecture->unit() + "s than --ctx " +
                            std::to_string(plan.context) + ", found " + std::to_string(train.ids.size()) +
                            "; use a longer text or a smaller --ctx"};
@@ -265,8 +311,13 @@ class TrainingSetup {
     if (stored) stored->share = plan.distill.share;
     weights = architecture->new_weights();
     if (plan.lora.rank > 0) weights->adapt(adapters_for(plan.config, plan.lora));
+    if (plan.base && teacher) throw Failure{2, "--teacher: is only valid for adapters of models of type f32"};
+    if (plan.keep_best && valid.ids.empty())
+      throw Failure{2, "--keep best: requires validation texts; give some with --valid"};
     trainer = std::make_unique<Trainer>(*weights, o.threads, plan.context, *o.kernels(), source);
     trainer->cancelled = [] { return interrupted != 0; };
+    trainer->set_smoothing(plan.smoothing);
+    if (plan.keep_best) trainer->best = Floats(weights->learned().size());
     stream = std::make_unique<WindowStream>(train, plan.context, plan.seed);
     validation = validation_windows(valid, plan.context);
   }
@@ -274,12 +325,14 @@ class TrainingSetup {
   void print_texts() const {
     char tokens[100] = "";
     const bool bytes = plan.architecture == kMegabyte;
-    const char* const texts = stored ? "texts" : "stories";
-    if (!bytes)
+    const char* const kind = stored ? "texts" : plan.examples ? "examples" : "stories";
+    if (plan.examples)
+      std::snprintf(tokens, sizeof tokens, " of completions, %zu tokens", train.ids.size());
+    else if (!bytes)
       std::snprintf(tokens, sizeof tokens, ", %zu tokens (%.2f characters per token)", train.ids.size(),
                     double(train.bytes) / double(train.ids.size()));
-    std::fprintf(stderr, "train: text: %zu %s, %.2f MB%s; validation: %zu %s, %zu %ss\n", train.begins.size(), texts,
-                 double(train.bytes) / 1e6, tokens, valid.begins.size(), texts, bytes ? valid.bytes : valid.ids.size(),
+    std::fprintf(stderr, "train: text: %zu %s, %.2f MB%s; validation: %zu %s, %zu %ss\n", train.begins.size(), kind,
+                 double(train.bytes) / 1e6, tokens, valid.begins.size(), kind, bytes ? valid.bytes : valid.ids.size(),
                  architecture->unit());
   }
 
@@ -298,7 +351,9 @@ class TrainingSetup {
       std::fprintf(stderr, "train: adapter: %.3f M parameters, rank %d, alpha %g; the model itself does not change\n",
                    double(count_parameters(adapters.parameters)) / 1e6, adapters.rank, double(plan.lora.alpha));
     const size_t pass = architecture->pass_bytes(plan.context, adapters.rank, teacher != nullptr);
-    size_t memory = Trainer::memory_bytes(all, adapters, pass, o.threads, plan.batch);
+    const std::vector<Parameter> none;
+    size_t memory = Trainer::memory_bytes(plan.base ? none : all, adapters, pass, o.threads, plan.batch);
+    if (plan.base) memory += init->bytes_per_token;
     if (teacher && !stored) {
       memory += teacher->memory_bytes(o.threads, plan.context);
       std::fprintf(stderr, "train: teacher: %.2f M parameters, --teacher-weight %g --temperature %g\n",
@@ -362,6 +417,7 @@ class TrainingSetup {
                  duration_text(time).c_str());
   }
 
+  std::unique_ptr<Model> init = std::make_unique<Model>();  // of --init; null once it is not needed
   double start_;  // when the training began, for --minutes; the time to write text is not part of it
 };
 

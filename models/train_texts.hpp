@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "examples.hpp"
 #include "instruct.hpp"
 #include "tokenizer_trainer.hpp"
 #include "train_shape.hpp"
@@ -13,10 +14,17 @@
 
 namespace pocket {
 
-// The stories for training and validation, as views of the texts.
+// The stories for training and validation, or the lines with examples, as views of the texts.
 struct Texts {
   std::string bytes, valid_bytes, instructed;
   std::vector<std::string_view> train, valid;
+  std::vector<size_t> train_lines, valid_lines;  // of examples: their line numbers; else empty
+
+  // The part of `bytes` that is not for validation.
+  std::string_view train_bytes() const {
+    const bool held_back = valid_bytes.empty() && !valid.empty();
+    return std::string_view(bytes).substr(0, held_back ? size_t(valid[0].data() - bytes.data()) : bytes.size());
+  }
 };
 
 namespace train_detail {
@@ -44,9 +52,35 @@ inline void hold_back(Texts& t) {
 
 }  // namespace train_detail
 
+// Reads the lines of examples. Without --valid a fiftieth of them is for validation: of each 50 one, so that a file in any
+// order is represented. Throws Failure.
+inline Texts read_examples(const TrainOptions& o) {
+  Texts t;
+  const auto lines_of = [](const std::string& path, std::string& bytes) {
+    bytes = read_all(path, longest_training_text());
+    const auto lines = numbered_lines(bytes);
+    if (lines.empty()) throw Failure{1, path + ": expected examples, one JSON object per line, found none"};
+    return lines;
+  };
+  const auto add = [](const auto& line, std::vector<std::string_view>& lines, std::vector<size_t>& numbers) {
+    lines.push_back(line.first);
+    numbers.push_back(line.second);
+  };
+  const auto lines = lines_of(o.model, t.bytes);
+  const size_t last = lines.size() - 1;
+  for (size_t i = 0; i <= last; i++) {
+    const bool valid = o.valid.empty() && last > 0 && (i % 50 == 49 || (i == last && last < 49));
+    valid ? add(lines[i], t.valid, t.valid_lines) : add(lines[i], t.train, t.train_lines);
+  }
+  if (!o.valid.empty())
+    for (const auto& line : lines_of(o.valid, t.valid_bytes)) add(line, t.valid, t.valid_lines);
+  return t;
+}
+
 // Reads the text, and the validation text if there is one. Throws Failure.
 inline Texts read_texts(const TrainOptions& o) {
   Texts t;
+  if (has_examples(o.model)) return read_examples(o);
   t.bytes = train_detail::read_stories(o.model);
   t.train = split_stories(t.bytes);
   if (o.valid.empty()) {
@@ -75,8 +109,26 @@ inline TokenText encode_stories(const std::vector<std::string_view>& stories, co
   return text;
 }
 
+// The examples of lines as token ids. What was left out is reported. Throws Failure.
+inline TokenText encode_examples(const std::string& path, const std::vector<std::string_view>& lines,
+                                 const std::vector<size_t>& numbers, ExampleReader reader) {
+  TokenText text;
+  for (size_t i = 0; i < lines.size(); i++) {
+    if (!reader.add(path, lines[i], numbers[i], text)) throw Failure{1, reader.error};
+    stop_if_interrupted();
+  }
+  if (reader.too_long > 0)
+    print_message("train",
+                  path + ": left out " + std::to_string(reader.too_long) + " of " + std::to_string(lines.size()) +
+                      " examples, which are longer than --ctx; the longest has " + std::to_string(reader.longest) +
+                      " tokens or more, the first is in line " + std::to_string(reader.first_long));
+  return text;
+}
+
 inline uint64_t hash_of(const TokenText& t) {
-  return hash_bytes(t.ids.data(), t.ids.size() * sizeof(int)) ^
+  uint64_t counts = 0;
+  for (size_t i = 0; i < t.counts.size(); i++) counts = (counts ^ t.counts[i]) * 0x9E3779B97F4A7C15 + i;
+  return counts ^ hash_bytes(t.ids.data(), t.ids.size() * sizeof(int)) ^
          hash_bytes(t.begins.data(), t.begins.size() * sizeof(size_t)) ^
          hash_bytes(t.likely.data(), t.likely.size() * sizeof(Candidate));
 }
@@ -89,11 +141,11 @@ inline void reject_byte_0(const std::string& text, const std::string& path) {
         1, path + ": text: byte 0 is not supported by --arch megabyte, found one at offset " + std::to_string(at)};
 }
 
-// Trains a vocabulary on the texts: of --vocab pieces, or as many as suit the text. Returns the tokenizer's blob.
+// Trains a vocabulary on the texts for training: of --vocab pieces, or as many as suit the text. Returns the tokenizer's blob.
 inline std::string new_vocabulary(const TrainOptions& o, const Texts& texts) {
   Tokenizer::Vocabulary v;
   std::string error;
-  const std::string& text = texts.instructed.empty() ? texts.bytes : texts.instructed;
+  const std::string_view text = texts.instructed.empty() ? texts.train_bytes() : texts.instructed;
   int size = o.vocab ? o.vocab : size_for(texts.bytes.size()).vocab;
   while (!train_vocabulary(text, size, v, error)) {  // a short text may have fewer pieces
     if (o.vocab || size < 260) throw Failure{1, o.model + ": " + error};

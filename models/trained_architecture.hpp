@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../export/program.hpp"
-#include "llama_train.hpp"
+#include "frozen_llama.hpp"
 #include "trained_rows.hpp"
 #include "training_text.hpp"
 
@@ -85,6 +85,22 @@ class TrainedLlama : public TrainedArchitecture {
  private:
   const Config& c_;
   const Tokenizer& tokenizer_;
+};
+
+// A Llama whose weights stay in a file; only adapters are trained. All three outlive the object.
+class TrainedFrozen : public TrainedLlama {
+ public:
+  TrainedFrozen(const Model& model, const Tokenizer& tokenizer)
+      : TrainedLlama(model.config, tokenizer), model_(model) {}
+
+  std::unique_ptr<LearnedWeights> new_weights() const override { return std::make_unique<FrozenLlama>(model_); }
+  void initialize(LearnedWeights&, uint64_t) const override {}
+  size_t pass_bytes(int tokens, int rank, bool) const override {
+    return FrozenPass::bytes(model_.config, tokens, rank);
+  }
+
+ private:
+  const Model& model_;
 };
 
 }  // namespace pocket

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,12 @@ class Training {
       checkpoint(false);
     }
     if (progress_.validated != progress_.step) record(true);  // interrupted during the last validation
+    if (plan_.keep_best && progress_.best_step > 0) {
+      std::fprintf(stderr,
+                   "train: the best validation was after step %lld, %.4f nats per %s; this state is the result\n",
+                   static_cast<long long>(progress_.best_step), progress_.best_loss, unit());
+      std::swap(t_.weights->learned(), t_.trainer->best);
+    }
     write_result(t_);
   }
 
@@ -122,6 +129,14 @@ class Training {
                  "%.4f\n",
                  static_cast<long long>(progress_.step), row.validation, unit(), row.bits_per_character, row.train);
     if (t_.stored) print_agreement();
+    if (plan_.keep_best && (progress_.best_step == 0 || row.validation < progress_.best_loss)) keep(row.validation);
+  }
+
+  void keep(double loss) {
+    Floats& best = t_.trainer->best;
+    std::memcpy(best.data(), t_.weights->learned().data(), best.size() * sizeof(float));
+    progress_.best_step = progress_.step;
+    progress_.best_loss = loss;
   }
 
   // The share of a draft's tokens that its teacher would accept at temperature 0.
@@ -137,20 +152,29 @@ class Training {
 
   // Writes samples to stdout.
   void sample() {
-    write_sample(o_.prompt);
-    if (plan_.instruct) write_sample(instruction_prompt({{"dog", "cake"}, {}, ""}));
+    if (plan_.examples && !o_.is_given("--prompt")) return write_sample(example_prompt());
+    write_sample(t_.architecture->encode_prompt(o_.prompt));
+    if (plan_.instruct) write_sample(t_.architecture->encode_prompt(instruction_prompt({{"dog", "cake"}, {}, ""})));
   }
 
-  void write_sample(const std::string& prompt) {
+  // The tokens of an example before those that count.
+  std::vector<int> example_prompt() const {
+    const TokenText& text = t_.valid.ids.empty() ? t_.train : t_.valid;
+    size_t n = 1;
+    while (n < text.end(0) && !text.counts[n]) n++;
+    return {text.ids.begin(), text.ids.begin() + ptrdiff_t(n)};
+  }
+
+  void write_sample(std::vector<int> ids) {
     const TrainedArchitecture& architecture = *t_.architecture;
     const size_t context = size_t(plan_.context);
     Sampler pick({0.8f, 0.9f, plan_.seed});
-    std::vector<int> ids = architecture.encode_prompt(prompt);
     if (ids.size() > context) ids.resize(context);
     const size_t end = std::min(ids.size() + size_t(architecture.sample_length()), context);
     while (ids.size() < end) {
       const int id = pick(t_.trainer->next_logits(ids), architecture.vocab_size());
-      if (id == architecture.end_id()) break;
+      const std::vector<int>& stops = t_.chat.stop_ids;
+      if (id == architecture.end_id() || std::find(stops.begin(), stops.end(), id) != stops.end()) break;
       ids.push_back(id);
     }
     const std::string text = architecture.decode(ids);
@@ -162,7 +186,7 @@ class Training {
   // required: a failure ends the program; otherwise it is a warning.
   void checkpoint(bool required) {
     std::string error;
-    if (write_checkpoint(o_.checkpoint, plan_, progress_, t_.tokenizer_blob, *t_.weights, *t_.trainer, error)) {
+    if (write_checkpoint(o_.checkpoint, plan_, progress_, t_.texts, *t_.weights, *t_.trainer, error)) {
       saved_step_ = progress_.step;
       return;
     }

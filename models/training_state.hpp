@@ -33,6 +33,11 @@ struct TrainPlan {
   DistillPlan distill;
   uint64_t seed = 0;
   bool instruct = false;                   // stories follow instructions
+  bool examples = false;                   // the text is examples, which stay whole
+  bool loss_on_all = false;                // of examples: the prompts count too
+  bool keep_best = false;                  // the result is the state with the best validation, not the last one
+  float smoothing = 0;                     // of labels: the share of the loss that is spread over all tokens
+  uint64_t base = 0;                       // checksum of the frozen model file that an adapter is of; 0: none
   uint64_t text_hash = 0, valid_hash = 0;  // of the token ids of the texts
 };
 
@@ -49,10 +54,18 @@ struct TrainProgress {
   int64_t counted = 0;           // number of steps in that sum
   double bits = 0;               // bits per character of the last validation
   int64_t validated = 0;         // step of the last validation
+  int64_t best_step = 0;         // step of the best validation; 0: none yet
+  double best_loss = 0;          // its loss, nats per token
+};
+
+// What a model file has besides its weights. Part of the checkpoint.
+struct ModelTexts {
+  std::string tokenizer = {};              // blob
+  std::string chat = {}, provenance = {};  // of the model that the training continues, else "": sections of its file
 };
 
 inline constexpr char kCheckpointMagic[8] = {'P', 'K', 'T', 'T', 'R', 'A', 'I', 'N'};
-inline constexpr uint32_t kCheckpointVersion = 4;
+inline constexpr uint32_t kCheckpointVersion = 5;
 
 // ---- The fields of a checkpoint ----
 //
@@ -105,8 +118,11 @@ template <class Each> bool for_each_field(TrainPlan& p, const Each& each) {
          each("teacher weight", p.distill.share, 0, 1) && each("temperature", p.distill.temperature, 0.01, 1000) &&
          each("teacher", p.distill.teacher, least, most) &&
          each("own texts", p.distill.texts, 0, llama ? INT32_MAX : 0) && each("seed", p.seed, 0, int64_t(9e15)) &&
-         each("instruct", p.instruct, 0, llama) && each("text", p.text_hash, INT64_MIN, INT64_MAX) &&
-         each("validation text", p.valid_hash, INT64_MIN, INT64_MAX);
+         each("instruct", p.instruct, 0, llama) && each("examples", p.examples, 0, llama) &&
+         each("loss on all", p.loss_on_all, 0, p.examples) && each("keep best", p.keep_best, 0, 1) &&
+         each("label smoothing", p.smoothing, 0, 0.9) &&
+         each("base", p.base, p.lora.rank > 0 ? least : 0, p.lora.rank > 0 ? most : 0) &&
+         each("text", p.text_hash, INT64_MIN, INT64_MAX) && each("validation text", p.valid_hash, INT64_MIN, INT64_MAX);
 }
 
 template <class Each> bool for_each_field(TrainProgress& p, const TrainPlan& plan, const Each& each) {
@@ -114,7 +130,8 @@ template <class Each> bool for_each_field(TrainProgress& p, const TrainPlan& pla
   return each("step", p.step, 0, plan.steps) && each("epoch", p.epoch, 0, most_windows) &&
          each("index", p.index, 0, most_windows) && each("seconds", p.seconds, 0, 1e12) &&
          each("sum of losses", p.train, -1e300, 1e300) && each("losses", p.counted, 0, p.step) &&
-         each("bits per character", p.bits, -1e300, 1e300) && each("validated", p.validated, 0, p.step);
+         each("bits per character", p.bits, -1e300, 1e300) && each("validated", p.validated, 0, p.step) &&
+         each("best step", p.best_step, 0, p.step) && each("best loss", p.best_loss, 0, 1e300);
 }
 
 // Writes a field in 8 bytes: a whole number as int64, a real number as double.
@@ -158,40 +175,77 @@ struct FieldReader {
 
 // ---- The file ----
 
-// The arrays of a checkpoint, in order: weights, adapters if there are any, AdamW's means and squares.
+// The arrays of a checkpoint, in order: weights, none if they are frozen in a file; adapters if there are any; AdamW's
+// means and squares; the best values if they are kept.
 template <class M, class T> auto arrays_of(M& model, T& trainer) {
   std::vector all = {&model.values, &trainer.mean, &trainer.square};
   if (model.adapted()) all.insert(all.begin() + 1, &model.adapters.values);
+  if (trainer.best.size() > 0) all.push_back(&trainer.best);
   return all;
 }
 
-// The beginning of a checkpoint: magic, version, the fields of plan and progress, the tokenizer's blob after its size.
-inline ByteWriter checkpoint_head(TrainPlan plan, TrainProgress progress, const std::string& tokenizer) {
+// The beginning of a checkpoint: magic, version, the fields of plan and progress, and the texts, each after its size.
+inline ByteWriter checkpoint_head(TrainPlan plan, TrainProgress progress, const ModelTexts& texts) {
   ByteWriter out;
   out.bytes.append(kCheckpointMagic, sizeof kCheckpointMagic);
   out.put(kCheckpointVersion);
   for_each_field(plan, FieldWriter{out});
   for_each_field(progress, plan, FieldWriter{out});
-  out.put_string(tokenizer);
+  for (const std::string* text : {&texts.tokenizer, &texts.chat, &texts.provenance}) out.put_string(*text);
   return out;
 }
 
+// A file that is written piece by piece, and XXH64 of its bytes.
+class HashedFile {
+ public:
+  bool open(const std::string& path) { return file_.open(path); }
+  void write(const void* data, size_t n) {
+    file_.write(data, n);
+    for (const char* at = static_cast<const char*>(data); n > 0;) {
+      const bool whole = rest_.empty() && n >= kStripe;
+      const size_t take = whole ? n / kStripe * kStripe : std::min(n, kStripe - rest_.size());
+      whole ? hash_.update(at, take) : void(rest_.append(at, take));
+      if (rest_.size() == kStripe) flush();
+      at += take;
+      n -= take;
+    }
+  }
+  // Completes the file with the hash.
+  bool finish() {
+    flush();
+    const uint64_t digest = hash_.digest();
+    return file_.write(&digest, sizeof digest) && file_.finish();
+  }
+  std::string error() const { return file_.error(); }
+
+ private:
+  static constexpr size_t kStripe = 32;  // Hash64 takes whole ones, but for the last
+  void flush() {
+    if (!rest_.empty()) hash_.update(rest_.data(), rest_.size());
+    rest_.clear();
+  }
+  OutputFile file_;
+  Hash64 hash_;
+  std::string rest_;  // less than a stripe
+};
+
 // Writes a checkpoint, little-endian: checkpoint_head(), the arrays, and XXH64 of all the bytes before.
 inline bool write_checkpoint(const std::string& path, const TrainPlan& plan, const TrainProgress& progress,
-                             const std::string& tokenizer, const LearnedWeights& model, const Trainer& trainer,
+                             const ModelTexts& texts, const LearnedWeights& model, const Trainer& trainer,
                              std::string& error) {
-  ByteWriter out = checkpoint_head(plan, progress, tokenizer);
-  for (const Floats* f : arrays_of(model, trainer))
-    out.bytes.append(reinterpret_cast<const char*>(f->data()), f->size() * sizeof(float));
-  out.put(hash_bytes(out.bytes.data(), out.bytes.size()));
-  return write_whole_file(path, out.bytes, error);
+  const ByteWriter head = checkpoint_head(plan, progress, texts);
+  HashedFile file;
+  if (!file.open(path)) return fail(error, file.error());
+  file.write(head.bytes.data(), head.bytes.size());
+  for (const Floats* f : arrays_of(model, trainer)) file.write(f->data(), f->size() * sizeof(float));
+  return file.finish() || fail(error, file.error());
 }
 
 // A checkpoint that has been read and checked.
 struct CheckpointFile {
   TrainPlan plan;
   TrainProgress progress;
-  std::string tokenizer;
+  ModelTexts texts;
   std::string bytes;        // the whole file
   std::string_view arrays;  // its arrays, float32
 
@@ -210,8 +264,13 @@ struct CheckpointFile {
     const FieldReader field{in, path, error};
     if (!for_each_field(plan, field) || !check_plan(path, error) || !for_each_field(progress, plan, field))
       return false;
-    tokenizer = in.take(in.get<uint32_t>());
+    texts.tokenizer = in.take(in.get<uint32_t>());
     if (!in.ok) return refuse("tokenizer: truncated");
+    texts.chat = in.take(in.get<uint32_t>());
+    texts.provenance = in.take(in.get<uint32_t>());
+    ChatTemplate chat;
+    if (!in.ok || (!texts.chat.empty() && !chat.load(texts.chat, plan.config.vocab_size)))
+      return refuse("chat template: damaged or truncated");
     return read_arrays(path, in.bytes, error);
   }
 
@@ -250,9 +309,9 @@ struct CheckpointFile {
   }
 
   uint64_t array_bytes() const {
-    const uint64_t weights = floats_of(parameters_of(plan));
-    if (plan.lora.rank == 0) return 3 * weights * sizeof(float);
-    return (weights + 3 * floats_of(adapters_for(plan.config, plan.lora).parameters)) * sizeof(float);
+    const uint64_t weights = plan.base ? 0 : floats_of(parameters_of(plan)), copies = plan.keep_best ? 4 : 3;
+    if (plan.lora.rank == 0) return copies * weights * sizeof(float);
+    return (weights + copies * floats_of(adapters_for(plan.config, plan.lora).parameters)) * sizeof(float);
   }
 };
 

@@ -21,7 +21,7 @@ class Batch {
         model_(a),
         fingerprint_(model_.settings_hash()),
         requests_(a.input, fingerprint_),
-        scheduler_(model_.workspace, a.session_options(), limits()) {
+        scheduler_(model_.workspace, model_.session_options(), limits()) {
     open_results();
   }
 

@@ -23,6 +23,7 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "", "model.bin -i requests.jsonl -o results.jsonl --ctx 4096 --kv f32", "What changes results"},
     Shared::kContext,
     Shared::kKv,
+    Shared::kLora,
     {"", "", "model.bin -i requests.jsonl -o results.jsonl --memory 2GB", "Speed and memory, which change no result"},
     Shared::kParallel,
     Shared::kMemory,

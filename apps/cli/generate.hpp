@@ -122,7 +122,7 @@ inline void generate_text(Job& job) {
   if (!a.save.empty()) open_output(save_to, a.save);  // first, so that a wrong path fails before the text
   SessionOptions options = session_options(a);
   std::optional<SessionFile> file;
-  if (!a.resume.empty()) file.emplace(a.resume, job.model->file()).fill(options);
+  if (!a.resume.empty()) file.emplace(a.resume, job.model->file(), job.model->adapter()).fill(options);
   ActiveSession session(*job.model, options);
   start_explaining(job, *session);
   TextWriter text(job, *session);

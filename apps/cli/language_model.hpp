@@ -55,6 +55,8 @@ class LanguageModel {
   // Memory of a session with `tokens` positions filled; the weights come first.
   virtual std::vector<MemoryItem> memory_of(const SessionOptions& options, int tokens) const = 0;
 
+  // What sessions add to the weights; null: nothing.
+  virtual const Adapter* adapter() const { return nullptr; }
   // What every model file has: stop ids, provenance, self-test, checksums.
   virtual ModelFile& file() = 0;
   virtual const Tokenizer& tokenizer() const = 0;

@@ -1,6 +1,7 @@
 // llama.hpp: Llama models on the command line.
 #pragma once
 
+#include "../../export/adapter.hpp"
 #include "../../export/model_texts.hpp"
 #include "language_model.hpp"
 #include "reference.hpp"
@@ -18,7 +19,7 @@ class Llama : public LanguageModel {
  public:
   // tokenizer_file: a SentencePiece model, "" for the model's own tokenizer. kernel: as in --kernel. Throws Failure.
   explicit Llama(const std::string& path, const std::string& tokenizer_file = "", const std::string& kernel = "",
-                 Load load = Load::map)
+                 Load load = Load::map, const std::vector<std::string>& lora = {})
       : reference_(kernel == "reference") {
     if (!model.open(path.c_str(), load)) throw_open_failure(path, model.error);
     const bool own = tokenizer_file.empty();
@@ -26,15 +27,24 @@ class Llama : public LanguageModel {
               : tokenizer_.load_sentencepiece(read_all(tokenizer_file, kLongestTokenizer))))
       throw Failure{1, (own ? path : tokenizer_file) + ": " + tokenizer_.error};
     if (std::string error; !load_chat_template(model, tokenizer_, chat_, error)) throw Failure{1, path + ": " + error};
+    open_adapters(path, lora);
   }
 
   std::unique_ptr<TextSession> open_session(const SessionOptions& options) const override {
     if (reference_) return std::make_unique<ReferenceSession>(model, options);
-    return std::make_unique<LlamaSession>(model, options);
+    return std::make_unique<LlamaSession>(model, adapted(options));
   }
+  // The options with the adapters of --lora.
+  SessionOptions adapted(SessionOptions options) const {
+    options.adapter = adapter();
+    return options;
+  }
+  const Adapter* adapter() const override { return adapters_.bytes() > 0 ? &adapters_.adapter() : nullptr; }
   std::vector<MemoryItem> memory_of(const SessionOptions& options, int tokens) const override {
     const auto items = pocket::memory_of(model, options, tokens);
-    return {items.begin(), items.end()};
+    std::vector<MemoryItem> all(items.begin(), items.end());
+    if (adapter()) all.push_back({"adapters", adapters_.bytes()});
+    return all;
   }
 
   ModelFile& file() override { return model; }
@@ -53,6 +63,7 @@ class Llama : public LanguageModel {
             {"--draft", "--kernel reference is for comparisons; remove one of them"},
             {"--save", "--kernel reference has no KV cache that can be saved"},
             {"--resume", "--kernel reference cannot load a saved KV cache"},
+            {"--lora", "--kernel reference is the plain forward pass; merge the adapter with export/convert --lora"},
             {"--selftest", "--kernel reference gives other bits than the kernel sets, which are tested without it"}};
   }
 
@@ -60,8 +71,7 @@ class Llama : public LanguageModel {
   std::vector<int> encode_prompt(std::string_view text) const override {
     std::vector<int> ids = ids_of(tokenizer_, text);
     if (ids.empty() && tokenizer_.bos() >= 0) ids.push_back(tokenizer_.bos());
-    if (ids.empty())
-      throw Failure{2, "the prompt is empty, and this model has no BOS token; give a prompt with -i"};
+    if (ids.empty()) throw Failure{2, "the prompt is empty, and this model has no BOS token; give a prompt with -i"};
     return ids;
   }
 
@@ -91,8 +101,18 @@ class Llama : public LanguageModel {
   Model model;
 
  private:
+  // Throws Failure.
+  void open_adapters(const std::string& path, const std::vector<std::string>& lora) {
+    std::vector<LoraSource> sources(lora.size());
+    std::string error;
+    for (size_t i = 0; i < lora.size(); i++)
+      if (!parse_lora(lora[i], sources[i], error)) throw Failure{2, "--lora " + error};
+    if (!lora.empty() && !adapters_.open(sources, model)) throw Failure{1, path + ": --lora: " + adapters_.error};
+  }
+
   Tokenizer tokenizer_;
   ChatTemplate chat_;
+  LoadedAdapter adapters_;
   bool reference_;  // --kernel reference
 };
 

@@ -34,6 +34,7 @@ class Megabyte : public LanguageModel {
             {"--words", kNoInstructions},
             {"--features", kNoInstructions},
             {"--summary", kNoInstructions},
+            {"--lora", "adapters are for Llama models"},
             {"--draft", "a draft is a Llama, which has other units than bytes"},
             {"--explain", "only the layers of a Llama can be explained"},
             {"--save", kNoSession},

@@ -13,7 +13,7 @@ inline std::unique_ptr<LanguageModel> open_model(const Arguments& a) {
   if (is_megabyte(a.model.c_str()))
     model = std::make_unique<Megabyte>(a.model, a.load());
   else
-    model = std::make_unique<Llama>(a.model, a.tokenizer, a.kernel, a.load());
+    model = std::make_unique<Llama>(a.model, a.tokenizer, a.kernel, a.load(), a.lora);
   for (const UnsupportedOption& o : model->unsupported_options())
     if (a.is_given(o.name)) throw Failure{1, a.model + ": " + o.name + " is not supported: " + o.reason};
   return model;

@@ -21,7 +21,7 @@ struct Arguments {
   std::string grammar, schema;             // files that constrain the text
   std::string explain;                     // a page or JSON file
   std::string logits, perplexity, encode;  // logits, perplexity: a file; encode: a text
-  std::vector<std::string> stop;
+  std::vector<std::string> stop, lora;
   int max_tokens = -1;  // new tokens; 0: until the context is full; -1: the default of the mode
   int top_k = 0, top = 0, threads = 0, context = 0, batch = 256;
   float temperature = 0.8f, top_p = 0.9f, min_p = 0, repeat_penalty = 1;
@@ -78,6 +78,9 @@ inline constexpr Option<Arguments> kOptions[] = {
      &Arguments::grammar},
     {"", "--schema", "FILE", "write only JSON that is valid by this JSON Schema; a schema {} allows any JSON",
      &Arguments::schema},
+    {"", "", "model.bin --lora pirate --lora rhymes:0.5 -m chat", "Adapters"},
+    {"", "--lora", "FOLDER[:SCALE]", "add a LoRA adapter saved by PEFT or models/train, times SCALE [1]; repeatable",
+     &Arguments::lora},
     {"", "", "model.bin -f letter.txt --lookup --threads 4", "Speed and memory"},
     {"", "--threads", "N", "number of threads [one per CPU]", &Arguments::threads, 1, 256},
     {"", "--ctx", "N", "context size in tokens [the size the model was trained for]", &Arguments::context, 1, 1 << 22},
@@ -222,6 +225,7 @@ inline Arguments parse(int argc, char** argv) {
   if (!a.chat_template.empty() && !a.chat()) throw Failure{2, "--template is only valid with -m chat"};
   if (a.is_given("--prompt") + !a.file.empty() + !a.ids.empty() > 1)
     throw Failure{2, "-i, -f and --ids: expected only one of them"};
+  if (!a.lora.empty() && a.self_test) throw Failure{2, "--selftest is of the model itself; remove --lora"};
   if (!a.grammar.empty() && !a.schema.empty()) throw Failure{2, "--grammar and --schema: expected only one of them"};
   if (a.has_instruction()) set_instruction_prompt(a);
   if (!a.explain.empty() && !a.resume.empty())

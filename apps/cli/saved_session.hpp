@@ -31,7 +31,7 @@ struct SavedSession {
   uint32_t context;        // context size of the saved session; the restored one may have another
   uint64_t note_bytes;     // size of the note
   uint64_t cache_bytes;    // size of the KV cache
-  uint64_t model;          // checksum of the model (ModelFile::checksum)
+  uint64_t model;          // checksum of the model and its adapters (model_identity)
   uint64_t data_checksum;  // XXH64 of the note and the KV cache
   uint64_t checksum;       // XXH64 of this header with this field 0
 };
@@ -81,9 +81,15 @@ inline void copy_position(const Session& session, int position, uint8_t* bytes, 
     }
 }
 
-// Checks the header of a saved session of `model`. Returns "", or the error: the field, the expected and the found
-// value.
-inline std::string saved_header_error(const SavedSession& h, const ModelFile& model) {
+// The checksum of a model and of the adapter that a session uses; null: none.
+inline uint64_t model_identity(const ModelFile& model, const Adapter* adapter) {
+  const uint64_t both[] = {model.checksum(), adapter ? adapter->checksum : 0};
+  return adapter ? hash_bytes(both, sizeof both) : both[0];
+}
+
+// Checks the header of a saved session of `model` with an adapter, null for none. Returns "", or the error: the field,
+// the expected and the found value.
+inline std::string saved_header_error(const SavedSession& h, const ModelFile& model, const Adapter* adapter) {
   const auto mismatch = [](const char* field, const std::string& expected, uint64_t found) {
     return std::string(field) + ": expected " + expected + ", found " + std::to_string(found);
   };
@@ -95,9 +101,9 @@ inline std::string saved_header_error(const SavedSession& h, const ModelFile& mo
   if (h.version != kSessionVersion)
     return mismatch("version", std::to_string(kSessionVersion), h.version) + "; save it again with this program";
   if (h.checksum != checksum) return mismatch("checksum of the header", std::to_string(checksum), h.checksum);
-  if (h.model != model.checksum())
-    return mismatch("model", std::to_string(model.checksum()), h.model) +
-           "; a session needs the model it was saved with";
+  if (const uint64_t identity = model_identity(model, adapter); h.model != identity)
+    return mismatch("model", std::to_string(identity), h.model) +
+           "; a session needs the model it was saved with, and its adapters";
   if (h.kv_f32 > 1) return mismatch("kv_f32", "0 or 1", h.kv_f32);
   if (h.context < 1 || h.context > 1 << 22) return mismatch("context", "1 to 4194304", h.context);
   if (h.position > h.context)
@@ -127,7 +133,7 @@ inline bool save_session(const Session& session, std::string_view note, const Wr
   head.context = uint32_t(session.context());
   head.note_bytes = note.size();
   head.cache_bytes = head.position * uint64_t(position.size());
-  head.model = session.model().checksum();
+  head.model = model_identity(session.model(), session.adapter());
   head.data_checksum = hash.digest();
   head.checksum = hash_bytes(&head, sizeof head);
   bool good = write(&head, sizeof head) && (note.empty() || write(note.data(), note.size()));
@@ -180,7 +186,7 @@ inline bool restore_session(Session& session, uint64_t size, const ReadBytes& re
   SavedSession head;
   if (size < sizeof head) return fail("size: expected at least 64 bytes, found " + std::to_string(size));
   if (!read(&head, sizeof head)) return fail("saved session: cannot be read");
-  error = saved_header_error(head, session.model());
+  error = saved_header_error(head, session.model(), session.adapter());
   if (!error.empty() || !check_saved_sizes(head, session, size, error)) return false;
   std::vector<uint8_t> position(position_bytes(session));
   note.resize(size_t(head.note_bytes));

@@ -46,7 +46,7 @@ struct SavedText {
 class SessionFile {
  public:
   // Opens the file and checks its header. Throws Failure.
-  SessionFile(const std::string& name, const ModelFile& model) : name_(name) {
+  SessionFile(const std::string& name, const ModelFile& model, const Adapter* adapter) : name_(name) {
     const int fd = platform::open_to_read(name);
     if (fd < 0) throw Failure{1, name + ": " + std::strerror(errno) + "; --save writes one"};
     const platform::FileInfo info = platform::info_of(fd);
@@ -57,7 +57,7 @@ class SessionFile {
     bytes_ = info.size;
     if (bytes_ < sizeof head_) fail("size: expected at least 64 bytes, found " + std::to_string(bytes_));
     if (!read(&head_, sizeof head_)) fail(std::strerror(errno));
-    const std::string error = saved_header_error(head_, model);
+    const std::string error = saved_header_error(head_, model, adapter);
     if (!error.empty()) fail(error);
     std::rewind(file_.get());
   }

@@ -2,6 +2,7 @@
 // memory of its texts, and the options for all that.
 #pragma once
 
+#include "../cli/saved_session.hpp"
 #include "response.hpp"
 #include "scheduler.hpp"
 
@@ -10,6 +11,7 @@ namespace pocket::openai {
 // The options of a model that replies to requests. A text option that was not given is "".
 struct ModelArguments {
   std::string model, name, memory, kernel, kv = "auto";
+  std::vector<std::string> lora;
   int parallel = 16, context = 0, threads = 0;
   bool no_mmap = false;
 
@@ -36,6 +38,9 @@ template <class A> struct ModelOptions {
       1 << 22};
   static constexpr Option<A> kKv = {
       "", "--kv", "TYPE", "type of the KV cache: q8, f32 or auto (f32 for f32 models, else q8) [auto]", &A::kv};
+  static constexpr Option<A> kLora = {"", "--lora", "FOLDER[:SCALE]",
+                                      "add a LoRA adapter saved by PEFT or models/train, times SCALE [1]; repeatable",
+                                      &A::lora};
   static constexpr Option<A> kParallel = {"", "--parallel", "N", "replies at once, at most [16]", &A::parallel,
                                           1,  kChunk};
   static constexpr Option<A> kMemory = {
@@ -91,7 +96,10 @@ class ServedModel {
  public:
   // Throws Failure.
   explicit ServedModel(const ModelArguments& a)
-      : llama(a.model, "", "", a.load()), name(model_name(a)), workspace(llama.model, a.session_options()), args_(a) {
+      : llama(a.model, "", "", a.load(), a.lora),
+        name(model_name(a)),
+        workspace(llama.model, a.session_options()),
+        args_(a) {
     if (!workspace.error.empty()) throw Failure{workspace.error.rfind("kernel", 0) == 0 ? 2 : 1, workspace.error};
     llama.set_chat_template(with_fixed_date(*llama.chat_template()));
     knows_tools = openai::knows_tools(llama.tokenizer(), *llama.chat_template());
@@ -99,11 +107,14 @@ class ServedModel {
 
   int context() const { return args_.context > 0 ? args_.context : llama.trained_context(); }
 
+  // Of every conversation.
+  SessionOptions session_options() const { return llama.adapted(args_.session_options()); }
+
   // Everything but the request that a reply depends on.
   uint64_t settings_hash() const {
     const bool f32 = keeps_f32(args_.session_options(), llama.model);
-    const std::string settings =
-        std::to_string(llama.model.checksum()) + " " + std::to_string(context()) + (f32 ? " f32 " : " q8 ") + name;
+    const std::string settings = std::to_string(model_identity(llama.model, llama.adapter())) + " " +
+                                 std::to_string(context()) + (f32 ? " f32 " : " q8 ") + name;
     return hash_bytes(settings.data(), settings.size());
   }
 
@@ -111,7 +122,7 @@ class ServedModel {
   Scheduler::Limits limits() const {
     const SessionOptions options = args_.session_options();
     size_t fixed = 0, conversation = 0;
-    for (const MemoryItem& item : memory_of(llama.model, options, context()))
+    for (const MemoryItem& item : llama.memory_of(options, context()))
       (std::string_view(item.name) == "keys and values" ? conversation : fixed) += item.bytes;
     const size_t limit = args_.memory.empty() ? platform::available_memory() / 4 * 3 + llama.model.bytes_per_token
                                               : parse_size("--memory", args_.memory);

@@ -30,6 +30,7 @@ inline constexpr Option<Arguments> kOptions[] = {
     Shared::kName,
     Shared::kContext,
     Shared::kKv,
+    Shared::kLora,
     {"", "", "model.bin --parallel 32 --memory 4GB", "Speed and memory, which change no reply"},
     Shared::kParallel,
     {"", "--queue", "N", "replies that may wait for their turn; more get status 429 [128]", &Arguments::queue, 0, 4096},

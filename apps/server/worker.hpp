@@ -43,7 +43,7 @@ class Worker {
       : places_(size_t(a.parallel)),
         queue_(size_t(a.queue)),
         limits_(limits_of(model, a)),
-        scheduler_(model.workspace, a.session_options(), limits_) {
+        scheduler_(model.workspace, model.session_options(), limits_) {
     figures_.limit_bytes = limits_.kv_bytes;
     thread_ = std::thread([this] { run(); });
   }

@@ -56,6 +56,27 @@ template <class T> std::string patched(std::string bytes, size_t at, T value) {
   return bytes;
 }
 
+TEST(SavedSession, BelongsToTheModelAndItsAdapter) {
+  const MemoryModel m(small_config(), Type::q8);
+  Adapter one, two;
+  one.checksum = 1;
+  two.checksum = 2;
+  const std::vector<int> ids = random_ids(5, 100);
+  const Adapter* const all[] = {nullptr, &one, &two};
+  for (const Adapter* from : all) {
+    Session first(m.model, {0, 1, KvType::automatic, nullptr, from});
+    ASSERT_TRUE(first.forward(ids.data(), ids.size()));
+    const std::string bytes = saved(first);
+    for (const Adapter* to : all) {
+      Session second(m.model, {0, 1, KvType::automatic, nullptr, to});
+      const std::string error = restored(second, bytes);
+      EXPECT_EQ(error.empty(), from == to) << error;
+      EXPECT_TRUE(from == to || error.find("needs the model it was saved with, and its adapters") != error.npos)
+          << error;
+    }
+  }
+}
+
 TEST(SavedSession, RestoredSessionGivesTheSameBits) {
   const std::vector<int> ids = random_ids(300, 100);
   for (const Type type : {Type::f32, Type::q8, Type::q4}) {

@@ -799,7 +799,7 @@ TEST(Complexity, TrainingCheckpoint) {
     plan.steps = plan.every = plan.batch = 1;
     plan.context = 2;
     plan.rate = 1;
-    ByteWriter out = checkpoint_head(plan, {}, "");
+    ByteWriter out = checkpoint_head(plan, {}, {});
     out.bytes.resize(out.bytes.size() + 3 * floats_of(parameters_of(plan)) * sizeof(float));
     out.put(hash_bytes(out.bytes.data(), out.bytes.size()));
     return Input{out.bytes};

@@ -101,7 +101,7 @@ TEST(LoraTraining, InitializesAUniformlyAndBToZero) {
   TrainModel m(c);
   m.adapt(adapters_for(c, plan_of(c, 9, 0x7f)));
   initialize(m.adapters, 7);
-  for (const LowRank& l : m.adapters.all) {
+  for (const LearnedLowRank& l : m.adapters.all) {
     const double bound = 1 / std::sqrt(double(l.cols));
     double sum = 0, highest = 0;
     for (int i = 0; i < l.cols; i++)
@@ -205,7 +205,7 @@ TEST(LoraCheckpoint, RestoresTraining) {
   trainer.learn(windows_for(plan.config, 2, 1));
   trainer.update(AdamOptions(), 1e-2, 1);
   std::string error;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, "blob", m, trainer, error)) << error;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error)) << error;
   CheckpointFile file;
   ASSERT_TRUE(file.read(t.file("c"), error)) << error;
   file.restore(other, second);

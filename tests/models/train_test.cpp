@@ -274,7 +274,10 @@ TEST(TrainLora, ReportsWrongUsage) {
        {"--init", base, "--lora-rank", "4", "--instruct"},
        {"--instruct: ", "base.bin was not trained on instructions"}},
       {2, {"--init", base, "--lora-rank", "4", "--resume"}, {"is not valid with --resume"}},
-      {1, {"--init", q8, "--lora-rank", "4"}, {"q8.bin: expected a model of type f32"}},
+      {1, {"--init", q8}, {"q8.bin: expected a model of type f32"}},
+      {2,
+       {"--init", q8, "--lora-rank", "4", "--teacher", base},
+       {"--teacher: is only valid for adapters of models of"}},
       {1, {"--init", t.file("none"), "--lora-rank", "4"}, {"none: "}},
   };
   for (const auto& c : cases) expect_failed(train(args + c.more), c.status, c.words);

@@ -308,12 +308,12 @@ TEST(TrainCheckpoint, RestoresTraining) {
   trainer.learn(windows_for(plan.config, 2, 1));
   trainer.update(AdamOptions(), 1e-2, 1);
   std::string error;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, progress, "blob", m, trainer, error)) << error;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, progress, {"blob"}, m, trainer, error)) << error;
   CheckpointFile file;
   ASSERT_TRUE(file.read(t.file("c"), error)) << error;
   EXPECT_EQ(file.plan.steps, 5);
   EXPECT_EQ(file.progress.index, 4);
-  EXPECT_EQ(file.tokenizer, "blob");
+  EXPECT_EQ(file.texts.tokenizer, "blob");
   file.restore(other, second);
   const std::pair<const Floats*, const Floats*> pairs[] = {
       {&m.values, &other.values}, {&trainer.mean, &second.mean}, {&trainer.square, &second.square}};
@@ -327,7 +327,7 @@ TEST(TrainCheckpoint, RejectsDamagedFile) {
   TrainModel m(plan.config);
   Trainer trainer(m, 1, 8, best());
   std::string error;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, "blob", m, trainer, error)) << error;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error)) << error;
   const std::string good = read_file(t.file("c"));
   for (size_t n = 0; n < good.size(); n += n < 400 ? 5 : 9973) {
     CheckpointFile file;
@@ -383,7 +383,7 @@ TEST(TrainCheckpoint, RejectsFieldsOutOfRangeByName) {
       m = std::make_unique<TrainModel>(plan.config);
     if (plan.lora.rank > 0) m->adapt(adapters_for(plan.config, plan.lora));
     Trainer trainer(*m, 1, 8, best());
-    ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, "blob", *m, trainer, error)) << error;
+    ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, *m, trainer, error)) << error;
     const std::string good = read_file(t.file("c"));
     const std::vector<Field> fields = fields_of(plan);
     for (size_t i = 0; i < fields.size(); i++) {
@@ -412,7 +412,7 @@ TEST(TrainCheckpoint, RejectsStateThatDoesNotFitTheModel) {
   TrainModel m(plan.config);
   Trainer trainer(m, 1, 8, best());
   std::string error;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, "blob", m, trainer, error)) << error;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error)) << error;
   const std::string good = read_file(t.file("c"));
   const auto error_of = [&](const std::string& bytes) {
     CheckpointFile file;
@@ -427,7 +427,7 @@ TEST(TrainCheckpoint, RejectsStateThatDoesNotFitTheModel) {
   EXPECT_NE(error_of(bad).find("weights: expected finite numbers, found nan"), std::string::npos) << error;
   TrainPlan longer = plan;
   longer.context = 76;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), longer, {}, "blob", m, trainer, error)) << error;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), longer, {}, {"blob"}, m, trainer, error)) << error;
   EXPECT_NE(error_of(read_file(t.file("c"))).find("context: expected at most the model's 75, found 76"),
             std::string::npos)
       << error;

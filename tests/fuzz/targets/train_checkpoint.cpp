@@ -36,7 +36,7 @@ std::vector<std::string> seeds() {
     plan.rate = 0.01;
     plan.steps = plan.every = plan.batch = plan.context = 4;
     if (lora) plan.lora = {2, 2, 1};
-    ByteWriter out = checkpoint_head(plan, {}, "tokenizer");
+    ByteWriter out = checkpoint_head(plan, {}, {"tokenizer"});
     const size_t weights = floats_of(parameters_of(plan));
     const size_t learned = lora ? floats_of(adapters_for(plan.config, plan.lora).parameters) : weights;
     out.bytes.append(((lora ? weights : 0) + 3 * learned) * sizeof(float) + 8, '\0');
