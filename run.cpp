@@ -92,6 +92,8 @@
 #else
 #include <sys/auxv.h>
 #endif
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
 #endif
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
     defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__
@@ -117,6 +119,19 @@
 
 namespace pocket {
 inline namespace POCKET_ISA {
+#if defined(__wasm__)
+// a * b + c, rounded once. WebAssembly has no such instruction, and emscripten's fmaf rounds twice. As doubles the
+// product is exact, and the sum is rounded to odd: toward zero, then the last bit is set if any bit was lost. Rounding
+// that to a float equals one rounding (Boldo and Melquiond 2008).
+inline float fma(float a, float b, float c) {
+  const double p = double(a) * b, s = p + c, t = s - p, lost = (p - (s - t)) + (c - t);
+  const uint64_t bits = __builtin_bit_cast(uint64_t, s), inexact = std::fabs(lost) > 0;
+  const uint64_t away = (bits ^ __builtin_bit_cast(uint64_t, lost)) >> 63;
+  return float(__builtin_bit_cast(double, (bits - (inexact & away)) | inexact));
+}
+#else
+using std::fma;
+#endif
 
 // ==== 1. The data of a model =========================================================================================
 inline constexpr const char* kVersion = "0.1.0";
@@ -275,7 +290,7 @@ class ReferenceLlama {
     if (round_input) round_input(x);
     Vector y(size_t(w.rows));
     for (int r = 0; r < w.rows; r++)
-      for (int k = 0; k < w.cols; k++) y[r] = std::fma(weight(w, r, k), x[k], y[r]);  // y += w * x, rounded once
+      for (int k = 0; k < w.cols; k++) y[r] = fma(weight(w, r, k), x[k], y[r]);  // y += w * x, rounded once
     for (int r = 0; r < bias.cols; r++) y[r] += weight(bias, 0, r);
     return y;
   }
@@ -285,7 +300,7 @@ class ReferenceLlama {
     const int n = weights.cols;
     for (float* at = x.data(); at < x.data() + x.size(); at += n) {
       float sum = 0;
-      for (int i = 0; i < n; i++) sum = std::fma(at[i], at[i], sum);
+      for (int i = 0; i < n; i++) sum = fma(at[i], at[i], sum);
       const float scale = 1 / std::sqrt(sum / float(n) + c_.norm_eps);
       for (int i = 0; i < n; i++) at[i] *= scale * weight(weights, 0, i);
     }
@@ -299,8 +314,8 @@ class ReferenceLlama {
         const double angle = position_ * rope_frequency(c_, i);
         const float cos = float(std::cos(angle)), sin = float(std::sin(angle));
         const float a = x[head + i], b = x[head + i + half];
-        x[head + i] = std::fma(a, cos, -(b * sin));
-        x[head + i + half] = std::fma(b, cos, a * sin);
+        x[head + i] = fma(a, cos, -(b * sin));
+        x[head + i + half] = fma(b, cos, a * sin);
       }
   }
   // Each head compares its query with the keys of all tokens so far and returns the average of their values, weighted
@@ -322,14 +337,14 @@ class ReferenceLlama {
       for (int t = 0; t <= position_; t++) {
         const float* key = &keys_[l][size_t(t) * c_.kv_dim() + kv_at];
         score[t] = 0;
-        for (int i = 0; i < c_.head_dim; i++) score[t] = std::fma(q[q_at + i], key[i], score[t]);
+        for (int i = 0; i < c_.head_dim; i++) score[t] = fma(q[q_at + i], key[i], score[t]);
         score[t] /= std::sqrt(float(c_.head_dim));
       }
       softmax(score);
       if (observer) observer({Observation::attention, l, head, position_, score.data(), position_ + 1});
       for (int t = 0; t <= position_; t++)
         for (int i = 0; i < c_.head_dim; i++)
-          out[q_at + i] = std::fma(score[t], values_[l][size_t(t) * c_.kv_dim() + kv_at + i], out[q_at + i]);
+          out[q_at + i] = fma(score[t], values_[l][size_t(t) * c_.kv_dim() + kv_at + i], out[q_at + i]);
     }
     return matmul(w.wo, out, w.bo);
   }
@@ -1283,7 +1298,7 @@ struct Transformer {
         const int key = int(j) % kBlockKeys;
         for (int i = 0, at = kv.key_at(key); i < c.head_dim; i++, at += 16) {
           const float k = s.kv_->f32 ? static_cast<float*>(kv.k)[at] : static_cast<int8_t*>(kv.k)[at];
-          weights[j] = std::fma(query(t, head)[i], k, weights[j]);
+          weights[j] = fma(query(t, head)[i], k, weights[j]);
         }
         weights[j] *= kv.k_scale[key];
       }
@@ -1437,12 +1452,12 @@ inline float weight(const Tensor& t, int row, int col) {
 inline float dot_scalar(const Tensor& t, const uint8_t* panel, int r, const Activations& x) {
   float acc = 0;
   for (int k = 0; t.type == Type::f32 && k < x.cols; k++)
-    acc = std::fma(load<float>(panel + size_t(k) * 64 + 4 * r), x.f[k], acc);
+    acc = fma(load<float>(panel + size_t(k) * 64 + 4 * r), x.f[k], acc);
   if (t.type == Type::f32) return acc;
   for (int g = 0; g < x.cols / kGroup; g++) {
     int32_t sum = 0;
     for (int k = g * kGroup; k < (g + 1) * kGroup; k++) sum += integer_weight(t, panel, r, k) * x.q[k];
-    acc = std::fma(float(sum), group_scale(t, panel, r, g) * x.scale[g], acc);
+    acc = fma(float(sum), group_scale(t, panel, r, g) * x.scale[g], acc);
   }
   return acc * row_scale(t, panel, r);
 }
@@ -1881,7 +1896,7 @@ inline bool check_fma(std::string& error) {
   const FloatMode mode;
   const volatile double a = 1 + 0x1p-52, b = -1 - 0x1p-51;         // a * a + b = 2^-104
   const volatile float c = 1 + 0x1p-23f, d = 0x1p-24f - 0x1p-47f;  // c * d + c is just below the middle of two floats
-  return (std::fma(a, a, b) == 0x1p-104 && std::fma(c, d, c) == c) ||
+  return (std::fma(a, a, b) == 0x1p-104 && fma(c, d, c) == c) ||
          set_error(error, "std::fma: expected one rounding, found two; use another C library, or compile with -mfma");
 }
 // On any failure, lack of memory too, the model is closed, and `error` has the name.
@@ -2113,7 +2128,7 @@ template <int W> struct Lanes {
     float x[W], sum[W];
     std::memcpy(x, &b.v, sizeof x);
     std::memcpy(sum, &v, sizeof sum);
-    for (int i = 0; i < W; i++) sum[i] = std::fma(a, x[i], sum[i]);
+    for (int i = 0; i < W; i++) sum[i] = fma(a, x[i], sum[i]);
     std::memcpy(&v, sum, sizeof sum);
   }
 };
@@ -2130,14 +2145,14 @@ inline constexpr float kRound = 12582912.f;
 // 2; ln 2 is split in two so that r is exact, e^r is a polynomial (Cephes, expf), and 2^n goes into the exponent.
 POCKET_BODY float exp_body(float x) {
   x = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
-  const float shifted = std::fma(x, 1.44269504f, kRound), n = shifted - kRound;
-  const float r = std::fma(n, 2.12194440e-4f, std::fma(n, -0.693359375f, x));
-  float p = std::fma(1.9875691500e-4f, r, 1.3981999507e-3f);
-  p = std::fma(p, r, 8.3334519073e-3f);
-  p = std::fma(p, r, 4.1665795894e-2f);
-  p = std::fma(p, r, 1.6666665459e-1f);
-  p = std::fma(p, r, 5.0000001201e-1f);
-  p = std::fma(p * r, r, r) + 1.f;
+  const float shifted = fma(x, 1.44269504f, kRound), n = shifted - kRound;
+  const float r = fma(n, 2.12194440e-4f, fma(n, -0.693359375f, x));
+  float p = fma(1.9875691500e-4f, r, 1.3981999507e-3f);
+  p = fma(p, r, 8.3334519073e-3f);
+  p = fma(p, r, 4.1665795894e-2f);
+  p = fma(p, r, 1.6666665459e-1f);
+  p = fma(p, r, 5.0000001201e-1f);
+  p = fma(p * r, r, r) + 1.f;
   return p * bits_float((float_bits(shifted) - float_bits(kRound) + 127u) << 23);
 }
 POCKET_BODY void exp_vector_body(float* x, int n) {
@@ -2147,7 +2162,7 @@ POCKET_BODY void exp_vector_body(float* x, int n) {
 POCKET_BODY void rmsnorm_body(const float* x, const float* weight, float* y, int n, float eps) {
   float s[16] = {};
   for (int i = 0; i < n; i += 16)
-    for (int j = 0; j < 16; j++) s[j] = std::fma(x[i + j], x[i + j], s[j]);
+    for (int j = 0; j < 16; j++) s[j] = fma(x[i + j], x[i + j], s[j]);
   const float scale = 1.f / std::sqrt(sum16(s) / float(n) + eps);
   for (int i = 0; i < round_up(n, 16); i++) y[i] = x[i] * scale * weight[i];
 }
@@ -2164,7 +2179,7 @@ POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, i
     const float inverse = largest < 1e-30f ? 0.f : 127.f / largest;  // 1 / scale might be infinite: zeros
     int32_t total = 0;
     for (int i = 0; i < kGroup; i++) {
-      q[i] = int8_t(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
+      q[i] = int8_t(float_bits(fma(x[i], inverse, kRound)) - float_bits(kRound));
       total += q[i];
     }
     scale[g] = largest < 1e-30f ? 0.f : largest / 127.f;  // not finite if an element is not: so are the results
@@ -2177,8 +2192,8 @@ POCKET_BODY void rope_body(float* x, int heads, int head_dim, const float* cos, 
   for (int h = 0; h < heads; h++, x += head_dim)
     for (int i = 0; i < half; i++) {
       const float a = x[i], b = x[i + half];
-      x[i] = std::fma(a, cos[i], -(b * sin[i]));
-      x[i + half] = std::fma(b, cos[i], a * sin[i]);
+      x[i] = fma(a, cos[i], -(b * sin[i]));
+      x[i + half] = fma(b, cos[i], a * sin[i]);
     }
 }
 // gate = silu(gate) * up, silu(x) = x / (1 + e^-x).
@@ -2207,7 +2222,7 @@ template <class T> float store_vector(const float* x, int n, T* out, int stride)
     return 1;
   } else {
     const float largest = largest_of(x, n), inverse = largest < 1e-30f ? 0.f : 127.f / largest;
-    for (int i = 0; i < n; i++) out[i * stride] = T(float_bits(std::fma(x[i], inverse, kRound)) - float_bits(kRound));
+    for (int i = 0; i < n; i++) out[i * stride] = T(float_bits(fma(x[i], inverse, kRound)) - float_bits(kRound));
     return largest < 1e-30f ? 0.f : largest / 127.f;
   }
 }
@@ -2302,7 +2317,7 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
   for (int n = 0; n < N; n++)  // queries of later tokens see some more keys
     for (int j = shortest; j < keys[n]; j++)
       for (int i = 0; i < kv.width; i++)
-        values[n][i] = std::fma(score[n][j], float(v.data[size_t(j) * kv.width + i]), values[n][i]);
+        values[n][i] = fma(score[n][j], float(v.data[size_t(j) * kv.width + i]), values[n][i]);
 }
 template <int W, class T>
 POCKET_BODY void attend_body(const KvBlock& kv, int n, const float* const* q, const int* keys,
@@ -2320,10 +2335,10 @@ POCKET_BODY void merge_body(AttentionState& state, const AttentionState& part, i
   const float less = exp_body(higher ? state.max - part.max : part.max - state.max);  // for the one with the lower max
   const float a = higher ? less : 1.f, b = higher ? 1.f : less;
   if (higher) state.max = part.max;
-  state.sum = std::fma(state.sum, a, part.sum * b);
+  state.sum = fma(state.sum, a, part.sum * b);
   float* values = state.values;
   const float* more = part.values;
-  for (int i = 0; i < width; i++) values[i] = std::fma(values[i], a, more[i] * b);
+  for (int i = 0; i < width; i++) values[i] = fma(values[i], a, more[i] * b);
 }
 // n queries, query(i) each, against one block of keys. Their states get the result of the first block, and later ones
 // are merged. Only queries that may see a key of the block take part.
@@ -2902,16 +2917,18 @@ inline Kernels kernels() {
 #pragma GCC diagnostic pop
 #endif
 #endif  // __x86_64__
+#if defined(__aarch64__) || defined(__wasm_simd128__)
+// ---- Registers of 16 bytes: 4 rows per register, four registers per panel. NEON and WebAssembly share their kernels,
+// in the vector extensions of g++ and clang, and differ in the functions up to add_columns.
 #if defined(__aarch64__)
-// ---- NEON: 4 rows per register, four registers per panel. tbl looks up the signed codebook values. The baseline of
-// aarch64 has all that the float blocks need, so they need no target attribute; two operations are written as
-// intrinsics because compilers do not vectorize them.
+// The baseline of aarch64 has all that the float blocks need, so they need no target attribute; two operations are
+// written as intrinsics because compilers do not vectorize them.
 template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
   const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(pocket::load<int32_t>(p)));
   v = Floats(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))));
 }
 template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = Floats(vfmaq_n_f32(v, b.v, a)); }
-namespace neon {
+namespace simd128 {
 #if defined(__APPLE__)
 inline bool has_dotprod() { return true; }
 inline bool has_i8mm() {
@@ -2937,30 +2954,6 @@ template <int lane> POCKET_BODY int32x4_t sdot(int32x4_t sum, int8x16_t w, int8x
   asm volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(w), "w"(x), "i"(lane));
   return sum;
 }
-// The sums of two rows and two tokens (row 0 with both, row 1 with both) + their products over eight columns.
-POCKET_BODY int32x4_t smmla(int32x4_t sum, int8x16_t w, int8x16_t x) {
-  asm volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(x));
-  return sum;
-}
-// Four rows' weights of columns 8v ... 8v+3 and 8v+4 ... 8v+7.
-POCKET_BODY int8x16x2_t lookup(int8x16_t table, const uint8_t* codes) {
-  const uint8x16_t pair = vld1q_u8(codes);
-  return {{vqtbl1q_s8(table, vandq_u8(pair, vdupq_n_u8(15))), vqtbl1q_s8(table, vshrq_n_u8(pair, 4))}};
-}
-// The scales of one group from their 4 bits. scales: byte r holds row r's two groups.
-POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {
-  static constexpr int8_t kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
-  const uint8x16_t s = vshlq_u8(vld1q_u8(scales), vdupq_n_s8(odd ? -4 : 0));  // a shift to the right
-  const int8x16_t bytes = vqtbl1q_s8(vld1q_s8(kTable), vandq_u8(s, vdupq_n_u8(15)));
-  const int16x8_t half[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
-  POCKET_FOR (i, 2) {
-    m[2 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(half[i])));
-    m[2 * i + 1] = vcvtq_f32_s32(vmovl_high_s16(half[i]));
-  }
-}
-POCKET_BODY float32x4_t add_group(float32x4_t acc, int32x4_t sum, float32x4_t m, float xs) {
-  return vfmaq_f32(acc, vcvtq_f32_s32(sum), vmulq_n_f32(m, xs));
-}
 // Four rows' sums for T tokens + 16 columns, of which w[i] holds four. x: 16 columns of each token.
 template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t w[4], const int8x16_t x[T]) {
   POCKET_FOR (t, T) sum[t] = sdot<0>(sum[t], w[0], x[t]);
@@ -2968,9 +2961,102 @@ template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t 
   POCKET_FOR (t, T) sum[t] = sdot<2>(sum[t], w[2], x[t]);
   POCKET_FOR (t, T) sum[t] = sdot<3>(sum[t], w[3], x[t]);
 }
+POCKET_BODY float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+POCKET_BODY int8x16_t lookup(int8x16_t table, uint8x16_t i) { return vqtbl1q_s8(table, i); }
+POCKET_BODY void to_floats(int8x16_t bytes, float32x4_t out[4]) {
+  const int16x8_t half[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
+  POCKET_FOR (i, 2) {
+    out[2 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(half[i])));
+    out[2 * i + 1] = vcvtq_f32_s32(vmovl_high_s16(half[i]));
+  }
+}
+POCKET_BODY float32x4_t bf16_floats(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+// The sums of two rows and two tokens (row 0 with both, row 1 with both) + their products over eight columns.
+POCKET_BODY int32x4_t smmla(int32x4_t sum, int8x16_t w, int8x16_t x) {
+  asm volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(x));
+  return sum;
+}
+#else
+// WebAssembly. What a module may use is fixed when it is compiled: one is for SIMD128, one for relaxed SIMD.
+typedef int8_t int8x16_t __attribute__((vector_size(16)));
+typedef uint8_t uint8x16_t __attribute__((vector_size(16)));
+typedef int32_t int32x4_t __attribute__((vector_size(16)));
+typedef Vector<4>::Floats float32x4_t;
+#define POCKET_DOTPROD
+#if defined(__wasm_relaxed_simd__)
+inline constexpr const char* kWasmName = "wasm-relaxed";
+POCKET_BODY float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
+  return __builtin_wasm_relaxed_madd_f32x4(a, b, c);
+}
+#else
+inline constexpr const char* kWasmName = "wasm-simd128";
+// By doubles, which round twice. That differs from one rounding only if the first ends halfway between two floats, or
+// if the result is denormal: rare cases.
+POCKET_BODY float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
+  const auto sum = [&](int i, int j) {
+    typedef double Doubles __attribute__((vector_size(16)));
+    return v128_t(Doubles{a[i], a[j]} * Doubles{b[i], b[j]} + Doubles{c[i], c[j]});
+  };
+  const v128_t low = sum(0, 1), high = sum(2, 3);
+  const v128_t result = wasm_i64x2_shuffle(wasm_f32x4_demote_f64x2_zero(low), wasm_f32x4_demote_f64x2_zero(high), 0, 2);
+  const v128_t halfway = wasm_i32x4_shuffle(low, high, 0, 2, 4, 6) << 3 == INT32_MIN;           // the last 29 bits
+  const v128_t denormal = wasm_u32x4_lt((result << 1) - 1, wasm_i32x4_const_splat(0x1000000));  // and not zero
+  if (__builtin_expect(!wasm_v128_any_true(halfway | denormal), 1)) return float32x4_t(result);
+  for (int i = 0; i < 4; i++) c[i] = fma(a[i], b[i], c[i]);
+  return c;
+}
+#endif
+template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
+  const v128_t wide = wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p)));
+  v = __builtin_convertvector(wide, Floats);
+}
+template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = fma(Floats{a, a, a, a}, b.v, v); }
+namespace simd128 {
+// Whether the fma of the module rounds once: the standard lets relaxed SIMD round twice.
+inline bool rounds_once() {
+  const volatile float a = 1 + 0x1p-23f, b = 0x1p-24f - 0x1p-47f;  // a * b + a is just below the middle of two floats
+  return fma(float32x4_t{a, a, a, a}, float32x4_t{b, b, b, b}, float32x4_t{a, a, a, a})[3] == a;
+}
+// As above. SIMD128 multiplies 16-bit numbers and adds pairs of products: two sums per row.
+template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t w[4], const int8x16_t x[T]) {
+  POCKET_FOR (t, T) {
+    v128_t low = {}, high = {};
+    POCKET_FOR (i, 4) {
+      const v128_t columns = wasm_i16x8_extend_low_i8x16(wasm_i32x4_splat(int32x4_t(x[t])[i]));
+      low += wasm_i32x4_dot_i16x8(wasm_i16x8_extend_low_i8x16(v128_t(w[i])), columns);
+      high += wasm_i32x4_dot_i16x8(wasm_i16x8_extend_high_i8x16(v128_t(w[i])), columns);
+    }
+    sum[t] += wasm_i32x4_shuffle(low, high, 0, 2, 4, 6) + wasm_i32x4_shuffle(low, high, 1, 3, 5, 7);
+  }
+}
+POCKET_BODY int8x16_t lookup(int8x16_t table, uint8x16_t i) {
+  return int8x16_t(wasm_i8x16_swizzle(v128_t(table), v128_t(i)));
+}
+POCKET_BODY void to_floats(int8x16_t bytes, float32x4_t out[4]) {
+  Lanes<4> lanes[4];
+  POCKET_FOR (i, 4) lanes[i].load(reinterpret_cast<const int8_t*>(&bytes) + 4 * i);
+  POCKET_FOR (i, 4) out[i] = lanes[i].v;
+}
+POCKET_BODY float32x4_t bf16_floats(const uint16_t* p) { return float32x4_t(wasm_u32x4_load16x4(p) << 16); }
+#endif
+template <class V> POCKET_BODY void store(void* p, const V& v) { std::memcpy(p, &v, sizeof v); }
+// Four rows' weights of columns 8v ... 8v+3 and 8v+4 ... 8v+7.
+POCKET_BODY void lookup_pairs(int8x16_t table, const uint8_t* codes, int8x16_t w[2]) {
+  const uint8x16_t pair = load<uint8x16_t>(codes);
+  w[0] = lookup(table, pair & 15);
+  w[1] = lookup(table, pair >> 4);
+}
+// The scales of one group from their 4 bits. scales: byte r holds row r's two groups.
+POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {
+  static constexpr int8_t kTable[16] = {5, 6, 7, 8, 9, 10, 11, 12, -5, -6, -7, -8, -9, -10, -11, -12};
+  to_floats(lookup(load<int8x16_t>(kTable), load<uint8x16_t>(scales) >> (odd ? 4 : 0) & 15), m);
+}
+POCKET_BODY float32x4_t add_group(float32x4_t acc, int32x4_t sum, float32x4_t m, float xs) {
+  return fma(__builtin_convertvector(sum, float32x4_t), m * xs, acc);
+}
 // One panel times one token.
 POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Activations& x, float* y) {
-  const int8x16_t table = vld1q_s8(t.codebook);
+  const int8x16_t table = load<int8x16_t>(t.codebook);
   const uint8_t* scales = panel + code_bytes(Type::q4, t.cols);
   float32x4_t acc[4] = {};
   for (int g = 0; g < x.cols / kGroup; g++) {
@@ -2978,12 +3064,12 @@ POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Acti
     POCKET_FOR (half, 2) {
       const int k = g * kGroup + 16 * half;
       const uint8_t* codes = panel + size_t(k) * 8;
-      const int8x16_t xq = vld1q_s8(x.q + k);
+      const int8x16_t xq = load<int8x16_t>(x.q + k);
       prefetch_line(codes);
       prefetch_line(codes + 64);
       POCKET_FOR (j, 4) {
-        const int8x16x2_t first = lookup(table, codes + 16 * j), second = lookup(table, codes + 64 + 16 * j);
-        const int8x16_t w[4] = {first.val[0], first.val[1], second.val[0], second.val[1]};
+        int8x16_t w[4];
+        POCKET_FOR (i, 2) lookup_pairs(table, codes + 64 * i + 16 * j, w + 2 * i);
         add_columns<1>(&sum[j], w, &xq);
       }
     }
@@ -2993,7 +3079,7 @@ POCKET_BODY void gemv_q4_panel(const uint8_t* panel, const Tensor& t, const Acti
     POCKET_FOR (j, 4) acc[j] = add_group(acc[j], sum[j], m[j], x.scale[g]);
   }
   const float* rs = reinterpret_cast<const float*>(panel + panel_bytes(Type::q4, t.cols)) - kPanelRows;
-  POCKET_FOR (j, 4) vst1q_f32(y + 4 * j, vmulq_f32(acc[j], vld1q_f32(rs + 4 * j)));
+  POCKET_FOR (j, 4) store(y + 4 * j, acc[j] * load<float32x4_t>(rs + 4 * j));
 }
 POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) {
   for (int p = m.first; p < m.first + m.count; p++)
@@ -3001,30 +3087,76 @@ POCKET_DOTPROD inline void gemv_q4(const PanelProduct& m) {
       gemv_q4_panel(m.w.data + p * panel_bytes(Type::q4, m.w.cols), m.w, m.x.token(t),
                     m.y + t * m.ldy + p * kPanelRows);
 }
-// The steps in which the two sets differ: storing the 8 columns of four rows that a lookup gives, and multiplying a
+// The steps in which the sets differ: storing the 8 columns of four rows that a lookup gives, and multiplying a
 // group of one panel with T tokens; sum[j][t] is that of rows 4j ... 4j + 3.
 struct Sdot {
-  POCKET_BODY static void store(int8x16x2_t w, int j, int8_t* out) {
-    vst1q_s8(out + 16 * j, w.val[0]);
-    vst1q_s8(out + 64 + 16 * j, w.val[1]);
+  POCKET_BODY static void store(const int8x16_t w[2], int j, int8_t* out) {
+    POCKET_FOR (i, 2) simd128::store(out + 64 * i + 16 * j, w[i]);
   }
   template <Type, int T>
   POCKET_BODY static void multiply(const int8_t* codes, const Activations& x, int k, int32x4_t (*sum)[T]) {
     for (int end = k + kGroup; k < end; k += 16, codes += 256) {
       int8x16_t xq[T];
-      POCKET_FOR (t, T) xq[t] = vld1q_s8(x.token(t).q + k);
+      POCKET_FOR (t, T) xq[t] = load<int8x16_t>(x.token(t).q + k);
       POCKET_FOR (j, 4) {
         int8x16_t w[4];
-        POCKET_FOR (i, 4) w[i] = vld1q_s8(codes + 64 * i + 16 * j);
+        POCKET_FOR (i, 4) w[i] = load<int8x16_t>(codes + 64 * i + 16 * j);
         add_columns<T>(sum[j], w, xq);
       }
     }
   }
 };
+template <class Dot>
+void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols, uint8_t* out_codes,
+               float* out_scales) {
+  const int8x16_t table = load<int8x16_t>(values);
+  for (int v = 0; v < cols / 8; v++)
+    POCKET_FOR (j, 4) {
+      int8x16_t w[2];
+      lookup_pairs(table, codes + 64 * v + 16 * j, w);
+      Dot::store(w, j, reinterpret_cast<int8_t*>(out_codes) + 128 * v);
+    }
+  for (int g = 0; g < cols / kGroup; g++) {
+    float32x4_t m[4];
+    scales_q4(scales + g / 2 * 16, g & 1, m);
+    POCKET_FOR (j, 4) store(out_scales + 16 * g + 4 * j, m[j]);
+  }
+}
+// One panel's codes against T tokens: adds the groups to acc (T, 16).
+template <class Dot, Type type, int T>
+POCKET_BODY void dot_tile(const int8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
+  for (int g = 0; g < cols / kGroup; g++) {
+    int32x4_t sum[4][T] = {};
+    Dot::template multiply<type, T>(codes + 512 * g, x, g * kGroup, sum);
+    POCKET_FOR (j, 4) {
+      const int at = 16 * g + 4 * j;
+      const float32x4_t m = type == Type::q4 ? load<float32x4_t>(static_cast<const float*>(scales) + at)
+                                             : bf16_floats(static_cast<const uint16_t*>(scales) + at);
+      POCKET_FOR (t, T) {
+        float* a = acc + 16 * t + 4 * j;
+        store(a, add_group(load<float32x4_t>(a), sum[j][t], m, x.token(t).scale[g]));
+      }
+    }
+  }
+}
+// One panel at a time: 32 registers hold four sums and four weights for each of four tokens.
+template <class Dot, Type type> POCKET_BODY void dot_tokens(const BlockProduct& p) {
+  for (int i = 0; i < 2; i++) {
+    const int8_t* w = reinterpret_cast<const int8_t*>(p.codes[i]);
+    int t = 0;
+    for (; t + 4 <= p.n; t += 4) dot_tile<Dot, type, 4>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
+    for (; t + 2 <= p.n; t += 2) dot_tile<Dot, type, 2>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
+    for (; t < p.n; t++) dot_tile<Dot, type, 1>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
+  }
+}
+POCKET_DOTPROD inline void dot(const BlockProduct& p) {
+  p.type == Type::q4 ? dot_tokens<Sdot, Type::q4>(p) : dot_tokens<Sdot, Type::q8>(p);
+}
+#if defined(__aarch64__)
 // smmla takes 8 consecutive columns of a row.
 struct Smmla {
-  POCKET_BODY static void store(int8x16x2_t w, int j, int8_t* out) {
-    const int32x4x2_t lanes = {{vreinterpretq_s32_s8(w.val[0]), vreinterpretq_s32_s8(w.val[1])}};
+  POCKET_BODY static void store(const int8x16_t w[2], int j, int8_t* out) {
+    const int32x4x2_t lanes = {{vreinterpretq_s32_s8(w[0]), vreinterpretq_s32_s8(w[1])}};
     vst2q_s32(reinterpret_cast<int32_t*>(out + 32 * j), lanes);  // a lane of one, a lane of the other
   }
   template <Type type, int T>
@@ -3056,51 +3188,6 @@ struct Smmla {
       }
   }
 };
-template <class Dot>
-void unpack_q4(const uint8_t* codes, const uint8_t* scales, const int8_t values[16], int cols, uint8_t* out_codes,
-               float* out_scales) {
-  const int8x16_t table = vld1q_s8(values);
-  for (int v = 0; v < cols / 8; v++)
-    POCKET_FOR (j, 4)
-      Dot::store(lookup(table, codes + 64 * v + 16 * j), j, reinterpret_cast<int8_t*>(out_codes) + 128 * v);
-  for (int g = 0; g < cols / kGroup; g++) {
-    float32x4_t m[4];
-    scales_q4(scales + g / 2 * 16, g & 1, m);
-    POCKET_FOR (j, 4) vst1q_f32(out_scales + 16 * g + 4 * j, m[j]);
-  }
-}
-// One panel's codes against T tokens: adds the groups to acc (T, 16).
-template <class Dot, Type type, int T>
-POCKET_BODY void dot_tile(const int8_t* codes, const void* scales, int cols, const Activations& x, float* acc) {
-  for (int g = 0; g < cols / kGroup; g++) {
-    int32x4_t sum[4][T] = {};
-    Dot::template multiply<type, T>(codes + 512 * g, x, g * kGroup, sum);
-    POCKET_FOR (j, 4) {
-      const int at = 16 * g + 4 * j;
-      const float32x4_t m =
-          type == Type::q4
-              ? vld1q_f32(static_cast<const float*>(scales) + at)
-              : vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(static_cast<const uint16_t*>(scales) + at), 16));
-      POCKET_FOR (t, T) {
-        float* a = acc + 16 * t + 4 * j;
-        vst1q_f32(a, add_group(vld1q_f32(a), sum[j][t], m, x.token(t).scale[g]));
-      }
-    }
-  }
-}
-// One panel at a time: 32 registers hold four sums and four weights for each of four tokens.
-template <class Dot, Type type> POCKET_BODY void dot_tokens(const BlockProduct& p) {
-  for (int i = 0; i < 2; i++) {
-    const int8_t* w = reinterpret_cast<const int8_t*>(p.codes[i]);
-    int t = 0;
-    for (; t + 4 <= p.n; t += 4) dot_tile<Dot, type, 4>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
-    for (; t + 2 <= p.n; t += 2) dot_tile<Dot, type, 2>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
-    for (; t < p.n; t++) dot_tile<Dot, type, 1>(w, p.scales[i], p.cols, p.x.token(t), p.acc[i] + 16 * t);
-  }
-}
-POCKET_DOTPROD inline void dot(const BlockProduct& p) {
-  p.type == Type::q4 ? dot_tokens<Sdot, Type::q4>(p) : dot_tokens<Sdot, Type::q8>(p);
-}
 // A single token leaves half of smmla idle: for q8 sdot is faster.
 POCKET_I8MM inline void dot_i8mm(const BlockProduct& p) {
   if (p.type == Type::q4) return dot_tokens<Smmla, Type::q4>(p);
@@ -3113,8 +3200,9 @@ inline Kernels i8mm_kernels() {
   const auto supported = [] { return has_dotprod() && has_i8mm(); };
   return kernel_set<FloatScalar, 4>("neon-i8mm", supported, unpack_q4<Smmla>, gemv_q4, dot_i8mm);
 }
-}  // namespace neon
-#endif  // __aarch64__
+#endif
+}  // namespace simd128
+#endif  // __aarch64__, __wasm_simd128__
 // The kernel sets, best first, then one without a name.
 POCKET_SHARED const Kernels* kernel_table();
 #if !defined(POCKET_SEPARATE_KERNELS)
@@ -3126,7 +3214,10 @@ const Kernels* kernel_table() {
     avxvnni::kernels(),
     avx2::kernels(),
 #elif defined(__aarch64__)
-      neon::i8mm_kernels(), neon::dotprod_kernels(),
+      simd128::i8mm_kernels(), simd128::dotprod_kernels(),
+#elif defined(__wasm_simd128__)
+      kernel_set<FloatScalar, 4>(kWasmName, simd128::rounds_once, simd128::unpack_q4<simd128::Sdot>, simd128::gemv_q4,
+                                 simd128::dot),
 #endif
     kernel_set<FloatScalar, 8>("scalar", [] { return true; }),
     {}

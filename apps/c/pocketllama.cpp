@@ -62,6 +62,14 @@ struct OpenModel {
 
   OpenModel(const std::string& path, Load load) {
     if (!model.open(path.c_str(), load)) fail(model.error);
+    read(path);
+  }
+  OpenModel(const void* data, size_t bytes) {
+    if (!model.open_memory(data, bytes)) fail(model.error);
+    read("memory");
+  }
+
+  void read(const std::string& path) {
     if (!tokenizer.load(model.tokenizer_bytes())) fail(path + ": " + tokenizer.error);
     if (tokenizer.size() > model.config.vocab_size)
       fail(concat(path, ": tokenizer: expected at most the model's ", model.config.vocab_size, " pieces, found ",
@@ -210,6 +218,15 @@ pocket_model* pocket_model_open(const char* path, unsigned flags) {
     if (flags > POCKET_COPY) fail(concat("flags: expected 0 or POCKET_COPY, found ", flags));
     auto model = std::make_unique<pocket_model>();
     model->open = std::make_shared<OpenModel>(path, flags & POCKET_COPY ? Load::copy : Load::map);
+    return model.release();
+  });
+}
+
+pocket_model* pocket_model_open_memory(const void* data, size_t bytes) {
+  return guarded<pocket_model*>(nullptr, [&] {
+    if (!data) fail("data: expected the bytes of a model file, found NULL");
+    auto model = std::make_unique<pocket_model>();
+    model->open = std::make_shared<OpenModel>(data, bytes);
     return model.release();
   });
 }

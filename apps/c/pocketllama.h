@@ -58,6 +58,10 @@ typedef struct pocket_model pocket_model; /* an open model file */
  * file cannot be read, is damaged, or is no model of the Llama architecture; the error names the file and the field. */
 POCKET_API pocket_model* pocket_model_open(const char* path, unsigned flags);
 
+/* The same for the contents of a model file in memory, on a 64-byte boundary. The model uses them in place: the caller
+ * keeps them unchanged until the model is closed, and frees them. */
+POCKET_API pocket_model* pocket_model_open_memory(const void* data, size_t bytes);
+
 /* Gives up the caller's reference. The model is closed when its last session is freed. */
 POCKET_API void pocket_model_free(pocket_model* model);
 
