@@ -75,6 +75,40 @@ wheel-library: $(KERNELS) $(BUILD)/pocketllama.o
 	$(CXX) $(ALL_FLAGS) -shared -Wl,--version-script=apps/c/exports.map -static-libstdc++ -static-libgcc $^ \
 	  -o $(WHEEL_LIBRARY) $(LDFLAGS)
 
+# The page that runs in a browser: one HTML file. By Debian's clang-16 and lld-16 (emscripten's own, 14, has an obsolete
+# encoding of relaxed SIMD) with the C and C++ libraries of emscripten, but without its JavaScript.
+WASM_CXX ?= clang++-16
+WASM_LD ?= wasm-ld-16
+EMSCRIPTEN_SYSROOT ?= /usr/share/emscripten/cache/sysroot
+WASM_LIBRARIES = $(EMSCRIPTEN_SYSROOT)/lib/wasm32-emscripten
+WASM_FLAGS = --target=wasm32-unknown-emscripten --sysroot=$(EMSCRIPTEN_SYSROOT) -D__EMSCRIPTEN__ -D_LIBCPP_ABI_VERSION=2 \
+  -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fwasm-exceptions
+WASM_EXPORTS = _initialize malloc free memalign $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
+WASM = $(BUILD)/wasm
+$(WASM)/simd128%: SIMD = -msimd128
+$(WASM)/relaxed%: SIMD = -msimd128 -mrelaxed-simd
+PAGE = apps/page/pocketllama.html
+
+page:
+	@command -v $(WASM_CXX) $(WASM_LD) python3 >/dev/null && [ -e $(WASM_LIBRARIES)/libc++-except.a ] || \
+	  { echo "page: requires clang-16, lld-16, emscripten and python3 (Debian packages of these names)" >&2; exit 1; }
+	$(MAKE) $(PAGE)
+$(PAGE): $(addprefix apps/page/,build.py page.html engine.js worker.js) models/stories.bin $(WASM)/relaxed.wasm $(WASM)/simd128.wasm
+	python3 apps/page/build.py $@ models/stories.bin $(WASM)/relaxed.wasm $(WASM)/simd128.wasm
+
+# Modules: relaxed, simd128; scalar for the tests.
+$(WASM)/%.wasm: $(WASM)/%-kernels.o $(WASM)/%-library.o
+	$(WASM_LD) -o $@ $(WASM_LIBRARIES)/crt1_reactor.o $^ -L$(WASM_LIBRARIES) --no-entry --allow-undefined --strip-all \
+	  -z stack-size=1048576 --max-memory=4294967296 $(WASM_EXPORTS:%=--export-if-defined=%) \
+	  -lc++-except -lc++abi-except -lunwind-except -lstandalonewasm-memgrow -lc -lcompiler_rt -ldlmalloc
+$(WASM)/%-kernels.o: run.cpp
+	@mkdir -p $(WASM)
+	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O3 -DPOCKET_NO_MAIN -DPOCKET_DEFINE_KERNELS -c run.cpp -o $@
+$(WASM)/%-library.o: apps/c/pocketllama.cpp apps/c/pocketllama.h $(ENGINE)
+	@mkdir -p $(WASM)
+	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O2 -DPOCKET_SEPARATE_KERNELS -c apps/c/pocketllama.cpp -o $@
+.PRECIOUS: $(WASM)/%.wasm $(WASM)/%-kernels.o $(WASM)/%-library.o
+
 # Bulk generation.
 OPENAI = $(CLI) $(wildcard apps/grammar/*.hpp apps/openai/*.hpp)
 batch:
@@ -117,10 +151,12 @@ help:
 	@echo "make models/train    build the trainer: trains a model on a text"
 	@echo "make batch           build ./run-batch: replies to a file of requests; requires nlohmann/json"
 	@echo "make server          build ./serve: an OpenAI-compatible server; requires cpp-httplib and nlohmann/json"
+	@echo "make page            build $(PAGE): a page that tells stories, offline; requires emscripten"
 	@echo "make lib             build apps/c/libpocketllama.so and .a: the engine for C and other languages"
 	@echo "make demo            build, and tell a story with the model in models/"
 	@echo "make test            install what the tests require, and run all tests"
 	@echo "make test-server     the server with its clients: openai, lm_eval, Chromium, hostile ones; installs them"
+	@echo "make test-page       the page in Chromium and its modules in node; requires both, installs playwright"
 	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
 	@echo "make sanitize        run all tests under ASan and UBSan, threaded ones under TSan"
@@ -158,6 +194,8 @@ test-batch: batch export/convert
 	tests/batch/run
 test-server:
 	tests/server/run
+test-page: page run export/convert
+	tests/page/run
 
 test-arm: all
 	tests/aarch64
@@ -243,7 +281,7 @@ uninstall:
 
 clean:
 	rm -rf run run-batch serve export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training \
-	  $(LIBRARY).* apps/python/build man $(BUILD) build-*
+	  $(LIBRARY).* apps/python/build $(PAGE) man $(BUILD) build-*
 
-.PHONY: all batch server bench bench-kernels bench-training lib wheel-library fuzz fuzz-smoke help demo setup test \
-  test-arm test-batch test-server sanitize sanitized install uninstall clean
+.PHONY: all batch server bench bench-kernels bench-training lib wheel-library page fuzz fuzz-smoke help demo setup test \
+  test-arm test-batch test-server test-page sanitize sanitized install uninstall clean

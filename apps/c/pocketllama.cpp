@@ -253,6 +253,24 @@ int pocket_model_info(const pocket_model* model, pocket_info* info) {
   return 0;
 }
 
+int pocket_self_test(const pocket_model* model, const char* kernel) {
+  return guarded(-1, [&] {
+    if (!present(model)) return -1;
+    const Model& file = model->open->model;
+    int count = 0;
+    for (const std::string& name : kernel_names()) {
+      if (file.self_test_ids.empty() || (kernel && name != kernel)) continue;
+      Session session(file, {int(file.self_test_ids.size()), 1, KvType::automatic, name.c_str()});
+      const float* logits = session.forward(file.self_test_ids.data(), file.self_test_ids.size());
+      if (!logits) fail(session.error);
+      if (hash_logits(logits, session.vocab_size()) != file.self_test_hash)
+        fail(concat("kernel ", name, ": logits do not match the self-test hash; please report this CPU"));
+      count++;
+    }
+    return count;
+  });
+}
+
 int pocket_encode(const pocket_model* model, const char* text, int bos, int32_t* ids, int capacity) {
   return guarded(-1, [&] {
     if (!present(model, text)) return -1;
@@ -382,6 +400,8 @@ int pocket_generate(pocket_session* session, int n, pocket_on_text on_text, void
     return count;
   });
 }
+
+const char* pocket_kernel(const pocket_session* session) { return present(session) ? session->session.kernel() : ""; }
 
 int pocket_position(const pocket_session* session) { return present(session) ? int(session->ids.size()) : -1; }
 

@@ -84,6 +84,11 @@ typedef struct pocket_info {
 /* Describes a model. Returns 0, or -1 on failure. */
 POCKET_API int pocket_model_info(const pocket_model* model, pocket_info* info);
 
+/* Compares the logits of the tokens that a model file has for this purpose with the hash in the file. kernel: a kernel
+ * set of this CPU, such as "avx2" or "scalar"; NULL: each of them. Returns how many sets gave the same bits, 0 if there
+ * is no such set or no self-test in the file, or -1 on failure: other bits, or out of memory. */
+POCKET_API int pocket_self_test(const pocket_model* model, const char* kernel);
+
 /* Encodes a text. bos: 1 adds the token that starts a text, if the model uses one. The text of a control token becomes
  * ordinary tokens. Stores the first `capacity` ids; ids may be NULL if capacity is 0. Returns the number of all ids,
  * which may be more, or -1 on failure. */
@@ -173,6 +178,10 @@ typedef int (*pocket_on_text)(const char* text, size_t bytes, int32_t id, void* 
  * Returns the number of new tokens, or -1 on failure, after which the tokens so far remain. Several calls give the same
  * text as one. */
 POCKET_API int pocket_generate(pocket_session* session, int n, pocket_on_text on_text, void* user);
+
+/* Returns the name of the kernel set that a session uses, the fastest of this CPU: "avx2", "scalar", ... It is a constant.
+ * "" on failure. */
+POCKET_API const char* pocket_kernel(const pocket_session* session);
 
 /* Returns the number of tokens of the session, or -1 on failure. */
 POCKET_API int pocket_position(const pocket_session* session);

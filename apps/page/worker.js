@@ -1,0 +1,139 @@
+// worker.js: runs a model in a Web Worker, so that the page stays responsive. engine.js comes before it in the same
+// script. Requests and replies are messages:
+//
+//   {open, name, modules}            open: a File, or a gzip file's bytes of `size` bytes; modules: {relaxed, simd128}
+//     -> {progress}                  0 to 1
+//     -> {opened: {name, size, module, kernel, chat, instructions, context}}
+//   {request, story: text, options}  request: a number, which replies repeat; options: {seed, temperature, top_p,
+//                                    max_tokens}
+//   {request, message: text, system, options}   the next turn of a chat
+//   {forget: true}                   the chat starts again
+//     -> {request, text}             a part of the reply, and last
+//     -> {request, done: {tokens, seconds, stopped, full}}
+//   {stop: true}                     ends the reply
+//   -> {request, problem, opening}   in words for the user; the model remains usable if it was open
+'use strict';
+
+const CONTEXT = 4096;     // tokens of a session at most: it reserves all its memory at once
+const PROMPT_PART = 32;   // tokens of a prompt between two looks for a stop
+const SLICE_MS = 30;      // time between two looks
+
+let engine = null, context = 0, stopped = false;
+
+// Lets messages in.
+const breathe = () => new Promise(resolve => {
+  const channel = new MessageChannel();
+  channel.port1.onmessage = () => {
+    channel.port1.close();
+    resolve();
+  };
+  channel.port2.postMessage(0);
+});
+
+async function* chunksOf(blob) {
+  const step = 8 << 20;  // larger than a stream's, smaller than what doubles the memory of a model
+  for (let at = 0; at < blob.size; at += step) yield new Uint8Array(await blob.slice(at, at + step).arrayBuffer());
+}
+async function* unpacked(bytes) {
+  const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip')).getReader();
+  for (let part; !(part = await reader.read()).done;) yield part.value;
+}
+
+// The first module whose kernels are exact here: relaxed SIMD may round differently, which its kernel set checks.
+async function firstExact(modules, open) {
+  for (const [name, bytes] of Object.entries(modules)) {
+    if (!WebAssembly.validate(bytes)) continue;
+    engine = new Engine(await WebAssembly.compile(bytes));
+    const info = await open();
+    context = Math.min(info.context, CONTEXT);
+    engine.start(context);
+    if (engine.kernel() !== 'scalar') return {...info, module: name};
+    engine = null;
+  }
+  throw new EngineError('This browser cannot run the engine: it lacks WebAssembly SIMD. Chrome 91, Firefox 89, Safari ' +
+                        '16.4 and later have it.');
+}
+
+async function open({open: source, name, size, modules}) {
+  engine = null;
+  const file = source instanceof Blob;
+  if (file) {
+    const problem = wrongFormat(new Uint8Array(await source.slice(0, 16).arrayBuffer()));
+    if (problem) throw new EngineError(problem);
+    size = source.size;
+  }
+  let last = 0;
+  const progress = n => {
+    if (performance.now() - last < 50) return;
+    last = performance.now();
+    postMessage({progress: n / size});
+  };
+  const info = await firstExact(modules, () => engine.open(size, file ? chunksOf(source) : unpacked(source), progress));
+  engine.selfTest(engine.kernel());
+  const instructions = `\n${info.provenance}`.includes('\nwrites on command: --words');
+  return {name, size, module: info.module, kernel: engine.kernel(), chat: info.chat, instructions, context};
+}
+
+// Generates the reply to what was appended.
+async function reply({request, options}) {
+  stopped = false;
+  engine.sampling(options);
+  const waiting = [];
+  let last = performance.now(), tokens = 0, full = false;
+  const look = async () => {
+    if (performance.now() - last < SLICE_MS) return;
+    if (waiting.length) postMessage({request, text: waiting.splice(0).join('')});
+    await breathe();
+    last = performance.now();
+  };
+  for (let left = 1; left > 0 && !stopped; await look()) left = engine.process(PROMPT_PART);
+  const started = performance.now();
+  while (!stopped && tokens < options.max_tokens) {
+    const {text, end} = engine.next();
+    if (text) waiting.push(text);
+    if (end) {
+      full = engine.position() >= context;
+      break;
+    }
+    tokens++;
+    await look();
+  }
+  const seconds = (performance.now() - started) / 1000;
+  if (waiting.length) postMessage({request, text: waiting.join('')});
+  return {tokens, seconds, stopped, full};
+}
+
+async function answer(request) {
+  if (request.open) return {opened: await open(request)};
+  if (request.forget || request.story !== undefined) engine.rewind(0);
+  if (request.forget) return null;
+  const before = engine.position();
+  if (request.story !== undefined) engine.appendText(request.story);
+  else engine.appendMessage(request.system, request.message);
+  try {
+    return {request: request.request, done: await reply(request)};
+  } catch (error) {
+    engine.rewind(before);
+    throw error;
+  }
+}
+
+let queue = Promise.resolve();  // one request after the other
+onmessage = ({data}) => {
+  if (data.stop) {
+    stopped = true;
+    return;
+  }
+  queue = queue.then(() => answer(data)).then(
+    result => { if (result) postMessage(result); },
+    error => postMessage({request: data.request, problem: inWords(error), opening: Boolean(data.open)}));
+};
+
+function inWords(error) {
+  if (error instanceof EngineError) return sentence(error.message.replace(/^memory: /, ''));
+  if (error instanceof RangeError || /memory/i.test(error.message)) return outOfMemory(0).replace('0.0 MB', 'more');
+  if (error.name === 'NotReadableError' || error.name === 'NotFoundError')
+    return 'The file cannot be read. Was it moved or deleted? Open it again.';
+  return `The engine has failed (${error.message}). Reload the page; if it happens again, please report it.`;
+}
+const sentence = text => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? '' : '.');
