@@ -2,7 +2,8 @@
 // page and by the tests in node. It needs nothing of emscripten's JavaScript.
 'use strict';
 
-const MOST_MEMORY = 2 ** 32;  // bytes that a module can address
+const MOST_MEMORY = 2 ** 32;    // bytes that a module can address
+const ENGINE_BYTES = 32 << 20;  // of these for the engine and a short context
 
 // An error of the engine, in words for the user.
 class EngineError extends Error {}
@@ -59,8 +60,7 @@ class Engine {
   // Reserves room for a model file of so many bytes; which `chunks`, an async iterable of Uint8Array,
   // fills, and opens it. Returns info().
   async open(size, chunks, progress = () => {}) {
-    // 32 MiB: for the engine, and a short context.
-    const room = size + (32 << 20) <= MOST_MEMORY ? this.c.memalign(64, size) >>> 0 : 0;
+    const room = size + ENGINE_BYTES <= MOST_MEMORY ? this.c.memalign(64, size) >>> 0 : 0;
     if (!room) throw new EngineError(outOfMemory(size));
     let filled = 0;
     for await (const chunk of chunks) {
@@ -138,7 +138,7 @@ class Engine {
 }
 
 function outOfMemory(size) {
-  return `This model takes ${megabytes(size)} of memory, ` + (size + (32 << 20) > MOST_MEMORY
+  return `This model takes ${megabytes(size)} of memory, ` + (size + ENGINE_BYTES > MOST_MEMORY
     ? 'but a page can use at most 4 GB. Use ./run, or a smaller model: export/convert has --type q4.'
     : 'which the browser does not have now. Close other tabs, above all those with a model, or use a smaller model.');
 }

@@ -1,6 +1,8 @@
 // worker.js: runs a model in a Web Worker, so that the page stays responsive. engine.js comes before it in the same
 // script. Requests and replies are messages:
 //
+//   {check}                          a File that is to be opened
+//     -> {checked}                   the File, if its format and size are right
 //   {open, name, modules}            open: a File, or a gzip file's bytes of `size` bytes; modules: {relaxed, simd128}
 //     -> {progress}                  0 to 1
 //     -> {opened: {name, size, module, kernel, chat, instructions, context}}
@@ -54,14 +56,18 @@ async function firstExact(modules, open) {
                         '16.4 and later have it.');
 }
 
+// Refuses a file that cannot be opened for its format or size, by a look at its first bytes.
+async function check(file) {
+  const problem = wrongFormat(new Uint8Array(await file.slice(0, 16).arrayBuffer())) ||
+                  (file.size + ENGINE_BYTES > MOST_MEMORY ? outOfMemory(file.size) : '');
+  if (problem) throw new EngineError(`${file.name}: ${problem}`);
+  return file;
+}
+
 async function open({open: source, name, size, modules}) {
   engine = null;
   const file = source instanceof Blob;
-  if (file) {
-    const problem = wrongFormat(new Uint8Array(await source.slice(0, 16).arrayBuffer()));
-    if (problem) throw new EngineError(problem);
-    size = source.size;
-  }
+  if (file) size = (await check(source)).size;
   let last = 0;
   const progress = n => {
     if (performance.now() - last < 50) return;
@@ -104,6 +110,7 @@ async function reply({request, options}) {
 }
 
 async function answer(request) {
+  if (request.check) return {checked: await check(request.check)};
   if (request.open) return {opened: await open(request)};
   if (request.forget || request.story !== undefined) engine.rewind(0);
   if (request.forget) return null;
