@@ -120,9 +120,8 @@
 namespace pocket {
 inline namespace POCKET_ISA {
 #if defined(__wasm__)
-// a * b + c, rounded once. WebAssembly has no such instruction, and emscripten's fmaf rounds twice. As doubles the
-// product is exact, and the sum is rounded to odd: toward zero, then the last bit is set if any bit was lost. Rounding
-// that to a float equals one rounding (Boldo and Melquiond 2008).
+// a * b + c, rounded once, since emscripten's fmaf rounds twice. As doubles the product is exact, and the sum is rounded
+// to odd: toward zero, then the last bit is set if any was lost. Rounding that once more is right (Boldo et al. 2008).
 inline float fma(float a, float b, float c) {
   const double p = double(a) * b, s = p + c, t = s - p, lost = (p - (s - t)) + (c - t);
   const uint64_t bits = __builtin_bit_cast(uint64_t, s), inexact = std::fabs(lost) > 0;
@@ -2918,11 +2917,10 @@ inline Kernels kernels() {
 #endif
 #endif  // __x86_64__
 #if defined(__aarch64__) || defined(__wasm_simd128__)
-// ---- Registers of 16 bytes: 4 rows per register, four registers per panel. NEON and WebAssembly share their kernels,
-// in the vector extensions of g++ and clang, and differ in the functions up to add_columns.
+// ---- Registers of 16 bytes: 4 rows each, four for a panel. NEON and WebAssembly share kernels in the vector extensions
+// of g++ and clang. The baseline of aarch64 has all that the float blocks need, so they need no target attribute; two
+// operations of Lanes are intrinsics because compilers do not vectorize them.
 #if defined(__aarch64__)
-// The baseline of aarch64 has all that the float blocks need, so they need no target attribute; two operations are
-// written as intrinsics because compilers do not vectorize them.
 template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
   const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(pocket::load<int32_t>(p)));
   v = Floats(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))));
@@ -2985,19 +2983,14 @@ typedef Vector<4>::Floats float32x4_t;
 #define POCKET_DOTPROD
 #if defined(__wasm_relaxed_simd__)
 inline constexpr const char* kWasmName = "wasm-relaxed";
-POCKET_BODY float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
-  return __builtin_wasm_relaxed_madd_f32x4(a, b, c);
-}
+POCKET_BODY auto fma(float32x4_t a, float32x4_t b, float32x4_t c) { return __builtin_wasm_relaxed_madd_f32x4(a, b, c); }
 #else
 inline constexpr const char* kWasmName = "wasm-simd128";
-// By doubles, which round twice. That differs from one rounding only if the first ends halfway between two floats, or
-// if the result is denormal: rare cases.
+// Doubles round twice. That is wrong only halfway between two floats, and for denormal results: rare cases.
 POCKET_BODY float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
-  const auto sum = [&](int i, int j) {
-    typedef double Doubles __attribute__((vector_size(16)));
-    return v128_t(Doubles{a[i], a[j]} * Doubles{b[i], b[j]} + Doubles{c[i], c[j]});
-  };
-  const v128_t low = sum(0, 1), high = sum(2, 3);
+  typedef double Doubles __attribute__((vector_size(16)));
+  const v128_t low = v128_t(Doubles{a[0], a[1]} * Doubles{b[0], b[1]} + Doubles{c[0], c[1]});
+  const v128_t high = v128_t(Doubles{a[2], a[3]} * Doubles{b[2], b[3]} + Doubles{c[2], c[3]});
   const v128_t result = wasm_i64x2_shuffle(wasm_f32x4_demote_f64x2_zero(low), wasm_f32x4_demote_f64x2_zero(high), 0, 2);
   const v128_t halfway = wasm_i32x4_shuffle(low, high, 0, 2, 4, 6) << 3 == INT32_MIN;           // the last 29 bits
   const v128_t denormal = wasm_u32x4_lt((result << 1) - 1, wasm_i32x4_const_splat(0x1000000));  // and not zero
@@ -3006,16 +2999,17 @@ POCKET_BODY float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
   return c;
 }
 #endif
-template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
+POCKET_BODY float32x4_t floats_of(const int8_t* p) {
   const v128_t wide = wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p)));
-  v = __builtin_convertvector(wide, Floats);
+  return __builtin_convertvector(wide, float32x4_t);
 }
+template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) { v = floats_of(p); }
 template <> POCKET_BODY void Lanes<4>::add_product(float a, const Lanes& b) { v = fma(Floats{a, a, a, a}, b.v, v); }
 namespace simd128 {
 // Whether the fma of the module rounds once: the standard lets relaxed SIMD round twice.
 inline bool rounds_once() {
-  const volatile float a = 1 + 0x1p-23f, b = 0x1p-24f - 0x1p-47f;  // a * b + a is just below the middle of two floats
-  return fma(float32x4_t{a, a, a, a}, float32x4_t{b, b, b, b}, float32x4_t{a, a, a, a})[3] == a;
+  const float32x4_t a = float32x4_t{} + (1 + 0x1p-23f), b = float32x4_t{} + (0x1p-24f - 0x1p-47f);
+  return fma(a, b, a)[3] == a[3];  // just below the middle of two floats
 }
 // As above. SIMD128 multiplies 16-bit numbers and adds pairs of products: two sums per row.
 template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t w[4], const int8x16_t x[T]) {
@@ -3029,13 +3023,9 @@ template <int T> POCKET_BODY void add_columns(int32x4_t sum[T], const int8x16_t 
     sum[t] += wasm_i32x4_shuffle(low, high, 0, 2, 4, 6) + wasm_i32x4_shuffle(low, high, 1, 3, 5, 7);
   }
 }
-POCKET_BODY int8x16_t lookup(int8x16_t table, uint8x16_t i) {
-  return int8x16_t(wasm_i8x16_swizzle(v128_t(table), v128_t(i)));
-}
+POCKET_BODY int8x16_t lookup(int8x16_t table, uint8x16_t i) { return wasm_i8x16_swizzle(table, i); }
 POCKET_BODY void to_floats(int8x16_t bytes, float32x4_t out[4]) {
-  Lanes<4> lanes[4];
-  POCKET_FOR (i, 4) lanes[i].load(reinterpret_cast<const int8_t*>(&bytes) + 4 * i);
-  POCKET_FOR (i, 4) out[i] = lanes[i].v;
+  POCKET_FOR (i, 4) out[i] = floats_of(reinterpret_cast<const int8_t*>(&bytes) + 4 * i);
 }
 POCKET_BODY float32x4_t bf16_floats(const uint16_t* p) { return float32x4_t(wasm_u32x4_load16x4(p) << 16); }
 #endif
