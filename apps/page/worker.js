@@ -60,7 +60,7 @@ async function firstExact(modules, open) {
 async function check(file) {
   const problem = wrongFormat(new Uint8Array(await file.slice(0, 16).arrayBuffer())) ||
                   (file.size + ENGINE_BYTES > MOST_MEMORY ? outOfMemory(file.size) : '');
-  if (problem) throw new EngineError(`${file.name}: ${problem}`);
+  if (problem) throw new EngineError(problem);
   return file;
 }
 
@@ -133,14 +133,17 @@ onmessage = ({data}) => {
   }
   queue = queue.then(() => answer(data)).then(
     result => { if (result) postMessage(result); },
-    error => postMessage({request: data.request, problem: inWords(error), opening: Boolean(data.open)}));
+    error => postMessage({request: data.request, problem: inWords(error, data.name ?? data.check?.name), opening: Boolean(data.open)}));
 };
 
-function inWords(error) {
-  if (error instanceof EngineError) return sentence(error.message.replace(/^memory: /, ''));
-  if (error instanceof RangeError || /memory/i.test(error.message)) return outOfMemory(0).replace('0.0 MB', 'more');
+// file: the name of the one that was to be opened, if any.
+function inWords(error, file) {
+  if (error instanceof EngineError) {
+    const text = error.message.replace(/^memory: /, '') + (/[.!?]$/.test(error.message) ? '' : '.');
+    return file ? `${file}: ${text}` : text[0].toUpperCase() + text.slice(1);
+  }
+  if (error instanceof RangeError) return 'The browser has no memory left for this. Close other tabs, or use a smaller model.';
   if (error.name === 'NotReadableError' || error.name === 'NotFoundError')
-    return 'The file cannot be read. Was it moved or deleted? Open it again.';
+    return `${file}: The file cannot be read. Was it moved or deleted? Open it again.`;
   return `The engine has failed (${error.message}). Reload the page; if it happens again, please report it.`;
 }
-const sentence = text => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? '' : '.');
