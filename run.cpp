@@ -3033,8 +3033,7 @@ template <class V> POCKET_BODY void store(void* p, const V& v) { std::memcpy(p, 
 // Four rows' weights of columns 8v ... 8v+3 and 8v+4 ... 8v+7.
 POCKET_BODY void lookup_pairs(int8x16_t table, const uint8_t* codes, int8x16_t w[2]) {
   const uint8x16_t pair = load<uint8x16_t>(codes);
-  w[0] = lookup(table, pair & 15);
-  w[1] = lookup(table, pair >> 4);
+  POCKET_FOR (i, 2) w[i] = lookup(table, i ? pair >> 4 : pair & 15);
 }
 // The scales of one group from their 4 bits. scales: byte r holds row r's two groups.
 POCKET_BODY void scales_q4(const uint8_t* scales, int odd, float32x4_t m[4]) {

@@ -2,7 +2,7 @@
 //   {"selfTest": "scalar"}            the number of kernel sets that give the bits of the file's hash; "": of all sets
 //   {"kernel": true}                  the name of the kernel set in use
 //   {"logits": [ids], "to": FILE}     writes the logits of each token, float32 (tokens, vocabulary)
-//   {"tell": PROMPT, "seed": N}       up to 256 tokens, and tok/s
+//   {"tell": PROMPT, "seed": N, "n": N}   up to n [256] tokens, and tok/s
 import fs from 'node:fs';
 import readline from 'node:readline';
 
@@ -27,14 +27,14 @@ const answers = {
     fs.closeSync(file);
     return ids.length;
   },
-  tell({tell: prompt, seed}) {
+  tell({tell: prompt, seed, n = 256}) {
     engine.rewind(0);
     engine.sampling({seed, temperature: 0.8, top_p: 0.9});
     engine.appendText(prompt);
     engine.process(0);
     const started = performance.now();
     let text = prompt, tokens = 0;
-    for (let next; tokens < 256 && !(next = engine.next()).end; tokens++) text += next.text;
+    for (let next; tokens < n && !(next = engine.next()).end; tokens++) text += next.text;
     return {text, speed: tokens / (performance.now() - started) * 1000};
   },
 };
