@@ -70,6 +70,7 @@ class Engine {
       progress(filled);
     }
     if (filled !== size) throw new EngineError('The file changed while it was read. Open it again.');
+    this.size = size;
     this.model = this.checkHandle(this.c.pocket_model_open_memory(room, size));
     return this.info();
   }

@@ -47,8 +47,7 @@ async function firstExact(modules, open) {
     if (!WebAssembly.validate(bytes)) continue;
     engine = new Engine(await WebAssembly.compile(bytes));
     const info = await open();
-    context = Math.min(info.context, CONTEXT);
-    engine.start(context);
+    startSession(Math.min(info.context, CONTEXT), engine.size);
     if (engine.kernel() !== 'scalar') return {...info, module: name};
     engine = null;
   }
@@ -62,6 +61,18 @@ async function check(file) {
                   (file.size + ENGINE_BYTES > MOST_MEMORY ? outOfMemory(file.size) : '');
   if (problem) throw new EngineError(problem);
   return file;
+}
+
+// With half of the context, and so on, if there is no memory for more.
+function startSession(most, size) {
+  for (context = most; ; context >>= 1) {
+    try {
+      return engine.start(context);
+    } catch (error) {
+      if (!error.message.includes('cannot reserve')) throw error;
+      if (context < 512) throw new EngineError(outOfMemory(size));
+    }
+  }
 }
 
 async function open({open: source, name, size, modules}) {
@@ -115,13 +126,15 @@ async function answer(request) {
   if (request.forget || request.story !== undefined) engine.rewind(0);
   if (request.forget) return null;
   const before = engine.position();
-  if (request.story !== undefined) engine.appendText(request.story);
-  else engine.appendMessage(request.system, request.message);
   try {
+    if (request.story !== undefined) engine.appendText(request.story);
+    else engine.appendMessage(request.system, request.message);
     return {request: request.request, done: await reply(request)};
   } catch (error) {
     engine.rewind(before);
-    throw error;
+    if (!error.message.includes('context has room')) throw error;
+    throw new EngineError(`The model takes ${context} tokens in all. ` +
+                          (before > 0 ? 'Start a new chat, or shorten the message.' : 'Shorten the text.'));
   }
 }
 

@@ -195,6 +195,14 @@ def test_dropped_files(tab):
     expect(tab.page.locator("#drop")).to_be_hidden()
 
 
+def test_a_text_longer_than_the_context_is_refused(tab):
+    tab.page.fill("#beginning", "The dog ran home. " * 2000)
+    tab.page.click("#story .go")
+    assert re.match(r"The model takes \d+ tokens in all. Shorten the text.", tab.problem())
+    tab.page.fill("#beginning", "Once upon a time")
+    assert tab.tell(seed=5) == run("-i", "Once upon a time", "-s", 5, "-q").decode()
+
+
 def test_html_in_a_text_is_text(tab):
     tab.page.fill("#beginning", "<img src=x onerror=console.log(1)><b>Once")
     assert tab.tell(seed=1, max_tokens=5).startswith("<img src=x")
