@@ -153,7 +153,8 @@ onmessage = ({data}) => {
 function inWords(error, file) {
   if (error instanceof EngineError) {
     const text = error.message.replace(/^memory: /, '') + (/[.!?]$/.test(error.message) ? '' : '.');
-    return file ? `${file}: ${text}` : text[0].toUpperCase() + text.slice(1);
+    const next = /damaged|truncated/.test(text) ? ' Copy, download or convert it again.' : '';
+    return file ? `${file}: ${text}${next}` : text[0].toUpperCase() + text.slice(1);
   }
   if (error instanceof RangeError) return 'The browser has no memory left for this. Close other tabs, or use a smaller model.';
   if (error.name === 'NotReadableError' || error.name === 'NotFoundError')
