@@ -83,7 +83,7 @@ EMSCRIPTEN_SYSROOT ?= /usr/share/emscripten/cache/sysroot
 WASM_LIBRARIES = $(EMSCRIPTEN_SYSROOT)/lib/wasm32-emscripten
 WASM_FLAGS = --target=wasm32-unknown-emscripten --sysroot=$(EMSCRIPTEN_SYSROOT) -D__EMSCRIPTEN__ -D_LIBCPP_ABI_VERSION=2 \
   -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fwasm-exceptions
-WASM_EXPORTS = _initialize malloc free memalign $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
+WASM_EXPORTS = _initialize malloc free sbrk $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
 WASM_LINK = -L$(WASM_LIBRARIES) --allow-undefined --strip-all --max-memory=4294967296 \
   -lc++-except -lc++abi-except -lunwind-except -lstandalonewasm-memgrow -lc -lcompiler_rt -ldlmalloc
 WASM = $(BUILD)/wasm

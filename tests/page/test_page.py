@@ -177,7 +177,7 @@ def test_missing_memory_is_explained(tab, tmp_path):
     tab.page.evaluate("""() => {
       const source = document.getElementById('worker-source');
       source.textContent = source.textContent.replace('this.c._initialize();',
-        'this.c._initialize(); this.c = {...this.c, memalign: (a, n) => n > 1e8 ? 0 : this.c0.memalign(a, n)};')
+        'this.c._initialize(); this.c = {...this.c, sbrk: n => n > 1e8 ? -1 : this.c0.sbrk(n)};')
         .replace('this.c = new', 'this.c = this.c0 = new');
     }""")
     tab.open(path)
