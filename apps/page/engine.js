@@ -19,7 +19,9 @@ class Engine {
       this.view().setBigUint64(result >>> 0, BigInt(Math.round(performance.now() * 1e6)), true);
       return 0;
     };
-    imports.wasi_snapshot_preview1.proc_exit = () => { throw new EngineError('The engine has stopped; reload the page.'); };
+    imports.wasi_snapshot_preview1.proc_exit = () => {
+      throw new EngineError('The engine has stopped; reload the page.');
+    };
     this.c = new WebAssembly.Instance(module, imports).exports;
     this.c._initialize();
     this.result = this.c.malloc(64);  // for functions that store results

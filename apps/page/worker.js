@@ -51,8 +51,8 @@ async function firstExact(modules, open) {
     if (engine.kernel() !== 'scalar') return {...info, module: name};
     engine = null;
   }
-  throw new EngineError('This browser cannot run the engine: it lacks WebAssembly SIMD. Chrome 91, Firefox 89, Safari ' +
-                        '16.4 and later have it.');
+  throw new EngineError('This browser cannot run the engine: it lacks WebAssembly SIMD or exceptions. Chrome 123, ' +
+                        'Firefox 120, Safari 17.5 and later have both.');
 }
 
 // Refuses a file that cannot be opened for its format or size, by a look at its first bytes.
@@ -146,7 +146,8 @@ onmessage = ({data}) => {
   }
   queue = queue.then(() => answer(data)).then(
     result => { if (result) postMessage(result); },
-    error => postMessage({request: data.request, problem: inWords(error, data.name ?? data.check?.name), opening: Boolean(data.open)}));
+    error => postMessage({request: data.request, opening: Boolean(data.open),
+                          problem: inWords(error, data.name ?? data.check?.name)}));
 };
 
 // file: the name of the one that was to be opened, if any.
@@ -156,7 +157,8 @@ function inWords(error, file) {
     const next = /damaged|truncated/.test(text) ? ' Copy, download or convert it again.' : '';
     return file ? `${file}: ${text}${next}` : text[0].toUpperCase() + text.slice(1);
   }
-  if (error instanceof RangeError) return 'The browser has no memory left for this. Close other tabs, or use a smaller model.';
+  if (error instanceof RangeError)
+    return 'The browser has no memory left for this. Close other tabs, or use a smaller model.';
   if (error.name === 'NotReadableError' || error.name === 'NotFoundError')
     return `${file}: The file cannot be read. Was it moved or deleted? Open it again.`;
   return `The engine has failed (${error.message}). Reload the page; if it happens again, please report it.`;
