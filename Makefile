@@ -89,7 +89,9 @@ WASM_LIBRARIES = $(EMSCRIPTEN_SYSROOT)/lib/wasm32-emscripten
 WASM_FLAGS = --target=wasm32-unknown-emscripten --sysroot=$(EMSCRIPTEN_SYSROOT) -D__EMSCRIPTEN__ -D_LIBCPP_ABI_VERSION=2 \
   -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fwasm-exceptions \
   -DPOCKET_FMA=pocket_wasm::fma -include apps/page/fma.hpp
-WASM_EXPORTS = _initialize malloc free memalign $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
+WASM_EXPORTS = _initialize malloc free sbrk $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
+WASM_LINK = -L$(WASM_LIBRARIES) --allow-undefined --strip-all --max-memory=4294967296 \
+  -lc++-except -lc++abi-except -lunwind-except -lstandalonewasm-memgrow -lc -lcompiler_rt -ldlmalloc
 WASM = $(BUILD)/wasm
 $(WASM)/simd128%: SIMD = -msimd128
 $(WASM)/relaxed%: SIMD = -msimd128 -mrelaxed-simd
@@ -104,9 +106,8 @@ $(PAGE): $(addprefix apps/page/,build.py page.html engine.js worker.js) models/s
 
 # Modules: relaxed, simd128; scalar for the tests.
 $(WASM)/%.wasm: $(WASM)/%-kernels.o $(WASM)/%-library.o
-	$(WASM_LD) -o $@ $(WASM_LIBRARIES)/crt1_reactor.o $^ -L$(WASM_LIBRARIES) --no-entry --allow-undefined --strip-all \
-	  -z stack-size=1048576 --max-memory=4294967296 $(WASM_EXPORTS:%=--export-if-defined=%) \
-	  -lc++-except -lc++abi-except -lunwind-except -lstandalonewasm-memgrow -lc -lcompiler_rt -ldlmalloc
+	$(WASM_LD) -o $@ $(WASM_LIBRARIES)/crt1_reactor.o $^ $(WASM_LINK) --no-entry -z stack-size=1048576 \
+	  $(WASM_EXPORTS:%=--export-if-defined=%)
 $(WASM)/%-kernels.o: apps/page/kernels.cpp apps/page/fma.hpp run.cpp
 	@mkdir -p $(WASM)
 	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O3 -c apps/page/kernels.cpp -o $@
@@ -205,8 +206,23 @@ test-batch: batch export/convert
 	tests/batch/run
 test-server:
 	tests/server/run
-test-page: page run export/convert
+test-page: page run export/convert $(WASM)/scalar.wasm $(WASM)/simd128-kernels_test.wasm $(WASM)/relaxed-kernels_test.wasm
 	tests/page/run
+# The tests of the kernels with GoogleTest, from the sources in Debian's libgtest-dev.
+WASM_GTEST = -O1 -DGTEST_HAS_PTHREAD=0 -I/usr/src/googletest/googletest -I/usr/src/googletest/googletest/include \
+  -iwithsysroot/include/compat
+$(WASM)/gtest.o: /usr/src/googletest/googletest/src/gtest-all.cc
+	@mkdir -p $(WASM)
+	$(WASM_CXX) $(WASM_FLAGS) $(WASM_GTEST) -c $< -o $@
+$(WASM)/gtest_main.o: /usr/src/googletest/googletest/src/gtest_main.cc
+	@mkdir -p $(WASM)
+	$(WASM_CXX) $(WASM_FLAGS) $(WASM_GTEST) -c $< -o $@
+$(WASM)/%-kernels_test.o: tests/engine/kernels_test.cpp tests/support/tiny_model.hpp $(EXPORT)
+	@mkdir -p $(WASM)
+	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) $(WASM_GTEST) -DPOCKET_NO_MAIN -DPOCKET_SEPARATE_KERNELS -c $< -o $@
+$(WASM)/%-kernels_test.wasm: $(WASM)/%-kernels_test.o $(WASM)/%-kernels.o $(WASM)/gtest.o $(WASM)/gtest_main.o
+	$(WASM_LD) -o $@ $(WASM_LIBRARIES)/crt1.o $^ $(WASM_LINK) -z stack-size=4194304
+
 
 test-explain: run
 	tests/explain/run

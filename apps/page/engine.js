@@ -19,7 +19,9 @@ class Engine {
       this.view().setBigUint64(result >>> 0, BigInt(Math.round(performance.now() * 1e6)), true);
       return 0;
     };
-    imports.wasi_snapshot_preview1.proc_exit = () => { throw new EngineError('The engine has stopped; reload the page.'); };
+    imports.wasi_snapshot_preview1.proc_exit = () => {
+      throw new EngineError('The engine has stopped; reload the page.');
+    };
     this.c = new WebAssembly.Instance(module, imports).exports;
     this.c._initialize();
     this.result = this.c.malloc(64);  // for functions that store results
@@ -55,12 +57,21 @@ class Engine {
     return handle;
   }
 
+  // Reserves memory for good, on a 64-byte boundary; 0: there is none. In parts, since sbrk() takes less than 2 GB.
+  reserve(size) {
+    const part = 1 << 30, start = this.c.sbrk(64);
+    if (start === -1) return 0;
+    for (let left = size; left > 0; left -= part)
+      if (this.c.sbrk(Math.min(left, part)) === -1) return 0;
+    return Math.ceil((start >>> 0) / 64) * 64;
+  }
+
   // ---- Models ----
 
   // Reserves room for a model file of so many bytes; which `chunks`, an async iterable of Uint8Array,
   // fills, and opens it. Returns info().
   async open(size, chunks, progress = () => {}) {
-    const room = size + ENGINE_BYTES <= MOST_MEMORY ? this.c.memalign(64, size) >>> 0 : 0;
+    const room = size + ENGINE_BYTES <= MOST_MEMORY ? this.reserve(size) : 0;
     if (!room) throw new EngineError(outOfMemory(size));
     let filled = 0;
     for await (const chunk of chunks) {
@@ -70,6 +81,7 @@ class Engine {
       progress(filled);
     }
     if (filled !== size) throw new EngineError('The file changed while it was read. Open it again.');
+    this.size = size;
     this.model = this.checkHandle(this.c.pocket_model_open_memory(room, size));
     return this.info();
   }

@@ -47,21 +47,32 @@ async function firstExact(modules, open) {
     if (!WebAssembly.validate(bytes)) continue;
     engine = new Engine(await WebAssembly.compile(bytes));
     const info = await open();
-    context = Math.min(info.context, CONTEXT);
-    engine.start(context);
+    startSession(Math.min(info.context, CONTEXT), engine.size);
     if (engine.kernel() !== 'scalar') return {...info, module: name};
     engine = null;
   }
-  throw new EngineError('This browser cannot run the engine: it lacks WebAssembly SIMD. Chrome 91, Firefox 89, Safari ' +
-                        '16.4 and later have it.');
+  throw new EngineError('This browser cannot run the engine: it lacks WebAssembly SIMD or exceptions. Chrome 123, ' +
+                        'Firefox 120, Safari 17.5 and later have both.');
 }
 
 // Refuses a file that cannot be opened for its format or size, by a look at its first bytes.
 async function check(file) {
   const problem = wrongFormat(new Uint8Array(await file.slice(0, 16).arrayBuffer())) ||
                   (file.size + ENGINE_BYTES > MOST_MEMORY ? outOfMemory(file.size) : '');
-  if (problem) throw new EngineError(`${file.name}: ${problem}`);
+  if (problem) throw new EngineError(problem);
   return file;
+}
+
+// With half of the context, and so on, if there is no memory for more.
+function startSession(most, size) {
+  for (context = most; ; context >>= 1) {
+    try {
+      return engine.start(context);
+    } catch (error) {
+      if (!error.message.includes('cannot reserve')) throw error;
+      if (context < 512) throw new EngineError(outOfMemory(size));
+    }
+  }
 }
 
 async function open({open: source, name, size, modules}) {
@@ -115,13 +126,15 @@ async function answer(request) {
   if (request.forget || request.story !== undefined) engine.rewind(0);
   if (request.forget) return null;
   const before = engine.position();
-  if (request.story !== undefined) engine.appendText(request.story);
-  else engine.appendMessage(request.system, request.message);
   try {
+    if (request.story !== undefined) engine.appendText(request.story);
+    else engine.appendMessage(request.system, request.message);
     return {request: request.request, done: await reply(request)};
   } catch (error) {
     engine.rewind(before);
-    throw error;
+    if (!error.message.includes('context has room')) throw error;
+    throw new EngineError(`The model takes ${context} tokens in all. ` +
+                          (before > 0 ? 'Start a new chat, or shorten the message.' : 'Shorten the text.'));
   }
 }
 
@@ -133,14 +146,20 @@ onmessage = ({data}) => {
   }
   queue = queue.then(() => answer(data)).then(
     result => { if (result) postMessage(result); },
-    error => postMessage({request: data.request, problem: inWords(error), opening: Boolean(data.open)}));
+    error => postMessage({request: data.request, opening: Boolean(data.open),
+                          problem: inWords(error, data.name ?? data.check?.name)}));
 };
 
-function inWords(error) {
-  if (error instanceof EngineError) return sentence(error.message.replace(/^memory: /, ''));
-  if (error instanceof RangeError || /memory/i.test(error.message)) return outOfMemory(0).replace('0.0 MB', 'more');
+// file: the name of the one that was to be opened, if any.
+function inWords(error, file) {
+  if (error instanceof EngineError) {
+    const text = error.message.replace(/^memory: /, '') + (/[.!?]$/.test(error.message) ? '' : '.');
+    const next = /damaged|truncated/.test(text) ? ' Copy, download or convert it again.' : '';
+    return file ? `${file}: ${text}${next}` : text[0].toUpperCase() + text.slice(1);
+  }
+  if (error instanceof RangeError)
+    return 'The browser has no memory left for this. Close other tabs, or use a smaller model.';
   if (error.name === 'NotReadableError' || error.name === 'NotFoundError')
-    return 'The file cannot be read. Was it moved or deleted? Open it again.';
+    return `${file}: The file cannot be read. Was it moved or deleted? Open it again.`;
   return `The engine has failed (${error.message}). Reload the page; if it happens again, please report it.`;
 }
-const sentence = text => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? '' : '.');

@@ -218,6 +218,25 @@ static void chats(const char* path) {
   pocket_model_free(model);
 }
 
+/* The file at `path`, in memory on a 64-byte boundary, is the same model. */
+static void opens_memory(const char* path) {
+  FILE* file = fopen(path, "rb");
+  char* bytes = malloc((2 << 20) + 64);
+  char* at = bytes + (64 - (size_t)bytes % 64);
+  const size_t n = fread(at, 1, 2 << 20, file);
+  pocket_model* model = pocket_model_open_memory(at, n);
+  pocket_info info;
+  CHECK(pocket_model_info(model, &info) == 0 && info.file_bytes == n);
+  CHECK(pocket_self_test(model, NULL) > 0 && pocket_self_test(model, "scalar") == 1);
+  CHECK(pocket_self_test(model, "abacus") == 0 && pocket_self_test(NULL, NULL) == -1);
+  pocket_model_free(model);
+  CHECK_ERROR(!pocket_model_open_memory(at, n - 1), "truncated");
+  CHECK_ERROR(!pocket_model_open_memory(at + 1, n), "64-byte boundary");
+  CHECK_ERROR(!pocket_model_open_memory(NULL, n), "NULL");
+  fclose(file);
+  free(bytes);
+}
+
 int main(int argc, char** argv) {
   pocket_session* session;
   pocket_model* model;
@@ -231,10 +250,12 @@ int main(int argc, char** argv) {
   logits_do_not_depend_on_the_batch(model);
   can_be_cancelled(model);
   threads_share_a_model();
+  opens_memory(argv[1]);
   if (strcmp(argv[2], "-") != 0) chats(argv[2]);
 
   session = pocket_session_new(model, NULL);
   pocket_model_free(model); /* the session keeps it open */
+  CHECK(strcmp(pocket_kernel(session), "") != 0);
   CHECK(pocket_append_text(session, "The end") > 0 && pocket_logits(session) != NULL);
   pocket_session_free(session);
   printf("%d failures\n", failures);

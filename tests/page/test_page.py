@@ -1,0 +1,282 @@
+"""The page in Debian's chromium, headless, from file://. SCREENSHOTS: a folder for a picture of each state."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+from test_modules import ROOT, SMOLLM, run
+
+PAGE = (ROOT / "apps/page/pocketllama.html").as_uri()
+LONG = 60000  # ms: on a busy machine
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as driver:
+        sandbox = [] if os.getuid() else ["--no-sandbox"]  # which chromium refuses to root
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=sandbox)
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """A page, and what went wrong in it."""
+
+    def __init__(self, browser, width=1000, height=760, context=None, url=PAGE, **options):
+        self.url, self.own = url, context is None
+        self.context = context or browser.new_context(viewport={"width": width, "height": height}, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(LONG)
+        self.errors, self.urls = [], []
+        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.urls.append(request.url))
+        self.page.goto(url)
+        expect(self.page.locator("#model")).to_contain_text("story model", timeout=LONG)
+
+    def settings(self, **values):
+        if not self.page.locator("details[open]").count():
+            self.page.click("summary")
+        for name, value in values.items():
+            self.page.fill(f"[name={name}]", str(value))
+
+    def tell(self, **settings):
+        if settings:
+            self.settings(**settings)
+        self.page.click("#story .go")
+        return self.reply()
+
+    def reply(self):
+        expect(self.page.locator(".reply.running")).to_have_count(0, timeout=LONG)
+        return self.page.locator(".reply .text").last.text_content()
+
+    def open(self, path):
+        self.page.set_input_files("#file", path)
+
+    def problem(self):
+        expect(self.page.locator("#problem")).to_be_visible()
+        return self.page.text_content("#problem")
+
+    def picture(self, name):
+        if folder := os.environ.get("SCREENSHOTS"):
+            Path(folder).mkdir(exist_ok=True)
+            self.page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+    def close(self):
+        if self.own:
+            self.context.close()
+        assert self.errors == []
+        assert [url for url in self.urls if not url.startswith((self.url, "blob:", "data:"))] == []
+
+
+@pytest.fixture
+def tabs(browser):
+    """Makes tabs; at the end no tab has written to its console, or asked for anything but itself."""
+    opened = []
+
+    def make(**options):
+        opened.append(Tab(browser, **options))
+        return opened[-1]
+
+    yield make
+    for tab in reversed(opened):
+        tab.close()
+
+
+@pytest.fixture
+def tab(tabs):
+    return tabs()
+
+
+def test_tells_the_story_of_the_program(tab):
+    assert (ROOT / "apps/page/pocketllama.html").stat().st_size < 3_000_000
+    assert re.search("wasm-(relaxed|simd128)", tab.page.text_content("#model"))
+    assert tab.tell(seed=5) == run("-i", "Once upon a time", "-s", 5, "-q").decode()
+    assert re.match(r"\d+ tokens, [\d.]+ tok/s; seed 5$", tab.page.text_content(".figures"))
+    tab.picture("story")
+
+
+@pytest.mark.parametrize("test, result", [("!WebAssembly.validate(bytes)", "name === 'relaxed'"),
+                                          ("engine.kernel() !== 'scalar'", "name !== 'relaxed'")])
+def test_without_exact_relaxed_simd_the_other_module_is_used(tabs, tmp_path, test, result):
+    """As in a browser that does not have it, or rounds twice: the page with one condition replaced."""
+    page = (ROOT / "apps/page/pocketllama.html").read_text()
+    assert page.count(test) == 1
+    path = tmp_path / "page.html"
+    path.write_text(page.replace(test, result))
+    tab = tabs(url=path.as_uri())
+    assert "wasm-simd128" in tab.page.text_content("#model")
+    assert tab.tell(seed=5) == run("-i", "Once upon a time", "-s", 5, "-q").decode()
+
+
+def test_words_and_sampling_reach_the_model(tab):
+    tab.page.fill("#words", "dog, cake,sad")
+    expected = run("--words", "dog,cake,sad", "-s", 7, "-t", 0.5, "-p", 0.7, "-n", 80, "-q").decode()
+    assert tab.tell(seed=7, temperature=0.5, top_p=0.7, max_tokens=80) == expected.strip(" ")
+    tab.page.fill("#words", "")
+    tab.page.fill("#beginning", "The sea 🌊 was")
+    assert tab.tell() == run("-i", "The sea 🌊 was", "-s", 7, "-t", 0.5, "-p", 0.7, "-n", 80, "-q").decode()
+
+
+def test_a_seed_that_is_not_given_is_shown(tab):
+    first = tab.tell()
+    seed = re.search(r"seed (\d+)", tab.page.text_content(".figures"))[1]
+    assert tab.tell(seed=seed) == first
+
+
+def test_invalid_settings_are_pointed_out(tab):
+    tab.settings(temperature=-1)
+    tab.page.click("#story .go")
+    assert tab.page.locator(".reply").count() == 0
+    assert tab.page.evaluate("document.activeElement.name") == "temperature"
+
+
+def test_stop_keeps_the_text(tab):
+    tab.settings(max_tokens=1000000, temperature=1.5, top_p=1)
+    for _ in range(20):  # until one is long enough to be stopped
+        tab.page.click("#story .go")
+        tab.page.keyboard.press("Escape")
+        tab.reply()
+        if "stopped" in tab.page.text_content(".figures"):
+            break
+    assert "stopped" in tab.page.text_content(".figures")
+    assert tab.page.is_enabled("#story .go")
+
+
+@pytest.mark.parametrize("head, part", [
+    (b"", "not a pocketllama model"), (b"# notes\n" * 9, "not a pocketllama model"),
+    (b"GGUF\x03\0\0\0" + bytes(99), "export/convert FILE.gguf"), (b"PK\x03\x04" + bytes(99), "ZIP"),
+    (b"\x20\0\0\0\0\0\0\0{\"a\": 1}", "safetensors"), (b"PKTLLAMA" + bytes(999), "version: expected 1 or 2, found 0"),
+    (b"PKTLLAMA", "at least 256 bytes")])
+def test_a_wrong_file_is_refused_and_stories_go_on(tab, tmp_path, head, part):
+    path = tmp_path / "model.bin"
+    path.write_bytes(head)
+    tab.open(path)
+    assert part in tab.problem()
+    expect(tab.page.locator("#story")).to_be_visible()
+    assert tab.tell(seed=5).startswith("Once upon a time")
+
+
+def test_a_truncated_or_damaged_model_is_refused(tab, tmp_path):
+    data = (ROOT / "models/stories.bin").read_bytes()
+    path = tmp_path / "model.bin"
+    for found, part in [(data[:-100], "truncated"), (data[:300] + b"?" + data[301:], "damaged")]:
+        path.write_bytes(found)
+        tab.open(path)
+        expect(tab.page.locator("#problem")).to_contain_text(part, timeout=LONG)
+        expect(tab.page.locator("#story")).to_be_visible()
+    tab.picture("damaged")
+
+
+def test_a_model_too_large_for_a_page_is_refused(tab, tmp_path):
+    path = tmp_path / "large.bin"
+    path.write_bytes(b"PKTLLAMA")
+    os.truncate(path, 5 << 30)  # sparse
+    tab.open(path)
+    assert "5.4 GB of memory, but a page can use at most 4 GB" in tab.problem()
+    tab.picture("too-large")
+
+
+def test_missing_memory_is_explained(tab, tmp_path):
+    """A module whose memory cannot grow as far as the file needs."""
+    path = tmp_path / "large.bin"
+    path.write_bytes(b"PKTLLAMA")
+    os.truncate(path, 3 << 30)
+    # The worker is made from this text: it gets less memory than the file takes.
+    tab.page.evaluate("""() => {
+      const source = document.getElementById('worker-source');
+      source.textContent = source.textContent.replace('this.c._initialize();',
+        'this.c._initialize(); this.c = {...this.c, sbrk: n => n > 1e8 ? -1 : this.c0.sbrk(n)};')
+        .replace('this.c = new', 'this.c = this.c0 = new');
+    }""")
+    tab.open(path)
+    assert "Close other tabs" in tab.problem()
+
+
+def test_dropped_files(tab):
+    drop = """([name, text]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([text], name));
+      for (const type of ['dragover', 'drop']) dispatchEvent(new DragEvent(type, {dataTransfer: data, cancelable: true}));
+    }"""
+    tab.page.evaluate(drop, ["notes.txt", "hello"])
+    assert tab.problem().startswith("notes.txt: This is not a pocketllama model")
+    expect(tab.page.locator("#drop")).to_be_hidden()
+
+
+def test_a_text_longer_than_the_context_is_refused(tab):
+    tab.page.fill("#beginning", "The dog ran home. " * 2000)
+    tab.page.click("#story .go")
+    assert re.match(r"The model takes \d+ tokens in all. Shorten the text.", tab.problem())
+    tab.page.fill("#beginning", "Once upon a time")
+    assert tab.tell(seed=5) == run("-i", "Once upon a time", "-s", 5, "-q").decode()
+
+
+def test_html_in_a_text_is_text(tab):
+    tab.page.fill("#beginning", "<img src=x onerror=console.log(1)><b>Once")
+    assert tab.tell(seed=1, max_tokens=5).startswith("<img src=x")
+    assert tab.page.locator(".reply img, .reply b").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault(tabs, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    tab = tabs(color_scheme=scheme, bypass_csp=True)
+    tab.tell(seed=5)
+    results = axe.run(tab.page)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_a_narrow_page_does_not_scroll_sideways(tabs):
+    tab = tabs(width=360, height=740, color_scheme="dark")
+    tab.page.fill("#words", "dog, cake, sad")
+    tab.tell(seed=5)
+    tab.picture("narrow")
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_keyboard_alone_is_enough(tab):
+    seen = []
+    for _ in range(12):
+        tab.page.keyboard.press("Tab")
+        seen.append(tab.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+    for stop in ["open", "theme", "beginning", "words", "Tell a story", "Settings"]:
+        assert stop in seen
+    tab.page.focus("#beginning")
+    tab.page.keyboard.press("Enter")
+    assert tab.reply()
+
+
+def test_screen_readers_hear_sentences(tab):
+    text = tab.tell(seed=5, max_tokens=60)
+    parts = tab.page.locator("#announcements p").all_text_contents()
+    assert " ".join(parts[:-1]).split() == text.split()
+    assert parts[-1] == "The text is complete."
+
+
+@pytest.mark.skipif(not SMOLLM.exists(), reason=f"{SMOLLM} is not here; see apps/page/README.md")
+def test_chat_and_two_tabs(tabs, tab):
+    tab.open(SMOLLM)
+    expect(tab.page.locator("#chat")).to_be_visible(timeout=LONG)
+    expect(tab.page.locator("#story")).to_be_hidden()
+    tab.settings(seed=4, temperature=0, max_tokens=24, system="You reply in one short sentence.")
+    replies = []
+    for text in ["What is the capital of France?", "And of Italy?"]:
+        tab.page.fill("#message", text)
+        tab.page.press("#message", "Enter")
+        replies.append(tab.reply())
+    tab.picture("chat")
+    lines = "What is the capital of France?\nAnd of Italy?\n"
+    expected = subprocess.run([ROOT / "run", SMOLLM, "-m", "chat", "-y", "You reply in one short sentence.", "-t", "0", "-n",
+                               "24", "-q"], input=lines, capture_output=True, text=True).stdout
+    assert [line for line in expected.splitlines() if line] == [line for r in replies for line in r.splitlines() if line]
+    other = tabs(context=tab.context)
+    expect(other.page.locator("#others")).to_contain_text("Also open in another tab: " + SMOLLM.name)
+    other.picture("two-tabs")
+    tab.page.click("#stories")
+    expect(tab.page.locator("#story")).to_be_visible(timeout=LONG)
+    expect(other.page.locator("#others")).to_be_hidden()
