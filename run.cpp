@@ -10,13 +10,11 @@
 //
 //     #define POCKET_NO_MAIN
 //     #include "run.cpp"
-//     pocket::Model model;                                          // immutable once open; share it among threads
+//     pocket::Model model;                                     // immutable once open; share it among threads
 //     if (!model.open("model.bin")) { puts(model.error.c_str()); return 1; }
-//     pocket::Session session(model, {/* context, threads, ... */});  // KV cache and scratch; one thread at a time
-//     pocket::Sampler pick({/* temperature, top_p, seed, ... */});
-//     const int prompt[] = {1, 9038, 2501, 263, 931};
-//     const float* logits = session.forward(prompt, 5);             // (vocab_size,), or null and session.error
-//     int next = pick(logits, model.config.vocab_size);             // feed it back: session.forward(&next, 1)
+//     pocket::Session session(model);                          // KV cache and scratch; one thread at a time
+//     const float* logits = session.forward(ids, n);           // (vocab_size,), or null and session.error
+//     id = pocket::Sampler()(logits, model.config.vocab_size); // feed it back: session.forward(&id, 1)
 //
 // The library throws no exception, never exits, prints nothing and has no global state that changes. Many sessions may
 // share a model; a session belongs to one caller at a time, but any thread or signal handler may cancel() it.
@@ -75,7 +73,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <initializer_list>
 #include <limits>
 #include <map>
 #include <memory>
@@ -84,6 +81,7 @@
 #include <string_view>
 #include <system_error>
 #include <thread>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -835,7 +833,8 @@ struct LowRankProduct {
 };
 POCKET_SHARED void matmul_panels(const Kernels& k, const PanelProduct& p);
 POCKET_SHARED void matmul_blocked(const Kernels& k, const PanelProduct& p);
-inline int panel_unit(int n);
+// Panels that a thread takes together: four, which can be read as four streams, or two if used for several tokens.
+inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n,
                    const std::vector<LowRankProduct>& added = {});
 inline void matmul_panels(const Kernels& k, const PanelProduct& p, const std::vector<LowRankProduct>& added) {
@@ -1599,8 +1598,6 @@ void matmul_panels(const Kernels& k, const PanelProduct& m) {
   matmul_blocked(k, m);
 }
 #endif
-// Panels that a thread takes together: four, which can be read as four streams, or two if used for several tokens.
-inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
 // y = w x for each product. Matrices that share their input are processed in one pass, as if stacked vertically.
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n,
                    const std::vector<LowRankProduct>& added) {
@@ -1715,12 +1712,13 @@ inline const char* type_name(Type type) { return type == Type::f32 ? "f32" : typ
 // padded with zeros. A checksum, not cryptography.
 class Hash64 {
  public:
-  void update(const void* data, size_t n) {
+  Hash64& update(const void* data, size_t n) {
     const uint8_t* p = static_cast<const uint8_t*>(data);
     total_ += round_up<size_t>(n, 32);
     for (; n >= 32; p += 32, n -= 32) stripe(p);
     uint8_t last[32] = {};
     if (n > 0) stripe(static_cast<uint8_t*>(std::memcpy(last, p, n)));
+    return *this;
   }
   uint64_t digest() const {
     uint64_t h = rotate(lane_[0], 1) + rotate(lane_[1], 7) + rotate(lane_[2], 12) + rotate(lane_[3], 18);
@@ -1740,11 +1738,7 @@ class Hash64 {
   }
   uint64_t lane_[4] = {k1 + k2, k2, 0, 0 - k1}, total_ = 0;
 };
-inline uint64_t hash_bytes(const void* data, size_t n) {
-  Hash64 hash;
-  hash.update(data, n);
-  return hash.digest();
-}
+inline uint64_t hash_bytes(const void* data, size_t n) { return Hash64().update(data, n).digest(); }
 inline uint64_t hash_logits(const float* logits, int n) { return hash_bytes(logits, size_t(n) * sizeof(float)); }
 // The limits of a shape, for model files and checkpoints alike. Within them no product of sizes overflows 64 bits, and
 // a pair rotates by at most one radian per position, so that exact::sincos can reduce every angle. For a value outside
@@ -1774,9 +1768,6 @@ template <class Refuse> bool check_config(const Config& c, const Refuse& refuse)
          (c.rope_high_freq > c.rope_low_freq ||
           refuse("rope_high_freq", concat("more than rope_low_freq, ", c.rope_low_freq), concat(c.rope_high_freq)));
 }
-inline std::string architecture_name(uint32_t architecture) {
-  return concat(architecture, architecture == kLlama ? " (llama)" : architecture == kMegabyte ? " (megabyte)" : "");
-}
 // All checks of a model file. A step returns false with `error` set.
 struct ModelReader {
   ModelFile& m;
@@ -1795,18 +1786,17 @@ struct ModelReader {
     if (h.version < kOldestVersion || h.version > kFormatVersion)
       return refuse("version", concat(kOldestVersion, " or ", kFormatVersion), h.version);
     if (h.file_bytes != m.size_) return refuse("file_bytes", h.file_bytes, concat(m.size_, " (truncated?)"));
-    if (h.architecture != architecture)
-      return refuse("architecture", architecture_name(architecture), architecture_name(h.architecture));
+    const auto name = [](uint32_t a) {
+      return concat(a, a == kLlama ? " (llama)" : a == kMegabyte ? " (megabyte)" : "");
+    };
+    if (h.architecture != architecture) return refuse("architecture", name(architecture), name(h.architecture));
     return sections() && checksum();
   }
   bool sections() {
-    const struct {
-      const char* name;
-      Section section;
-      uint64_t align;
-    } all[] = {{"tokenizer", h.tokenizer, kAlign},       {"chat", h.chat, kAlign},
-               {"provenance", h.provenance, kAlign},     {"self_test", h.self_test, kAlign},
-               {"tensor_table", h.tensor_table, kAlign}, {"tensors", h.tensors, kPage}};
+    const std::tuple<const char*, Section, uint64_t> all[] = {
+        {"tokenizer", h.tokenizer, kAlign},       {"chat", h.chat, kAlign},
+        {"provenance", h.provenance, kAlign},     {"self_test", h.self_test, kAlign},
+        {"tensor_table", h.tensor_table, kAlign}, {"tensors", h.tensors, kPage}};
     uint64_t at = sizeof(Header);
     for (const auto& [name, s, align] : all) {
       const std::string field = concat("section ", name);
@@ -1822,8 +1812,7 @@ struct ModelReader {
     Header zeroed = h;
     zeroed.checksum = 0;
     Hash64 hash;
-    hash.update(&zeroed, sizeof zeroed);
-    hash.update(m.base_ + sizeof(Header), h.tensors.offset - sizeof(Header));
+    hash.update(&zeroed, sizeof zeroed).update(m.base_ + sizeof(Header), h.tensors.offset - sizeof(Header));
     return hash.digest() == h.checksum || refuse("checksum", h.checksum, concat(hash.digest(), " (damaged)"));
   }
   template <class Shape> bool fits(const Shape& shape) {
@@ -1906,11 +1895,9 @@ inline bool read_config(ModelReader& reader, Config& c) {
   c.mlp_bias = h.parts & 4;
   c.qk_norm = h.parts & 8;
   for (size_t l = 0; l < c.no_rope.size(); l++) c.no_rope[l] = h.no_rope[l / 8] >> l % 8 & 1;
-  int* const sizes[] = {&c.dim,      &c.hidden_dim, &c.n_layers,    &c.n_heads,          &c.n_kv_heads,
-                        &c.head_dim, &c.vocab_size, &c.max_seq_len, &c.rope_original_len};
-  const uint32_t found[] = {h.dim,      h.hidden_dim, h.n_layers,    h.n_heads,          h.n_kv_heads,
-                            h.head_dim, h.vocab_size, h.max_seq_len, h.rope_original_len};
-  for (size_t i = 0; i < std::size(sizes); i++) *sizes[i] = int(found[i]);
+  std::tie(c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.vocab_size, c.max_seq_len,
+           c.rope_original_len) = std::tie(h.dim, h.hidden_dim, h.n_layers, h.n_heads, h.n_kv_heads, h.head_dim,
+                                           h.vocab_size, h.max_seq_len, h.rope_original_len);
   c.rope_scaling = RopeScaling(h.rope_scaling);
   c.rope_theta = h.rope_theta;
   c.rope_factor = h.rope_factor;
@@ -2570,7 +2557,7 @@ template <int streams = 1> POCKET_BODY void prefetch_line(const uint8_t* p) {
 template <class Blocks, int W>
 Kernels kernel_set(const char* name, bool (*supported)(), decltype(Kernels::unpack_q4) unpack = nullptr,
                    decltype(Kernels::gemv) gemv = nullptr, decltype(Kernels::dot) dot = nullptr,
-                   int few_tokens = kFewTokens) {
+                   int few_tokens = kFewTokens, bool gemv_q8 = false) {
   Kernels k = {};
   k.name = name;
   k.supported = supported;
@@ -2578,6 +2565,7 @@ Kernels kernel_set(const char* name, bool (*supported)(), decltype(Kernels::unpa
   k.gemv = gemv;
   k.dot = dot;
   k.few_tokens = few_tokens;
+  k.gemv_q8 = gemv_q8;
   k.rmsnorm = Blocks::template call<rmsnorm_body>;
   k.quantize = Blocks::template call<quantize_body>;
   k.rope = Blocks::template call<rope_body>;
@@ -2600,10 +2588,6 @@ __attribute__((noinline)) inline bool reads_four_streams() {  // its cpuid would
 // pairs into 16 bits, where 127 * 127 * 2 still fits: codebook values are shifted to 0 ... 127, and each sum starts at
 // -64 times the group's sum of xq to compensate. q8 weights use all 8 bits: their sign moves to the activation instead.
 namespace avx2 {
-POCKET_AVX2 inline __m256i codebook(const int8_t values[16]) {
-  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-  return _mm256_broadcastsi128_si256(_mm_add_epi8(table, _mm_set1_epi8(64)));
-}
 // Rows 8 half ... 8 half + 7: the scales of one group, from their 4 bits. scales: byte r holds row r's two groups.
 POCKET_AVX2 inline __m256 scales_q4(const uint8_t* scales, int half, int odd) {
   __m256i s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + 8 * half)));
@@ -2623,7 +2607,8 @@ struct Maddubs {
 template <class Dot, int P, int T>
 POCKET_AVX2 POCKET_BODY void gemv_q4_panels(const Tensor& w, int first, int step, const Activations& x, float* y,
                                             size_t ldy) {
-  const __m256i table = codebook(w.codebook), low = _mm256_set1_epi8(15);
+  const __m256i table = _mm256_broadcastsi128_si256(_mm_add_epi8(load<__m128i>(w.codebook), _mm_set1_epi8(64)));
+  const __m256i low = _mm256_set1_epi8(15);
   const size_t panel = panel_bytes(Type::q4, w.cols), stride = panel * step, scales_at = code_bytes(Type::q4, w.cols);
   const uint8_t* panels = w.data + first * panel;
   Activations tokens[T];
@@ -2878,9 +2863,7 @@ POCKET_AVX512 inline void dot(const BlockProduct& p) {
 }
 inline Kernels kernels() {
   const auto supported = [] { return X86Features().avx512vnni; };
-  Kernels k = kernel_set<FloatAvx512, 16>("avx512vnni", supported, unpack_q4<64>, gemv, dot, 24);
-  k.gemv_q8 = true;
-  return k;
+  return kernel_set<FloatAvx512, 16>("avx512vnni", supported, unpack_q4<64>, gemv, dot, 24, true);
 }
 }  // namespace avx512
 // ---- AMX (Sapphire Rapids and later), for prompts. A tile is a small matrix in a register, and one instruction
@@ -3178,7 +3161,7 @@ inline Kernels kernels() {
 #endif  // __aarch64__
 // The kernel sets, best first, then one without a name.
 POCKET_SHARED const Kernels* kernel_table();
-#if defined(POCKET_MORE_KERNELS)  // of the program that includes this file; the best
+#if defined(POCKET_MORE_KERNELS)  // by the program that includes this file: the best set
 Kernels more_kernels();
 #endif
 #if !defined(POCKET_SEPARATE_KERNELS)
@@ -3215,8 +3198,7 @@ inline std::vector<std::string> kernel_names() try {
   return {};
 }
 inline const Kernels* choose_kernels(const char* name, std::string& error) {
-  const Kernels* kernels = find_kernels(name);
-  if (kernels) return kernels;
+  if (const Kernels* kernels = find_kernels(name)) return kernels;
   std::string names;
   for (const std::string& known : kernel_names()) names += (names.empty() ? "" : ", ") + known;
   error = concat("kernel '", name, "' is not supported by this CPU; available: ", names);
@@ -3292,20 +3274,13 @@ int main(int argc, char** argv) try {
   if (path.empty()) fail(2, "no model given; try: run model.bin -i \"Once upon a time\"");
   Model model;
   Tokenizer tokenizer;
-  if (!model.open(path.c_str())) fail(1, model.error);
+  if (!model.open(path.c_str(), Load::copy)) fail(1, model.error);  // the file may change meanwhile
   if (!tokenizer.load(model.tokenizer_bytes())) fail(1, path + ": " + tokenizer.error);
   std::vector<int> ids = ids_of(tokenizer, prompt);
   if (ids.empty() && tokenizer.bos() >= 0) ids.push_back(tokenizer.bos());
   if (ids.empty()) fail(2, "the prompt is empty, and this model has no BOS token; give a prompt with -i");
   Session session(model);
   if (!session.error.empty()) fail(1, session.error);
-#ifdef SIGBUS
-  std::signal(SIGBUS, [](int) {
-    static constexpr char kMessage[] = "run: the model file was truncated while it was in use\n";
-    (void)!write(2, kMessage, sizeof kMessage - 1);
-    _exit(1);
-  });
-#endif
   Sampler pick(sampling);
   Tokenizer::Stream stream(tokenizer);
   size_t printed = 0;  // tokens
@@ -3314,8 +3289,7 @@ int main(int argc, char** argv) try {
     return ++printed > 0;
   };
   for (int id : ids) print_token(id);
-  const int n = limit > 0 ? limit : std::numeric_limits<int>::max();
-  if (!generate(session, pick, ids, n, model.stop_ids, print_token)) fail(1, session.error);
+  if (!generate(session, pick, ids, limit > 0 ? limit : 1 << 30, model.stop_ids, print_token)) fail(1, session.error);
   print(printed_rest(stream) + (isatty(1) ? "\n" : ""));
   std::fprintf(stderr, "prompt %zu tokens; new %zu tokens; %s, %d threads; seed %s\n", ids.size(), printed - ids.size(),
                session.kernel(), session.threads(), std::to_string(sampling.seed).c_str());
