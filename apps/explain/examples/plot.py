@@ -22,7 +22,8 @@ def attention(data):
     n, heads = data["positions"], data["model"]["heads"]
     maps = np.zeros((len(data["attention"]), heads, n, n), np.float32)
     for layer, text in enumerate(data["attention"]):
-        maps[layer][:, *np.tril_indices(n)] = (array(text, np.uint8, heads, -1) / 255) ** 2
+        row, column = np.tril_indices(n)
+        maps[layer][:, row, column] = (array(text, np.uint8, heads, -1) / 255) ** 2
     return maps
 
 
