@@ -230,11 +230,11 @@ class Model : public ModelFile {
 // What an observer is shown: the output of each layer, and for each head the attention weights of each token.
 struct Observation {
   enum Kind { attention, layer_output } kind;
-  int layer, head;    // head: -1 for layer_output
-  int position;       // of the token
-  const float* data;  // attention: (position + 1), sum 1; layer_output: (dim)
+  int layer, head, position;  // head: -1 for layer_output; position: of the token
+  const float* data;          // attention: (position + 1), sum 1; layer_output: (dim)
   int size;
 };
+using Observer = std::function<void(const Observation&)>;
 
 // ==== 2. A Llama in 100 plain lines ==================================================================================
 // Everything that happens to one token, in float, one step after the other. It is slow and it is the reference: the
@@ -266,7 +266,7 @@ class ReferenceLlama {
   } catch (const std::bad_alloc&) {
     return nullptr;
   }
-  std::function<void(const Observation&)> observer;
+  Observer observer;
   std::function<void(Vector&)> round_input, round_kv;  // optional: what int8 does to matrix inputs, to keys and values
 
  private:
@@ -585,7 +585,7 @@ class Session {
   bool fork(const Session& parent, int n);
   // Stops a running (or the next) forward within one layer; false withdraws a cancel that has not taken effect.
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
-  void observe(std::function<void(const Observation&)> observer) { observer_ = std::move(observer); }
+  void observe(Observer observer, bool attention = true) { observer_ = {std::move(observer), attention}; }
   // For code that saves and restores sessions (apps/cli/saved_session.hpp): a block of the KV cache (of null pointers if
   // there is no such block), and the end of it.
   struct KvBlock kv_block(int layer, int kv_head, int block) const;
@@ -604,7 +604,7 @@ class Session {
   std::unique_ptr<struct KvCache> kv_;  // section 5; null after a failed construction
   int position_ = 0, start_ = -1;       // start_: the position before the pass that is running; -1: none
   std::atomic<bool> cancelled_{false};
-  std::function<void(const Observation&)> observer_;
+  std::pair<Observer, bool> observer_;  // and whether it is shown attention weights, which take long
 };
 // The forward pass and the kernels take long to compile. A program of several files can compile them once: one file
 // defines POCKET_DEFINE_KERNELS, the others POCKET_SEPARATE_KERNELS.
@@ -1110,7 +1110,7 @@ struct Transformer {
     multiply({{w.wq, buf.q.f}, {w.wk, buf.k}, {w.wv, buf.v}}, buf.xn, n);
     rope_and_store(l, n);
     for (int t = 0; t < n; t++)
-      if (token[t].session().observer_) observe_attention(l, t);
+      if (const auto& [show, weights] = token[t].session().observer_; show && weights) observe_attention(l, t);
     attention(l, n);
     multiply({{w.wo, buf.xn.f}}, buf.q, n);
     add_residual(w.bo, n);
@@ -1119,7 +1119,7 @@ struct Transformer {
     multiply({{w.w2, buf.xn.f}}, buf.gate, n);
     add_residual(w.b2, n);
     for (int t = 0; t < n; t++)
-      if (const auto& show = token[t].session().observer_)
+      if (const auto& show = token[t].session().observer_.first)
         show({Observation::layer_output, l, -1, token[t].position, buf.x + size_t(t) * padded(c.dim), c.dim});
   }
   // out (n, vocab_size padded to 64): the logits of n tokens of the chunk.
@@ -1293,7 +1293,7 @@ struct Transformer {
       float sum = 0;
       for (float w : weights) sum += w;
       for (float& w : weights) w /= sum;
-      s.observer_({Observation::attention, l, head, token[t].position, weights.data(), int(weights.size())});
+      s.observer_.first({Observation::attention, l, head, token[t].position, weights.data(), int(weights.size())});
     }
   }
 };

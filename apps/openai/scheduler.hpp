@@ -42,8 +42,8 @@ struct Generation {
   std::function<void(End end, const std::string& error)> on_end;
   // Receives the logits (vocab_size,) after token i of the prompt, for each i in order; null: they are not needed.
   std::function<void(size_t i, const float* logits)> on_prompt = nullptr;
-  std::function<void(const Observation&)> observe = nullptr;  // as in Session::observe; null: nothing is observed
-  std::optional<Constraint> constraint = {};                  // of the reply
+  Observer observe = nullptr;                 // receives the outputs of the layers; null: not needed
+  std::optional<Constraint> constraint = {};  // of the reply
 
   // Whether all of the prompt has to be processed, even if its keys and values are known.
   bool needs_prompt() const { return on_prompt || observe; }
@@ -324,7 +324,7 @@ class Scheduler {
       return generation.on_end(End::failed,
                                generation.prompt.empty() ? "the prompt is empty" : "the prompt is too long");
     const Sampler sampler(generation.sampling);
-    session->observe(generation.observe);
+    session->observe(generation.observe, false);
     std::vector<int> tokens = generation.prompt;
     auto text = std::make_unique<Text>(
         Text{ticket, std::move(generation), sampler, std::move(session), needed, std::move(tokens)});
