@@ -343,6 +343,20 @@ def test_reload_during_a_reply_keeps_what_has_arrived(tabs, stories):
     tab.wait()
 
 
+def test_chat_deleted_during_a_reply_comes_back_stopped(tabs, stories):
+    tab = tabs(stories)
+    tab.page.add_init_script(SLOW)
+    tab.open().send("Once upon a time")
+    expect(tab.page.locator(".reply .t").nth(5)).to_be_visible()
+    tab.page.get_by_role("button", name="Delete Once upon a time").click()
+    assert tab.users() == []
+    tab.page.get_by_role("button", name="Undo").click()
+    expect(tab.page.locator(".reply.running")).to_have_count(0)
+    expect(tab.page.locator(".figures.small")).to_contain_text("stopped")
+    assert tab.users() == ["Once upon a time"] and len(tab.replies()[0]) > 5
+    expect(tab.page.get_by_role("button", name="Regenerate")).to_be_visible()
+
+
 def test_full_storage_is_reported(tab):
     tab.page.evaluate("""() => {
       for (let text = 'x'.repeat(1 << 20); text;)
