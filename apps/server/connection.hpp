@@ -31,6 +31,10 @@ inline bool has_hung_up(int fd) {
   return ::poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
 }
 
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Winconsistent-missing-override"  // members of some versions of the library
+#endif
+
 // Not for several threads. The functions of the library's Stream have the contracts of recv() and send().
 class Connection : public httplib::Stream {
  public:
@@ -62,9 +66,9 @@ class Connection : public httplib::Stream {
   double elapsed() const { return double(now() - started_) / 1000; }  // seconds since the request began
 
   bool is_readable() const override { return at_ < end_ || wait(POLLIN, 0); }
-  bool is_writable() const override { return wait(POLLOUT, 0) && !has_hung_up(fd_); }
 
   ssize_t read(char* data, size_t size) override {
+    if (must_close) return -1;  // some versions of the library read the rest of a request that was refused
     if (at_ == end_ && !fill()) return timed_out || too_large ? -1 : 0;
     const size_t n = std::min(size, end_ - at_);
     read_bytes_ += n;
@@ -97,7 +101,9 @@ class Connection : public httplib::Stream {
   void get_remote_ip_and_port(std::string& ip, int& port) const override { address(getpeername, ip, port); }
   void get_local_ip_and_port(std::string& ip, int& port) const override { address(getsockname, ip, port); }
   socket_t socket() const override { return fd_; }
-  // Members of later versions.
+  // Members of some versions.
+  bool is_writable() const { return wait(POLLOUT, 0) && !has_hung_up(fd_); }
+  bool is_peer_alive() const { return is_writable(); }
   bool wait_readable() const { return is_readable() || wait(POLLIN, limits_.idle_ms); }
   bool wait_writable() const { return wait(POLLOUT, limits_.write_ms); }
   time_t duration() const { return 0; }

@@ -5,6 +5,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
 #include "../openai/response.hpp"
 #include "connection.hpp"
 
@@ -25,11 +30,59 @@ inline void send_refusal(httplib::Response& response, const Refusal& refusal) {
   if (refusal.status == 401) response.set_header("WWW-Authenticate", "Bearer");
 }
 
+// A thread per connection, which ends with it. In the library's pool of threads that stay, each keeps the memory that the
+// allocator caches for it: with hundreds of them, the process grows for many thousand requests.
+class ConnectionThreads : public httplib::TaskQueue {
+ public:
+  // most: at once; connections beyond it wait.
+  explicit ConnectionThreads(size_t most) : most_(most) {}
+
+  // void, or since version 0.15 of the library, whether the task was accepted.
+  using Accepted = decltype(std::declval<httplib::TaskQueue&>().enqueue(std::function<void()>()));
+  Accepted enqueue(std::function<void()> task) override {
+    std::lock_guard lock(mutex_);
+    waiting_.push_back(std::move(task));
+    if (running_ < most_) {
+      try {
+        std::thread([this] { run(); }).detach();
+        running_++;
+      } catch (const std::system_error&) {  // no more threads: one that is running takes the task
+      }
+    }
+    return Accepted(true);
+  }
+  // Waits until all tasks have ended.
+  void shutdown() override {
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [this] { return running_ == 0; });
+  }
+
+ private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!waiting_.empty()) {
+      const std::function<void()> task = std::move(waiting_.front());
+      waiting_.pop_front();
+      lock.unlock();
+      task();
+      lock.lock();
+    }
+    running_--;
+    ended_.notify_all();
+  }
+
+  const size_t most_;
+  std::mutex mutex_;  // of all that follows
+  std::condition_variable ended_;
+  std::deque<std::function<void()>> waiting_;
+  size_t running_ = 0;  // threads
+};
+
 class HttpServer : public httplib::Server {
  public:
   // connections: at once, with a thread each.
   explicit HttpServer(int connections) : most_(connections), stop_(eventfd(0, EFD_CLOEXEC)) {
-    new_task_queue = [this] { return new httplib::ThreadPool(size_t(most_) + kSpareThreads); };
+    new_task_queue = [this] { return new ConnectionThreads(size_t(most_) + kSpareThreads); };
     // The library's default shares a port with other servers that listen on it.
     set_socket_options([](socket_t fd) {
       const int yes = 1;
@@ -131,19 +184,22 @@ class HttpServer : public httplib::Server {
     return good;
   }
 
-  // The function of the library that handles a request has more parameters since version 0.16.
+  // The function of the library that handles a request has more parameters since version 0.16; `More` of later ones are
+  // optional.
   bool call(bool (httplib::Server::*process)(httplib::Stream&, bool, bool&, const Setup&), Connection& c, bool last,
             bool& closed) {
     return (this->*process)(c, last, closed, ignore_range);
   }
+  template <class... More>
   bool call(bool (httplib::Server::*process)(httplib::Stream&, const std::string&, int, const std::string&, int, bool,
-                                             bool&, const Setup&),
+                                             bool&, const Setup&, More*...),
             Connection& c, bool last, bool& closed) {
     std::string remote, local;
     int remote_port = 0, local_port = 0;
     c.get_remote_ip_and_port(remote, remote_port);
     c.get_local_ip_and_port(local, local_port);
-    return (this->*process)(c, remote, remote_port, local, local_port, last, closed, ignore_range);
+    return (this->*process)(c, remote, remote_port, local, local_port, last, closed, ignore_range,
+                            static_cast<More*>(nullptr)...);
   }
 
   // The library would cut any response that it knows the size of.

@@ -83,7 +83,7 @@ def test_a_request_is_served(stories):
         (200, b"GET /health HTTP/1.0\r\n\r\n"),
         (414, b"GET /" + b"a" * 20000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         (400, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20000 + b"\r\n\r\n"),
-        (431, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: aaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 5000),
+        (431, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + (b"X: " + b"a" * 1000 + b"\r\n") * 90),
         (400, request(body=b"\xff\xfe{}")),
         (400, request(body=b'{"prompt": "\xff"}')),
         (400, request(body=b"[" * 1000000)),
