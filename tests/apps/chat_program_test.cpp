@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <regex>
+#include <sstream>
 
 #include "../support/terminal.hpp"
 #include "../support/test_data.hpp"
@@ -119,6 +121,41 @@ TEST_F(ChatProgram, UndoResetAndTwoSlashes) {
   EXPECT_EQ(chat({"one", "/quit", "two"}).out, one);
   EXPECT_EQ(chat({"", "one", "", ""}).out, one) << "empty lines are no messages";
   EXPECT_EQ(chat({"one\r"}).out, one);
+}
+
+// Each reply is a text of the grammar, also after /undo, which is as if the message had not been sent.
+TEST_F(ChatProgram, RepliesFollowAGrammar) {
+  const TemporaryFolder t;
+  std::ofstream(t.file("g.gbnf")) << "root ::= (\"yes\" | \"no\") \" \" [0-9]{2}";
+  std::ofstream(t.file("s.json")) << R"({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2})";
+  const auto lines_of = [](const std::string& text) {
+    std::vector<std::string> lines;
+    std::istringstream in(text);
+    for (std::string line; std::getline(in, line);) lines.push_back(line);
+    return lines;
+  };
+  for (const char* temperature : {"0", "1.5"}) {
+    const std::vector<std::string> grammar = {"--grammar", t.file("g.gbnf"), "-t", temperature, "-s", "5"},
+                                   schema = {"--schema", t.file("s.json"), "-t", temperature, "-n", "60", "-s", "5"};
+    const std::vector<std::string> replies = lines_of(chat({"one", "two", "/undo", "three"}, grammar).out);
+    ASSERT_EQ(replies.size(), 3u);
+    for (const std::string& reply : replies)
+      EXPECT_TRUE(std::regex_match(reply, std::regex("(yes|no) [0-9]{2}"))) << reply;
+    const std::vector<std::string> without = lines_of(chat({"one", "three"}, grammar).out);
+    ASSERT_EQ(without.size(), 2u);
+    EXPECT_EQ(without[0], replies[0]);
+    if (temperature == std::string("0")) {
+      EXPECT_EQ(without[1], replies[2]) << "as if the message had not been sent";
+    }
+    const ProgramResult json = chat({"one", "/undo", "two"}, schema);
+    EXPECT_EQ(json.status, 0) << json.err;
+    std::istringstream arrays(json.out);
+    for (int i = 0; i < 2; i++) {
+      nlohmann::json array;
+      ASSERT_NO_THROW(arrays >> array) << json.out;
+      EXPECT_EQ(array.size(), 2u);
+    }
+  }
 }
 
 TEST_F(ChatProgram, ReportsInvalidCommands) {
