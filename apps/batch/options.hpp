@@ -10,6 +10,8 @@ struct Arguments : openai::ModelArguments {
   bool unordered = false, overwrite = false, quiet = false, help = false, version = false;
 };
 
+using Shared = openai::ModelOptions<Arguments>;
+
 inline constexpr Option<Arguments> kOptions[] = {
     {"", "", "model.bin -i requests.jsonl -o results.jsonl --overwrite", "Files"},
     {"-i", "--input", "FILE", "requests, one JSON object per line; - is standard input", &Arguments::input},
@@ -17,19 +19,16 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "--unordered", "", "results in the order in which they finish [the order of the requests]",
      &Arguments::unordered},
     {"", "--overwrite", "", "replace the file of results if it exists", &Arguments::overwrite},
-    {"", "--name", "NAME", "the model's name in requests and results [its file name without .bin]", &Arguments::name},
+    Shared::kName,
     {"", "", "model.bin -i requests.jsonl -o results.jsonl --ctx 4096 --kv f32", "What changes results"},
-    {"", "--ctx", "N", "context size in tokens: of a prompt and its reply [the size the model was trained for]",
-     &Arguments::context, 1, 1 << 22},
-    {"", "--kv", "TYPE", "type of the KV cache: q8, f32 or auto (f32 for f32 models, else q8) [auto]", &Arguments::kv},
+    Shared::kContext,
+    Shared::kKv,
     {"", "", "model.bin -i requests.jsonl -o results.jsonl --memory 2GB", "Speed and memory, which change no result"},
-    {"", "--parallel", "N", "requests at once, at most [16]", &Arguments::parallel, 1, kChunk},
-    {"", "--memory", "SIZE", "memory limit, such as 800MB or 2GB, which may reduce --parallel [3/4 of what is free]",
-     &Arguments::memory},
-    {"", "--threads", "N", "number of threads [one per CPU]", &Arguments::threads, 1, 256},
-    {"", "--kernel", "NAME", "a name from run --kernels [the first]", &Arguments::kernel},
-    {"", "--no-mmap", "", "read the model into memory instead of mapping its file, which may then change",
-     &Arguments::no_mmap},
+    Shared::kParallel,
+    Shared::kMemory,
+    Shared::kThreads,
+    Shared::kKernel,
+    Shared::kNoMmap,
     {"-q", "--quiet", "", "print neither progress nor the summary", &Arguments::quiet},
     {"-h", "--help", "", "print this help", &Arguments::help},
     {"", "--version", "", "print the version of the program and of the model format", &Arguments::version},

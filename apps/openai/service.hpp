@@ -26,6 +26,30 @@ struct ModelArguments {
   }
 };
 
+// Their options. A: the arguments of a program, derived from ModelArguments.
+template <class A> struct ModelOptions {
+  static constexpr Option<A> kName = {
+      "", "--name", "NAME", "the model's name in requests and replies [its file name without .bin]", &A::name};
+  static constexpr Option<A> kContext = {
+      "",          "--ctx",
+      "N",         "context size in tokens: of a prompt and its reply [the size the model was trained for]",
+      &A::context, 1,
+      1 << 22};
+  static constexpr Option<A> kKv = {
+      "", "--kv", "TYPE", "type of the KV cache: q8, f32 or auto (f32 for f32 models, else q8) [auto]", &A::kv};
+  static constexpr Option<A> kParallel = {"", "--parallel", "N", "replies at once, at most [16]", &A::parallel,
+                                          1,  kChunk};
+  static constexpr Option<A> kMemory = {
+      "", "--memory", "SIZE", "memory limit, such as 800MB or 2GB, which may reduce --parallel [3/4 of what is free]",
+      &A::memory};
+  static constexpr Option<A> kThreads = {"",          "--threads", "N", "number of threads that compute [one per CPU]",
+                                         &A::threads, 1,           256};
+  static constexpr Option<A> kKernel = {"", "--kernel", "NAME", "a name from run --kernels [the first]", &A::kernel};
+  static constexpr Option<A> kNoMmap = {"", "--no-mmap", "",
+                                        "read the model into memory instead of mapping its file, which may then change",
+                                        &A::no_mmap};
+};
+
 // A size in bytes: a number and a unit, from B to TB, or KiB to TiB. Throws Failure.
 inline size_t parse_size(const std::string& option, const std::string& text) {
   const size_t digits = std::min(text.find_first_not_of("0123456789."), text.size());

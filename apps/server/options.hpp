@@ -13,6 +13,8 @@ struct Arguments : openai::ModelArguments {
   bool log_prompts = false, quiet = false, help = false, version = false;
 };
 
+using Shared = openai::ModelOptions<Arguments>;
+
 inline constexpr Option<Arguments> kOptions[] = {
     {"", "", "model.bin --port 8000", "Address"},
     {"", "--host", "ADDRESS", "address to listen on; others than 127.0.0.1 require --api-keys [127.0.0.1]",
@@ -25,23 +27,20 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "--allow-origin", "ORIGIN", "let web pages of this origin use the server (CORS; repeatable)",
      &Arguments::allow_origin},
     {"", "", "model.bin --name tiny --ctx 4096 --kv f32", "What changes replies"},
-    {"", "--name", "NAME", "the model's name [its file name without .bin]", &Arguments::name},
-    {"", "--ctx", "N", "context size in tokens: of a prompt and its reply [the size the model was trained for]",
-     &Arguments::context, 1, 1 << 22},
-    {"", "--kv", "TYPE", "type of the KV cache: q8, f32 or auto (f32 for f32 models, else q8) [auto]", &Arguments::kv},
+    Shared::kName,
+    Shared::kContext,
+    Shared::kKv,
     {"", "", "model.bin --parallel 32 --memory 4GB", "Speed and memory, which change no reply"},
-    {"", "--parallel", "N", "replies at once, at most [16]", &Arguments::parallel, 1, kChunk},
+    Shared::kParallel,
     {"", "--queue", "N", "replies that may wait for their turn; more get status 429 [128]", &Arguments::queue, 0, 4096},
-    {"", "--memory", "SIZE", "memory limit, such as 800MB or 2GB, which may reduce --parallel [3/4 of what is free]",
-     &Arguments::memory},
+    Shared::kMemory,
     {"", "--kept", "N", "ended conversations that are kept, to continue them faster; 0: none [16]", &Arguments::kept, 0,
      1024},
     {"", "--connections", "N", "connections at once, a thread each; more get status 503 [256]", &Arguments::connections,
      4, 900},
-    {"", "--threads", "N", "number of threads that compute [one per CPU]", &Arguments::threads, 1, 256},
-    {"", "--kernel", "NAME", "a name from run --kernels [the first]", &Arguments::kernel},
-    {"", "--no-mmap", "", "read the model into memory instead of mapping its file, which may then change",
-     &Arguments::no_mmap},
+    Shared::kThreads,
+    Shared::kKernel,
+    Shared::kNoMmap,
     {"", "", "", "Log"},
     {"", "--log-prompts", "", "print requests and replies on stderr, with all their texts", &Arguments::log_prompts},
     {"-q", "--quiet", "", "print no line per request", &Arguments::quiet},
