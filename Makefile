@@ -55,7 +55,7 @@ API_VERSION := $(shell sed -n 's/^\#define POCKET_API_VERSION //p' apps/c/pocket
 LIBRARY = apps/c/libpocketllama
 lib: $(LIBRARY).so $(LIBRARY).a
 
-$(BUILD)/pocketllama.o: apps/c/pocketllama.cpp apps/c/pocketllama.h $(ENGINE)
+$(BUILD)/pocketllama.o: apps/c/pocketllama.cpp apps/c/pocketllama.h export/engine.hpp export/model_texts.hpp $(ENGINE)
 	@mkdir -p $(BUILD)
 	$(CXX) $(ALL_FLAGS) $(PIC) -DPOCKET_SEPARATE_KERNELS -c apps/c/pocketllama.cpp -o $@
 

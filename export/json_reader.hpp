@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "describe_file.hpp"
+#include "digits.hpp"
 #include "engine.hpp"
 #include "input_file.hpp"
 
@@ -302,13 +303,7 @@ class JsonDocument {
   // The four digits after the u at at_.
   bool hex(uint32_t& unit) {
     at_++;
-    for (int i = 0; i < 4; i++, at_++) {
-      const char c = peek();
-      const int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
-      if (digit < 0) return expected("a hexadecimal digit");
-      unit = unit << 4 | uint32_t(digit);
-    }
-    return true;
+    return read_hex(text_, at_, 4, unit) || expected("a hexadecimal digit");
   }
 
   std::string name_, text_;

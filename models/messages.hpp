@@ -2,11 +2,8 @@
 // messages. Lines that are empty or begin with '#' do not count.
 #pragma once
 
-#include <sstream>
-#include <string>
-#include <vector>
-
 #include "../export/input_file.hpp"
+#include "../export/text_lines.hpp"
 #include "../run.cpp"
 
 namespace pocket {
@@ -22,11 +19,7 @@ struct Messages {
     std::string bytes;
     path = file;
     if (!read_small_file(file, kMostBytes, bytes, error)) return false;
-    std::istringstream in(bytes);
-    for (std::string line; std::getline(in, line);) {
-      if (!line.empty() && line.back() == '\r') line.pop_back();
-      if (!line.empty() && line[0] != '#') lines.push_back(line);
-    }
+    for (TextLine& line : lines_without_comments(bytes)) lines.push_back(std::move(line.text));
     if (lines.empty()) return fail(error, file + ": expected messages, one per line, found none");
     hash = hash_bytes(bytes.data(), bytes.size());
     return true;

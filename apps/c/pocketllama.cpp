@@ -3,11 +3,7 @@
 
 #include <optional>
 
-#ifndef POCKET_NO_MAIN
-#define POCKET_NO_MAIN
-#endif
-#include "../../run.cpp"
-#include "../../tokenizer.hpp"
+#include "../../export/model_texts.hpp"
 
 namespace {
 
@@ -63,11 +59,7 @@ struct OpenModel {
   OpenModel(const std::string& path, Load load) {
     if (!model.open(path.c_str(), load)) fail(model.error);
     if (!tokenizer.load(model.tokenizer_bytes())) fail(path + ": " + tokenizer.error);
-    if (tokenizer.size() > model.config.vocab_size)
-      fail(concat(path, ": tokenizer: expected at most the model's ", model.config.vocab_size, " pieces, found ",
-                  tokenizer.size()));
-    if (!chat.load(model.chat_bytes(), model.config.vocab_size)) fail(path + ": " + chat.error);
-    if (!tokenizer.make_control(chat.ids())) fail(path + ": " + tokenizer.error);
+    if (std::string error; !load_chat_template(model, tokenizer, chat, error)) fail(path + ": " + error);
     provenance = std::string(model.provenance());
   }
 

@@ -1,6 +1,7 @@
 // llama.hpp: Llama models on the command line.
 #pragma once
 
+#include "../../export/model_texts.hpp"
 #include "language_model.hpp"
 #include "reference.hpp"
 
@@ -24,11 +25,7 @@ class Llama : public LanguageModel {
     if (!(own ? tokenizer_.load(model.tokenizer_bytes())
               : tokenizer_.load_sentencepiece(read_all(tokenizer_file, kLongestTokenizer))))
       throw Failure{1, (own ? path : tokenizer_file) + ": " + tokenizer_.error};
-    if (tokenizer_.size() > model.config.vocab_size)
-      throw Failure{1, "tokenizer: expected at most the model's " + std::to_string(model.config.vocab_size) +
-                           " pieces, found " + std::to_string(tokenizer_.size())};
-    if (!chat_.load(model.chat_bytes(), model.config.vocab_size)) throw Failure{1, path + ": " + chat_.error};
-    if (!tokenizer_.make_control(chat_.ids())) throw Failure{1, tokenizer_.error};
+    if (std::string error; !load_chat_template(model, tokenizer_, chat_, error)) throw Failure{1, path + ": " + error};
   }
 
   std::unique_ptr<TextSession> open_session(const SessionOptions& options) const override {

@@ -33,6 +33,7 @@
 #include <utility>
 #include <vector>
 
+#include "../../export/digits.hpp"
 #include "../../export/engine.hpp"
 #include "../../export/message.hpp"
 
@@ -703,6 +704,59 @@ class GrammarBuilder {
 // 4. GBNF
 // ====================================================================================================================
 
+namespace grammar_detail {
+
+// The repetition of an expression, in GBNF and in a pattern: ?, *, +, {m}, {m,} or {m,n}.
+struct Repetition {
+  bool found = false;
+  uint32_t least = 0, most = GrammarBuilder::kUnbounded;
+
+  // Reads it, if there is one at this place. skip: passes over what may be between the characters in braces. Returns ""
+  // or what is expected at the place, which is then that of the mistake.
+  template <class Skip> std::string read(std::string_view text, size_t& at, const Skip& skip) {
+    const auto take = [&](char c) {
+      const bool is_next = at < text.size() && text[at] == c;
+      at += is_next;
+      return is_next;
+    };
+    const auto number = [&](uint32_t& value) -> std::string {
+      const size_t start = at;
+      if (!read_number(text, at, kMostRepetitions, value)) return "a number";
+      if (value <= kMostRepetitions) return "";
+      at = start;
+      return "at most " + std::to_string(kMostRepetitions) + " repetitions";
+    };
+    found = true;
+    if (take('?')) {
+      most = 1;
+    } else if (take('+')) {
+      least = 1;
+    } else if (take('{')) {
+      std::string wrong = number(least);
+      if (!wrong.empty()) return wrong;
+      most = least;
+      skip();
+      if (take(',')) {
+        skip();
+        most = GrammarBuilder::kUnbounded;
+        const size_t start = at;
+        if (at < text.size() && text[at] != '}' && !(wrong = number(most)).empty()) return wrong;
+        if (most < least) {
+          at = start;
+          return "at least " + std::to_string(least) + " as the most repetitions";
+        }
+        skip();
+      }
+      if (!take('}')) return "}";
+    } else {
+      found = take('*');
+    }
+    return "";
+  }
+};
+
+}  // namespace grammar_detail
+
 // Reads a grammar in GBNF, the format of llama.cpp (its grammars/README.md). Not supported: tokens, <...>.
 class GbnfReader {
  public:
@@ -881,40 +935,12 @@ class GbnfReader {
 
   // Stores whether there is a repetition, and applies it.
   bool read_repetition(Expr& e, bool& found) {
-    const uint32_t kUnbounded = GrammarBuilder::kUnbounded;
-    uint32_t least = 0, most = kUnbounded;
-    found = true;
-    if (take("?")) {
-      most = 1;
-    } else if (take("+")) {
-      least = 1;
-    } else if (take("{")) {
-      if (!read_number(least)) return false;
-      most = least;
-      skip(true);
-      if (take(",")) {
-        skip(true);
-        most = kUnbounded;
-        if (peek() != '}' && !read_number(most)) return false;
-      }
-      skip(true);
-      const size_t end = at_;
-      if (!take("}")) return expected({"}"});
-      if (most < least) return expected({"at least ", least, " as the most repetitions"}, end);
-    } else if (!take("*")) {
-      found = false;
-      return true;
-    }
-    e = builder_.repeat(e, least, most);
+    grammar_detail::Repetition r;
+    const std::string wrong = r.read(text_, at_, [this] { skip(true); });
+    if (!wrong.empty()) return expected({wrong});
+    found = r.found;
+    if (found) e = builder_.repeat(e, r.least, r.most);
     return true;
-  }
-
-  bool read_number(uint32_t& out) {
-    const size_t start = at_;
-    for (out = 0; peek() >= '0' && peek() <= '9' && out <= kMostRepetitions; at_++)
-      out = 10 * out + uint32_t(peek() - '0');
-    if (at_ == start) return expected({"a number"});
-    return out <= kMostRepetitions || expected({"at most ", kMostRepetitions, " repetitions"}, start);
   }
 
   bool read_literal(Expr& out) {
@@ -967,17 +993,9 @@ class GbnfReader {
       return expected({"one of the escapes \\t \\r \\n \\x \\u \\U \\\\ \\\" \\[ \\] \\-"}, start);
     code = escape < kMeanings.size() ? uint8_t(kMeanings[escape]) : uint8_t(peek());
     at_++;
-    return escape < 3 || escape > 5 || read_hex(start, 2 << (escape - 3), code);
-  }
-
-  bool read_hex(size_t start, int digits, uint32_t& code) {
-    code = 0;
-    for (int i = 0; i < digits; i++, at_++) {
-      const char c = peek();
-      const bool digit = c >= '0' && c <= '9', letter = (c | 32) >= 'a' && (c | 32) <= 'f';
-      if (!digit && !letter) return expected({digits, " hexadecimal digits"});
-      code = code << 4 | uint32_t(digit ? c - '0' : (c | 32) - 'a' + 10);
-    }
+    if (escape < 3 || escape > 5) return true;
+    const int digits = 2 << (escape - 3);
+    if (!read_hex(text_, at_, digits, code)) return expected({digits, " hexadecimal digits"});
     const bool surrogate = code >= 0xD800 && code <= 0xDFFF;
     return (code <= grammar_detail::kLastCode && !surrogate) || expected({"a code point of Unicode"}, start);
   }

@@ -8,6 +8,7 @@
 // Contents: 1 patterns · 2 numbers · 3 JSON texts · 4 JSON Schema
 #pragma once
 
+#include <list>
 #include <map>
 
 #include "../../export/json_reader.hpp"
@@ -123,33 +124,13 @@ class PatternReader {
   }
 
   bool read_quantifier(Expr& e) {
-    uint32_t least = 0, most = GrammarBuilder::kUnbounded;
-    if (take('?')) {
-      most = 1;
-    } else if (take('+')) {
-      least = 1;
-    } else if (take('{')) {
-      if (!read_number(least)) return false;
-      most = least;
-      if (take(',')) {
-        most = GrammarBuilder::kUnbounded;
-        if (peek() != '}' && !read_number(most)) return false;
-      }
-      if (most < least || !take('}')) return expected("{m}, {m,} or {m,n} with n not less than m");
-    } else if (!take('*')) {
-      return true;
-    }
+    Repetition r;
+    const std::string wrong = r.read(text_, at_, [] {});
+    if (!wrong.empty()) return expected(wrong);
+    if (!r.found) return true;
     take('?');  // which match is found first makes no difference
-    e = builder_.repeat(e, least, most);
+    e = builder_.repeat(e, r.least, r.most);
     return true;
-  }
-
-  bool read_number(uint32_t& out) {
-    const size_t start = at_;
-    for (out = 0; peek() >= '0' && peek() <= '9' && out <= kMostRepetitions; at_++)
-      out = 10 * out + uint32_t(peek() - '0');
-    if (at_ == start) return expected("a number");
-    return out <= kMostRepetitions || expected("at most " + std::to_string(kMostRepetitions) + " repetitions");
   }
 
   // After "[".
@@ -213,7 +194,7 @@ class PatternReader {
     else if (c == 'S')
       out = kVisible;
     else if (c == 'x' || c == 'u')
-      return read_hex(c == 'x' ? 2 : 4, out);
+      return read_code(c == 'x' ? 2 : 4, out);
     else if (letter != kLetters.npos && !(c == '0' && peek() >= '0' && peek() <= '9'))
       out = {{uint8_t(kMeanings[letter]), uint8_t(kMeanings[letter])}};
     else if (c > ' ' && c < 0x7F && !std::isalnum(uint8_t(c)))
@@ -225,12 +206,9 @@ class PatternReader {
     return true;
   }
 
-  bool read_hex(int digits, Ranges& out) {
+  bool read_code(int digits, Ranges& out) {
     uint32_t code = 0;
-    for (int i = 0; i < digits; i++, at_++) {
-      if (!std::isxdigit(uint8_t(peek()))) return expected(std::to_string(digits) + " hexadecimal digits");
-      code = code << 4 | uint32_t(peek() <= '9' ? peek() - '0' : (peek() | 32) - 'a' + 10);
-    }
+    if (!read_hex(text_, at_, digits, code)) return expected(std::to_string(digits) + " hexadecimal digits");
     if (code >= 0xD800 && code <= 0xDFFF) return expected("no surrogate before this");
     out = {{code, code}};
     return true;
@@ -533,21 +511,24 @@ inline std::shared_ptr<const Grammar> json_grammar(JsonText what, std::string& e
 // 4. JSON Schema
 // ====================================================================================================================
 
-// Reads a JSON Schema (draft 2020-12, and the parts of older drafts that mean the same).
+// A value that a schema describes, between two texts.
+struct FramedSchema {
+  std::string name, schema;  // name: how messages refer to it
+  std::string before, after;
+};
+
+// Reads JSON Schemas (draft 2020-12, and the parts of older drafts that mean the same).
 class SchemaReader {
  public:
-  // name: how messages refer to the text.
-  SchemaReader(const std::string& name, std::string_view text) : name_(name), text_(text), json_(builder_) {}
+  // At least one schema. Texts of the grammar have at least one value, of any of them, at most `most`, and a separator
+  // between values.
+  SchemaReader(const std::vector<FramedSchema>& schemas, const std::string& separator, uint32_t most)
+      : schemas_(schemas), separator_(separator), most_(most), json_(builder_) {}
 
-  // Null with `error` set if the schema is refused.
+  // Null with `error` set if a schema is refused.
   std::shared_ptr<const Grammar> read(std::string& error) {
     std::shared_ptr<const Grammar> grammar;
-    if (text_.size() > kLongestGrammar)
-      fail(error_, {name_, ": expected at most ", kLongestGrammar, " bytes, found ", text_.size()});
-    else if (!document_.parse(name_, std::string(text_)))
-      error_ = document_.error;
-    else
-      grammar = build();
+    if (read_documents()) grammar = build();
     error = error_;
     return grammar;
   }
@@ -597,36 +578,61 @@ class SchemaReader {
 
   // ---- Places and messages ----
 
+  // The place of the schema that a place is in.
+  PlaceId root_of(PlaceId place) const {
+    while (places_[place].parent != place) place = places_[place].parent;
+    return place;
+  }
+
   PlaceId child(PlaceId parent, const std::string& token, const JsonValue& value) {
     const auto [it, is_new] = children_.emplace(std::pair(parent, token), PlaceId(places_.size()));
     if (is_new) places_.push_back({parent, token, value});
     return it->second;
   }
 
-  // "#/properties/name". The middle of a long one is left out.
+  // "NAME: #/properties/name". The middle of a long pointer is left out.
   std::string pointer(PlaceId place) const {
     std::string path;
-    for (; place != 0 && path.size() < 200; place = places_[place].parent) {
+    const PlaceId root = root_of(place);
+    for (; place != root && path.size() < 200; place = places_[place].parent) {
       std::string token;
       for (const char c : places_[place].token.substr(0, 60))
         token += c == '~' ? "~0" : c == '/' ? "~1" : std::string(1, c);
       path = "/" + one_line(token) + path;
     }
-    return (place == 0 ? "#" : "#/...") + path;
+    return schemas_[root].name + ": " + (place == root ? "#" : "#/...") + path;
   }
 
   bool ok() const { return error_.empty(); }
   Expr refuse(PlaceId place, Message why) {
-    if (ok()) fail(error_, {name_, ": ", pointer(place), ": ", text_of(why)});
+    if (ok()) fail(error_, {pointer(place), ": ", text_of(why)});
     return builder_.never();
   }
   Expr refuse(PlaceId place, const std::string& keyword, Message why) { return refuse(child(place, keyword, {}), why); }
 
   // ---- Rules ----
 
+  bool read_documents() {
+    for (const FramedSchema& schema : schemas_) size_ += schema.schema.size();
+    if (size_ > kLongestGrammar)
+      return fail(error_, {schemas_[0].name, ": expected at most ", kLongestGrammar, " bytes, found ", size_});
+    for (const FramedSchema& schema : schemas_) {
+      documents_.emplace_back();
+      if (!documents_.back().parse(schema.name, schema.schema)) return fail(error_, documents_.back().error);
+      places_.push_back({PlaceId(places_.size()), "", documents_.back().root()});
+    }
+    return true;
+  }
+
   std::shared_ptr<const Grammar> build() {
-    places_.push_back({0, "", document_.root()});
-    const GrammarBuilder::Rule root = rule_of({0});
+    const GrammarBuilder::Rule root = builder_.add_rule(pointer(0));
+    std::vector<Expr> values;
+    for (PlaceId i = 0; i < schemas_.size(); i++)
+      values.push_back(builder_.sequence(
+          {builder_.literal(schemas_[i].before), builder_.call(rule_of({i})), builder_.literal(schemas_[i].after)}));
+    const Expr value = builder_.either(values), more = builder_.sequence({builder_.literal(separator_), value});
+    const uint32_t most_more = most_ == GrammarBuilder::kUnbounded ? most_ : most_ - 1;
+    builder_.define(root, builder_.sequence({value, builder_.repeat(more, 0, most_more)}));
     while (!pending_.empty() && ok()) {
       const auto [rule, places] = std::move(pending_.back());
       pending_.pop_back();
@@ -634,14 +640,14 @@ class SchemaReader {
       Parts parts;
       if (gather(places, parts, 0)) builder_.define(rule, compile(parts, 0));
     }
-    return ok() ? builder_.build(root, text_.size(), false, error_) : nullptr;
+    return ok() ? builder_.build(root, size_, false, error_) : nullptr;
   }
 
   // The rule of the values for which all of these schemas hold. It is compiled later.
   GrammarBuilder::Rule rule_of(const std::vector<PlaceId>& places) {
     const auto [it, is_new] = rules_.emplace(places, 0);
     if (is_new) {
-      it->second = builder_.add_rule(name_ + ": " + pointer(places[0]));
+      it->second = builder_.add_rule(pointer(places[0]));
       pending_.push_back({it->second, places});
     }
     return it->second;
@@ -698,12 +704,13 @@ class SchemaReader {
       return false;
     }
     const std::string text = ref.string();
-    const auto known = references_.find(text);
+    PlaceId at = root_of(place);
+    const std::pair<PlaceId, std::string> key(at, text);
+    const auto known = references_.find(key);
     if (known != references_.end()) {
       out = known->second;
       return true;
     }
-    PlaceId at = 0;
     bool found = text == "#" || text.substr(0, 2) == "#/";
     for (size_t start = 2; found && start <= text.size() && text.size() > 1;) {
       const size_t end = std::min(text.find('/', start), text.size());
@@ -720,7 +727,7 @@ class SchemaReader {
       refuse(place, "$ref", {"expected a JSON pointer into this schema (#/...), found ", ref.describe()});
       return false;
     }
-    references_.emplace(text, at);
+    references_.emplace(key, at);
     out = at;
     return true;
   }
@@ -729,10 +736,9 @@ class SchemaReader {
   static std::string unescaped(const std::string& token) {
     std::string bytes;
     for (size_t i = 0; i < token.size(); i++) {
-      unsigned value = 0;
-      const bool hex = token[i] == '%' && i + 2 < token.size() && std::isxdigit(uint8_t(token[i + 1])) &&
-                       std::isxdigit(uint8_t(token[i + 2]));
-      if (hex) std::from_chars(&token[i + 1], &token[i + 1] + 2, value, 16);
+      uint32_t value = 0;
+      size_t at = i + 1;
+      const bool hex = token[i] == '%' && read_hex(token, at, 2, value);
       bytes += hex ? char(value) : token[i];
       if (hex) i += 2;
     }
@@ -961,7 +967,10 @@ class SchemaReader {
     } else if (v.is(JsonKind::number)) {
       int64_t integer = 0;
       char text[40];
-      std::snprintf(text, sizeof text, "%.17g", v.number());
+      for (int digits = 15; digits <= 17; digits++) {  // as few as give the same number again
+        std::snprintf(text, sizeof text, "%.*g", digits, v.number());
+        if (std::strtod(text, nullptr) == v.number()) break;
+      }
       out += v.integer(integer) ? std::to_string(integer) : text;
       good = std::isfinite(v.number());
     } else {
@@ -1288,14 +1297,16 @@ class SchemaReader {
     return grammar_detail::numbers_within(builder_, low, high, integers);
   }
 
-  const std::string& name_;
-  std::string_view text_;
-  JsonDocument document_;
+  const std::vector<FramedSchema>& schemas_;
+  const std::string separator_;
+  const uint32_t most_;
+  size_t size_ = 0;                    // of all schemas, in bytes
+  std::list<JsonDocument> documents_;  // of each schema; places refer to them
   GrammarBuilder builder_;
   grammar_detail::JsonRules json_;
-  std::vector<Place> places_;
+  std::vector<Place> places_;  // the first ones are the schemas, which are their own parents
   std::map<std::pair<PlaceId, std::string>, PlaceId> children_;
-  std::unordered_map<std::string, PlaceId> references_;
+  std::map<std::pair<PlaceId, std::string>, PlaceId> references_;  // by schema and text
   std::map<std::vector<PlaceId>, GrammarBuilder::Rule> rules_;
   std::vector<std::pair<GrammarBuilder::Rule, std::vector<PlaceId>>> pending_;  // to be compiled
   std::map<std::pair<int64_t, int64_t>, GrammarBuilder::Rule> lengths_;
@@ -1308,7 +1319,14 @@ class SchemaReader {
 // JSON, or the schema is not supported: "NAME: #/properties/age/multipleOf: this keyword is not supported".
 inline std::shared_ptr<const Grammar> schema_grammar(const std::string& name, std::string_view text,
                                                      std::string& error) {
-  return SchemaReader(name, text).read(error);
+  return SchemaReader({{name, std::string(text), "", ""}}, "", 1).read(error);
+}
+
+// The grammar of one to `most` values, each between the texts of its schema, with a separator between values.
+inline std::shared_ptr<const Grammar> framed_schemas_grammar(const std::vector<FramedSchema>& schemas,
+                                                             const std::string& separator, uint32_t most,
+                                                             std::string& error) {
+  return SchemaReader(schemas, separator, most).read(error);
 }
 
 }  // namespace pocket

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 
 #include "../../export/program.hpp"
+#include "../../export/text_lines.hpp"
 #include "../openai/request.hpp"
 
 namespace pocket::server {
@@ -24,24 +25,17 @@ class ApiKeys {
   // Reads a file with a key per line; lines that are empty or begin with # are left out. Throws Failure.
   static ApiKeys read(const std::string& path) {
     ApiKeys keys;
-    const std::string text = read_all(path, 1 << 20);
-    size_t number = 0;
-    for (size_t at = 0; at < text.size();) {
-      const size_t end = std::min(text.find('\n', at), text.size());
-      std::string line = text.substr(at, end - at);
-      at = end + 1;
-      number++;
-      while (!line.empty() && std::isspace(uint8_t(line.back()))) line.pop_back();
-      if (line.empty() || line[0] == '#') continue;
-      for (const char c : line)
+    for (auto& [number, key] : lines_without_comments(read_all(path, 1 << 20))) {
+      key = std::string(without_space(key, false, true));
+      if (key.empty()) continue;
+      const std::string place = path + ": line " + std::to_string(number);
+      for (const char c : key)
         if (c <= ' ' || c > '~')
-          throw Failure{1, path + ": line " + std::to_string(number) +
-                               ": expected a key of visible ASCII characters, found another character"};
-      if (line.size() < kShortest)
-        throw Failure{1, path + ": line " + std::to_string(number) + ": expected a key of at least " +
-                             std::to_string(kShortest) + " characters, found " + std::to_string(line.size()) +
-                             "; `openssl rand -hex 24` makes one"};
-      keys.keys_.push_back(std::move(line));
+          throw Failure{1, place + ": expected a key of visible ASCII characters, found another character"};
+      if (key.size() < kShortest)
+        throw Failure{1, place + ": expected a key of at least " + std::to_string(kShortest) + " characters, found " +
+                             std::to_string(key.size()) + "; `openssl rand -hex 24` makes one"};
+      keys.keys_.push_back(std::move(key));
     }
     if (keys.keys_.empty()) throw Failure{1, path + ": expected a key per line, found none"};
     return keys;
