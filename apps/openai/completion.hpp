@@ -1,4 +1,5 @@
-// completion.hpp: the text of a reply, from its tokens: stop texts, log probabilities, and the reason of its end.
+// completion.hpp: the text of a reply, from its tokens: calls of tools, stop texts, log probabilities, and the reason of
+// its end.
 #pragma once
 
 #include "../cli/stop_filter.hpp"
@@ -51,18 +52,19 @@ class Completion {
  public:
   // The request and the tokenizer must outlive the completion.
   Completion(const Request& request, const Tokenizer& tokenizer)
-      : request_(request), tokenizer_(tokenizer), stream_(tokenizer), filter_(request.stop) {}
+      : request_(request), tokenizer_(tokenizer), stream_(tokenizer), filter_(request.stop), calls_(request.tools) {}
 
-  // To be called first, with the tokens of the prompt: a text continues it, while a reply in a chat begins anew.
-  // Returns the beginning of the reply: with echo the prompt, else nothing.
-  std::string start(const std::vector<int>& prompt) {
+  // To be called first, with the tokens of the prompt, and its number in the request: a text continues it, while a reply
+  // in a chat begins anew. Returns the beginning of the reply: with echo the prompt, else nothing.
+  std::string start(const std::vector<int>& prompt, size_t which = 0) {
+    calls_.set_seed(hash_bytes(prompt.data(), prompt.size() * sizeof(int)) + request_.sampling.seed);
     if (request_.endpoint == Endpoint::chat) return "";
     std::string text;
     for (const int id : prompt) text += printed_text(tokenizer_, stream_, id);
     if (!request_.echo) return "";
     if (request_.top_logprobs >= 0 && !prompt.empty())
       logprobs_.push_back({prompt[0], std::numeric_limits<double>::quiet_NaN(), {}});
-    return append(request_.prompt_ids.empty() ? request_.prompt : text);
+    return append(request_.prompts[which].ids.empty() ? request_.prompts[which].text : text);
   }
 
   // With echo: adds the next token of the prompt, and the logits (vocab_size,) after the tokens before it.
@@ -83,20 +85,26 @@ class Completion {
     if (request_.max_tokens < 0 && loop_.push(id)) looped_ = true;
     return append(filter_.push(printed_text(tokenizer_, stream_, id)));
   }
-  // Whether the reply ends here: with a stop text, or in an endless repetition, if the request sets no limit.
-  bool ended() const { return filter_.stopped || looped_; }
+  // Whether the reply ends here: with a stop text, after as many calls as the request allows, or in an endless
+  // repetition, if the request sets no limit.
+  bool ended() const { return filter_.stopped || looped_ || has_all_calls(); }
 
   // Ends the reply. stopped: by a stop token. Returns the rest of its text. An incomplete character at the end of a
   // reply that was cut off is left out.
   std::string finish(bool stopped) {
-    stopped_ = stopped || filter_.stopped;
-    if (filter_.stopped) return "";
-    std::string rest = stopped ? append(filter_.push(printed_rest(stream_))) : "";
-    if (filter_.stopped) return rest;
-    return rest + append(filter_.flush());
+    std::string rest;
+    if (stopped && !filter_.stopped) rest += append(filter_.push(printed_rest(stream_)));
+    if (!filter_.stopped) rest += append(filter_.flush());
+    stopped_ = stopped || filter_.stopped || has_all_calls();
+    if (request_.tools.empty()) return rest;
+    const std::string last = calls_.finish();
+    text_ += last;
+    return rest + last;
   }
 
-  const char* finish_reason() const { return stopped_ ? "stop" : "length"; }  // after finish()
+  // After finish().
+  const char* finish_reason() const { return !stopped_ ? "length" : calls().empty() ? "stop" : "tool_calls"; }
+  const std::vector<ToolCall>& calls() const { return calls_.calls(); }
   const std::string& text() const { return text_; }
   int tokens() const { return tokens_; }
   const std::vector<TokenLogprob>& logprobs() const { return logprobs_; }
@@ -104,7 +112,11 @@ class Completion {
   const Tokenizer& tokenizer() const { return tokenizer_; }
 
  private:
+  bool has_all_calls() const { return calls().size() >= request_.most_calls; }
+
+  // Returns the part that is not of a call.
   std::string append(std::string more) {
+    if (!request_.tools.empty()) more = calls_.push(more);
     text_ += more;
     return more;
   }
@@ -120,6 +132,7 @@ class Completion {
   const Tokenizer& tokenizer_;
   Tokenizer::Stream stream_;
   cli::StopFilter filter_;
+  ToolCallReader calls_;
   LoopWatch loop_;
   std::string text_;
   int tokens_ = 0;

@@ -2,122 +2,60 @@
 // the error for what is not.
 #pragma once
 
-#include <nlohmann/json.hpp>
-
 #include "../cli/conversation.hpp"
 #include "../cli/llama.hpp"
+#include "tools.hpp"
 
 namespace pocket::openai {
 
-using Json = nlohmann::json;
-
-// Why a request is refused, thrown. The message starts with the name of the parameter, if there is one.
-struct Refusal {
-  std::string message;
-  std::string param = "";                      // "": none, or the whole request
-  std::string code = "invalid_request_error";  // for programs
-  int status = 400;                            // as in HTTP
-};
-
 enum class Endpoint { chat, text };  // /v1/chat/completions, /v1/completions
 
-// What the text of a reply is: any text, a JSON object, JSON of a schema, a text of a grammar in GBNF.
-enum class Format { text, json_object, schema, grammar };
+// What the text of a reply is: any text, a JSON object, JSON of a schema, a text of a grammar in GBNF, calls of tools.
+enum class Format { text, json_object, schema, grammar, calls };
 
 // Who reads a request. The server knows all parameters below, and ignores unknown ones as OpenAI does. In a file of
 // requests (run-batch), where a mistake costs more, they are refused, and so is what has no meaning there.
 enum class Service { batch, server };
 
+// A text to continue, or, in place of it, its token ids.
+struct TextPrompt {
+  std::string text;
+  std::vector<int> ids;
+};
+
 // A valid request.
 struct Request {
   Endpoint endpoint = Endpoint::chat;
-  std::string system;            // chat: the system prompt; "": none
-  std::vector<cli::Turn> turns;  // chat: the last one has no reply
-  std::string prompt;            // text
-  std::vector<int> prompt_ids;   // text: a prompt in token ids, in place of a text
-  int max_tokens = -1;           // -1: as many as the context has room for
+  std::string system;                      // chat: the system prompt; "": none
+  std::vector<cli::Turn> turns;            // chat: the last one has no reply
+  std::vector<TextPrompt> prompts = {{}};  // text: each gets the replies that it would get alone
+  std::vector<Tool> tools;                 // chat: that the model may call; none with tool_choice none
+  size_t most_calls = SIZE_MAX;            // in a reply
+  int max_tokens = -1;                     // -1: as many as the context has room for
   SamplerOptions sampling;
   bool has_seed = false;
   float frequency_penalty = 0, presence_penalty = 0;
   std::vector<std::pair<int, float>> logit_bias;  // token id, what is added to its logit
   std::vector<std::string> stop;                  // texts that end the reply
   int top_logprobs = -1;                          // number of most likely tokens that are reported; -1: no logprobs
-  int choices = 1;                                // replies to the request; the seed of choice i is the seed plus i
+  int choices = 1;                                // replies to a prompt; the seed of choice i is the seed plus i
   bool echo = false;                              // text: the reply begins with the prompt, also its logprobs
   bool stream = false, include_usage = false;     // include_usage: a stream ends with the number of tokens
   Format format = Format::text;
-  std::string format_text;   // the schema or the grammar
-  std::string format_param;  // the name of its parameter
+  std::string format_text;         // the schema or the grammar
+  std::string format_param;        // the name of its parameter
+  std::vector<Tool> format_calls;  // the tools that the calls may be of
 };
-
-// ---- JSON ----
-
-inline std::string type_of(const Json& value) {
-  if (value.is_number_integer()) return "an integer";
-  if (value.is_number()) return "a number";
-  if (value.is_null()) return "null";
-  if (value.is_boolean()) return "a boolean";
-  if (value.is_string()) return "a string";
-  return value.is_array() ? "an array" : "an object";
-}
-
-[[noreturn]] inline void refuse(const std::string& param, const std::string& expected, const std::string& found) {
-  throw Refusal{param + ": expected " + expected + ", found " + found, param};
-}
-
-// Parses a JSON text. Throws Refusal. Deeply nested values, which take 80 times the memory of their text, are refused.
-inline Json parse_json(std::string_view text) {
-  constexpr int kDeepest = 64;
-  const auto check = [](int depth, Json::parse_event_t, Json&) {
-    if (depth > kDeepest)
-      throw Refusal{"expected JSON nested at most 64 deep, found deeper nesting", "", "invalid_json"};
-    return true;
-  };
-  try {
-    return Json::parse(text.begin(), text.end(), check);
-  } catch (const Json::parse_error& e) {
-    throw Refusal{"expected JSON, found an error at byte " + std::to_string(e.byte), "", "invalid_json"};
-  } catch (const Json::exception&) {  // a number that no double holds
-    throw Refusal{"expected JSON, found a number out of range", "", "invalid_json"};
-  }
-}
-
-// The value of the last member of a JSON object with this name, as it is written; "": there is none. text: valid JSON.
-inline std::string_view member_text(std::string_view text, std::string_view name) {
-  std::string_view found;
-  size_t at = 0, key = 0, key_end = 0, value = 0;  // value: where the value of a member begins; 0: in a name
-  int depth = 0;
-  for (; at < text.size(); at++) {
-    const char c = text[at];
-    if (c == '"') {
-      const size_t begin = ++at;
-      for (; at < text.size() && text[at] != '"'; at++) at += text[at] == '\\';
-      if (depth == 1 && !value) {
-        key = begin;
-        key_end = at;
-      }
-    } else if (depth == 1 && c == ':' && !value) {
-      value = at + 1;
-    } else if (depth == 1 && (c == ',' || c == '}')) {
-      if (value && text.substr(key, key_end - key) == name) found = text.substr(value, at - value);
-      value = 0;
-    }
-    if (c == '{' || c == '[') depth++;
-    if (c == '}' || c == ']') depth--;
-  }
-  const size_t first = found.find_first_not_of(" \t\r\n"), last = found.find_last_not_of(" \t\r\n");
-  return first == found.npos ? "" : found.substr(first, last - first + 1);
-}
 
 // Parses a request of an endpoint from the body of its JSON.
 class RequestParser {
  public:
   // text: the body as it was written, in which the members of a schema have their order; "": there is none.
-  // Throws Refusal.
+  // tools: whether the model was trained to use tools, see knows_tools(). Throws Refusal.
   static Request parse(Endpoint endpoint, const Json& body, Service service = Service::batch,
-                       std::string_view text = "") {
+                       std::string_view text = "", bool tools = false) {
     if (!body.is_object()) refuse("body", "an object", type_of(body));
-    RequestParser parser(endpoint, body, service, text);
+    RequestParser parser(endpoint, body, service, text, tools);
     return parser.request_;
   }
 
@@ -131,8 +69,8 @@ class RequestParser {
     const char *name, *value;
   };
 
-  RequestParser(Endpoint endpoint, const Json& body, Service service, std::string_view text)
-      : service_(service), text_(text) {
+  RequestParser(Endpoint endpoint, const Json& body, Service service, std::string_view text, bool tools)
+      : service_(service), text_(text), knows_tools_(tools) {
     request_.endpoint = endpoint;
     request_.sampling = {1, 1};  // OpenAI's defaults: temperature 1, top_p 1
     if (endpoint == Endpoint::text) request_.max_tokens = 16;
@@ -151,7 +89,7 @@ class RequestParser {
     if (request_.top_logprobs >= 0 && top_logprobs_ >= 0) request_.top_logprobs = top_logprobs_;
     if (request_.max_tokens == 0 && !request_.echo) refuse("max_tokens", "at least 1 without echo", "0");
     if (request_.include_usage && !request_.stream) refuse("stream_options", "stream to be true", "no stream");
-    if (has_tool_choice_) refuse("tool_choice", "none or auto, because this model has no tools", "another value");
+    check_tools();
   }
 
   void read(const Json& value) {
@@ -176,7 +114,7 @@ class RequestParser {
     static constexpr Field kChat[] = {{"messages", &RequestParser::read_messages},
                                       {"max_completion_tokens", &RequestParser::read_max_tokens},
                                       {"top_logprobs", &RequestParser::read_top_logprobs},
-                                      {"parallel_tool_calls", nullptr}};
+                                      {"parallel_tool_calls", &RequestParser::read_parallel_tool_calls}};
     static constexpr Field kText[] = {{"prompt", &RequestParser::read_prompt}};
     static constexpr Field kServer[] = {{"n", &RequestParser::read_choices},
                                         {"stream", &RequestParser::read_stream},
@@ -337,66 +275,190 @@ class RequestParser {
     request_.format_param = param;
   }
 
-  // The chat templates of model files are texts around the messages, and have no place for tools.
+  // ---- Tools ----
+
   void read_tools(const Json& v) {
+    constexpr size_t kMostTools = 128;  // as in OpenAI's API
     if (!v.is_array()) refuse(name_, "an array", type_of(v));
     if (v.empty()) return;
-    throw Refusal{
-        "tools: this model's chat template has no tools; describe them in the system prompt, and request "
-        "JSON with response_format",
-        name_, "unsupported_parameter"};
+    if (!knows_tools_)
+      throw Refusal{
+          "tools: the chat template of this model has no tools; describe them in the system prompt, and request JSON "
+          "with "
+          "response_format",
+          name_, "unsupported_parameter"};
+    if (v.size() > kMostTools) refuse(name_, "at most 128 tools", std::to_string(v.size()));
+    std::string written(member_text(text_, name_));
+    if (written.empty() || parse_json(written) != v) written = v.dump();  // its name is written with escapes
+    const OrderedJson ordered = OrderedJson::parse(written);
+    for (size_t i = 0; i < v.size(); i++) read_tool(v[i], ordered[i], name_ + "[" + std::to_string(i) + "]");
   }
-  void read_tool_choice(const Json& v) { has_tool_choice_ = v != "none" && v != "auto"; }
+
+  // ordered: the same value, as it was written.
+  void read_tool(const Json& v, const OrderedJson& ordered, const std::string& name) {
+    if (!v.is_object()) refuse(name, "an object", type_of(v));
+    const std::string type = text(member(v, "type", name), name + ".type");
+    if (type != "function") refuse(name + ".type", "function, the only supported type", "'" + type.substr(0, 40) + "'");
+    const std::string inner = name + ".function";
+    const auto function = v.find("function");
+    if (function == v.end() || !function->is_object())
+      refuse(inner, "an object", function == v.end() ? "nothing" : type_of(*function));
+    const std::string called = text(member(*function, "name", inner), inner + ".name");
+    const auto in_name = [](char c) { return std::isalnum(uint8_t(c)) || c == '_' || c == '-'; };
+    if (called.empty() || called.size() > 64 || !std::all_of(called.begin(), called.end(), in_name))
+      refuse(inner + ".name", "1 to 64 letters, digits, - and _", "'" + called.substr(0, 80) + "'");
+    for (const Tool& other : request_.tools)
+      if (other.name == called) refuse(inner + ".name", "a name of its own", "'" + called + "', as of another tool");
+    OrderedJson parameters = {{"type", "object"}, {"properties", OrderedJson::object()}};
+    if (const auto found = function->find("parameters"); found != function->end() && !found->is_null()) {
+      if (!found->is_object()) refuse(inner + ".parameters", "a JSON Schema of an object", type_of(*found));
+      parameters = ordered["function"]["parameters"];
+      if (!parameters.contains("type")) parameters["type"] = "object";
+    }
+    request_.tools.push_back({called, spaced_json(ordered), parameters.dump()});
+  }
+
+  void read_tool_choice(const Json& v) {
+    if (v == "none" || v == "auto" || v == "required") {
+      tool_choice_ = v.get<std::string>();
+      return;
+    }
+    const std::string expected = "none, auto, required or an object with a function", inner = name_ + ".function";
+    if (!v.is_object() || text(member(v, "type", name_), name_ + ".type") != "function")
+      refuse(name_, expected, v.is_object() ? "another type" : v.is_string() ? "another word" : type_of(v));
+    const auto function = v.find("function");
+    if (function == v.end() || !function->is_object())
+      refuse(inner, "an object", function == v.end() ? "nothing" : type_of(*function));
+    tool_choice_ = "required";
+    called_tool_ = text(member(*function, "name", inner), inner + ".name");
+  }
+  void read_parallel_tool_calls(const Json& v) {
+    if (!boolean(v, name_)) request_.most_calls = 1;
+  }
+
+  void check_tools() {
+    if (request_.tools.empty() && tool_choice_ == "required")
+      refuse("tool_choice", "none or auto without tools", "another value");
+    if (tool_choice_ == "none") request_.tools.clear();
+    if (request_.tools.empty()) return;
+    if (request_.format != Format::text)
+      refuse(request_.format_param, "no format together with tools, unless tool_choice is none", "both");
+    if (tool_choice_ != "required") return;
+    request_.format = Format::calls;
+    request_.format_param = "tools";
+    for (const Tool& tool : request_.tools) {
+      if (!called_tool_.empty() && tool.name != called_tool_) continue;
+      request_.format_calls.push_back(tool);
+      request_.format_text += tool.name + "\n" + tool.parameters + "\n";
+    }
+    if (request_.format_calls.empty())
+      refuse("tool_choice.function.name", "the name of a tool", "'" + called_tool_.substr(0, 80) + "'");
+    if (!called_tool_.empty()) request_.most_calls = 1;
+    request_.format_text += std::to_string(request_.most_calls);
+  }
 
   // ---- The text ----
 
+  // A prompt or, for the server, several.
   void read_prompt(const Json& v) {
+    constexpr size_t kMostPrompts = 2048;  // as in OpenAI's API
     has_text_ = true;
-    const bool one = v.is_array() && v.size() == 1 && !v[0].is_number();  // an array of one prompt
-    const Json& prompt = one ? v[0] : v;
-    if (prompt.is_string()) {
-      request_.prompt = prompt.get<std::string>();
-      return;
-    }
-    const bool ids = prompt.is_array() && !prompt.empty() && prompt[0].is_number();
-    if (!ids)
-      refuse(name_, "one prompt, as a string or an array of token ids",
-             prompt.is_array() ? std::to_string(prompt.size()) + " prompts" : type_of(prompt));
-    for (const Json& id : prompt) request_.prompt_ids.push_back(integer(id, 0, INT_MAX));
+    request_.prompts.clear();
+    if (!v.is_array() || (!v.empty() && v[0].is_number())) return read_one_prompt(v, name_);
+    if (v.empty()) refuse(name_, "a string or an array", "an empty array");
+    if (v.size() > 1 && !server())
+      refuse(name_, "one prompt, as a string or an array of token ids", std::to_string(v.size()) + " prompts");
+    if (v.size() > kMostPrompts) refuse(name_, "at most 2048 prompts", std::to_string(v.size()));
+    for (size_t i = 0; i < v.size(); i++) read_one_prompt(v[i], name_ + "[" + std::to_string(i) + "]");
+  }
+  void read_one_prompt(const Json& v, const std::string& name) {
+    TextPrompt prompt;
+    if (v.is_string())
+      prompt.text = v.get<std::string>();
+    else if (!v.is_array() || v.empty())
+      refuse(name, "a string or an array of token ids", v.is_array() ? "an empty array" : type_of(v));
+    else
+      for (const Json& id : v) prompt.ids.push_back(integer(id, 0, INT_MAX));
+    request_.prompts.push_back(std::move(prompt));
   }
 
-  // A system prompt or none, then messages of the user and replies in turn.
+  // A system prompt or none, then messages of the user, or results of calls, and replies in turn.
   void read_messages(const Json& v) {
     has_text_ = true;
     if (!v.is_array() || v.empty()) refuse(name_, "an array of messages", v.is_array() ? "an empty array" : type_of(v));
-    bool answered = true;
     for (size_t i = 0; i < v.size(); i++) {
       const std::string name = "messages[" + std::to_string(i) + "]";
       if (!v[i].is_object()) refuse(name, "an object", type_of(v[i]));
-      add_message(v[i], name, i == 0, answered);
+      add_message(v[i], name, i == 0);
     }
-    if (answered) refuse(name_, "a message of the user at the end", "none");
+    if (!calls_.empty()) refuse(name_, "a message with the result of the call " + calls_[0].substr(0, 80), "none");
+    if (answered_) refuse(name_, "a message of the user at the end", "none");
   }
 
-  void add_message(const Json& message, const std::string& name, bool first, bool& answered) {
-    for (const auto& [field, value] : message.items())
-      if (field != "role" && field != "content" && field != "name" && !value.is_null() && value != Json::array())
-        throw Refusal{name + "." + field + ": this field is not supported", name + "." + field,
-                      "unsupported_parameter"};
+  void add_message(const Json& message, const std::string& name, bool first) {
     const std::string role = text(member(message, "role", name), name + ".role");
-    std::string content = content_of(member(message, "content", name), name + ".content");
+    check_fields(message, name, role);
+    const auto calls = message.find("tool_calls");
+    const bool has_calls = calls != message.end() && !calls->is_null() && *calls != Json::array();
+    const auto found = message.find("content");
+    const bool no_content = has_calls && (found == message.end() || found->is_null());
+    std::string content = no_content ? "" : content_of(member(message, "content", name), name + ".content");
     if (first && (role == "system" || role == "developer")) {
       request_.system = std::move(content);
-    } else if (answered && role == "user") {
+    } else if (role == "tool" && knows_tools_ && !calls_.empty()) {
+      add_result(text(member(message, "tool_call_id", name), name + ".tool_call_id"), content, name);
+    } else if (answered_ && calls_.empty() && role == "user") {
       request_.turns.push_back({std::move(content), "", {}});
-      answered = false;
-    } else if (!answered && role == "assistant") {
+      answered_ = false;
+    } else if (!answered_ && calls_.empty() && role == "assistant") {
+      if (has_calls) add_calls(*calls, content, name + ".tool_calls");
       request_.turns.back().reply = std::move(content);
-      answered = true;
+      answered_ = true;
     } else {
-      refuse(name + ".role", std::string(first ? "system or " : "") + (answered ? "user" : "assistant"),
-             "'" + role.substr(0, 40) + "'");
+      const char* next = !calls_.empty() ? "tool" : answered_ ? "user" : "assistant";
+      refuse(name + ".role", std::string(first ? "system or " : "") + next, "'" + role.substr(0, 40) + "'");
     }
+  }
+
+  void check_fields(const Json& message, const std::string& name, const std::string& role) const {
+    for (const auto& [field, value] : message.items()) {
+      const bool of_tool = knows_tools_ && ((role == "assistant" && field == "tool_calls") ||
+                                            (role == "tool" && field == "tool_call_id"));
+      if (of_tool || field == "role" || field == "content" || field == "name" || value.is_null() ||
+          value == Json::array())
+        continue;
+      throw Refusal{name + "." + field + ": this field is not supported", name + "." + field, "unsupported_parameter"};
+    }
+  }
+
+  // Appends the calls of an earlier reply to its text.
+  void add_calls(const Json& calls, std::string& reply, const std::string& name) {
+    if (!calls.is_array()) refuse(name, "an array", type_of(calls));
+    for (size_t i = 0; i < calls.size(); i++) {
+      const std::string path = name + "[" + std::to_string(i) + "]", inner = path + ".function";
+      if (!calls[i].is_object()) refuse(path, "an object", type_of(calls[i]));
+      calls_.push_back(text(member(calls[i], "id", path), path + ".id"));
+      const auto function = calls[i].find("function");
+      if (function == calls[i].end() || !function->is_object())
+        refuse(inner, "an object", function == calls[i].end() ? "nothing" : type_of(*function));
+      const std::string called = text(member(*function, "name", inner), inner + ".name"),
+                        arguments = text(member(*function, "arguments", inner), inner + ".arguments");
+      if (!is_json_object(arguments)) refuse(inner + ".arguments", "JSON of an object", "another text");
+      reply = reply_with_call(reply, called, OrderedJson::parse(arguments));
+    }
+  }
+
+  // The results of the calls of a reply are one message to the model.
+  void add_result(const std::string& id, const std::string& result, const std::string& name) {
+    const auto call = std::find(calls_.begin(), calls_.end(), id);
+    if (call == calls_.end())
+      refuse(name + ".tool_call_id", "the id of a call without a result, such as '" + calls_[0].substr(0, 80) + "'",
+             "'" + id.substr(0, 80) + "'");
+    calls_.erase(call);
+    if (answered_) request_.turns.push_back({});
+    answered_ = false;
+    cli::Turn& turn = request_.turns.back();
+    turn.message = message_with_result(turn.message, result);
   }
 
   static const Json& member(const Json& object, const char* name, const std::string& path) {
@@ -423,14 +485,18 @@ class RequestParser {
   std::string_view text_;  // the body as it was written
   Request request_;
   std::string name_;  // of the parameter that is read
-  bool has_text_ = false, max_tokens_given_ = false, has_tool_choice_ = false;
+  bool has_text_ = false, max_tokens_given_ = false;
   int top_logprobs_ = -1;
+  const bool knows_tools_;
+  std::string tool_choice_, called_tool_;  // "": not given; of the tool that has to be called
+  bool answered_ = true;                   // no message of the user is without a reply
+  std::vector<std::string> calls_;         // ids of the calls in the last reply that have no result yet
 };
 
 // ---- Tokens ----
 
-// The tokens of the prompt of a request. Throws Refusal if the request does not suit the model or the context.
-inline std::vector<int> prompt_tokens(cli::Llama& model, const Request& request, int context) {
+// The tokens of a prompt of a request. Throws Refusal if the request does not suit the model or the context.
+inline std::vector<int> prompt_tokens(cli::Llama& model, const Request& request, int context, size_t which = 0) {
   const auto check_room = [&](size_t tokens, const char* least) {
     if (tokens > size_t(context))
       throw Refusal{"the prompt has " + (least + std::to_string(tokens)) + " tokens, but the context has room for " +
@@ -441,12 +507,13 @@ inline std::vector<int> prompt_tokens(cli::Llama& model, const Request& request,
     if (id >= model.vocab_size())
       refuse("logit_bias", "token ids below " + std::to_string(model.vocab_size()), std::to_string(id));
   if (request.endpoint == Endpoint::text) {
-    for (const int id : request.prompt_ids)
+    const TextPrompt& prompt = request.prompts[which];
+    for (const int id : prompt.ids)
       if (id >= model.vocab_size())
         refuse("prompt", "token ids below " + std::to_string(model.vocab_size()), std::to_string(id));
-    check_room(model.least_tokens(request.prompt), "at least ");
-    std::vector<int> ids = request.prompt_ids;
-    if (ids.empty()) ids = ids_of(model.tokenizer(), request.prompt);
+    check_room(model.least_tokens(prompt.text), "at least ");
+    std::vector<int> ids = prompt.ids;
+    if (ids.empty()) ids = ids_of(model.tokenizer(), prompt.text);
     if (ids.empty() && model.tokenizer().bos() >= 0) ids.push_back(model.tokenizer().bos());
     if (ids.empty()) refuse("prompt", "a text, because this model has no token to start with", "an empty one");
     check_room(ids.size(), "");
@@ -455,8 +522,10 @@ inline std::vector<int> prompt_tokens(cli::Llama& model, const Request& request,
   const ChatTemplate& chat = *model.chat_template();
   if (!chat.known()) throw Refusal{"messages: this model has no chat template; use /v1/completions", "messages"};
   if (!chat.takes(request.system)) throw Refusal{"messages[0]: " + cli::refusal(chat, request.system), "messages[0]"};
+  std::string system = request.system;
+  if (!request.tools.empty()) system = with_tools(system.empty() ? default_system_prompt(chat) : system, request.tools);
   cli::Conversation conversation(
-      chat, [&](std::string_view text, bool bos) { return model.encode(text, bos); }, request.system,
+      chat, [&](std::string_view text, bool bos) { return model.encode(text, bos); }, system,
       [&](std::string_view text) { return model.least_tokens(text); });
   conversation.turns = request.turns;
   check_room(conversation.least_tokens(), "at least ");

@@ -8,8 +8,6 @@
 
 namespace pocket::openai {
 
-using OrderedJson = nlohmann::ordered_json;  // keeps the order of the fields
-
 // JSON as one line. Characters that act on a terminal, and those that some programs take for the end of a line, are
 // written as \uXXXX.
 inline std::string to_line(const OrderedJson& value) {
@@ -43,7 +41,7 @@ struct ResponseInfo {
   std::string model;        // name of the model
   std::string fingerprint;  // identifies the model file and the settings that change its replies
   size_t prompt_tokens = 0;
-  int64_t created = 0;           // Unix time
+  int64_t created = 0;                // Unix time
   std::optional<uint64_t> seed = {};  // that was chosen for the request; none: it is not reported
 };
 
@@ -98,14 +96,34 @@ inline OrderedJson logprobs_json(const Request& request, const Tokenizer& tokeni
 
 // ---- Bodies ----
 
+// Calls of a reply, from one on. in_stream: with their indices.
+inline OrderedJson calls_json(const std::vector<ToolCall>& calls, size_t first, bool in_stream) {
+  OrderedJson list = OrderedJson::array();
+  for (size_t i = 0; i < calls.size(); i++) {
+    OrderedJson call = OrderedJson::object();
+    if (in_stream) call["index"] = first + i;
+    call["id"] = calls[i].id;
+    call["type"] = "function";
+    call["function"] = {{"name", calls[i].name}, {"arguments", calls[i].arguments}};
+    list.push_back(std::move(call));
+  }
+  return list;
+}
+
 inline OrderedJson choice_json(const Completion& c, size_t index) {
   size_t offset = 0;
   OrderedJson logprobs = logprobs_json(c.request(), c.tokenizer(), c.logprobs(), offset);
-  if (c.request().endpoint == Endpoint::chat)
+  if (c.request().endpoint == Endpoint::chat) {
+    OrderedJson message = {{"role", "assistant"}, {"content", c.text()}, {"refusal", nullptr}};
+    if (!c.calls().empty()) {
+      if (c.text().empty()) message["content"] = nullptr;
+      message["tool_calls"] = calls_json(c.calls(), 0, false);
+    }
     return {{"index", index},
-            {"message", {{"role", "assistant"}, {"content", c.text()}, {"refusal", nullptr}}},
+            {"message", std::move(message)},
             {"logprobs", std::move(logprobs)},
             {"finish_reason", c.finish_reason()}};
+  }
   return {
       {"text", c.text()}, {"index", index}, {"logprobs", std::move(logprobs)}, {"finish_reason", c.finish_reason()}};
 }
@@ -151,6 +169,8 @@ struct Delta {
   bool first = false;  // the role, in a chat
   std::string text;
   std::vector<TokenLogprob> logprobs;
+  std::vector<ToolCall> calls = {};
+  size_t first_call = 0;                // its index in the choice
   const char* finish_reason = nullptr;  // null: more follows
 };
 
@@ -164,6 +184,8 @@ inline OrderedJson delta_body(const ResponseInfo& info, const Request& request, 
     OrderedJson delta = OrderedJson::object();
     if (d.first) delta["role"] = "assistant";
     if (d.first || !d.text.empty() || !d.logprobs.empty()) delta["content"] = d.text;
+    if (!d.calls.empty()) delta["tool_calls"] = calls_json(d.calls, d.first_call, true);
+    if (!d.calls.empty() && d.text.empty()) delta["content"] = nullptr;
     choice = {{"index", d.choice}, {"delta", std::move(delta)}};
   } else {
     choice = {{"text", d.text}, {"index", d.choice}};

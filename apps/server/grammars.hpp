@@ -44,8 +44,18 @@ class Grammars {
 
   static std::shared_ptr<const Grammar> compile(const openai::Request& request, std::string& error) {
     if (request.format == openai::Format::json_object) return json_grammar(JsonText::object, error);
+    if (request.format == openai::Format::calls) return calls_grammar(request, error);
     return request.format == openai::Format::schema ? schema_grammar(request.format_param, request.format_text, error)
                                                     : parse_gbnf(request.format_param, request.format_text, error);
+  }
+
+  static std::shared_ptr<const Grammar> calls_grammar(const openai::Request& request, std::string& error) {
+    std::vector<FramedSchema> calls;
+    for (const openai::Tool& tool : request.format_calls)
+      calls.push_back({"tools: parameters of " + tool.name, tool.parameters, openai::before_arguments(tool.name),
+                       openai::after_arguments()});
+    const bool one = request.most_calls == 1;
+    return framed_schemas_grammar(calls, "\n", one ? 1 : GrammarBuilder::kUnbounded, error);
   }
 
   const cli::Llama& model_;

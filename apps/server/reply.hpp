@@ -17,20 +17,30 @@ using openai::Refusal;
 class Reply {
  public:
   // fd: the client's socket. Throws Refusal.
-  Reply(openai::Request r, openai::ServedModel& model, int client)
-      : request(std::move(r)), fd(client), prompt(openai::prompt_tokens(model.llama, request, model.context())) {
-    for (int i = 0; i < request.choices; i++)
-      choices_.push_back(std::make_unique<Choice>(request, model.llama.tokenizer()));
-    for (const auto& choice : choices_) choice->text = choice->completion.start(prompt);
+  Reply(openai::Request r, openai::ServedModel& model, int client) : request(std::move(r)), fd(client) {
+    for (size_t p = 0; p < request.prompts.size(); p++) {
+      prompts_.push_back(openai::prompt_tokens(model.llama, request, model.context(), p));
+      for (int i = 0; i < request.choices; i++) {
+        choices_.push_back(std::make_unique<Choice>(request, model.llama.tokenizer()));
+        choices_.back()->text = choices_.back()->completion.start(prompts_[p], p);
+      }
+    }
     running_ = choices_.size();
   }
   Reply(const Reply&) = delete;
 
   const openai::Request request;
   const int fd;
-  const std::vector<int> prompt;
   openai::ResponseInfo info;
   const double started = seconds();
+
+  size_t choices() const { return choices_.size(); }  // those of the first prompt, then those of the next one
+  const std::vector<int>& prompt(size_t choice) const { return prompts_[choice / size_t(request.choices)]; }
+  size_t prompt_tokens() const {
+    size_t n = 0;
+    for (const auto& prompt : prompts_) n += prompt.size();
+    return n;
+  }
 
   // ---- For the worker ----
 
@@ -40,7 +50,7 @@ class Reply {
   void add(size_t choice, const std::string& text) {
     Choice& c = *choices_[choice];
     c.text += text;
-    if (request.stream && !c.text.empty()) send(choice, nullptr);
+    if (request.stream && (!c.text.empty() || c.completion.calls().size() > c.sent_calls)) send(choice, nullptr);
   }
   void end(size_t choice, openai::End how, const std::string& error) {
     Choice& c = *choices_[choice];
@@ -85,20 +95,24 @@ class Reply {
   struct Choice {
     Choice(const openai::Request& r, const Tokenizer& tokenizer) : completion(r, tokenizer) {}
     Completion completion;
-    std::string text;      // that was not sent
-    size_t sent = 0;       // log probabilities
-    bool started = false;  // something was sent
+    std::string text;                 // that was not sent
+    size_t sent = 0, sent_calls = 0;  // log probabilities, calls
+    bool started = false;             // something was sent
   };
 
   void send(size_t choice, const char* finish_reason) {
     Choice& c = *choices_[choice];
     const auto& all = c.completion.logprobs();
+    const auto& calls = c.completion.calls();
     Delta delta = {choice,
                    !std::exchange(c.started, true),
                    std::exchange(c.text, {}),
                    {all.begin() + ptrdiff_t(c.sent), all.end()},
+                   {calls.begin() + ptrdiff_t(c.sent_calls), calls.end()},
+                   c.sent_calls,
                    finish_reason};
     c.sent = all.size();
+    c.sent_calls = calls.size();
     std::lock_guard lock(mutex_);
     deltas_.push_back(std::move(delta));
     changed_.notify_one();
@@ -108,6 +122,7 @@ class Reply {
     if (!std::exchange(failed_, true)) refusal_ = std::move(why);
   }
 
+  std::vector<std::vector<int>> prompts_;
   std::vector<std::unique_ptr<Choice>> choices_;
   std::mutex mutex_;  // of all that follows
   std::condition_variable changed_;

@@ -227,7 +227,7 @@ class Service {
 
   void send_tokenizer_info(const HttpRequest&, HttpResponse& response) { send_json(response, tokenizer_info(model_)); }
   void send_tokens(const HttpRequest& request, HttpResponse& response) {
-    send_json(response, with_json(request, [&](const Json& body) { return tokenize(model_, body); }));
+    send_json(response, with_json(request, [&](const Json& body) { return tokenize(model_, body, request.body); }));
   }
   void send_text(const HttpRequest& request, HttpResponse& response) {
     send_json(response, with_json(request, [&](const Json& body) { return detokenize(model_, body); }));
@@ -248,13 +248,13 @@ class Service {
 
   void complete(openai::Endpoint endpoint, const HttpRequest& request, HttpResponse& response) {
     openai::Request parsed = with_json(request, [&](const Json& body) {
-      return openai::RequestParser::parse(endpoint, body, openai::Service::server, request.body);
+      return openai::RequestParser::parse(endpoint, body, openai::Service::server, request.body, model_.knows_tools);
     });
     std::random_device random;
     if (!parsed.has_seed) parsed.sampling.seed = random();  // 32 bits, which every JSON reader can hold
     const auto reply = std::make_shared<Reply>(std::move(parsed), model_, HttpServer::connection().fd());
     reply->info = {openai::hex(next_id_++), model_.name,        fingerprint_,
-                   reply->prompt.size(),    std::time(nullptr), reply->request.sampling.seed};
+                   reply->prompt_tokens(),  std::time(nullptr), reply->request.sampling.seed};
     const auto job = start(reply);
     if (reply->request.stream)
       return send_stream(
@@ -268,9 +268,13 @@ class Service {
   // For the log: what a finished reply was.
   void note(const Reply& reply) const {
     HttpServer::connection().note =
-        ", prompt " + std::to_string(reply.prompt.size()) + ", new " + std::to_string(reply.generated()) + " tokens";
+        ", prompt " + std::to_string(reply.prompt_tokens()) + ", new " + std::to_string(reply.generated()) + " tokens";
     if (!args_.log_prompts) return;
-    for (const Completion* completion : reply.completions()) print_message("serve: reply", completion->text());
+    for (const Completion* completion : reply.completions()) {
+      print_message("serve: reply", completion->text());
+      for (const openai::ToolCall& call : completion->calls())
+        print_message("serve: call", call.name + " " + call.arguments);
+    }
   }
 
   // Hands a request to the worker. Throws Refusal.
@@ -278,8 +282,8 @@ class Service {
     std::vector<Generation> generations;
     const int vocab_size = model_.llama.vocab_size();
     const std::shared_ptr<TokenGrammar> grammar = grammars_.find(reply->request);
-    for (size_t i = 0; i < size_t(reply->request.choices); i++) {
-      Generation g = model_.generation(reply->request, reply->prompt, int(i));
+    for (size_t i = 0; i < reply->choices(); i++) {
+      Generation g = model_.generation(reply->request, reply->prompt(i), int(i) % reply->request.choices);
       if (grammar) g.constraint.emplace(grammar, g.stop_ids, reply->completion(i).at_start());
       g.on_token = [reply, i, vocab_size](int id, const float* logits) {
         reply->add(i, reply->completion(i).push(id, logits, vocab_size));
@@ -288,8 +292,8 @@ class Service {
       g.on_end = [reply, i](openai::End end, const std::string& error) { reply->end(i, end, error); };
       if (reply->completion(i).wants_prompt())
         g.on_prompt = [reply, i, vocab_size](size_t position, const float* logits) {
-          if (position + 1 < reply->prompt.size())
-            reply->completion(i).push_prompt(reply->prompt[position + 1], logits, vocab_size);
+          const std::vector<int>& prompt = reply->prompt(i);
+          if (position + 1 < prompt.size()) reply->completion(i).push_prompt(prompt[position + 1], logits, vocab_size);
         };
       generations.push_back(std::move(g));
     }

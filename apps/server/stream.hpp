@@ -19,7 +19,7 @@ class EventStream {
         job_(std::move(job)),
         tokenizer_(tokenizer),
         finished_(std::move(finished)),
-        offsets_(size_t(reply_->request.choices), 0) {}
+        offsets_(reply_->choices(), 0) {}
   // The worker looks at the client's socket until all has ended.
   ~EventStream() {
     job_->cancelled = true;

@@ -31,15 +31,17 @@ inline std::vector<int> ids_of_json(const Json& list, const std::string& name, i
   return ids;
 }
 
-// Of a `prompt` (in llama.cpp `content`), or of the `messages` of a chat.
-inline OrderedJson tokenize(openai::ServedModel& model, const Json& body) {
+// Of a `prompt` (in llama.cpp `content`), or of the `messages` of a chat, with its `tools`. written: the body as text.
+inline OrderedJson tokenize(openai::ServedModel& model, const Json& body, std::string_view written) {
   if (!body.is_object()) refuse("body", "an object", type_of(body));
   const char* name = body.contains("content") ? "content" : "prompt";
   const bool special = flag(body, "add_special_tokens", name[0] == 'p');
   std::vector<int> ids;
   if (body.contains("messages")) {
-    const Json chat = {{"messages", body["messages"]}};
-    const auto request = openai::RequestParser::parse(openai::Endpoint::chat, chat, openai::Service::server);
+    Json chat = {{"messages", body["messages"]}};
+    if (body.contains("tools")) chat["tools"] = body["tools"];
+    const auto request =
+        openai::RequestParser::parse(openai::Endpoint::chat, chat, openai::Service::server, written, model.knows_tools);
     ids = openai::prompt_tokens(model.llama, request, model.context());
   } else {
     const auto text = body.find(name);
@@ -151,10 +153,8 @@ class Embeddings {
 
  private:
   static constexpr size_t kMostInputs = 256;
-  // Observing a layer makes the engine compute all attention weights, slowly: longer texts would hold up the replies.
-  static constexpr size_t kMostTokens = 512;
 
-  size_t most_tokens() const { return std::min(kMostTokens, size_t(model_.context())); }
+  size_t most_tokens() const { return size_t(model_.context()); }
 
   bool reads_base64(const Json& body) const {
     const auto format = body.find("encoding_format");

@@ -66,8 +66,9 @@ class Worker {
     job->started = seconds();
     std::lock_guard lock(mutex_);
     if (draining_) throw Refusal{"the server is shutting down", "", "shutting_down", 503};
-    if (job->unfinished > places_)
-      throw Refusal{"n: expected at most " + std::to_string(places_) + " replies to a request, found " +
+    if (job->unfinished > places_ + queue_)
+      throw Refusal{"n: expected at most " + std::to_string(places_ + queue_) +
+                        " replies to a request, for all of its prompts (--parallel plus --queue), found " +
                         std::to_string(job->unfinished),
                     "n"};
     if (unfinished_ + job->unfinished > places_ + queue_)

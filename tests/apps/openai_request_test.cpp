@@ -47,11 +47,11 @@ TEST(OpenAiRequest, ReadsAConversation) {
 }
 
 TEST(OpenAiRequest, ReadsThePromptOfAText) {
-  EXPECT_EQ(text(R"({"prompt": "one"})").prompt, "one");
+  EXPECT_EQ(text(R"({"prompt": "one"})").prompts[0].text, "one");
   EXPECT_EQ(text(R"({"prompt": "one"})").max_tokens, 16) << "OpenAI's default";
-  EXPECT_EQ(text(R"({"prompt": ["one"]})").prompt, "one");
-  EXPECT_EQ(text(R"({"prompt": [3, 4]})").prompt_ids, (std::vector<int>{3, 4}));
-  EXPECT_EQ(text(R"({"prompt": [[3, 4]]})").prompt_ids, (std::vector<int>{3, 4}));
+  EXPECT_EQ(text(R"({"prompt": ["one"]})").prompts[0].text, "one");
+  EXPECT_EQ(text(R"({"prompt": [3, 4]})").prompts[0].ids, (std::vector<int>{3, 4}));
+  EXPECT_EQ(text(R"({"prompt": [[3, 4]]})").prompts[0].ids, (std::vector<int>{3, 4}));
   EXPECT_EQ(text(R"({"prompt": "", "logprobs": 0, "echo": false, "suffix": null, "best_of": 1})").top_logprobs, 0);
 }
 
@@ -143,6 +143,173 @@ TEST(OpenAiRequest, ReadsFormats) {
   EXPECT_EQ(schema.format_text, R"({"z": {"a": ["}", "\\\""]}, "b": 1})") << "as it was written";
 }
 
+TEST(OpenAiRequest, ReadsSeveralPrompts) {
+  const Request r = served(Endpoint::text, R"({"prompt": ["a", [1, 2], ""]})");
+  ASSERT_EQ(r.prompts.size(), 3u);
+  EXPECT_EQ(r.prompts[0].text, "a");
+  EXPECT_EQ(r.prompts[1].ids, (std::vector<int>{1, 2}));
+  EXPECT_EQ(r.prompts[2].text, "");
+  for (const char* body : {R"({"prompt": []})", R"({"prompt": ["a", 1]})", R"({"prompt": ["a", []]})",
+                           R"({"prompt": [1, "a"]})", R"({"prompt": [["a"]]})", R"({"prompt": [{}]})"})
+    EXPECT_THROW(served(Endpoint::text, body), Refusal) << body;
+}
+
+// ---- Tools ----
+
+const char* const kTwoTools = R"("tools": [
+    {"type": "function", "function": {"name": "weather", "description": "ü", "parameters":
+      {"type": "object", "properties": {"zip": {"type": "integer"}, "city": {"type": "string"}}, "required": ["zip"]}}},
+    {"type": "function", "function": {"name": "now"}}])";
+
+Request with_tools(const std::string& messages, const std::string& members) {
+  const std::string body = R"({"messages": [{"role": "user", "content": "hi"})" + messages + "], " + members + "}";
+  return RequestParser::parse(Endpoint::chat, parse_json(body), Service::server, body, true);
+}
+
+TEST(OpenAiTools, AreReadInTheirOrder) {
+  const Request r = with_tools("", kTwoTools);
+  ASSERT_EQ(r.tools.size(), 2u);
+  EXPECT_EQ(r.tools[0].name, "weather");
+  EXPECT_EQ(r.tools[0].definition,
+            R"({"type": "function", "function": {"name": "weather", "description": "ü", "parameters": )"
+            R"({"type": "object", "properties": {"zip": {"type": "integer"}, "city": {"type": "string"}}, )"
+            R"("required": ["zip"]}}})");
+  EXPECT_EQ(r.tools[1].parameters, R"({"type":"object","properties":{}})");
+  EXPECT_EQ(r.format, Format::text);
+  EXPECT_EQ(r.most_calls, SIZE_MAX);
+  EXPECT_EQ(with_tools("", std::string(kTwoTools) + R"(, "parallel_tool_calls": false)").most_calls, 1u);
+}
+
+TEST(OpenAiTools, AreChosen) {
+  const auto chosen = [](const std::string& choice) {
+    return with_tools("", kTwoTools + (R"(, "tool_choice": )" + choice));
+  };
+  EXPECT_TRUE(chosen("\"none\"").tools.empty());
+  EXPECT_EQ(chosen("\"auto\"").format, Format::text);
+  EXPECT_EQ(chosen("\"required\"").format, Format::calls);
+  EXPECT_EQ(chosen("\"required\"").format_calls.size(), 2u);
+  const Request named = chosen(R"({"type": "function", "function": {"name": "now"}})");
+  EXPECT_EQ(named.format, Format::calls);
+  ASSERT_EQ(named.format_calls.size(), 1u);
+  EXPECT_EQ(named.format_calls[0].name, "now");
+  EXPECT_EQ(named.tools.size(), 2u) << "the model knows of all";
+  EXPECT_EQ(named.most_calls, 1u);
+}
+
+TEST(OpenAiTools, CallsAndResultsBecomeTexts) {
+  const Request r = with_tools(R"(, {"role": "assistant", "content": "Let me see.", "tool_calls": [
+      {"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{\"zip\":1,\"city\":\"Oslo\"}"}},
+      {"id": "b", "type": "function", "function": {"name": "now", "arguments": "{}"}}]},
+      {"role": "tool", "tool_call_id": "b", "content": "noon"}, {"role": "tool", "tool_call_id": "a", "content": "-3"},
+      {"role": "assistant", "content": "Cold."}, {"role": "user", "content": "And now?"})",
+                               kTwoTools);
+  ASSERT_EQ(r.turns.size(), 3u);
+  EXPECT_EQ(r.turns[0].reply,
+            "Let me see.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"zip\": 1, \"city\": \"Oslo\"}}\n"
+            "</tool_call>\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>");
+  EXPECT_EQ(r.turns[1].message, "<tool_response>\nnoon\n</tool_response>\n<tool_response>\n-3\n</tool_response>");
+  EXPECT_EQ(r.turns[1].reply, "Cold.");
+}
+
+TEST(OpenAiTools, RefusesMistakesAndSaysWhere) {
+  const struct {
+    const char *members, *param, *words;
+  } kCases[] = {
+      {R"("tools": {})", "tools", "an array, found an object"},
+      {R"("tools": [1])", "tools[0]", "an object"},
+      {R"("tools": [{}])", "tools[0].type", "nothing"},
+      {R"("tools": [{"type": "x"}])", "tools[0].type", "function, the only supported type, found 'x'"},
+      {R"("tools": [{"type": "function"}])", "tools[0].function", "an object, found nothing"},
+      {R"("tools": [{"type": "function", "function": {}}])", "tools[0].function.name", "a string"},
+      {R"("tools": [{"type": "function", "function": {"name": "a b"}}])", "tools[0].function.name", "found 'a b'"},
+      {R"("tools": [{"type": "function", "function": {"name": "a", "parameters": 1}}])", "tools[0].function.parameters",
+       "an integer"},
+      {R"("tools": [{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "a"}}])",
+       "tools[1].function.name", "as of another tool"},
+      {R"("tool_choice": "required")", "tool_choice", "without tools"},
+      {R"("tools": [{"type": "function", "function": {"name": "a"}}], "tool_choice": "x")", "tool_choice", "another"},
+      {R"("tools": [{"type": "function", "function": {"name": "a"}}], "tool_choice":
+          {"type": "function", "function": {"name": "b"}})",
+       "tool_choice.function.name", "found 'b'"},
+      {R"("tools": [{"type": "function", "function": {"name": "a"}}], "response_format": {"type": "json_object"})",
+       "response_format", "together with tools"},
+  };
+  for (const auto& c : kCases) expect_refusal([&] { with_tools("", c.members); }, c.param, c.words);
+  const std::string call = R"(, {"role": "assistant", "content": null, "tool_calls": [
+      {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]})";
+  const struct {
+    std::string messages;
+    const char *param, *words;
+  } kMessages[] = {
+      {call, "messages", "the result of the call a"},
+      {call + R"(, {"role": "user", "content": "x"})", "messages[2].role", "expected tool, found 'user'"},
+      {call + R"(, {"role": "tool", "tool_call_id": "b", "content": "x"})", "messages[2].tool_call_id", "such as 'a'"},
+      {call + R"(, {"role": "tool", "content": "x"})", "messages[2].tool_call_id", "nothing"},
+      {R"(, {"role": "tool", "tool_call_id": "a", "content": "x"})", "messages[1].role", "expected assistant"},
+      {R"(, {"role": "assistant", "content": null})", "messages[1].content", "a string"},
+      {R"(, {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{"}}]})",
+       "messages[1].tool_calls[0].function.arguments", "JSON of an object"},
+  };
+  for (const auto& c : kMessages) expect_refusal([&] { with_tools(c.messages, kTwoTools); }, c.param, c.words);
+  expect_refusal(
+      [&] {
+        served_chat(R"("messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "",
+      "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]}])");
+      },
+      "messages[1].tool_calls", "not supported");
+}
+
+// Reads a reply that comes in pieces of these sizes.
+std::pair<std::string, std::vector<ToolCall>> read_reply(const std::string& reply, size_t piece) {
+  const std::vector<Tool> tools = {{"weather", "", ""}, {"now", "", ""}};
+  ToolCallReader reader(tools);
+  std::string text;
+  for (size_t at = 0; at < reply.size(); at += piece) text += reader.push(reply.substr(at, piece));
+  text += reader.finish();
+  return {text, reader.calls()};
+}
+
+TEST(OpenAiTools, CallsAreReadFromReplies) {
+  const std::string weather = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"z\":1, \"a\": 2}}\n</tool_call>",
+                    now = "<tool_call>{\"arguments\":{},\"name\":\"now\"}</tool_call>",
+                    quoted = "<tool_call>{\"name\": \"now\", \"arguments\": \"{\\\"b\\\": 1}\"}</tool_call>";
+  const struct {
+    std::string reply, text;
+    std::vector<std::pair<std::string, std::string>> calls;
+  } kCases[] = {
+      {"", "", {}},
+      {"no call < tool \n ", "no call < tool \n ", {}},
+      {"<tool_cal", "<tool_cal", {}},
+      {weather, "", {{"weather", "{\"z\":1, \"a\": 2}"}}},
+      {"\n\n" + weather + "\n", "", {{"weather", "{\"z\":1, \"a\": 2}"}}},
+      {"Let me see.\n" + weather + "\n" + now, "Let me see.", {{"weather", "{\"z\":1, \"a\": 2}"}, {"now", "{}"}}},
+      {"a " + now + " b " + now + " ", "a\nb", {{"now", "{}"}, {"now", "{}"}}},
+      {quoted, "", {{"now", "{\"b\": 1}"}}},
+      {"<tool_call>{\"name\":\"now\",\"arguments\":{}}", "", {{"now", "{}"}}},
+      {"a\n<tool_call>{\"name\":\"now\",\"argu", "a\n<tool_call>{\"name\":\"now\",\"argu", {}},
+      {"a <tool_call>none</tool_call> b", "a <tool_call>none</tool_call> b", {}},
+      {"<tool_call>{\"name\":\"other\",\"arguments\":{}}</tool_call>",
+       "<tool_call>{\"name\":\"other\",\"arguments\":{}}</tool_call>",
+       {}},
+      {"<tool_call>{\"name\":\"now\",\"arguments\":[1]}</tool_call>",
+       "<tool_call>{\"name\":\"now\",\"arguments\":[1]}</tool_call>",
+       {}},
+  };
+  for (const auto& c : kCases)
+    for (size_t piece = 1; piece <= c.reply.size() + 1; piece++) {
+      const auto [text, calls] = read_reply(c.reply, piece);
+      EXPECT_EQ(text, c.text) << c.reply << " in pieces of " << piece;
+      ASSERT_EQ(calls.size(), c.calls.size()) << c.reply << " in pieces of " << piece;
+      for (size_t i = 0; i < calls.size(); i++) {
+        EXPECT_EQ(calls[i].name, c.calls[i].first);
+        EXPECT_EQ(calls[i].arguments, c.calls[i].second);
+      }
+    }
+  const auto two = read_reply(now + now, 1000).second;
+  EXPECT_NE(two[0].id, two[1].id);
+  EXPECT_EQ(two[0].id, read_reply(now, 3).second[0].id);
+}
+
 TEST(OpenAiRequest, RefusesParametersOfTheServer) {
   const struct {
     const char *members, *param, *words;
@@ -151,8 +318,9 @@ TEST(OpenAiRequest, RefusesParametersOfTheServer) {
       {R"("stream": 1)", "stream", "a boolean, found an integer"},
       {R"("stream_options": {"include_usage": true})", "stream_options", "stream to be true"},
       {R"("stream": true, "stream_options": {"include_usage": 1})", "stream_options.include_usage", "a boolean"},
-      {R"("tools": [{"type": "function", "function": {"name": "f"}}])", "tools", "chat template has no tools"},
-      {R"("tool_choice": "required")", "tool_choice", "no tools"},
+      {R"("tools": [{"type": "function", "function": {"name": "f"}}])", "tools",
+       "the chat template of this model has no tools"},
+      {R"("tool_choice": "required")", "tool_choice", "without tools"},
       {R"("functions": [])", "functions", "not supported"},
       {R"("response_format": "json")", "response_format", "an object"},
       {R"("response_format": {})", "response_format.type", "nothing"},
@@ -206,7 +374,7 @@ TEST(OpenAiRequest, RefusesConversationsAndPromptsAndSaysWhere) {
   } kTexts[] = {
       {"{}", "expected a string, found nothing"},
       {R"({"prompt": ["a", "b"]})", "expected one prompt, as a string or an array of token ids, found 2 prompts"},
-      {R"({"prompt": []})", "found 0 prompts"},
+      {R"({"prompt": []})", "expected a string or an array, found an empty array"},
       {R"({"prompt": [1, "a"]})", "expected an integer"},
       {R"({"prompt": [-1]})", "found -1"}};
   for (const auto& c : kTexts) expect_refusal([&] { text(c.body); }, "prompt", c.words);

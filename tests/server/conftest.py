@@ -98,11 +98,46 @@ def chat(chat_model):
 
 
 @pytest.fixture(scope="session")
-def smollm():
+def tool_model(tmp_path_factory):
+    """A random model with the chat template of Qwen 2.5 and a small vocabulary that has its tokens for tools."""
+    data = pathlib.Path(os.environ.get("POCKET_DATA", ROOT.parent / "shared/data")) / "tokens"
+    if not data.exists():
+        pytest.skip(f"{data} is not there; POCKET_DATA names the folder of reference data")
+    folder = tmp_path_factory.mktemp("qwen")
+    for file in data.glob("tiny/*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    tokenizer = json.loads((data / "qwen2/tokenizer.json").read_text())
+    for content in ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"):
+        token = {"id": tokenizer["added_tokens"][-1]["id"] + 1, "content": content, "special": False}
+        tokenizer["added_tokens"].append(
+            {**token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        )
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    path = folder / "qwen.bin"
+    subprocess.run(
+        [ROOT / "export/convert", folder, "--template", "qwen2.5", "--type", "f32", "-o", path],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def tool_server(tool_model):
+    yield from serving(tool_model, "--threads", 2, "--ctx", 4096)
+
+
+@pytest.fixture(scope="session")
+def smollm_path():
     path = ROOT / "models/smollm2-135m-instruct.bin"
     if not path.exists():
         pytest.skip("models/smollm2-135m-instruct.bin is not there; models/get smollm2-135m-instruct downloads it")
-    yield from serving(path, "--threads", 2, "--ctx", 2048)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm(smollm_path):
+    yield from serving(smollm_path, "--threads", 2, "--ctx", 2048)
 
 
 @pytest.fixture

@@ -108,6 +108,33 @@ def test_chats_do_not_depend_on_the_load(start, smollm):
     assert smollm.figure("reused_tokens_total") > 0
 
 
+@pytest.mark.parametrize("chat", [False, True], ids=["stories", "smollm"])
+def test_many_clients_for_long(start, request, chat):
+    """32 clients at once, each with a request after the other: 5 minutes with POCKET_LONG, else some seconds."""
+    seconds = 300 if LONG else 5
+    path = "/v1/chat/completions" if chat else TEXT
+    bodies = list(requests(60 if chat else 300, chat))
+    model = request.getfixturevalue("smollm_path") if chat else STORIES
+    server = start(model, "--ctx", 512, "--parallel", 16)
+    expected = together(server, bodies, 1, path)
+    assert all(status == 200 for status, _ in expected)
+    end = time.time() + seconds
+    count = [0] * 32
+
+    def client(i):
+        rng, connection = random.Random(i), Client(server)
+        while time.time() < end:
+            at = rng.randrange(len(bodies))
+            assert connection.reply(bodies[at], path) == expected[at]
+            count[i] += 1
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        list(pool.map(client, range(32)))
+    tokens = server.figure("generated_tokens_total")
+    print(f"{sum(count)} requests in {seconds} s, at least {min(count)} of a client, {tokens:.0f} tokens")
+    assert min(count) > 0
+
+
 def test_beyond_the_queue(start):
     """429 with Retry-After; the others get what they get alone."""
     server = start(STORIES, "--parallel", 2, "--queue", 4)
@@ -198,12 +225,12 @@ def test_memory_is_flat(start):
     for i in range(0, 500, 50):  # more connections than there are threads, so that all have been used
         together(server, bodies[i : i + 50], 32)
     together(server, bodies, 32)
-    before = resident(server)
+    memory = [resident(server)]
     for _ in range(20 if LONG else 3):
         together(server, bodies, 32)
-    after = resident(server)
-    print(f"resident memory: {before:.1f} MB, then {after:.1f} MB")
-    assert after - before < 5
+        memory.append(resident(server))
+    print("resident memory in MB after each 500 requests:", *(f"{m:.1f}" for m in memory))
+    assert memory[-1] - memory[0] < 5
 
 
 def test_slow_readers_hold_nobody_up(start):

@@ -146,6 +146,24 @@ def test_echo_logprobs_are_those_of_the_reply(stories):
     assert echoed.top_logprobs[len(ids) :] == made.choices[0].logprobs.top_logprobs
 
 
+@pytest.mark.parametrize("options", [{}, {"n": 2}, {"echo": True, "logprobs": 2}, {"stop": ["."]}])
+def test_several_prompts(stories, options):
+    """Each prompt gets what it gets alone; choice n * i + k is the k-th of prompt i."""
+    ids = stories.json("/tokenize", {"prompt": "The dog"})["tokens"]
+    prompts = [PROMPT, ids, "", *(f"{word} was" for word in "Tom Lily Ben Mia Sam Max Sue Tim Ann Bob Eve Kim Ida".split())]
+    alone = [text(stories, prompt=p, **options) for p in prompts]
+    for several in (prompts[:1], prompts[:1] + prompts[2:], [ids, ids], prompts):
+        body = text(stories, prompt=several, **options)
+        expected = [a for p in several for a in alone[prompts.index(p)].choices]
+        assert [c.index for c in body.choices] == list(range(len(expected)))
+        for found, one in zip(body.choices, expected):
+            assert (found.text, found.finish_reason, found.logprobs) == (one.text, one.finish_reason, one.logprobs)
+        assert body.usage.prompt_tokens == sum(alone[prompts.index(p)].usage.prompt_tokens for p in several)
+        parts = list(text(stories, prompt=several, stream=True, **options))
+        for i, choice in enumerate(body.choices):
+            assert "".join(p.choices[0].text for p in parts if p.choices[0].index == i) == choice.text
+
+
 def test_stop(stories):
     whole = text(stories).choices[0].text
     word = whole.split()[5]
@@ -188,7 +206,7 @@ def test_errors_name_the_parameter(stories, chat):
         (text, stories, openai.BadRequestError, {"max_tokens": 0}, "max_tokens"),
         (text, stories, openai.BadRequestError, {"prompt": "a " * 1000}, "prompt"),
         (text, stories, openai.BadRequestError, {"logit_bias": {"99999": 1}}, "logit_bias"),
-        (text, stories, openai.BadRequestError, {"n": 99}, "n"),
+        (text, stories, openai.BadRequestError, {"n": 999}, "n"),
         (text, stories, openai.NotFoundError, {"extra_body": {"model": "other"}}, "model"),
         (reply, stories, openai.NotFoundError, {}, "model"),
         (reply, chat, openai.BadRequestError, {"messages": []}, "messages"),
@@ -221,6 +239,8 @@ def test_embeddings(stories):
     assert dot(values[0], values[1]) > dot(values[0], values[2])
     many = client.embeddings.create(model="stories", input=["The dog ran."] * 40)  # more than run at once
     assert all(e.embedding == many.data[0].embedding for e in many.data)
+    longest = "a " * (stories.json("/tokenize", {"prompt": ""})["max_model_len"] - 2)
+    assert client.embeddings.create(model="stories", input=longest).usage.prompt_tokens > 250
     for wrong in [[], [[]], "a " * 1000, ["a", 5], [99999]]:
         assert refusal(openai.BadRequestError, client.embeddings.create, model="stories", input=wrong).param.startswith(
             "input"
