@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -206,7 +207,8 @@ std::vector<std::string> parse_options(int argc, char** argv, const Option<A> (&
 
 // ---- Signals, time, files ----
 
-inline volatile std::sig_atomic_t interrupted = 0;  // set by Ctrl-C (SIGINT)
+inline std::atomic<int> interrupted{0};  // set by Ctrl-C (SIGINT); any thread may look
+static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may set it");
 
 // Deletes temporary files and ends the process by the default action of a signal.
 inline void end_by_signal(int number) {
@@ -217,8 +219,10 @@ inline void end_by_signal(int number) {
 
 // The default handler of SIGINT. A second SIGINT ends the process.
 inline void on_interrupt(int number) {
+  const int error = errno;  // of what was interrupted
   std::signal(number, end_by_signal);
   interrupted = 1;
+  errno = error;
 }
 
 // Throws Failure with status 130 after Ctrl-C.
