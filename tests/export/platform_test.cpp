@@ -65,7 +65,8 @@ TEST(Platform, ALockedFileIsLockedForOtherDescriptors) {
 TEST(Platform, KnowsItsProgramAndItsMemory) {
   EXPECT_EQ(platform::info_of(platform::program_path()).kind, FileKind::file);
   EXPECT_GT(platform::resident_memory(), size_t(1) << 18);
-  EXPECT_GE(platform::peak_memory(), platform::resident_memory());
+  const size_t resident = platform::resident_memory();
+  EXPECT_GE(platform::peak_memory() + (1 << 20), resident);  // Linux counts the pages of each CPU in batches
   EXPECT_GT(platform::available_memory(), size_t(1) << 20);
   EXPECT_GE(platform::physical_memory(), platform::available_memory());
   EXPECT_GE(platform::cpu_count(), 1);
