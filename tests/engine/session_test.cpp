@@ -705,6 +705,26 @@ TEST(Observe, DoesNotChangeTheBits) {
   EXPECT_EQ(seen, 140u * 2 * (4 + 3));  // 4 heads; 3 vectors
 }
 
+TEST(Observe, CanLeaveOutAttention) {
+  const MemoryModel m(small_config(), Type::q4);
+  const std::vector<int> ids = random_ids(140, 100);
+  std::vector<Floats> outputs[2];  // without attention, with
+  for (const bool attention : {true, false}) {
+    Session session(m.model, options_of(1));
+    session.observe(
+        [&](const Observation& o) {
+          if (o.kind == Observation::layer_output)
+            outputs[attention].emplace_back(o.data, o.data + o.size);
+          else if (o.kind == Observation::attention)
+            EXPECT_TRUE(attention);
+        },
+        attention);
+    ASSERT_TRUE(session.forward(ids.data(), ids.size()));
+  }
+  EXPECT_EQ(outputs[true].size(), 140u * 2);
+  EXPECT_EQ(outputs[true], outputs[false]);
+}
+
 // ---- Memory ----
 
 size_t item(const std::array<MemoryItem, 4>& items, const std::string& name) {
