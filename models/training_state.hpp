@@ -204,7 +204,7 @@ class HashedFile {
     for (const char* at = static_cast<const char*>(data); n > 0;) {
       const bool whole = rest_.empty() && n >= kStripe;
       const size_t take = whole ? n / kStripe * kStripe : std::min(n, kStripe - rest_.size());
-      whole ? hash_.update(at, take) : void(rest_.append(at, take));
+      whole ? void(hash_.update(at, take)) : void(rest_.append(at, take));
       if (rest_.size() == kStripe) flush();
       at += take;
       n -= take;
