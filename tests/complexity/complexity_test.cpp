@@ -819,7 +819,7 @@ TEST(Complexity, SavedSession) {
   const size_t position = position_bytes(session);
   const auto run = [&](const Input& in) {
     try {
-      cli::SessionFile(write(folder, "file", in[0]), m.model).restore(session);
+      cli::SessionFile(write(folder, "file", in[0]), m.model, nullptr).restore(session);
       EXPECT_GT(session.position(), 0);
     } catch (const Failure& f) {
       ADD_FAILURE() << f.what;
