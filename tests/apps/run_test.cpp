@@ -61,7 +61,7 @@ TEST_F(RunProgram, ManPageEqualsHelp) {
     EXPECT_NE(man.find("\npocketllama " + line.substr(example + 8) + "\n"), std::string::npos) << line;
   }
   EXPECT_GT(options, 30);
-  EXPECT_EQ(examples, 10);
+  EXPECT_EQ(examples, 12);
 }
 
 // The shipped model is found in models/ beside the program, or where `make install` puts it.

@@ -201,7 +201,7 @@ TEST(Workspace, RejectsMisuse) {
   Session q8(other.model, options_of(1, 64)), floats(workspace, options_of(0, 64, nullptr, KvType::f32));
   EXPECT_FALSE(a.fork(q8, 0));
   EXPECT_FALSE(a.fork(floats, 0));
-  EXPECT_EQ(a.error, "fork: expected the same model and KvType");
+  EXPECT_EQ(a.error, "fork: expected the same model, adapter and KvType");
   for (const int n : {-1, 2}) EXPECT_FALSE(a.fork(b, n));
   EXPECT_EQ(a.error, "fork: expected 0 to 1 positions, found 2");
   EXPECT_TRUE(a.fork(b, 1));
