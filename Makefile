@@ -242,13 +242,16 @@ release: all man/pocketllama.1
 # pool, sessions, sessions that share a model.
 sanitize:
 	tests/setup
-	$(MAKE) sanitized CXX=clang++ SANITIZE=address,undefined
-	$(MAKE) sanitized CXX=clang++ SANITIZE=thread TARGET=engine_test ONLY='^(Pool|PoolFailure|SameBits|Workspace|Cancel|Library)\.'
+	$(MAKE) sanitized CXX=clang++ CC=clang SANITIZE=address,undefined
+	$(MAKE) sanitized CXX=clang++ CC=clang SANITIZE=thread TARGET=engine_test ONLY='^(Pool|PoolFailure|SameBits|Workspace|Cancel|Library)\.'
 
+# In build-address, build-thread: a comma in the name would separate options of the linker.
+COMMA = ,
+SANITIZED = build-$(firstword $(subst $(COMMA), ,$(SANITIZE)))
 sanitized:
-	cmake -S . -B build-$(SANITIZE) -DPOCKET_SANITIZE=$(SANITIZE) $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
-	cmake --build build-$(SANITIZE) -j $(CORES) $(if $(TARGET),--target $(TARGET))
-	ctest --test-dir build-$(SANITIZE) -j $(CORES) --output-on-failure $(if $(ONLY),-R '$(ONLY)')
+	cmake -S . -B $(SANITIZED) -DPOCKET_SANITIZE=$(SANITIZE) -DCMAKE_CXX_COMPILER=$(CXX) -DCMAKE_C_COMPILER=$(CC)
+	cmake --build $(SANITIZED) -j $(CORES) $(if $(TARGET),--target $(TARGET))
+	ctest --test-dir $(SANITIZED) -j $(CORES) --output-on-failure $(if $(ONLY),-R '$(ONLY)')
 
 # Fuzz targets: tests/fuzz/README.md. The kernels are compiled without UBSan, which would take two minutes; `make
 # sanitize` has it. They come last, so that the linker takes the inline functions of the readers from the target.
