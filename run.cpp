@@ -7,7 +7,6 @@
 // Program  g++ -std=c++17 -O3 -pthread run.cpp -o run && ./run model.bin -i "Once upon a time"
 //          This file and tokenizer.hpp are all it takes; `make` builds the full command line, apps/cli, around them.
 // Library  copy this file (and tokenizer.hpp, if you need text) into your project:
-//
 //     #define POCKET_NO_MAIN
 //     #include "run.cpp"
 //     pocket::Model model;                                     // immutable once open; share it among threads
@@ -67,7 +66,6 @@
 #include <cmath>
 #include <condition_variable>
 #include <csignal>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -79,10 +77,8 @@
 #include <mutex>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <thread>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 #if defined(__x86_64__)
@@ -240,8 +236,7 @@ struct Adapter {
   std::multimap<const Tensor*, LowRank> changes;
   uint64_t checksum = 0;  // of their values, to tell adapters apart
 };
-// What an observer is shown of each token, in this order. It may change all but the attention weights: the model goes on
-// with the changed numbers.
+// What an observer is shown of each token, in this order. If it changes the numbers, except for attention, that counts.
 struct Observation {
   enum Kind { attention, head_outputs, attention_residual, layer_output } kind;
   int layer, head, position;  // head: -1 except for attention; position: of the token
@@ -655,7 +650,6 @@ inline constexpr int kLogitRows = 8;    // tokens whose logits are computed toge
 inline constexpr int kTileTokens = 16;  // tokens of one attention task of a prompt
 inline constexpr int kBlockKeys = 128;  // positions of a block of the KV cache
 inline constexpr int kMaxHeadDim = 1024, kMaxRank = 1024;
-static_assert(kMaxGuesses < kChunk);
 template <class T> constexpr T round_up(T n, T to) { return (n + to - 1) / to * to; }
 constexpr int padded(int cols) { return round_up(cols, kAlign); }
 inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
@@ -837,10 +831,16 @@ POCKET_SHARED void matmul_blocked(const Kernels& k, const PanelProduct& p);
 inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n,
                    const std::vector<LowRankProduct>& added = {});
-inline void matmul_panels(const Kernels& k, const PanelProduct& p, const std::vector<LowRankProduct>& added) {
-  matmul_panels(k, p);
-  for (const auto& [w, change, t, n, ax] : added)
-    if (&w == &p.w) matmul_panels(k, {change.b, p.first, p.count, ax, n, p.y + t * p.ldy, p.ldy, true});
+// The panels first ... first + count - 1 of w times n tokens, to y, where their rows begin; and what adapters add to them.
+inline void matmul_rows(const Kernels& k, const Tensor& w, int first, int count, const Activations& x, int n, float* y,
+                        size_t ldy, const std::vector<LowRankProduct>& added) {
+  const auto rows_of = [&](Tensor t) {
+    t.data += size_t(first) * (t.bytes / size_t(panels_of(t.rows)));
+    return t;
+  };
+  matmul_panels(k, {rows_of(w), 0, count, x, n, y, ldy});
+  for (const auto& [of, change, t, tokens, ax] : added)
+    if (&of == &w) matmul_panels(k, {rows_of(change.b), 0, count, ax, tokens, y + t * ldy, ldy, true});
 }
 inline bool packs(const Kernels& k, int n);  // whether a matmul of n tokens works on tiles
 template <class GetQuery>
@@ -1230,8 +1230,8 @@ struct Transformer {
           std::fill_n(up, n * cols, 0.f);
         }
         // y begins at row 0 of the matrix, where the panels before these would be.
-        matmul_panels(kernels, {w.w1, panel, count, x, n, gate - panel * kPanelRows, size_t(cols)}, added);
-        matmul_panels(kernels, {w.w3, panel, count, x, n, up - panel * kPanelRows, size_t(cols)}, added);
+        matmul_rows(kernels, w.w1, panel, count, x, n, gate, size_t(cols), added);
+        matmul_rows(kernels, w.w3, panel, count, x, n, up, size_t(cols), added);
         for (int t = 0; t < n; t++) {
           float* g = gate + size_t(t) * cols;
           add_bias(g, w.b1, cols, at * kGroup);
@@ -1515,7 +1515,6 @@ inline void matmul_scalar(const PanelProduct& m) {
         m.y[t * m.ldy + size_t(p) * kPanelRows + r] = dot_scalar(m.w, panel, r, m.x.token(t));
   }
 }
-// ---- Activations ----
 inline constexpr int kFewTokens = 8;    // up to so many read the weights in place by most sets (Kernels::gemv)
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 // The packed layout: 64 columns of all tokens, (n, 64) bytes, and their scales, (2, n) floats; then the next 64
@@ -1611,7 +1610,8 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
   pool.parallel_ranges(total, panel_unit(n), matmul_work(bytes, n), [&](int first, int end) {
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
-      if (from < to) matmul_panels(k, {p.w, from, to - from, x, n, p.y, size_t(padded(p.w.rows))}, added);
+      float* const y = p.y + size_t(from) * kPanelRows;
+      if (from < to) matmul_rows(k, p.w, from, to - from, x, n, y, size_t(padded(p.w.rows)), added);
       first -= panels;  // relative to the first panel of the next product
       end -= panels;
     }
