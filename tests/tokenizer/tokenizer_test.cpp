@@ -24,6 +24,12 @@ __attribute__((noinline)) void* operator new(size_t n) {
   if (void* memory = std::malloc(n ? n : 1)) return memory;
   throw std::bad_alloc();
 }
+// AddressSanitizer has a form of its own, whose memory the functions below must not free.
+__attribute__((noinline)) void* operator new(size_t n, const std::nothrow_t&) noexcept try {
+  return operator new(n);
+} catch (const std::bad_alloc&) {
+  return nullptr;
+}
 __attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
 __attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
