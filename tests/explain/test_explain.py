@@ -6,20 +6,20 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api")
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+from chromium import browser, needs_browser  # noqa: E402, F401
 
 ROOT = Path(__file__).parents[2]
 RUN = os.environ.get("RUN", str(ROOT / "run"))
 STORIES = ROOT / "models/stories.bin"
 LARGE = Path(os.environ.get("MODEL", ROOT / "models/smollm2-135m-instruct.bin"))
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: chromium)")
 needs_large = pytest.mark.skipif(not LARGE.exists(), reason=f"{LARGE} is not there: models/get, or MODEL")
 VIEWS = ["text", "tour", "sampling", "attention", "rollout", "lens", "residual", "cost"]
 STORY = "Once upon a time, there was a little girl named Lily. One day, Lily"
@@ -144,15 +144,6 @@ def test_costs_at_most_three_times(tmp_path):
 
 
 # ---- The page ----
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        sandbox = [] if os.getuid() else ["--no-sandbox"]  # which chromium refuses to root
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=sandbox)
-        yield browser
-        browser.close()
 
 
 class Tab:

@@ -2,25 +2,19 @@
 
 import os
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from test_modules import ROOT, SMOLLM, run
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+from chromium import browser  # noqa: E402, F401
 
 PAGE = (ROOT / "apps/page/pocketllama.html").as_uri()
 LONG = 60000  # ms: on a busy machine
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as driver:
-        sandbox = [] if os.getuid() else ["--no-sandbox"]  # which chromium refuses to root
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=sandbox)
-        yield browser
-        browser.close()
 
 
 class Tab:

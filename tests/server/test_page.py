@@ -3,30 +3,21 @@
 import json
 import os
 import re
-import shutil
 import signal
+import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-playwright = pytest.importorskip("playwright.sync_api")
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+from chromium import browser, needs_browser  # noqa: E402, F401
 from playwright.sync_api import expect  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: chromium)")
+pytestmark = needs_browser
 LONG = 60000  # ms: for a reply on a busy machine
 DEFAULTS = {"temperature": 0.8, "top_p": 0.9}  # of the page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        sandbox = [] if os.getuid() else ["--no-sandbox"]  # which chromium refuses to root
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=sandbox)
-        yield browser
-        browser.close()
 
 
 class Tab:
@@ -564,10 +555,11 @@ def test_keyboard_alone_is_enough(tab):
         assert stop in seen
     tab.page.focus("#compare-button")
     keys.press("Space")
-    assert tab.page.get_attribute("#compare-button", "aria-pressed") == "true"
+    expect(tab.page.locator("#compare-button")).to_have_attribute("aria-pressed", "true")
+    expect(tab.page.locator("#settings-button")).to_have_attribute("aria-expanded", "true")  # comparing opens it
     tab.page.focus("#settings-button")
     keys.press("Enter")
-    assert tab.page.get_attribute("#settings-button", "aria-expanded") == "false"  # comparing has opened it
+    expect(tab.page.locator("#settings-button")).to_have_attribute("aria-expanded", "false")
 
 
 def test_screen_readers_hear_sentences(tab):
