@@ -237,12 +237,6 @@ class FrozenPass : public SequencePass, private FrozenActivations {
       k_.rmsnorm_backward({dnorm_.row(t), x.row(t), floats(weight), dx_.row(t), vector_gradient(0), c_.dim},
                           c_.norm_eps);
   }
-  void rope(const Rows& qkv, const std::vector<float>& sin) {
-    const int half = c_.head_dim / 2;
-    for (int t = 0; t < n_; t++)  // the keys follow the queries
-      k_.rope(qkv.row(t), c_.n_heads + c_.n_kv_heads, c_.head_dim, rotation_.cos.data() + t * half,
-              sin.data() + t * half);
-  }
 
   // A layer up to gate and up.
   void begin_layer(int l, const Window& w) {
@@ -250,7 +244,7 @@ class FrozenPass : public SequencePass, private FrozenActivations {
     const int k_at = c_.q_dim(), v_at = k_at + c_.kv_dim();
     norm(x_[size_t(l)], *m.attention_norm, xn_);
     multiply({{&m.wq, qkv_}, {&m.wk, columns(qkv_, k_at)}, {&m.wv, columns(qkv_, v_at)}}, xn_, n_);
-    rope(qkv_, rotation_.sin);
+    rotation_.apply(k_, c_, qkv_, rotation_.sin, n_);
     attention_.forward({k_, qkv_, w.first, n_}, saved_);
     multiply({{&m.wo, out_}}, saved_.out, n_);
     add(x_[size_t(l)], out_, middle_);
@@ -273,7 +267,7 @@ class FrozenPass : public SequencePass, private FrozenActivations {
     norm_backward(middle_, *m.ffn_norm);
     matrix_backward(m.wo, saved_.out, dx_, n_, dattention_, false);
     attention_.backward({k_, qkv_, w.first, n_}, saved_, dattention_, dqkv_);
-    rope(dqkv_, rotation_.minus_sin);
+    rotation_.apply(k_, c_, dqkv_, rotation_.minus_sin, n_);
     matrix_backward(m.wq, xn_, dqkv_, n_, dnorm_, false);
     matrix_backward(m.wk, xn_, columns(dqkv_, k_at), n_, dnorm_, true);
     matrix_backward(m.wv, xn_, columns(dqkv_, v_at), n_, dnorm_, true);

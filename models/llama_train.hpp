@@ -162,20 +162,13 @@ class LlamaPass : public SequencePass {
                           c_.norm_eps);
   }
 
-  void rope(const Rows& qkv, const std::vector<float>& sin) {
-    const int half = c_.head_dim / 2;
-    for (int t = 0; t < n_; t++)  // the keys follow the queries
-      k_.rope(qkv.row(t), c_.n_heads + c_.n_kv_heads, c_.head_dim, rotation_.cos.data() + t * half,
-              sin.data() + t * half);
-  }
-
   void layer(int l, const Window& w) {
     const LearnedLayer& m = m_.layers[size_t(l)];
     Activated::OfLayer& a = a_.layers[size_t(l)];
     const Rows& out = l + 1 < c_.n_layers ? a_.layers[size_t(l) + 1].x : a_.x;
     norm(a.x, m.attention_norm, a.xn);
     by_weight(a.xn, n_, m.qkv, a.qkv);
-    rope(a.qkv, rotation_.sin);
+    rotation_.apply(k_, c_, a.qkv, rotation_.sin, n_);
     a_.attention.forward({k_, a.qkv, w.first, n_}, a.attention);
     copy(a.x, a.middle, n_, c_.dim);
     by_weight(a.attention.out, n_, m.wo, a.middle, true);
@@ -203,7 +196,7 @@ class LlamaPass : public SequencePass {
     norm_backward(a.middle, m.ffn_norm);
     weight_backward(m.wo, a.attention.out, a_.dx, n_, a_.dattention);
     a_.attention.backward({k_, a.qkv, w.first, n_}, a.attention, a_.dattention, a_.dqkv);
-    rope(a_.dqkv, rotation_.minus_sin);
+    rotation_.apply(k_, c_, a_.dqkv, rotation_.minus_sin, n_);
     weight_backward(m.qkv, a.xn, a_.dqkv, n_, a_.dnorm);
     norm_backward(a.x, m.attention_norm);
   }

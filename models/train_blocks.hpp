@@ -296,6 +296,13 @@ struct Rotation {
         minus_sin.push_back(-float(s));
       }
   }
+
+  // Rotates the queries, and the keys after them, of n tokens. sine: `sin`, or `minus_sin` for the inverse.
+  void apply(const TrainKernels& k, const Config& c, const Rows& qkv, const std::vector<float>& sine, int n) const {
+    const int half = c.head_dim / 2;
+    for (int t = 0; t < n; t++)
+      k.rope(qkv.row(t), c.n_heads + c.n_kv_heads, c.head_dim, cos.data() + t * half, sine.data() + t * half);
+  }
 };
 
 // Causal attention of grouped heads over one sequence, block by block of queries.

@@ -20,6 +20,7 @@ using tiny::random_ids;
 using tiny::Reference;
 using tiny::reference_for;
 using tiny::same_bits;
+using tiny::shape;
 using tiny::small_config;
 
 SessionOptions options_of(int threads, KvType kv = KvType::automatic, const char* kernel = nullptr, int context = 0) {
@@ -54,19 +55,6 @@ double largest_error(const Floats& found, const std::vector<Reference::Vector>& 
       worst = std::max(worst, d);
     }
   return worst;
-}
-
-Config shape(int dim, int hidden, int layers, int heads, int kv_heads, int head_dim, int vocab) {
-  Config c;
-  c.dim = dim;
-  c.hidden_dim = hidden;
-  c.n_layers = layers;
-  c.n_heads = heads;
-  c.n_kv_heads = kv_heads;
-  c.head_dim = head_dim;
-  c.vocab_size = vocab;
-  c.max_seq_len = 300;
-  return c;
 }
 
 /// All that a layer may have besides a Llama's parts, and layers without rope.

@@ -13,6 +13,7 @@ namespace adapter_test {
 
 using namespace pocket;
 using tiny::MemoryModel;
+using tiny::shape;
 
 /// A PEFT folder with random factors of some matrices of a model.
 class Folder {
@@ -41,24 +42,11 @@ class Folder {
   TemporaryFolder folder_;
 };
 
-Config shape(int dim, int hidden, int layers, int heads, int kv_heads, int head_dim, bool tied) {
-  Config c;
-  c.dim = dim;
-  c.hidden_dim = hidden;
-  c.n_layers = layers;
-  c.n_heads = heads;
-  c.n_kv_heads = kv_heads;
-  c.head_dim = head_dim;
-  c.vocab_size = 90;
-  c.max_seq_len = 300;
-  c.tied = tied;
-  return c;
-}
-
 std::vector<Config> shapes() {
-  Config additions = shape(24, 20, 2, 6, 2, 20, false);
+  Config additions = shape(24, 20, 2, 6, 2, 20, 90), tied = shape(50, 70, 2, 3, 3, 10, 90);
+  tied.tied = true;
   additions.qkv_bias = additions.o_bias = additions.mlp_bias = additions.qk_norm = true;
-  return {shape(64, 96, 2, 4, 2, 16, false), shape(50, 70, 2, 3, 3, 10, true), additions};
+  return {shape(64, 96, 2, 4, 2, 16, 90), tied, additions};
 }
 
 std::vector<float> all_logits(Session& session, const std::vector<int>& ids, size_t batch) {

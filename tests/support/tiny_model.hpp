@@ -91,16 +91,23 @@ inline std::vector<const Kernels*> kernel_sets() {
 
 // ---- Models ----
 
+/// A Llama of this shape, trained for 300 positions.
+inline Config shape(int dim, int hidden, int layers, int heads, int kv_heads, int head_dim, int vocab) {
+  Config c;
+  c.dim = dim;
+  c.hidden_dim = hidden;
+  c.n_layers = layers;
+  c.n_heads = heads;
+  c.n_kv_heads = kv_heads;
+  c.head_dim = head_dim;
+  c.vocab_size = vocab;
+  c.max_seq_len = 300;
+  return c;
+}
+
 /// A small Llama: 2 layers, 4 query heads on 2 key/value heads.
 inline Config small_config() {
-  Config c;
-  c.dim = 64;
-  c.hidden_dim = 96;
-  c.n_layers = 2;
-  c.n_heads = 4;
-  c.n_kv_heads = 2;
-  c.head_dim = 16;
-  c.vocab_size = 100;
+  Config c = shape(64, 96, 2, 4, 2, 16, 100);
   c.max_seq_len = 512;
   return c;
 }
