@@ -7,13 +7,15 @@
 // Program  g++ -std=c++17 -O3 -pthread run.cpp -o run && ./run model.bin -i "Once upon a time"
 //          This file and tokenizer.hpp are all it takes; `make` builds the full command line, apps/cli, around them.
 // Library  copy this file (and tokenizer.hpp, if you need text) into your project:
+//
 //     #define POCKET_NO_MAIN
 //     #include "run.cpp"
 //     pocket::Model model;                                     // immutable once open; share it among threads
 //     if (!model.open("model.bin")) { puts(model.error.c_str()); return 1; }
 //     pocket::Session session(model);                          // KV cache and scratch; one thread at a time
+//     pocket::Sampler pick;
 //     const float* logits = session.forward(ids, n);           // (vocab_size,), or null and session.error
-//     id = pocket::Sampler()(logits, model.config.vocab_size); // feed it back: session.forward(&id, 1)
+//     int next = pick(logits, model.config.vocab_size);        // feed it back: session.forward(&next, 1)
 //
 // The library throws no exception, never exits, prints nothing and has no global state that changes. Many sessions may
 // share a model; a session belongs to one caller at a time, but any thread or signal handler may cancel() it.
@@ -66,6 +68,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <csignal>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -79,6 +82,7 @@
 #include <string_view>
 #include <thread>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 #if defined(__x86_64__)
@@ -543,7 +547,7 @@ struct SessionOptions {
   int threads = 0;  // 0: one per CPU
   KvType kv = KvType::automatic;
   const char* kernel = nullptr;      // a name of kernel_names(); null: the fastest this CPU supports
-  const Adapter* adapter = nullptr;  // must outlive the session, unchanged; export/lora.hpp reads one
+  const Adapter* adapter = nullptr;  // must outlive the session, unchanged; export/adapter.hpp reads one
 };
 // What a pass does for one session: n more tokens.
 struct Step {
@@ -650,6 +654,7 @@ inline constexpr int kLogitRows = 8;    // tokens whose logits are computed toge
 inline constexpr int kTileTokens = 16;  // tokens of one attention task of a prompt
 inline constexpr int kBlockKeys = 128;  // positions of a block of the KV cache
 inline constexpr int kMaxHeadDim = 1024, kMaxRank = 1024;
+static_assert(kMaxGuesses < kChunk);
 template <class T> constexpr T round_up(T n, T to) { return (n + to - 1) / to * to; }
 constexpr int padded(int cols) { return round_up(cols, kAlign); }
 inline int panels_of(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
@@ -833,14 +838,14 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
                    const std::vector<LowRankProduct>& added = {});
 // The panels first ... first + count - 1 of w times n tokens, to y, where their rows begin; and what adapters add to them.
 inline void matmul_rows(const Kernels& k, const Tensor& w, int first, int count, const Activations& x, int n, float* y,
-                        size_t ldy, const std::vector<LowRankProduct>& added) {
+                        int ldy, const std::vector<LowRankProduct>& added) {
   const auto rows_of = [&](Tensor t) {
     t.data += size_t(first) * (t.bytes / size_t(panels_of(t.rows)));
     return t;
   };
-  matmul_panels(k, {rows_of(w), 0, count, x, n, y, ldy});
+  matmul_panels(k, {rows_of(w), 0, count, x, n, y, size_t(ldy)});
   for (const auto& [of, change, t, tokens, ax] : added)
-    if (&of == &w) matmul_panels(k, {rows_of(change.b), 0, count, ax, tokens, y + t * ldy, ldy, true});
+    if (&of == &w) matmul_panels(k, {rows_of(change.b), 0, count, ax, tokens, y + t * ldy, size_t(ldy), true});
 }
 inline bool packs(const Kernels& k, int n);  // whether a matmul of n tokens works on tiles
 template <class GetQuery>
@@ -1229,9 +1234,8 @@ struct Transformer {
           std::fill_n(gate, n * cols, 0.f);
           std::fill_n(up, n * cols, 0.f);
         }
-        // y begins at row 0 of the matrix, where the panels before these would be.
-        matmul_rows(kernels, w.w1, panel, count, x, n, gate, size_t(cols), added);
-        matmul_rows(kernels, w.w3, panel, count, x, n, up, size_t(cols), added);
+        matmul_rows(kernels, w.w1, panel, count, x, n, gate, cols, added);
+        matmul_rows(kernels, w.w3, panel, count, x, n, up, cols, added);
         for (int t = 0; t < n; t++) {
           float* g = gate + size_t(t) * cols;
           add_bias(g, w.b1, cols, at * kGroup);
@@ -1610,8 +1614,7 @@ inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> 
   pool.parallel_ranges(total, panel_unit(n), matmul_work(bytes, n), [&](int first, int end) {
     for (const Product& p : products) {
       const int panels = panels_of(p.w.rows), from = std::max(first, 0), to = std::min(end, panels);
-      float* const y = p.y + size_t(from) * kPanelRows;
-      if (from < to) matmul_rows(k, p.w, from, to - from, x, n, y, size_t(padded(p.w.rows)), added);
+      if (from < to) matmul_rows(k, p.w, from, to - from, x, n, p.y + from * kPanelRows, padded(p.w.rows), added);
       first -= panels;  // relative to the first panel of the next product
       end -= panels;
     }
@@ -2801,21 +2804,18 @@ template <Type type, int P, int T> POCKET_AVX512 inline void gemv_panels(const P
 // The first T tokens, or all if there are fewer.
 template <Type type, int T> POCKET_AVX512 inline void gemv_tokens(const PanelProduct& m) {
   if (T > 1 && m.n < T) return gemv_tokens<type, std::max(T - 1, 1)>(m);
-  const int quarter = T == 1 && reads_four_streams() ? m.count / 4 : 0;
+  const int quarter = T == 1 && reads_four_streams() ? m.count / 4 : 0, rest = m.first + 4 * quarter;
   for (int p = m.first; p < m.first + quarter; p++) gemv_panels<type, 4, 1>(m, p, quarter);
-  for (int p = m.first + 4 * quarter; p < m.first + m.count; p++) gemv_panels<type, 1, T>(m, p, 1);
+  // For a single stream of q4, half a register at a time was measured faster than whole ones.
+  if (T == 1 && type == Type::q4)
+    return avx2::gemv_q4_any<Dpbusd>({m.w, rest, m.count - 4 * quarter, m.x, m.n, m.y, m.ldy});
+  for (int p = rest; p < m.first + m.count; p++) gemv_panels<type, 1, T>(m, p, 1);
 }
 POCKET_AVX512 inline void gemv(const PanelProduct& m) {
   constexpr int T = 8;
-  for (int p = m.first; m.n > T && p < m.first + m.count; p++)  // a panel stays in the cache for the next T tokens
+  if (m.n <= T) return m.w.type == Type::q4 ? gemv_tokens<Type::q4, T>(m) : gemv_tokens<Type::q8, T>(m);
+  for (int p = m.first; p < m.first + m.count; p++)  // a panel stays in the cache for the next T tokens
     for (int t = 0; t < m.n; t += T) gemv({m.w, p, 1, m.x.token(t), std::min(T, m.n - t), m.y + t * m.ldy, m.ldy});
-  if (m.n > T) return;
-  if (m.w.type == Type::q8) return gemv_tokens<Type::q8, T>(m);
-  if (m.n > 1) return gemv_tokens<Type::q4, T>(m);
-  // For a single stream, half a register at a time was measured faster than whole ones.
-  const int quarter = reads_four_streams() ? m.count / 4 : 0;
-  for (int p = m.first; p < m.first + quarter; p++) gemv_panels<Type::q4, 4, 1>(m, p, quarter);
-  avx2::gemv_q4_any<Dpbusd>({m.w, m.first + 4 * quarter, m.count - 4 * quarter, m.x, m.n, m.y, m.ldy});
 }
 // Two panels' codes against T tokens: 2 T sums in registers, each weight loaded once for T tokens.
 template <Type type, int T>

@@ -28,7 +28,7 @@ inline void finish_explaining(Job& job, const std::vector<int>& ids) {
   const double start = seconds();
   bool shown = false;
   const auto progress = [&](const char* what, size_t done, size_t total) {
-    if (!isatty(2) || seconds() - start < 2) return;
+    if (!platform::is_terminal(2) || seconds() - start < 2) return;
     job.out.start_stderr_line();
     std::fprintf(stderr, "\r%s: %s, %zu of %zu ", job.args.explain.c_str(), what, done, total);
     shown = true;

@@ -95,7 +95,7 @@ template <class Mean> std::vector<float> rollout(int layers, size_t n, const Mea
   return all;
 }
 
-/// What is said of a distribution: its most likely tokens, and its entropy.
+/// A summary of a distribution: its most likely tokens and its entropy.
 struct Summary {
   static constexpr int kTop = 5;
   std::array<int, kTop> ids;  // the most likely first, and of equals the smallest id; -1: fewer tokens

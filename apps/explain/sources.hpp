@@ -2,8 +2,6 @@
 // the head of the function, so that no line number is kept anywhere.
 #pragma once
 
-#include <unistd.h>
-
 #include <string>
 #include <string_view>
 #include <vector>
@@ -71,13 +69,11 @@ inline Excerpt find_function(std::string_view text, std::string_view head) {
 
 /// The text of run.cpp: beside the program, or where `make install` puts it. "": not found.
 inline std::string engine_source() {
-  char program[4096] = "";
-#if defined(__linux__)
-  if (readlink("/proc/self/exe", program, sizeof program - 1) < 0) program[0] = 0;
-#endif
-  const std::string path = program, folder = path.substr(0, path.rfind('/') + 1);
-  for (const std::string& file : {folder + "run.cpp", folder + "../include/pocketllama/run.cpp"})
-    if (access(file.c_str(), R_OK) == 0) return read_all(file, 4 << 20);
+  const std::string folder = folder_of(platform::program_path());
+  for (const char* place : {"run.cpp", "../include/pocketllama/run.cpp"}) {
+    const std::string file = join_path(folder, place);
+    if (platform::info_of(file).kind == platform::FileKind::file) return read_all(file, 4 << 20);
+  }
   return "";
 }
 

@@ -111,8 +111,8 @@ inline std::string message_with_result(const std::string& message, const std::st
 
 // ---- Reading ----
 
-// Separates the calls in a reply from its text, while it is generated. What looks like a call but is none of the tools
-// with a JSON object of arguments stays text.
+// Separates the calls in a reply from its text, while it is generated. A call that names no tool, or has no JSON object
+// of arguments, remains text.
 class ToolCallReader {
  public:
   // The tools must outlive the reader.
