@@ -13,6 +13,7 @@ namespace pocket::cli {
 struct Turn {
   std::string message, reply;
   std::vector<int> reply_ids;  // tokens of a generated reply; empty: the text of the reply is encoded
+  bool of_tools = false;       // the message is the results of calls of tools
 };
 
 // Why a chat template does not take a system prompt.
@@ -37,6 +38,7 @@ class Conversation {
 
   std::optional<std::string> system;  // system prompt; none or "": that of the template, if it has one
   std::vector<Turn> turns;
+  const ChatTemplate* template_of_tools = nullptr;  // of the turns whose messages are of tools; null: that of all
 
   // Number of the oldest turns that no longer fit the context. The model does not process them.
   size_t dropped() const { return dropped_; }
@@ -113,7 +115,8 @@ class Conversation {
     for (size_t i = first; i < turns.size(); i++) {
       const Turn& turn = turns[i];
       const Reply reply = reply_of(turn, i + 1 == turns.size());
-      const ChatTemplate::Parts more = chat_parts(chat_, system.value_or(""), turn.message, i == first, reply);
+      const ChatTemplate& chat = turn.of_tools && template_of_tools ? *template_of_tools : chat_;
+      const ChatTemplate::Parts more = chat_parts(chat, system.value_or(""), turn.message, i == first, reply);
       parts.insert(parts.end(), more.begin(), more.end());
       if (reply == Reply::text)
         parts.push_back({ChatTemplate::kText, edited_reply(chat_, turn.reply)});

@@ -52,7 +52,11 @@ class Completion {
  public:
   // The request and the tokenizer must outlive the completion.
   Completion(const Request& request, const Tokenizer& tokenizer)
-      : request_(request), tokenizer_(tokenizer), stream_(tokenizer), filter_(request.stop), calls_(request.tools) {}
+      : request_(request),
+        tokenizer_(tokenizer),
+        stream_(tokenizer),
+        filter_(request.stop),
+        calls_(request.tool_format, request.tools) {}
 
   // To be called first, with the tokens of the prompt, and its number in the request: a text continues it, while a reply
   // in a chat begins anew. Returns the beginning of the reply: with echo the prompt, else nothing.

@@ -29,9 +29,10 @@ struct Request {
   std::string system;                      // chat: the system prompt; "": none
   std::vector<cli::Turn> turns;            // chat: the last one has no reply
   std::vector<TextPrompt> prompts = {{}};  // text: each gets the replies that it would get alone
-  std::vector<Tool> tools;                 // chat: that the model may call; none with tool_choice none
-  size_t most_calls = SIZE_MAX;            // in a reply
-  int max_tokens = -1;                     // -1: as many as the context has room for
+  ToolFormat tool_format = ToolFormat::none;
+  std::vector<Tool> tools;       // chat: that the model may call; none with tool_choice none
+  size_t most_calls = SIZE_MAX;  // in a reply
+  int max_tokens = -1;           // -1: as many as the context has room for
   SamplerOptions sampling;
   bool has_seed = false;
   float frequency_penalty = 0, presence_penalty = 0;
@@ -51,9 +52,9 @@ struct Request {
 class RequestParser {
  public:
   // text: the body as it was written, in which the members of a schema have their order; "": there is none.
-  // tools: whether the model was trained to use tools, see knows_tools(). Throws Refusal.
+  // tools: how the model calls tools, see tool_format(). Throws Refusal.
   static Request parse(Endpoint endpoint, const Json& body, Service service = Service::batch,
-                       std::string_view text = "", bool tools = false) {
+                       std::string_view text = "", ToolFormat tools = ToolFormat::none) {
     if (!body.is_object()) refuse("body", "an object", type_of(body));
     RequestParser parser(endpoint, body, service, text, tools);
     return parser.request_;
@@ -69,9 +70,11 @@ class RequestParser {
     const char *name, *value;
   };
 
-  RequestParser(Endpoint endpoint, const Json& body, Service service, std::string_view text, bool tools)
-      : service_(service), text_(text), knows_tools_(tools) {
+  RequestParser(Endpoint endpoint, const Json& body, Service service, std::string_view text, ToolFormat tools)
+      : service_(service), text_(text) {
     request_.endpoint = endpoint;
+    request_.tool_format = tools;
+    request_.most_calls = most_calls(tools);
     request_.sampling = {1, 1};  // OpenAI's defaults: temperature 1, top_p 1
     if (endpoint == Endpoint::text) request_.max_tokens = 16;
     for (const auto& [name, value] : body.items()) {
@@ -277,11 +280,13 @@ class RequestParser {
 
   // ---- Tools ----
 
+  bool knows_tools() const { return request_.tool_format != ToolFormat::none; }
+
   void read_tools(const Json& v) {
     constexpr size_t kMostTools = 128;  // as in OpenAI's API
     if (!v.is_array()) refuse(name_, "an array", type_of(v));
     if (v.empty()) return;
-    if (!knows_tools_)
+    if (!knows_tools())
       throw Refusal{
           "tools: the chat template of this model has no tools; describe them in the system prompt, and request JSON "
           "with "
@@ -315,7 +320,7 @@ class RequestParser {
       parameters = ordered["function"]["parameters"];
       if (!parameters.contains("type")) parameters["type"] = "object";
     }
-    request_.tools.push_back({called, spaced_json(ordered), parameters.dump()});
+    request_.tools.push_back({called, written_definition(request_.tool_format, ordered), parameters.dump()});
   }
 
   void read_tool_choice(const Json& v) {
@@ -405,7 +410,7 @@ class RequestParser {
     std::string content = no_content ? "" : content_of(member(message, "content", name), name + ".content");
     if (first && (role == "system" || role == "developer")) {
       request_.system = std::move(content);
-    } else if (role == "tool" && knows_tools_ && !calls_.empty()) {
+    } else if (role == "tool" && knows_tools() && !calls_.empty()) {
       add_result(text(member(message, "tool_call_id", name), name + ".tool_call_id"), content, name);
     } else if (answered_ && calls_.empty() && role == "user") {
       request_.turns.push_back({std::move(content), "", {}});
@@ -422,8 +427,8 @@ class RequestParser {
 
   void check_fields(const Json& message, const std::string& name, const std::string& role) const {
     for (const auto& [field, value] : message.items()) {
-      const bool of_tool = knows_tools_ && ((role == "assistant" && field == "tool_calls") ||
-                                            (role == "tool" && field == "tool_call_id"));
+      const bool of_tool = knows_tools() && ((role == "assistant" && field == "tool_calls") ||
+                                             (role == "tool" && field == "tool_call_id"));
       if (of_tool || field == "role" || field == "content" || field == "name" || value.is_null() ||
           value == Json::array())
         continue;
@@ -434,6 +439,8 @@ class RequestParser {
   // Appends the calls of an earlier reply to its text.
   void add_calls(const Json& calls, std::string& reply, const std::string& name) {
     if (!calls.is_array()) refuse(name, "an array", type_of(calls));
+    if (calls.size() > most_calls(request_.tool_format))
+      refuse(name, "one call, as the chat template of this model has it", std::to_string(calls.size()));
     for (size_t i = 0; i < calls.size(); i++) {
       const std::string path = name + "[" + std::to_string(i) + "]", inner = path + ".function";
       if (!calls[i].is_object()) refuse(path, "an object", type_of(calls[i]));
@@ -444,7 +451,7 @@ class RequestParser {
       const std::string called = text(member(*function, "name", inner), inner + ".name"),
                         arguments = text(member(*function, "arguments", inner), inner + ".arguments");
       if (!is_json_object(arguments)) refuse(inner + ".arguments", "JSON of an object", "another text");
-      reply = reply_with_call(reply, called, OrderedJson::parse(arguments));
+      reply = reply_with_call(request_.tool_format, reply, called, OrderedJson::parse(arguments));
     }
   }
 
@@ -458,7 +465,8 @@ class RequestParser {
     if (answered_) request_.turns.push_back({});
     answered_ = false;
     cli::Turn& turn = request_.turns.back();
-    turn.message = message_with_result(turn.message, result);
+    turn.of_tools = true;
+    turn.message = message_with_result(request_.tool_format, turn.message, result);
   }
 
   static const Json& member(const Json& object, const char* name, const std::string& path) {
@@ -487,7 +495,6 @@ class RequestParser {
   std::string name_;  // of the parameter that is read
   bool has_text_ = false, max_tokens_given_ = false;
   int top_logprobs_ = -1;
-  const bool knows_tools_;
   std::string tool_choice_, called_tool_;  // "": not given; of the tool that has to be called
   bool answered_ = true;                   // no message of the user is without a reply
   std::vector<std::string> calls_;         // ids of the calls in the last reply that have no result yet
@@ -522,12 +529,14 @@ inline std::vector<int> prompt_tokens(cli::Llama& model, const Request& request,
   const ChatTemplate& chat = *model.chat_template();
   if (!chat.known()) throw Refusal{"messages: this model has no chat template; use /v1/completions", "messages"};
   if (!chat.takes(request.system)) throw Refusal{"messages[0]: " + cli::refusal(chat, request.system), "messages[0]"};
-  std::string system = request.system;
-  if (!request.tools.empty()) system = with_tools(system.empty() ? default_system_prompt(chat) : system, request.tools);
+  ToolConversation written = {chat, request.system, request.turns};
+  if (!request.tools.empty()) add_tools(request.tool_format, request.tools, written);
+  const ChatTemplate of_tools = results_template(request.tool_format, chat);
   cli::Conversation conversation(
-      chat, [&](std::string_view text, bool bos) { return model.encode(text, bos); }, system,
+      written.chat, [&](std::string_view text, bool bos) { return model.encode(text, bos); }, written.system,
       [&](std::string_view text) { return model.least_tokens(text); });
-  conversation.turns = request.turns;
+  conversation.turns = std::move(written.turns);
+  conversation.template_of_tools = &of_tools;
   check_room(conversation.least_tokens(), "at least ");
   std::vector<int> ids = conversation.ids();
   check_room(ids.size(), "");

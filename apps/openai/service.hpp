@@ -102,7 +102,7 @@ class ServedModel {
         args_(a) {
     if (!workspace.error.empty()) throw Failure{workspace.error.rfind("kernel", 0) == 0 ? 2 : 1, workspace.error};
     llama.set_chat_template(with_fixed_date(*llama.chat_template()));
-    knows_tools = openai::knows_tools(llama.tokenizer(), *llama.chat_template());
+    tool_format = openai::tool_format(llama.tokenizer(), *llama.chat_template());
   }
 
   int context() const { return args_.context > 0 ? args_.context : llama.trained_context(); }
@@ -161,7 +161,7 @@ class ServedModel {
   cli::Llama llama;
   const std::string name;
   Workspace workspace;
-  bool knows_tools = false;  // see tools.hpp
+  ToolFormat tool_format = ToolFormat::none;
 
  private:
   static constexpr size_t kProgramBytes = 16 << 20;  // the program, the tokenizer, and the requests in progress

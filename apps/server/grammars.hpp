@@ -52,8 +52,9 @@ class Grammars {
   static std::shared_ptr<const Grammar> calls_grammar(const openai::Request& request, std::string& error) {
     std::vector<FramedSchema> calls;
     for (const openai::Tool& tool : request.format_calls)
-      calls.push_back({"tools: parameters of " + tool.name, tool.parameters, openai::before_arguments(tool.name),
-                       openai::after_arguments()});
+      calls.push_back({"tools: parameters of " + tool.name, tool.parameters,
+                       openai::before_arguments(request.tool_format, tool.name),
+                       openai::after_arguments(request.tool_format)});
     const bool one = request.most_calls == 1;
     return framed_schemas_grammar(calls, "\n", one ? 1 : GrammarBuilder::kUnbounded, error);
   }

@@ -248,7 +248,7 @@ class Service {
 
   void complete(openai::Endpoint endpoint, const HttpRequest& request, HttpResponse& response) {
     openai::Request parsed = with_json(request, [&](const Json& body) {
-      return openai::RequestParser::parse(endpoint, body, openai::Service::server, request.body, model_.knows_tools);
+      return openai::RequestParser::parse(endpoint, body, openai::Service::server, request.body, model_.tool_format);
     });
     std::random_device random;
     if (!parsed.has_seed) parsed.sampling.seed = random();  // 32 bits, which every JSON reader can hold

@@ -41,7 +41,7 @@ inline OrderedJson tokenize(openai::ServedModel& model, const Json& body, std::s
     Json chat = {{"messages", body["messages"]}};
     if (body.contains("tools")) chat["tools"] = body["tools"];
     const auto request =
-        openai::RequestParser::parse(openai::Endpoint::chat, chat, openai::Service::server, written, model.knows_tools);
+        openai::RequestParser::parse(openai::Endpoint::chat, chat, openai::Service::server, written, model.tool_format);
     ids = openai::prompt_tokens(model.llama, request, model.context());
   } else {
     const auto text = body.find(name);

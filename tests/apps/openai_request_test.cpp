@@ -161,9 +161,9 @@ const char* const kTwoTools = R"("tools": [
       {"type": "object", "properties": {"zip": {"type": "integer"}, "city": {"type": "string"}}, "required": ["zip"]}}},
     {"type": "function", "function": {"name": "now"}}])";
 
-Request with_tools(const std::string& messages, const std::string& members) {
+Request with_tools(const std::string& messages, const std::string& members, ToolFormat format = ToolFormat::hermes) {
   const std::string body = R"({"messages": [{"role": "user", "content": "hi"})" + messages + "], " + members + "}";
-  return RequestParser::parse(Endpoint::chat, parse_json(body), Service::server, body, true);
+  return RequestParser::parse(Endpoint::chat, parse_json(body), Service::server, body, format);
 }
 
 TEST(OpenAiTools, AreReadInTheirOrder) {
@@ -209,6 +209,24 @@ TEST(OpenAiTools, CallsAndResultsBecomeTexts) {
             "</tool_call>\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>");
   EXPECT_EQ(r.turns[1].message, "<tool_response>\nnoon\n</tool_response>\n<tool_response>\n-3\n</tool_response>");
   EXPECT_EQ(r.turns[1].reply, "Cold.");
+}
+
+TEST(OpenAiTools, OfLlamaAreIndentedAndCalledOnce) {
+  const Request r = with_tools("", kTwoTools, ToolFormat::llama);
+  EXPECT_EQ(r.tools[1].definition,
+            "{\n    \"type\": \"function\",\n    \"function\": {\n        \"name\": \"now\"\n    }\n}");
+  EXPECT_EQ(r.most_calls, 1u);
+  const std::string call = R"({"id": "a", "function": {"name": "weather", "arguments": "{\"zip\":1}"}})",
+                    reply = R"(, {"role": "assistant", "content": null, "tool_calls": [)",
+                    result = R"(]}, {"role": "tool", "tool_call_id": "a", "content": "-3 \"C\""})";
+  const Request with_result = with_tools(reply + call + result, kTwoTools, ToolFormat::llama);
+  ASSERT_EQ(with_result.turns.size(), 2u);
+  EXPECT_EQ(with_result.turns[0].reply, R"({"name": "weather", "parameters": {"zip": 1}})");
+  EXPECT_FALSE(with_result.turns[0].of_tools);
+  EXPECT_EQ(with_result.turns[1].message, R"("-3 \"C\"")");
+  EXPECT_TRUE(with_result.turns[1].of_tools);
+  expect_refusal([&] { with_tools(reply + call + "," + call + result, kTwoTools, ToolFormat::llama); },
+                 "messages[1].tool_calls", "expected one call");
 }
 
 TEST(OpenAiTools, RefusesMistakesAndSaysWhere) {
@@ -260,23 +278,40 @@ TEST(OpenAiTools, RefusesMistakesAndSaysWhere) {
 }
 
 // Reads a reply that comes in pieces of these sizes.
-std::pair<std::string, std::vector<ToolCall>> read_reply(const std::string& reply, size_t piece) {
+std::pair<std::string, std::vector<ToolCall>> read_reply(const std::string& reply, size_t piece,
+                                                         ToolFormat format = ToolFormat::hermes) {
   const std::vector<Tool> tools = {{"weather", "", ""}, {"now", "", ""}};
-  ToolCallReader reader(tools);
+  ToolCallReader reader(format, tools);
   std::string text;
   for (size_t at = 0; at < reply.size(); at += piece) text += reader.push(reply.substr(at, piece));
   text += reader.finish();
   return {text, reader.calls()};
 }
 
+struct ReplyCase {
+  std::string reply, text;
+  std::vector<std::pair<std::string, std::string>> calls;
+};
+
+// Whatever the pieces that a reply comes in.
+void expect_calls(const std::vector<ReplyCase>& cases, ToolFormat format) {
+  for (const ReplyCase& c : cases)
+    for (size_t piece = 1; piece <= c.reply.size() + 1; piece++) {
+      const auto [text, calls] = read_reply(c.reply, piece, format);
+      EXPECT_EQ(text, c.text) << c.reply << " in pieces of " << piece;
+      ASSERT_EQ(calls.size(), c.calls.size()) << c.reply << " in pieces of " << piece;
+      for (size_t i = 0; i < calls.size(); i++) {
+        EXPECT_EQ(calls[i].name, c.calls[i].first);
+        EXPECT_EQ(calls[i].arguments, c.calls[i].second);
+      }
+    }
+}
+
 TEST(OpenAiTools, CallsAreReadFromReplies) {
   const std::string weather = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"z\":1, \"a\": 2}}\n</tool_call>",
                     now = "<tool_call>{\"arguments\":{},\"name\":\"now\"}</tool_call>",
                     quoted = "<tool_call>{\"name\": \"now\", \"arguments\": \"{\\\"b\\\": 1}\"}</tool_call>";
-  const struct {
-    std::string reply, text;
-    std::vector<std::pair<std::string, std::string>> calls;
-  } kCases[] = {
+  const std::vector<ReplyCase> cases = {
       {"", "", {}},
       {"no call < tool \n ", "no call < tool \n ", {}},
       {"<tool_cal", "<tool_cal", {}},
@@ -295,19 +330,31 @@ TEST(OpenAiTools, CallsAreReadFromReplies) {
        "<tool_call>{\"name\":\"now\",\"arguments\":[1]}</tool_call>",
        {}},
   };
-  for (const auto& c : kCases)
-    for (size_t piece = 1; piece <= c.reply.size() + 1; piece++) {
-      const auto [text, calls] = read_reply(c.reply, piece);
-      EXPECT_EQ(text, c.text) << c.reply << " in pieces of " << piece;
-      ASSERT_EQ(calls.size(), c.calls.size()) << c.reply << " in pieces of " << piece;
-      for (size_t i = 0; i < calls.size(); i++) {
-        EXPECT_EQ(calls[i].name, c.calls[i].first);
-        EXPECT_EQ(calls[i].arguments, c.calls[i].second);
-      }
-    }
+  expect_calls(cases, ToolFormat::hermes);
   const auto two = read_reply(now + now, 1000).second;
   EXPECT_NE(two[0].id, two[1].id);
   EXPECT_EQ(two[0].id, read_reply(now, 3).second[0].id);
+}
+
+TEST(OpenAiTools, CallsOfLlamaAreReadFromReplies) {
+  const std::string weather = R"({"name": "weather", "parameters": {"city": "a } \\\" b", "z": {}}})",
+                    now = R"({"type":"function","parameters":{},"name":"now"})";
+  expect_calls(
+      {
+          {"", "", {}},
+          {" \n ", " \n ", {}},
+          {" It is {\"cold\"}.\n", " It is {\"cold\"}.\n", {}},
+          {weather, "", {{"weather", R"({"city": "a } \\\" b", "z": {}})"}}},
+          {"\n\n" + now + " \n", "", {{"now", "{}"}}},
+          {now + "; " + weather, "; " + weather, {{"now", "{}"}}},
+          {R"({"name": "now", "parameters": "{\"b\": 1}"})", "", {{"now", R"({"b": 1})"}}},
+          {R"({"name": "other", "parameters": {}} )", R"({"name": "other", "parameters": {}} )", {}},
+          {R"( {"name": "now", "arguments": {}})", R"( {"name": "now", "arguments": {}})", {}},
+          {R"({"name": "now", "parameters": [1]})" + now, R"({"name": "now", "parameters": [1]})" + now, {}},
+          {"{\"name\": \"now\", \"param", "{\"name\": \"now\", \"param", {}},
+          {"{} {", "{} {", {}},
+      },
+      ToolFormat::llama);
 }
 
 TEST(OpenAiRequest, RefusesParametersOfTheServer) {

@@ -97,25 +97,23 @@ def chat(chat_model):
     yield from serving(chat_model, "--threads", 2)
 
 
-@pytest.fixture(scope="session")
-def tool_model(tmp_path_factory):
-    """A random model with the chat template of Qwen 2.5 and a small vocabulary that has its tokens for tools."""
+def random_model(folder, vocabulary, template, more_tokens=()):
+    """A random model with a small vocabulary of the reference data, more tokens of its own, and a chat template."""
     data = pathlib.Path(os.environ.get("POCKET_DATA", ROOT.parent / "shared/data")) / "tokens"
     if not data.exists():
         pytest.skip(f"{data} is not there; POCKET_DATA names the folder of reference data")
-    folder = tmp_path_factory.mktemp("qwen")
     for file in data.glob("tiny/*"):
         (folder / file.name).write_bytes(file.read_bytes())
-    tokenizer = json.loads((data / "qwen2/tokenizer.json").read_text())
-    for content in ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"):
+    tokenizer = json.loads((data / vocabulary / "tokenizer.json").read_text())
+    for content in more_tokens:
         token = {"id": tokenizer["added_tokens"][-1]["id"] + 1, "content": content, "special": False}
         tokenizer["added_tokens"].append(
             {**token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         )
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    path = folder / "qwen.bin"
+    path = folder / "tools.bin"
     subprocess.run(
-        [ROOT / "export/convert", folder, "--template", "qwen2.5", "--type", "f32", "-o", path],
+        [ROOT / "export/convert", folder, "--template", template, "--type", "f32", "-o", path],
         check=True,
         stderr=subprocess.DEVNULL,
     )
@@ -123,8 +121,22 @@ def tool_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tool_model(tmp_path_factory):
+    """Of Qwen 2.5, with its tokens for tools."""
+    marks = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+    return random_model(tmp_path_factory.mktemp("qwen"), "qwen2", "qwen2.5", marks)
+
+
+@pytest.fixture(scope="session")
 def tool_server(tool_model):
     yield from serving(tool_model, "--threads", 2, "--ctx", 4096)
+
+
+@pytest.fixture(scope="session")
+def llama_tools(tmp_path_factory):
+    """A server with the chat template of Llama 3.1."""
+    model = random_model(tmp_path_factory.mktemp("llama"), "llama3", "llama-3.1")
+    yield from serving(model, "--threads", 2, "--ctx", 4096)
 
 
 @pytest.fixture(scope="session")

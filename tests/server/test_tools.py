@@ -34,7 +34,7 @@ USER = [{"role": "user", "content": "How is the weather?"}]
 
 def reply(server, **options):
     body = {"messages": USER, "tools": TOOLS, "seed": 1, "max_tokens": 300, **options}
-    return server.client().chat.completions.create(model="qwen", **body)
+    return server.client().chat.completions.create(model="tools", **body)
 
 
 def check(choice):
@@ -138,6 +138,48 @@ def test_layout(tool_server):
     assert mine.startswith(f"{begin}system\nBe kind.\n\n# Tools\n\n")
 
 
+def test_llama_layout(llama_tools):
+    """As the published template of Llama 3.1 has it."""
+    call = {"id": "a", "type": "function", "function": {"name": "now", "arguments": '{"z":1}'}}
+    messages = USER + [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": 'noon "sharp"'},
+    ]
+    dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+
+    def message(role, content):
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
+
+    after = (
+        message("assistant", '{"name": "now", "parameters": {"z": 1}}')
+        + message("ipython", '"noon \\"sharp\\""')
+        + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    definitions = "".join(json.dumps(t, indent=4) + "\n\n" for t in TOOLS)
+    functions = (
+        "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
+        'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument '
+        f"name and its value}}.Do not use variables.\n\n{definitions}"
+    )
+    for system in ("", "Be kind."):
+        start = [{"role": "system", "content": f" {system} "}] if system else []
+        with_tools = message("system", "Environment: ipython\n" + dates + system) + message("user", functions + USER[0]["content"])
+        assert prompt(llama_tools, tools=TOOLS, messages=start + messages)[0] == with_tools + after
+        without = message("system", dates + system) + message("user", USER[0]["content"])
+        assert prompt(llama_tools, messages=start + messages)[0] == without + after
+
+
+def test_llama_calls_once(llama_tools):
+    for seed in range(10):
+        choice = reply(llama_tools, tool_choice="required", seed=seed).choices[0]
+        assert choice.finish_reason == "tool_calls" and choice.message.content is None
+        assert len(choice.message.tool_calls) == 1
+        check(choice)
+    messages = USER + [choice.message.model_dump(), {"role": "tool", "tool_call_id": choice.message.tool_calls[0].id, "content": "-3"}]
+    second = reply(llama_tools, messages=messages, max_tokens=10).choices[0]
+    assert second.message.tool_calls is None and second.message.content
+
+
 def test_auto_without_a_call(tool_server):
     choice = reply(tool_server, max_tokens=20).choices[0]
     assert choice.message.tool_calls is None and choice.message.content and choice.finish_reason in ("stop", "length")
@@ -149,7 +191,7 @@ def test_langchain(tool_server):
     def weather(zip: int, unit: str) -> str:
         """The weather of a place."""
 
-    model = langchain.ChatOpenAI(base_url=tool_server.url + "/v1", api_key="none", model="qwen", seed=1, max_tokens=300)
+    model = langchain.ChatOpenAI(base_url=tool_server.url + "/v1", api_key="none", model="tools", seed=1, max_tokens=300)
     message = model.bind_tools([weather], tool_choice="weather", strict=False).invoke("How is the weather?")
     assert [c["name"] for c in message.tool_calls] == ["weather"] and set(message.tool_calls[0]["args"]) == {"zip", "unit"}
     text = model.invoke("Hello").content
