@@ -432,7 +432,7 @@ TEST(ConvertCalibrate, LeavesNothingIfOutOfMemory) {
   }
 }
 
-// ---- models/get ----
+// ---- models/get: its downloads are tested in tests/models/test_get.py ----
 
 ProgramResult get(std::vector<std::string> args) {
   args.insert(args.begin(), std::string(POCKET_SOURCE_DIR) + "/models/get");
@@ -526,116 +526,6 @@ TEST(ModelsGet, RejectsNamesThatAreNotInTheCatalogue) {
     EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
     EXPECT_EQ(count_controls(r.err), 0) << r.err;
   }
-}
-
-// models/get in a folder of its own, with a small catalogue, and with scripts instead of the programs that it runs. Each
-// adds its arguments to the file `log`; curl downloads `content`.
-struct GetFolder {
-  explicit GetFolder(const std::string& content) {
-    for (const char* name : {"models", "export", "bin"}) std::filesystem::create_directory(t.file(name));
-    t.write("models/get", read_file(std::string(POCKET_SOURCE_DIR) + "/models/get"));
-    const std::string abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";  // SHA-256 of "abc"
-    t.write("models/catalogue.txt",
-            "tiny | 1 M | 1 | 1 | f32 | MIT | tests | hf a/b w.bin=3=" + abc + " t.model=3=" + abc +
-                "\nsharded | 1 M | 1 | 1 | f32 | MIT | chat | transformers a/b" +
-                "\nwheel | 1 M | 1 | 1 | f32 | MIT | tests | pypi some==1 w.gguf 3 " + abc + "\n");
-    const std::string log = "#!/bin/sh\necho \"${0##*/} $*\" >> " + t.file("log") + "\n";
-    script("bin/curl",
-           log + "while [ $# -gt 1 ]; do if [ $1 = --output ]; then printf " + content + " > $2; fi; shift; done\n");
-    script("bin/python3", log + "[ $3 != download ]\n");
-    script("export/convert", log);
-    script("run", log);
-  }
-  ProgramResult get(const std::string& name, std::vector<std::string> options = {}, const std::string& in = "") const {
-    options.insert(options.begin(),
-                   {"env", "PATH=" + t.file("bin") + ":/usr/bin:/bin", "bash", t.file("models/get"), name});
-    ProgramOptions o;
-    o.folder = in;
-    return run_program(options, o);
-  }
-  void script(const std::string& name, const std::string& text) const {
-    std::filesystem::permissions(t.write(name, text), std::filesystem::perms::owner_all);
-  }
-  std::string downloads(const std::string& name) const {
-    std::string names;
-    for (const auto& entry : std::filesystem::directory_iterator(t.file("models/downloads/" + name)))
-      names += entry.path().filename().string() + "\n";
-    return names;
-  }
-  TemporaryFolder t;
-};
-
-TEST(ModelsGet, DownloadsOverHttpsAndVerifiesBeforeTheFileHasItsName) {
-  const GetFolder damaged("abX"), good("abc");
-  const ProgramResult r = damaged.get("tiny");
-  EXPECT_EQ(r.status, 1);
-  EXPECT_NE(r.err.find("expected SHA-256"), std::string::npos) << r.err;
-  EXPECT_EQ(damaged.downloads("tiny"), "");
-  EXPECT_EQ(good.get("tiny").status, 0);
-  EXPECT_NE(good.downloads("tiny").find("w.bin\n"), std::string::npos);
-  std::stringstream log(read_file(good.t.file("log")));
-  int downloads = 0;
-  for (std::string line; std::getline(log, line);) {
-    if (line.rfind("curl ", 0) != 0) continue;
-    downloads++;
-    EXPECT_NE(line.find("--proto =https --proto-redir =https"), std::string::npos) << line;
-  }
-  EXPECT_EQ(downloads, 2);
-}
-
-// The build script of a source package would run before anything is verified.
-// The names of the shards are in the index. Without a hash in the catalogue or in the repository this is reported.
-TEST(ModelsGet, DownloadsShardsAndReportsThatTheyAreNotPinned) {
-  const GetFolder f(
-      "'{\"weight_map\": {\"a\": \"model-00001-of-00002.safetensors\", \"b\": \"model-00002-of-00002.safetensors\"}}'");
-  const ProgramResult r = f.get("sharded");
-  EXPECT_EQ(r.status, 0) << r.err;
-  const std::string names = f.downloads("sharded");
-  for (const char* name : {"model-00001-of-00002.safetensors\n", "model-00002-of-00002.safetensors\n", "config.json\n"})
-    EXPECT_NE(names.find(name), std::string::npos) << names;
-  EXPECT_EQ(names.find(".part"), std::string::npos) << names;
-  EXPECT_NE(r.err.find("model-00002-of-00002.safetensors is not pinned, and not verified"), std::string::npos) << r.err;
-  EXPECT_NE(r.err.find("-m chat"), std::string::npos) << r.err;
-}
-
-TEST(ModelsGet, PathsAreRelativeToTheUsersFolder) {
-  const GetFolder f("abc");
-  std::filesystem::create_directories(f.t.file("user/in"));
-  for (const char* name : {"w.bin", "t.model"}) f.t.write(std::string("user/in/") + name, "abc");
-  const std::string user = std::filesystem::canonical(f.t.file("user")).string();
-  for (const auto& [in, from, out] :
-       {std::tuple{user, "in", "out.bin"}, {user + "/in", "../in", "../out.bin"}, {user, "./in/", "./out.bin"}}) {
-    std::filesystem::remove(f.t.file("log"));
-    const ProgramResult r = f.get("tiny", {"--from", from, "-o", out}, in);
-    ASSERT_EQ(r.status, 0) << r.err;
-    std::istringstream log(read_file(f.t.file("log")));
-    std::string command, input, z, tokenizer, type, f32, o, output;
-    log >> command >> input >> z >> tokenizer >> type >> f32 >> o >> output;
-    EXPECT_EQ(std::filesystem::weakly_canonical(input).string(), user + "/in/w.bin");
-    EXPECT_EQ(std::filesystem::weakly_canonical(tokenizer).string(), user + "/in/t.model");
-    EXPECT_EQ(std::filesystem::weakly_canonical(output).string(), user + "/out.bin");
-  }
-}
-
-TEST(ModelsGet, RefusesToReplaceItsInputs) {
-  const GetFolder f("abc");
-  std::filesystem::create_directory(f.t.file("in"));
-  for (const char* name : {"w.bin", "t.model"}) f.t.write(std::string("in/") + name, "abc");
-  std::filesystem::create_symlink("in/w.bin", f.t.file("link"));
-  for (const char* out : {"in/w.bin", "./in/../in/t.model", "link"}) {
-    const ProgramResult r = f.get("tiny", {"--from", "in", "-o", out}, f.t.path());
-    EXPECT_EQ(r.status, 1) << out;
-    EXPECT_NE(r.err.find("expected another file to write than "), std::string::npos) << r.err;
-  }
-  EXPECT_FALSE(std::filesystem::exists(f.t.file("log"))) << "nothing was run";
-}
-
-TEST(ModelsGet, DownloadsOnlyWheels) {
-  const GetFolder folder("abc");
-  EXPECT_EQ(folder.get("wheel").status, 1);
-  EXPECT_NE(read_file(folder.t.file("log")).find("pip download"), std::string::npos);
-  EXPECT_NE(read_file(folder.t.file("log")).find("--only-binary=:all:"), std::string::npos);
-  EXPECT_EQ(folder.downloads("wheel"), "") << "no temporary folder";
 }
 
 // The steps for a downloaded model, with local files.
