@@ -1986,12 +1986,12 @@ struct SignalsBlocked {  // those of this thread, except signals that it causes 
   ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before, nullptr); }
 };
 #endif
-// Whether std::fma rounds once, as the same bits require. mingw-w64's calculates in a wider type and rounds twice.
+// Whether std::fma rounds once, as the same bits require. mingw-w64's rounds twice, in a wider type or in two parts.
 inline bool check_fma(std::string& error) {
   const FloatMode mode;
   const volatile double a = 1 + 0x1p-52, b = -1 - 0x1p-51;         // a * a + b = 2^-104
   const volatile float c = 1 + 0x1p-23f, d = 0x1p-24f - 0x1p-47f;  // c * d + c is just below the middle of two floats
-  return (std::fma(a, a, b) == 0x1p-104 && fma(c, d, c) == c) ||
+  return (std::fma(a, a, b) == 0x1p-104 && fma(c, d, c) == c && fma(c, d, 0x1.4p-48f) == 0x1.000002p-24f) ||
          set_error(error, "std::fma: expected one rounding, found two; on Windows compile with zig, or with -mfma");
 }
 // On any failure, lack of memory too, the model is closed, and `error` has the name.
