@@ -168,6 +168,7 @@ help:
 	@echo "make test-explain    the page of --explain in Chromium, and its numbers in numpy; installs them"
 	@echo "make test-batch      run-batch against OpenAI's types, and on Ray and Spark; installs them from PyPI, 1.2 GB"
 	@echo "make test-arm        cross-compile for aarch64 and run the CPU-dependent tests in qemu"
+	@echo "make test-systems    32-bit ARM and x86 in qemu; compile for macOS"
 	@echo "make test-windows    cross-compile for Windows and compare with this machine in wine"
 	@echo "make release         archives for Linux, Windows and macOS in build-release/, cross-compiled by zig"
 	@echo "make test-release    build them twice and compare; run those of Linux, aarch64 in qemu"
@@ -230,7 +231,11 @@ test-explain: run
 test-arm: all
 	tests/aarch64
 
-# These compile with zig, which tests/release/zig installs from PyPI; the first time, minutes for each target.
+test-systems: run
+	tests/systems
+
+# These compile with zig, which tests/release/zig installs from PyPI; the first time, minutes for each target. .ci/run has
+# a quick variant of test-windows, and leaves out test-release (half an hour).
 test-windows: all
 	tests/windows/run
 test-release:
@@ -326,5 +331,6 @@ clean:
 	  build-*
 
 .PHONY: all batch server explain-examples bench bench-kernels bench-training lib wheel-library page fuzz fuzz-smoke \
-  help demo setup test test-arm test-batch test-explain test-page test-server test-windows test-release release sanitize \
+  help demo setup test test-arm test-batch test-explain test-page test-server test-systems test-windows \
+  test-release release sanitize \
   sanitized install uninstall clean
