@@ -37,6 +37,23 @@ inline std::vector<std::pair<std::string_view, size_t>> numbered_lines(std::stri
   return lines;
 }
 
+// The texts of examples, as stories of a training text (stories.hpp): what a vocabulary is trained on. Lines that are no
+// examples are left out.
+inline std::string texts_of_examples(const std::vector<std::string_view>& lines) {
+  std::string texts;
+  const auto add = [&](const std::string& text) { texts += text + "\n" + kStoryEnd + "\n"; };
+  for (const std::string_view line : lines) {
+    JsonDocument document;
+    if (!document.parse("", std::string(line))) continue;
+    for (const char* key : {"prompt", "completion"}) {
+      add(document.root().find(key).string());
+      for (const JsonValue& part : document.root().find(key).elements()) add(part.string());
+    }
+    for (const JsonValue& message : document.root().find("messages").elements()) add(message.find("content").string());
+  }
+  return texts;
+}
+
 // An example as tokens, and the tokens that count.
 struct Example {
   std::vector<int> ids;
@@ -101,17 +118,40 @@ class ExampleReader {
   }
 
   bool read_completion(const JsonValue& root, Example& out) {
-    if (!root.need("prompt", JsonKind::string, error) || !root.need("completion", JsonKind::string, error))
-      return false;
-    const std::string prompt = root.find("prompt").string(), completion = root.find("completion").string();
-    if (completion.empty()) return root.refuse("completion", "a text that is not empty", error);
-    if (surely_too_long(prompt + completion)) return true;
-    const std::vector<int> before = ids_of(tokenizer_, prompt);
-    out.ids = ids_of(tokenizer_, prompt + completion);
-    out.counted_bytes = completion.size();
-    mark(out, before, 0);
+    std::vector<std::string> prompts, completions;
+    if (!read_parts(root, "prompt", prompts) || !read_parts(root, "completion", completions)) return false;
+    if (root.find("prompt").kind() != root.find("completion").kind() || prompts.size() != completions.size())
+      return root.refuse("completion", "one for each prompt", error);
+    std::string text;
+    size_t prompt_bytes = 0;
+    for (size_t i = 0; i < prompts.size(); i++) {
+      if (completions[i].empty()) return root.refuse("completion", "a text that is not empty", error);
+      text += prompts[i];
+      const size_t before_completion = text.size();
+      text += completions[i];
+      if (surely_too_long(text)) return true;
+      out.ids = ids_of(tokenizer_, text);
+      out.counted_bytes += completions[i].size();
+      prompt_bytes += prompts[i].size();
+      out.counts.resize(std::min(out.counts.size(), out.ids.size()));
+      mark(out, ids_of(tokenizer_, text.substr(0, before_completion)), out.counts.size());
+    }
     if (tokenizer_.eos() >= 0) push(out, tokenizer_.eos(), true);
-    return finish(out, prompt.size());
+    return finish(out, prompt_bytes);
+  }
+
+  // Appends a member that is a string, or an array of at least one string.
+  bool read_parts(const JsonValue& root, const char* key, std::vector<std::string>& out) {
+    const JsonValue value = root.find(key);
+    if (value.is(JsonKind::string)) {
+      out.push_back(value.string());
+      return true;
+    }
+    for (const JsonValue& part : value.elements()) {
+      if (!part.is(JsonKind::string)) return root.refuse(key, "a string or strings", error);
+      out.push_back(part.string());
+    }
+    return !out.empty() || root.refuse(key, "a string or strings", error);
   }
 
   // A conversation: its turns, one after the other, as they are processed when their reply is generated.

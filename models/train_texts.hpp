@@ -145,7 +145,10 @@ inline void reject_byte_0(const std::string& text, const std::string& path) {
 inline std::string new_vocabulary(const TrainOptions& o, const Texts& texts) {
   Tokenizer::Vocabulary v;
   std::string error;
-  const std::string_view text = texts.instructed.empty() ? texts.train_bytes() : texts.instructed;
+  const std::string examples = texts.train_lines.empty() ? "" : texts_of_examples(texts.train);
+  const std::string_view text = !examples.empty()          ? examples
+                                : texts.instructed.empty() ? texts.train_bytes()
+                                                           : texts.instructed;
   int size = o.vocab ? o.vocab : size_for(texts.bytes.size()).vocab;
   while (!train_vocabulary(text, size, v, error)) {  // a short text may have fewer pieces
     if (o.vocab || size < 260) throw Failure{1, o.model + ": " + error};
