@@ -199,14 +199,10 @@ class FrozenPass : public SequencePass, private FrozenActivations {
 
   double backward(const Window& w, float weight, float* gradient) override {
     g_ = gradient;
-    Window counted;  // the tokens that count, whose rows come first
-    std::vector<int> tokens;
-    for (int t = 0; t < n_; t++)
-      if (w.targets[size_t(t)] >= 0) tokens.push_back(t);
-    for (size_t i = 0; i < tokens.size(); i++) {
-      counted.targets.push_back(w.targets[size_t(tokens[i])]);
+    Window counted;
+    const std::vector<int> tokens = counted_tokens(w, counted);  // their rows come first
+    for (size_t i = 0; i < tokens.size(); i++)
       std::memcpy(final_.row(int(i)), final_.row(tokens[i]), padded16(c_.dim) * sizeof(float));
-    }
     double sum = 0;
     const int n = int(tokens.size());
     for (int first = 0; first < n; first += kLossRows) {

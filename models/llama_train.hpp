@@ -124,6 +124,7 @@ class LlamaPass : public SequencePass {
     n_ = int(w.ids.size());
     for (int t = 0; t < n_; t++)
       std::memcpy(a_.layers[0].x.row(t), m_.embedding(w.ids[t]), padded16(c_.dim) * sizeof(float));
+    drop(a_.layers[0].x, 0);
     for (int l = 0; l < c_.n_layers; l++) layer(l, w);
     norm(a_.x, m_.final_norm, a_.xn);
   }
@@ -135,21 +136,38 @@ class LlamaPass : public SequencePass {
 
   double backward(const Window& w, float weight, float* gradient) override {
     g_ = gradient;
+    Window counted;
+    const std::vector<int> tokens = counted_tokens(w, counted);
+    const int n = int(tokens.size());
+    for (int i = 0; i < n; i++)
+      if (tokens[size_t(i)] != i) copy(a_.xn.from(tokens[size_t(i)]), a_.xn.from(i), 1, c_.dim);
     double sum = 0;
-    for (int first = 0; first < n_; first += kLossRows) {
-      const int count = std::min(kLossRows, n_ - first);
-      sum += loss_rows(w, first, count, weight);
+    for (int first = 0; first < n; first += kLossRows) {
+      const int count = std::min(kLossRows, n - first);
+      sum += loss_rows(n < n_ ? counted : w, first, count, weight);
       weight_backward(m_.output, a_.xn.from(first), a_.logits, count, a_.dnorm.from(first));
     }
+    spread(tokens, a_.dnorm);
     clear(a_.dx, n_, c_.dim);
     norm_backward(a_.x, m_.final_norm);
     for (int l = c_.n_layers - 1; l >= 0; l--) layer_backward(l, w);
+    drop(a_.dx, 0);
     for (int t = 0; t < n_ && !m_.adapted(); t++)
       k_.add(g_ + size_t(w.ids[t]) * m_.parameters[0].stride, a_.dx.row(t), c_.dim);
     return sum;
   }
 
  private:
+  // Moves row i to row tokens[i], and clears the others.
+  void spread(const std::vector<int>& tokens, const Rows& rows) {
+    for (int t = n_ - 1, i = int(tokens.size()) - 1; t >= 0; t--) {
+      const bool counts = i >= 0 && tokens[size_t(i)] == t;
+      if (!counts) clear(rows.from(t), 1, c_.dim);
+      if (counts && i != t) copy(rows.from(i), rows.from(t), 1, c_.dim);
+      i -= counts;
+    }
+  }
+
   void norm(const Rows& x, size_t weight, const Rows& y) {
     for (int t = 0; t < n_; t++) k_.rmsnorm(x.row(t), m_.values.data() + weight, y.row(t), c_.dim, c_.norm_eps);
   }
@@ -162,6 +180,28 @@ class LlamaPass : public SequencePass {
                           c_.norm_eps);
   }
 
+  // Applies dropout, if there is any, to rows of width dim. place: 0 is the embedding, 2 l + 1 and 2 l + 2 the branches
+  // of layer l.
+  void drop(const Rows& rows, int place) const {
+    for (int t = 0; t < n_ && dropout.rate > 0; t++) dropout.apply(rows.row(t), int(padded16(c_.dim)), place, t);
+  }
+
+  // Adds a branch, x w^T with dropout, to the residual stream. dnorm is free during the forward pass.
+  void add_branch(const Rows& x, const LearnedMatrix& w, const Rows& stream, int place) {
+    if (dropout.rate <= 0) return by_weight(x, n_, w, stream, true);
+    by_weight(x, n_, w, a_.dnorm);
+    drop(a_.dnorm, place);
+    for (int t = 0; t < n_; t++) k_.add(stream.row(t), a_.dnorm.row(t), int(padded16(c_.dim)));
+  }
+
+  // The gradient of a branch: dx, with dropout in dnorm, which is free at the beginning of a block's backward pass.
+  Rows branch_gradient(int place) {
+    if (dropout.rate <= 0) return a_.dx;
+    copy(a_.dx, a_.dnorm, n_, c_.dim);
+    drop(a_.dnorm, place);
+    return a_.dnorm;
+  }
+
   void layer(int l, const Window& w) {
     const LearnedLayer& m = m_.layers[size_t(l)];
     Activated::OfLayer& a = a_.layers[size_t(l)];
@@ -171,13 +211,13 @@ class LlamaPass : public SequencePass {
     rotation_.apply(k_, c_, a.qkv, rotation_.sin, n_);
     a_.attention.forward({k_, a.qkv, w.first, n_}, a.attention);
     copy(a.x, a.middle, n_, c_.dim);
-    by_weight(a.attention.out, n_, m.wo, a.middle, true);
+    add_branch(a.attention.out, m.wo, a.middle, 2 * l + 1);
     norm(a.middle, m.ffn_norm, a.mn);
     by_weight(a.mn, n_, m.gate_up, a.gate_up);
     for (int t = 0; t < n_; t++)
       k_.gated(a.gate_up.row(t), a.gate_up.row(t) + c_.hidden_dim, a_.hidden.row(t), c_.hidden_dim);
     copy(a.middle, out, n_, c_.dim);
-    by_weight(a_.hidden, n_, m.w2, out, true);
+    add_branch(a_.hidden, m.w2, out, 2 * l + 2);
   }
 
   // dx: on entry the gradient of the layer's output, on return the gradient of its input.
@@ -185,16 +225,17 @@ class LlamaPass : public SequencePass {
     const LearnedLayer& m = m_.layers[size_t(l)];
     Activated::OfLayer& a = a_.layers[size_t(l)];
     const int h = c_.hidden_dim;
-    input_backward(m.w2, a_.dx, n_, a_.dhidden);
+    const Rows dffn = branch_gradient(2 * l + 2);
+    input_backward(m.w2, dffn, n_, a_.dhidden);
     for (int t = 0; t < n_; t++) {
       const float* gate = a.gate_up.row(t);
       float* dgate = a_.dgate_up.row(t);
       k_.gated_backward(gate, gate + h, a_.dhidden.row(t), a_.hidden.row(t), dgate, dgate + h, h);
     }
-    matrix_backward(m.w2, a_.hidden, a_.dx, n_);
+    matrix_backward(m.w2, a_.hidden, dffn, n_);
     weight_backward(m.gate_up, a.mn, a_.dgate_up, n_, a_.dnorm);
     norm_backward(a.middle, m.ffn_norm);
-    weight_backward(m.wo, a.attention.out, a_.dx, n_, a_.dattention);
+    weight_backward(m.wo, a.attention.out, branch_gradient(2 * l + 1), n_, a_.dattention);
     a_.attention.backward({k_, a.qkv, w.first, n_}, a.attention, a_.dattention, a_.dqkv);
     rotation_.apply(k_, c_, a_.dqkv, rotation_.minus_sin, n_);
     weight_backward(m.qkv, a.xn, a_.dqkv, n_, a_.dnorm);

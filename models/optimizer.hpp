@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "train_blocks.hpp"
+#include "muon.hpp"
 
 namespace pocket {
 
@@ -25,6 +25,7 @@ struct AdamOptions {
   double beta1 = 0.9, beta2 = 0.99, eps = 1e-8;
   double decay = 0.1;  // weight decay of matrices, decoupled: a step subtracts rate * decay of each weight
   double clip = 1;     // largest norm of the gradient; longer ones are scaled down
+  bool muon = false;   // the matrices of the layers take steps of Muon instead
 };
 
 // A model, its optimizer, and the threads they run on.
@@ -39,7 +40,7 @@ class Trainer {
     for (int i = 0; i < pool_.threads(); i++) passes_.push_back(model.new_pass(kernels, {tokens, teacher, i}));
     for (const Parameter& p : model.learned_parameters())
       for (size_t at = 0; at < p.size(); at += kPiece)
-        pieces_.push_back({p.offset + at, int(std::min(kPiece, p.size() - at)), p.decays()});
+        pieces_.push_back({p.offset + at, int(std::min(kPiece, p.size() - at)), p.decays(), is_matrix_of_layer(p)});
     square_sums_.resize(pieces_.size());
     m_.pack_weights(pool_, k_);
   }
@@ -54,8 +55,8 @@ class Trainer {
   }
 
   // Returns the mean loss over the batch's targets: -ln p(target), in nats, or with a teacher the loss of distill_body.
-  // Its gradient is in gradient().
-  double learn(const std::vector<Window>& batch) {
+  // Its gradient is in gradient(). step: of the training; with dropout each has masks of its own.
+  double learn(const std::vector<Window>& batch, int64_t step = 0) {
     const size_t lanes = std::min<size_t>(batch.size(), kLanes);
     while (lanes_.size() < lanes) lanes_.emplace_back(m_.learned().size());
     size_t counted = 0;
@@ -68,8 +69,10 @@ class Trainer {
       std::memset(gradient, 0, m_.learned().size() * sizeof(float));
       for (size_t i = size_t(lane); i < batch.size() && !stopped(); i += kLanes) {
         SequencePass& pass = *passes_[size_t(thread)];
+        pass.dropout = {dropout_, Dropout::key_of(dropout_seed_, step, i)};
         pass.forward(batch[i]);
         losses[i] = pass.backward(batch[i], weight, gradient);
+        pass.dropout = {};
       }
     });
     double sum = 0;
@@ -89,8 +92,10 @@ class Trainer {
                   float(clip),    correction(o.beta1), correction(o.beta2)};
     AdamStep decayed = a;
     decayed.keep = float(1 - rate * o.decay);
+    if (o.muon) update_matrices(float(clip), float(rate), decayed.keep);
     pool_.parallel_for(int(pieces_.size()), [&](int i, int) {
       const Piece& p = pieces_[size_t(i)];
+      if (o.muon && p.of_layer) return;
       k_.adam(m_.learned().data() + p.offset, lanes_[0].data() + p.offset, mean.data() + p.offset,
               square.data() + p.offset, p.size, p.decays ? decayed : a);
     });
@@ -140,6 +145,12 @@ class Trainer {
     for (const auto& pass : passes_) pass->smoothing = smoothing;
   }
 
+  // Sets the dropout of learn().
+  void set_dropout(float rate, uint64_t seed) {
+    dropout_ = rate;
+    dropout_seed_ = seed;
+  }
+
   // Call when values of the model were changed from outside.
   void repack() { m_.pack_weights(pool_, k_); }
 
@@ -153,8 +164,30 @@ class Trainer {
   struct Piece {
     size_t offset;
     int size;
-    bool decays;
+    bool decays, of_layer;
   };
+
+  static bool is_matrix_of_layer(const Parameter& p) {
+    return p.spec.layout == Layout::panels && p.spec.name != "output";
+  }
+
+  // The steps of Muon. A matrix is one thread's.
+  void update_matrices(float clip, float rate, float keep) {
+    std::vector<const Parameter*> matrices;
+    int rows = 1, cols = 1;
+    for (const Parameter& p : m_.learned_parameters()) {
+      if (!is_matrix_of_layer(p)) continue;
+      matrices.push_back(&p);
+      rows = std::max(rows, std::min(p.spec.rows, p.spec.cols));
+      cols = std::max(cols, std::max(p.spec.rows, p.spec.cols));
+    }
+    while (int(muons_.size()) < pool_.threads()) muons_.push_back(std::make_unique<Muon>(k_, rows, cols));
+    pool_.parallel_for(int(matrices.size()), [&](int i, int thread) {
+      const Parameter& p = *matrices[size_t(i)];
+      muons_[size_t(thread)]->update(p, m_.learned().data() + p.offset, lanes_[0].data() + p.offset,
+                                     mean.data() + p.offset, clip, rate, keep);
+    });
+  }
 
   bool stopped() const { return cancelled && cancelled(); }
 
@@ -178,7 +211,10 @@ class Trainer {
   std::vector<Floats> lanes_;                          // gradients
   std::vector<Piece> pieces_;
   std::vector<float> square_sums_;
+  std::vector<std::unique_ptr<Muon>> muons_;  // one per thread, when they are used
   double norm_ = 0;
+  float dropout_ = 0;
+  uint64_t dropout_seed_ = 0;
 };
 
 }  // namespace pocket

@@ -54,6 +54,33 @@ class Floats {
   float* data_ = nullptr;
 };
 
+// Inverted dropout (Srivastava et al. 2014): an element becomes 0 with probability `rate`; the others are multiplied by
+// 1 / (1 - rate). The choice is a function of the key, the place in the network, the position and the column, so that
+// the backward pass repeats it, in any order and on any thread.
+struct Dropout {
+  float rate = 0;    // 0: none
+  uint64_t key = 0;  // of the sequence
+
+  // The key of sequence `index` of the batch of a step.
+  static uint64_t key_of(uint64_t seed, int64_t step, size_t index) {
+    uint64_t state = seed ^ 0xA0761D6478BD642F;
+    state = next_random(state) ^ uint64_t(step);
+    state = next_random(state) ^ uint64_t(index);
+    return next_random(state);
+  }
+
+  // Applies the mask to the row of position t at a place. cols: a multiple of 4. 16 random bits decide on an element.
+  void apply(float* row, int cols, int place, int t) const {
+    const uint32_t dropped = uint32_t(rate * 65536.f);
+    const float scale = 65536.f / float(65536 - dropped);
+    uint64_t state = key ^ (uint64_t(place) << 32 | uint64_t(t));
+    state = next_random(state);
+    for (int c = 0; c < cols; c += 4)
+      for (uint64_t bits = next_random(state), i = 0; i < 4; i++, bits >>= 16)
+        row[c + int(i)] = uint32_t(bits & 0xFFFF) < dropped ? 0 : row[c + int(i)] * scale;
+  }
+};
+
 // ---- Weights ----
 
 // The place of a tensor in the array of all parameters: rows of padded16(cols) floats.
@@ -516,6 +543,7 @@ class SequencePass {
   }
 
   float smoothing = 0;  // of backward(); see LogitRow
+  Dropout dropout;      // of forward() and the backward() after it
 
   // After forward(): the number of tokens whose most likely next token is w.likeliest.
   size_t agreements(const Window& w) {
@@ -576,6 +604,17 @@ class SequencePass {
   }
   void clear(const Rows& rows, int count, int cols) {
     for (int t = 0; t < count; t++) std::memset(rows.row(t), 0, padded16(cols) * sizeof(float));
+  }
+
+  // The tokens of a window that have a target, and a window of only these. With a teacher, who needs them, all tokens.
+  std::vector<int> counted_tokens(const Window& w, Window& counted) const {
+    std::vector<int> tokens;
+    for (int t = 0; t < int(w.ids.size()); t++) {
+      if (w.targets[size_t(t)] < 0 && !options_.teacher) continue;
+      tokens.push_back(t);
+      counted.targets.push_back(w.targets[size_t(t)]);
+    }
+    return tokens;
   }
 
   // Where the gradient of a vector is summed. With adapters it is not used.

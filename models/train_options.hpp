@@ -22,9 +22,9 @@ struct TrainOptions {
   int dim = 0, layers = 0, heads = 0, kv_heads = 0, hidden = 0, context = 0, vocab = 0;
   int patch = 0, local_dim = 0, local_layers = 0, local_hidden = 0;
   int steps = 0, batch = 16, every = 0, threads = 0;
-  std::string lora_targets, teacher, own_text, messages, loss_on = "completions", keep = "last";
+  std::string lora_targets, teacher, own_text, messages, loss_on = "completions", keep = "last", optimizer = "adamw";
   int lora_rank = 0, own_tokens = 1000000;
-  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = -1, temperature = 1, smoothing = 0;
+  float minutes = 0, rate = 0, decay = 0.1f, lora_alpha = 0, share = -1, temperature = 1, smoothing = 0, dropout = 0;
   bool instruct = false, resume = false, help = false;
   std::vector<std::string> given;  // names of the options on the command line
 
@@ -90,11 +90,14 @@ inline const Option<TrainOptions> kTrainOptions[] = {
      &TrainOptions::batch, 1, 65536},
     {"", "--lr", "RATE", "highest learning rate [0.003 for width 128, less for larger widths]", &TrainOptions::rate,
      1e-9, 1e30},
+    {"", "--optimizer", "NAME", "adamw, or muon for the matrices of the layers [adamw]", &TrainOptions::optimizer},
     {"", "--decay", "D", "weight decay [0.1]", &TrainOptions::decay, 0, 10},
     {"", "--loss-on", "PART", "of examples: completions, or all for the prompts too [completions]",
      &TrainOptions::loss_on},
     {"", "--label-smoothing", "E", "share of the target probability that all tokens get equally [0]",
      &TrainOptions::smoothing, 0, 0.9},
+    {"", "--dropout", "P", "probability that an element of a residual branch is dropped [0]", &TrainOptions::dropout, 0,
+     0.9},
     {"", "--keep", "WHICH", "the result: last, or best for the state with the lowest validation loss [last]",
      &TrainOptions::keep},
     {"-s", "--seed", "N", "seed of the initial weights and of the order of the stories [1]", &TrainOptions::seed},
@@ -174,7 +177,8 @@ inline void check_architecture(const TrainOptions& o, const std::vector<std::str
       throw Failure{2, name + ": is not valid with --arch megabyte, which has no vocabulary"};
     if (name == "--kv-heads")
       throw Failure{2, name + ": is not valid with --arch megabyte, which has one key/value head per query head"};
-    if (is_one_of(name, {"--init", "--instruct", "--teacher"}) || name.rfind("--lora", 0) == 0)
+    if (is_one_of(name, {"--init", "--instruct", "--teacher", "--dropout", "--optimizer"}) ||
+        name.rfind("--lora", 0) == 0)
       throw Failure{2, name + ": is not valid with --arch megabyte"};
   }
 }
@@ -184,36 +188,14 @@ inline void check_architecture(const TrainOptions& o, const std::vector<std::str
 inline void check_fixed(const TrainOptions& o, const std::vector<std::string>& given) {
   for (const std::string& name : given) {
     if (o.resume && name == "--init") continue;
-    if (o.resume && is_one_of(name, {"--arch",
-                                     "--dim",
-                                     "--layers",
-                                     "--heads",
-                                     "--kv-heads",
-                                     "--hidden",
-                                     "--ctx",
-                                     "--vocab",
-                                     "--tokenizer",
-                                     "--patch",
-                                     "--local-dim",
-                                     "--local-layers",
-                                     "--local-hidden",
-                                     "--steps",
-                                     "--minutes",
-                                     "--batch",
-                                     "--lr",
-                                     "--decay",
-                                     "--seed",
-                                     "--every",
-                                     "--instruct",
-                                     "--lora-rank",
-                                     "--lora-alpha",
-                                     "--lora-targets",
-                                     "--teacher-weight",
-                                     "--temperature",
-                                     "--own-tokens",
-                                     "--loss-on",
-                                     "--label-smoothing",
-                                     "--keep"}))
+    if (o.resume &&
+        is_one_of(name, {"--arch",           "--dim",          "--layers",       "--heads",      "--kv-heads",
+                         "--hidden",         "--ctx",          "--vocab",        "--tokenizer",  "--patch",
+                         "--local-dim",      "--local-layers", "--local-hidden", "--steps",      "--minutes",
+                         "--batch",          "--lr",           "--decay",        "--optimizer",  "--seed",
+                         "--every",          "--instruct",     "--lora-rank",    "--lora-alpha", "--lora-targets",
+                         "--teacher-weight", "--temperature",  "--own-tokens",   "--loss-on",    "--label-smoothing",
+                         "--dropout",        "--keep"}))
       throw Failure{2, name + ": is not valid with --resume, which keeps the earlier value"};
     if (!o.init.empty() &&
         is_one_of(name, {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"}))
@@ -224,6 +206,8 @@ inline void check_fixed(const TrainOptions& o, const std::vector<std::string>& g
 inline void check_lora_options(const TrainOptions& o, const std::vector<std::string>& given) {
   for (const std::string& name : given) {
     if (name.rfind("--lora", 0) == 0 && o.lora_rank == 0) throw Failure{2, name + ": requires --lora-rank R"};
+    if (o.lora_rank > 0 && is_one_of(name, {"--dropout", "--optimizer"}))
+      throw Failure{2, name + ": is not valid for an adapter"};
     if (o.lora_rank > 0 && (name == "--type" || name == "--licence"))
       throw Failure{2, name + ": is not valid for an adapter; export/convert --lora makes a model of it"};
   }
@@ -253,6 +237,8 @@ inline void check_example_options(const TrainOptions& o, const std::vector<std::
   const bool examples = has_examples(o.text());
   if (!is_one_of(o.loss_on, {"completions", "all"}))
     throw Failure{2, "--loss-on: expected completions or all, found '" + o.loss_on + "'"};
+  if (!is_one_of(o.optimizer, {"adamw", "muon"}))
+    throw Failure{2, "--optimizer: expected adamw or muon, found '" + o.optimizer + "'"};
   if (!is_one_of(o.keep, {"last", "best"})) throw Failure{2, "--keep: expected last or best, found '" + o.keep + "'"};
   for (const std::string& name : given) {
     if (!examples && name == "--loss-on")

@@ -75,6 +75,7 @@ class TrainingSetup {
     plan.loss_on_all = plan.examples && o.loss_on == "all";
     plan.keep_best = o.keep == "best";
     plan.smoothing = o.smoothing;
+    plan.dropout = o.dropout;
     if (plan.instruct) add_instructions(stories, plan.seed);
     if (!o.teacher.empty() && !teacher) open_teacher();
     texts.chat = init->chat_bytes();
@@ -263,6 +264,7 @@ class TrainingSetup {
     if (o.lora_rank > 0) plan_lora();
     if (teacher) plan.distill = {o.share, o.temperature, teacher->model().checksum(), plan.distill.texts};
     plan.adam.decay = double(o.decay);
+    plan.adam.muon = o.optimizer == "muon";
     const bool tuned = !o.init.empty() && plan.lora.rank == 0;
     plan.rate = o.rate > 0 ? double(o.rate) : 0.003 * std::sqrt(128.0 / architecture->dim()) * (tuned ? 0.1 : 1);
     plan.text_hash = hash_of(train);
@@ -317,6 +319,7 @@ class TrainingSetup {
     trainer = std::make_unique<Trainer>(*weights, o.threads, plan.context, *o.kernels(), source);
     trainer->cancelled = [] { return interrupted != 0; };
     trainer->set_smoothing(plan.smoothing);
+    trainer->set_dropout(plan.dropout, plan.seed);
     if (plan.keep_best) trainer->best = Floats(weights->learned().size());
     stream = std::make_unique<WindowStream>(train, plan.context, plan.seed);
     validation = validation_windows(valid, plan.context);

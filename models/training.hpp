@@ -49,7 +49,7 @@ class Training {
 
   void step() {
     const double begin = seconds();
-    const double loss = t_.trainer->learn(t_.next_batch());
+    const double loss = t_.trainer->learn(t_.next_batch(), progress_.step);
     if (interrupted) stop();
     if (const std::string failure = t_.teacher_failure(); !failure.empty())
       throw Failure{1, o_.teacher + ": " + failure};

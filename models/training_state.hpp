@@ -37,6 +37,7 @@ struct TrainPlan {
   bool loss_on_all = false;                // of examples: the prompts count too
   bool keep_best = false;                  // the result is the state with the best validation, not the last one
   float smoothing = 0;                     // of labels: the share of the loss that is spread over all tokens
+  float dropout = 0;                       // probability that an element of a residual branch is dropped
   uint64_t base = 0;                       // checksum of the frozen model file that an adapter is of; 0: none
   uint64_t text_hash = 0, valid_hash = 0;  // of the token ids of the texts
 };
@@ -65,7 +66,7 @@ struct ModelTexts {
 };
 
 inline constexpr char kCheckpointMagic[8] = {'P', 'K', 'T', 'T', 'R', 'A', 'I', 'N'};
-inline constexpr uint32_t kCheckpointVersion = 5;
+inline constexpr uint32_t kCheckpointVersion = 6;
 
 // ---- The fields of a checkpoint ----
 //
@@ -97,7 +98,7 @@ template <class Each> bool for_each_field(MegabyteConfig& c, const Each& each) {
 
 template <class Each> bool for_each_field(AdamOptions& a, const Each& each) {
   return each("beta1", a.beta1, 0, 0.9999) && each("beta2", a.beta2, 0, 0.999999) && each("eps", a.eps, 1e-30, 1) &&
-         each("weight decay", a.decay, 0, 10) && each("clip", a.clip, 0, 1e9);
+         each("weight decay", a.decay, 0, 10) && each("clip", a.clip, 0, 1e9) && each("muon", a.muon, 0, 1);
 }
 
 // Times 2^32, the most tokens of a step, less than 2^63.
@@ -120,7 +121,7 @@ template <class Each> bool for_each_field(TrainPlan& p, const Each& each) {
          each("own texts", p.distill.texts, 0, llama ? INT32_MAX : 0) && each("seed", p.seed, 0, int64_t(9e15)) &&
          each("instruct", p.instruct, 0, llama) && each("examples", p.examples, 0, llama) &&
          each("loss on all", p.loss_on_all, 0, p.examples) && each("keep best", p.keep_best, 0, 1) &&
-         each("label smoothing", p.smoothing, 0, 0.9) &&
+         each("label smoothing", p.smoothing, 0, 0.9) && each("dropout", p.dropout, 0, llama ? 0.9 : 0) &&
          each("base", p.base, p.lora.rank > 0 ? least : 0, p.lora.rank > 0 ? most : 0) &&
          each("text", p.text_hash, INT64_MIN, INT64_MAX) && each("validation text", p.valid_hash, INT64_MIN, INT64_MAX);
 }
