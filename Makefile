@@ -23,7 +23,7 @@ endif
 
 ENGINE = run.cpp tokenizer.hpp
 EXPORT = $(ENGINE) $(wildcard export/*.hpp)
-MODELS = $(EXPORT) $(wildcard models/*.hpp models/megabyte/*.hpp)
+MODELS = $(EXPORT) $(wildcard models/*.hpp models/megabyte/*.hpp models/translate/*.hpp)
 CLI = $(MODELS) $(wildcard apps/grammar/*.hpp apps/explain/*.hpp apps/explain/page.html apps/cli/*.hpp)
 
 all: run export/convert
@@ -49,6 +49,10 @@ export/convert: export/convert.cpp $(MODELS) $(KERNELS)
 # Trains a model on a text.
 models/train: models/train.cpp $(MODELS) $(KERNELS) $(TRAIN_KERNELS)
 	$(PROGRAM) $(KERNELS) $(TRAIN_KERNELS) models/train.cpp -o $@ $(LDFLAGS)
+
+# Makes examples for a translator: models/README.md.
+models/translate/examples: models/translate/examples.cpp $(MODELS) $(KERNELS)
+	$(PROGRAM) $(KERNELS) $< -o $@ $(LDFLAGS)
 
 # Programs that change what a model computes: apps/explain/README.md.
 explain-examples: apps/explain/examples/ablate apps/explain/examples/steer
@@ -125,6 +129,10 @@ batch:
 run-batch: apps/batch/main.cpp $(wildcard apps/batch/*.hpp) $(OPENAI) $(KERNELS)
 	$(PROGRAM) $(KERNELS) apps/batch/main.cpp -o $@ $(LDFLAGS)
 
+# Translates texts: models/README.md.
+translate: apps/translate/main.cpp $(wildcard apps/translate/*.hpp) $(MODELS) $(KERNELS)
+	$(PROGRAM) $(KERNELS) apps/translate/main.cpp -o $@ $(LDFLAGS)
+
 # The server. Debian's cpp-httplib is a library with compiled parts; upstream's is a header, which needs no flags:
 # make server HTTPLIB_FLAGS=-Ifolder
 HTTPLIB_FLAGS ?= $(shell pkg-config --cflags --libs cpp-httplib 2>/dev/null)
@@ -156,6 +164,7 @@ apps/bench/kernels: apps/bench/kernels.cpp $(ENGINE) $(KERNELS)
 help:
 	@echo "make                 build ./run and export/convert"
 	@echo "make models/train    build the trainer: trains a model on a text"
+	@echo "make translate       build ./translate: translates a text; its model: models/README.md"
 	@echo "make batch           build ./run-batch: replies to a file of requests; requires nlohmann/json"
 	@echo "make server          build ./serve: an OpenAI-compatible server; requires cpp-httplib and nlohmann/json"
 	@echo "make page            build $(PAGE): a page that tells stories, offline; requires emscripten"
@@ -194,7 +203,7 @@ demo: all
 	@echo "  ./run models/smollm2-135m-instruct.bin -m chat"
 
 # Tests use the kernels and programs above, so that nothing is compiled twice.
-test: all models/train apps/bench/bench lib setup
+test: all models/train models/translate/examples translate apps/bench/bench lib setup
 	cmake -S . -B $(BUILD) -DPOCKET_PREBUILT=ON $(if $(CXX),-DCMAKE_CXX_COMPILER=$(CXX))
 	cmake --build $(BUILD) -j $(CORES)
 	ctest --test-dir $(BUILD) -j $(CORES) --output-on-failure
@@ -326,7 +335,7 @@ uninstall:
 	rmdir $(TO)/include/pocketllama $(TO)/share/pocketllama $(TO)/lib/cmake/pocketllama 2>/dev/null || true
 
 clean:
-	rm -rf run run-batch serve export/convert models/train apps/bench/bench apps/bench/kernels apps/bench/training \
+	rm -rf run run-batch serve translate export/convert models/train models/translate/examples apps/bench/bench apps/bench/kernels apps/bench/training \
 	  apps/explain/examples/ablate apps/explain/examples/steer $(LIBRARY).* apps/python/build $(PAGE) man $(BUILD) \
 	  build-*
 

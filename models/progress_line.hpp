@@ -19,11 +19,16 @@ inline std::string duration_text(double seconds) {
 // A line on stderr that is overwritten on a terminal; elsewhere a new line every ten seconds.
 class ProgressLine {
  public:
+  explicit ProgressLine(const char* program = "train") : program_(program) {}
+
   void show(const std::string& text) {
     const bool terminal = isatty(2);
     if (seconds() - shown_ < (terminal ? 0.2 : 10)) return;
     shown_ = seconds();
-    std::fprintf(stderr, terminal ? "\r%s\033[K" : "train: %s\n", text.c_str());
+    if (terminal)
+      std::fprintf(stderr, "\r%s\033[K", text.c_str());
+    else
+      std::fprintf(stderr, "%s: %s\n", program_, text.c_str());
     open_ = terminal;
   }
   void clear() {
@@ -32,6 +37,7 @@ class ProgressLine {
   }
 
  private:
+  const char* program_;
   double shown_ = seconds();
   bool open_ = false;
 };

@@ -1,0 +1,135 @@
+// translator.hpp: translates lines of text with a model that was trained on pairs (models/README.md).
+//
+// With a translation memory, the model sees the pairs whose sources are most similar to the line, nearest last, as rows
+// before the line's own (neural fuzzy repair: Bulte and Tezcan 2019, aclanthology.org/P19-1175). The translation is the
+// hypothesis of the beam search with the highest mean log probability per token, or the nearest pair's own translation,
+// if its mean plus Settings::trust times the similarity is higher. A line that the memory has is translated as there.
+#pragma once
+
+#include "../../export/model_texts.hpp"
+#include "../../models/translate/memory.hpp"
+#include "beam.hpp"
+
+namespace pocket::translate {
+
+// How lines are translated.
+struct Settings {
+  int beams = 4;
+  int matches = 3;  // pairs of the memory before a line, at most
+  float trust = 6;  // in the nearest pair: nats per token for its similarity
+};
+
+// A model with its texts. Shared by threads.
+class TranslationModel {
+ public:
+  Model model;
+  Tokenizer tokenizer;
+  std::vector<bool> ends;  // of each token, whether it ends a row of the table
+
+  // Throws Failure.
+  void open(const std::string& path, Load load = Load::map) {
+    std::string error;
+    if (!model.open(path.c_str(), load)) throw Failure{1, model.error};
+    ChatTemplate chat;
+    if (!tokenizer.load(model.tokenizer_bytes())) throw Failure{1, path + ": " + tokenizer.error};
+    if (!load_chat_template(model, tokenizer, chat, error)) throw Failure{1, path + ": " + error};
+    for (int id = 0; id < model.config.vocab_size; id++)
+      ends.push_back(id < tokenizer.size() && text_of(tokenizer, {id}).find('\n') != std::string::npos);
+    if (std::find(ends.begin(), ends.end(), true) == ends.end())
+      throw Failure{1, path + ": expected a translator, whose vocabulary has a line break; see models/README.md"};
+    for (const int id : model.stop_ids) ends[size_t(id)] = true;
+  }
+};
+
+// Translates lines. One per thread.
+class Translator {
+ public:
+  // memory: null for none. All outlive the object. Throws Failure.
+  Translator(const TranslationModel& model, const TranslationMemory* memory, const Settings& settings,
+             const SessionOptions& options)
+      : m_(model), memory_(memory), settings_(settings), beam_(model.model, options, settings.beams, model.ends) {}
+
+  // The translation of a line. A blank line stays as it is; white space around the text is kept. Throws Failure.
+  std::string line(std::string_view text) {
+    const size_t begin = text.find_first_not_of(kSpaces);
+    if (begin == text.npos) return std::string(text);
+    const size_t end = text.find_last_not_of(kSpaces) + 1;
+    std::string out;
+    for (std::string_view rest = text.substr(begin, end - begin); !rest.empty();) {
+      const size_t n = piece_length(rest);
+      out += (out.empty() ? "" : " ") + piece(rest.substr(0, n));
+      rest.remove_prefix(std::min(rest.find_first_not_of(kSpaces, n), rest.size()));
+    }
+    return std::string(text.substr(0, begin)) + out + std::string(text.substr(end));
+  }
+
+ private:
+  static constexpr const char* kSpaces = " \t\r\v\f";
+  static constexpr size_t kLongestPiece = 400;  // bytes; the training has no longer sources
+
+  // The length of the first piece of a text that begins with no space: the whole text, or if that is too long as many
+  // sentences as fit, or else words, or else characters.
+  static size_t piece_length(std::string_view text) {
+    if (text.size() <= kLongestPiece) return text.size();
+    size_t sentence = 0, word = 0, character = 0;
+    for (size_t i = 1; i <= kLongestPiece; i++) {
+      const bool space = text[i] == ' ' || text[i] == '\t';
+      if (space) word = i;
+      if (space && std::string_view(".!?:;").find(text[i - 1]) != std::string_view::npos) sentence = i;
+      if ((text[i] & 0xC0) != 0x80) character = i;
+    }
+    if (sentence > 0) return sentence;
+    return word > 0 ? word : std::max<size_t>(character, 1);
+  }
+
+  std::string piece(std::string_view text) {
+    std::string source(text);
+    std::replace(source.begin(), source.end(), '\t', ' ');  // a tab would end the source
+    std::vector<Match> matches;
+    if (memory_) matches = memory_->nearest(source, size_t(std::max(1, settings_.matches)));
+    if (!matches.empty() && memory_->pairs[matches[0].index].source == source)
+      return memory_->pairs[matches[0].index].target;
+    const std::vector<int> own = ids_of(m_.tokenizer, row_prompt(source, true));
+    const size_t most = 2 * own.size() + 30, context = size_t(beam_.context());
+    if (own.size() + 1 >= context)
+      throw Failure{1, "expected at most " + std::to_string(context - 2) + " tokens without a space, found " +
+                           std::to_string(own.size())};
+    beam_.begin(prompt(source, matches, context - std::min(context, most)));
+    const Hypothesis best = beam_.search(most)[0];
+    if (!matches.empty() && prefers_match(matches[0], best)) return memory_->pairs[matches[0].index].target;
+    return text_of(m_.tokenizer, best.ids);
+  }
+
+  // The tokens of the table up to the source: the nearest pairs, as many as leave room, and the source.
+  std::vector<int> prompt(const std::string& source, const std::vector<Match>& matches, size_t room) const {
+    std::string rows;
+    std::vector<int> ids = ids_of(m_.tokenizer, row_prompt(source, true));
+    for (size_t i = 0; i < std::min(matches.size(), size_t(settings_.matches)); i++) {
+      const Pair& pair = memory_->pairs[matches[i].index];
+      const std::string more =
+          row_prompt(pair.source, true) + row_completion(pair.target) + (rows.empty() ? "" : " ") + rows;
+      std::vector<int> longer = ids_of(m_.tokenizer, more + row_prompt(source, false));
+      if (longer.size() > room) break;
+      rows = more;
+      ids = std::move(longer);
+    }
+    return ids;
+  }
+
+  // Whether the nearest pair's translation is chosen rather than a hypothesis.
+  bool prefers_match(const Match& match, const Hypothesis& hypothesis) {
+    const std::string before = "\t";
+    const std::vector<int> prefix = ids_of(m_.tokenizer, before, false);
+    std::vector<int> ids = ids_of(m_.tokenizer, before + row_completion(memory_->pairs[match.index].target), false);
+    ids.erase(ids.begin(), ids.begin() + ptrdiff_t(std::min(prefix.size(), ids.size())));
+    if (ids.empty() || !m_.ends[size_t(ids.back())] || !beam_.has_room(ids.size())) return false;
+    return beam_.measure(ids).score() + double(settings_.trust) * match.score > hypothesis.score();
+  }
+
+  const TranslationModel& m_;
+  const TranslationMemory* memory_;
+  const Settings settings_;
+  BeamSearch beam_;
+};
+
+}  // namespace pocket::translate

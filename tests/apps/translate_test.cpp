@@ -1,0 +1,173 @@
+// translate_test.cpp: translate as a user runs it, on a tiny model, and its beam search.
+#include "../../apps/translate/translator.hpp"
+
+#include <gtest/gtest.h>
+
+#include "../support/train_program.hpp"
+
+namespace translate_program_test {
+
+using namespace pocket;
+using translate::BeamSearch;
+using translate::Hypothesis;
+
+// A translator that a few seconds of training made, and pairs.
+class Translate : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder = new TemporaryFolder;
+    std::string pairs;
+    for (const char* verb : {"Open", "Close", "Print", "Save"})
+      for (const char* thing : {"file", "page", "table", "chart", "cell"})
+        pairs += std::string("{\"prompt\": \"") + verb + " the " + thing + ".\", \"completion\": \"" + verb + "i " +
+                 thing + "en.\"}\n";
+    folder->write("pairs.jsonl", pairs);
+    const auto made = run_program({POCKET_TRANSLATE_EXAMPLES, memory(), "-o", folder->file("e.jsonl"), "--rows", "2"});
+    ASSERT_EQ(made.status, 0) << made.err;
+    const auto trained =
+        train({folder->file("e.jsonl"), "-o", model(), "--dim", "32", "--layers", "2", "--ctx", "128", "--vocab", "320",
+               "--batch", "4", "--steps", "60", "--lr", "0.01", "--optimizer", "muon"});
+    ASSERT_EQ(trained.status, 0) << trained.err;
+  }
+  static void TearDownTestSuite() { delete folder; }
+
+  static std::string model() { return folder->file("t.bin"); }
+  static std::string memory() { return folder->file("pairs.jsonl"); }
+
+  static ProgramResult run(std::vector<std::string> args, const std::string& input = "") {
+    args.insert(args.begin(), {POCKET_TRANSLATE, model()});
+    ProgramOptions options;
+    options.input = input;
+    return run_program(args, options);
+  }
+  static std::string text(const std::vector<std::string>& args, const std::string& input = "") {
+    const ProgramResult r = run(args, input);
+    EXPECT_EQ(r.status, 0) << r.err;
+    return r.out;
+  }
+  static void expect_failure(int status, const std::vector<std::string>& args, const std::vector<std::string>& words) {
+    expect_failed_in_a_line(run(args), "translate", status, words);
+  }
+
+  static TemporaryFolder* folder;
+};
+TemporaryFolder* Translate::folder = nullptr;
+
+const char kText[] = "Open the chart.\n\nMove the\tfile.\n   \n  Save the cell.\r\nlast line without a line break";
+
+TEST_F(Translate, KeepsLinesBlankLinesAndSpaceAroundText) {
+  const std::string out = text({"-q"}, kText);
+  std::vector<std::string> lines;
+  for (size_t at = 0; at < out.size(); at = out.find('\n', at) + 1)
+    lines.push_back(out.substr(at, out.find('\n', at) - at));
+  ASSERT_EQ(lines.size(), 6u) << out;
+  EXPECT_EQ(lines[1], "");
+  EXPECT_EQ(lines[3], "   ");
+  EXPECT_EQ(lines[4].substr(0, 2), "  ");
+  EXPECT_EQ(lines[4].back(), '\r');
+  EXPECT_EQ(out.find('\t'), std::string::npos);
+  EXPECT_EQ(text({"-i", "Open the chart."}), lines[0] + "\n");
+  EXPECT_EQ(text({"-f", folder->write("in.txt", kText)}), out);
+  EXPECT_EQ(text({"-f", folder->write("empty.txt", "")}), "");
+}
+
+TEST_F(Translate, SameTextForAnyThreadsKernelAndOrderOfLines) {
+  const std::string expected = text({"-m", memory()}, kText);
+  EXPECT_EQ(text({"-m", memory(), "--threads", "1"}, kText), expected);
+  EXPECT_EQ(text({"-m", memory(), "--threads", "5", "--no-mmap"}, kText), expected);
+  EXPECT_EQ(text({"-m", memory(), "--kernel", "scalar"}, kText), expected);
+  EXPECT_EQ(text({"-m", memory()}, std::string("Close the page.\n") + kText), "Closei pageen.\n" + expected);
+}
+
+TEST_F(Translate, TakesExactMatchesFromTheMemory) {
+  EXPECT_EQ(text({"-m", memory(), "-i", "Save the cell."}), "Savei cellen.\n");
+  EXPECT_EQ(text({"-m", memory(), "--trust", "1000", "-i", "Save the cells."}), "Savei cellen.\n");
+}
+
+TEST_F(Translate, TranslatesLongLinesInPieces) {
+  std::string sentence = "Open the file and the page", line;
+  for (int i = 0; i < 40; i++) line += sentence + (i % 3 ? " " : ". ");
+  const std::string out = text({"--beams", "2"}, line + "\n");
+  EXPECT_EQ(std::count(out.begin(), out.end(), '\n'), 1);
+  EXPECT_FALSE(text({"--beams", "1"}, std::string(2000, 'x') + "\n").empty());  // no spaces: cut anywhere
+}
+
+TEST_F(Translate, ReportsWrongUsage) {
+  expect_failure(2, {"-f", "a", "-i", "b"}, {"--file, --text: give only one of them"});
+  expect_failure(2, {"--matches", "2"}, {"--matches: requires --memory FILE"});
+  expect_failure(2, {"--trust", "2"}, {"--trust: requires --memory FILE"});
+  expect_failure(2, {"--beams", "0"}, {"--beams"});
+  expect_failure(1, {"-f", folder->file("none.txt")}, {"none.txt: "});
+  expect_failure(1, {"-i", "a", "-m", folder->file("none.jsonl")}, {"none.jsonl: "});
+  expect_failure(1, {"-i", "a", "-m", folder->write("bad.jsonl", "{\"prompt\": 1}\n")}, {"bad.jsonl:1:", "\"prompt\""});
+  expect_failed_in_a_line(run_program({POCKET_TRANSLATE}), "translate", 2, {"expected a model"});
+  expect_failed_in_a_line(run_program({POCKET_TRANSLATE, folder->write("x.bin", "no model"), "-i", "a"}), "translate",
+                          1, {"x.bin"});
+  EXPECT_NE(text({"--help"}).find("--memory"), std::string::npos);
+}
+
+// ---- Beam search ----
+
+class Beams : public Translate {
+ protected:
+  void SetUp() override {
+    m.open(model());
+    prompt = ids_of(m.tokenizer, row_prompt("Open the file.", true));
+  }
+  translate::TranslationModel m;
+  std::vector<int> prompt;
+};
+
+TEST_F(Beams, OneBeamIsGreedy) {
+  BeamSearch search(m.model, {0, 1}, 1, m.ends);
+  search.begin(prompt);
+  const Hypothesis h = search.search(40)[0];
+  Session session(m.model, {0, 1});
+  std::vector<int> ids = prompt, expected;
+  for (const float* logits = session.forward(ids.data(), ids.size()); expected.size() < 40;) {
+    const int next = int(std::max_element(logits, logits + m.model.config.vocab_size) - logits);
+    if (m.ends[size_t(next)]) break;
+    expected.push_back(next);
+    logits = session.forward(&next, 1);
+  }
+  EXPECT_EQ(h.ids, expected);
+}
+
+TEST_F(Beams, FindsMoreProbableTextsAndMeasuresThem) {
+  BeamSearch greedy(m.model, {0, 1}, 1, m.ends), wide(m.model, {0, 1}, 8, m.ends);
+  greedy.begin(prompt);
+  wide.begin(prompt);
+  const auto all = wide.search(60);
+  ASSERT_GT(all.size(), 1u);
+  EXPECT_GE(all[0].score(), greedy.search(60)[0].score() - 1e-9);
+  const int end = ids_of(m.tokenizer, "\n", false).back();
+  for (size_t i = 0; i < all.size(); i++) {
+    if (i > 0) EXPECT_GE(all[i - 1].score(), all[i].score());
+    if (!all[i].complete) continue;
+    std::vector<int> ids = all[i].ids;
+    ids.push_back(end);
+    const Hypothesis measured = wide.measure(ids);
+    EXPECT_EQ(measured.ids, all[i].ids);
+    EXPECT_LE(measured.log_probability, all[i].log_probability + 1e-9);  // or another token ended it
+  }
+  // A second prompt on the same object, and the first again: the same hypotheses.
+  wide.begin(ids_of(m.tokenizer, row_prompt("Close the page.", true)));
+  wide.search(60);
+  wide.begin(prompt);
+  const auto again = wide.search(60);
+  ASSERT_EQ(again.size(), all.size());
+  for (size_t i = 0; i < all.size(); i++) EXPECT_EQ(again[i].ids, all[i].ids);
+}
+
+TEST_F(Beams, EndsAtTheLimit) {
+  const std::vector<bool> none(m.ends.size(), false);
+  BeamSearch search(m.model, {0, 1}, 4, none);
+  search.begin(prompt);
+  const auto all = search.search(7);
+  ASSERT_EQ(all.size(), 1u);
+  EXPECT_EQ(all[0].ids.size(), 7u);
+  EXPECT_FALSE(all[0].complete);
+  EXPECT_EQ(search.search(100000)[0].ids.size(), size_t(search.context()) - prompt.size());
+}
+
+}  // namespace translate_program_test
