@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""tests/windows/console.py BUILD [CHAT_MODEL]: the programs for Windows on a console, which wine has on a pseudoterminal:
+text that is typed, and Ctrl-C. BUILD: the folder with the programs."""
+import os
+import pty
+import re
+import select
+import sys
+import tempfile
+import termios
+import time
+import tty
+
+LIMIT = 60  # seconds, for busy machines
+
+
+class Console:
+    """A program on a console of its own."""
+
+    def __init__(self, *command):
+        self.pid, self.file = pty.fork()
+        if self.pid == 0:
+            tty.setcbreak(0)  # Ctrl-C is a signal; Enter stays a carriage return
+            mode = termios.tcgetattr(0)
+            mode[0] &= ~termios.ICRNL
+            termios.tcsetattr(0, termios.TCSANOW, mode)
+            os.execvp("wine", ["wine", *command])
+        self.out, self.end = b"", time.monotonic() + LIMIT
+
+    def read(self):
+        """Reads what the program wrote; False at its end."""
+        if time.monotonic() > self.end:
+            os.kill(self.pid, 9)
+            sys.exit(f"tests/windows/console: no end within {LIMIT} s: {self.text()[-500:]!r}")
+        if not select.select([self.file], [], [], 0.1)[0]:
+            return True
+        try:
+            more = os.read(self.file, 65536)
+        except OSError:
+            more = b""
+        self.out += more
+        return more != b""
+
+    def text(self):
+        """What the program wrote, without escape sequences; spaces are cursor movements."""
+        spaces = re.sub(rb"\x1b\[\d*C", b" ", self.out)
+        return re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", spaces).decode(errors="replace")
+
+    def type(self, keys):
+        os.write(self.file, keys.encode())
+
+    def wait(self, pattern):
+        """Waits for output that matches."""
+        while not re.search(pattern, self.text()):
+            check(self.read(), f"expected {pattern!r}, found {self.text()[-500:]!r}")
+
+    def status(self):
+        """The exit status, when the program has ended."""
+        while self.read():
+            pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def check(condition, message):
+    if not condition:
+        sys.exit(f"tests/windows/console: {message}")
+
+
+def interrupts_the_converter(build):
+    """An existing file stays as it was, and nothing else is left."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = folder + "/старый файл.bin"
+        with open(path, "wb") as file:
+            file.write(b"abc")
+        console = Console(build + "/pocketllama-convert.exe", "--random", "smollm2-135m", "-o", path)
+        console.wait(r"\d%")
+        check(len(os.listdir(folder)) == 2, f"expected a temporary file, found {os.listdir(folder)}")
+        console.type("\x03")
+        status = console.status()
+        check(status == 130, f"convert: expected exit status 130, found {status}")
+        check(os.listdir(folder) == ["старый файл.bin"], f"found {os.listdir(folder)}")
+        with open(path, "rb") as file:
+            check(file.read() == b"abc", "convert: the existing file was changed")
+
+
+def interrupts_a_text(build, model):
+    console = Console(build + "/pocketllama.exe", model, "-i", "Once upon a time", "-n", "4000", "--ctx", "4096")
+    console.wait("Once upon a time.{20}")
+    console.type("\x03")
+    status = console.status()
+    check(status == 130, f"expected exit status 130, found {status}: {console.text()[-500:]!r}")
+
+
+def chats(build, model):
+    """Typed UTF-8; Ctrl-C stops a reply, then ends the chat."""
+    console = Console(build + "/pocketllama.exe", model, "-m", "chat", "-t", "0", "-n", "400")
+    console.wait(">")
+    console.type("What is the capital of France?\r")
+    console.wait(r"Paris\.\s+>")
+    console.type("Привет! Tell me a very long story about dogs.\r")
+    console.wait(r"Привет! Tell.*\s+\w+ \w+ \w+")
+    console.type("\x03")
+    console.wait(r"Привет(.|\n)*\n\s*>")
+    console.type("/quit\r")
+    status = console.status()
+    check(status == 0, f"chat: expected exit status 0, found {status}: {console.text()[-500:]!r}")
+
+
+def main():
+    build, model = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
+    interrupts_the_converter(build)
+    if model:
+        interrupts_a_text(build, model)
+        chats(build, model)
+    print("tests/windows/console: passed")
+
+
+if __name__ == "__main__":
+    main()
