@@ -242,10 +242,10 @@ struct Adapter {
 };
 // What an observer is shown of each token, in this order. If it changes the numbers, except for attention, that counts.
 struct Observation {
-  enum Kind { attention, head_outputs, attention_residual, layer_output } kind;
+  enum Kind { queries, attention, head_outputs, attention_residual, layer_output } kind;
   int layer, head, position;  // head: -1 except for attention; position: of the token
-  float* data;                // attention: (position + 1), sum 1; head_outputs: (q_dim), the input of wo; the residual
-  int size;                   // stream after the attention block, and after the layer: (dim)
+  float* data;  // queries, rotated, and head_outputs, the input of wo: (q_dim); attention: (position + 1),
+  int size;     // sum 1; the residual stream after the attention block, and after the layer: (dim)
 };
 using Observer = std::function<void(const Observation&)>;
 
@@ -329,6 +329,7 @@ class ReferenceLlama {
       cache->resize(size_t(position_) * c_.kv_dim());
       cache->insert(cache->end(), row->begin(), row->end());
     }
+    if (observer) observer({Observation::queries, l, -1, position_, q.data(), c_.q_dim()});
     Vector score(size_t(position_) + 1);
     for (int head = 0; head < c_.n_heads; head++) {
       const size_t q_at = size_t(head) * c_.head_dim;
@@ -403,8 +404,7 @@ class Sampler {
   }
   // Picks as sample() does, and remembers the choice.
   int operator()(const float* logits, int n) { return remember(sample(logits, n)); }
-  // logits: (n). A token of -infinity is never chosen, one of +infinity always. Returns -1 if there is no memory, or no
-  // logit. The choice is not remembered for the repetition penalty.
+  // logits: (n); -infinity is never chosen, +infinity always. Does not remember the choice. -1: no memory, or no logit.
   int sample(const float* logits, int n) try {
     const FloatMode mode;
     if (n <= 0) return -1;
@@ -603,8 +603,7 @@ class Session {
   // Stops a running (or the next) forward within one layer; false withdraws a cancel that has not taken effect.
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(Observer observer, bool attention = true) { observer_ = {std::move(observer), attention}; }
-  // For code that saves and restores sessions (apps/cli/saved_session.hpp): a block of the KV cache (of null pointers if
-  // there is no such block), and the end of it.
+  // To save and restore sessions (apps/cli/saved_session.hpp): a block of the KV cache, of null pointers if there is none.
   struct KvBlock kv_block(int layer, int kv_head, int block) const;
   void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
   std::string error;                                      // "": no error
@@ -709,7 +708,7 @@ struct AttentionState {
 // is a key: k[(tile * head_dim + i) * 16 + lane]. Values lie row by row, so that a lane is an element:
 // v[key * width + i]. The numbers are int8 with one scale per key and per value, or float32.
 struct KvBlock {
-  void *k = nullptr, *v = nullptr;
+  void *k = nullptr, *v = nullptr;               // attention without values gives the weights of the keys instead
   float *k_scale = nullptr, *v_scale = nullptr;  // (128); k_scale includes 1 / sqrt(head_dim)
   int head_dim = 0;                              // elements of a key, and of a value
   int width = 0;                                 // head_dim padded to 16
@@ -811,8 +810,7 @@ class Pool {
 inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
 inline double vector_work(int width, int n) { return double(width) * n / 2; }
 inline double attention_work(int q_dim, double keys) { return keys * q_dim / 16; }
-// f(t) for each of n tokens. A thread gets up to 16 neighbours, since their keys and packed activations share cache
-// lines, which should not travel between cores.
+// f(t) for each of n tokens. A thread gets up to 16 neighbours, whose keys and packed activations share cache lines.
 template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
   pool.parallel_ranges(n, std::clamp(n / pool.threads(), 1, 16), work, [&](int first, int end) {
     for (int t = first; t < end; t++) f(t);
@@ -924,8 +922,7 @@ inline void normalize_heads(const Kernels& k, const Config& c, float* x, int hea
     std::copy_n(head, c.head_dim, x);
   }
 }
-// Checks n rows of logits, `stride` apart. An infinite or undefined weight makes them undefined (NaN), with bits that
-// differ between CPUs: that is an error.
+// Checks n rows of logits, `stride` apart. NaN, from damaged weights, is an error: its bits differ between CPUs.
 inline bool check_finite(const float* logits, int n, int vocab_size, int stride, std::string& error) {
   bool finite = true;
   for (int t = 0; t < n; t++, logits += stride)
@@ -1146,8 +1143,9 @@ struct Transformer {
     rmsnorm(w.attention_norm, n);
     multiply({{w.wq, buf.q.f}, {w.wk, buf.k}, {w.wv, buf.v}}, buf.xn, n);
     rope_and_store(l, n);
-    for (int t = 0; t < n; t++)
-      if (const auto& [show, weights] = token[t].session().observer_; show && weights) observe_attention(l, t);
+    show(Observation::queries, l, buf.q.f, c.q_dim(), n);
+    for (const Tile* at = tile; at < tile + n_tiles; at++)
+      if (const auto& [see, weights] = token[at->first].session().observer_; see && weights) observe_attention(l, *at);
     attention(l, n);
     multiply({{w.wo, buf.xn.f}}, buf.q, n);
     add_residual(w.bo, n);
@@ -1335,28 +1333,34 @@ struct Transformer {
     const float scale = 1.f / state.sum;
     for (int i = 0; i < c.head_dim; i++) y[i] = state.values[i] * scale;
   }
-  // For an observer only: forward() never needs all weights at once.
-  void observe_attention(int l, int t) {
-    const Session& s = token[t].session();
-    std::vector<float> weights;
-    for (int head = 0; head < c.n_heads; head++) {
-      weights.assign(size_t(token[t].position) + 1, 0.f);
-      for (size_t j = 0; j < weights.size(); j++) {
-        const KvBlock kv = s.kv_->block(l, head / group, int(j) / kBlockKeys);
-        const int key = int(j) % kBlockKeys;
-        for (int i = 0, at = kv.key_at(key); i < c.head_dim; i++, at += 16) {
-          const float k = s.kv_->f32 ? static_cast<float*>(kv.k)[at] : static_cast<int8_t*>(kv.k)[at];
-          weights[j] = fma(query(t, head)[i], k, weights[j]);
-        }
-        weights[j] *= kv.k_scale[key];
+  // For an observer only: forward() never needs all weights of a row at once.
+  void observe_attention(int l, const Tile& of) {
+    const Session& s = token[of.first].session();
+    const int blocks = token[of.first + of.n - 1].position / kBlockKeys + 1, rows = of.n * c.n_heads;
+    std::vector<AttentionState> states(size_t(rows) * blocks);
+    std::vector<float> weights(states.size() * kBlockKeys);
+    pool.parallel_for(c.n_kv_heads * blocks, attention_work(int(weights.size()), c.head_dim / 2), [&](int i, int) {
+      const int kv_head = i / blocks, b = i % blocks;
+      const auto get_query = [&](int j) {
+        const int t = of.first + j / group, head = kv_head * group + j % group;
+        const size_t at = size_t(j / group * c.n_heads + head) * blocks + b;
+        states[at].values = &weights[at * kBlockKeys];
+        return Query{query(t, head), std::min(kBlockKeys, token[t].position + 1 - b * kBlockKeys), &states[at]};
+      };
+      KvBlock kv = s.kv_->block(l, kv_head, b);
+      kv.v = nullptr;
+      attend_queries(kernels, kv, s.kv_->f32, of.n * group, true, get_query);
+    });
+    for (int row = 0; row < rows; row++) {
+      const int position = token[of.first + row / c.n_heads].position;
+      AttentionState *const first = &states[size_t(row) * blocks], all = *first;
+      for (auto* block = first + 1; block <= first + position / kBlockKeys; block++) kernels.merge(all, *block, 0);
+      for (auto* block = first; block <= first + position / kBlockKeys; block++) {
+        float scale = block->max - all.max;
+        kernels.exp(&scale, 1);
+        for (int j = 0; j < kBlockKeys; j++) block->values[j] *= scale / all.sum;
       }
-      const float top = *std::max_element(weights.begin(), weights.end());
-      for (float& w : weights) w -= top;
-      exp_in_place(weights.data(), int(weights.size()));
-      float sum = 0;
-      for (float w : weights) sum += w;
-      for (float& w : weights) w /= sum;
-      s.observer_.first({Observation::attention, l, head, token[t].position, weights.data(), int(weights.size())});
+      s.observer_.first({Observation::attention, l, row % c.n_heads, position, all.values, position + 1});
     }
   }
 };
@@ -1711,8 +1715,7 @@ inline uint64_t tensor_bytes(const TensorSpec& spec, Type type) {
   return uint64_t(panels_of(spec.rows)) * panel_bytes(type, spec.cols);
 }
 inline const char* type_name(Type type) { return type == Type::f32 ? "f32" : type == Type::q8 ? "q8" : "q4"; }
-// XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md) of whole stripes of 32 bytes: a shorter rest is
-// padded with zeros. A checksum, not cryptography.
+// XXH64, seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), zero-padded to 32 bytes. A checksum, not cryptography.
 class Hash64 {
  public:
   Hash64& update(const void* data, size_t n) {
@@ -1823,8 +1826,7 @@ struct ModelReader {
       return refuse(field, expected, found);
     });
   }
-  // The tensors, bound to their place. count: of the specs, which are made only if the file has that many: a tiny file
-  // must not cause the list of a model with a thousand layers.
+  // The tensors, bound to their place. count: of the specs, so that a tiny file does not cause a list of thousands.
   template <class Specs> bool tensors(uint64_t count, const Specs& specs, std::vector<Tensor>& bound) {
     if (!equal("section tensor_table.bytes", count * sizeof(TensorEntry), h.tensor_table.bytes)) return false;
     uint64_t at = h.tensors.offset;
@@ -2328,8 +2330,7 @@ template <class T> struct LaneBlocks {
   ptrdiff_t step, between;
   ptrdiff_t ahead;  // bytes from a row to the one to prefetch with it, into the L2 cache
 };
-// For B blocks from block `first` on, the sum of all rows, each times coefficient[n][row], to out[n] (16 per block). A
-// row is loaded and converted once for N outputs.
+// For B blocks from `first` on: out[n] (16 per block), the sum of all rows times coefficient[n][row]. Rows are loaded once.
 template <int W, class T, int N, int B>
 POCKET_BODY void combine_blocks(const LaneBlocks<T>& a, int first, const float* const* coefficient, float* const* out) {
   constexpr int kParts = 16 / W;
@@ -2377,7 +2378,7 @@ template <int W> POCKET_BODY void softmax_scores(float* s, int keys, const KvBlo
   POCKET_FOR (p, kParts) sums[p].store(total + p * W);
   state.max = top;
   state.sum = sum16(total);
-  for (int j = 0; j < end; j++) s[j] *= kv.v_scale[j];
+  for (int j = 0; kv.v && j < end; j++) s[j] *= kv.v_scale[j];
 }
 // N queries (head_dim) against the first keys[n] keys of a block.
 template <int W, class T, int N>
@@ -2396,7 +2397,9 @@ POCKET_BODY void attend_block(const KvBlock& kv, const float* const* q, const in
     softmax_scores<W>(score[n], keys[n], kv, *out[n]);
     weights[n] = score[n];
     values[n] = out[n]->values;
+    if (!kv.v) std::copy_n(score[n], kBlockKeys, values[n]);
   }
+  if (!kv.v) return;
   const LaneBlocks<T> v = {static_cast<const T*>(kv.v), shortest, kv.width, 16, kv.ahead};
   combine<W, T, N>(v, kv.width / 16, weights, values);
   for (int n = 0; n < N; n++)  // queries of later tokens see some more keys
@@ -2605,8 +2608,7 @@ struct Maddubs {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 };
-// P panels, `step` panels from one to the next, times T tokens. One group of one panel at a time: 16 registers hold its
-// sums and the results of all panels.
+// P panels, `step` apart, times T tokens, a group of one panel at a time: 16 registers hold its sums and all results.
 template <class Dot, int P, int T>
 POCKET_AVX2 POCKET_BODY void gemv_q4_panels(const Tensor& w, int first, int step, const Activations& x, float* y,
                                             size_t ldy) {
@@ -2870,8 +2872,7 @@ inline Kernels kernels() {
 // multiplies two of them: (16 tokens, 32 columns) by (32 columns, 16 rows), signed bytes, summed exactly. A group of a
 // panel in memory is such a second tile. A single token cannot fill a tile: generating uses the kernels above.
 namespace amx {
-// The bits of kRound, 16 rows of 16: adding an integer below 2^22, such as the sum of a group, to them gives exactly
-// the float kRound + that integer.
+// The bits of kRound, 16 rows of 16: plus an integer below 2^22, such as a group's sum, they are the float kRound + it.
 static_assert(kGroup * 128 * 127 < 1 << 22);
 alignas(64) inline constexpr auto kStart = [] {
   std::array<uint32_t, 16 * kPanelRows> bits = {};
@@ -3004,8 +3005,7 @@ inline Kernels kernels() {
 #endif
 #endif  // __x86_64__
 // ---- Registers of 16 bytes: 4 rows each, four for a panel. The loops are in the vector extensions of g++ and clang; a Set
-// has the operations in which instruction sets differ: here NEON, in export/kernels.cpp NEON with i8mm, in apps/page
-// WebAssembly.
+// has the operations that differ: here NEON, in export/kernels.cpp NEON with i8mm, in apps/page WebAssembly.
 namespace simd128 {
 typedef int8_t Bytes __attribute__((vector_size(16)));
 typedef uint8_t Codes __attribute__((vector_size(16)));

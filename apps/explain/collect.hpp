@@ -35,10 +35,10 @@ class Collector {
 
   /// For Session::observe.
   void observe(const Observation& o) {
-    const double now = clock_();
-    take_time(o, now);
+    if (o.kind != kind_ || o.layer != layer_) take_time(o, clock_());
+    if (o.kind == Observation::layer_output && o.layer == 0) pass_.tokens++;
     if (o.position < kMostTokens) keep(o);
-    last_ = clock_();
+    if (o.kind != Observation::attention || o.head + 1 == c_.n_heads) last_ = clock_();
   }
 
   /// To be called around each choice of the sampler.
@@ -64,17 +64,12 @@ class Collector {
     return n;
   }
   /// Attention of token i to token j.
-  float weight(int layer, int head, size_t i, size_t j) const {
-    const float root = float(codes(layer, head, i)[j]) / kMostCode;
-    return root * root;
-  }
-  /// The attention of token i as codes, (i + 1): see to_code. kMostCode stands for 1.
+  float weight(int layer, int head, size_t i, size_t j) const { return float(codes(layer, head, i)[j]) / kMostCode; }
+  /// The attention of token i, (i + 1): kMostCode stands for 1.
   static constexpr int kMostCode = 65535;
   const uint16_t* codes(int layer, int head, size_t i) const {
     return &rows_[i].weights[(size_t(layer) * size_t(c_.n_heads) + size_t(head)) * (i + 1)];
   }
-  /// The mean attention of the heads of a layer: (i + 1).
-  const float* mean(int layer, size_t i) const { return &rows_[i].mean[size_t(layer) * (i + 1)]; }
   /// The residual stream after a layer: (dim).
   const float* output(int layer, size_t i) const { return &rows_[i].outputs[size_t(layer) * size_t(c_.dim)]; }
   /// The residual stream between attention and MLP of layer 0: (dim).
@@ -107,7 +102,6 @@ class Collector {
   struct Row {  // a position
     bool complete = false;
     std::vector<uint16_t> weights;        // (n_layers, n_heads, position + 1): codes
-    Vector mean;                          // (n_layers, position + 1)
     Vector outputs;                       // (n_layers, dim)
     Vector middle;                        // (dim), of layer 0
     Vector attention_update, mlp_update;  // (n_layers)
@@ -119,20 +113,17 @@ class Collector {
     Row& row = rows_[p];
     if (row.weights.empty()) {
       row.weights.resize(size_t(c_.n_layers) * size_t(c_.n_heads) * (p + 1));
-      row.mean.resize(size_t(c_.n_layers) * (p + 1));
       row.outputs.resize(size_t(c_.n_layers) * dim);
       row.attention_update.resize(size_t(c_.n_layers));
       row.mlp_update.resize(size_t(c_.n_layers));
     }
     if (o.kind == Observation::attention) {
       uint16_t* const out = &row.weights[(layer * size_t(c_.n_heads) + size_t(o.head)) * (p + 1)];
-      float* const mean = &row.mean[layer * (p + 1)];
-      const float share = 1.f / float(c_.n_heads);
-      if (o.head == 0) std::fill_n(mean, p + 1, 0.f);
-      for (size_t j = 0; j <= p; j++) {
-        out[j] = to_code(o.data[j], kMostCode);
-        mean[j] += o.data[j] * share;
-      }
+      const auto code = [](float w) { return uint16_t(int(w * kMostCode + 0.5f)); };
+      size_t j = 0;
+      for (; j + 16 <= p + 1; j += 16)  // so many at a time are SIMD
+        for (size_t k = 0; k < 16; k++) out[j + k] = code(o.data[j + k]);
+      for (; j <= p; j++) out[j] = code(o.data[j]);
       if (o.layer == 0 && o.head == 0) {
         row.complete = false;
         choices_.erase(o.position);
@@ -151,33 +142,34 @@ class Collector {
     }
   }
 
-  // The time between two observations of different kinds is that of a part of the forward pass. The first head's weights
-  // are computed for the observer as well, which takes about as long as those of the next head.
+  // The time between two observations of different kinds is that of a part of the forward pass, but before the attention
+  // weights it is the time of computing them for the observer.
   void take_time(const Observation& o, double now) {
     const double gap = now - last_;
-    const bool begins = o.kind != kind_ || o.layer != layer_;
-    if (o.kind == Observation::attention && begins) {
-      if (o.layer == 0) {
-        if (in_pass_ && pass_.tokens > 0) end_pass();  // no choice was made after the pass before it
-        in_pass_ = true;
-        pass_.passes = 1;
-      }
-      waiting_ = gap;
-      heads_seen_ = 1;
-    } else if (o.kind == Observation::attention && ++heads_seen_ == 2) {
-      waiting_ -= gap;
-    }
-    if (o.kind == Observation::head_outputs && begins) {
-      // The gap before layer 0 includes the embedding and the caller's time: layer 0 counts as the next one does.
-      if (o.layer > 0 || c_.n_layers == 1)
-        pass_.seconds[Times::qkv] += std::max(0.0, waiting_) * (o.layer == 1 ? 2 : 1);
-      pass_.seconds[Times::attention] += gap;
-    }
-    if (o.kind == Observation::attention_residual && begins) pass_.seconds[Times::wo] += gap;
-    if (o.kind == Observation::layer_output && begins) pass_.seconds[Times::mlp] += gap;
-    if (o.kind == Observation::layer_output && o.layer == 0) pass_.tokens++;
     kind_ = o.kind;
     layer_ = o.layer;
+    switch (o.kind) {
+      case Observation::queries:
+        if (o.layer == 0) {
+          if (in_pass_ && pass_.tokens > 0) end_pass();  // no choice was made after the pass before it
+          in_pass_ = true;
+          pass_.passes = 1;
+        }
+        // The gap before layer 0 includes the embedding and the caller's time: layer 0 counts as the next one does.
+        if (o.layer > 0 || c_.n_layers == 1) pass_.seconds[Times::qkv] += gap * (o.layer == 1 ? 2 : 1);
+        break;
+      case Observation::attention:
+        break;
+      case Observation::head_outputs:
+        pass_.seconds[Times::attention] += gap;
+        break;
+      case Observation::attention_residual:
+        pass_.seconds[Times::wo] += gap;
+        break;
+      case Observation::layer_output:
+        pass_.seconds[Times::mlp] += gap;
+        break;
+    }
   }
   void end_pass() {
     if (pass_.tokens > 0) (pass_.tokens == 1 ? single_ : several_).add(pass_);
@@ -192,8 +184,7 @@ class Collector {
   std::map<int, Vector> middles_;  // by position: the residual stream between attention and MLP of the layer that runs
   std::map<int, Choice> choices_;  // by position
   Times pass_, single_, several_;
-  double last_ = 0, waiting_ = 0;
-  size_t heads_seen_ = 0;
+  double last_ = 0;
   bool in_pass_ = false;
   Observation::Kind kind_ = Observation::layer_output;
   int layer_ = -1;

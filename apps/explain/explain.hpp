@@ -9,6 +9,7 @@
 #include "../../export/json_writer.hpp"
 #include "../../export/memory.hpp"
 #include "../../export/output_file.hpp"
+#include "deflate.hpp"
 #include "journey.hpp"
 #include "sources.hpp"
 
@@ -36,23 +37,26 @@ template <class T> std::string base64_json(const std::vector<T>& values) {
   return "\"" + base64(values.data(), values.size() * sizeof(T)) + "\"";
 }
 
-/// The page with `data`, a JSON object, in it. No text in the data can end its element: each < and > is escaped. nonce:
-/// what the page's policy requires of a script, a number that nobody can guess.
+/// The page with `data`, a JSON object; with "null" the page around it sends them. No text in the data can end its
+/// element: each < and > is escaped. nonce: what the page's policy requires of a script, a number that nobody can guess.
 inline std::string page_with(const std::string& data, const std::string& nonce) {
   std::string page(kPage), escaped;
   escaped.reserve(data.size() + data.size() / 64);
-  size_t from = 0;
-  for (size_t at; (at = data.find_first_of("<>&", from)) != data.npos; from = at + 1) {
-    escaped.append(data, from, at - from);
-    escaped += data[at] == '<' ? "\\u003c" : data[at] == '>' ? "\\u003e" : "\\u0026";
+  size_t from = 0, next[] = {data.find('<'), data.find('>'), data.find('&')};
+  while (true) {
+    size_t* const first = std::min_element(next, next + 3);
+    if (*first == data.npos) break;
+    escaped.append(data, from, *first - from);
+    escaped += data[*first] == '<' ? "\\u003c" : data[*first] == '>' ? "\\u003e" : "\\u0026";
+    from = *first + 1;
+    *first = data.find(data[*first], from);
   }
   escaped.append(data, from, data.npos);
   const std::string place = "NONCE";
   for (size_t at = 0; (at = page.find(place, at)) != page.npos; at += nonce.size())
     page.replace(at, place.size(), nonce);
   const std::string data_place = "POCKET_DATA";
-  const size_t at = page.find(data_place);
-  return page.substr(0, at) + escaped + page.substr(at + data_place.size());
+  return page.replace(page.find(data_place), data_place.size(), escaped);
 }
 inline std::string random_nonce() {
   std::random_device random;
@@ -82,9 +86,10 @@ class Explanation {
   }
   std::string error() const { return file_.error(); }
 
-  /// Watches a session, which must outlive this object or end().
-  void watch(Session& session) {
+  /// Watches a session, which must outlive this object or end(). timed: whether times are part of the data.
+  void watch(Session& session, bool timed = true) {
     session_ = &session;
+    timed_ = timed;
     collector_.emplace(session.model());
     session.observe([this](const Observation& o) { collector_->observe(o); });
   }
@@ -118,7 +123,7 @@ class Explanation {
     std::vector<int> ids(text.ids.begin(), text.ids.begin() + long(std::min(text.ids.size(), n + 1)));
     if (ids.size() == n && n > 0 && seen.choice(n - 1)) ids.push_back(seen.choice(n - 1)->id);
     shown_.clear();
-    Fields all = {{"format", json("pocketllama explain 1")},
+    Fields all = {{"format", json("pocketllama explain 2")},
                   {"version", json(kVersion)},
                   {"model", model_json(text)},
                   {"options", options_json(text)},
@@ -127,7 +132,7 @@ class Explanation {
     all.push_back({"lens", lens_json(parts, ids, n, progress)});
     all.push_back({"tokens", tokens_json(ids, tokenizer)});
     all.push_back({"choices", choices_json(ids, n)});
-    add_attention(all, ids, n);
+    add_attention(all, parts, ids, n);
     all.push_back({"residual", residual_json(n)});
     all.push_back({"cost", cost_json(parts, n)});
     all.push_back({"journey", n > 0 ? journey_json(parts, ids, n) : "null"});
@@ -175,27 +180,46 @@ class Explanation {
                         {"grammar", t.constrained ? "true" : "false"}});
   }
 
-  // Top tokens and entropy by layer: (n_layers + 1, n), of which the first row is the embedding.
+  // Layers whose output goes through the lens, 0 for the embedding: all; or some and the last, so that the lens takes less
+  // time than the text did. A new token counts as 16 of a prompt, for which each weight is read once for many tokens.
+  std::vector<int> lens_layers(size_t n) const {
+    const Model& m = session_->model();
+    double layer_bytes = 0, tokens = double(n);
+    for (const Layer& l : m.layers)
+      for (const Tensor* t : {&l.wq, &l.wk, &l.wv, &l.wo, &l.w1, &l.w3, &l.w2}) layer_bytes += double(t->bytes);
+    for (size_t i = 0; i < n; i++) tokens += collector_->choice(i) ? 15 : 0;
+    const double most = 0.8 * tokens * layer_bytes / (double(n) * double(m.output.bytes));
+    const int layers = m.config.n_layers, step = most > layers ? 1 : int(std::ceil(layers / std::max(1.0, most - 1)));
+    std::vector<int> shown;
+    for (int l = 0; l < layers; l += step) shown.push_back(l);
+    shown.push_back(layers);
+    return shown;
+  }
+
+  // Top tokens and entropy by layer: (layers of the lens, n).
   std::string lens_json(Parts& parts, const std::vector<int>& ids, size_t n, const Progress& progress) {
     const Config& c = session_->model().config;
-    const size_t layers = size_t(c.n_layers) + 1;
-    std::vector<Summary> all(layers * n);
+    const std::vector<int> layers = lens_layers(n);
     embeddings_.assign(n * size_t(padded(c.dim)), 0.f);
     for (size_t i = 0; i < n; i++)
       session_->model().read_row(session_->model().token_embedding, ids[i], &embeddings_[i * size_t(padded(c.dim))]);
+    std::vector<Summarizer> all;
+    for (size_t k = 0; k < layers.size(); k++)
+      for (size_t i = 0; i < n; i++) all.emplace_back(i + 1 < ids.size() ? ids[i + 1] : -1);
     std::vector<std::vector<float>> work{size_t{kChunk}};  // of each row of a chunk
-    for (size_t l = 0; l < layers; l++) {
-      if (progress) progress("logit lens", l, layers);
-      const auto at = [&](size_t i) { return l == 0 ? embedding(i) : collector_->output(int(l) - 1, i); };
-      parts.logits(n, at, [&](size_t i, const float* logits) {
-        all[l * n + i] = summarize(
-            logits, c.vocab_size, i + 1 < ids.size() ? ids[i + 1] : -1, [&](float* x, int size) { parts.exp(x, size); },
-            work[i % size_t(kChunk)]);
-      });
-    }
+    const auto exp = [&](float* x, int size) { parts.exp(x, size); };
+    if (progress) progress("logit lens", 0, layers.size());
+    const auto at = [&](size_t r) {
+      const int layer = layers[r / n];
+      return layer == 0 ? embedding(r % n) : collector_->output(layer - 1, r % n);
+    };
+    parts.logits(all.size(), at, [&](size_t r, int first, const float* logits, int size) {
+      all[r].add(logits, first, size, exp, work[r % size_t(kChunk)]);
+    });
     std::vector<int32_t> top;
     std::vector<float> p, entropy, next;
-    for (const Summary& s : all) {
+    for (const Summarizer& row : all) {
+      const Summary s = row.summary();
       top.insert(top.end(), s.ids.begin(), s.ids.end());
       p.insert(p.end(), s.p.begin(), s.p.end());
       entropy.push_back(s.entropy);
@@ -203,7 +227,10 @@ class Explanation {
       for (const int id : s.ids) shown_.insert(id);
     }
     next_.assign(next.end() - long(n), next.end());
-    return json_object({{"top", number(Summary::kTop)},
+    std::vector<std::string> names;
+    for (const int l : layers) names.push_back(number(l));
+    return json_object({{"layers", json_array(names)},
+                        {"top", number(Summary::kTop)},
                         {"ids", base64_json(top)},
                         {"p", base64_json(p)},
                         {"entropy", base64_json(entropy)},
@@ -258,29 +285,42 @@ class Explanation {
   }
 
   // The maps of each layer, (heads, triangle of n) bytes; what heads look at; rollout.
-  void add_attention(Fields& all, const std::vector<int>& ids, size_t n) const {
+  void add_attention(Fields& all, Parts& parts, const std::vector<int>& ids, size_t n) const {
     const Config& c = session_->model().config;
-    std::vector<std::string> layers;
-    std::vector<float> kinds;
+    const size_t layers = size_t(c.n_layers), heads = size_t(c.n_heads);
     const Kinds kinds_of_text(std::vector<int>(ids.begin(), ids.begin() + long(n)));
-    const uint16_t least = to_code(kLeastWeight, Collector::kMostCode);
-    for (int l = 0; l < c.n_layers; l++) {
-      std::vector<uint8_t> bytes;
-      bytes.reserve(size_t(c.n_heads) * triangle(n));
-      for (int h = 0; h < c.n_heads; h++) {
+    std::vector<uint8_t> byte_of(Collector::kMostCode + 1);
+    for (size_t i = 0; i < byte_of.size(); i++) byte_of[i] = to_rough_byte(float(i) / Collector::kMostCode);
+    std::vector<std::string> maps(layers);
+    std::vector<float> kinds(layers * heads * HeadKind::count);
+    std::vector<std::vector<float>> mean(layers);
+    parts.in_parallel(layers, [&](size_t l) {
+      std::vector<uint8_t> bytes(heads * triangle(n));
+      mean[l].resize(triangle(n));
+      const float share = 1.f / (float(Collector::kMostCode) * float(heads));
+      for (size_t h = 0; h < heads; h++) {
         for (size_t i = 0; i < n; i++) {
-          const uint16_t* const row = collector_->codes(l, h, i);
-          for (size_t j = 0; j <= i; j++) bytes.push_back(row[j] < least ? 0 : uint8_t((row[j] + 128) / 257));
+          const uint16_t* const row = collector_->codes(int(l), int(h), i);
+          uint8_t* const out = &bytes[h * triangle(n) + triangle(i)];
+          float* const sum = &mean[l][triangle(i)];
+          for (size_t j = 0; j <= i; j++) {
+            out[j] = byte_of[row[j]];
+            sum[j] += float(row[j]) * share;
+          }
         }
-        const HeadKind kind = kinds_of_text.of([&](size_t i, size_t j) { return collector_->weight(l, h, i, j); });
-        kinds.insert(kinds.end(), kind.score.begin(), kind.score.end());
+        const HeadKind kind =
+            kinds_of_text.of([&](size_t i, size_t j) { return collector_->weight(int(l), int(h), i, j); });
+        std::copy(kind.score.begin(), kind.score.end(), &kinds[(l * heads + h) * HeadKind::count]);
       }
-      layers.push_back(base64_json(bytes));
-    }
-    const std::vector<float> flow = rollout(c.n_layers, n, [&](int l, size_t i) { return collector_->mean(l, i); });
+      const std::string packed = Deflate::pack(bytes);
+      maps[l] = "\"" + base64(packed.data(), packed.size()) + "\"";
+    });
+    const auto each = [&](size_t count, const auto& f) { parts.in_parallel(count, f); };
+    const std::vector<float> flow = rollout(
+        c.n_layers, n, [&](int l) { return mean[size_t(l)].data(); }, each);
     std::vector<uint8_t> bytes;
     for (const float p : flow) bytes.push_back(to_byte(p));
-    all.push_back({"attention", json_array(layers)});
+    all.push_back({"attention", json_array(maps)});
     all.push_back({"kinds", base64_json(kinds)});
     all.push_back({"rollout", base64_json(bytes)});
   }
@@ -302,10 +342,10 @@ class Explanation {
         {{"norms", base64_json(norms)}, {"attention", base64_json(attention)}, {"mlp", base64_json(mlp)}});
   }
 
-  static std::string times_json(const Times& t) {
+  std::string times_json(const Times& t) const {
     static constexpr const char* kNames[] = {"qkv", "attention", "wo", "mlp", "logits", "sampling"};
     Fields fields = {{"passes", number(t.passes)}, {"tokens", number(t.tokens)}};
-    for (int i = 0; i < Times::count; i++) fields.push_back({kNames[i], json(t.seconds[i])});
+    for (int i = 0; i < Times::count; i++) fields.push_back({kNames[i], json(timed_ ? t.seconds[i] : 0.0)});
     return json_object(fields);
   }
   std::string cost_json(Parts& parts, size_t n) const {
@@ -325,7 +365,7 @@ class Explanation {
       mlp += double(l.w1.bytes + l.w3.bytes + l.w2.bytes);
     }
     const double weights = qkv + wo + mlp + double(m.output.bytes);
-    const double taken = parts.seconds_to_read_weights(seconds);
+    const double taken = timed_ ? parts.seconds_to_read_weights(seconds) : std::numeric_limits<double>::infinity();
     return json_object(
         {{"memory", json_array(memory)},
          {"kv", json(session_->kv_f32() ? "f32" : "q8")},
@@ -427,7 +467,7 @@ class Explanation {
   const float* embedding(size_t i) const { return &embeddings_[i * size_t(padded(session_->model().config.dim))]; }
 
   OutputFile file_;
-  bool json_only_ = false;
+  bool json_only_ = false, timed_ = true;
   Session* session_ = nullptr;
   std::optional<Collector> collector_;
   size_t explained_ = 0;
@@ -435,5 +475,33 @@ class Explanation {
   std::vector<float> next_;        // (positions): the probability of the next token, after the last layer
   std::set<int> shown_;            // tokens that the page shows
 };
+
+/// The data of a text that was written before. The session, which is empty, processes text.ids again, all at once, and
+/// from position `prompt` on the tokens are chosen again, with the same result. ended: the text ends because the model
+/// chose to end it. go_on(): false stops. "": stopped, or session.error has the reason.
+inline std::string explain_again(Session& session, const Text& text, size_t prompt, bool ended,
+                                 const Tokenizer& tokenizer, const std::function<bool()>& go_on) {
+  class OpenSampler : public Sampler {
+   public:
+    using Sampler::Sampler;
+    Choice choose(const float* logits, int n) {
+      const int id = (*this)(logits, n);
+      return explain_choice(id, logits, n, options_, work_, candidates_);
+    }
+  } sampler(text.sampler);
+  Explanation explanation;
+  explanation.watch(session, false);
+  for (size_t i = 0; i < prompt; i++) sampler.remember(text.ids[i]);
+  const size_t unread = !ended && text.ids.size() > prompt;  // the last token: nothing was chosen after it
+  const size_t n = std::min(text.ids.size() - unread, size_t(kMostTokens));
+  const bool good = session.forward(text.ids.data(), n, [&](size_t i, const float* logits) {
+    if (i + 1 >= prompt && (i + 1 < text.ids.size() || ended)) {
+      explanation.begin_choice();
+      explanation.end_choice([&] { return sampler.choose(logits, session.vocab_size()); });
+    }
+    return go_on();
+  });
+  return good && session.position() == int(n) ? explanation.json_of(text, tokenizer) : "";
+}
 
 }  // namespace pocket::explain

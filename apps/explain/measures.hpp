@@ -6,11 +6,22 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
 
 namespace pocket::explain {
+
+/// Four floats in a SIMD register, and 16 in four: sums that are added up side by side.
+typedef float Four __attribute__((vector_size(16)));
+inline constexpr int kLanes = 16;
+inline Four load_four(const float* x) {
+  Four four;
+  std::memcpy(&four, x, sizeof four);
+  return four;
+}
+inline void store_four(float* x, Four four) { std::memcpy(x, &four, sizeof four); }
 
 /// Number of elements of a lower triangle with n rows, the diagonal included.
 inline size_t triangle(size_t n) { return n * (n + 1) / 2; }
@@ -23,8 +34,13 @@ inline uint16_t to_code(float p, int most) {
 inline uint8_t to_byte(float p) { return uint8_t(to_code(p, 255)); }
 inline float from_byte(uint8_t byte) { return float(byte) / 255 * float(byte) / 255; }
 
-/// Attention below this is stored as 0 in a page.
-inline constexpr float kLeastWeight = 1e-4f;
+/// An attention weight as a byte: as to_byte, but 0 below 0.0001, and in steps of 4 below 64, so that small ones take few
+/// bits when they are packed.
+inline uint8_t to_rough_byte(float p) {
+  if (p < 1e-4f) return 0;
+  const float root = 255 * std::sqrt(p);
+  return root < 62 ? uint8_t(4 * int(root / 4 + 0.5f)) : to_byte(p);
+}
 
 /// What the head of a layer looks at: means of attention weights, from 0 to 1. NaN: the text has no such token.
 struct HeadKind {
@@ -78,20 +94,34 @@ class Kinds {
 
 /// Attention rollout (Abnar and Zuidema 2020): how much of each token reaches each position through all layers, if a layer
 /// passes on one half of a position unchanged and the other half as its heads attend, on average. Row i of the result,
-/// a lower triangle (n), sums to 1. mean(l, i): the attention row i of layer l, the mean of its heads: i + 1 floats.
-template <class Mean> std::vector<float> rollout(int layers, size_t n, const Mean& mean) {
-  std::vector<float> all(triangle(n), 0.f), row(n);
-  for (size_t i = 0; i < n; i++) all[triangle(i) + i] = 1;
-  for (int l = 0; l < layers; l++)
-    for (size_t i = n; i-- > 0;) {  // from the last row, which needs the earlier ones of the layer before
-      const float* const a = mean(l, i);
-      std::fill(row.begin(), row.end(), 0.f);
-      for (size_t k = 0; k <= i; k++) {
-        const float share = 0.5f * (a[k] + (k == i ? 1.f : 0.f)), *const below = &all[triangle(k)];
-        for (size_t j = 0; j <= k; j++) row[j] += share * below[j];
+/// a lower triangle (n), sums to 1. mean(l): the attention of layer l, the mean of its heads: a lower triangle (n).
+/// each(n, f) calls f(i) for all i < n, on any threads.
+template <class Mean, class Each> std::vector<float> rollout(int layers, size_t n, const Mean& mean, const Each& each) {
+  const size_t width = (n + kLanes - 1) / kLanes * kLanes;
+  std::vector<float> below(n * width), above(n * width);  // before and after a layer
+  for (size_t i = 0; i < n; i++) below[i * width + i] = 1;
+  for (int l = 0; l < layers; l++, below.swap(above))
+    each(n, [&](size_t i) {
+      const float* const row = mean(l) + triangle(i);
+      for (size_t begin = 0; begin <= i; begin += kLanes) {
+        const float* x = &below[i * width + begin];
+        Four a = load_four(x), b = load_four(x + 4), c = load_four(x + 8), d = load_four(x + 12);
+        for (size_t k = begin; k <= i; k++) {
+          x = &below[k * width + begin];
+          a += row[k] * load_four(x);
+          b += row[k] * load_four(x + 4);
+          c += row[k] * load_four(x + 8);
+          d += row[k] * load_four(x + 12);
+        }
+        float* const y = &above[i * width + begin];
+        store_four(y, 0.5f * a);
+        store_four(y + 4, 0.5f * b);
+        store_four(y + 8, 0.5f * c);
+        store_four(y + 12, 0.5f * d);
       }
-      std::copy(row.begin(), row.begin() + long(i) + 1, all.begin() + long(triangle(i)));
-    }
+    });
+  std::vector<float> all;
+  for (size_t i = 0; i < n; i++) all.insert(all.end(), &below[i * width], &below[i * width] + i + 1);
   return all;
 }
 
@@ -115,48 +145,114 @@ inline std::vector<int> largest(const float* x, int n, int count) {
     top.insert(at, i);
     if (int(top.size()) > count) top.pop_back();
   };
+  top.reserve(size_t(count) + 1);
   int i = 0;
   for (; i < n && (int(top.size()) < count || x[top.back()] != x[top.back()]); i++) insert(i);
-  for (; i < n; i++)
-    if (x[i] > x[top.back()]) insert(i);  // true for few
+  float least = top.empty() ? 0.f : x[top.back()];
+  for (; i < n; i++) {
+    if (!(x[i] > least)) continue;  // true for nearly all
+    insert(i);
+    least = x[top.back()];
+  }
   return top;
 }
 
-/// Sums up softmax(logits). exp(x, n) replaces n numbers by e^x; `work` is scratch memory. next: an id, or -1.
-template <class Exp> Summary summarize(const float* logits, int n, int next, const Exp& exp, std::vector<float>& work) {
-  Summary s;
-  s.ids.fill(-1);
-  s.p.fill(0);
-  const std::vector<int> top = largest(logits, n, Summary::kTop);
-  const float highest = logits[top[0]];
-  work.resize(size_t(n));
-  for (int i = 0; i < n; i++) work[size_t(i)] = logits[i] - highest;
-  exp(work.data(), n);
-  constexpr int kSums = 8;  // of every eighth number, which the CPU adds up at the same time
-  double sums[kSums] = {}, products[kSums] = {};
-  int i = 0;
-  for (; i + kSums <= n; i += kSums)
-    for (int k = 0; k < kSums; k++) {
-      const float w = work[size_t(i + k)];
-      sums[k] += w;
-      products[k] += double(w) * double(std::max(logits[i + k] - highest, -200.f));
+/// Sums up softmax(logits), of logits that come in parts.
+class Summarizer {
+ public:
+  /// next: the id that follows in the text; -1: none.
+  explicit Summarizer(int next = -1) : next_(next) {}
+
+  /// Logits of the ids first ... first + n - 1. exp(x, n) replaces n numbers by e^x. work: scratch memory.
+  template <class Exp> void add(const float* logits, int first, int n, const Exp& exp, std::vector<float>& work) {
+    // In whole lanes; those that are left over are 0 after exp.
+    const int whole = (n + kLanes - 1) / kLanes * kLanes;
+    work.resize(size_t(2 * whole));
+    float *const below = work.data(), *const power = below + whole;  // logits minus the highest, and e to their power
+    std::copy_n(logits, n, below);
+    std::fill(below + n, power, -std::numeric_limits<float>::infinity());
+    const float highest = highest_of(below, whole);
+    if (top_.size() < Summary::kTop || !(highest <= top_.back().first)) add_to_top(logits, first, n);
+    if (next_ >= first && next_ < first + n) next_logit_ = logits[next_ - first];
+    const Four least = Four{} - 200.f;
+    for (int i = 0; i < whole; i += 4) {
+      const Four x = load_four(below + i) - highest;
+      store_four(below + i, x < least ? least : x);  // since 0 times infinity is undefined
     }
-  double sum = 0, weighted = 0;
-  for (; i < n; i++) {
-    sum += work[size_t(i)];
-    weighted += double(work[size_t(i)]) * double(std::max(logits[i] - highest, -200.f));
+    std::copy_n(below, whole, power);
+    exp(power, whole);
+    Four sums[4] = {}, products[4] = {};
+    for (int i = 0; i < whole; i += kLanes)
+      for (int k = 0; k < 4; k++) {
+        const Four w = load_four(power + i + 4 * k);
+        sums[k] += w;
+        products[k] += w * load_four(below + i + 4 * k);
+      }
+    double sum = 0, weighted = 0;
+    for (int k = 0; k < kLanes; k++) {
+      sum += double(sums[k / 4][k % 4]);
+      weighted += double(products[k / 4][k % 4]);
+    }
+    merge(double(highest), sum, weighted);
   }
-  for (int k = 0; k < kSums; k++) {
-    sum += sums[k];
-    weighted += products[k];
+
+  Summary summary() const {
+    Summary s;
+    s.ids.fill(-1);
+    s.p.fill(0);
+    const auto p = [&](float logit) { return float(std::exp(double(logit) - highest_) / sum_); };
+    for (size_t k = 0; k < top_.size(); k++) {
+      s.ids[k] = top_[k].second;
+      s.p[k] = p(top_[k].first);
+    }
+    s.entropy = float(std::max(0.0, (std::log(sum_) - weighted_ / sum_) / std::log(2.0)));
+    s.p_next = next_logit_ == next_logit_ ? p(next_logit_) : 0;
+    return s;
   }
-  for (size_t k = 0; k < top.size(); k++) {
-    s.ids[k] = top[k];
-    s.p[k] = float(work[size_t(top[k])] / sum);
+
+ private:
+  static float highest_of(const float* x, int n) {
+    Four top = load_four(x);
+    for (int i = 4; i < n; i += 4) {
+      const Four next = load_four(x + i);
+      top = next > top ? next : top;
+    }
+    float highest = top[0];
+    for (int k = 1; k < 4; k++) highest = std::max(highest, top[k]);
+    return highest;
   }
-  s.entropy = float(std::max(0.0, (std::log(sum) - weighted / sum) / std::log(2.0)));
-  s.p_next = next >= 0 && next < n ? float(work[size_t(next)] / sum) : 0;
-  return s;
+  void add_to_top(const float* logits, int first, int n) {
+    for (const int i : largest(logits, n, Summary::kTop)) {
+      auto at = top_.end();
+      while (at != top_.begin() && (logits[i] > (at - 1)->first || (at - 1)->first != (at - 1)->first)) --at;
+      top_.insert(at, {logits[i], first + i});
+      if (top_.size() > Summary::kTop) top_.pop_back();
+    }
+  }
+  void merge(double highest, double sum, double weighted) {
+    if (highest > highest_) {
+      std::swap(highest, highest_);
+      std::swap(sum, sum_);
+      std::swap(weighted, weighted_);
+    }
+    if (!(sum > 0)) return;
+    const double lower = highest - highest_, scale = std::exp(lower);
+    sum_ += scale * sum;
+    weighted_ += scale * (weighted + lower * sum);
+  }
+
+  int next_;
+  float next_logit_ = std::numeric_limits<float>::quiet_NaN();
+  double highest_ = -std::numeric_limits<double>::infinity();
+  double sum_ = 0, weighted_ = 0;           // of e^(x - highest_), and of e^(x - highest_) (x - highest_)
+  std::vector<std::pair<float, int>> top_;  // logits and ids, the highest first
+};
+
+/// Sums up softmax(logits), of all n logits.
+template <class Exp> Summary summarize(const float* logits, int n, int next, const Exp& exp, std::vector<float>& work) {
+  Summarizer s(next);
+  s.add(logits, 0, n, exp, work);
+  return s.summary();
 }
 
 }  // namespace pocket::explain

@@ -40,6 +40,67 @@ template <class T> std::vector<T> numbers_of(const Json& base64) {
   return out;
 }
 
+// The bytes of what Deflate packed, by RFC 1951: blocks with codes of their own, and without references.
+std::vector<uint8_t> unpacked(const std::vector<uint8_t>& packed) {
+  std::vector<uint8_t> out;
+  size_t at = 0;
+  const auto bits = [&](int n) {
+    uint32_t value = 0;
+    for (int i = 0; i < n; i++, at++) value |= uint32_t(packed.at(at / 8) >> at % 8 & 1) << i;
+    return value;
+  };
+  // The symbol whose canonical code comes next.
+  const auto decode = [&](const std::vector<int>& lengths) {
+    uint32_t code = 0, first = 0;
+    for (int n = 1; n <= 15; n++) {
+      code = code << 1 | bits(1);
+      uint32_t index = 0;
+      for (size_t s = 0; s < lengths.size(); s++)
+        if (lengths[s] == n && first + index++ == code) return s;
+      first = (first + index) << 1;
+    }
+    throw std::runtime_error("no such code");
+  };
+  for (bool last = false; !last;) {
+    last = bits(1);
+    EXPECT_EQ(bits(2), 2u);
+    const size_t symbols = 257 + bits(5), distances = 1 + bits(5);
+    const int written = int(4 + bits(4));
+    constexpr int kOrder[] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
+    std::vector<int> meta(19), lengths;
+    for (int i = 0; i < written; i++) meta[size_t(kOrder[i])] = int(bits(3));
+    while (lengths.size() < symbols + distances) lengths.push_back(int(decode(meta)));
+    lengths.resize(symbols);
+    for (size_t s; (s = decode(lengths)) != 256;) out.push_back(uint8_t(s));
+  }
+  EXPECT_EQ(packed.size(), (at + 7) / 8);
+  return out;
+}
+std::vector<uint8_t> map_of(const Json& data, size_t layer) { return unpacked(bytes_of(data["attention"][layer])); }
+
+TEST(ExplainDeflate, UnpacksToTheSameBytes) {
+  tiny::Random random(7);
+  const auto same = [](const std::vector<uint8_t>& bytes) {
+    const std::string packed = Deflate::pack(bytes);
+    EXPECT_EQ(unpacked({packed.begin(), packed.end()}), bytes) << bytes.size();
+    return packed.size();
+  };
+  for (const size_t n : {0, 1, 2, 3, 1000, 32767, 32768, 32769, 70000}) {
+    std::vector<uint8_t> few(n), all(n);
+    for (size_t i = 0; i < n; i++) {
+      few[i] = random.uniform(0, 1) < 0.8 ? 0 : uint8_t(random.uniform(0, 20));
+      all[i] = uint8_t(random.uniform(0, 256));
+    }
+    same(std::vector<uint8_t>(n, 9));
+    EXPECT_LT(same(few), n / 4 + 500);
+    EXPECT_LT(same(all), n + n / 100 + 500);
+  }
+  std::vector<uint8_t> fibonacci;  // whose codes would be longer than 15 bits
+  for (uint32_t symbol = 0, a = 1, b = 1; symbol < 21; symbol++, b += std::exchange(a, b))
+    fibonacci.insert(fibonacci.end(), a, uint8_t(symbol));
+  same(fibonacci);
+}
+
 // ---- Measures ----
 
 TEST(ExplainMeasures, BytesKeepSmallNumbers) {
@@ -49,6 +110,10 @@ TEST(ExplainMeasures, BytesKeepSmallNumbers) {
   }
   EXPECT_EQ(to_byte(0), 0);
   EXPECT_EQ(to_byte(1), 255);
+  for (float p = 0; p <= 1; p += 1.f / 4096) EXPECT_NEAR(from_byte(to_rough_byte(p)), p, 0.0045f) << p;
+  EXPECT_EQ(to_rough_byte(0.00009f), 0);
+  EXPECT_GT(to_rough_byte(0.0001f), 0);
+  EXPECT_EQ(to_rough_byte(1), 255);
 }
 
 TEST(ExplainMeasures, KindsOfHeadsThatDoOneThing) {
@@ -70,7 +135,7 @@ TEST(ExplainMeasures, KindsOfHeadsThatDoOneThing) {
 }
 
 TEST(ExplainMeasures, RolloutIsTheProductOfTheLayers) {
-  const size_t n = 9;
+  const size_t n = 37;
   const int layers = 4;
   tiny::Random random(3);
   std::vector<std::vector<Floats>> mean(layers, std::vector<Floats>(n));
@@ -89,7 +154,16 @@ TEST(ExplainMeasures, RolloutIsTheProductOfTheLayers) {
         for (size_t j = 0; j < n; j++) next[i][j] += (layer[i][k] + (i == k ? 1 : 0)) / 2 * expected[k][j];
     expected = next;
   }
-  const Floats found = rollout(layers, n, [&](int l, size_t i) { return mean[size_t(l)][i].data(); });
+  std::vector<Floats> triangles;
+  for (const auto& layer : mean) {
+    Floats& all = triangles.emplace_back();
+    for (const Floats& row : layer) all.insert(all.end(), row.begin(), row.end());
+  }
+  const auto each = [](size_t count, const auto& f) {
+    for (size_t i = 0; i < count; i++) f(i);
+  };
+  const Floats found = rollout(
+      layers, n, [&](int l) { return triangles[size_t(l)].data(); }, each);
   for (size_t i = 0; i < n; i++) {
     double sum = 0;
     for (size_t j = 0; j <= i; j++) {
@@ -120,6 +194,20 @@ TEST(ExplainMeasures, SummaryEqualsTheDefinition) {
       if (k >= n) continue;
       EXPECT_NEAR(s.p[size_t(k)], std::exp(double(logits[size_t(order[size_t(k)])])) / sum, 1e-5);
     }
+  }
+  // In parts of any size.
+  for (const int part : {1, 7, 100}) {
+    const tiny::Floats logits = tiny::normal_floats(random, 250, 3);
+    const auto exp = [](float* x, int size) { exp_in_place(x, size); };
+    std::vector<float> work;
+    Summarizer sum(17);
+    for (int first = 0; first < 250; first += part)
+      sum.add(&logits[size_t(first)], first, std::min(part, 250 - first), exp, work);
+    const Summary found = sum.summary(), whole = summarize(logits.data(), 250, 17, exp, work);
+    EXPECT_EQ(found.ids, whole.ids);
+    EXPECT_NEAR(found.entropy, whole.entropy, 1e-5);
+    EXPECT_NEAR(found.p_next, whole.p_next, 1e-6);
+    for (size_t k = 0; k < Summary::kTop; k++) EXPECT_NEAR(found.p[k], whole.p[k], 1e-6);
   }
   const float equal[] = {1, 2, 2, NAN, 2};
   EXPECT_EQ(largest(equal, 5, 4), (std::vector<int>{1, 2, 4, 0}));
@@ -228,13 +316,8 @@ TEST_P(ExplainSession, CollectorKeepsWhatIsObserved) {
   for (int l = 0; l < 2; l++)
     for (size_t i = 0; i < size_t(kTokens); i++)
       for (size_t j = 0; j <= i; j++) {
-        double mean = 0;
-        for (int h = 0; h < 4; h++) {
-          const double w = expected.attention[size_t(l)][size_t(h)][i][j];
-          EXPECT_NEAR(seen.weight(l, h, i, j), w, bound);
-          mean += w / 4;
-        }
-        EXPECT_NEAR(seen.mean(l, i)[j], mean, bound);
+        for (int h = 0; h < 4; h++)
+          EXPECT_NEAR(seen.weight(l, h, i, j), expected.attention[size_t(l)][size_t(h)][i][j], bound);
       }
   for (size_t i = 0; i < size_t(kTokens); i++) EXPECT_TRUE(tiny::same_bits(seen.output(1, i), last[i].data(), 64));
   EXPECT_EQ(seen.several().passes + seen.single().passes, 1u + 60) << "a prompt of one chunk";
@@ -254,8 +337,8 @@ TEST_P(ExplainSession, LastLayerOfTheLensIsTheLogits) {
   std::atomic<int> rows{0};
   parts.logits(
       size_t(kTokens), [&](size_t i) { return seen.output(1, i); },
-      [&](size_t i, const float* row) {
-        EXPECT_TRUE(tiny::same_bits(row, logits[i].data(), 100)) << i;
+      [&](size_t i, int first, const float* row, int n) {
+        EXPECT_TRUE(tiny::same_bits(row, &logits[i][size_t(first)], size_t(n))) << i;
         rows++;
       });
   EXPECT_EQ(rows, kTokens);
@@ -485,19 +568,20 @@ TEST_F(ExplainProgram, WritesAPageAndTheSameText) {
 TEST_F(ExplainProgram, DataAreConsistent) {
   const TemporaryFolder t;
   const Json d = data_of({model("f32"), "-i", "abcabc", "-n", "12", "-s", "5", "-k", "20"}, t);
-  EXPECT_EQ(d["format"], "pocketllama explain 1");
+  EXPECT_EQ(d["format"], "pocketllama explain 2");
   const size_t n = d["positions"], layers = d["model"]["layers"], heads = d["model"]["heads"];
   ASSERT_GE(d["tokens"].size(), n);
   const auto lens_ids = numbers_of<int32_t>(d["lens"]["ids"]);
   const auto lens_p = numbers_of<float>(d["lens"]["p"]);
   const size_t top = d["lens"]["top"];
+  ASSERT_EQ(d["lens"]["layers"].size(), layers + 1);
   ASSERT_EQ(lens_ids.size(), (layers + 1) * n * top);
   EXPECT_EQ(numbers_of<float>(d["lens"]["entropy"]).size(), (layers + 1) * n);
   ASSERT_EQ(d["attention"].size(), layers);
   size_t choices = 0;
   for (size_t i = 0; i < n; i++) {
     double sum = 0;
-    const auto map = bytes_of(d["attention"][0]);
+    const auto map = map_of(d, 0);
     ASSERT_EQ(map.size(), heads * triangle(n));
     for (size_t j = 0; j <= i; j++) sum += from_byte(map[triangle(i) + j]);
     EXPECT_NEAR(sum, 1, 0.05);

@@ -690,7 +690,7 @@ TEST(Observe, DoesNotChangeTheBits) {
   observed.observe([&](const Observation&) { seen++; });
   const Floats found = all_logits(observed, ids, 50), expected = all_logits(m.model, options_of(1), ids, 50);
   EXPECT_TRUE(same_bits(found.data(), expected.data(), found.size()));
-  EXPECT_EQ(seen, 140u * 2 * (4 + 3));  // 4 heads; 3 vectors
+  EXPECT_EQ(seen, 140u * 2 * (4 + 4));  // 4 heads; 4 vectors
 }
 
 TEST(Observe, CanLeaveOutAttention) {

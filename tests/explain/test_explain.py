@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,15 @@ def lower(flat, n):
     return matrix
 
 
+def layer_maps(data, layer):
+    """The bytes of a layer's attention, (heads, triangle)."""
+    packed = zlib.decompress(base64.b64decode(data["attention"][layer]), -15)
+    return np.frombuffer(packed, np.uint8).reshape(data["model"]["heads"], -1)
+
+
 def maps(data):
-    n, heads = data["positions"], data["model"]["heads"]
-    return np.array([[lower(head, n) for head in array(layer, np.uint8, heads, -1)] for layer in data["attention"]])
+    n, layers = data["positions"], data["model"]["layers"]
+    return np.array([[lower(head, n) for head in layer_maps(data, layer)] for layer in range(layers)])
 
 
 # ---- Numbers ----
@@ -95,6 +102,7 @@ def test_lens_ends_with_the_probabilities_of_top(data):
     command = [RUN, str(STORIES), "-i", STORY, "-n", "40", "-s", "5", "--top", "5", "--json"]
     figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stderr)
     layers, n, top = data["model"]["layers"], data["positions"], data["lens"]["top"]
+    assert data["lens"]["layers"] == list(range(layers + 1))
     ids = array(data["lens"]["ids"], np.int32, layers + 1, n, top)[-1]
     p = array(data["lens"]["p"], np.float32, layers + 1, n, top)[-1]
     assert len(figures["choices"]) == 40
@@ -117,14 +125,14 @@ def test_journey_adds_up(data):
     half = len(v["angles"])
     turned = (v["q"][:half] + 1j * v["q"][half:]) * np.exp(1j * v["angles"])
     assert np.allclose(np.concatenate([turned.real, turned.imag]), v["q_rope"], atol=1e-4)
-    shown = lower(array(data["attention"][0], np.uint8, data["model"]["heads"], -1)[j["head"]], data["positions"])
+    shown = lower(layer_maps(data, 0)[j["head"]], data["positions"])
     assert np.abs(shown[j["position"]][: len(v["weights"])] - v["weights"]).max() < 0.01
 
 
 @needs_large
 def test_file_is_small(tmp_path):
     page = explain(tmp_path / "page.html", "-i", "The history of the town", "-n", 95, "-s", 1, model=LARGE)
-    assert 0 < page.stat().st_size < 5e6
+    assert 0 < page.stat().st_size < 2e6
 
 
 def test_costs_at_most_three_times(tmp_path):
@@ -158,6 +166,7 @@ class Tab:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda r: r.url.startswith(("file:", "data:")) or self.problems.append("request " + r.url))
         self.page.goto(path.as_uri())
+        self.page.wait_for_function("!document.body.inert")
 
     def text(self, selector):
         return self.page.locator(selector).inner_text()
@@ -291,6 +300,7 @@ def test_accessible(browser, story, scheme):
     context = browser.new_context(bypass_csp=True, color_scheme=scheme)  # axe is a script of the test
     page = context.new_page()
     page.goto(story.as_uri())
+    page.wait_for_function("!document.body.inert")
     found = axe.run(page).response["violations"]
     assert [(v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in found] == []
     context.close()
@@ -344,27 +354,44 @@ def test_large_model(browser, tmp_path):
     tab.close()
 
 
+# What the browser itself calls a long task: 50 ms or more without an answer to the user.
+LONG_TASKS = """() => {
+  window.tasks = [];
+  new PerformanceObserver(list => tasks.push(...list.getEntries().map(e => e.duration))).observe({type: 'longtask'});
+}"""
+
+
 @needs_browser
-def test_long_text_stays_smooth(browser, tmp_path):
-    text = (ROOT / "models/README.md").read_text()[:900]
-    page = explain(tmp_path / "long.html", "-i", text, "-n", 3, "--ctx", 1000)
+@pytest.mark.parametrize("model", [STORIES, pytest.param(LARGE, marks=needs_large)], ids=["stories", "large"])
+def test_long_text_stays_smooth(browser, tmp_path, model):
+    """512 tokens: no frame takes 50 ms, while the mouse moves over a map, the page scrolls, and tokens and heads change.
+    Each is done several times; on a busy machine the typical one counts."""
+    text = tmp_path / "text.txt"
+    text.write_text((ROOT / "models/README.md").read_text()[: 900 if model == STORIES else 2600])
+    page = explain(tmp_path / "long.html", "-f", text, "-n", 3, "--ctx", 1000, model=model)
+    assert page.stat().st_size < 15e6
     tab = Tab(browser, page)
     assert re.match(r"Token \d+ of 513", tab.text("#selected"))
+    tab.page.evaluate(LONG_TASKS)
+
+    def long_tasks(count, act):
+        """How many of `count` times the browser had a long task."""
+        found = 0
+        for k in range(count):
+            tab.page.evaluate("window.tasks = []")
+            act(k)
+            tab.page.wait_for_timeout(60)
+            found += tab.page.evaluate("tasks.length > 0")
+        return found
+
     tab.page.locator("#kinds").scroll_into_view_if_needed()
-    longest = tab.page.evaluate(
-        """async () => {
-          const times = [];
-          for (let k = 0; k < 20; k++) {
-            await new Promise(requestAnimationFrame);
-            const start = performance.now();
-            document.getElementById('map').dispatchEvent(new PointerEvent('pointermove', {clientX: 100 + k, clientY: 300}));
-            times.push(performance.now() - start);
-          }
-          return times.sort((a, b) => a - b)[18];
-        }"""
-    )
-    assert longest < 50
-    start = time.monotonic()
-    tab.page.click("#previous")
-    assert time.monotonic() - start < 2
+    tab.page.wait_for_function("new Uint8Array(thumbs.getContext('2d').getImageData(0, 0, thumbs.width, thumbs.height).data.buffer).some(v => v)")
+    tab.page.wait_for_timeout(3000)  # until all are drawn
+    tab.page.locator("#map").scroll_into_view_if_needed()
+    box = tab.page.locator("#map").bounding_box()
+    assert long_tasks(20, lambda k: tab.page.mouse.move(box["x"] + 50 + 5 * k, box["y"] + 200 + k)) <= 2
+    assert long_tasks(20, lambda k: tab.page.mouse.wheel(0, 150)) <= 2
+    assert long_tasks(9, lambda k: tab.page.click("#previous")) <= 4
+    tab.page.locator("#heads").focus()
+    assert long_tasks(9, lambda k: tab.page.keyboard.press("ArrowRight")) <= 4
     tab.close()

@@ -7,6 +7,7 @@
 import base64
 import json
 import sys
+import zlib
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +24,8 @@ def attention(data):
     maps = np.zeros((len(data["attention"]), heads, n, n), np.float32)
     for layer, text in enumerate(data["attention"]):
         row, column = np.tril_indices(n)
-        maps[layer][:, row, column] = (array(text, np.uint8, heads, -1) / 255) ** 2
+        packed = zlib.decompress(base64.b64decode(text), -15)
+        maps[layer][:, row, column] = (np.frombuffer(packed, np.uint8).reshape(heads, -1) / 255) ** 2
     return maps
 
 
@@ -40,7 +42,7 @@ def main(path, figure):
     axes[0].set_xticks(range(n), words, rotation=90, fontsize=6)
     axes[0].set_yticks(range(n), words, fontsize=6)
     axes[0].set_title(f"attention of layer {layer + 1}, head {head + 1}")
-    axes[1].plot(array(data["lens"]["entropy"], np.float32, layers + 1, n))
+    axes[1].plot(data["lens"]["layers"], array(data["lens"]["entropy"], np.float32, -1, n))
     axes[1].set(title="logit lens: entropy of each position", xlabel="layer", ylabel="bits")
     axes[2].plot(array(data["residual"]["norms"], np.float32, layers + 1, n))
     axes[2].set(title="residual stream: length of each position", xlabel="layer", yscale="log")
