@@ -25,12 +25,17 @@ inline std::string page(const std::string& nonce) {
 }
 
 // Its Content-Security-Policy. A browser applies no script and no style but those with the nonce, makes no script from a
-// text (Trusted Types), connects to no other host, and shows the page in no frame.
+// text (Trusted Types), connects to no other host, and shows the page in no frame. It shows one itself: /explain.
 inline std::string page_policy(const std::string& nonce) {
   const std::string source = "'nonce-" + nonce + "'";
   return "default-src 'none'; script-src " + source + "; style-src " + source +
-         "; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+         "; img-src data:; connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors "
+         "'none'; "
          "require-trusted-types-for 'script'; trusted-types 'none'";
 }
+
+// Of the page at /explain, whose own element has the rest: pages of this server may show it, and it can reach nothing of
+// theirs.
+inline constexpr const char* kInsidePolicy = "frame-ancestors 'self'; sandbox allow-scripts";
 
 }  // namespace pocket::server

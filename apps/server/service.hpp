@@ -8,6 +8,7 @@
 
 #include "access.hpp"
 #include "grammars.hpp"
+#include "inside.hpp"
 #include "metrics.hpp"
 #include "page.hpp"
 #include "stream.hpp"
@@ -25,7 +26,8 @@ class Service {
         model_(a),
         worker_(model_, a),
         http_(a.connections),
-        embeddings_(model_, worker_) {
+        embeddings_(model_, worker_),
+        inside_(model_, worker_) {
     if (!is_loopback(address_name()) && keys_.empty())
       throw Failure{2, "--host " + a.host + ": other machines can reach this address; protect it with --api-keys FILE"};
     std::random_device random;
@@ -123,7 +125,8 @@ class Service {
       throw Refusal{
           "Origin: pages of '" + origin.substr(0, 80) + "' may not use this server; --allow-origin adds origins", "",
           "origin_not_allowed", 403};
-    const bool open = request.path == "/" || request.path == "/health" || request.method == "OPTIONS";
+    const bool open = request.path == "/" || request.path == "/health" || request.method == "OPTIONS" ||
+                      (request.path == "/explain" && request.method == "GET");
     if (!open && !keys_.accept(request.get_header_value("Authorization")))
       throw Refusal{"expected an API key of this server: Authorization: Bearer KEY", "", "invalid_api_key", 401};
   }
@@ -145,6 +148,7 @@ class Service {
 
   void add_routes() {
     get("/", &Service::send_page);
+    get("/explain", &Service::send_inside_page);
     get("/health", &Service::send_health);
     get("/metrics", &Service::send_metrics);
     get("/v1/models", &Service::send_models);
@@ -153,6 +157,7 @@ class Service {
     post("/v1/chat/completions", &Service::complete_chat);
     post("/v1/completions", &Service::complete_text);
     post("/v1/embeddings", &Service::embed);
+    post("/explain", &Service::explain);
     post("/tokenize", &Service::send_tokens);
     post("/detokenize", &Service::send_text);
   }
@@ -180,13 +185,18 @@ class Service {
   }
 
   void send_page(const HttpRequest&, HttpResponse& response) {
-    std::random_device random;
-    std::string nonce;
-    for (int i = 0; i < 2; i++) nonce += openai::hex(uint64_t(random()) << 32 | random());
-    response.set_content(page(nonce), "text/html; charset=utf-8");
+    const std::string nonce = explain::random_nonce();
+    send_html(response, page(nonce), page_policy(nonce));
+  }
+  // The page of --explain without data, which the chat page shows in a panel.
+  void send_inside_page(const HttpRequest&, HttpResponse& response) {
+    send_html(response, explain::page_with("null", explain::random_nonce()), kInsidePolicy);
+  }
+  static void send_html(HttpResponse& response, const std::string& html, const std::string& policy) {
+    response.set_content(html, "text/html; charset=utf-8");
     response.set_header("Cache-Control", "no-store");
     response.set_header("Referrer-Policy", "no-referrer");
-    response.set_header("Content-Security-Policy", page_policy(nonce));
+    response.set_header("Content-Security-Policy", policy);
   }
 
   void send_health(const HttpRequest&, HttpResponse& response) {
@@ -235,6 +245,16 @@ class Service {
   void embed(const HttpRequest& request, HttpResponse& response) {
     const int fd = HttpServer::connection().fd();
     send_json(response, with_json(request, [&](const Json& body) { return embeddings_.reply(body, fd); }));
+  }
+
+  // The data of the page of --explain, for the reply to a request of the endpoint of its `messages`, or `prompt`.
+  void explain(const HttpRequest& request, HttpResponse& response) {
+    const openai::Request parsed = with_json(request, [&](const Json& body) {
+      const bool chat = body.is_object() && body.contains("messages");
+      return openai::RequestParser::parse(chat ? openai::Endpoint::chat : openai::Endpoint::text, body,
+                                          openai::Service::server, request.body, model_.knows_tools);
+    });
+    response.set_content(inside_.data(parsed, HttpServer::connection().fd()) + "\n", kJsonType);
   }
 
   // ---- Completions ----
@@ -308,6 +328,7 @@ class Service {
   Worker worker_;
   HttpServer http_;
   Embeddings embeddings_;
+  Inside inside_;
   Grammars grammars_{model_.llama};
   RequestCounter requests_;
   std::mutex large_;  // held while a large body is parsed

@@ -626,3 +626,82 @@ def test_stop_ends_the_reply_on_the_server(smollm, tabs):
         tab.page.wait_for_timeout(100)
     assert smollm.figure("cancelled_total") == cancelled + 1
     assert smollm.figure("running") == 0
+
+
+# ---- Inside ----
+
+
+def open_inside(tab, at=0):
+    """Opens the panel of a reply; returns its frame."""
+    tab.page.locator("[data-key^=inside]").nth(at).click()
+    expect(tab.page.locator("#inside iframe")).to_be_visible(timeout=LONG)
+    frame = tab.page.frame_locator("#inside iframe")
+    expect(frame.locator("#selected")).to_contain_text("Token", timeout=LONG)
+    return frame
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 360)])
+def test_inside_shows_the_reply(tabs, stories, scheme, width):
+    tab = tabs(stories, color_scheme=scheme, width=width).open()
+    tab.settings(max_tokens=30, seed=5)
+    tab.send("Once upon a time")
+    reply = tab.wait().replies()[0]
+    frame = open_inside(tab)
+    written = frame.locator("#text-strip .t.new").all_text_contents()
+    assert "".join(written).replace("⏎", "\n").strip() == reply.strip()
+    map_ = frame.locator("#map")
+    map_.scroll_into_view_if_needed()
+    assert map_.evaluate("c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)")
+    assert frame.locator("html").evaluate("e => e.scrollWidth") <= width
+    assert frame.locator("#choice tr.chosen").count() == 1
+    tab.picture(f"inside-{scheme}-{width}")
+    tab.page.keyboard.press("Escape")
+    expect(tab.page.locator("#inside")).to_be_hidden()
+    assert tab.page.locator("iframe").count() == 0
+
+
+def test_inside_of_an_earlier_reply_in_a_chat(tabs, chat):
+    tab = tabs(chat).open()
+    tab.settings(max_tokens=8, seed=2)
+    for text in ["Hello", "Again"]:
+        tab.send(text)
+        tab.wait()
+    tab.settings(max_tokens=20)  # of later replies
+    frame = open_inside(tab, 0)
+    assert "".join(frame.locator("#text-strip .t").all_text_contents()).count("Again") == 0
+    assert frame.locator("#text-strip .t.new").count() == 8
+    tab.page.click("#inside [data-close]")
+    frame = open_inside(tab, 1)
+    assert frame.locator("#text-strip .t.new").count() == 8
+
+
+def test_inside_shows_hostile_text_and_reaches_nothing(tabs, stories):
+    tab = tabs(stories).open()
+    tab.settings(max_tokens=5, seed=2)
+    tab.send('</script><script>parent.hacked=1</script><img src=x onerror="parent.hacked=1">')
+    tab.wait()
+    frame = open_inside(tab)
+    assert "<img src=x" in "".join(frame.locator("#text-strip .t").all_text_contents())
+    assert frame.locator("img").count() == 0
+    assert tab.page.evaluate("window.hacked") is None
+    reached = frame.locator("html").evaluate(
+        """() => ['parent.document.title', 'localStorage', "document.cookie"].map(text => {
+             try { return [parent.document.title, 1][1] && 'reached'; } catch (error) { return error.name; } })"""
+    )
+    assert set(reached) == {"SecurityError"}
+
+
+def test_inside_says_why_it_fails(tabs, stories):
+    tab = tabs(stories).open()
+    tab.settings(max_tokens=5, seed=2)
+    tab.send("Once")
+    tab.wait()
+    tab.expected_errors = "status of 429"
+    error = {"error": {"message": "another text is being explained; try again later", "code": "rate_limit_exceeded"}}
+    tab.page.route(
+        "**/explain",
+        lambda route: route.fulfill(status=429, json=error) if route.request.method == "POST" else route.continue_(),
+    )
+    tab.page.locator("[data-key^=inside]").click()
+    expect(tab.page.locator("#inside-state")).to_contain_text("The server is busy")
+    assert not tab.scrolls_sideways()
