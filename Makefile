@@ -93,7 +93,7 @@ WASM_LIBRARIES = $(EMSCRIPTEN_SYSROOT)/lib/wasm32-emscripten
 WASM_FLAGS = --target=wasm32-unknown-emscripten --sysroot=$(EMSCRIPTEN_SYSROOT) -D__EMSCRIPTEN__ -D_LIBCPP_ABI_VERSION=2 \
   -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fwasm-exceptions \
   -DPOCKET_FMA=pocket_wasm::fma -include apps/page/fma.hpp
-WASM_EXPORTS = _initialize malloc free sbrk $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
+WASM_EXPORTS = _initialize malloc free sbrk pocket_page_explain $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
 WASM_LINK = -L$(WASM_LIBRARIES) --allow-undefined --strip-all --max-memory=4294967296 \
   -lc++-except -lc++abi-except -lunwind-except -lstandalonewasm-memgrow -lc -lcompiler_rt -ldlmalloc
 WASM = $(BUILD)/wasm
@@ -105,7 +105,7 @@ page:
 	@command -v $(WASM_CXX) $(WASM_LD) python3 >/dev/null && [ -e $(WASM_LIBRARIES)/libc++-except.a ] || \
 	  { echo "page: requires clang-16, lld-16, emscripten and python3 (Debian packages of these names)" >&2; exit 1; }
 	$(MAKE) $(PAGE)
-$(PAGE): $(addprefix apps/page/,build.py page.html engine.js worker.js) models/stories.bin $(WASM)/relaxed.wasm $(WASM)/simd128.wasm
+$(PAGE): $(addprefix apps/page/,build.py page.html engine.js worker.js) apps/explain/page.html models/stories.bin $(WASM)/relaxed.wasm $(WASM)/simd128.wasm
 	python3 apps/page/build.py $@ models/stories.bin $(WASM)/relaxed.wasm $(WASM)/simd128.wasm
 
 # Modules: relaxed, simd128; scalar for the tests.
@@ -115,9 +115,9 @@ $(WASM)/%.wasm: $(WASM)/%-kernels.o $(WASM)/%-library.o
 $(WASM)/%-kernels.o: apps/page/kernels.cpp apps/page/fma.hpp run.cpp
 	@mkdir -p $(WASM)
 	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O3 -c apps/page/kernels.cpp -o $@
-$(WASM)/%-library.o: apps/c/pocketllama.cpp apps/c/pocketllama.h apps/page/fma.hpp $(ENGINE)
+$(WASM)/%-library.o: apps/page/library.cpp apps/c/pocketllama.cpp apps/c/pocketllama.h apps/page/fma.hpp $(CLI)
 	@mkdir -p $(WASM)
-	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O2 -DPOCKET_SEPARATE_KERNELS -c apps/c/pocketllama.cpp -o $@
+	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O2 -DPOCKET_SEPARATE_KERNELS -iwithsysroot/include/compat -c apps/page/library.cpp -o $@
 .PRECIOUS: $(WASM)/%.wasm $(WASM)/%-kernels.o $(WASM)/%-library.o
 
 # Bulk generation.

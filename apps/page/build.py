@@ -9,9 +9,15 @@ from pathlib import Path
 LIMIT = 3_000_000  # bytes
 
 
-def embedded(path):
-    """A file as base64 of gzip; the same bytes every time."""
-    return base64.b64encode(gzip.compress(Path(path).read_bytes(), 9, mtime=0)).decode()
+def embedded(data):
+    """Bytes as base64 of gzip; the same every time."""
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+
+
+def inside(path):
+    """The page of apps/explain, which is a string literal of C++ there."""
+    text = path.read_text()
+    return text[text.index("<!doctype") : text.rindex(")page")]
 
 
 def main(out, model, relaxed, simd128):
@@ -19,9 +25,10 @@ def main(out, model, relaxed, simd128):
     page = (here / "page.html").read_text()
     parts = {
         "worker": (here / "engine.js").read_text() + (here / "worker.js").read_text(),
-        "relaxed": embedded(relaxed),
-        "simd128": embedded(simd128),
-        "model": embedded(model),
+        "inside": embedded(inside(here / "../explain/page.html").encode()),
+        "relaxed": embedded(Path(relaxed).read_bytes()),
+        "simd128": embedded(Path(simd128).read_bytes()),
+        "model": embedded(Path(model).read_bytes()),
         "model_bytes": str(Path(model).stat().st_size),
     }
     for name, text in parts.items():

@@ -114,12 +114,20 @@ class Engine {
   kernel() { return this.text(this.c.pocket_kernel(this.session)); }
   position() { return this.check(this.c.pocket_position(this.session)); }
   rewind(position) { this.check(this.c.pocket_rewind(this.session, position)); }
-  sampling({seed, temperature, top_p}) {
+  // Stores the settings of a sampler; returns their address.
+  stored({seed, temperature, top_p}) {
     const at = this.result >>> 0, v = this.view();
     v.setBigUint64(at, BigInt(seed), true);
     [temperature, top_p, 0, 1].forEach((value, i) => v.setFloat32(at + 8 + 4 * i, value, true));
     v.setInt32(at + 24, 0, true);
-    this.check(this.c.pocket_set_sampling(this.session, at));
+    return at;
+  }
+  sampling(options) { this.check(this.c.pocket_set_sampling(this.session, this.stored(options))); }
+  // What happened inside the model in the tokens before position `end`: the data of apps/explain, as JSON. From position
+  // `prompt` on they were chosen with these options. ended: because the model ended the text.
+  explain(prompt, end, ended, options) {
+    const at = this.c.pocket_page_explain(this.session, prompt, end, ended ? 1 : 0, this.stored(options));
+    return this.text(this.checkHandle(at));
   }
   append(ids) {
     const at = this.c.malloc(4 * ids.length + 4) >>> 0, v = this.view();

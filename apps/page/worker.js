@@ -12,6 +12,8 @@
 //   {forget: true}                   the chat starts again
 //     -> {request, text}             a part of the reply, and last
 //     -> {request, done: {tokens, seconds, stopped, full}}
+//   {inside: request}                what happened inside the model in the reply to this request
+//     -> {request: inside, data}     for apps/explain/page.html, as JSON
 //   {stop: true}                     ends the reply
 //   -> {request, problem, opening}   in words for the user; the model remains usable if it was open
 'use strict';
@@ -21,6 +23,7 @@ const PROMPT_PART = 32;   // tokens of a prompt between two looks for a stop
 const SLICE_MS = 30;      // time between two looks
 
 let engine = null, context = 0, stopped = false;
+const replies = new Map();  // by request: where each is in the session, for `inside`
 
 // Lets messages in.
 const breathe = () => new Promise(resolve => {
@@ -95,6 +98,8 @@ async function open({open: source, name, size, modules}) {
 async function reply({request, options}) {
   stopped = false;
   engine.sampling(options);
+  const prompt = engine.position();
+  let ended = false;
   const waiting = [];
   let last = performance.now(), tokens = 0, full = false;
   const look = async () => {
@@ -110,6 +115,7 @@ async function reply({request, options}) {
     if (text) waiting.push(text);
     if (end) {
       full = engine.position() >= context;
+      ended = !full;
       break;
     }
     tokens++;
@@ -117,13 +123,18 @@ async function reply({request, options}) {
   }
   const seconds = (performance.now() - started) / 1000;
   if (waiting.length) postMessage({request, text: waiting.join('')});
+  replies.set(request, [prompt, engine.position(), ended, options]);
   return {tokens, seconds, stopped, full};
 }
 
 async function answer(request) {
   if (request.check) return {checked: await check(request.check)};
   if (request.open) return {opened: await open(request)};
-  if (request.forget || request.story !== undefined) engine.rewind(0);
+  if (request.inside) return {request: request.inside, data: engine.explain(...replies.get(request.inside))};
+  if (request.forget || request.story !== undefined) {
+    engine.rewind(0);
+    replies.clear();
+  }
   if (request.forget) return null;
   const before = engine.position();
   try {
@@ -146,7 +157,7 @@ onmessage = ({data}) => {
   }
   queue = queue.then(() => answer(data)).then(
     result => { if (result) postMessage(result); },
-    error => postMessage({request: data.request, opening: Boolean(data.open),
+    error => postMessage({request: data.request, inside: data.inside, opening: Boolean(data.open),
                           problem: inWords(error, data.name ?? data.check?.name)}));
 };
 

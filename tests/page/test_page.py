@@ -1,5 +1,6 @@
 """The page in Debian's chromium, headless, from file://. SCREENSHOTS: a folder for a picture of each state."""
 
+import json
 import os
 import re
 import subprocess
@@ -274,3 +275,61 @@ def test_chat_and_two_tabs(tabs, tab):
     tab.page.click("#stories")
     expect(tab.page.locator("#story")).to_be_visible(timeout=LONG)
     expect(other.page.locator("#others")).to_be_hidden()
+
+
+# ---- Inside ----
+
+
+def open_inside(tab, at=0):
+    """Opens the panel of a text; returns its frame."""
+    tab.page.locator(".reply button", has_text="Inside").nth(at).click()
+    expect(tab.page.locator("#inside iframe")).to_be_visible(timeout=LONG)
+    frame = tab.page.frame_locator("#inside iframe")
+    expect(frame.locator("#selected")).to_contain_text("Token", timeout=LONG)
+    return frame
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1000), ("dark", 360)])
+def test_inside_shows_the_text(tabs, tmp_path, scheme, width):
+    """The same numbers as ./run --explain, since the bits are."""
+    tab = tabs(color_scheme=scheme, width=width)
+    text = tab.tell(seed=5, max_tokens=40)
+    frame = open_inside(tab)
+    assert "".join(frame.locator("#text-strip .t").all_text_contents()).replace("<s>", "").strip() == text.strip()
+    map_ = frame.locator("#map")
+    map_.scroll_into_view_if_needed()
+    assert map_.evaluate("c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)")
+    assert frame.locator("html").evaluate("e => e.scrollWidth") <= width
+    run("-i", "Once upon a time", "-s", 5, "-n", 40, "-q", "--explain", tmp_path / "data.json")
+    expected = json.loads((tmp_path / "data.json").read_text())
+    found = frame.locator("html").evaluate("() => data")
+    for field in ["tokens", "choices", "attention", "kinds", "rollout", "lens"]:
+        assert found[field] == expected[field], field
+    tab.picture(f"inside-{scheme}-{width}")
+    tab.page.keyboard.press("Escape")
+    expect(tab.page.locator("#inside")).to_be_hidden()
+    assert tab.page.locator("iframe").count() == 0
+    assert tab.tell(seed=6, max_tokens=5)
+
+
+def test_inside_shows_hostile_text_only(tab):
+    tab.page.fill("#beginning", '</script><script>parent.hacked=1</script><img src=x onerror="parent.hacked=1">')
+    tab.tell(seed=1, max_tokens=5)
+    frame = open_inside(tab)
+    assert "<img src=x" in "".join(frame.locator("#text-strip .t").all_text_contents())
+    assert frame.locator("img").count() == 0
+    assert tab.page.evaluate("window.hacked") is None
+
+
+@pytest.mark.skipif(not SMOLLM.exists(), reason=f"{SMOLLM} is not here; see apps/page/README.md")
+def test_inside_of_an_earlier_reply_in_a_chat(tab):
+    tab.open(SMOLLM)
+    expect(tab.page.locator("#chat")).to_be_visible(timeout=LONG)
+    tab.settings(seed=4, max_tokens=8)
+    for text in ["Hello", "Again"]:
+        tab.page.fill("#message", text)
+        tab.page.press("#message", "Enter")
+        tab.reply()
+    frame = open_inside(tab, 0)
+    assert "Again" not in "".join(frame.locator("#text-strip .t").all_text_contents())
+    assert frame.locator("#text-strip .t.new").count() == 8
