@@ -252,7 +252,7 @@ class Service {
     const openai::Request parsed = with_json(request, [&](const Json& body) {
       const bool chat = body.is_object() && body.contains("messages");
       return openai::RequestParser::parse(chat ? openai::Endpoint::chat : openai::Endpoint::text, body,
-                                          openai::Service::server, request.body, model_.knows_tools);
+                                          openai::Service::server, request.body, model_.tool_format);
     });
     response.set_content(inside_.data(parsed, HttpServer::connection().fd()) + "\n", kJsonType);
   }
