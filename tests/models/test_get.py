@@ -415,7 +415,7 @@ class Programs(Get):
     def test_waits_for_a_converter_that_is_interrupted(self):
         for number, status in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
             self.script("export/convert", 'trap "sleep 1; echo cleaned >> $LOG; exit 130" INT TERM\n'
-                        'echo ready >> "$LOG"\nwhile :; do sleep 0.1; done')
+                        'echo ready >> "$LOG"\nfor i in $(seq 300); do sleep 0.1; done')
             self.log.unlink(missing_ok=True)
             process = self.start("tiny", "--from", "in", start_new_session=True)
             while "ready" not in self.logged():
