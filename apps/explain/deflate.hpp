@@ -38,7 +38,9 @@ class Deflate {
       uint32_t count;
       std::vector<int> symbols;
     };
-    const auto rarer = [](const Node& a, const Node& b) { return a.count > b.count; };
+    const auto rarer = [](const Node& a, const Node& b) {  // a strict order, so that every library makes the same heap
+      return a.count != b.count ? a.count > b.count : a.symbols[0] > b.symbols[0];
+    };
     while (true) {
       Lengths lengths = {};
       std::vector<Node> heap;

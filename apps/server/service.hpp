@@ -185,7 +185,9 @@ class Service {
   }
 
   void send_page(const HttpRequest&, HttpResponse& response) {
-    const std::string nonce = explain::random_nonce();
+    std::random_device random;
+    std::string nonce;
+    for (int i = 0; i < 2; i++) nonce += openai::hex(uint64_t(random()) << 32 | random());
     send_html(response, page(nonce), page_policy(nonce));
   }
   // The page of --explain without data, which the chat page shows in a panel.
