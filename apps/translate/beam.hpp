@@ -1,7 +1,8 @@
 // beam.hpp: the most probable continuations of a text, by beam search.
 //
 // The search keeps the few most probable beginnings (the beams), extends each by every token, and keeps the most
-// probable results. All beams take one forward pass together. A continuation is complete at a token that ends it.
+// probable results. All beams take one forward pass together. A continuation is complete at a token that ends it. One
+// that has the same four tokens twice is dropped.
 #pragma once
 
 #include <algorithm>
@@ -78,9 +79,10 @@ class BeamSearch {
         if (!h.complete) h.ids.push_back(e.id);
         if (h.complete && found.size() < beams_)
           found.push_back(std::move(h));
-        else if (!h.complete && next.size() < beams_)
+        else if (!h.complete && next.size() < beams_ && !repeats(h.ids))
           next.push_back({beams[e.beam].session, std::move(h), nullptr});
       }
+      if (next.empty() && found.empty()) found.push_back(beams[0].text);
       if (!next.empty() && next[0].text.ids.size() >= most) {
         if (found.empty()) found.push_back(next[0].text);
         break;
@@ -131,6 +133,13 @@ class BeamSearch {
       return beam != o.beam ? beam < o.beam : id < o.id;
     }
   };
+
+  // Whether the last tokens of a text occur in it before: a weak model does not get out of a repetition.
+  static bool repeats(const std::vector<int>& ids) {
+    constexpr ptrdiff_t kRepeated = 4;
+    if (ptrdiff_t(ids.size()) <= kRepeated) return false;
+    return std::search(ids.begin(), ids.end() - 1, ids.end() - kRepeated, ids.end()) != ids.end() - 1;
+  }
 
   static void check(const std::string& error) {
     if (!error.empty()) throw Failure{1, error};

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "../support/train_program.hpp"
 
 namespace translate_program_test {
@@ -121,10 +123,10 @@ class Beams : public Translate {
 TEST_F(Beams, OneBeamIsGreedy) {
   BeamSearch search(m.model, {0, 1}, 1, m.ends);
   search.begin(prompt);
-  const Hypothesis h = search.search(40)[0];
+  const Hypothesis h = search.search(4)[0];  // too few tokens for a repetition
   Session session(m.model, {0, 1});
   std::vector<int> ids = prompt, expected;
-  for (const float* logits = session.forward(ids.data(), ids.size()); expected.size() < 40;) {
+  for (const float* logits = session.forward(ids.data(), ids.size()); expected.size() < 4;) {
     const int next = int(std::max_element(logits, logits + m.model.config.vocab_size) - logits);
     if (m.ends[size_t(next)]) break;
     expected.push_back(next);
@@ -133,13 +135,11 @@ TEST_F(Beams, OneBeamIsGreedy) {
   EXPECT_EQ(h.ids, expected);
 }
 
-TEST_F(Beams, FindsMoreProbableTextsAndMeasuresThem) {
-  BeamSearch greedy(m.model, {0, 1}, 1, m.ends), wide(m.model, {0, 1}, 8, m.ends);
-  greedy.begin(prompt);
+TEST_F(Beams, FindsTextsBestFirstAndMeasuresThem) {
+  BeamSearch wide(m.model, {0, 1}, 8, m.ends);
   wide.begin(prompt);
   const auto all = wide.search(60);
   ASSERT_GT(all.size(), 1u);
-  EXPECT_GE(all[0].score(), greedy.search(60)[0].score() - 1e-9);
   const int end = ids_of(m.tokenizer, "\n", false).back();
   for (size_t i = 0; i < all.size(); i++) {
     if (i > 0) EXPECT_GE(all[i - 1].score(), all[i].score());
@@ -167,7 +167,17 @@ TEST_F(Beams, EndsAtTheLimit) {
   ASSERT_EQ(all.size(), 1u);
   EXPECT_EQ(all[0].ids.size(), 7u);
   EXPECT_FALSE(all[0].complete);
-  EXPECT_EQ(search.search(100000)[0].ids.size(), size_t(search.context()) - prompt.size());
+  EXPECT_LE(search.search(100000)[0].ids.size(), size_t(search.context()) - prompt.size());
+}
+
+TEST_F(Beams, DropsRepetitions) {
+  const std::vector<bool> none(m.ends.size(), false);
+  BeamSearch search(m.model, {0, 1}, 4, none);
+  search.begin(prompt);
+  const std::vector<int> ids = search.search(80)[0].ids;
+  std::set<std::vector<int>> seen;
+  for (size_t i = 0; i + 4 <= ids.size(); i++)
+    EXPECT_TRUE(seen.insert({ids.begin() + ptrdiff_t(i), ids.begin() + ptrdiff_t(i) + 4}).second) << i;
 }
 
 }  // namespace translate_program_test
