@@ -56,7 +56,9 @@ class Translator {
     const size_t end = text.find_last_not_of(kSpaces) + 1;
     std::string out;
     for (std::string_view rest = text.substr(begin, end - begin); !rest.empty();) {
-      const size_t n = piece_length(rest);
+      size_t most = kLongestPiece, n = piece_length(rest, most);
+      const auto fits = [&] { return ids_of(m_.tokenizer, rest.substr(0, n)).size() < size_t(beam_.context()) / 3; };
+      while (most > 1 && !fits()) n = piece_length(rest, most /= 2);
       out += (out.empty() ? "" : " ") + piece(rest.substr(0, n));
       rest.remove_prefix(std::min(rest.find_first_not_of(kSpaces, n), rest.size()));
     }
@@ -67,12 +69,12 @@ class Translator {
   static constexpr const char* kSpaces = " \t\r\v\f";
   static constexpr size_t kLongestPiece = 400;  // bytes; the training has no longer sources
 
-  // The length of the first piece of a text that begins with no space: the whole text, or if that is too long as many
+  // The length of the first piece of a text that begins with no space: the whole text, or if it has more bytes as many
   // sentences as fit, or else words, or else characters.
-  static size_t piece_length(std::string_view text) {
-    if (text.size() <= kLongestPiece) return text.size();
+  static size_t piece_length(std::string_view text, size_t most) {
+    if (text.size() <= most) return text.size();
     size_t sentence = 0, word = 0, character = 0;
-    for (size_t i = 1; i <= kLongestPiece; i++) {
+    for (size_t i = 1; i <= most; i++) {
       const bool space = text[i] == ' ' || text[i] == '\t';
       if (space) word = i;
       if (space && std::string_view(".!?:;").find(text[i - 1]) != std::string_view::npos) sentence = i;
