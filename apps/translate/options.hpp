@@ -9,7 +9,7 @@ namespace pocket::translate {
 
 struct Arguments {
   std::string model, text, file, memory, kernel;
-  int beams = 4, matches = 3, threads = 0;
+  int beams = Settings().beams, matches = Settings().matches, threads = 0;
   float trust = Settings().trust;
   bool no_mmap = false, quiet = false, help = false, version = false;
 
@@ -28,10 +28,10 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "", "translate.bin -f text.txt --memory pairs.jsonl", "Text"},
     {"-f", "--file", "FILE", "text to translate, line by line; - is standard input [-]", &Arguments::file},
     {"-i", "--text", "TEXT", "text to translate, instead of a file", &Arguments::text},
-    {"", "", "translate.bin -f text.txt --memory pairs.jsonl --matches 1 --beams 8", "What changes translations"},
+    {"", "", "translate.bin -f text.txt --memory pairs.jsonl --matches 3 --beams 8", "What changes translations"},
     {"-m", "--memory", "FILE", "pairs in JSON Lines: {\"prompt\": SOURCE, \"completion\": TRANSLATION}",
      &Arguments::memory},
-    {"", "--matches", "N", "most similar pairs that the model sees with a line, at most [3]", &Arguments::matches, 0,
+    {"", "--matches", "N", "most similar pairs that the model sees with a line, at most [1]", &Arguments::matches, 0,
      16},
     {"", "--trust", "T", "how much its similarity speaks for the translation of the most similar pair; 0: not [6]",
      &Arguments::trust, 0, 1000},

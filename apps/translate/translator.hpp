@@ -15,7 +15,7 @@ namespace pocket::translate {
 // How lines are translated.
 struct Settings {
   int beams = 4;
-  int matches = 3;  // pairs of the memory before a line, at most
+  int matches = 1;  // pairs of the memory before a line, at most
   float trust = 6;  // in the nearest pair: nats per token for its similarity
 };
 
