@@ -143,7 +143,9 @@ TEST_F(Beams, FindsTextsBestFirstAndMeasuresThem) {
   ASSERT_GT(all.size(), 1u);
   const int end = ids_of(m.tokenizer, "\n", false).back();
   for (size_t i = 0; i < all.size(); i++) {
-    if (i > 0) EXPECT_GE(all[i - 1].score(), all[i].score());
+    if (i > 0) {
+      EXPECT_GE(all[i - 1].score(), all[i].score());
+    }
     if (!all[i].complete) continue;
     std::vector<int> ids = all[i].ids;
     ids.push_back(end);
