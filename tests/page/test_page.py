@@ -12,10 +12,10 @@ from playwright.sync_api import expect
 from test_modules import ROOT, SMOLLM, run
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
-from chromium import browser  # noqa: E402, F401
+import chromium  # noqa: E402
+from chromium import LONG, browser  # noqa: E402, F401
 
 PAGE = (ROOT / "apps/page/pocketllama.html").as_uri()
-LONG = 60000  # ms: on a busy machine
 
 
 class Tab:
@@ -282,11 +282,7 @@ def test_chat_and_two_tabs(tabs, tab):
 
 def open_inside(tab, at=0):
     """Opens the panel of a text; returns its frame."""
-    tab.page.locator(".reply button", has_text="Inside").nth(at).click()
-    expect(tab.page.locator("#inside iframe")).to_be_visible(timeout=LONG)
-    frame = tab.page.frame_locator("#inside iframe")
-    expect(frame.locator("#selected")).to_contain_text("Token", timeout=LONG)
-    return frame
+    return chromium.open_inside(tab.page, tab.page.locator(".reply button", has_text="Inside").nth(at))
 
 
 @pytest.mark.parametrize("scheme, width", [("light", 1000), ("dark", 360)])

@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
-from chromium import browser, needs_browser  # noqa: E402, F401
+import chromium  # noqa: E402
+from chromium import LONG, browser, needs_browser  # noqa: E402, F401
 from playwright.sync_api import expect  # noqa: E402
 
 pytestmark = needs_browser
-LONG = 60000  # ms: for a reply on a busy machine
 DEFAULTS = {"temperature": 0.8, "top_p": 0.9}  # of the page
 
 
@@ -633,11 +633,7 @@ def test_stop_ends_the_reply_on_the_server(smollm, tabs):
 
 def open_inside(tab, at=0):
     """Opens the panel of a reply; returns its frame."""
-    tab.page.locator("[data-key^=inside]").nth(at).click()
-    expect(tab.page.locator("#inside iframe")).to_be_visible(timeout=LONG)
-    frame = tab.page.frame_locator("#inside iframe")
-    expect(frame.locator("#selected")).to_contain_text("Token", timeout=LONG)
-    return frame
+    return chromium.open_inside(tab.page, tab.page.locator("[data-key^=inside]").nth(at))
 
 
 @pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 360)])

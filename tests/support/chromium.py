@@ -7,6 +7,7 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+LONG = 60000  # ms: for a reply on a busy machine
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: chromium)")
 
 
@@ -17,3 +18,12 @@ def browser():
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=sandbox)
         yield browser
         browser.close()
+
+
+def open_inside(page, button):
+    """Opens the panel Inside of a text by its button; returns its frame, when it shows the text."""
+    button.click()
+    playwright.expect(page.locator("#inside iframe")).to_be_visible(timeout=LONG)
+    frame = page.frame_locator("#inside iframe")
+    playwright.expect(frame.locator("#selected")).to_contain_text("Token", timeout=LONG)
+    return frame
