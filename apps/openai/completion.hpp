@@ -2,25 +2,17 @@
 // its end.
 #pragma once
 
+#include "../cli/log_sum_exp.hpp"
 #include "../cli/stop_filter.hpp"
 #include "../grammar/grammar.hpp"
 #include "request.hpp"
 
 namespace pocket::openai {
 
-// Log probabilities in nats, of a softmax at temperature 1 over logits (n,). Same bits on every machine: the engine's
-// own exp and log, and sums in order.
+// Log probabilities in nats, of a softmax at temperature 1 over logits (n,).
 class LogProbabilities {
  public:
-  LogProbabilities(const float* logits, int n) : logits_(logits), n_(n) {
-    const float largest = *std::max_element(logits, logits + n);
-    std::vector<float> powers(logits, logits + n);
-    for (float& p : powers) p -= largest;
-    exp_in_place(powers.data(), n);
-    double sum = 0;
-    for (const float p : powers) sum += p;
-    log_sum_ = largest + exact::log(sum);
-  }
+  LogProbabilities(const float* logits, int n) : logits_(logits), n_(n), log_sum_(cli::log_sum_exp(logits, n)) {}
   // With six decimals.
   double operator()(int id) const { return std::round((logits_[id] - log_sum_) * 1e6) / 1e6; }
   // The most likely tokens, best first; of equals, the lowest id.

@@ -13,6 +13,7 @@
 
 #include "../../export/engine.hpp"
 #include "../../export/program.hpp"
+#include "../cli/log_sum_exp.hpp"
 
 namespace pocket::translate {
 
@@ -25,15 +26,6 @@ struct Hypothesis {
   // The mean log probability of a token, the end included. Sums would favour short continuations.
   double score() const { return log_probability / double(ids.size() + 1); }
 };
-
-// The natural logarithm of the sum of e^logit. The same on every machine, unlike that of C libraries.
-inline double log_sum(const float* logits, int n) {
-  const double largest = double(*std::max_element(logits, logits + n));
-  double sum = 0;
-  for (int i = 0; i < n; i++)
-    if (const double x = double(logits[i]) - largest; x > -40) sum += exact::exp(x);  // e^-40 is no part of the sum
-  return largest + exact::log(sum);
-}
 
 // A model that continues texts. One thread at a time uses an object.
 class BeamSearch {
@@ -101,7 +93,7 @@ class BeamSearch {
     h.ids.assign(ids.begin(), ids.end() - 1);
     h.complete = true;
     const auto add = [&](size_t i, const float* logits) {
-      h.log_probability += double(logits[ids[i]]) - log_sum(logits, vocab_size());
+      h.log_probability += double(logits[ids[i]]) - cli::log_sum_exp(logits, vocab_size());
     };
     add(0, first_.data());
     if (ids.size() == 1) return h;
@@ -150,7 +142,7 @@ class BeamSearch {
   std::vector<Extension> extensions(const std::vector<Beam>& beams) const {
     std::vector<Extension> all;
     for (size_t b = 0; b < beams.size(); b++) {
-      const double before = beams[b].text.log_probability - log_sum(beams[b].logits, vocab_size());
+      const double before = beams[b].text.log_probability - cli::log_sum_exp(beams[b].logits, vocab_size());
       std::vector<Extension> of_beam;
       for (int id = 0; id < vocab_size(); id++) of_beam.push_back({before + double(beams[b].logits[id]), b, id});
       const auto end = of_beam.begin() + ptrdiff_t(std::min(2 * beams_, of_beam.size()));
