@@ -64,7 +64,7 @@ API_VERSION := $(shell sed -n 's/^\#define POCKET_API_VERSION //p' apps/c/pocket
 LIBRARY = apps/c/libpocketllama
 lib: $(LIBRARY).so $(LIBRARY).a
 
-$(BUILD)/pocketllama.o: apps/c/pocketllama.cpp apps/c/pocketllama.h export/engine.hpp export/model_texts.hpp $(ENGINE)
+$(BUILD)/pocketllama.o: apps/c/pocketllama.cpp apps/c/pocketllama.h $(EXPORT)
 	@mkdir -p $(BUILD)
 	$(CXX) $(ALL_FLAGS) $(PIC) -DPOCKET_SEPARATE_KERNELS -c apps/c/pocketllama.cpp -o $@
 
@@ -93,7 +93,9 @@ WASM_LIBRARIES = $(EMSCRIPTEN_SYSROOT)/lib/wasm32-emscripten
 WASM_FLAGS = --target=wasm32-unknown-emscripten --sysroot=$(EMSCRIPTEN_SYSROOT) -D__EMSCRIPTEN__ -D_LIBCPP_ABI_VERSION=2 \
   -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -fwasm-exceptions \
   -DPOCKET_FMA=pocket_wasm::fma -include apps/page/fma.hpp
-WASM_EXPORTS = _initialize malloc free sbrk pocket_page_explain $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | sort -u)
+# The page has no files, and so no adapters.
+WASM_EXPORTS = _initialize malloc free sbrk pocket_page_explain \
+  $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | grep -v adapter | sort -u)
 WASM_LINK = -L$(WASM_LIBRARIES) --allow-undefined --strip-all --max-memory=4294967296 \
   -lc++-except -lc++abi-except -lunwind-except -lstandalonewasm-memgrow -lc -lcompiler_rt -ldlmalloc
 WASM = $(BUILD)/wasm

@@ -22,14 +22,38 @@ class LoadedAdapter {
     if (!check_adapters_allowed(model, error)) return false;
     for (const LoraSource& source : sources) {
       LoraAdapter adapter;
-      if (!adapter.open(source, model.config)) return fail(error, {adapter.error});
-      for (const auto& [spec, tensor] : tensors_of(model)) {
-        LoraAdapter::Factors factors;
-        if (spec.layout != Layout::panels) continue;
-        if (!adapter.read(spec, 0, spec.rows, factors, error) || !add(spec, *tensor, factors, source.folder))
-          return false;
-      }
+      if (!adapter.open({source.folder, 1}, model.config)) return fail(error, {adapter.error});
+      if (!add(adapter, {source.folder, source.scale}, model)) return false;
     }
+    return true;
+  } catch (const std::bad_alloc&) {
+    return fail_out_of_memory(error);
+  }
+
+  // The same for an adapter that is open, with scale 1, and that this object does not need afterwards. source: its name
+  // for messages, and the factor of B A.
+  bool add(const LoraAdapter& adapter, const LoraSource& source, const Model& model) try {
+    for (const auto& [spec, tensor] : tensors_of(model)) {
+      LoraAdapter::Factors factors;
+      if (spec.layout != Layout::panels) continue;
+      if (!adapter.read(spec, 0, spec.rows, factors, error)) return false;
+      factors.scale *= source.scale;
+      if (!add(spec, *tensor, factors, source.folder)) return false;
+    }
+    return true;
+  } catch (const std::bad_alloc&) {
+    return fail_out_of_memory(error);
+  }
+
+  // Adds what another object adds to the same model, without a copy: it must outlive this one.
+  bool share(const LoadedAdapter& other, const std::string& folder, const Model& model) try {
+    for (const auto& [spec, tensor] : tensors_of(model))
+      for (auto [at, end] = other.adapter_.changes.equal_range(tensor); at != end; ++at) {
+        if (!has_room(spec, *tensor, at->second.b.cols, folder)) return false;
+        adapter_.changes.emplace(tensor, at->second);
+      }
+    const uint64_t both[] = {adapter_.checksum, other.adapter_.checksum};
+    adapter_.checksum = hash_bytes(both, sizeof both);
     return true;
   } catch (const std::bad_alloc&) {
     return fail_out_of_memory(error);
@@ -48,11 +72,7 @@ class LoadedAdapter {
     if (f.rank == 0) return true;
     const size_t rank = size_t(f.rank), rows = size_t(spec.rows), cols = size_t(spec.cols),
                  width = round_up<size_t>(rank, kPanelRows), depth = size_t(padded(spec.cols));
-    size_t ranks = width;
-    for (auto [at, end] = adapter_.changes.equal_range(&tensor); at != end; ++at) ranks += size_t(at->second.b.cols);
-    if (ranks > size_t(kMaxRank))
-      return fail(error, {folder, ": ", spec.name, ": expected at most ", kMaxRank, " ranks in all, found ", ranks,
-                          "; merge the adapter with export/convert --lora"});
+    if (!has_room(spec, tensor, int64_t(width), folder)) return false;
     std::vector<Column> a(width / kPanelRows * depth), b(size_t(panels_of(spec.rows)) * width);
     for (size_t k = 0; k < rank; k++) {
       for (size_t i = 0; i < cols; i++) a[k / kPanelRows * depth + i].rows[k % kPanelRows] = f.a[k * cols + i];
@@ -72,6 +92,14 @@ class LoadedAdapter {
       hash.update(memory_[i].data(), memory_[i].size() * sizeof(Column));
     adapter_.checksum = hash.digest();
     return true;
+  }
+
+  // Checks that a tensor may get so many more ranks.
+  bool has_room(const TensorSpec& spec, const Tensor& tensor, int64_t ranks, const std::string& folder) {
+    for (auto [at, end] = adapter_.changes.equal_range(&tensor); at != end; ++at) ranks += at->second.b.cols;
+    return ranks <= kMaxRank ||
+           fail(error, {folder, ": ", spec.name, ": expected at most ", kMaxRank, " ranks in all, found ", ranks,
+                        "; merge the adapter with export/convert --lora"});
   }
 
   // A matrix of float32 in panels, whose memory is kept here.

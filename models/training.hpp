@@ -24,6 +24,7 @@ class Training {
   // Throws Failure.
   void run() {
     t_.prepare();
+    saved_step_ = progress_.step;
     if (!o_.resume) checkpoint(true);  // detects a full disk early
     open_log(o_.resume ? progress_.step : -1);
     while (progress_.step < plan_.steps) {
@@ -53,10 +54,8 @@ class Training {
     if (interrupted) stop();
     if (const std::string failure = t_.teacher_failure(); !failure.empty())
       throw Failure{1, o_.teacher + ": " + failure};
-    if (!std::isfinite(loss) || !std::isfinite(t_.trainer->gradient_norm()))
-      throw Failure{1, "the loss is not finite after step " + std::to_string(progress_.step) +
-                           "; start again with --lr below " + std::to_string(plan_.rate) + " (" + o_.checkpoint +
-                           " has the state after step " + std::to_string(saved_step_) + ")"};
+    check_finite(loss);
+    check_finite(t_.trainer->gradient_norm());
     const double rate = learning_rate(plan_.rate, progress_.step, plan_.warmup, plan_.steps);
     progress_.step++;
     t_.trainer->update(plan_.adam, rate, progress_.step);
@@ -67,6 +66,19 @@ class Training {
     const double time = seconds() - begin;
     progress_.seconds += time;
     show_progress(time, loss, rate);
+  }
+
+  // Ends the training before a checkpoint with such a state replaces a good one.
+  void check_finite(double loss) {
+    if (std::isfinite(loss)) return;
+    line_.clear();
+    if (progress_.step == 0 && !o_.init.empty())
+      throw Failure{1, o_.init +
+                           ": the loss of this model is not finite before the training; the file is damaged, or " +
+                           "the model cannot process this text: see --selftest and --perplexity of run"};
+    throw Failure{1, "the loss is not finite after step " + std::to_string(progress_.step) +
+                         "; start again with --lr below " + std::to_string(plan_.rate) + " (" + o_.checkpoint +
+                         " has the state after step " + std::to_string(saved_step_) + ")"};
   }
 
   void show_progress(double time, double loss, double rate) {
@@ -120,6 +132,7 @@ class Training {
     if (interrupted) stop();
     progress_.validated = progress_.step;
     if (t_.validation.empty()) return;
+    check_finite(sum);
     progress_.seconds += seconds() - start;
     row.validation = sum / double(count_targets(t_.validation));
     row.bits_per_character = progress_.bits = sum / 0.69314718055994531 / double(t_.valid.bytes);

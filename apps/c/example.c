@@ -2,6 +2,7 @@
  *
  *     make lib && gcc -std=c99 -Iapps/c apps/c/example.c -o example -Lapps/c -lpocketllama -Wl,-rpath,$PWD/apps/c
  *     ./example models/stories.bin "Once upon a time" 5
+ *     ./example models/stories.bin "Once upon a time" 5 robot 0.5    with a LoRA adapter, as ./run --lora robot:0.5
  */
 #include <pocketllama.h>
 
@@ -30,18 +31,23 @@ int main(int argc, char** argv) {
   size_t bytes = 0;
   int status = 1;
   pocket_model* model;
+  pocket_scaled_adapter adapter = {NULL, 0};
   pocket_session* session;
   const float* logits;
   int32_t next;
   char piece[256];
   int64_t size;
-  if (argc != 4) {
-    fprintf(stderr, "usage: example MODEL PROMPT SEED\n");
+  if (argc != 4 && argc != 6) {
+    fprintf(stderr, "usage: example MODEL PROMPT SEED [ADAPTER SCALE]\n");
     return 2;
   }
   sampling.seed = strtoull(argv[3], NULL, 10);
   model = pocket_model_open(argv[1], 0);
-  session = pocket_session_new(model, NULL);
+  if (argc == 6) {
+    adapter.adapter = pocket_adapter_open(model, argv[4]);
+    adapter.scale = strtod(argv[5], NULL);
+  }
+  session = pocket_session_new_with_adapters(model, NULL, &adapter, argc == 6);
   if (pocket_model_info(model, &info) < 0 || pocket_set_sampling(session, &sampling) < 0 ||
       pocket_append_text(session, argv[2]) < 0)
     goto end;
@@ -58,6 +64,7 @@ int main(int argc, char** argv) {
 end:
   if (status) fprintf(stderr, "example: %s\n", pocket_error());
   pocket_session_free(session);
+  pocket_adapter_free(adapter.adapter);
   pocket_model_free(model);
   return status;
 }

@@ -1,8 +1,11 @@
 // pocketllama.cpp: the C interface of pocketllama.h around the engine. No C++ type and no exception crosses it.
 #include "pocketllama.h"
 
+#include <map>
+#include <mutex>
 #include <optional>
 
+#include "../../export/adapter.hpp"
 #include "../../export/model_texts.hpp"
 
 namespace {
@@ -79,15 +82,79 @@ struct OpenModel {
   }
 };
 
+using SharedModel = std::shared_ptr<const OpenModel>;
+
+// An adapter whose files stay open. Its factors are in memory for the scale of the last session, and for the scales of
+// all sessions that exist: these share them.
+class OpenAdapter {
+ public:
+  const SharedModel open;
+  const std::string folder;
+
+  OpenAdapter(SharedModel model, const char* name) : open(std::move(model)), folder(name) {
+    std::string error;
+    if (!check_adapters_allowed(open->model, error)) fail(error);
+    if (!file_.open({folder, 1}, open->model.config)) fail(file_.error);
+    scaled(1);  // checks that it may be attached
+  }
+
+  std::shared_ptr<const LoadedAdapter> scaled(double scale) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    last_ = loaded_[scale].lock();
+    if (!last_) {
+      const auto made = std::make_shared<LoadedAdapter>();
+      if (!made->add(file_, {folder, scale}, open->model)) fail(made->error);
+      loaded_[scale] = last_ = made;
+    }
+    for (auto at = loaded_.begin(); at != loaded_.end();) at = at->second.expired() ? loaded_.erase(at) : std::next(at);
+    return last_;
+  }
+
+ private:
+  LoraAdapter file_;
+  mutable std::mutex mutex_;  // of what follows
+  mutable std::map<double, std::weak_ptr<const LoadedAdapter>> loaded_;
+  mutable std::shared_ptr<const LoadedAdapter> last_;
+};
+
 }  // namespace
 
 struct pocket_model {
-  std::shared_ptr<const OpenModel> open;
+  SharedModel open;
 };
+
+struct pocket_adapter {
+  std::shared_ptr<const OpenAdapter> open;
+};
+
+namespace {
+
+// The adapters of a session and of its forks, in their order.
+class SessionAdapters {
+ public:
+  SessionAdapters(const SharedModel& model, const pocket_scaled_adapter* adapters, int n) {
+    for (int i = 0; i < n; i++) {
+      const OpenAdapter& adapter = *adapters[i].adapter->open;
+      if (adapter.open != model) fail(concat("adapters[", i, "]: expected an adapter of this model, found another's"));
+      if (!std::isfinite(adapters[i].scale))
+        fail(concat("adapters[", i, "]: scale: expected a finite number, found ", adapters[i].scale));
+      parts_.push_back(adapter.scaled(adapters[i].scale));
+      if (!all_.share(*parts_.back(), adapter.folder, model->model)) fail(all_.error);
+    }
+  }
+  const Adapter* get() const { return parts_.empty() ? nullptr : &all_.adapter(); }
+
+ private:
+  std::vector<std::shared_ptr<const LoadedAdapter>> parts_;
+  LoadedAdapter all_;
+};
+
+}  // namespace
 
 // The engine's session has processed the tokens before its position().
 struct pocket_session {
-  std::shared_ptr<const OpenModel> open;
+  SharedModel open;
+  std::shared_ptr<const SessionAdapters> adapters;
   SessionOptions options;
   Session session;
   Sampler sampler;
@@ -98,8 +165,13 @@ struct pocket_session {
   bool reply = false;             // the text is a reply in a chat
   std::string piece;              // the text of the last generated token
 
-  pocket_session(const std::shared_ptr<const OpenModel>& model, const SessionOptions& o)
-      : open(model), options(o), session(model->model, o), stream(model->tokenizer) {
+  // o.adapter: that of `attached`.
+  pocket_session(SharedModel model, std::shared_ptr<const SessionAdapters> attached, const SessionOptions& o)
+      : open(std::move(model)),
+        adapters(std::move(attached)),
+        options(o),
+        session(open->model, o),
+        stream(open->tokenizer) {
     if (!session.error.empty()) fail(session.error);
   }
 
@@ -182,7 +254,7 @@ SessionOptions session_options(const pocket_options& o) {
   check("context", o.context, kMaxContext);
   check("threads", o.threads, 256);
   check("kv_f32", o.kv_f32, 1);
-  return {o.context, o.threads, o.kv_f32 ? KvType::f32 : KvType::automatic, nullptr};
+  return {o.context, o.threads, o.kv_f32 ? KvType::f32 : KvType::automatic};
 }
 
 SamplerOptions sampler_options(const pocket_sampling& s) {
@@ -289,18 +361,39 @@ int64_t pocket_decode(const pocket_model* model, const int32_t* ids, int n, char
   });
 }
 
-pocket_session* pocket_session_new(pocket_model* model, const pocket_options* options) {
-  return guarded<pocket_session*>(nullptr, [&]() -> pocket_session* {
+pocket_adapter* pocket_adapter_open(pocket_model* model, const char* folder) {
+  return guarded<pocket_adapter*>(nullptr, [&]() -> pocket_adapter* {
     if (!present(model)) return nullptr;
-    return std::make_unique<pocket_session>(model->open, session_options(options ? *options : pocket_options{}))
-        .release();
+    if (!folder) fail("folder: expected the name of a folder, found NULL");
+    auto adapter = std::make_unique<pocket_adapter>();
+    adapter->open = std::make_shared<OpenAdapter>(model->open, folder);
+    return adapter.release();
+  });
+}
+
+void pocket_adapter_free(pocket_adapter* adapter) { delete adapter; }
+
+pocket_session* pocket_session_new(pocket_model* model, const pocket_options* options) {
+  return pocket_session_new_with_adapters(model, options, nullptr, 0);
+}
+
+pocket_session* pocket_session_new_with_adapters(pocket_model* model, const pocket_options* options,
+                                                 const pocket_scaled_adapter* adapters, int n) {
+  return guarded<pocket_session*>(nullptr, [&]() -> pocket_session* {
+    if (!present(model) || (n > 0 && !present(adapters))) return nullptr;
+    for (int i = 0; i < n; i++)
+      if (!present(adapters[i].adapter)) return nullptr;
+    SessionOptions all = session_options(options ? *options : pocket_options{});
+    auto attached = std::make_shared<SessionAdapters>(model->open, adapters, n);
+    all.adapter = attached->get();
+    return std::make_unique<pocket_session>(model->open, std::move(attached), all).release();
   });
 }
 
 pocket_session* pocket_session_fork(const pocket_session* session) {
   return guarded<pocket_session*>(nullptr, [&]() -> pocket_session* {
     if (!present(session)) return nullptr;
-    auto copy = std::make_unique<pocket_session>(session->open, session->options);
+    auto copy = std::make_unique<pocket_session>(session->open, session->adapters, session->options);
     if (!copy->session.fork(session->session, session->session.position())) fail(copy->session.error);
     copy->sampler = session->sampler;
     copy->stream = session->stream;

@@ -12,10 +12,11 @@
  * makes a function fail and keeps the reason of the failure before, so that a chain of calls may be checked once, as
  * above.
  *
- * Ownership. Each pocket_..._new, _open and _fork has its _free, which accepts NULL. A session keeps its model open, so
- * that they may be freed in any order. The library copies all texts and ids that it receives. Texts are UTF-8.
+ * Ownership. Each pocket_..._new..., _open and _fork has its _free, which accepts NULL. A session keeps its model and
+ * its adapters open, and an adapter its model, so that they may be freed in any order. The library copies all texts,
+ * ids and structures that it receives. Texts are UTF-8.
  *
- * Threads. Any number of threads may use a model. A session belongs to one thread at a time, except for
+ * Threads. Any number of threads may use a model or an adapter, and free it when none uses it. A session belongs to one thread at a time, except for
  * pocket_cancel(). Sessions that use the same model at the same time do not affect each other.
  *
  * The same model, tokens, options and seed give the same text on every machine, for any number of threads.
@@ -99,6 +100,25 @@ POCKET_API int pocket_encode(const pocket_model* model, const char* text, int bo
  * failure. */
 POCKET_API int64_t pocket_decode(const pocket_model* model, const int32_t* ids, int n, char* text, size_t capacity);
 
+/* ---- Adapters: changes of a model, of low rank (LoRA) ----
+ *
+ *     pocket_scaled_adapter pirate = {pocket_adapter_open(model, "pirate"), 0.5};
+ *     pocket_session *session = pocket_session_new_with_adapters(model, NULL, &pirate, 1);
+ *     pocket_adapter_free(pirate.adapter);
+ *
+ * The text is that of ./run --lora pirate:0.5. Sessions over one model may have different adapters.
+ */
+
+typedef struct pocket_adapter pocket_adapter; /* an open adapter of a model */
+
+/* Opens a LoRA adapter, and checks that it is valid and fits the model. folder: adapter_config.json with
+ * adapter_model.safetensors or .bin, as PEFT and models/train save them. The files stay open and must not change; they
+ * may be deleted. Returns NULL on failure; the error names the file and the field. */
+POCKET_API pocket_adapter* pocket_adapter_open(pocket_model* model, const char* folder);
+
+/* Gives up the caller's reference. Sessions keep what they use. No thread may be using the handle. */
+POCKET_API void pocket_adapter_free(pocket_adapter* adapter);
+
 /* ---- Sessions: texts in progress ----
  *
  * A session is a list of tokens and what the model keeps of them, the KV cache. Functions append tokens, which are
@@ -118,7 +138,21 @@ typedef struct pocket_options {
  * failure: an option out of range, or out of memory. */
 POCKET_API pocket_session* pocket_session_new(pocket_model* model, const pocket_options* options);
 
-/* Returns an independent copy of a session: its tokens, KV cache and sampling state. NULL on failure. */
+/* An adapter times a factor: 1 is as trained, 0 has no effect. */
+typedef struct pocket_scaled_adapter {
+  pocket_adapter* adapter;
+  double scale; /* finite */
+} pocket_scaled_adapter;
+
+/* Starts an empty session of the model with n adapters, which apply to all of its tokens and cannot be changed. Their
+ * effects add up. The session holds references to them; the array may be freed. Sessions with the same adapter and
+ * scale share its memory. n <= 0: none, as pocket_session_new(). Returns NULL on failure; also if an adapter is NULL or
+ * was opened by another handle of the model's file, if a scale is not finite, or if the ranks of the adapters, each
+ * rounded up to a multiple of 16, are more than 1024 for a matrix. */
+POCKET_API pocket_session* pocket_session_new_with_adapters(pocket_model* model, const pocket_options* options,
+                                                            const pocket_scaled_adapter* adapters, int n);
+
+/* Returns an independent copy of a session: its tokens, KV cache, adapters and sampling state. NULL on failure. */
 POCKET_API pocket_session* pocket_session_fork(const pocket_session* session);
 
 /* Frees a session. No thread may be using it. */

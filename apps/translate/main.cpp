@@ -57,7 +57,8 @@ class Program {
       if (!errors[i].empty()) throw Failure{1, a_.name() + ":" + std::to_string(first + i + 1) + ": " + errors[i]};
       std::printf("%s\n", isatty(1) ? without_controls(done[i]).c_str() : done[i].c_str());
     }
-    std::fflush(stdout);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout))
+      throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
   }
 
   void progress(size_t lines, size_t done) {

@@ -49,13 +49,14 @@ class Translator {
              const SessionOptions& options)
       : m_(model), memory_(memory), settings_(settings), beam_(model.model, options, settings.beams, model.ends) {}
 
-  // The translation of a line. A blank line stays as it is; white space around the text is kept. Throws Failure.
+  // The translation of a line, incomplete if the program is interrupted. A blank line stays as it is; white space around
+  // the text is kept. Throws Failure.
   std::string line(std::string_view text) {
     const size_t begin = text.find_first_not_of(kSpaces);
     if (begin == text.npos) return std::string(text);
     const size_t end = text.find_last_not_of(kSpaces) + 1;
     std::string out;
-    for (std::string_view rest = text.substr(begin, end - begin); !rest.empty();) {
+    for (std::string_view rest = text.substr(begin, end - begin); !rest.empty() && !interrupted;) {
       size_t most = kLongestPiece, n = piece_length(rest, most);
       const auto fits = [&] { return ids_of(m_.tokenizer, rest.substr(0, n)).size() < size_t(beam_.context()) / 3; };
       while (most > 1 && !fits()) n = piece_length(rest, most /= 2);

@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <functional>
+#include <map>
 
 #include "../support/program.hpp"
 #include "../support/train_program.hpp"
@@ -203,6 +204,53 @@ TEST_F(Faults, TrainAdapter) {
              "--checkpoint", inputs.file("a.checkpoint")};
   replaces_nothing = true;
   expect_clean(4);
+}
+
+// A whole training of an adapter. Killed between any two changes of its files, it gives the same adapter when resumed.
+TEST_F(Faults, TrainAdapterOfQuantizedModel) {
+  std::string lines;
+  for (const char* what : {"ball", "kite", "cake", "boat"})
+    for (const char* where : {"here", "lost"})
+      lines += std::string("{\"prompt\": \"The ") + what + "\", \"completion\": \" was " + where + ".\"}\n";
+  const std::string data = inputs.write("data.jsonl", lines), base = model();
+  command = {POCKET_TRAIN, data,   "--init",    base, "--lora-rank", "2",    "--ctx",   "32",
+             "--batch",    "1",    "--steps",   "6",  "--every",     "2",    "--valid", data,
+             "--keep",     "best", "--threads", "1",  "--lr",        "0.01", "-o",      "out"};
+  replaces_nothing = true;
+  const long writes = count("write");
+  expect_clean_failures("write", writes, 8);
+  std::map<std::string, long> calls = {{"write", writes}};
+  for (const char* kind : {"sync", "rename"}) calls[kind] = count(kind);
+  const auto first_columns = [](const std::string& csv) {
+    std::string steps;
+    for (size_t at = 0; at < csv.size(); at = csv.find('\n', at) + 1)
+      steps += csv.substr(at, csv.find(',', at) - at) + " ";
+    return steps;
+  };
+  std::string losses;
+  size_t resumed = 0;
+  for (const auto& [kind, n] : calls)
+    for (const long point : points(kind, n, kind == "write" ? 8 : 4)) {
+      const std::string fault = kind + ":" + std::to_string(point) + ":" + std::to_string(SIGKILL);
+      const TemporaryFolder folder;
+      ProgramOptions options;
+      options.folder = folder.path();
+      const Args preload = {"env", "LD_PRELOAD=" POCKET_FAULT_LIBRARY, "POCKET_FAULT=" + fault};
+      EXPECT_EQ(run_program(preload + command, options).status, 128 + SIGKILL) << fault;
+      if (!std::filesystem::exists(folder.file("out"))) {
+        const bool begun = std::filesystem::exists(folder.file("out.checkpoint"));
+        resumed += begun;
+        const Args resume = {POCKET_TRAIN, data, "--valid", data, "--init", base, "-o", "out", "--resume"};
+        const ProgramResult r = run_program(begun ? resume : command, options);
+        EXPECT_EQ(r.status, 0) << fault << r.err;
+      }
+      EXPECT_TRUE(read_file(folder.file("out/adapter_model.safetensors")) == expected.out) << fault;
+      EXPECT_FALSE(read_file(folder.file("out/adapter_config.json")).empty()) << fault;
+      const std::string steps = first_columns(read_file(folder.file("out.loss.csv")));
+      if (losses.empty()) losses = steps;
+      EXPECT_EQ(steps, losses) << fault;
+    }
+  EXPECT_GT(resumed, 8u);
 }
 
 // A second Ctrl-C, and the signals that end a program by default.

@@ -95,6 +95,43 @@ TEST_F(Translate, TranslatesLongLinesInPieces) {
   EXPECT_FALSE(text({"--beams", "1"}, std::string(2000, 'x') + "\n").empty());  // no spaces: cut anywhere
 }
 
+TEST_F(Translate, TakesLinesOfAMegabyte) {
+  const std::string sentence = "Save the cell.", spaces(1 << 20, ' '), word(1 << 20, 'x');
+  EXPECT_EQ(text({"-m", memory()}, sentence + spaces + sentence + "\n"), "Savei cellen. Savei cellen.\n");
+  EXPECT_EQ(text({"-q"}, spaces), spaces + "\n");
+  // Tens of thousands of pieces: Ctrl-C ends it.
+  ProgramOptions stop;
+  for (int i = 0; i < 4; i++) stop.input += sentence + "\n";  // a thread takes four lines at a time
+  stop.input += word + "\n";
+  stop.interrupt_after_output = "Savei cellen.";
+  const ProgramResult r = run_program({POCKET_TRANSLATE, model(), "-m", memory(), "--threads", "1", "-q"}, stop);
+  EXPECT_EQ(r.status, 130) << r.err;
+}
+
+TEST_F(Translate, TakesInvalidUtf8) {
+  const std::string bad =
+      "Open the \xff\xfe file.\n\x80\x80\x80\n\xe2\x82\nSave the cell.\n" + std::string(900, '\xbf');
+  const std::string out = text({"-q", "-m", memory(), "--beams", "1"}, bad);
+  EXPECT_EQ(std::count(out.begin(), out.end(), '\n'), 5) << out;
+  EXPECT_NE(out.find("\nSavei cellen.\n"), std::string::npos) << out;
+  expect_failure(1, {"-i", "a", "-m", folder->write("bad.jsonl", "{\"prompt\": \"\xff\", \"completion\": \"b\"}\n")},
+                 {"bad.jsonl:1:"});
+}
+
+// Without progress, which would be of lines that nobody gets.
+TEST_F(Translate, FullDiskEndsTheProgramAtOnce) {
+  ProgramOptions options;
+  options.stdout_file = folder->full_device("full");
+  if (options.stdout_file.empty()) GTEST_SKIP() << "requires the right to create devices";
+  options.stderr_terminal = true;
+  for (int i = 0; i < 4; i++) options.input += "Save the cell.\n";  // a thread takes four lines at a time
+  options.input += std::string(1 << 17, 'x') + "\n\n\n\n\n\n\n\n";  // after this line progress would be due
+  const ProgramResult r = run_program({POCKET_TRANSLATE, model(), "-m", memory(), "--threads", "1"}, options);
+  EXPECT_EQ(r.status, 1);
+  EXPECT_NE(r.err.find("translate: standard output: No space left on device"), std::string::npos) << r.err;
+  EXPECT_EQ(r.err.find("of 12 lines"), std::string::npos) << r.err;
+}
+
 TEST_F(Translate, ReportsWrongUsage) {
   expect_failure(2, {"-f", "a", "-i", "b"}, {"--file, --text: give only one of them"});
   expect_failure(2, {"--matches", "2"}, {"--matches: requires --memory FILE"});

@@ -167,6 +167,18 @@ static void logits_do_not_depend_on_the_batch(pocket_model* model) {
   pocket_session_free(session);
 }
 
+/* tests/apps/c_adapters_test.cpp has what adapters do. */
+static void refuses_what_is_no_adapter(pocket_model* model) {
+  pocket_scaled_adapter none = {NULL, 1};
+  pocket_session* session = pocket_session_new_with_adapters(model, NULL, NULL, 0);
+  CHECK(pocket_append_text(session, "Once") > 0 && pocket_logits(session) != NULL);
+  CHECK_ERROR(!pocket_adapter_open(model, "no/such/folder"), "no/such/folder: expected the folder of a LoRA adapter");
+  CHECK_ERROR(!pocket_session_new_with_adapters(model, NULL, &none, 1), "no/such/folder");
+  CHECK_ERROR(!pocket_adapter_open(model, NULL), "folder: expected the name of a folder, found NULL");
+  pocket_adapter_free(none.adapter);
+  pocket_session_free(session);
+}
+
 static void can_be_cancelled(pocket_model* model) {
   pocket_session* session = session_with_seed(model, 1);
   int n = pocket_append_text(session, "Once upon a time");
@@ -248,6 +260,7 @@ int main(int argc, char** argv) {
   encodes_and_decodes(model);
   gives_one_text(model);
   logits_do_not_depend_on_the_batch(model);
+  refuses_what_is_no_adapter(model);
   can_be_cancelled(model);
   threads_share_a_model();
   opens_memory(argv[1]);

@@ -4,43 +4,13 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
-
-#include "../support/hf_model.hpp"
-#include "../support/tiny_model.hpp"
+#include "../support/adapter_folder.hpp"
 
 namespace adapter_test {
 
 using namespace pocket;
 using tiny::MemoryModel;
 using tiny::shape;
-
-/// A PEFT folder with random factors of some matrices of a model.
-class Folder {
- public:
-  // every: of the matrices, every so many has factors. B A is about 0.3 times as large as the matrices.
-  Folder(const Config& c, int rank, uint64_t seed, int every = 1) {
-    const double alpha = 0.3 * std::sqrt(double(rank) / c.dim);
-    hf::AllWeights factors;
-    int i = 0;
-    for (const TensorSpec& spec : tensor_specs(c)) {
-      if (spec.layout != Layout::panels || (c.tied && spec.name == "output") || i++ % every) continue;
-      const std::string tensor = kHuggingFaceNames.names.name(spec.name),
-                        module = "base_model.model." + tensor.substr(0, tensor.rfind('.'));
-      factors[module + ".lora_A.weight"] = hf::random_weights({rank, spec.cols}, seed++);
-      factors[module + ".lora_B.weight"] = hf::random_weights({spec.rows, rank}, seed++);
-    }
-    std::filesystem::create_directory(path());
-    folder_.write(
-        "adapter/adapter_config.json",
-        hf::Json{{"peft_type", "LORA"}, {"r", rank}, {"lora_alpha", alpha}, {"target_modules", nullptr}}.dump());
-    folder_.write("adapter/adapter_model.safetensors", hf::safetensors_of(factors));
-  }
-  std::string path() const { return folder_.file("adapter"); }
-
- private:
-  TemporaryFolder folder_;
-};
 
 std::vector<Config> shapes() {
   Config additions = shape(24, 20, 2, 6, 2, 20, 90), tied = shape(50, 70, 2, 3, 3, 10, 90);
@@ -68,7 +38,7 @@ LoadedAdapter* open(LoadedAdapter& adapter, const std::vector<LoraSource>& sourc
 TEST(Adapter, HasLogitsOfMergedModel) {
   for (const Config& c : shapes())
     for (const int rank : {1, 16, 21}) {
-      const Folder first(c, rank, 1), second(c, 3, 1000, 2);
+      const AdapterFolder first(c, rank, 1), second(c, 3, 1000, 2);
       const std::vector<LoraSource> sources = {{first.path(), 1}, {second.path(), -0.5}};
       std::vector<LoraAdapter> merged(2);
       for (size_t i = 0; i < 2; i++) ASSERT_TRUE(merged[i].open(sources[i], c)) << merged[i].error;
@@ -98,7 +68,7 @@ TEST(Adapter, SameBitsForEveryKernelThreadCountBatchAndNeighbour) {
   for (const Config& c : shapes())
     for (const Type type : {Type::f32, Type::q8, Type::q4}) {
       const MemoryModel m(c, type);
-      const Folder first(c, 16, 1), second(c, 21, 1000, 3);
+      const AdapterFolder first(c, 16, 1), second(c, 21, 1000, 3);
       LoadedAdapter one, two;
       const Adapter* adapters[] = {&open(one, {{first.path(), 1}}, m.model)->adapter(),
                                    &open(two, {{first.path(), 0.3}, {second.path(), 1}}, m.model)->adapter(), nullptr};
@@ -141,7 +111,7 @@ TEST(Adapter, SameBitsForEveryKernelThreadCountBatchAndNeighbour) {
 TEST(Adapter, ChecksumTellsValuesScalesAndOrderApart) {
   const Config c = shapes()[0];
   const MemoryModel m(c, Type::q8);
-  const Folder first(c, 4, 1), second(c, 4, 2);
+  const AdapterFolder first(c, 4, 1), second(c, 4, 2);
   std::vector<uint64_t> all = {0};
   for (const std::vector<LoraSource>& sources : {std::vector<LoraSource>{{first.path(), 1}},
                                                  {{first.path(), 0.5}},
@@ -158,7 +128,7 @@ TEST(Adapter, ChecksumTellsValuesScalesAndOrderApart) {
 TEST(Adapter, ForkRequiresTheSameAdapter) {
   const Config c = shapes()[0];
   const MemoryModel m(c, Type::q8);
-  const Folder folder(c, 4, 1);
+  const AdapterFolder folder(c, 4, 1);
   LoadedAdapter adapter;
   Session with(m.model, {0, 1, KvType::automatic, nullptr, &open(adapter, {{folder.path(), 1}}, m.model)->adapter()});
   Session without(m.model, {0, 1});
@@ -171,7 +141,7 @@ TEST(Adapter, ForkRequiresTheSameAdapter) {
 TEST(Adapter, RejectsOtherModelsAndTooManyRanks) {
   const Config c = shapes()[0], other = shapes()[1];
   const MemoryModel m(c, Type::q4);
-  const Folder folder(other, 4, 1), large(c, 60, 1);
+  const AdapterFolder folder(other, 4, 1), large(c, 60, 1);
   LoadedAdapter a, b, d;
   EXPECT_FALSE(a.open({{folder.path(), 1}}, m.model));
   EXPECT_NE(a.error.find("expected shape (4, 96), found (4, 70)"), std::string::npos) << a.error;

@@ -408,6 +408,53 @@ TEST(TrainLora, TrainsAdapterOfQuantizedModelOnConversations) {
   }
 }
 
+// A copy of a model file with NaN as a weight, or as the scale of a row.
+std::string with_nan(const TemporaryFolder& t, const std::string& path, const std::string& name, bool norm) {
+  std::string bytes = read_file(path);
+  const tiny::MemoryModel m(tiny::Bytes(bytes.begin(), bytes.end()));
+  const Tensor& w = norm ? m.model.layers[1].ffn_norm : m.model.layers[1].w2;
+  const size_t end = size_t(w.data - m.bytes.data()) + (w.type == Type::f32 ? 4 : panel_bytes(w.type, w.cols));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::memcpy(&bytes[end - sizeof nan], &nan, sizeof nan);
+  return t.write(name, bytes);
+}
+
+TEST(TrainLora, RefusesModelWithNan) {
+  const TemporaryFolder t;
+  const std::string data = t.write("q.jsonl", questions(60));
+  for (const Type type : {Type::f32, Type::q8, Type::q4})
+    for (const bool norm : {true, false}) {
+      const std::string base = base_model(t, type, "base.bin"), bad = with_nan(t, base, "bad.bin", norm);
+      const ProgramResult r = train({data, "--init", bad, "--lora-rank", "2", "--ctx", "64", "--batch", "2", "--steps",
+                                     "3", "--every", "1", "--keep", "best", "-o", t.file("a")});
+      EXPECT_EQ(r.status, 1) << type_name(type) << norm << r.err;
+      EXPECT_NE(r.err.find("bad.bin: "), std::string::npos) << r.err;
+      EXPECT_NE(r.err.find("finite"), std::string::npos) << r.err;
+      EXPECT_EQ(r.err.find("--lr below"), std::string::npos) << r.err;
+      EXPECT_EQ(t.list().find("a\n"), std::string::npos) << t.list();
+    }
+}
+
+// The last step diverges: nothing is written, and the checkpoint has the best adapter.
+TEST(TrainLora, DivergenceKeepsTheBestAdapter) {
+  const TemporaryFolder t;
+  const std::string data = t.write("q.jsonl", questions(60)), base = base_model(t, Type::q8, "base.bin");
+  for (const char* steps : {"1", "2", "40"}) {
+    const ProgramResult r = train({data, "--init", base, "--lora-rank", "2", "--ctx", "64", "--batch", "2", "--steps",
+                                   steps, "--every", "1", "--keep", "best", "--lr", "1e30", "-o", t.file("a")});
+    EXPECT_EQ(r.status, 1) << r.err;
+    for (const char* word : {"the loss is not finite after step ", "--lr below", "a.checkpoint has the state after"})
+      EXPECT_NE(r.err.find(word), std::string::npos) << r.err;
+    EXPECT_EQ(r.err.find("nan"), std::string::npos) << r.err;
+    EXPECT_EQ(t.list(), "a.checkpoint\na.loss.csv\nbase.bin\nq.jsonl\n");
+    CheckpointFile file;
+    std::string error;
+    ASSERT_TRUE(file.read(t.file("a.checkpoint"), error)) << error;
+    for (size_t at = 0; at < file.arrays.size(); at += sizeof(float))
+      ASSERT_LT(std::fabs(load<float>(file.arrays.data() + at)), 10) << "of a state that has diverged";
+  }
+}
+
 TEST(Examples, ReportsInvalidOnesByLine) {
   const TemporaryFolder t;
   const std::string base = base_model(t, Type::q8, "base.bin"), good = R"({"prompt": "One", "completion": " day"})";

@@ -1,7 +1,11 @@
 """Tests of the installed Python package. POCKET_RUN is the program ./run, to compare with."""
 
+import array
+import json
 import os
+import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -132,6 +136,68 @@ def test_objects_may_be_freed_in_any_order():
         session.logits()
     with pytest.raises(Error, match="the model is closed"):
         model.session()
+
+
+def write_adapter(folder, model, *, width=None, seed=1):
+    """Writes an adapter of rank 2 of the model's first q_proj, of other columns if `width` is given."""
+    numbers = random.Random(seed)
+    q_dim, width = model.heads * model.head_dim, width or model.dim
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    header, data = {}, b""
+    for factor, shape in ("A", (2, width)), ("B", (q_dim, 2)):
+        values = array.array("f", [numbers.gauss(0, 0.3) for _ in range(shape[0] * shape[1])]).tobytes()
+        header[name.format(factor)] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(values)]}
+        data += values
+    head = json.dumps(header).encode()
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + data)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.skipif(not RUN, reason="POCKET_RUN is not set")
+def test_text_with_adapters_is_that_of_run(model, tmp_path):
+    first, second = (write_adapter(tmp_path / name, model, seed=i) for i, name in enumerate(["first", "sécond"]))
+    one, two = model.adapter(first), model.adapter(str(second))
+    texts = {story(model)}
+    for adapters, lora in [([one], [f"{first}"]), ([(one, -0.5)], [f"{first}:-0.5"]),
+                           ([(two, 0.25), one], [f"{second}:0.25", f"{first}"])]:
+        options = [word for name in lora for word in ("--lora", name)]
+        command = [RUN, model.path, "-i", "Once upon a time", "-s", "5", "-q", *options]
+        expected = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+        assert "Once upon a time" + story(model, adapters=adapters) == expected
+        texts.add(story(model, adapters=adapters))
+    assert len(texts) == 4
+    assert story(model, adapters=[(one, 0)]) == story(model)
+
+
+def test_sessions_have_adapters_of_their_own(tmp_path):
+    model = Model()
+    plain, adapter = model.session(seed=5), model.adapter(write_adapter(tmp_path / "a", model))
+    with_it = model.session(seed=5, adapters=[(adapter, 2)])
+    expected = [story(model), story(model, adapters=[(adapter, 2)])]
+    assert expected[0] != expected[1]
+    adapter.close()
+    with pytest.raises(Error, match="the adapter is closed"):
+        model.session(adapters=[adapter])
+    model.close()
+    assert ["".join(s.generate("Once upon a time")) for s in (plain, with_it.fork())] == expected
+
+
+def test_wrong_adapters(model, tmp_path):
+    adapter = model.adapter(write_adapter(tmp_path / "a", model))
+    with pytest.raises(Error, match="missing: expected the folder of a LoRA adapter"):
+        model.adapter(tmp_path / "missing")
+    with pytest.raises(Error, match="expected shape"):
+        model.adapter(write_adapter(tmp_path / "wide", model, width=model.dim + 1))
+    for scale in float("nan"), float("inf"):
+        with pytest.raises(Error, match=r"adapters\[1\]: scale: expected a finite number"):
+            model.session(adapters=[adapter, (adapter, scale)])
+    with Model() as other, pytest.raises(Error, match="expected an adapter of this model"):
+        other.session(adapters=[adapter])
+    with pytest.raises(TypeError):
+        model.session(adapters=[None])
 
 
 def test_logits_are_a_view(model):

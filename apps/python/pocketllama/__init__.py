@@ -18,11 +18,11 @@ import os
 import random
 import threading
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Sequence, Union
+from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
 
-from ._library import POCKET_COPY, Error, Handle, Info, Options, Sampling, check, library
+from ._library import POCKET_COPY, Error, Handle, Info, Options, Sampling, ScaledAdapter, check, library
 
-__all__ = ["Error", "Model", "Session"]
+__all__ = ["Adapter", "Error", "Model", "Session"]
 
 _BATCH = 64  # tokens of a prompt between two chances for Ctrl-C
 
@@ -34,12 +34,20 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
+def _path(path: Union[str, "os.PathLike[str]"]) -> bytes:
+    """The name of a file or folder for the library."""
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("path: expected no null character, found one")
+    return name
+
+
 def _ids(ids: Sequence[int]) -> Any:
     return (ctypes.c_int32 * len(ids))(*ids)
 
 
 class _Closable:
-    """What models and sessions share: they are closed by close(), by `with`, or when they are collected."""
+    """What models, adapters and sessions share: they are closed by close(), by `with`, or when they are collected."""
 
     _handle: Optional[Handle]
 
@@ -62,7 +70,8 @@ class _Closable:
 
 
 class Model(_Closable):
-    """An open model file. Threads may share it. It may be closed before its sessions, which keep what they need.
+    """An open model file. Threads may share it. It may be closed before its adapters and sessions, which keep what they
+    need.
 
     path: a model.bin; None: the small story model of this package.
     copy: read the file into memory instead of mapping it. A mapped file must not change while it is open.
@@ -70,10 +79,7 @@ class Model(_Closable):
 
     def __init__(self, path: Union[str, "os.PathLike[str]", None] = None, *, copy: bool = False):
         file = Path(__file__).with_name("stories.bin") if path is None else path
-        name = os.fsencode(file)
-        if b"\0" in name:
-            raise ValueError("path: expected no null character, found one")
-        self._handle = Handle(library.model_open(name, POCKET_COPY if copy else 0), library.model_free)
+        self._handle = Handle(library.model_open(_path(file), POCKET_COPY if copy else 0), library.model_free)
         info = Info()
         check(library.model_info(self._pointer, ctypes.byref(info)))
         self.path = os.fspath(file)
@@ -109,6 +115,10 @@ class Model(_Closable):
         check(library.decode(self._pointer, data, len(data), text, n))
         return text.raw[:n].decode("utf-8", "replace")
 
+    def adapter(self, path: Union[str, "os.PathLike[str]"]) -> "Adapter":
+        """Opens a LoRA adapter of the model; as Adapter."""
+        return Adapter(self, path)
+
     def session(self, **options: Any) -> "Session":
         """A new session; options as for Session."""
         return Session(self, **options)
@@ -118,20 +128,39 @@ class Model(_Closable):
         return Session(self, **options).generate(prompt, tokens)
 
 
+class Adapter(_Closable):
+    """An open LoRA adapter of a model, for the `adapters` of its sessions. Threads may share it. It may be closed before
+    these, which keep what they need.
+
+    path: a folder with adapter_config.json and adapter_model.safetensors or .bin, as PEFT and models/train save it. The
+    files must not change while the adapter is open.
+    """
+
+    def __init__(self, model: Model, path: Union[str, "os.PathLike[str]"]):
+        self._handle = Handle(library.adapter_open(model._pointer, _path(path)), library.adapter_free)
+        self.path = os.fspath(path)
+
+
 class Session(_Closable):
     """A text in progress: its tokens, and what the model keeps of them. Calls from several threads wait for each other.
 
+    adapters: adapters of the model, each with a factor of its effect: [(adapter, 0.5)]. An adapter alone has the factor
+    1, as trained. Their effects add up. Sessions of one model may have different ones.
     context: tokens that the session has room for; 0: as many as the model was trained for.
     threads: of the computation; 0: one per CPU. It does not change the text.
     kv_f32: keep keys and values as float32 instead of int8.
     seed: of the random choice of tokens; None: a random one. The others: see set_sampling().
     """
 
-    def __init__(self, model: Model, *, context: int = 0, threads: int = 0, kv_f32: bool = False,
-                 seed: Optional[int] = None, temperature: float = 0.8, top_p: float = 0.9, top_k: int = 0,
-                 min_p: float = 0.0, repeat_penalty: float = 1.0):
+    def __init__(self, model: Model, *, adapters: Sequence[Union[Adapter, Tuple[Adapter, float]]] = (),
+                 context: int = 0, threads: int = 0, kv_f32: bool = False, seed: Optional[int] = None,
+                 temperature: float = 0.8, top_p: float = 0.9, top_k: int = 0, min_p: float = 0.0,
+                 repeat_penalty: float = 1.0):
         options = Options(context, threads, kv_f32)
-        self._start(model, Handle(library.session_new(model._pointer, ctypes.byref(options)), library.session_free))
+        pairs = [(a, 1.0) if isinstance(a, Adapter) else a for a in adapters]
+        scaled = (ScaledAdapter * len(pairs))(*[(adapter._pointer, scale) for adapter, scale in pairs])
+        pointer = library.session_new_with_adapters(model._pointer, ctypes.byref(options), scaled, len(pairs))
+        self._start(model, Handle(pointer, library.session_free))
         self.set_sampling(seed=seed, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
                           repeat_penalty=repeat_penalty)
 

@@ -1,7 +1,8 @@
 """The C library, apps/c/pocketllama.h, by ctypes."""
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_uint, c_void_p
+from ctypes import (POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_uint,
+                    c_void_p)
 from pathlib import Path
 
 API_VERSION = 1
@@ -22,6 +23,12 @@ class Options(ctypes.Structure):
     _fields_ = [("context", c_int32), ("threads", c_int32), ("kv_f32", c_int32)]
 
 
+class ScaledAdapter(ctypes.Structure):
+    """pocket_scaled_adapter."""
+
+    _fields_ = [("adapter", c_void_p), ("scale", c_double)]
+
+
 class Sampling(ctypes.Structure):
     """pocket_sampling."""
 
@@ -37,7 +44,9 @@ _FUNCTIONS = {  # name: result, arguments
     "model_info": (c_int, c_void_p, POINTER(Info)),
     "encode": (c_int, c_void_p, c_char_p, c_int, POINTER(c_int32), c_int),
     "decode": (c_int64, c_void_p, POINTER(c_int32), c_int, c_char_p, c_size_t),
-    "session_new": (c_void_p, c_void_p, POINTER(Options)),
+    "adapter_open": (c_void_p, c_void_p, c_char_p),
+    "adapter_free": (None, c_void_p),
+    "session_new_with_adapters": (c_void_p, c_void_p, POINTER(Options), POINTER(ScaledAdapter), c_int),
     "session_fork": (c_void_p, c_void_p),
     "session_free": (None, c_void_p),
     "set_sampling": (c_int, c_void_p, POINTER(Sampling)),
@@ -81,7 +90,7 @@ def check(result):
 
 
 class Handle:
-    """A model or session of the library, freed with the last reference to it."""
+    """A model, adapter or session of the library, freed with the last reference to it."""
 
     def __init__(self, pointer, free):
         self.pointer = check(pointer)
