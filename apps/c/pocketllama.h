@@ -16,8 +16,9 @@
  * its adapters open, and an adapter its model, so that they may be freed in any order. The library copies all texts,
  * ids and structures that it receives. Texts are UTF-8.
  *
- * Threads. Any number of threads may use a model or an adapter, and free it when none uses it. A session belongs to one thread at a time, except for
- * pocket_cancel(). Sessions that use the same model at the same time do not affect each other.
+ * Threads. Any number of threads may use a model or an adapter, and free it when none uses it. A session belongs to one
+ * thread at a time, except for pocket_cancel(). Sessions that use the same model at the same time do not affect each
+ * other.
  *
  * The same model, tokens, options and seed give the same text on every machine, for any number of threads.
  */
