@@ -114,27 +114,39 @@ inline std::string lora_config_json(const LoraPlan& plan) {
          "],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": false\n}\n";
 }
 
-// The bytes of adapter_model.safetensors: A (rank, cols) and B (rows, rank) of each module, float32.
-inline std::string lora_tensors(const Adapters& adapters) {
-  std::string header = "{\"__metadata__\":{\"format\":\"pt\"}", data;
-  data.reserve(count_parameters(adapters.parameters) * sizeof(float));
+// The shape of a tensor in the file: A (rank, cols) or B (rows, rank).
+inline std::pair<int, int> shape_in_file(const Adapters& adapters, const Parameter& p) {
+  if (p.spec.name.back() == 'A') return {adapters.rank, p.spec.rows};
+  return {p.spec.rows, adapters.rank};
+}
+
+// Writes adapter_model.safetensors: A and B of each module, float32.
+inline bool write_lora_tensors(const std::string& path, const Adapters& adapters, std::string& error) {
+  std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
+  size_t begin = 0;
   for (const Parameter& p : adapters.parameters) {
-    const bool is_a = p.spec.name.back() == 'A';
-    const int rows = is_a ? adapters.rank : p.spec.rows, cols = is_a ? p.spec.rows : adapters.rank;
-    const size_t begin = data.size();
-    for (int r = 0; r < rows; r++)
-      for (int k = 0; k < cols; k++) {
-        const float* value = adapters.values.data() + p.offset + size_t(is_a ? k : r) * p.stride + (is_a ? r : k);
-        data.append(reinterpret_cast<const char*>(value), sizeof *value);
-      }
+    const auto [rows, cols] = shape_in_file(adapters, p);
+    const size_t end = begin + size_t(rows) * size_t(cols) * sizeof(float);
     header += ",\"base_model.model." + p.spec.name + ".weight\":{\"dtype\":\"F32\",\"shape\":[" + std::to_string(rows) +
-              "," + std::to_string(cols) + "],\"data_offsets\":[" + std::to_string(begin) + "," +
-              std::to_string(data.size()) + "]}";
+              "," + std::to_string(cols) + "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(end) +
+              "]}";
+    begin = end;
   }
   header += "}";
   header.resize(round_up<size_t>(header.size(), 8), ' ');  // data begins at a multiple of 8 bytes
   const uint64_t size = header.size();
-  return std::string(reinterpret_cast<const char*>(&size), sizeof size) + header + data;
+  OutputFile file;
+  file.open(path);
+  file.write(&size, sizeof size);
+  file.write(header.data(), header.size());
+  for (const Parameter& p : adapters.parameters) {
+    const bool is_a = p.spec.name.back() == 'A';
+    const auto [rows, cols] = shape_in_file(adapters, p);
+    for (int r = 0; r < rows; r++)
+      for (int k = 0; k < cols; k++)
+        file.write(adapters.values.data() + p.offset + size_t(is_a ? k : r) * p.stride + (is_a ? r : k), sizeof(float));
+  }
+  return file.finish() || fail(error, file.error());
 }
 
 // Creates a temporary folder for an adapter. On failure returns false with `error` set: `folder` exists, since
@@ -164,7 +176,7 @@ inline bool write_adapter(const std::string& folder, const LoraPlan& plan, const
   config.own(join_path(temporary.name(), "adapter_config.json"));
   tensors.own(join_path(temporary.name(), "adapter_model.safetensors"));
   if (!write_whole_file(config.name(), lora_config_json(plan), error) ||
-      !write_whole_file(tensors.name(), lora_tensors(adapters), error))
+      !write_lora_tensors(tensors.name(), adapters, error))
     return false;
   const std::string parent = folder_of(folder);
   if (std::rename(temporary.name().c_str(), folder.c_str()) != 0)
