@@ -414,7 +414,12 @@ class Explanation {
       logits.push_back(json_array({number(id), json(double(j.logits[size_t(id)]))}));
       shown_.insert(id);
     }
-    Fields fields = {{"position", number(position)}, {"head", number(head)}, {"rms", json(double(j.rms))}};
+    std::vector<std::string> looked_at;
+    for (const int t : j.top) looked_at.push_back(number(t));
+    Fields fields = {{"position", number(position)},
+                     {"head", number(head)},
+                     {"rms", json(double(j.rms))},
+                     {"top", json_array(looked_at)}};
     for (const auto& [name, v] : std::initializer_list<std::pair<std::string_view, const std::vector<float>*>>{
              {"x", &j.x},
              {"xn", &j.xn},
@@ -426,6 +431,7 @@ class Explanation {
              {"angles", &j.angles},
              {"scores", &j.scores},
              {"weights", &j.weights},
+             {"top_values", &j.top_values},
              {"output", &j.output},
              {"attention_update", &j.attention_update},
              {"middle", &j.middle},

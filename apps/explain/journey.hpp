@@ -17,6 +17,8 @@ struct Journey {
   Vector q_rope, k_rope;       // (head_dim)
   Vector angles;               // (head_dim / 2): radians by which each pair turns
   Vector scores, weights;      // (position + 1)
+  std::vector<int> top;        // at most 5 tokens, with the largest weights
+  Vector top_values;           // (top, head_dim)
   Vector output;               // (head_dim), of the head
   Vector attention_update;     // (dim)
   Vector middle, middle_norm;  // (dim)
@@ -94,6 +96,11 @@ inline Journey follow(const Session& session, const Collector& seen, Parts& part
     const KvBlock kv = session.kv_block(0, kv_head, t / kBlockKeys);
     for (int i = 0; i < c.head_dim; i++)
       j.output[size_t(i)] += j.weights.back() * value_of(kv, session.kv_f32(), t % kBlockKeys, i);
+  }
+  j.top = largest(j.weights.data(), position + 1, 5);
+  for (const int t : j.top) {
+    const KvBlock kv = session.kv_block(0, kv_head, t / kBlockKeys);
+    for (int i = 0; i < c.head_dim; i++) j.top_values.push_back(value_of(kv, session.kv_f32(), t % kBlockKeys, i));
   }
   const auto difference = [](const Journey::Vector& a, const Journey::Vector& b) {
     Journey::Vector d(a.size());

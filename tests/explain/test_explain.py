@@ -129,6 +129,13 @@ def test_journey_adds_up(data):
     assert np.abs(shown[j["position"]][: len(v["weights"])] - v["weights"]).max() < 0.01
 
 
+def test_values_of_the_journey_add_up_to_the_output(tmp_path):
+    j = json.loads(explain(tmp_path / "data.json", "-i", "Once upon a time", "-n", 2, "-s", 5).read_text())["journey"]
+    weights, output = (array(j[name], np.float32, -1) for name in ["weights", "output"])
+    assert sorted(j["top"]) == list(range(5)) and list(weights[j["top"]]) == sorted(weights, reverse=True)
+    assert np.allclose(weights[j["top"]] @ array(j["top_values"], np.float32, 5, -1), output, atol=1e-5)
+
+
 @needs_large
 def test_file_is_small(tmp_path):
     page = explain(tmp_path / "page.html", "-i", "The history of the town", "-n", 95, "-s", 1, model=LARGE)
@@ -277,6 +284,53 @@ def test_tour(browser, story):
     assert "RoPE" in tab.text(".step.current h3") and tab.page.locator(".step.current svg").count() >= 4
     tab.page.locator(".step.current summary").first.click()
     assert "void rope(" in tab.text(".step.current pre")
+    tab.close()
+
+
+@needs_browser
+def test_tour_shows_its_head_in_the_map(browser, story, data):
+    tab = Tab(browser, story)
+    j = data["journey"]
+    tab.page.locator("#steps button").nth(6).click()
+    tab.page.locator(".step.current button").click()
+    assert (tab.page.input_value("#layer"), tab.page.input_value("#head")) == ("0", str(j["head"]))
+    assert tab.text("#selected").startswith(f"Token {j['position'] + 1} of")
+    assert tab.page.evaluate("document.activeElement.id") == "map"
+    tab.close()
+
+
+@needs_browser
+def test_words_are_defined(browser, story):
+    """Each link to a word leads to its definition, which is its tooltip."""
+    tab = Tab(browser, story)
+    links = tab.page.locator("a.word").evaluate_all(
+        "all => all.map(a => [a.title, document.querySelector('#words dd' + a.hash)?.textContent.replace(/\\s+/g, ' ')])")
+    assert len(links) > 8 and all(title and title == text for title, text in links)
+    tab.page.locator("#tour a.word").first.click()
+    assert tab.page.locator("#word-weight").is_visible() and tab.page.url.endswith("#word-weight")
+    tab.close()
+
+
+@needs_browser
+def test_choice_explains_its_settings(browser, story, tmp_path):
+    tab = Tab(browser, story)
+    assert all(name in tab.text("#choice ul") for name in ["temperature 0.8", "top-p 0.9", "seed 5"])
+    assert "At temperature 0 nothing is drawn" in tab.text("#choice")
+    tab.close()
+    tab = Tab(browser, explain(tmp_path / "greedy.html", "-i", STORY, "-n", 5, "-t", 0))
+    assert tab.text("#choice ul") == "temperature 0: always takes the most likely token"
+    assert "drawn" not in tab.text("#choice")
+    tab.close()
+
+
+@needs_browser
+def test_page_without_times_says_so(browser, story, tmp_path):
+    """That of the panels Inside, which compute a text a second time."""
+    changed = tmp_path / "changed.html"
+    changed.write_text(re.sub(r'"read_gb_s": [^,]+', '"read_gb_s":0', story.read_text()))
+    tab = Tab(browser, changed)
+    assert tab.text("#cost-note").startswith("No times: ")
+    assert tab.page.locator("#time").is_hidden() and tab.page.locator("#memory").is_visible()
     tab.close()
 
 
