@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "../support/program.hpp"
 #include "../support/tiny_model.hpp"
 
 namespace saved_session_test {
@@ -180,6 +181,7 @@ TEST(SavedSession, NamesTheInvalidField) {
 
 // The caller states the size: the note would have the rest of it.
 TEST(SavedSession, ASizeBeyondMemoryIsAnError) {
+  if (kSanitized) GTEST_SKIP() << "ASan ends a program that asks for so much";
   const MemoryModel m(small_config(), Type::q8);
   Session session(m.model), other(m.model);
   const int id = 1;
