@@ -247,7 +247,7 @@ test-systems: run
 
 # These compile with zig, which tests/release/zig installs from PyPI; the first time, minutes for each target. .ci/run has
 # a quick variant of test-windows, and leaves out test-release (half an hour).
-test-windows: all
+test-windows: all models/train
 	tests/windows/run
 test-release:
 	tests/release/run

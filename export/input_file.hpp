@@ -174,6 +174,9 @@ inline bool is_directory(const std::string& path) { return platform::info_of(pat
 
 inline bool is_file(const std::string& path) { return platform::info_of(path).kind == platform::FileKind::file; }
 
+/// Whether a path names something, after symbolic links.
+inline bool exists(const std::string& path) { return platform::info_of(path).kind != platform::FileKind::none; }
+
 /// Whether two paths are names of one regular file, which may be links or differently spelled.
 inline bool is_same_file(const std::string& a, const std::string& b) {
   const platform::FileInfo x = platform::info_of(a), y = platform::info_of(b);

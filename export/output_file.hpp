@@ -250,6 +250,17 @@ inline bool check_output(const std::string& path, OutputFile::Access access, std
   return file.check(path, access) || fail(error, file.error());
 }
 
+/// Opens an existing file for writing, at the end of symbolic links. -1 with `error` set if that fails. The caller closes
+/// the descriptor.
+inline int open_existing(const std::string& path, std::string& error) {
+  platform::Destination to;
+  std::string why;
+  const bool found = platform::find_destination(path, to, why);
+  const int file = found ? platform::open_destination(to) : -1;
+  if (file < 0) fail(error, {path, ": ", found ? std::strerror(errno) : why});
+  return file;
+}
+
 /// Writes a whole file. False with `error` set if that fails.
 inline bool write_whole_file(const std::string& path, std::string_view bytes, std::string& error) {
   OutputFile file;

@@ -1,6 +1,6 @@
 // platform.hpp: what the programs need of the operating system, for POSIX (Linux, macOS) and for Windows: files, memory,
-// terminals, signals. The engine's own part is in run.cpp, "The operating system". Nothing else in export/ and apps/cli/
-// depends on the system.
+// terminals, signals. The engine's own part is in run.cpp, "The operating system". Nothing else in export/, models/,
+// apps/cli/ and apps/translate/ depends on the system.
 //
 // Paths and arguments are UTF-8. Files are descriptors. Unless stated otherwise, a function that fails returns -1, null
 // or false, and sets errno.
@@ -16,6 +16,8 @@
 #include <psapi.h>
 #include <shellapi.h>
 #include <sys/stat.h>
+#undef near  // words of ours, which are macros there
+#undef small
 #else
 #include <fcntl.h>
 #include <poll.h>
@@ -124,10 +126,10 @@ inline bool set_errno() {
 }
 
 /// Opens a file or a folder so that others may still use, rename and delete it.
-inline HANDLE open_handle(const std::string& path, DWORD access, DWORD how) {
+inline HANDLE open_handle(const std::string& path, DWORD access, DWORD how, DWORD flags = 0) {
   const HANDLE handle =
       CreateFileW(wide_path(path).c_str(), access, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr, how,
-                  FILE_ATTRIBUTE_NORMAL | FILE_FLAG_BACKUP_SEMANTICS, nullptr);
+                  FILE_ATTRIBUTE_NORMAL | FILE_FLAG_BACKUP_SEMANTICS | flags, nullptr);
   if (handle == INVALID_HANDLE_VALUE) set_errno();
   return handle;
 }
@@ -159,6 +161,14 @@ inline FileInfo info_of(const std::string& path) {
   return info;
 }
 inline FileInfo info_of(int file) { return info_of(handle_of(file)); }
+/// The same of a link itself.
+inline FileInfo info_of_link(const std::string& path) {
+  const HANDLE handle = open_handle(path, 0, OPEN_EXISTING, FILE_FLAG_OPEN_REPARSE_POINT);
+  if (handle == INVALID_HANDLE_VALUE) return {};
+  const FileInfo info = info_of(handle);
+  CloseHandle(handle);
+  return info;
+}
 
 /// Opens a file of any kind for reading.
 inline int open_to_read(const std::string& path) {
@@ -175,6 +185,10 @@ inline int open_to_change(const std::string& path) {
 /// Creates a regular file, which did not exist. own: only its owner may read it.
 inline int create_file(const char* name, bool) {
   return descriptor_of(open_handle(name, GENERIC_READ | GENERIC_WRITE, CREATE_NEW));
+}
+/// Creates a folder, which did not exist.
+inline bool create_folder(const char* name) {
+  return CreateDirectoryW(wide_path(name).c_str(), nullptr) || set_errno();
 }
 /// Deletes a file or an empty folder.
 inline void remove(const char* name) {
@@ -243,7 +257,7 @@ inline bool find_destination(const std::string& path, Destination& to, std::stri
   CloseHandle(existing);
   return !(attributes & FILE_ATTRIBUTE_READONLY) || fail("is read-only");
 }
-/// Opens a destination that is a stream. Waits for the reader of a pipe.
+/// Opens a destination that exists. Waits for the reader of a pipe.
 inline int open_destination(const Destination& to) {
   return descriptor_of(open_handle(to.path, GENERIC_WRITE, OPEN_EXISTING));
 }
@@ -408,7 +422,6 @@ inline FileInfo info_of(int file) {
   struct stat st = {};
   return fstat(file, &st) == 0 ? info_of(st) : FileInfo();
 }
-/// The same of a link itself.
 inline FileInfo info_of_link(const std::string& path) {
   struct stat st = {};
   return lstat(path.c_str(), &st) == 0 ? info_of(st) : FileInfo();
@@ -424,6 +437,7 @@ inline int open_to_change(const std::string& path) {
 inline int create_file(const char* name, bool own) {
   return ::open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, own ? 0600 : 0666);
 }
+inline bool create_folder(const char* name) { return ::mkdir(name, 0777) == 0; }
 inline void remove(const char* name) {  // also in a signal handler
   if (::unlink(name) != 0) ::rmdir(name);
 }

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <iterator>
 #include <random>
@@ -14,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "../export/engine.hpp"
 #include "instruction.hpp"
 #include "stories.hpp"
 
@@ -124,7 +124,7 @@ class Instructor {
     if (known == stories_with_.end() || known->second < 2 || known->second > kCommon * stories_ ||
         instruct_detail::is_function_word(word))
       return 0;
-    return std::log(stories_ / known->second);
+    return exact::log(stories_ / known->second);
   }
 
   // Up to n different words, drawn with probabilities proportional to their rarity.

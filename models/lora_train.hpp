@@ -2,8 +2,6 @@
 // saved in, which has the format of the PEFT library and is read by export/lora.hpp.
 #pragma once
 
-#include <sys/stat.h>
-
 #include <string>
 #include <utility>
 #include <vector>
@@ -152,13 +150,11 @@ inline bool write_lora_tensors(const std::string& path, const Adapters& adapters
 // Creates a temporary folder for an adapter. On failure returns false with `error` set: `folder` exists, since
 // write_adapter() replaces nothing, or cannot be created.
 inline bool create_adapter_folder(const std::string& folder, Temporary& temporary, std::string& error) {
-  struct stat info = {};
-  if (lstat(folder.c_str(), &info) == 0)
+  if (platform::info_of_link(folder).kind != platform::FileKind::none)
     return fail(error,
                 folder + ": already exists; " +
                     (is_directory(folder) ? "delete the folder or choose another" : "choose the name of a new folder"));
-  return temporary.create_beside(folder, [](const char* name) { return ::mkdir(name, 0777) == 0; }) ||
-         fail(error, folder + ": " + std::strerror(errno));
+  return temporary.create_beside(folder, platform::create_folder) || fail(error, folder + ": " + std::strerror(errno));
 }
 
 // Checks that write_adapter() can write a folder.
@@ -179,8 +175,7 @@ inline bool write_adapter(const std::string& folder, const LoraPlan& plan, const
       !write_lora_tensors(tensors.name(), adapters, error))
     return false;
   const std::string parent = folder_of(folder);
-  if (std::rename(temporary.name().c_str(), folder.c_str()) != 0)
-    return fail(error, folder + ": " + std::strerror(errno));
+  if (!platform::replace(temporary.name(), folder)) return fail(error, folder + ": " + std::strerror(errno));
   for (Temporary* t : {&config, &tensors, &temporary}) t->release();
   std::string why;
   return sync_folder(parent, why) || fail(error, folder + ": " + why);

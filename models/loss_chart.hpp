@@ -1,9 +1,6 @@
 // loss_chart.hpp: the losses of a training: a table (loss.csv) that grows while it runs, and a chart (loss.svg).
 #pragma once
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
@@ -293,28 +290,29 @@ class LossLog {
     title_ = title;
     rows_.clear();
     std::string text;
-    if (resume_step >= 0 && access(csv.c_str(), F_OK) == 0) {
+    if (resume_step >= 0 && exists(csv)) {
       if (!read_small_file(csv, kMostBytes, text, error)) return false;
       if (!parse_loss_csv(text, rows_, error))
         return fail(error, csv + ": " + error + "; move the file to start a new table");
       while (!rows_.empty() && rows_.back().step > resume_step) rows_.pop_back();
     }
     if (!write_whole_file(csv, loss_csv(rows_), error)) return false;
-    file_ = ::open(csv.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
-    return file_ >= 0 || fail(error, csv + ": " + std::strerror(errno));
+    file_ = open_existing(csv, error);
+    return file_ >= 0;
   }
 
   // Appends a row to the table immediately. If the disk is full, the table keeps only complete rows.
   bool add(const LossRow& row, std::string& error) {
     const std::string line = chart_detail::csv_line(row);
-    const off_t before = lseek(file_, 0, SEEK_END);
-    const ssize_t written = write(file_, line.data(), line.size());
-    if (written == ssize_t(line.size())) {
+    const uint64_t before = platform::info_of(file_).size;
+    const int64_t written = platform::write_at(file_, line.data(), line.size(), before);
+    if (written == int64_t(line.size())) {
       rows_.push_back(row);
       return true;
     }
     fail(error, csv_ + ": " + std::strerror(written < 0 ? errno : ENOSPC));
-    return written > 0 && ftruncate(file_, before) != 0 ? fail(error, error + "; the last line is incomplete") : false;
+    return written > 0 && !platform::set_size(file_, before) ? fail(error, error + "; the last line is incomplete")
+                                                             : false;
   }
 
   // Writes the chart of all rows.
@@ -326,7 +324,7 @@ class LossLog {
   static constexpr uint64_t kMostBytes = 256 << 20;
 
   void close() {
-    if (file_ >= 0) ::close(file_);
+    if (file_ >= 0) platform::close(file_);
     file_ = -1;
   }
 

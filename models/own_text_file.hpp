@@ -8,10 +8,6 @@
 // model: it belongs to the prompt. Texts are appended; an incomplete one at the end, left by an interruption, is removed.
 #pragma once
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -105,7 +101,7 @@ class OwnTextFile {
  public:
   OwnTextFile() = default;
   ~OwnTextFile() {
-    if (file_ >= 0) ::close(file_);
+    if (file_ >= 0) platform::close(file_);
   }
   OwnTextFile(const OwnTextFile&) = delete;
   OwnTextFile& operator=(const OwnTextFile&) = delete;
@@ -148,10 +144,10 @@ class OwnTextFile {
       source = *created;
       size_ = header.size();
     }
-    file_ = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
-    if (file_ < 0) return refuse(std::strerror(errno));
-    if (flock(file_, LOCK_EX | LOCK_NB) != 0) return refuse("is in use by another process");
-    return ftruncate(file_, off_t(size_)) == 0 || refuse(std::strerror(errno));
+    file_ = open_existing(path, error);
+    if (file_ < 0) return false;
+    if (!platform::lock(file_)) return refuse("is in use by another process");
+    return platform::set_size(file_, size_) || refuse(std::strerror(errno));
   }
 
   int64_t count_tokens() const {
@@ -170,7 +166,7 @@ class OwnTextFile {
   bool append(OwnText text) {
     const std::string bytes = own_text_detail::text_bytes(text);
     for (size_t done = 0; done < bytes.size();) {
-      const ssize_t n = pwrite(file_, bytes.data() + done, bytes.size() - done, off_t(size_ + done));
+      const int64_t n = platform::write_at(file_, bytes.data() + done, bytes.size() - done, size_ + done);
       if (n < 0 && errno == EINTR) continue;
       if (n <= 0) return refuse(std::strerror(n < 0 ? errno : ENOSPC));
       done += size_t(n);

@@ -1,8 +1,6 @@
 // progress_line.hpp: the progress of long work on stderr.
 #pragma once
 
-#include <unistd.h>
-
 #include <cstdio>
 #include <string>
 
@@ -22,7 +20,7 @@ class ProgressLine {
   explicit ProgressLine(const char* program = "train") : program_(program) {}
 
   void show(const std::string& text) {
-    const bool terminal = isatty(2);
+    const bool terminal = platform::is_terminal(2);
     if (seconds() - shown_ < (terminal ? 0.2 : 10)) return;
     shown_ = seconds();
     if (terminal)

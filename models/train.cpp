@@ -11,6 +11,7 @@
 
 int main(int argc, char** argv) {
   using namespace pocket;
+  platform::take_arguments(argc, argv);
   return guarded("train", [&] {
     const TrainOptions options = parse_train_options(argc, argv);
     if (options.help) return print_train_help();

@@ -269,7 +269,7 @@ inline TrainOptions parse_train_options(int argc, char** argv) {
   if (o.model.empty() && o.teacher.empty())
     throw Failure{2, "expected a text to train on, or --teacher MODEL, which writes one; see models/train --help"};
   if (o.output.empty()) throw Failure{2, "requires -o OUT.bin, the model file to write"};
-  while (o.output.size() > 1 && o.output.back() == '/') o.output.pop_back();  // the name of a folder
+  while (o.output.size() > 1 && is_separator(o.output.back())) o.output.pop_back();  // the name of a folder
   if (!is_one_of(o.type, {"q4", "q8", "f32"}))
     throw Failure{2, "--type: expected q8, f32 or q4, found '" + o.type + "'"};
   if (o.steps && o.minutes > 0) throw Failure{2, "--steps, --minutes: give only one of them"};

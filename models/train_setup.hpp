@@ -169,14 +169,14 @@ class TrainingSetup {
     if (!o.messages.empty() && !messages.read(o.messages, error)) throw Failure{1, error};
     OwnTextSource source = text_source();
     source.messages = messages.hash;
-    const bool exists = access(o.own_text.c_str(), F_OK) == 0;
-    if (exists && !own_text.read(o.own_text, source)) throw Failure{1, own_text.error};
+    const bool begun = exists(o.own_text);
+    if (begun && !own_text.read(o.own_text, source)) throw Failure{1, own_text.error};
     const bool complete = own_text.count_tokens() >= o.own_tokens;
-    if (exists && !complete && own_text.source.messages != messages.hash)
+    if (begun && !complete && own_text.source.messages != messages.hash)
       throw Failure{1, o.own_text + ": was begun with " + (own_text.source.messages ? "other" : "no") +
                            " --messages; to continue, give the same"};
-    const TextSource writer(teacher->model(), tokenizer, exists ? own_text.source.seed : source.seed, messages);
-    if (!own_text.open(o.own_text, exists ? nullptr : &source)) throw Failure{1, own_text.error};
+    const TextSource writer(teacher->model(), tokenizer, begun ? own_text.source.seed : source.seed, messages);
+    if (!own_text.open(o.own_text, begun ? nullptr : &source)) throw Failure{1, own_text.error};
     if (!complete) OwnTextWriter(writer, own_text, o.threads).write(o.own_tokens);
     start_ = seconds();
     plan.distill.texts = int64_t(own_text.count_texts(o.own_tokens));

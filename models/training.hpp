@@ -1,8 +1,6 @@
 // training.hpp: one run of models/train: the training loop, with validations, samples, checkpoints and the loss table.
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -192,7 +190,7 @@ class Training {
     }
     const std::string text = architecture.decode(ids);
     std::printf("[step %lld] %s\n", static_cast<long long>(progress_.step),
-                (isatty(1) ? without_controls(text) : text).c_str());
+                (platform::is_terminal(1) ? without_controls(text) : text).c_str());
     std::fflush(stdout);
   }
 

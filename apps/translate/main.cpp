@@ -55,7 +55,7 @@ class Program {
     progress_.clear();
     for (size_t i = 0; i < count; i++) {
       if (!errors[i].empty()) throw Failure{1, a_.name() + ":" + std::to_string(first + i + 1) + ": " + errors[i]};
-      std::printf("%s\n", isatty(1) ? without_controls(done[i]).c_str() : done[i].c_str());
+      std::printf("%s\n", platform::is_terminal(1) ? without_controls(done[i]).c_str() : done[i].c_str());
     }
     if (std::fflush(stdout) != 0 || std::ferror(stdout))
       throw Failure{1, std::string("standard output: ") + std::strerror(errno)};
@@ -79,6 +79,7 @@ class Program {
 
 int main(int argc, char** argv) {
   using namespace pocket;
+  platform::take_arguments(argc, argv);
   return guarded(
       "translate",
       [&] {

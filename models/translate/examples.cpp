@@ -99,6 +99,7 @@ inline void make_examples(const ExampleOptions& o) {
 
 int main(int argc, char** argv) {
   using namespace pocket;
+  platform::take_arguments(argc, argv);
   return guarded("examples", [&] {
     ExampleOptions o;
     parse_options(argc, argv, kExampleOptions, "put all pairs in one file", o);

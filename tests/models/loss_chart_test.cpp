@@ -204,6 +204,16 @@ TEST_F(LossFiles, ContinueFromCheckpoint) {
   EXPECT_EQ(read_file(csv), loss_csv({}));
 }
 
+TEST_F(LossFiles, GrowAtTheEndOfSymbolicLink) {
+  const std::string target = folder.write("target.csv", "");
+  std::filesystem::create_symlink(target, csv);
+  LossLog log;
+  ASSERT_TRUE(open(log, -1)) << error;
+  add(log, rows, 0);
+  EXPECT_TRUE(std::filesystem::is_symlink(csv));
+  EXPECT_EQ(read_file(target), loss_csv(rows));
+}
+
 TEST_F(LossFiles, KeepFilesThatAreNotLossTables) {
   folder.write("loss.csv", "my,own\n");
   LossLog log;

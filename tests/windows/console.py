@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """tests/windows/console.py BUILD [CHAT_MODEL]: the programs for Windows on a console, which wine has on a pseudoterminal:
 text that is typed, and Ctrl-C. BUILD: the folder with the programs."""
+import filecmp
 import os
 import pty
 import re
 import select
+import subprocess
 import sys
 import tempfile
 import termios
@@ -83,6 +85,41 @@ def interrupts_the_converter(build):
             check(file.read() == b"abc", "convert: the existing file was changed")
 
 
+def contents(path):
+    """The text of a file; "" if there is none."""
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+def interrupts_a_training(build):
+    """The training continues to the same model as one on this machine, which was not interrupted."""
+    text = "".join(f"Once upon a time there was a {number} that said {number * 7}.\n<|endoftext|>\n" for number in range(200))
+    options = "--dim 32 --layers 1 --vocab 300 --ctx 32 --batch 4 --every 200".split()
+    with tempfile.TemporaryDirectory() as folder:
+        source, output, expected = folder + "/text.txt", folder + "/windows.bin", folder + "/linux.bin"
+        with open(source, "w", encoding="ascii") as file:
+            file.write(text)
+        command = [build + "/train.exe", source, "-o", output]
+        console = Console(*command, *options, "--steps", "600")
+        while "\n200," not in contents(folder + "/windows.loss.csv"):
+            check(console.read(), f"train: ended: {console.text()[-500:]!r}")
+        console.type("\x03")
+        status = console.status()
+        check(status == 130, f"train: expected exit status 130, found {status}: {console.text()[-500:]!r}")
+        check("interrupted" in console.text(), f"train: found {console.text()[-500:]!r}")
+        found = sorted(os.listdir(folder))
+        left = ["text.txt", "windows.bin.checkpoint", "windows.loss.csv", "windows.loss.svg"]
+        check(found == left, f"train: expected the files {left}, found {found}")
+        subprocess.run(["wine", *command, "--resume"], check=True, capture_output=True)
+        native = [os.path.dirname(os.path.abspath(__file__)) + "/../../models/train", source, "-o", expected]
+        subprocess.run([*native, *options, "--steps", "600"], check=True, capture_output=True)
+        check(filecmp.cmp(output, expected, shallow=False), "train --resume: another model")
+        rows, found = (contents(f"{folder}/{name}.loss.csv").splitlines() for name in ("linux", "windows"))
+        check(len(found) == len(rows), f"train --resume: expected {len(rows)} rows of losses, found {len(found)}")
+
+
 def interrupts_a_text(build, model):
     console = Console(build + "/pocketllama.exe", model, "-i", "Once upon a time", "-n", "4000", "--ctx", "4096")
     console.wait("Once upon a time.{20}")
@@ -109,6 +146,7 @@ def chats(build, model):
 def main():
     build, model = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
     interrupts_the_converter(build)
+    interrupts_a_training(build)
     if model:
         interrupts_a_text(build, model)
         chats(build, model)
