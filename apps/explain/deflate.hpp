@@ -67,7 +67,7 @@ class Deflate {
   void block(const uint8_t* begin, const uint8_t* end, bool last) {
     Counts counts = {}, others = {};  // two, since equal bytes follow each other
     const uint8_t* at = begin;
-    for (; at + 1 < end; at += 2) {
+    for (; end - at > 1; at += 2) {
       counts[at[0]]++;
       others[at[1]]++;
     }
