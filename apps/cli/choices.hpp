@@ -6,7 +6,6 @@
 #include "../../export/json_writer.hpp"
 #include "constrained.hpp"
 #include "job.hpp"
-#include "log_sum_exp.hpp"
 #include "token_text.hpp"
 
 namespace pocket::cli {

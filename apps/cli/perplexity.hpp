@@ -1,10 +1,18 @@
 // perplexity.hpp: the perplexity of a model on a text: the windows that the text is cut into, and the sums.
 #pragma once
 
+#include "../../export/engine.hpp"
 #include "../../export/program.hpp"
-#include "log_sum_exp.hpp"
 
 namespace pocket::cli {
+
+// Natural logarithm of the sum of e^logit over n logits. A logit minus this is the logarithm of a probability.
+inline double log_sum_exp(const float* logits, int n) {
+  const double largest = *std::max_element(logits, logits + n);
+  double sum = 0;
+  for (int i = 0; i < n; i++) sum += std::exp(logits[i] - largest);
+  return std::log(sum) + largest;
+}
 
 // Surprise of the token `next`, -log p(next) in nats, by the n logits of the position before it.
 inline double surprise(const float* logits, int n, int next) { return log_sum_exp(logits, n) - logits[next]; }

@@ -13,7 +13,7 @@
 
 #include "../../export/engine.hpp"
 #include "../../export/program.hpp"
-#include "../cli/log_sum_exp.hpp"
+#include "../cli/portable_log_sum_exp.hpp"
 
 namespace pocket::translate {
 
@@ -93,7 +93,7 @@ class BeamSearch {
     h.ids.assign(ids.begin(), ids.end() - 1);
     h.complete = true;
     const auto add = [&](size_t i, const float* logits) {
-      h.log_probability += double(logits[ids[i]]) - cli::log_sum_exp(logits, vocab_size());
+      h.log_probability += double(logits[ids[i]]) - cli::portable_log_sum_exp(logits, vocab_size());
     };
     add(0, first_.data());
     if (ids.size() == 1) return h;
@@ -142,7 +142,7 @@ class BeamSearch {
   std::vector<Extension> extensions(const std::vector<Beam>& beams) const {
     std::vector<Extension> all;
     for (size_t b = 0; b < beams.size(); b++) {
-      const double before = beams[b].text.log_probability - cli::log_sum_exp(beams[b].logits, vocab_size());
+      const double before = beams[b].text.log_probability - cli::portable_log_sum_exp(beams[b].logits, vocab_size());
       std::vector<Extension> of_beam;
       for (int id = 0; id < vocab_size(); id++) of_beam.push_back({before + double(beams[b].logits[id]), b, id});
       const auto end = of_beam.begin() + ptrdiff_t(std::min(2 * beams_, of_beam.size()));
