@@ -12,7 +12,8 @@ namespace pocket::openai {
 // Log probabilities in nats, of a softmax at temperature 1 over logits (n,).
 class LogProbabilities {
  public:
-  LogProbabilities(const float* logits, int n) : logits_(logits), n_(n), log_sum_(cli::portable_log_sum_exp(logits, n)) {}
+  LogProbabilities(const float* logits, int n)
+      : logits_(logits), n_(n), log_sum_(cli::portable_log_sum_exp(logits, n)) {}
   // With six decimals.
   double operator()(int id) const { return std::round((logits_[id] - log_sum_) * 1e6) / 1e6; }
   // The most likely tokens, best first; of equals, the lowest id.
