@@ -33,7 +33,7 @@ class Finetune(unittest.TestCase):
         self.folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder)
         (self.folder / "models/finetune").mkdir(parents=True)
-        for name in ("finetune/rehearse", "finetune/score", "messages.txt"):
+        for name in ("finetune/batch.py", "finetune/rehearse", "finetune/score", "messages.txt"):
             shutil.copy(ROOT / "models" / name, self.folder / "models" / name)
         (self.folder / "run-batch").write_text(RUN_BATCH)
         (self.folder / "run-batch").chmod(0o755)
@@ -59,6 +59,9 @@ class Finetune(unittest.TestCase):
         (self.folder / "run-batch").write_text("#!/bin/sh\nexit 1\n")  # the texts are kept
         self.assertEqual(self.run_script(*command).returncode, 0)
         self.assertEqual((self.folder / "mixed.jsonl").read_text(encoding="utf-8"), mixed)
+        kept = self.folder / "mixed.own.jsonl"
+        kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:-1]))  # other beginnings
+        self.assertIn("has replies to other requests; delete it", self.run_script(*command).stderr)
         (self.folder / "run-batch").unlink()
         self.assertIn("run: make run-batch", self.run_script(*command).stderr)
 
