@@ -167,6 +167,8 @@ def test_text_with_adapters_is_that_of_run(model, tmp_path):
         command = [RUN, model.path, "-i", "Once upon a time", "-s", "5", "-q", *options]
         expected = subprocess.run(command, capture_output=True, check=True).stdout.decode()
         assert "Once upon a time" + story(model, adapters=adapters) == expected
+        program = [sys.executable, "-m", "pocketllama", "-s", "5", *options]
+        assert subprocess.run(program, capture_output=True, check=True).stdout.decode() == expected
         texts.add(story(model, adapters=adapters))
     assert len(texts) == 4
     assert story(model, adapters=[(one, 0)]) == story(model)
@@ -256,3 +258,15 @@ def test_program_reports_errors():
     command = [sys.executable, "-m", "pocketllama", "-m", "missing.bin"]
     result = subprocess.run(command, capture_output=True)
     assert (result.returncode, result.stderr) == (1, b"pocketllama: missing.bin: No such file or directory\n")
+
+
+def test_program_reports_errors_of_adapters(model, tmp_path):
+    folder = write_adapter(tmp_path / "a", model)
+    for value, status, message in [
+        ("missing", 1, "pocketllama: missing: expected the folder of a LoRA adapter"),
+        (f"{folder}:much", 2, f"{folder}:much: expected a number after the colon, found 'much'"),
+        (f"{folder}:nan", 1, "scale: expected a finite number"),
+    ]:
+        result = subprocess.run([sys.executable, "-m", "pocketllama", "--lora", value], capture_output=True)
+        assert result.returncode == status and message in result.stderr.decode()
+        assert not result.stdout

@@ -1,9 +1,21 @@
 """python -m pocketllama "Once upon a time": continues a text."""
 
 import argparse
+import os
 import sys
 
 from . import Error, Model
+
+
+def lora(text):
+    """The folder and the scale of FOLDER[:SCALE]; a colon may also belong to the folder's name."""
+    folder, colon, scale = text.rpartition(":")
+    if not colon or os.path.isdir(text) or not os.path.isdir(folder):
+        return text, 1.0
+    try:
+        return folder, float(scale)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number after the colon, found '{scale}'") from None
 
 
 def main() -> int:
@@ -11,6 +23,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="pocketllama", description="Continues a text by a language model.")
     parser.add_argument("prompt", nargs="?", default="Once upon a time", help="the beginning of the text")
     parser.add_argument("-m", "--model", help="a model.bin [the story model of this package]")
+    parser.add_argument("--lora", type=lora, action="append", default=[], metavar="FOLDER[:SCALE]",
+                        help="add a LoRA adapter, times SCALE [1]; repeatable")
     parser.add_argument("-n", "--tokens", type=int, default=256, help="generate at most so many tokens [256]")
     parser.add_argument("-t", "--temperature", type=float, default=0.8, help="0: always the most likely token [0.8]")
     parser.add_argument("-p", "--top-p", type=float, default=0.9, help="sample from this much probability [0.9]")
@@ -20,8 +34,9 @@ def main() -> int:
     sys.stdout.reconfigure(encoding="utf-8")
     try:
         with Model(a.model) as model:
-            pieces = model.generate(a.prompt, a.tokens, seed=a.seed, temperature=a.temperature, top_p=a.top_p,
-                                    threads=a.threads)
+            adapters = [(model.adapter(folder), scale) for folder, scale in a.lora]
+            pieces = model.generate(a.prompt, a.tokens, adapters=adapters, seed=a.seed, temperature=a.temperature,
+                                    top_p=a.top_p, threads=a.threads)
             print(a.prompt, end="", flush=True)
             for text in pieces:
                 print(text, end="", flush=True)
