@@ -125,12 +125,15 @@ class Training {
     print_message("train", error + "; the training continues");
   }
 
+  // Without validation texts, only whether the loss of a window that is trained on is finite: the last step may have
+  // diverged.
   void validate(LossRow& row) {
-    const double start = seconds(), sum = t_.trainer->evaluate(t_.validation);
+    const bool measured = !t_.validation.empty();
+    const double start = seconds(), sum = t_.trainer->evaluate(measured ? t_.validation : first_window());
     if (interrupted) stop();
-    progress_.validated = progress_.step;
-    if (t_.validation.empty()) return;
     check_finite(sum);
+    progress_.validated = progress_.step;
+    if (!measured) return;
     progress_.seconds += seconds() - start;
     row.validation = sum / double(count_targets(t_.validation));
     row.bits_per_character = progress_.bits = sum / 0.69314718055994531 / double(t_.valid.bytes);
@@ -142,6 +145,8 @@ class Training {
     if (t_.stored) print_agreement();
     if (plan_.keep_best && (progress_.best_step == 0 || row.validation < progress_.best_loss)) keep(row.validation);
   }
+
+  std::vector<Window> first_window() const { return {WindowStream(t_.train, plan_.context, plan_.seed).next()}; }
 
   void keep(double loss) {
     Floats& best = t_.trainer->best;

@@ -455,6 +455,20 @@ TEST(TrainLora, DivergenceKeepsTheBestAdapter) {
   }
 }
 
+// Of one example, none is left for a validation.
+TEST(TrainLora, NoticesDivergenceOfTheLastStepWithoutValidation) {
+  const TemporaryFolder t;
+  const std::string data = t.write("q.jsonl", questions(1)), base = base_model(t, Type::q8, "base.bin");
+  const std::vector<std::string> args = {data,      "--init", base,      "--lora-rank", "2",  "--ctx",    "64",
+                                         "--batch", "1",      "--steps", "1",           "-o", t.file("a")};
+  const ProgramResult r = train(args + std::vector<std::string>{"--lr", "1e30"});
+  EXPECT_EQ(r.status, 1) << r.err;
+  for (const char* word : {"the loss is not finite after step 1", "--lr below", "has the state after step 0"})
+    EXPECT_NE(r.err.find(word), std::string::npos) << r.err;
+  EXPECT_EQ(t.list(), "a.checkpoint\na.loss.csv\nbase.bin\nq.jsonl\n");
+  EXPECT_EQ(train(args).status, 0);
+}
+
 TEST(Examples, ReportsInvalidOnesByLine) {
   const TemporaryFolder t;
   const std::string base = base_model(t, Type::q8, "base.bin"), good = R"({"prompt": "One", "completion": " day"})";
