@@ -97,22 +97,31 @@ WASM_FLAGS = --target=wasm32-unknown-emscripten --sysroot=$(EMSCRIPTEN_SYSROOT) 
 WASM_EXPORTS = _initialize malloc free sbrk pocket_page_explain \
   $(shell grep -o 'pocket_[a-z_]*' apps/c/pocketllama.h | grep -v adapter | sort -u)
 WASM_LINK = -L$(WASM_LIBRARIES) --allow-undefined --strip-all --max-memory=4294967296 \
-  -lc++-except -lc++abi-except -lunwind-except -lstandalonewasm-memgrow -lc -lcompiler_rt -ldlmalloc
+  -lc++$(MT)-except -lc++abi$(MT)-except -lunwind$(MT)-except -lstandalonewasm-memgrow -lc$(MT) -lcompiler_rt$(MT) \
+  -ldlmalloc$(MT)
 WASM = $(BUILD)/wasm
 $(WASM)/simd128%: SIMD = -msimd128
 $(WASM)/relaxed%: SIMD = -msimd128 -mrelaxed-simd
+$(WASM)/threads%: SIMD = -msimd128 -mrelaxed-simd -pthread
+# The module with threads: its memory comes from apps/page/threads.js, as do the functions that start one.
+$(WASM)/threads.wasm: MT = -mt
+$(WASM)/threads.wasm: WASM_SHARED = --shared-memory --import-memory --export-memory --initial-memory=4194304 \
+  --export-table --export=_emscripten_thread_init --export=_emscripten_thread_exit \
+  --export=_emscripten_thread_free_data --export=__wasm_init_tls --export=__tls_size --export=stackRestore
 PAGE = apps/page/pocketllama.html
 
 page:
 	@command -v $(WASM_CXX) $(WASM_LD) python3 >/dev/null && [ -e $(WASM_LIBRARIES)/libc++-except.a ] || \
 	  { echo "page: requires clang-16, lld-16, emscripten and python3 (Debian packages of these names)" >&2; exit 1; }
 	$(MAKE) $(PAGE)
-$(PAGE): $(addprefix apps/page/,build.py page.html engine.js worker.js) apps/explain/page.html models/stories.bin $(WASM)/relaxed.wasm $(WASM)/simd128.wasm
-	python3 apps/page/build.py $@ models/stories.bin $(WASM)/relaxed.wasm $(WASM)/simd128.wasm
+PAGE_MODULES = $(WASM)/threads.wasm $(WASM)/relaxed.wasm $(WASM)/simd128.wasm
+$(PAGE): $(addprefix apps/page/,build.py page.html engine.js threads.js worker.js) apps/explain/page.html \
+  models/stories.bin $(PAGE_MODULES)
+	python3 apps/page/build.py $@ models/stories.bin $(PAGE_MODULES)
 
-# Modules: relaxed, simd128; scalar for the tests.
+# Modules: relaxed, simd128; threads, which is relaxed with threads; scalar for the tests.
 $(WASM)/%.wasm: $(WASM)/%-kernels.o $(WASM)/%-library.o
-	$(WASM_LD) -o $@ $(WASM_LIBRARIES)/crt1_reactor.o $^ $(WASM_LINK) --no-entry -z stack-size=1048576 \
+	$(WASM_LD) -o $@ $(WASM_LIBRARIES)/crt1_reactor.o $^ $(WASM_LINK) $(WASM_SHARED) --no-entry -z stack-size=1048576 \
 	  $(WASM_EXPORTS:%=--export-if-defined=%)
 $(WASM)/%-kernels.o: apps/page/kernels.cpp apps/page/fma.hpp run.cpp
 	@mkdir -p $(WASM)

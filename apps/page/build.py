@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""build.py OUT MODEL RELAXED SIMD128: joins the page's parts to one HTML file."""
+"""build.py OUT MODEL THREADS RELAXED SIMD128: joins the page's parts to one HTML file."""
 
 import base64
 import gzip
@@ -20,12 +20,13 @@ def inside(path):
     return text[text.index("<!doctype") : text.rindex(")page")]
 
 
-def main(out, model, relaxed, simd128):
+def main(out, model, threads, relaxed, simd128):
     here = Path(__file__).parent
     page = (here / "page.html").read_text()
     parts = {
-        "worker": (here / "engine.js").read_text() + (here / "worker.js").read_text(),
+        "worker": "".join((here / f"{name}.js").read_text() for name in ["engine", "threads", "worker"]),
         "inside": embedded(inside(here / "../explain/page.html").encode()),
+        "threads": embedded(Path(threads).read_bytes()),
         "relaxed": embedded(Path(relaxed).read_bytes()),
         "simd128": embedded(Path(simd128).read_bytes()),
         "model": embedded(Path(model).read_bytes()),

@@ -8,21 +8,30 @@ const ENGINE_BYTES = 32 << 20;  // of these for the engine and a short context
 // An error of the engine, in words for the user.
 class EngineError extends Error {}
 
+// An instance of a module of pocketllama: its exports. own: what it imports beyond a clock, by name.
+function instantiate(module, own = {}) {
+  const imports = {};
+  // What the C library would ask of a system is answered by "not supported": 52 is ENOSYS. The engine works without.
+  for (const {module: from, name} of WebAssembly.Module.imports(module))
+    (imports[from] ??= {})[name] = own[name] ?? (() => (name.startsWith('__syscall') ? -52 : 52));
+  imports.wasi_snapshot_preview1.clock_time_get = (id, precision, result) => {
+    const now = BigInt(Math.round(performance.now() * 1e6));
+    new DataView(c.memory.buffer).setBigUint64(result >>> 0, now, true);
+    return 0;
+  };
+  imports.wasi_snapshot_preview1.proc_exit = () => {
+    throw new EngineError('The engine has stopped; reload the page.');
+  };
+  const c = new WebAssembly.Instance(module, imports).exports;
+  return c;
+}
+
 class Engine {
-  // module: a WebAssembly.Module of pocketllama.
-  constructor(module) {
-    const imports = {};
-    // What the C library would ask of a system is answered by "not supported": 52 is ENOSYS. The engine works without.
-    for (const {module: from, name} of WebAssembly.Module.imports(module))
-      (imports[from] ??= {})[name] = () => (name.startsWith('__syscall') ? -52 : 52);
-    imports.wasi_snapshot_preview1.clock_time_get = (id, precision, result) => {
-      this.view().setBigUint64(result >>> 0, BigInt(Math.round(performance.now() * 1e6)), true);
-      return 0;
-    };
-    imports.wasi_snapshot_preview1.proc_exit = () => {
-      throw new EngineError('The engine has stopped; reload the page.');
-    };
-    this.c = new WebAssembly.Instance(module, imports).exports;
+  // module: a WebAssembly.Module of pocketllama. workers: for the threads of a module with threads (threads.js).
+  constructor(module, workers = null) {
+    this.workers = workers;
+    this.c = instantiate(module, workers?.imports());
+    if (workers) workers.c = this.c;
     this.c._initialize();
     this.result = this.c.malloc(64);  // for functions that store results
     this.model = this.session = 0;
@@ -33,7 +42,7 @@ class Engine {
   bytes(at, n) { return new Uint8Array(this.c.memory.buffer, at >>> 0, n); }
   text(at) {
     const all = new Uint8Array(this.c.memory.buffer);
-    return new TextDecoder().decode(all.subarray(at >>> 0, all.indexOf(0, at >>> 0)));
+    return new TextDecoder().decode(all.slice(at >>> 0, all.indexOf(0, at >>> 0)));  // a copy: it refuses shared memory
   }
   // Calls f with the address of a C string.
   withText(text, f) {
@@ -108,9 +117,11 @@ class Engine {
   start(context) {
     if (this.session) this.c.pocket_session_free(this.session);
     const at = this.result >>> 0, v = this.view();
-    [context, 1, 0].forEach((value, i) => v.setInt32(at + 4 * i, value, true));  // one thread, int8 keys and values
+    const threads = 1 + (this.workers?.idle.length ?? 0);
+    [context, threads, 0].forEach((value, i) => v.setInt32(at + 4 * i, value, true));  // int8 keys and values
     this.session = this.checkHandle(this.c.pocket_session_new(this.model, at));
   }
+  threads() { return 1 + (this.workers?.running.size ?? 0); }  // of the session
   kernel() { return this.text(this.c.pocket_kernel(this.session)); }
   position() { return this.check(this.c.pocket_position(this.session)); }
   rewind(position) { this.check(this.c.pocket_rewind(this.session, position)); }
@@ -153,7 +164,7 @@ class Engine {
     const at = this.result >>> 0;
     const more = this.check(this.c.pocket_next(this.session, at, at + 4, at + 8));
     const v = this.view(), text = this.bytes(v.getUint32(at + 4, true), v.getUint32(at + 8, true));
-    return {text: new TextDecoder().decode(text), end: more === 0};
+    return {text: new TextDecoder().decode(text.slice()), end: more === 0};
   }
 }
 

@@ -1,17 +1,18 @@
-// worker.js: runs a model in a Web Worker, so that the page stays responsive. engine.js comes before it in the same
-// script. Requests and replies are messages:
+// worker.js: runs a model in a Web Worker, so that the page stays responsive. engine.js and threads.js come before it
+// in the same script. Requests and replies are messages:
 //
 //   {check}                          a File that is to be opened
 //     -> {checked}                   the File, if its format and size are right
-//   {open, name, modules}            open: a File, or a gzip file's bytes of `size` bytes; modules: {relaxed, simd128}
+//   {open, name, modules}            open: a File, or a gzip file's bytes of `size` bytes; modules: {relaxed, simd128},
+//                                    before them `threads` if workers may share memory
 //     -> {progress}                  0 to 1
-//     -> {opened: {name, size, module, kernel, chat, instructions, context}}
+//     -> {opened: {name, size, module, kernel, threads, notice, chat, instructions, context}}
 //   {request, story: text, options}  request: a number, which replies repeat; options: {seed, temperature, top_p,
 //                                    max_tokens}
 //   {request, message: text, system, options}   the next turn of a chat
 //   {forget: true}                   the chat starts again
 //     -> {request, text}             a part of the reply, and last
-//     -> {request, done: {tokens, seconds, stopped, full}}
+//     -> {request, done: {tokens, seconds, threads, stopped, full}}
 //   {inside: request}                what happened inside the model in the reply to this request
 //     -> {request: inside, data}     for apps/explain/page.html, as JSON
 //   {stop: true}                     ends the reply
@@ -44,14 +45,29 @@ async function* unpacked(bytes) {
   for (let part; !(part = await reader.read()).done;) yield part.value;
 }
 
-// The first module whose kernels are exact here: relaxed SIMD may round differently, which its kernel set checks.
+// The first module whose kernels are exact here: relaxed SIMD may round differently, which its kernel set checks. The
+// result's `notice`: why there are no threads, if they could not be started.
 async function firstExact(modules, open) {
+  let notice = '';
   for (const [name, bytes] of Object.entries(modules)) {
     if (!WebAssembly.validate(bytes)) continue;
-    engine = new Engine(await WebAssembly.compile(bytes));
+    const module = await WebAssembly.compile(bytes);
+    let workers = null;
+    if (name === 'threads') {
+      const n = Math.min(navigator.hardwareConcurrency, MOST_THREADS);
+      if (n < 2) continue;
+      try {
+        workers = await Threads.start(module, n - 1, () => new Worker(location.href, {name: 'thread'}));
+      } catch (error) {
+        notice = `one thread: ${error.message}`;
+        continue;
+      }
+    }
+    engine = new Engine(module, workers);
     const info = await open();
     startSession(Math.min(info.context, CONTEXT), engine.size);
-    if (engine.kernel() !== 'scalar') return {...info, module: name};
+    if (engine.kernel() !== 'scalar') return {...info, module: name, notice};
+    workers?.stop();
     engine = null;
   }
   throw new EngineError('This browser cannot run the engine: it lacks WebAssembly SIMD or exceptions. Chrome 123, ' +
@@ -91,7 +107,8 @@ async function open({open: source, name, size, modules}) {
   const info = await firstExact(modules, () => engine.open(size, file ? chunksOf(source) : unpacked(source), progress));
   engine.selfTest(engine.kernel());
   const instructions = `\n${info.provenance}`.includes('\nwrites on command: --words');
-  return {name, size, module: info.module, kernel: engine.kernel(), chat: info.chat, instructions, context};
+  return {name, size, module: info.module, kernel: engine.kernel(), threads: engine.threads(), notice: info.notice,
+          chat: info.chat, instructions, context};
 }
 
 // Generates the reply to what was appended.
@@ -124,7 +141,7 @@ async function reply({request, options}) {
   const seconds = (performance.now() - started) / 1000;
   if (waiting.length) postMessage({request, text: waiting.join('')});
   replies.set(request, [prompt, engine.position(), ended, options]);
-  return {tokens, seconds, stopped, full};
+  return {tokens, seconds, threads: engine.threads(), stopped, full};
 }
 
 async function answer(request) {
@@ -151,6 +168,7 @@ async function answer(request) {
 
 let queue = Promise.resolve();  // one request after the other
 onmessage = ({data}) => {
+  if (self.name === 'thread') return runThread(data, postMessage);  // in the worker of a thread
   if (data.stop) {
     stopped = true;
     return;

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WASM = ROOT / "build/wasm"
 DATA = Path(os.environ.get("POCKET_DATA", ROOT / "../shared/data"))
 SMOLLM = Path(os.environ.get("POCKET_SMOLLM_Q4", ROOT / "models/smollm2-135m-instruct-q4.bin"))
-MODULES = {"scalar": ["scalar"], "simd128": ["wasm-simd128", "scalar"], "relaxed": ["wasm-relaxed", "scalar"]}
+MODULES = {"scalar": ["scalar"], "simd128": ["wasm-simd128", "scalar"], "relaxed": ["wasm-relaxed", "scalar"],
+           "threads": ["wasm-relaxed", "scalar"]}
 TOKENS = 75
 
 
@@ -23,11 +24,12 @@ def node():
     return ["node", flag] if known else ["node"]
 
 
-def ask(module, model, *requests):
-    """The answers of tests/page/model.mjs."""
+def ask(module, model, *requests, threads=3):
+    """The answers of tests/page/model.mjs. threads: of the module that has them."""
     lines = "".join(json.dumps(r) + "\n" for r in requests)
-    done = subprocess.run([*node(), ROOT / "tests/page/model.mjs", WASM / f"{module}.wasm", model], input=lines,
-                          capture_output=True, text=True, timeout=300)
+    command = [*node(), ROOT / "tests/page/model.mjs", WASM / f"{module}.wasm", model]
+    command += [str(threads)] if module == "threads" else []
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -47,9 +49,10 @@ def models(tmp_path_factory):
                         found["qwen3"]], check=True, capture_output=True)
     if SMOLLM.exists():
         found["smollm2"] = SMOLLM
-    for kind in ["q8", "f32"]:
-        found[kind] = folder / f"{kind}.bin"
-        subprocess.run([ROOT / "export/convert", "--random", "tiny", "--type", kind, "-o", found[kind]], check=True,
+    # Of these only stories15m has matrices large enough for several threads to share a single token.
+    for name, shape, kind in [("q8", "tiny", "q8"), ("f32", "tiny", "f32"), ("stories15m", "stories15m", "q4")]:
+        found[name] = folder / f"{name}.bin"
+        subprocess.run([ROOT / "export/convert", "--random", shape, "--type", kind, "-o", found[name]], check=True,
                        capture_output=True)
     return found
 
@@ -65,15 +68,17 @@ def test_kernels_have_the_bits_of_the_scalar_ones(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("name", ["stories", "smollm2", "qwen3", "q8", "f32"])
+@pytest.mark.parametrize("name", ["stories", "stories15m", "smollm2", "qwen3", "q8", "f32"])
 def test_logits_are_those_of_the_program(module, name, models, tmp_path):
     if name not in models:
         pytest.skip(f"{name}: not here; see apps/page/README.md")
     ids = [(7919 * i + 13) % 500 for i in range(TOKENS)]
     expected, found = tmp_path / "expected", tmp_path / "found"
     run(models[name], "--ids", ",".join(map(str, ids)), "--logits", expected)
-    kernel, sets, _ = ask(module, models[name], {"kernel": True}, {"selfTest": ""}, {"logits": ids, "to": str(found)})
+    kernel, threads, sets, _ = ask(module, models[name], {"kernel": True}, {"threads": True}, {"selfTest": ""},
+                                   {"logits": ids, "to": str(found)})
     assert kernel == MODULES[module][0]
+    assert threads == (3 if module == "threads" else 1)
     assert sets == len(MODULES[module])
     assert found.read_bytes() == expected.read_bytes()
 

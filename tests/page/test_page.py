@@ -1,10 +1,13 @@
 """The page in Debian's chromium, headless, from file://. SCREENSHOTS: a folder for a picture of each state."""
 
+import functools
+import http.server
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -89,7 +92,8 @@ def tab(tabs):
 
 def test_tells_the_story_of_the_program(tab):
     assert (ROOT / "apps/page/pocketllama.html").stat().st_size < 3_000_000
-    assert re.search("wasm-(relaxed|simd128)", tab.page.text_content("#model"))
+    assert not tab.page.evaluate("crossOriginIsolated")  # and so one thread
+    assert re.search("wasm-(relaxed|simd128)$", tab.page.text_content("#model"))
     assert tab.tell(seed=5) == run("-i", "Once upon a time", "-s", 5, "-q").decode()
     assert re.match(r"\d+ tokens, [\d.]+ tok/s; seed 5$", tab.page.text_content(".figures"))
     tab.picture("story")
@@ -186,7 +190,7 @@ def test_missing_memory_is_explained(tab, tmp_path):
       const source = document.getElementById('worker-source');
       source.textContent = source.textContent.replace('this.c._initialize();',
         'this.c._initialize(); this.c = {...this.c, sbrk: n => n > 1e8 ? -1 : this.c0.sbrk(n)};')
-        .replace('this.c = new', 'this.c = this.c0 = new');
+        .replace('this.c = instantiate', 'this.c = this.c0 = instantiate');
     }""")
     tab.open(path)
     assert "Close other tabs" in tab.problem()
@@ -329,3 +333,87 @@ def test_inside_of_an_earlier_reply_in_a_chat(tab):
     frame = open_inside(tab, 0)
     assert "Again" not in "".join(frame.locator("#text-strip .t").all_text_contents())
     assert frame.locator("#text-strip .t.new").count() == 8
+
+
+# ---- Threads ----
+
+STORY = ("-i", "Once upon a time", "-s", 5, "-q")
+
+
+class Isolated(http.server.SimpleHTTPRequestHandler):
+    """Files, with the headers that let a page share memory among its workers."""
+
+    def end_headers(self):
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Serves the page with some of its text replaced; returns the address."""
+    handler = functools.partial(Isolated, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def start(*replaced):
+            page = (ROOT / "apps/page/pocketllama.html").read_text()
+            for old, new in replaced:
+                assert page.count(old) == 1
+                page = page.replace(old, new)
+            (tmp_path / "page.html").write_text(page)
+            return f"http://127.0.0.1:{server.server_port}/page.html"
+
+        yield start
+        server.shutdown()
+
+
+def test_threads_give_the_same_text(tabs, serve):
+    tab = tabs(url=serve(("navigator.hardwareConcurrency", "3")))  # on any machine
+    assert tab.page.evaluate("crossOriginIsolated")
+    assert tab.page.text_content("#model").endswith("wasm-relaxed, 3 threads")
+    assert tab.tell(seed=5) == run(*STORY).decode()
+    assert re.match(r"\d+ tokens, [\d.]+ tok/s, 3 threads; seed 5$", tab.page.text_content(".figures"))
+    tab.picture("threads")
+    open_inside(tab)  # a second session, while the workers are taken
+
+
+def test_as_many_threads_as_the_machine_has(tabs, serve):
+    tab = tabs(url=serve())
+    n = min(8, tab.page.evaluate("navigator.hardwareConcurrency"))
+    assert tab.page.text_content("#model").endswith(f"wasm-relaxed, {n} threads" if n > 1 else "wasm-relaxed")
+
+
+def test_threads_end_with_the_model(tabs, serve, tmp_path):
+    """Models are opened in turn, more often than there could be workers if the old ones stayed."""
+    tab = tabs(url=serve(("navigator.hardwareConcurrency", "8")))
+    path = tmp_path / "stories.bin"
+    path.write_bytes((ROOT / "models/stories.bin").read_bytes())
+    for _ in range(3):
+        tab.open(path)
+        expect(tab.page.locator("#model")).to_contain_text("stories.bin, 1.4 MB, wasm-relaxed, 8 threads", timeout=LONG)
+        tab.page.click("#stories")
+        expect(tab.page.locator("#model")).to_contain_text("story model", timeout=LONG)
+    assert tab.tell(seed=5) == run(*STORY).decode()
+
+
+def test_without_exact_relaxed_simd_there_is_one_thread(tabs, serve):
+    tab = tabs(url=serve(("navigator.hardwareConcurrency", "3"), ("engine.kernel() !== 'scalar'", "name === 'simd128'")))
+    assert tab.page.text_content("#model").endswith("wasm-simd128")
+    assert tab.tell(seed=5) == run(*STORY).decode()
+
+
+@pytest.mark.parametrize("old, new", [
+    ("threads.idle.push(makeWorker())", "throw new Error('no worker')"),
+    ("reply({ready: true})", "throw new Error('no worker')"),
+    ("const memory = new WebAssembly.Memory(", "throw new RangeError('no worker'); const memory = ("),
+    ("reply({ready: true})", "setTimeout(() => { throw new Error('no worker'); })")])
+def test_without_threads_there_is_one(tabs, serve, old, new):
+    """What starts threads fails: the story is told by the module without them."""
+    tab = tabs(url=serve(("navigator.hardwareConcurrency", "3"), (old, new)))
+    assert re.search("wasm-relaxed, one thread: .*no worker$", tab.page.text_content("#model"))
+    assert tab.tell(seed=5) == run(*STORY).decode()
+    assert re.match(r"\d+ tokens, [\d.]+ tok/s; seed 5$", tab.page.text_content(".figures"))
