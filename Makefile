@@ -219,7 +219,8 @@ test: all models/train models/translate/examples translate apps/bench/bench lib 
 	cmake --build $(BUILD) -j $(CORES)
 	ctest --test-dir $(BUILD) -j $(CORES) --output-on-failure
 
-setup:
+# After the programs that models/get runs, which it would build at the same time.
+setup: all
 	tests/setup
 
 # Not part of `make test`: they install many packages.
