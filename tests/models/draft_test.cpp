@@ -473,7 +473,8 @@ TEST(TrainDraft, RejectsBadInput) {
     args.insert(args.end(), more.begin(), more.end());
     return train(args);
   };
-  expect_failed(with_messages(teacher.path(), messages, {"--own-text", t.file("m.own")}), 2, {"--messages: requires a chat model as the teacher"});
+  expect_failed(with_messages(teacher.path(), messages, {"--own-text", t.file("m.own")}), 2,
+                {"--messages: requires a chat model as the teacher"});
   expect_failed(with_messages(other.path(), empty, {}), 1, {"e.txt: expected messages, one per line, found none"});
   expect_failed(with_messages(other.path(), t.file("none.txt"), {}), 1, {"none.txt"});
   expect_failed(with_messages(other.path(), messages, {"--own-text", t.write("c.own", read_file(t.file("d.bin.own")))}),
