@@ -139,12 +139,13 @@ class OutputFile {
   // Sets the size, for write_at().
   bool resize(uint64_t bytes) { return platform::set_size(file_, bytes) || fail(errno); }
 
-  // Completes the file: now it is under its name.
-  bool finish() {
+  // Completes the file: now it is under its name. durable: and survives a power failure, which takes milliseconds of the
+  // disk; not worth it for a file that is soon made again.
+  bool finish(bool durable = true) {
     flush();
-    if (!direct_) synchronize();
+    if (!direct_) complete(durable);
     if (platform::close(std::exchange(file_, -1)) != 0) fail(errno);
-    return !failed() && (direct_ || rename());
+    return !failed() && (direct_ || rename(durable));
   }
 
   bool failed() const { return why_ != 0 || !reason_.empty(); }
@@ -185,7 +186,7 @@ class OutputFile {
     return file_ >= 0 || fail(errno);
   }
 
-  // Until synchronize() the new contents of a file are as private as can be.
+  // Until complete() the new contents of a file are as private as can be.
   bool create() {
     buffer_.reserve(kBuffer);
     const auto make = [this](const char* name) {
@@ -219,19 +220,19 @@ class OutputFile {
   bool exists() const { return to_.info.kind != platform::FileKind::none; }
 
   // Keeps mode and owner of the file that is replaced, as far as permitted, and writes the data to the disk.
-  void synchronize() {
+  void complete(bool durable) {
     if (failed()) return;
     if (exists()) platform::keep_attributes(file_, to_.info);
-    if (!platform::synchronize(file_)) fail(errno);
+    if (durable && !platform::synchronize(file_)) fail(errno);
   }
 
-  bool rename() {
+  bool rename(bool durable) {
     if (platform::is_not_replaceable(to_.path))
       return fail("expected a regular file, found something else, which was created in the meantime");
     const std::string folder = folder_of(to_.path);
     if (!platform::replace(temporary_.name(), to_.path)) return fail(errno);
     temporary_.release();
-    return sync_folder(folder, reason_);
+    return !durable || sync_folder(folder, reason_);
   }
 
   std::string path_;  // as given
