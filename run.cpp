@@ -1358,7 +1358,8 @@ struct Transformer {
       for (auto* block = first; block <= first + position / kBlockKeys; block++) {
         float scale = block->max - all.max;
         kernels.exp(&scale, 1);
-        for (int j = 0; j < kBlockKeys; j++) block->values[j] *= scale / all.sum;
+        const float share = scale / all.sum;
+        for (int j = 0; j < kBlockKeys; j++) block->values[j] *= share;
       }
       s.observer_.first({Observation::attention, l, row % c.n_heads, position, all.values, position + 1});
     }

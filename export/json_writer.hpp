@@ -42,16 +42,23 @@ inline std::string json(std::string_view text) {
 
 /// An array of values that are already JSON.
 inline std::string json_array(const std::vector<std::string>& values) {
-  std::string out;
-  for (const std::string& value : values) out += (out.empty() ? "" : ", ") + value;
-  return "[" + out + "]";
+  std::string out = "[";
+  for (const std::string& value : values) {
+    if (out.size() > 1) out += ", ";
+    out += value;
+  }
+  return out += "]";
 }
 
 /// An object from names and values that are already JSON.
 inline std::string json_object(const std::vector<std::pair<std::string_view, std::string>>& fields) {
-  std::string out;
-  for (const auto& [name, value] : fields) out += (out.empty() ? "" : ", ") + json(name) + ": " + value;
-  return "{" + out + "}";
+  std::string out = "{";
+  for (const auto& [name, value] : fields) {
+    if (out.size() > 1) out += ", ";
+    out += json(name) + ": ";
+    out += value;
+  }
+  return out += "}";
 }
 
 }  // namespace pocket

@@ -74,6 +74,30 @@ struct Text {
   std::function<std::string(int)> text_of;  // of a token in the middle of a text
 };
 
+/// What the logit lens shows: every `step`-th layer, from the embedding (0) on, and the last one; of the positions from
+/// `all_from` on, all layers.
+struct LensPlan {
+  int layers, step = 1;
+  size_t all_from = 0;
+  bool shows(int layer, size_t position) const { return layer % step == 0 || layer == layers || position >= all_from; }
+};
+/// Of n positions: all layers; or as many as take about as long as the text did, two thirds of this time for all positions,
+/// the rest for the last ones. A chosen token counts as 16 of a prompt, for which each weight is read once for many tokens.
+inline LensPlan lens_plan(const Model& m, size_t n, size_t chosen) {
+  LensPlan plan{m.config.n_layers};
+  double layer_bytes = 0;
+  for (const Layer& l : m.layers)
+    for (const Tensor* t : {&l.wq, &l.wk, &l.wv, &l.wo, &l.w1, &l.w3, &l.w2}) layer_bytes += double(t->bytes);
+  const double most = 1.25 * double(n + 15 * chosen) * layer_bytes / double(m.output.bytes);  // logits of a position
+  if (most >= double(n) * (plan.layers + 1)) return plan;
+  const double steps = std::floor(most * 2 / 3 / double(n)) - 1;
+  plan.step = int(std::ceil(plan.layers / std::max(1.0, steps)));
+  const int shown = (plan.layers + plan.step - 1) / plan.step + 1;
+  const double rest = (most - double(n) * shown) / std::max(1, plan.layers + 1 - shown);
+  plan.all_from = n - std::min(n, size_t(std::max(1.0, rest)));
+  return plan;
+}
+
 class Explanation {
  public:
   using Fields = std::vector<std::pair<std::string_view, std::string>>;
@@ -180,56 +204,50 @@ class Explanation {
                         {"grammar", t.constrained ? "true" : "false"}});
   }
 
-  // Layers whose output goes through the lens, 0 for the embedding: all; or some and the last, so that the lens takes less
-  // time than the text did. A new token counts as 16 of a prompt, for which each weight is read once for many tokens.
-  std::vector<int> lens_layers(size_t n) const {
-    const Model& m = session_->model();
-    double layer_bytes = 0, tokens = double(n);
-    for (const Layer& l : m.layers)
-      for (const Tensor* t : {&l.wq, &l.wk, &l.wv, &l.wo, &l.w1, &l.w3, &l.w2}) layer_bytes += double(t->bytes);
-    for (size_t i = 0; i < n; i++) tokens += collector_->choice(i) ? 15 : 0;
-    const double most = 0.8 * tokens * layer_bytes / (double(n) * double(m.output.bytes));
-    const int layers = m.config.n_layers, step = most > layers ? 1 : int(std::ceil(layers / std::max(1.0, most - 1)));
-    std::vector<int> shown;
-    for (int l = 0; l < layers; l += step) shown.push_back(l);
-    shown.push_back(layers);
-    return shown;
-  }
-
-  // Top tokens and entropy by layer: (layers of the lens, n).
+  // Top tokens and entropy by layer: (layers + 1, n).
   std::string lens_json(Parts& parts, const std::vector<int>& ids, size_t n, const Progress& progress) {
     const Config& c = session_->model().config;
-    const std::vector<int> layers = lens_layers(n);
+    size_t chosen = 0;
+    for (size_t i = 0; i < n; i++) chosen += collector_->choice(i) != nullptr;
+    const LensPlan plan = lens_plan(session_->model(), n, chosen);
     embeddings_.assign(n * size_t(padded(c.dim)), 0.f);
     for (size_t i = 0; i < n; i++)
       session_->model().read_row(session_->model().token_embedding, ids[i], &embeddings_[i * size_t(padded(c.dim))]);
-    std::vector<Summarizer> all;
-    for (size_t k = 0; k < layers.size(); k++)
-      for (size_t i = 0; i < n; i++) all.emplace_back(i + 1 < ids.size() ? ids[i + 1] : -1);
+    struct Row {
+      int layer;
+      size_t position;
+      Summarizer sum;
+    };
+    std::vector<Row> shown;
+    for (int l = 0; l <= c.n_layers; l++)
+      for (size_t i = 0; i < n; i++)
+        if (plan.shows(l, i)) shown.push_back({l, i, Summarizer(i + 1 < ids.size() ? ids[i + 1] : -1)});
     std::vector<std::vector<float>> work{size_t{kChunk}};  // of each row of a chunk
     const auto exp = [&](float* x, int size) { parts.exp(x, size); };
-    if (progress) progress("logit lens", 0, layers.size());
+    if (progress) progress("logit lens", 0, shown.size());
     const auto at = [&](size_t r) {
-      const int layer = layers[r / n];
-      return layer == 0 ? embedding(r % n) : collector_->output(layer - 1, r % n);
+      const auto& [layer, i, sum] = shown[r];
+      return layer == 0 ? embedding(i) : collector_->output(layer - 1, i);
     };
-    parts.logits(all.size(), at, [&](size_t r, int first, const float* logits, int size) {
-      all[r].add(logits, first, size, exp, work[r % size_t(kChunk)]);
+    parts.logits(shown.size(), at, [&](size_t r, int first, const float* logits, int size) {
+      shown[r].sum.add(logits, first, size, exp, work[r % size_t(kChunk)]);
     });
-    std::vector<int32_t> top;
-    std::vector<float> p, entropy, next;
-    for (const Summarizer& row : all) {
-      const Summary s = row.summary();
-      top.insert(top.end(), s.ids.begin(), s.ids.end());
-      p.insert(p.end(), s.p.begin(), s.p.end());
-      entropy.push_back(s.entropy);
-      next.push_back(s.p_next);
-      for (const int id : s.ids) shown_.insert(id);
+    const size_t cells = size_t(c.n_layers + 1) * n, k = Summary::kTop;
+    std::vector<int32_t> top(cells * k, -1);
+    std::vector<float> p(cells * k), entropy(cells, std::numeric_limits<float>::quiet_NaN()), next = entropy;
+    for (const auto& [layer, i, sum] : shown) {
+      const Summary s = sum.summary();
+      const size_t cell = size_t(layer) * n + i;
+      std::copy(s.ids.begin(), s.ids.end(), &top[cell * k]);
+      std::copy(s.p.begin(), s.p.end(), &p[cell * k]);
+      entropy[cell] = s.entropy;
+      next[cell] = s.p_next;
+      shown_.insert(s.ids.begin(), s.ids.end());
     }
     next_.assign(next.end() - long(n), next.end());
-    std::vector<std::string> names;
-    for (const int l : layers) names.push_back(number(l));
-    return json_object({{"layers", json_array(names)},
+    std::vector<std::string> layers;
+    for (int l = 0; l <= c.n_layers; l++) layers.push_back(number(l));
+    return json_object({{"layers", json_array(layers)},
                         {"top", number(Summary::kTop)},
                         {"ids", base64_json(top)},
                         {"p", base64_json(p)},
@@ -298,16 +316,18 @@ class Explanation {
       std::vector<uint8_t> bytes(heads * triangle(n));
       mean[l].resize(triangle(n));
       const float share = 1.f / (float(Collector::kMostCode) * float(heads));
-      for (size_t h = 0; h < heads; h++) {
-        for (size_t i = 0; i < n; i++) {
+      for (size_t i = 0; i < n; i++)
+        for (size_t h = 0; h < heads; h++) {
           const uint16_t* const row = collector_->codes(int(l), int(h), i);
           uint8_t* const out = &bytes[h * triangle(n) + triangle(i)];
           float* const sum = &mean[l][triangle(i)];
-          for (size_t j = 0; j <= i; j++) {
-            out[j] = byte_of[row[j]];
-            sum[j] += float(row[j]) * share;
-          }
+          for (size_t j = 0; j <= i; j++) out[j] = byte_of[row[j]];
+          size_t j = 0;
+          for (; j + 16 <= i + 1; j += 16)  // so many at a time are SIMD
+            for (size_t k = 0; k < 16; k++) sum[j + k] += float(row[j + k]) * share;
+          for (; j <= i; j++) sum[j] += float(row[j]) * share;
         }
+      for (size_t h = 0; h < heads; h++) {
         const HeadKind kind =
             kinds_of_text.of([&](size_t i, size_t j) { return collector_->weight(int(l), int(h), i, j); });
         std::copy(kind.score.begin(), kind.score.end(), &kinds[(l * heads + h) * HeadKind::count]);

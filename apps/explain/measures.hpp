@@ -95,25 +95,27 @@ class Kinds {
 /// Attention rollout (Abnar and Zuidema 2020): how much of each token reaches each position through all layers, if a layer
 /// passes on one half of a position unchanged and the other half as its heads attend, on average. Row i of the result,
 /// a lower triangle (n), sums to 1. mean(l): the attention of layer l, the mean of its heads: a lower triangle (n).
-/// each(n, f) calls f(i) for all i < n, on any threads.
+/// each(n, f) calls f(i) for all i < n, on any threads: a task takes 16 columns, which stay in the cache.
 template <class Mean, class Each> std::vector<float> rollout(int layers, size_t n, const Mean& mean, const Each& each) {
-  const size_t width = (n + kLanes - 1) / kLanes * kLanes;
-  std::vector<float> below(n * width), above(n * width);  // before and after a layer
-  for (size_t i = 0; i < n; i++) below[i * width + i] = 1;
+  const size_t strips = (n + kLanes - 1) / kLanes;
+  std::vector<float> below(strips * n * kLanes), above(below.size());  // before and after a layer: (strips, n, kLanes)
+  const auto at = [&](size_t i, size_t j) { return (j / kLanes * n + i) * kLanes + j % kLanes; };
+  for (size_t i = 0; i < n; i++) below[at(i, i)] = 1;
   for (int l = 0; l < layers; l++, below.swap(above))
-    each(n, [&](size_t i) {
-      const float* const row = mean(l) + triangle(i);
-      for (size_t begin = 0; begin <= i; begin += kLanes) {
-        const float* x = &below[i * width + begin];
+    each(strips, [&](size_t strip) {
+      const size_t begin = strip * kLanes;
+      for (size_t i = begin; i < n; i++) {
+        const float* const row = mean(l) + triangle(i);
+        const float* x = &below[at(i, begin)];
         Four a = load_four(x), b = load_four(x + 4), c = load_four(x + 8), d = load_four(x + 12);
-        for (size_t k = begin; k <= i; k++) {
-          x = &below[k * width + begin];
+        x = &below[at(begin, begin)];
+        for (size_t k = begin; k <= i; k++, x += kLanes) {
           a += row[k] * load_four(x);
           b += row[k] * load_four(x + 4);
           c += row[k] * load_four(x + 8);
           d += row[k] * load_four(x + 12);
         }
-        float* const y = &above[i * width + begin];
+        float* const y = &above[at(i, begin)];
         store_four(y, 0.5f * a);
         store_four(y + 4, 0.5f * b);
         store_four(y + 8, 0.5f * c);
@@ -121,7 +123,9 @@ template <class Mean, class Each> std::vector<float> rollout(int layers, size_t 
       }
     });
   std::vector<float> all;
-  for (size_t i = 0; i < n; i++) all.insert(all.end(), &below[i * width], &below[i * width] + i + 1);
+  all.reserve(triangle(n));
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j <= i; j++) all.push_back(below[at(i, j)]);
   return all;
 }
 
@@ -140,12 +144,15 @@ inline std::vector<int> largest(const float* x, int n, int count) {
   std::vector<int> top;
   const auto above = [&](int a, int b) { return x[a] > x[b] || (x[b] != x[b] && x[a] == x[a]); };
   const auto insert = [&](int i) {
-    auto at = top.end();
-    while (at != top.begin() && above(i, *(at - 1))) --at;
-    top.insert(at, i);
-    if (int(top.size()) > count) top.pop_back();
+    if (int(top.size()) < count)
+      top.push_back(i);
+    else if (!above(i, top.back()))
+      return;
+    size_t at = top.size() - 1;
+    for (; at > 0 && above(i, top[at - 1]); at--) top[at] = top[at - 1];
+    top[at] = i;
   };
-  top.reserve(size_t(count) + 1);
+  top.reserve(size_t(count));
   int i = 0;
   for (; i < n && (int(top.size()) < count || x[top.back()] != x[top.back()]); i++) insert(i);
   float least = top.empty() ? 0.f : x[top.back()];

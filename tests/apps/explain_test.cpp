@@ -212,6 +212,8 @@ TEST(ExplainMeasures, SummaryEqualsTheDefinition) {
   const float equal[] = {1, 2, 2, NAN, 2};
   EXPECT_EQ(largest(equal, 5, 4), (std::vector<int>{1, 2, 4, 0}));
   EXPECT_EQ(largest(equal, 5, 9), (std::vector<int>{1, 2, 4, 0, 3}));
+  const float without[] = {NAN, NAN, NAN, 1};
+  EXPECT_EQ(largest(without, 4, 2), (std::vector<int>{3, 0}));
 }
 
 // ---- Choices ----
@@ -342,6 +344,36 @@ TEST_P(ExplainSession, LastLayerOfTheLensIsTheLogits) {
         rows++;
       });
   EXPECT_EQ(rows, kTokens);
+}
+
+// Of a model whose output matrix is larger than its layers, the lens shows all of the last positions, but not of all.
+TEST(ExplainLens, ShowsWhatTheTimeAllows) {
+  const auto cells = [](const LensPlan& plan, size_t n) {
+    size_t shown = 0;
+    for (int l = 0; l <= plan.layers; l++)
+      for (size_t i = 0; i < n; i++) shown += plan.shows(l, i);
+    return shown;
+  };
+  const tiny::MemoryModel small(tiny::small_config(), Type::q8);
+  EXPECT_EQ(cells(lens_plan(small.model, 500, 0), 500), 3u * 500);
+  EXPECT_EQ(cells(lens_plan(small.model, 0, 0), 0), 0u);
+  Config config = tiny::small_config();
+  config.n_layers = 12;
+  for (const int vocab : {2000, 4000, 100000}) {
+    config.vocab_size = vocab;
+    const tiny::MemoryModel large(config, Type::q8);
+    const LensPlan plan = lens_plan(large.model, 100, 0);
+    EXPECT_LT(plan.all_from, 100u);
+    EXPECT_GT(plan.all_from, 50u);
+    for (size_t i = 0; i < 100; i++) EXPECT_TRUE(plan.shows(0, i) && plan.shows(12, i));
+    for (int l = 0; l <= 12; l++) EXPECT_TRUE(plan.shows(l, 99));
+    double layer_bytes = 0;
+    for (const Layer& l : large.model.layers)
+      for (const Tensor* t : {&l.wq, &l.wk, &l.wv, &l.wo, &l.w1, &l.w3, &l.w2}) layer_bytes += double(t->bytes);
+    const double most = 1.25 * 100 * layer_bytes / double(large.model.output.bytes);
+    EXPECT_LE(double(cells(plan, 100)), std::max(most, 2 * 100 + 11.0)) << vocab;
+    EXPECT_GE(cells(lens_plan(large.model, 100, 5), 100), cells(plan, 100));
+  }
 }
 
 TEST_P(ExplainSession, JourneyEndsWhereTheModelDoes) {

@@ -426,6 +426,14 @@ def test_long_text_stays_smooth(browser, tmp_path, model):
     assert page.stat().st_size < 15e6
     tab = Tab(browser, page)
     assert re.match(r"Token \d+ of 513", tab.text("#selected"))
+    rows = tab.page.locator("#lens-list tr")
+    if model == LARGE:  # the last tokens have all layers, earlier ones some
+        assert rows.count() == 31
+        tab.page.locator("#text-strip .t").first.click()
+        assert 3 <= rows.count() < 31
+        assert "later ones have all" in tab.text("#settled")
+    else:
+        assert rows.count() == 7
     tab.page.evaluate(LONG_TASKS)
 
     def long_tasks(count, act):
