@@ -1358,8 +1358,7 @@ struct Transformer {
       for (auto* block = first; block <= first + position / kBlockKeys; block++) {
         float scale = block->max - all.max;
         kernels.exp(&scale, 1);
-        const float share = scale / all.sum;
-        for (int j = 0; j < kBlockKeys; j++) block->values[j] *= share;
+        for (int j = 0; j < kBlockKeys; j++) block->values[j] *= scale / all.sum;
       }
       s.observer_.first({Observation::attention, l, row % c.n_heads, position, all.values, position + 1});
     }
