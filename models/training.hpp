@@ -129,7 +129,8 @@ class Training {
   // diverged.
   void validate(LossRow& row) {
     const bool measured = !t_.validation.empty();
-    const double start = seconds(), sum = t_.trainer->evaluate(measured ? t_.validation : first_window());
+    const double start = seconds();
+    const double sum = measured ? t_.trainer->evaluate(t_.validation) : t_.trainer->evaluate(first_window());
     if (interrupted) stop();
     check_finite(sum);
     progress_.validated = progress_.step;

@@ -2,6 +2,7 @@
 // page that needs nothing but a browser, or as JSON. README.md describes both.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <random>
 #include <set>
