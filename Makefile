@@ -279,13 +279,13 @@ sanitized:
 	cmake --build $(SANITIZED) -j $(CORES) $(if $(TARGET),--target $(TARGET))
 	ctest --test-dir $(SANITIZED) -j $(CORES) --output-on-failure $(if $(ONLY),-R '$(ONLY)')
 
-# Fuzz targets: tests/fuzz/README.md. The kernels are compiled without UBSan, which would take two minutes; `make
-# sanitize` has it. They come last, so that the linker takes the inline functions of the readers from the target.
+# Fuzz targets: tests/fuzz/README.md. One program, which has the names of all targets. The kernels are compiled without
+# UBSan, which would take two minutes; `make sanitize` has it. They come last, so that the linker takes the inline
+# functions of the readers from the targets.
 FUZZ = build-fuzz
 FUZZ_ASAN = -fsanitize=address
 FUZZ_UBSAN = -fsanitize=undefined -fno-sanitize-recover=all
 FUZZ_CXX = clang++ -std=c++17 -Wall -Wextra -O1 -g1 -MMD -MP -D_GLIBCXX_ASSERTIONS -ffp-contract=off -pthread $(FUZZ_ASAN)
-FUZZ_TARGET = $(FUZZ_CXX) -fsanitize=fuzzer $(FUZZ_UBSAN) -DPOCKET_SEPARATE_KERNELS
 FUZZ_TARGETS = $(patsubst tests/fuzz/targets/%.cpp,$(FUZZ)/%,$(wildcard tests/fuzz/targets/*.cpp))
 
 fuzz: $(FUZZ_TARGETS)
@@ -294,22 +294,19 @@ fuzz: $(FUZZ_TARGETS)
 fuzz-smoke: fuzz
 	tests/fuzz/run --build $(FUZZ) --seconds 10 --jobs 2 --seed 1
 
-$(FUZZ_TARGETS): $(FUZZ)/%: $(FUZZ)/%.o $(FUZZ)/driver.o $(FUZZ)/kernels.a
-	$(FUZZ_TARGET) $^ -o $@
+$(FUZZ_TARGETS): $(FUZZ)/driver
+	ln -f $< $@
 
-$(FUZZ_TARGETS:%=%.o): $(FUZZ)/%.o: tests/fuzz/targets/%.cpp
-	@mkdir -p $(FUZZ)
-	$(FUZZ_TARGET) -c $< -o $@
+$(FUZZ)/driver: $(FUZZ)/driver.o $(FUZZ)/kernels.o
+	$(FUZZ_CXX) -fsanitize=fuzzer $(FUZZ_UBSAN) $^ -o $@
 
 $(FUZZ)/driver.o: tests/fuzz/driver.cpp
 	@mkdir -p $(FUZZ)
-	$(FUZZ_TARGET) -c $< -o $@
+	$(FUZZ_CXX) -fsanitize=fuzzer $(FUZZ_UBSAN) -DPOCKET_SEPARATE_KERNELS -c $< -o $@
 
-# An archive: it is linked only to targets that run a model.
-$(FUZZ)/kernels.a: export/kernels.cpp run.cpp
+$(FUZZ)/kernels.o: export/kernels.cpp run.cpp
 	@mkdir -p $(FUZZ)
-	$(FUZZ_CXX) -fsanitize=fuzzer-no-link -c $< -o $(FUZZ)/kernels.o
-	ar rcs $@ $(FUZZ)/kernels.o
+	$(FUZZ_CXX) -fsanitize=fuzzer-no-link -c $< -o $@
 
 -include $(wildcard $(FUZZ)/*.d)
 

@@ -1,37 +1,11 @@
 // fuzz_test.cpp: replays the seeds of every fuzz target, and the inputs that once broke it (regressions/TARGET/), without
-// libFuzzer. All targets are compiled here as one file.
+// libFuzzer.
 #include <gtest/gtest.h>
 
 #include <set>
 
 #include "memory.hpp"
-#include "targets/chat_template.cpp"
-#include "targets/conversation.cpp"
-#include "targets/decode.cpp"
-#include "targets/encode.cpp"
-#include "targets/gguf.cpp"
-#include "targets/grammar.cpp"
-#include "targets/hf_folder.cpp"
-#include "targets/json.cpp"
-#include "targets/llama2c.cpp"
-#include "targets/llama2c_tokenizer.cpp"
-#include "targets/lora.cpp"
-#include "targets/megabyte.cpp"
-#include "targets/model.cpp"
-#include "targets/openai_request.cpp"
-#include "targets/options.cpp"
-#include "targets/own_text.cpp"
-#include "targets/pickle.cpp"
-#include "targets/pytorch.cpp"
-#include "targets/safetensors.cpp"
-#include "targets/saved_session.cpp"
-#include "targets/sentencepiece.cpp"
-#include "targets/settings.cpp"
-#include "targets/stop_filter.cpp"
-#include "targets/tokenizer_blob.cpp"
-#include "targets/tokenizer_json.cpp"
-#include "targets/train_checkpoint.cpp"
-#include "targets/zip.cpp"
+#include "targets/all.hpp"
 
 namespace fuzz {
 
@@ -64,7 +38,7 @@ TEST(Fuzz, ReplaysRegressions) {
   }
 }
 
-// No file in targets/ is forgotten above, and no folder of regressions has a wrong name.
+// No file in targets/ is forgotten in all.hpp, and no folder of regressions has a wrong name.
 TEST(Fuzz, ReplaysEveryTarget) {
   std::set<std::string> known, files;
   for (const Target& target : targets()) known.insert(target.name);

@@ -6,7 +6,7 @@
 //     const Registered target({"json", run, seeds});
 //     }  // namespace fuzz::json
 //
-// libFuzzer (driver.cpp) calls the one target of its program; the GoogleTest (fuzz_test.cpp) calls all of them.
+// libFuzzer (driver.cpp) calls the target that its program is named after; the GoogleTest (fuzz_test.cpp) calls all.
 #pragma once
 
 #include <fcntl.h>
@@ -33,7 +33,7 @@ struct Target {
   void (*repair)(std::string& input, size_t longest) = nullptr;
 };
 
-// The targets of this program.
+// All targets.
 inline std::vector<Target>& targets() {
   static std::vector<Target> all;
   return all;
