@@ -128,7 +128,7 @@ $(WASM)/%-kernels.o: apps/page/kernels.cpp apps/page/fma.hpp run.cpp
 	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O3 -c apps/page/kernels.cpp -o $@
 $(WASM)/%-library.o: apps/page/library.cpp apps/c/pocketllama.cpp apps/c/pocketllama.h apps/page/fma.hpp $(CLI)
 	@mkdir -p $(WASM)
-	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -O2 -DPOCKET_SEPARATE_KERNELS -iwithsysroot/include/compat -c apps/page/library.cpp -o $@
+	$(WASM_CXX) $(WASM_FLAGS) $(SIMD) -Oz -DPOCKET_SEPARATE_KERNELS -iwithsysroot/include/compat -c apps/page/library.cpp -o $@
 .PRECIOUS: $(WASM)/%.wasm $(WASM)/%-kernels.o $(WASM)/%-library.o
 
 # Bulk generation.
