@@ -151,6 +151,11 @@ class Trainer {
     dropout_seed_ = seed;
   }
 
+  // Resets the optimizer to its state before the first step.
+  void forget() {
+    for (Floats* state : {&mean, &square}) std::fill(state->data(), state->data() + state->size(), 0.f);
+  }
+
   // Call when values of the model were changed from outside.
   void repack() { m_.pack_weights(pool_, k_); }
 
