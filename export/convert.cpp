@@ -201,7 +201,7 @@ std::vector<std::string> inputs(const Arguments& a) {
 
 /// Checks the names of all files that will be written, before the work.
 void check_outputs(const Arguments& a) {
-  check_not_input({a.output, a.report, calibration_name(a.output)}, inputs(a));
+  check_distinct({a.output, a.report, calibration_name(a.output)}, inputs(a));
   std::string error;
   CalibrationFile calibration;
   if (!check_output(a.output, OutputFile::Access::random, error)) throw Failure{1, error};

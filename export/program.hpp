@@ -229,12 +229,16 @@ inline double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Throws Failure if an output is an input, which it would replace.
-inline void check_not_input(const std::vector<std::string>& outputs, const std::vector<std::string>& inputs) {
+// Throws Failure if an output is an input or another output, which it would replace. "": none.
+inline void check_distinct(const std::vector<std::string>& outputs, const std::vector<std::string>& inputs) {
   for (const std::string& output : outputs)
     for (const std::string& input : inputs)
       if (is_same_file(output, input))
         throw Failure{1, output + ": expected another file to write than " + input + ", which is read"};
+  for (size_t i = 0; i < outputs.size(); i++)
+    for (size_t j = 0; j < i; j++)
+      if (!outputs[i].empty() && (outputs[i] == outputs[j] || is_same_file(outputs[i], outputs[j])))
+        throw Failure{1, outputs[i] + ": expected a file for one result, found it for two"};
 }
 
 // The largest text inputs in bytes, far above any legitimate one, so that an endless one (/dev/zero) ends with a message
@@ -247,8 +251,8 @@ inline constexpr uint64_t kLongestTokenizer = 64 << 20;      // a SentencePiece 
 // the text (measured): an eighth of the machine's memory.
 inline uint64_t longest_training_text() { return platform::physical_memory() / 8; }
 
-// Reads a whole file of at most `most` bytes; "-" is standard input. Throws Failure, also after Ctrl-C.
-inline std::string read_all(const std::string& name, uint64_t most) {
+// Reads a whole file of at most `most` bytes; "-" is standard input. Throws Failure, also after Ctrl-C if it `stops`.
+inline std::string read_all(const std::string& name, uint64_t most, bool stops = true) {
   std::FILE* file = name == "-" ? stdin : platform::open_stream(name);
   bool too_long = false;
   if (file && file != stdin) {
@@ -264,7 +268,7 @@ inline std::string read_all(const std::string& name, uint64_t most) {
   const bool good = file && !std::ferror(file);
   const int why = errno;
   if (file && file != stdin) std::fclose(file);
-  stop_if_interrupted();
+  if (stops) stop_if_interrupted();
   if (!good) throw Failure{1, name + ": " + std::strerror(why)};
   if (too_long) throw Failure{1, name + ": expected at most " + std::to_string(most) + " bytes, found more"};
   return text;

@@ -24,7 +24,7 @@ class TrainingSetup {
   // Reads the texts and sets up a new training, or the training of the checkpoint.
   void prepare() {
     const std::vector<std::string> outputs = {o.output, o.checkpoint, o.loss_table(), o.loss_chart()};
-    check_not_input(outputs, {o.model, o.valid, o.init, o.teacher, o.tokenizer, o.own_text, o.messages});
+    check_distinct(outputs, {o.model, o.valid, o.init, o.teacher, o.tokenizer, o.own_text, o.messages});
     if (std::find(outputs.begin(), outputs.end(), o.own_text) != outputs.end())
       throw Failure{2, "--own-text: expected another file than those of the draft, found " + o.own_text};
     if (o.draft()) open_teacher();

@@ -67,7 +67,7 @@ class Batch {
       results_ = std::make_unique<ResultsStream>(!args_.unordered);
       return;
     }
-    check_not_input({args_.output, args_.output + ".partial"}, {args_.model, args_.input});
+    check_distinct({args_.output, args_.output + ".partial"}, {args_.model, args_.input});
     if (!args_.overwrite && access(args_.output.c_str(), F_OK) == 0)
       throw Failure{1, args_.output + ": exists; choose another name, or replace it with --overwrite"};
     auto file = std::make_unique<ResultsFile>(args_.output, requests_, !args_.unordered);

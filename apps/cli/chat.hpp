@@ -53,10 +53,7 @@ class Chat {
     const Arguments& a = job_.args;
     if (a.is_given("--prompt") || !a.file.empty()) answer(a.file.empty() ? a.prompt : read_all(a.file, kLongestPrompt));
     for (std::string line; !quit_ && read_line(line);) handle_line(line);
-    if (!processed_.empty())
-      finish_explaining(job_, processed_);
-    else if (job_.explanation)
-      notify(a.explain + ": not written, since there is no reply to explain");
+    finish_explaining(job_, processed_);
     print_figures(job_, session_);
     if (failed_ && !platform::is_terminal(0)) throw Failure{1, ""};  // the reasons were printed
   }

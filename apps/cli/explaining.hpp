@@ -21,6 +21,10 @@ inline void start_explaining(Job& job, TextSession& session) {
 // Writes the page. ids: of the session's context, maybe with one more. Throws Failure.
 inline void finish_explaining(Job& job, const std::vector<int>& ids) {
   if (!job.explanation) return;
+  if (ids.empty() || job.explanation->observed() == 0) {
+    job.out.start_stderr_line();
+    return print_message("run", job.args.explain + ": not written, since there is no text to explain");
+  }
   const auto text_of = std::make_shared<TokenText>(job.model->tokenizer());
   const explain::Text text = {
       job.args.model,        job.args.mode,          ids,

@@ -134,8 +134,8 @@ inline void generate_text(Job& job) {
   if (a.save.empty()) text.flush();
   job.out.end_text();
   sampler.print_held_lines();
-  if (good || interrupted) finish_explaining(job, text.ids());
   if (!a.save.empty() && (good || interrupted)) text.save(sampler, save_to);
+  if (good || interrupted) finish_explaining(job, text.ids());
   if (!good) throw_failure(*session);
   stop_if_interrupted();
   print_figures(job, *session);

@@ -23,10 +23,10 @@ class Edits {
   /// Multiplies the output of a head by a factor, before the matrix wo; 0 removes the head.
   void scale_head(int layer, int head, float factor) { heads_.push_back({layer, head, factor}); }
   /// Replaces the residual stream of a position after a layer by a vector (dim).
-  void patch(int layer, int position, Vector x) { vectors_.push_back({layer, position, 0, 1, std::move(x)}); }
+  void patch(int layer, int position, Vector x) { vectors_.push_back({layer, position, 0, 1, true, std::move(x)}); }
   /// Adds `strength` times a vector (dim) to the residual stream after a layer, from position `from` on.
   void steer(int layer, Vector direction, float strength, int from = 0) {
-    vectors_.push_back({layer, kAll, from, strength, std::move(direction)});
+    vectors_.push_back({layer, kAll, from, strength, false, std::move(direction)});
   }
   void clear() {
     heads_.clear();
@@ -42,9 +42,8 @@ class Edits {
     if (o.kind != Observation::layer_output) return;
     for (const Change& v : vectors_) {
       if (!matches(v.layer, o.layer) || !matches(v.position, o.position) || o.position < v.from) continue;
-      const bool replaces = v.position != kAll;
       for (int i = 0; i < std::min(o.size, int(v.x.size())); i++)
-        o.data[i] = replaces ? v.x[size_t(i)] : o.data[i] + v.strength * v.x[size_t(i)];
+        o.data[i] = v.replaces ? v.x[size_t(i)] : o.data[i] + v.strength * v.x[size_t(i)];
     }
   }
 
@@ -54,8 +53,9 @@ class Edits {
     float factor;
   };
   struct Change {
-    int layer, position, from;  // position kAll: added to all
+    int layer, position, from;
     float strength;
+    bool replaces;
     Vector x;
   };
   static bool matches(int wanted, int found) { return wanted == kAll || wanted == found; }

@@ -119,6 +119,8 @@ class Explanation {
     session.observe([this](const Observation& o) { collector_->observe(o); });
   }
   bool watching() const { return session_ != nullptr; }
+  /// Tokens that were observed so far.
+  size_t observed() const { return collector_->observed(); }
 
   /// To be called around each choice of the sampler. describe(): what was chosen.
   void begin_choice() { collector_->begin_choice(); }

@@ -67,12 +67,16 @@ inline Excerpt find_function(std::string_view text, std::string_view head) {
   return e;
 }
 
-/// The text of run.cpp: beside the program, or where `make install` puts it. "": not found.
+/// The text of run.cpp: beside the program, or where `make install` puts it. "": there is none that can be read.
 inline std::string engine_source() {
   const std::string folder = folder_of(platform::program_path());
   for (const char* place : {"run.cpp", "../include/pocketllama/run.cpp"}) {
     const std::string file = join_path(folder, place);
-    if (platform::info_of(file).kind == platform::FileKind::file) return read_all(file, 4 << 20);
+    if (platform::info_of(file).kind != platform::FileKind::file) continue;
+    try {
+      return read_all(file, 4 << 20, false);  // a page is written after Ctrl-C too
+    } catch (const Failure&) {
+    }
   }
   return "";
 }

@@ -96,7 +96,7 @@ class Engine {
   }
 
   info() {
-    const at = this.c.malloc(64);
+    const at = this.c.malloc(64) >>> 0;
     this.check(this.c.pocket_model_info(this.model, at));
     const v = this.view(), int = i => v.getInt32(at + 4 * i, true);
     const info = {vocabulary: int(0), context: int(1), dim: int(2), layers: int(4), chat: int(9) === 1,

@@ -83,7 +83,7 @@ class ExampleMaker {
 inline void make_examples(const ExampleOptions& o) {
   TranslationMemory memory;
   memory.read(o.model);
-  check_not_input({o.output}, {o.model});
+  check_distinct({o.output}, {o.model});
   OutputFile file;
   if (!file.open(o.output)) throw Failure{1, file.error()};
   ExampleMaker maker(memory, o);

@@ -322,6 +322,21 @@ def test_inside_shows_hostile_text_only(tab):
 
 
 @pytest.mark.skipif(not SMOLLM.exists(), reason=f"{SMOLLM} is not here; see apps/page/README.md")
+def test_a_refused_first_message_does_not_cost_the_system_prompt(tab):
+    tab.open(SMOLLM)
+    expect(tab.page.locator("#chat")).to_be_visible(timeout=LONG)
+    tab.settings(seed=4, temperature=0, max_tokens=12, system="Reply in French.")
+    tab.page.fill("#message", "The dog ran home. " * 2000)
+    tab.page.press("#message", "Enter")
+    assert "Shorten the text." in tab.problem()
+    tab.page.fill("#message", "Hello")
+    tab.page.press("#message", "Enter")
+    expected = subprocess.run([ROOT / "run", SMOLLM, "-m", "chat", "-y", "Reply in French.", "-t", "0", "-n", "12", "-q"],
+                              input="Hello\n", capture_output=True, text=True).stdout
+    assert tab.reply().strip() == expected.strip()
+
+
+@pytest.mark.skipif(not SMOLLM.exists(), reason=f"{SMOLLM} is not here; see apps/page/README.md")
 def test_inside_of_an_earlier_reply_in_a_chat(tab):
     tab.open(SMOLLM)
     expect(tab.page.locator("#chat")).to_be_visible(timeout=LONG)
@@ -394,7 +409,9 @@ def test_threads_end_with_the_model(tabs, serve, tmp_path):
     path.write_bytes((ROOT / "models/stories.bin").read_bytes())
     for _ in range(3):
         tab.open(path)
-        expect(tab.page.locator("#model")).to_contain_text("stories.bin, 1.4 MB, wasm-relaxed, 8 threads", timeout=LONG)
+        megabytes = (ROOT / "models/stories.bin").stat().st_size / 1e6
+        expect(tab.page.locator("#model")).to_contain_text(
+            f"stories.bin, {megabytes:.1f} MB, wasm-relaxed, 8 threads", timeout=LONG)
         tab.page.click("#stories")
         expect(tab.page.locator("#model")).to_contain_text("story model", timeout=LONG)
     assert tab.tell(seed=5) == run(*STORY).decode()

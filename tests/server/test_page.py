@@ -320,6 +320,37 @@ def test_reload_keeps_everything(tab):
     assert tab.users() == ["Once upon a time"]
 
 
+def test_two_tabs_keep_each_others_messages(tab):
+    tab.settings(max_tokens=5)
+    tab.send("The first")
+    tab.wait()
+    other = tab.context.new_page()
+    other.goto(tab.url)
+    tab.send("The second")
+    tab.wait()
+    expect(other.locator(".user .text")).to_have_text(["The first", "The second"])
+    expect(other.locator(".reply.running")).to_have_count(0)
+    other.fill("#input", "The third")
+    other.press("#input", "Enter")
+    expect(tab.page.locator(".user .text")).to_have_text(["The first", "The second", "The third"])
+    expect(tab.page.locator(".reply.running")).to_have_count(0)
+    tab.page.get_by_role("button", name="Delete The first").click()
+    expect(other.locator(".user .text")).to_have_count(0)
+
+
+def test_forbidden_storage_is_no_obstacle(tabs, stories):
+    tab = tabs(stories)
+    tab.page.add_init_script("""for (const kind of ['localStorage', 'sessionStorage'])
+      Object.defineProperty(window, kind, {get() { throw new DOMException('denied', 'SecurityError'); }});""")
+    tab.open().settings(max_tokens=5)
+    tab.send("Once upon a time")
+    tab.wait()
+    assert len(tab.replies()[0]) > 5
+    tab.page.click("#new-chat")
+    tab.page.get_by_role("button", name="Delete Once upon a time").click()
+    assert tab.page.locator("#chat-list li").count() == 0
+
+
 def test_reload_during_a_reply_keeps_what_has_arrived(tabs, stories):
     tab = tabs(stories)
     tab.page.add_init_script(SLOW)
@@ -654,6 +685,15 @@ def test_inside_shows_the_reply(tabs, stories, scheme, width):
     tab.page.keyboard.press("Escape")
     expect(tab.page.locator("#inside")).to_be_hidden()
     assert tab.page.locator("iframe").count() == 0
+
+
+def test_inside_is_offered_for_replies_of_this_model_only(tab):
+    tab.settings(max_tokens=5)
+    tab.send("Once upon a time")
+    tab.wait()
+    expect(tab.page.get_by_role("button", name="Inside")).to_have_count(1)
+    tab.page.evaluate("chat.turns[0].replies.A.model = 'another'; render()")
+    expect(tab.page.get_by_role("button", name="Inside")).to_have_count(0)
 
 
 def test_inside_of_an_earlier_reply_in_a_chat(tabs, chat):
