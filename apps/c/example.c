@@ -54,6 +54,11 @@ int main(int argc, char** argv) {
   printf("%s", argv[2]);
   if (pocket_generate(session, 256, print, &bytes) < 0) goto end;
 
+  if (pocket_position(session) > info.context) {
+    fprintf(stderr, "%d tokens, %lu bytes; the context is full\n", pocket_position(session), (unsigned long)bytes);
+    status = 0;
+    goto end;
+  }
   logits = pocket_logits(session);
   if (!logits) goto end;
   next = most_likely(logits, info.vocab_size);

@@ -193,13 +193,14 @@ struct pocket_session {
     return int(ids.size());
   }
 
-  // Processes the next n appended tokens, or all that are left.
+  // Processes the next n appended tokens, or all that are left. By chunks: those that are complete remain after a cancel.
   void process(size_t n) {
-    const size_t position = size_t(session.position());
-    n = std::min(n, ids.size() - position);
-    if (n == 0) return;
-    logits = session.forward(ids.data() + position, n);
-    if (!logits) fail(session.error);
+    size_t position = size_t(session.position());
+    const size_t end = position + std::min(n, ids.size() - position);
+    for (; position < end; position = size_t(session.position())) {
+      logits = session.forward(ids.data() + position, std::min(end - position, size_t(kChunk)));
+      if (!logits) fail(session.error);
+    }
   }
 
   const float* process_all() {

@@ -195,7 +195,8 @@ POCKET_API int pocket_process(pocket_session* session, int n);
 
 /* Processes the appended tokens. Returns the logits of the last token of the session, (vocab_size,): a score for each
  * token that may come next. They belong to the session and are valid until the next call with it. NULL on failure: an
- * empty session, out of memory, cancelled. The tokens remain appended. */
+ * empty session, out of memory, cancelled, or a text that ended with a full context, which has no room for its last
+ * token. The tokens remain appended. */
 POCKET_API const float* pocket_logits(pocket_session* session);
 
 /* Generates one token and appends it. Stores the token, and its text: whole UTF-8 characters, not terminated by a zero
@@ -227,7 +228,7 @@ POCKET_API int pocket_rewind(pocket_session* session, int position);
 
 /* Makes the running, or else the next, pocket_process(), pocket_logits() or pocket_generate() fail with the error
  * "cancelled" within a fraction of the time of a token. May be called by any thread and by a signal handler while the
- * session exists. The next call continues where the cancelled one ended. */
+ * session exists. The next call continues where the cancelled one ended; it repeats at most 128 tokens. */
 POCKET_API void pocket_cancel(pocket_session* session);
 
 #ifdef __cplusplus

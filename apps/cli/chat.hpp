@@ -50,15 +50,24 @@ class Chat {
 
   // Answers the prompt of the command line, then the lines of standard input until their end or /quit. Throws Failure.
   void start() {
-    const Arguments& a = job_.args;
-    if (a.is_given("--prompt") || !a.file.empty()) answer(a.file.empty() ? a.prompt : read_all(a.file, kLongestPrompt));
-    for (std::string line; !quit_ && read_line(line);) handle_line(line);
+    try {
+      answer_all();
+    } catch (const Failure& f) {
+      if (f.status == 130) finish_explaining(job_, processed_);  // Ctrl-C ends the chat
+      throw;
+    }
     finish_explaining(job_, processed_);
     print_figures(job_, session_);
     if (failed_ && !platform::is_terminal(0)) throw Failure{1, ""};  // the reasons were printed
   }
 
  private:
+  void answer_all() {
+    const Arguments& a = job_.args;
+    if (a.is_given("--prompt") || !a.file.empty()) answer(a.file.empty() ? a.prompt : read_all(a.file, kLongestPrompt));
+    for (std::string line; !quit_ && read_line(line);) handle_line(line);
+  }
+
   struct Command {
     const char *name, *value, *help;
     void (Chat::*call)(const std::string& value);
@@ -78,7 +87,7 @@ class Chat {
   }
 
   // How a reply ended.
-  enum class End { stop_token, token_limit, interrupted, context_full, loop };
+  enum class End { stop_token, token_limit, interrupted, context_full, loop, no_prompt };
 
   struct Reply {
     explicit Reply(const Job& job) : filter(job.args.stop), stream(job.model->tokenizer()) {}
@@ -156,9 +165,12 @@ class Chat {
     notify("removed the last message; messages left: " + std::to_string(conversation_.turns.size()));
   }
   void save(const std::string& path) {
+    try {
+      check_distinct({path, job_.args.explain}, input_files(job_.args));
+    } catch (const Failure& f) {
+      return report_error("/save: " + f.what);
+    }
     std::string error;
-    for (const std::string& input : {job_.args.model, job_.args.tokenizer})
-      if (is_same_file(path, input)) return report_error("/save: " + path + ": expected another file than " + input);
     if (!write_whole_file(path, conversation_.to_json(), error)) return report_error("/save: " + error);
     notify(path + ": saved; messages: " + std::to_string(conversation_.turns.size()));
   }
@@ -194,7 +206,8 @@ class Chat {
       dropped += conversation_.make_room(context - 1, context / 2);
       if (conversation_.least_tokens() > context) break;  // encoding the text could take long
       const std::vector<int> ids = conversation_.ids();
-      if (ids.size() + !turn.reply_ids.empty() > context) break;
+      if (ids.empty()) reply.end = End::no_prompt;
+      if (ids.empty() || ids.size() + !turn.reply_ids.empty() > context) break;
       generate_reply(ids, turn, reply);
     }
     active_session.store(nullptr);
@@ -306,6 +319,7 @@ class Chat {
     if (reply.end == End::loop)
       notify("stopped: the reply repeats the same " + std::to_string(reply.loop.period()) +
              (reply.loop.period() == 1 ? " token" : " tokens") + "; one repetition is kept");
+    if (reply.end == End::no_prompt) report_error("message: it has no tokens in the chat template of this model");
     if (reply.end == End::context_full && empty)
       report_error("message: " + tokens_needed() + " tokens, but the context has room for " +
                    std::to_string(session_.context()) + "; shorten it, or enlarge the context with --ctx");

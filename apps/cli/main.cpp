@@ -14,7 +14,7 @@ inline void print_kernels() {
 // Executes the action of the command line, for actions with a model. Throws Failure.
 inline void execute(Job& job) {
   const Arguments& a = job.args;
-  check_distinct({a.logits, a.save, a.explain}, {a.model, a.draft, a.tokenizer, a.file, a.perplexity});
+  check_distinct({a.logits, a.save, a.explain}, input_files(a));
   if (a.info) return print_info(job);
   if (a.is_given("--encode")) return print_ids(job);
   if (a.self_test) return self_test(job);

@@ -37,8 +37,7 @@ inline void self_test(Job& job) {
   if (!file.verify_tensors()) throw Failure{1, a.model + ": " + file.error};
   const std::vector<int>& ids = file.self_test_ids;
   if (ids.empty()) throw Failure{1, a.model + ": tensor checksum: ok, but the file has no self-test"};
-  for (const std::string& name : kernel_names()) {
-    if (!a.kernel.empty() && name != a.kernel) continue;
+  for (const std::string& name : a.kernel.empty() ? kernel_names() : std::vector<std::string>{a.kernel}) {
     SessionOptions options = session_options(a);
     options.kernel = name.c_str();
     options.kv = KvType::automatic;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../export/engine.hpp"
+#include "../../export/lora.hpp"
 #include "../../export/program.hpp"
 #include "../../models/instruction.hpp"
 
@@ -215,6 +216,19 @@ inline void check_choice(const char* option, const std::string& value, std::init
     throw Failure{2, std::string(option) + ": expected " + list + ", found '" + value + "'"};
 }
 
+// The files that are read, except for the session of --resume, which --save may replace.
+inline std::vector<std::string> input_files(const Arguments& a) {
+  std::vector<std::string> files = {a.model, a.draft, a.tokenizer, a.file, a.perplexity, a.grammar, a.schema};
+  for (const std::string& text : a.lora) {
+    LoraSource source;
+    std::string error;
+    if (!parse_lora(text, source, error)) continue;  // open_adapters() reports it
+    for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
+      files.push_back(join_path(source.folder, name));
+  }
+  return files;
+}
+
 // Parses and checks the command line. Throws Failure.
 inline Arguments parse(int argc, char** argv) {
   Arguments a;
@@ -225,6 +239,11 @@ inline Arguments parse(int argc, char** argv) {
   if (!a.chat_template.empty() && !a.chat()) throw Failure{2, "--template is only valid with -m chat"};
   if (a.is_given("--prompt") + !a.file.empty() + !a.ids.empty() > 1)
     throw Failure{2, "-i, -f and --ids: expected only one of them"};
+  if (a.is_given("--system") && !a.chat()) throw Failure{2, "--system is only valid with -m chat"};
+  for (const char* action : {"--info", "--encode", "--selftest", "--perplexity", "--logits"})
+    for (const char* option : {"--resume", "--save", "--explain"})
+      if (a.is_given(action) && a.is_given(option))
+        throw Failure{2, std::string(option) + " is not valid with " + action + ", which writes no text"};
   if (!a.lora.empty() && a.self_test) throw Failure{2, "--selftest is of the model itself; remove --lora"};
   if (!a.grammar.empty() && !a.schema.empty()) throw Failure{2, "--grammar and --schema: expected only one of them"};
   if (a.has_instruction()) set_instruction_prompt(a);

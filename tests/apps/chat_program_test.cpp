@@ -171,6 +171,17 @@ TEST_F(ChatProgram, ReportsInvalidCommands) {
   EXPECT_EQ(r.out, chat({"one"}).out) << "the chat continues";
 }
 
+TEST_F(ChatProgram, SaveReplacesNoInput) {
+  const TemporaryFolder t;
+  const std::string grammar = t.write("g.gbnf", "root ::= [a-z]+");
+  const ProgramResult r = chat({"/save " + grammar, "/save " + t.file("page.html")},
+                               {"--grammar", grammar, "--explain", t.file("page.html")});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_HAS(r.err, "/save: " + grammar + ": expected another file to write than");
+  EXPECT_HAS(r.err, "page.html: expected a file for one result, found it for two");
+  EXPECT_EQ(read_file(grammar), "root ::= [a-z]+");
+}
+
 TEST_F(ChatProgram, LoadsASavedConversation) {
   const TemporaryFolder t;
   const std::string file = t.file("a conversation.json");
@@ -287,6 +298,18 @@ TEST_F(ChatProgram, CtrlCTwiceEndsTheChat) {
     t.type("\3");
     EXPECT_EQ(t.wait_for_exit(), 130) << at_the_prompt;
   }
+  const TemporaryFolder t;
+  TerminalProgram explained(
+      {POCKET_RUN, endless, "-m", "chat", "-s", "1", "-n", "5", "--explain", t.file("page.html")});
+  ASSERT_TRUE(explained.wait_for("> "));
+  explained.type("hi\n");
+  ASSERT_TRUE(explained.wait_for_bytes(10) && explained.wait_for("> "));
+  explained.type("\3");
+  ASSERT_TRUE(explained.wait_for("press Ctrl-C again"));
+  usleep(20000);
+  explained.type("\3");
+  EXPECT_EQ(explained.wait_for_exit(), 130);
+  EXPECT_EQ(t.list(), "page.html\n");
   TerminalProgram idle({POCKET_RUN, model(), "-m", "chat"});
   ASSERT_TRUE(idle.wait_for("> "));
   idle.type("\3");

@@ -439,6 +439,12 @@ TEST(ExplainEdits, EqualThoseOfTheReference) {
   edits.patch(0, 7, x);
   EXPECT_NE(last_logits(edits), plain);
   edits.clear();
+  // All positions have one residual stream after the last layer, and so the same logits.
+  edits.patch(c.n_layers - 1, Edits::kAll, x);
+  const Floats patched = last_logits(edits);
+  edits.patch(0, Edits::kAll, x);
+  EXPECT_EQ(last_logits(edits), patched);
+  edits.clear();
   edits.steer(Edits::kAll, x, 0.5f, 10);
   const Floats steered = last_logits(edits);
   EXPECT_NE(steered, plain);
@@ -661,6 +667,26 @@ TEST_F(ExplainProgram, StopsAt512TokensAndSaysSo) {
   const Json d = Json::parse(read_all(t.file("data.json"), 1 << 30));
   EXPECT_EQ(d["positions"], 512);
   EXPECT_NE(r.err.find("explains the first 512 of "), r.err.npos) << r.err;
+}
+
+TEST_F(ExplainProgram, CtrlCKeepsThePageAndTheSession) {
+  const TemporaryFolder t;
+  ProgramOptions options;
+  options.interrupt_after_output = "go";
+  const ProgramResult r = run({model(), "-i", "go", "-n", "0", "--ctx", "100000", "-t", "3", "-p", "1", "--save",
+                               t.file("s.session"), "--explain", t.file("page.html")},
+                              options);
+  EXPECT_EQ(r.status, 130) << r.err;
+  EXPECT_EQ(t.list(), "page.html\ns.session\n") << r.err;
+  EXPECT_NE(read_file(t.file("page.html")).find("forward pass"), std::string::npos) << "with the source of the engine";
+}
+
+TEST_F(ExplainProgram, WritesNoPageAboutNothing) {
+  const TemporaryFolder t;
+  const ProgramResult r = run({model(), "-m", "chat", "--template", "plain", "--explain", t.file("page.html")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("page.html: not written, since there is no text to explain"), std::string::npos) << r.err;
+  EXPECT_EQ(t.list(), "");
 }
 
 TEST_F(ExplainProgram, RejectsWhatItCannotExplain) {

@@ -481,6 +481,39 @@ TEST_F(RunProgram, ReferenceKernelRejectsUnsupportedOptions) {
   EXPECT_EQ(run({"--kernels"}).out.find("reference"), std::string::npos);
 }
 
+TEST_F(RunProgram, RejectsOptionsThatAnActionIgnores) {
+  expect_failure(2, {model(), "-i", "a", "-y", "Answer in rhyme."}, {"--system is only valid with -m chat"});
+  for (const std::vector<std::string>& action : {std::vector<std::string>{"--info"},
+                                                 {"--encode", "a"},
+                                                 {"--selftest"},
+                                                 {"--perplexity", "f"},
+                                                 {"--logits", "f"}})
+    for (const char* option : {"--resume", "--save", "--explain"}) {
+      std::vector<std::string> args = {model(), option, "x"};
+      args.insert(args.end(), action.begin(), action.end());
+      expect_failure(2, args, {std::string(option) + " is not valid with " + action[0]});
+    }
+  expect_failure(2, {model(), "--selftest", "--kernel", "nonsense"}, {"kernel", "nonsense"});
+}
+
+TEST_F(RunProgram, ReplacesNoInputAndNoOtherOutput) {
+  const TemporaryFolder t;
+  std::filesystem::create_directory(t.file("adapter"));
+  for (const auto& [option, text, name] : {std::tuple{"--grammar", "root ::= [a-z]+", "g.gbnf"},
+                                           {"--schema", "{}", "s.json"},
+                                           {"--draft", "x", "draft.bin"},
+                                           {"--lora", "{}", "adapter/adapter_config.json"}}) {
+    const std::string file = t.write(name, text), value = option == std::string("--lora") ? t.file("adapter") : file;
+    for (const char* output : {"--save", "--explain"}) {
+      const ProgramResult r = run({model(), "-i", "a", "-n", "2", option, value, output, file});
+      EXPECT_NE(r.status, 0) << option;
+      EXPECT_EQ(read_file(file), text) << option << " " << r.err;
+    }
+  }
+  expect_failure(1, {model(), "-i", "a", "--save", t.file("x"), "--explain", t.file("x")},
+                 {"expected a file for one result, found it for two"});
+}
+
 // ---- Ctrl-C ----
 
 TEST_F(RunProgram, CtrlCLeavesWholeCharacters) {

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static int failures = 0;
 #define CHECK(condition)                                                          \
@@ -188,6 +189,33 @@ static void can_be_cancelled(pocket_model* model) {
   pocket_session_free(session);
 }
 
+static void* cancel_soon(void* session) {
+  const clock_t begin = clock(); /* CPU time of the process, which computes meanwhile */
+  while (clock() - begin < CLOCKS_PER_SEC / 5) continue;
+  pocket_cancel(session);
+  return NULL;
+}
+
+/* Of a long text, a cancelled call keeps what is complete. */
+static void cancelled_call_keeps_what_is_complete(pocket_model* model) {
+  const pocket_options options = {8000, 1, 0};
+  pocket_session* session = pocket_session_new(model, &options);
+  int32_t ids[7000];
+  int i, left;
+  pthread_t canceller;
+  for (i = 0; i < 7000; i++) ids[i] = 300 + i % 100;
+  CHECK(pocket_append(session, ids, 7000) == 7000);
+  CHECK(pthread_create(&canceller, NULL, cancel_soon, session) == 0);
+  left = pocket_process(session, 0);
+  CHECK(pthread_join(canceller, NULL) == 0);
+  if (left != 0) { /* not on a very fast computer */
+    CHECK_ERROR(left < 0, "cancelled");
+    left = pocket_process(session, 1);
+    CHECK(left >= 0 && left < 6999);
+  }
+  pocket_session_free(session);
+}
+
 static pocket_model* shared;
 
 static void* tell(void* user) {
@@ -262,6 +290,7 @@ int main(int argc, char** argv) {
   logits_do_not_depend_on_the_batch(model);
   refuses_what_is_no_adapter(model);
   can_be_cancelled(model);
+  cancelled_call_keeps_what_is_complete(model);
   threads_share_a_model();
   opens_memory(argv[1]);
   if (strcmp(argv[2], "-") != 0) chats(argv[2]);

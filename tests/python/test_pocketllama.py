@@ -236,6 +236,53 @@ def test_ctrl_c_ends_generate():
     assert (program.returncode, errors) == (42, b"")
 
 
+def test_ctrl_c_during_a_token_loses_no_text(model, monkeypatch):
+    expected = "".join(model.generate("Once upon a time", 40, seed=3))
+    original, calls = pocketllama.library.next, 0
+
+    def interrupted(*arguments):
+        nonlocal calls
+        calls += 1
+        result = original(*arguments)
+        if calls % 3 == 0:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(pocketllama.library, "next", interrupted)
+    with model.session(seed=3) as session:
+        session.append("Once upon a time")
+        end, text = session.position + 40, ""
+        while session.position < end:
+            try:
+                for piece in session.generate(tokens=end - session.position):
+                    text += piece
+            except KeyboardInterrupt:
+                pass
+        monkeypatch.undo()
+        assert calls == 40 and text + session._unread == expected
+
+
+def test_close_waits_for_a_running_call(model):
+    for _ in range(20):
+        session = model.session(context=4000, threads=1)
+        session.append([300] * 3000)
+
+        def compute():
+            with pytest.raises(Error, match="closed"):
+                list(session.generate(tokens=1000))
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        session.close()
+        thread.join()
+
+
+def test_full_context_ends_the_text(model):
+    with model.session(context=20, temperature=1.5, seed=1) as session:
+        assert list(session.generate("Once upon a time", None))
+        assert list(session.generate()) == []
+
+
 def test_cancel_from_another_thread(model):
     with model.session() as session:
         session.append("Once")
@@ -252,6 +299,24 @@ def test_chat():
         assert "Rome" in "".join(session.chat("And of Italy?", tokens=40))
         with pytest.raises(Error, match="context has room"):
             session.chat("word " * 10000)
+
+
+def test_numbers_beyond_32_bits_are_refused(model):
+    with model.session() as session:
+        session.append("Once")
+        for call in (lambda: session.rewind((1 << 32) + 1), lambda: model.decode([(1 << 32) + 300]),
+                     lambda: model.session(context=1 << 32), lambda: session.set_sampling(top_k=1 << 33)):
+            with pytest.raises(ValueError, match="32 bits"):
+                call()
+
+
+def test_terminal_gets_no_escape_sequences():
+    command = [sys.executable, "-m", "pocketllama", "\x1b]0;title\x07Once\u202e\tupon", "-n", "1"]
+    terminal, other = os.openpty()
+    subprocess.run(command, stdout=other, check=True)
+    shown = os.read(terminal, 1 << 16).decode()
+    assert shown.startswith("]0;titleOnce") and not set("\x1b\x07\u202e") & set(shown)
+    assert b"\x1b" in subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def test_program_reports_errors():

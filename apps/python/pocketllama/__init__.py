@@ -42,8 +42,15 @@ def _path(path: Union[str, "os.PathLike[str]"]) -> bytes:
     return name
 
 
+def _int32(name: str, value: int) -> int:
+    """A number for the library. ctypes would take the lowest 32 bits of others."""
+    if not -(1 << 31) <= value < 1 << 31:
+        raise ValueError(f"{name}: expected a number of 32 bits, found {value}")
+    return value
+
+
 def _ids(ids: Sequence[int]) -> Any:
-    return (ctypes.c_int32 * len(ids))(*ids)
+    return (ctypes.c_int32 * len(ids))(*[_int32("id", id) for id in ids])
 
 
 class _Closable:
@@ -62,11 +69,12 @@ class _Closable:
         self.close()
 
     @property
-    def _pointer(self) -> int:
+    def _opened(self) -> Handle:
+        """For a call of the library. The object itself, which a close() by another thread does not free meanwhile."""
         handle = self._handle
         if handle is None:
             raise Error(f"the {type(self).__name__.lower()} is closed")
-        return handle.pointer
+        return handle
 
 
 class Model(_Closable):
@@ -81,7 +89,7 @@ class Model(_Closable):
         file = Path(__file__).with_name("stories.bin") if path is None else path
         self._handle = Handle(library.model_open(_path(file), POCKET_COPY if copy else 0), library.model_free)
         info = Info()
-        check(library.model_info(self._pointer, ctypes.byref(info)))
+        check(library.model_info(self._opened, ctypes.byref(info)))
         self.path = os.fspath(file)
         self.vocab_size: int = info.vocab_size  #: ids are 0 to vocab_size - 1
         self.context: int = info.context  #: tokens that the model was trained for
@@ -101,18 +109,18 @@ class Model(_Closable):
         """The tokens of a text. bos: with the token that starts a text, if the model uses one."""
         data = _bytes(text)
         ids = (ctypes.c_int32 * (len(data) + 8))()
-        n = check(library.encode(self._pointer, data, bos, ids, len(ids)))
+        n = check(library.encode(self._opened, data, bos, ids, len(ids)))
         if n > len(ids):
             ids = (ctypes.c_int32 * n)()
-            check(library.encode(self._pointer, data, bos, ids, n))
+            check(library.encode(self._opened, data, bos, ids, n))
         return list(ids[:n])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens. Control tokens have none."""
         data = _ids(ids)
-        n = check(library.decode(self._pointer, data, len(data), None, 0))
+        n = check(library.decode(self._opened, data, len(data), None, 0))
         text = ctypes.create_string_buffer(n)
-        check(library.decode(self._pointer, data, len(data), text, n))
+        check(library.decode(self._opened, data, len(data), text, n))
         return text.raw[:n].decode("utf-8", "replace")
 
     def adapter(self, path: Union[str, "os.PathLike[str]"]) -> "Adapter":
@@ -137,7 +145,7 @@ class Adapter(_Closable):
     """
 
     def __init__(self, model: Model, path: Union[str, "os.PathLike[str]"]):
-        self._handle = Handle(library.adapter_open(model._pointer, _path(path)), library.adapter_free)
+        self._handle = Handle(library.adapter_open(model._opened, _path(path)), library.adapter_free)
         self.path = os.fspath(path)
 
 
@@ -156,17 +164,20 @@ class Session(_Closable):
                  context: int = 0, threads: int = 0, kv_f32: bool = False, seed: Optional[int] = None,
                  temperature: float = 0.8, top_p: float = 0.9, top_k: int = 0, min_p: float = 0.0,
                  repeat_penalty: float = 1.0):
-        options = Options(context, threads, kv_f32)
+        options = Options(_int32("context", context), _int32("threads", threads), kv_f32)
         pairs = [(a, 1.0) if isinstance(a, Adapter) else a for a in adapters]
-        scaled = (ScaledAdapter * len(pairs))(*[(adapter._pointer, scale) for adapter, scale in pairs])
-        pointer = library.session_new_with_adapters(model._pointer, ctypes.byref(options), scaled, len(pairs))
-        self._start(model, Handle(pointer, library.session_free))
+        handles = [adapter._opened for adapter, _ in pairs]
+        scaled = (ScaledAdapter * len(pairs))(*[(h.pointer, scale) for h, (_, scale) in zip(handles, pairs)])
+        pointer = library.session_new_with_adapters(model._opened, ctypes.byref(options), scaled, len(pairs))
+        self._start(model, Handle(pointer, library.session_free), context or model.context)
         self.set_sampling(seed=seed, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
                           repeat_penalty=repeat_penalty)
 
-    def _start(self, model: Model, handle: Handle) -> None:
+    def _start(self, model: Model, handle: Handle, context: int) -> None:
         self._model = model
         self._handle = handle
+        self._context = context
+        self._unread = ""  # text of tokens of the session that no caller has got
         self._lock = threading.Lock()
 
     @property
@@ -177,7 +188,8 @@ class Session(_Closable):
     @property
     def position(self) -> int:
         """The number of tokens of the session."""
-        return check(library.position(self._pointer))
+        with self._lock:
+            return check(library.position(self._opened))
 
     def set_sampling(self, *, seed: Optional[int] = None, temperature: float = 0.8, top_p: float = 0.9,
                      top_k: int = 0, min_p: float = 0.0, repeat_penalty: float = 1.0) -> None:
@@ -191,17 +203,18 @@ class Session(_Closable):
         seed = random.randrange(1_000_000) if seed is None else seed
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed: expected 0 to 2**64 - 1, found {seed}")
-        sampling = Sampling(seed, temperature, top_p, min_p, repeat_penalty, top_k)
+        sampling = Sampling(seed, temperature, top_p, min_p, repeat_penalty, _int32("top_k", top_k))
         with self._lock:
-            check(library.set_sampling(self._pointer, ctypes.byref(sampling)))
+            check(library.set_sampling(self._opened, ctypes.byref(sampling)))
 
     def append(self, text: Union[str, Sequence[int]]) -> None:
         """Appends a text, or tokens. They are processed when they are needed."""
         with self._lock:
+            self._unread = ""
             if isinstance(text, str):
-                check(library.append_text(self._pointer, _bytes(text)))
+                check(library.append_text(self._opened, _bytes(text)))
             else:
-                check(library.append(self._pointer, _ids(text), len(text)))
+                check(library.append(self._opened, _ids(text), len(text)))
 
     def logits(self) -> Any:
         """Scores for each token that may come next: float32, (vocab_size,), not softmaxed.
@@ -211,7 +224,7 @@ class Session(_Closable):
         """
         self._process()
         with self._lock:
-            address = check(library.logits(self._pointer))
+            address = check(library.logits(self._opened))
             memory = (ctypes.c_float * self._model.vocab_size).from_address(address)
             memory.owner = self._handle  # keeps the memory alive
         view = memoryview(memory).toreadonly().cast("B").cast("f")
@@ -237,41 +250,50 @@ class Session(_Closable):
         system: the system prompt, for the first message of a session; None: that of the template, if it has one.
         """
         with self._lock:
+            self._unread = ""
             system_text = None if system is None else _bytes(system)
-            check(library.append_message(self._pointer, system_text, _bytes(message)))
+            check(library.append_message(self._opened, system_text, _bytes(message)))
         return self._pieces(tokens)
 
     def rewind(self, position: int = 0) -> None:
         """Forgets all tokens but the first `position`."""
         with self._lock:
-            check(library.rewind(self._pointer, position))
+            self._unread = ""
+            check(library.rewind(self._opened, _int32("position", position)))
 
     def fork(self) -> "Session":
         """An independent copy of the session, which continues with the same random numbers."""
         copy = object.__new__(Session)
         with self._lock:
-            copy._start(self._model, Handle(library.session_fork(self._pointer), library.session_free))
+            copy._start(self._model, Handle(library.session_fork(self._opened), library.session_free), self._context)
         return copy
 
     def cancel(self) -> None:
         """Lets the running, or else the next, computation of another thread raise Error("cancelled")."""
-        library.cancel(self._pointer)
+        library.cancel(self._opened)
 
     def _process(self) -> None:
         """Processes the appended tokens, with chances for Ctrl-C."""
         left = 1
         while left > 0:
             with self._lock:
-                left = check(library.process(self._pointer, _BATCH))
+                left = check(library.process(self._opened, _BATCH))
 
     def _pieces(self, tokens: Optional[int]) -> Iterator[str]:
+        if self.position > self._context:  # a text that ended with a full context
+            return
         self._process()
         token, text, size = ctypes.c_int32(), ctypes.c_void_p(), ctypes.c_size_t()
         more, count = 1, 0
         while more and (tokens is None or count < tokens):
             with self._lock:
-                more = check(library.next(self._pointer, ctypes.byref(token), ctypes.byref(text), ctypes.byref(size)))
-                piece = ctypes.string_at(text.value, size.value).decode("utf-8", "replace") if size.value else ""
+                size.value = 0
+                try:
+                    more = check(library.next(self._opened, ctypes.byref(token), ctypes.byref(text), ctypes.byref(size)))
+                finally:  # also if Ctrl-C came during the call, which has appended the token
+                    if size.value:
+                        self._unread += ctypes.string_at(text.value, size.value).decode("utf-8", "replace")
             count += more
-            if piece:
+            if self._unread:
+                piece, self._unread = self._unread, ""
                 yield piece

@@ -18,6 +18,15 @@ def lora(text):
         raise argparse.ArgumentTypeError(f"{text}: expected a number after the colon, found '{scale}'") from None
 
 
+# What may change a terminal, except for tabs and line breaks: control characters, and marks of the writing direction.
+CONTROLS = dict.fromkeys({*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)} - {9, 10})
+
+
+def write(text: str) -> None:
+    """Prints a part of the text, to a terminal without control characters."""
+    print(text.translate(CONTROLS) if sys.stdout.isatty() else text, end="", flush=True)
+
+
 def main() -> int:
     """The exit status: 0 success, 1 failure, 2 wrong usage, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="pocketllama", description="Continues a text by a language model.")
@@ -31,15 +40,15 @@ def main() -> int:
     parser.add_argument("-s", "--seed", type=int, help="the same one gives the same text [random]")
     parser.add_argument("--threads", type=int, default=0, help="number of threads [one per CPU]")
     a = parser.parse_args()
-    sys.stdout.reconfigure(encoding="utf-8")
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     try:
         with Model(a.model) as model:
             adapters = [(model.adapter(folder), scale) for folder, scale in a.lora]
             pieces = model.generate(a.prompt, a.tokens, adapters=adapters, seed=a.seed, temperature=a.temperature,
                                     top_p=a.top_p, threads=a.threads)
-            print(a.prompt, end="", flush=True)
+            write(a.prompt)
             for text in pieces:
-                print(text, end="", flush=True)
+                write(text)
             if sys.stdout.isatty():
                 print()
     except (Error, OSError, ValueError) as e:

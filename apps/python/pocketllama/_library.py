@@ -96,6 +96,11 @@ class Handle:
         self.pointer = check(pointer)
         self._free = free
 
+    @property
+    def _as_parameter_(self):
+        """What ctypes passes for the object. Its arguments live until the call returns."""
+        return self.pointer
+
     def __del__(self):
         if getattr(self, "pointer", None):
             self._free(self.pointer)
