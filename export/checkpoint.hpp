@@ -429,7 +429,7 @@ inline std::string describe_unreadable(const InputFile& file) {
   const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
   if (starts("\x80\x02") || starts("\x80\x04")) return describe_file(head, n) + kResavePyTorch;
   if (starts("PKTLLAMA"))
-    return "a model file, which is converted already; run it with ./run FILE (only a model of type f32 can be "
+    return "a model file, which is converted already; run it with ./run FILE (only a Llama of type f32 can be "
            "converted again)";
   if (starts("lmgg") || starts("tjgg") || starts("fmgg"))
     return "a GGML file, the predecessor of GGUF; download the model as GGUF";

@@ -12,6 +12,7 @@
 #include "chat_template.hpp"
 #include "lora.hpp"
 #include "model_rows.hpp"
+#include "model_texts.hpp"
 #include "open_checkpoint.hpp"
 #include "program.hpp"
 #include "progress.hpp"
@@ -75,7 +76,7 @@ constexpr char kHelp[] =
     "                          includes tokenizer and chat template\n"
     "  llama2.c checkpoint     .bin of version 0, 1 (f32) or 2 (int8); requires -z\n"
     "  MEGABYTE checkpoint     state_dict of MEGABYTE-pytorch 0.3.2 to 0.3.6 with two stages; requires --config\n"
-    "  model file of type f32  from models/train or export/convert: to another type, or with --lora\n\n"
+    "  Llama of type f32       model file from models/train or export/convert: to another type, or with --lora\n\n"
     "--calibrate reduces the KL divergence of q4 to a sixth. The text is UTF-8, about 100 kB, similar to the text "
     "that\n"
     "the model is used for. Calibration takes minutes; an interrupted one is resumed by the same command. --head q8\n"
@@ -172,9 +173,11 @@ Arguments parse(int argc, char** argv) {
 
 Type type_of(const std::string& name) { return name == "f32" ? Type::f32 : name == "q8" ? Type::q8 : Type::q4; }
 
+constexpr char kOutline[] = "none, an outline of a ";
+
 /// How the weights are stored, for the model's provenance.
 std::string quantization(const Arguments& a) {
-  if (a.outline) return "none, an outline of a " + a.type + " file";
+  if (a.outline) return kOutline + a.type + " file";
   if (a.type != "q4") return a.type == "f32" ? "f32, unchanged" : "q8, groups of 32";
   const std::string how = a.calibrate.empty()     ? "errors weighted by an estimate of the inputs"
                           : a.calibrate == "self" ? "calibrated on generated text"
@@ -324,7 +327,7 @@ std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model, 
   return adapters;
 }
 
-/// A model file of type f32, to another type or with adapters. Tokenizer, chat template and provenance are kept.
+/// A Llama of type f32 in a model file, to another type or with adapters. Tokenizer, chat template and provenance are kept.
 void convert_model(const Arguments& a, const Model& model) {
   for (const auto& [name, given] :
        {std::pair{"--template", !a.chat_template.empty()}, {"--tokenizer", !a.tokenizer.empty()}})
@@ -334,13 +337,19 @@ void convert_model(const Arguments& a, const Model& model) {
     throw Failure{2, "--lora: not valid for " + a.model + ": " + error};
   ModelParts parts;
   parts.config = model.config;
-  if (!parts.chat.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, a.model + ": " + parts.chat.error};
+  Tokenizer tokenizer;
+  if (!tokenizer.load(model.tokenizer_bytes())) throw Failure{1, a.model + ": " + tokenizer.error};
+  if (std::string error; !load_chat_template(model, tokenizer, parts.chat, error))
+    throw Failure{1, a.model + ": " + error};
   parts.self_test_ids = model.self_test_ids;
   parts.tokenizer = std::string(model.tokenizer_bytes());
   std::istringstream lines{std::string(model.provenance())};
   lines.exceptions(std::ios::badbit);  // a failed allocation is thrown, and is not the end of the lines
-  for (std::string text; std::getline(lines, text);)
+  for (std::string text; std::getline(lines, text);) {
+    if (text.rfind(std::string("weights: ") + kOutline, 0) == 0)
+      throw Failure{1, a.model + ": a file without weights (--outline); convert the checkpoint that it was made from"};
     if (text.rfind("weights: ", 0) != 0) parts.provenance += one_line(text) + "\n";
+  }
   for (const LoraAdapter& adapter : adapters) parts.provenance += provenance_line("lora", adapter.description());
   parts.provenance += provenance_line("weights", quantization(a));
   const ReadRows read = rows_of_file(model);
