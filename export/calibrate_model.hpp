@@ -86,7 +86,7 @@ inline void announce(Calibration& calibration, const ModelParts& parts, size_t t
 }
 
 /// Calls calibration.quantize() with a progress bar.
-inline bool quantize(Calibration& calibration, CalibrationFile& file) try {
+inline bool quantize(Calibration& calibration, CalibrationFile& file) {
   ProgressBar bar;
   std::string task = "calibrating";
   return calibration.quantize(file, [&](double done, double total, const EncodedTensor* tensor) {
@@ -95,17 +95,21 @@ inline bool quantize(Calibration& calibration, CalibrationFile& file) try {
     if (tensor) task = tensor->spec.name + error;
     return bar(done / total, task);
   });
-} catch (const std::bad_alloc&) {
-  calibration.error = "out of memory";
-  return false;
 }
 
-/// Runs the calibration into `file`. Throws Failure; after an interruption `file` stays if it can be resumed.
+/// Runs the calibration into `file`. Throws Failure; then `file` stays if it can be resumed, except after an error of
+/// the input, which would be the same again.
 inline void run(Calibration& calibration, CalibrationFile& file, int n_layers) {
-  if (quantize(calibration, file)) return;
+  bool of_input = false;
+  try {
+    if (quantize(calibration, file)) return;
+    of_input = calibration.error != file.error;
+  } catch (const std::bad_alloc&) {
+    calibration.error = "out of memory";
+  }
   if (interrupted && file.resumable())
     throw Failure{130, "interrupted after layer " + std::to_string(file.layers()) + " of " + std::to_string(n_layers)};
-  file.remove();
+  if (!file.resumable() || of_input) file.remove();
   if (interrupted) throw Failure{130, "interrupted; nothing was written"};
   throw Failure{1, calibration.error};
 }

@@ -81,11 +81,13 @@ class CalibrationFile {
   bool resumable() const { return file_ >= 0 && header_.layers > 0; }
   const std::vector<Record>& records() const { return records_; }
 
-  // The streams after the last complete layer.
+  // The streams after the last complete layer. If they are damaged, the file is no longer resumable.
   bool read_streams(float* x, float* xq, size_t floats) {
     const uint64_t at = slot(header_.layers);
     if (!transfer(false, at, x, floats * 4) || !transfer(false, at + floats * 4, xq, floats * 4)) return false;
-    return stream_hash(x, xq, floats) == header_.stream_hash || fail("damaged; delete it to restart");
+    if (stream_hash(x, xq, floats) == header_.stream_hash) return true;
+    header_.layers = 0;
+    return fail("damaged; repeat the command to restart");
   }
 
   bool append(const EncodedTensor& t) {

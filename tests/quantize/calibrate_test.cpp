@@ -229,7 +229,7 @@ TEST(Calibrate, RejectsDamagedStreams) {
   folder.write("m.calibrating", left);
   const Result r = calibrated(c, windows, folder);
   EXPECT_FALSE(r.done);
-  EXPECT_EQ(r.error, folder.file("m.calibrating") + ": damaged; delete it to restart");
+  EXPECT_EQ(r.error, folder.file("m.calibrating") + ": damaged; repeat the command to restart");
 }
 
 TEST(Calibrate, LocksItsFile) {
