@@ -24,6 +24,7 @@ namespace pocket {
 inline constexpr size_t kLongestTemplate = 128 << 10;  // bytes
 inline constexpr int kJinjaDepth = 100;                // nested statements, parentheses, operations
 inline constexpr size_t kJinjaSteps = 20000;           // of a rendering: evaluated nodes, and 16 bytes of text each
+inline constexpr size_t kLongestJinjaSearch = 256;     // bytes of a text that is searched, stripped or split at
 inline constexpr int64_t kLargestJinjaNumber = 1000000000;
 
 /// Why a template cannot be rendered. Thrown within this file and chat_template.hpp only.
@@ -796,6 +797,7 @@ class JinjaTexts {
   }
 
   bool contains(const JinjaText& text, const std::string& part) const {
+    check_search(part);
     for (const JinjaPiece& piece : text)
       if (piece.kind == JinjaPiece::literal ? piece.text.find(part) != part.npos : may_contain(piece, part))
         return true;
@@ -820,6 +822,7 @@ class JinjaTexts {
 
   /// Python's strip(), lstrip(), rstrip(), of white space or of `characters`.
   JinjaText strip(JinjaText text, bool front, bool back, const std::string* characters) const {
+    if (characters) check_search(*characters);
     if (text.size() > 1)  // what is stripped depends on whether such a piece is empty
       for (JinjaPiece& piece : text)
         if (!is_solid(piece) && piece.kind == JinjaPiece::content) piece = unknown("a stripped reply")[0];
@@ -829,16 +832,23 @@ class JinjaTexts {
   }
 
   JinjaText replace(JinjaText text, const std::string& from, const std::string& to) const {
+    constexpr size_t kLongest = 16 * kJinjaSteps;
     if (from.empty()) throw JinjaError{"replace() of an empty text"};
+    check_search(from);
+    size_t size = 0;  // of the pieces so far
     for (JinjaPiece& piece : text) {
       if (piece.kind != JinjaPiece::literal && may_contain(piece, from))
         throw JinjaError{"replace() in " + described(piece)};
       std::string out;
       size_t at = 0;
       for (size_t next; piece.kind == JinjaPiece::literal && (next = piece.text.find(from, at)) != from.npos;
-           at = next + from.size())
+           at = next + from.size()) {
         out.append(piece.text, at, next - at).append(to);
+        if (size + out.size() > kLongest)
+          throw JinjaError{"replace() to a text of more than " + std::to_string(kLongest) + " bytes"};
+      }
       piece.text = out.append(piece.text, at, piece.text.npos);
+      size += piece.text.size();
     }
     JinjaText joined;
     for (const JinjaPiece& piece : text)
@@ -860,8 +870,11 @@ class JinjaTexts {
     }
     std::vector<JinjaValue> parts;
     size_t from = 0;
-    for (size_t next; (next = text[0].text.find(at, from)) != at.npos; from = next + at.size())
+    for (size_t next; (next = text[0].text.find(at, from)) != at.npos; from = next + at.size()) {
       parts.push_back(JinjaValue::of_text(text[0].text.substr(from, next - from)));
+      if (parts.size() == kJinjaSteps)
+        throw JinjaError{"split() into more than " + std::to_string(kJinjaSteps) + " parts"};
+    }
     parts.push_back(JinjaValue::of_text(text[0].text.substr(from)));
     return JinjaValue::of_list(std::move(parts));
   }
@@ -875,6 +888,12 @@ class JinjaTexts {
   }
 
  private:
+  // A search takes time in proportion to the sizes of both texts.
+  static void check_search(const std::string& part) {
+    if (part.size() > kLongestJinjaSearch)
+      throw JinjaError{"a search of a text of more than " + std::to_string(kLongestJinjaSearch) + " bytes"};
+  }
+
   // A list whose first and last item are known.
   static JinjaValue ends(const JinjaText& first, const JinjaText& last) {
     JinjaValue list = JinjaValue::of_list({JinjaValue::of_text(first), JinjaValue::of_text(last)});
@@ -994,6 +1013,10 @@ class JinjaRenderer {
   void count(const Node& node, const JinjaText& text) {
     for (const JinjaPiece& piece : text) count(node, 1 + piece.text.size() / 16);
   }
+  void count(const Node& node, const std::vector<Value>& items) {
+    count(node, items.size());
+    for (const Value& item : items) count(node, item.pieces);
+  }
 
   // Calls an operation on texts; its errors get the line of the node.
   template <class Operation> static auto at_line(const Node& node, const Operation& operation) {
@@ -1071,13 +1094,13 @@ class JinjaRenderer {
     const Value over = evaluate(node.parts[0]);
     if (node.text.find(',') != node.text.npos) refuse(node, "a loop with two variables: not supported");
     if (over.kind != Value::undefined) check_list(node, over, "a loop");
+    if (over.items) count(node, *over.items);
     std::vector<Value> items;
     for (size_t i = 0; over.items && i < over.items->size(); i++) {
       scopes_.push_back({{node.text, (*over.items)[i]}});
       if (node.parts[2] < 0 || is_true(node, evaluate(node.parts[2]))) items.push_back((*over.items)[i]);
       scopes_.pop_back();
     }
-    count(node, items.size());
     for (size_t i = 0; i < items.size(); i++) {
       scopes_.push_back({{node.text, items[i]}, {"loop", loop_at(items, i)}});
       const Flow flow = execute(node.parts[1]);
@@ -1122,9 +1145,14 @@ class JinjaRenderer {
   Value evaluate(int index) {
     const Node& node = node_at(index);
     count(node, 1);
+    Value value = value_of(node);
+    count(node, value.pieces);
+    return value;
+  }
+
+  Value value_of(const Node& node) {
     switch (node.kind) {
       case Kind::text:
-        count(node, node.text.size() / 16);
         return Value::of_text(node.text);
       case Kind::integer:
         return Value::of_number(std::stol(node.text));
@@ -1286,7 +1314,7 @@ class JinjaRenderer {
     const int64_t first = clamped(bound[0], step > 0 ? low : high), last = clamped(bound[1], step > 0 ? high : low);
     std::vector<Value> items;
     for (int64_t i = first; step > 0 ? i < last : i > last; i += step) items.push_back((*list.items)[size_t(i)]);
-    count(node, items.size());
+    count(node, items);
     return Value::of_list(std::move(items));
   }
 
@@ -1301,7 +1329,6 @@ class JinjaRenderer {
     if (o == "~" || (o == "+" && a.kind == Value::text && b.kind == Value::text)) {
       JinjaText text = printed(node, a);
       append(text, printed(node, b));
-      count(node, text);
       return Value::of_text(std::move(text));
     }
     if (a.kind != Value::integer) refuse_use(node, a, "'" + o + "'");
@@ -1320,7 +1347,7 @@ class JinjaRenderer {
     return Value::of_number(result);
   }
 
-  bool comparison(const Node& node, const Value& a, const Value& b) const {
+  bool comparison(const Node& node, const Value& a, const Value& b) {
     const std::string& o = node.text;
     if (o == "==") return equal(node, a, b);
     if (o == "!=") return !equal(node, a, b);
@@ -1342,13 +1369,14 @@ class JinjaRenderer {
     refuse_use(node, a, "a comparison");
   }
 
-  bool contains(const Node& node, const Value& all, const Value& v) const {
+  bool contains(const Node& node, const Value& all, const Value& v) {
     if (all.kind == Value::undefined) return false;
     if (all.kind == Value::text && v.is_literal())
       return at_line(node, [&] { return texts_.contains(all.pieces, v.literal()); });
     if (all.kind == Value::object && all.name == "message" && v.is_literal())
       return all.members->count(v.literal()) > 0;
     check_list(node, all, "'in'");
+    count(node, *all.items);
     return std::any_of(all.items->begin(), all.items->end(), [&](const Value& i) { return equal(node, i, v); });
   }
 
@@ -1404,6 +1432,7 @@ class JinjaRenderer {
     check_list(node, v, "filter '" + f + "'");
     if (f == "length" || f == "count") return Value::of_number(int64_t(items.size()));
     if (f != "list") refuse_use(node, v, "filter '" + f + "'");
+    count(node, items);
     return Value::of_list(items);
   }
 

@@ -633,8 +633,26 @@ TEST(ChatTemplate, ReportsWhyATemplateIsRefused) {
       {chatml("{{ '\\x41' }}"), "line 1: expected one of \\n \\t \\r \\\\ \\' \\\" in a string"},
       {chatml("{% for a in range(1000) %}{% for b in range(1000) %}{% endfor %}{% endfor %}"),
        "line 1: too many steps"},
+      {chatml("{% set n = namespace(t='aaaaaaaaaaaaaaaa') %}{% for i in range(9) %}"
+              "{% set n.t = n.t.replace('a', 'aaaaaaaaaaaaaaaa') %}{% endfor %}"),
+       "line 1: replace() to a text of more than 320000 bytes: not supported"},
+      {chatml("{% set t = 'aaaaaaaaaaaaaaaa'.replace('a', '" + std::string(1000, 'a') +
+              "') %}{% for i in range(1000) %}{% if t %}{% endif %}{% endfor %}"),
+       "line 1: too many steps"},
+      {chatml("{% set t = '" + std::string(25000, 'a') + "' %}{{ t.split('a')[0] }}"),
+       "line 1: split() into more than 20000 parts: not supported"},
+      {chatml("{% set t = '" + std::string(4000, 'a') +
+              "'.split('b') %}{% for i in range(1000) %}{% for x in t %}"
+              "{% endfor %}{% endfor %}"),
+       "line 1: too many steps"},
   };
   for (const auto& [jinja, expected] : cases) EXPECT_EQ(reason(jinja, tokenizer), expected) << jinja;
+  const std::string a(257, 'a');
+  for (const std::string& use :
+       {"'" + a + "' in 'a'", "'a'.replace('" + a + "', 'b')", "'a'.split('" + a + "')", "'a'.strip('" + a + "')"})
+    EXPECT_EQ(reason(chatml("{{ " + use + " }}"), tokenizer),
+              "line 1: a search of a text of more than 256 bytes: not supported")
+        << use;
   EXPECT_EQ(reason(chatml("", "{% if loop.index0 == 3 %}{{ 'x' }}{% endif %}"), tokenizer),
             "strings cannot describe it: expected 'x<|im_start|>assistant\\n\\n \tmess' after 134 bytes, found "
             "'<|im_start|>assistant\\n\\n \tmessa'");
