@@ -327,7 +327,8 @@ std::vector<LoraAdapter> open_adapters(const Arguments& a, const Config& model, 
   return adapters;
 }
 
-/// A Llama of type f32 in a model file, to another type or with adapters. Tokenizer, chat template and provenance are kept.
+/// A model file of a Llama of type f32, to another type or with adapters. Tokenizer, chat template and provenance are
+/// kept.
 void convert_model(const Arguments& a, const Model& model) {
   for (const auto& [name, given] :
        {std::pair{"--template", !a.chat_template.empty()}, {"--tokenizer", !a.tokenizer.empty()}})
