@@ -47,6 +47,7 @@
 #include <functional>
 #include <initializer_list>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <new>
 #include <string>
@@ -250,27 +251,35 @@ class Tokenizer {
 
  private:
   // Maps keys to ints (ids or ranks) by hash, with open addressing. The keys are stored elsewhere: the caller compares
-  // them with equal(value). Of equal keys, the first inserted is kept.
+  // them with equal(value). Of equal keys, the first inserted is kept. Keys that were made to collide take at most
+  // kMostProbes comparisons.
   class HashIndex {
    public:
+    static constexpr size_t kMostProbes = 1024;  // of 4 million good hashes: about 100
     void reserve(size_t n) {
       size_t size = 16;
       while (size < 2 * n) size *= 2;
       slots_.assign(size, -1);
     }
     template <class Equal> int find(uint64_t hash, const Equal& equal) const {
-      if (slots_.empty()) return -1;
-      return slots_[slot(hash, equal)];
+      const size_t s = slots_.empty() ? kNone : slot(hash, equal);
+      return s == kNone ? -1 : slots_[s];
     }
-    template <class Equal> void insert(uint64_t hash, int value, const Equal& equal) {
-      int& s = slots_[slot(hash, equal)];
-      if (s < 0) s = value;
+    // False if it needs more probes.
+    template <class Equal> bool insert(uint64_t hash, int value, const Equal& equal) {
+      const size_t s = slot(hash, equal);
+      if (s != kNone && slots_[s] < 0) slots_[s] = value;
+      return s != kNone;
     }
 
    private:
+    static constexpr size_t kNone = SIZE_MAX;
+    // The slot of a key, or the empty one for it.
     template <class Equal> size_t slot(uint64_t hash, const Equal& equal) const {
-      size_t i = hash & (slots_.size() - 1);
-      while (slots_[i] >= 0 && !equal(slots_[i])) i = (i + 1) & (slots_.size() - 1);
+      const size_t mask = slots_.size() - 1;
+      size_t i = hash & mask;
+      for (size_t n = 0; slots_[i] >= 0 && !equal(slots_[i]); i = (i + 1) & mask)
+        if (++n == kMostProbes) return kNone;
       return i;
     }
     std::vector<int> slots_;  // -1: empty; the size is a power of two
@@ -280,7 +289,7 @@ class Tokenizer {
 
   // Tokens that are cut out of a text.
   struct Markers {
-    std::unordered_map<std::string, int> ids;  // by the text that is searched
+    std::map<std::string, int> ids;  // by the text that is searched
     tokenizer_detail::PieceFinder finder;
   };
 
@@ -1208,6 +1217,8 @@ inline size_t body_end(const Term& t, const Character* c, size_t i, size_t end) 
 
 // The end of the match at character i of the part [begin, end); i if there is none.
 inline size_t match_end(const Term& t, const Character* c, size_t begin, size_t i, size_t end) {
+  // Within spaces: a match would have begun at the first of them.
+  if (t.condition == Term::at_end && i > begin && c[i - 1].sets & t.body) return i;
   if (t.body == 0) return contraction_end(c, i, end, t.contraction);
   size_t from = c[i].sets & t.lead ? i + 1 : i, j = body_end(t, c, from, end);
   if (t.condition == Term::lead_required && from == i) return i;
@@ -1215,8 +1226,7 @@ inline size_t match_end(const Term& t, const Character* c, size_t begin, size_t 
   if (j == from) return i;
   j = skip(c, j, end, t.tail);
   if (t.condition == Term::before_space && j < end) j--;  // the last space is before a character that is none
-  // A match would have begun at the first of the spaces.
-  if (t.condition == Term::at_end && (j < end || (i > begin && c[i - 1].sets & t.body))) return i;
+  if (t.condition == Term::at_end && j < end) return i;
   return contraction_end(c, j, end, t.contraction);
 }
 
@@ -1676,7 +1686,8 @@ inline bool Tokenizer::index_pieces() {
     longest_piece_ = std::max(longest_piece_, text.size());
     // SentencePiece merges unused pieces too, and append_ids() splits them again. It knows nothing of added tokens.
     if (kind_ == Kind::sentencepiece && (t == PieceType::added || t == PieceType::added_normalized)) continue;
-    by_text_.insert(tokenizer_detail::hash_text(text), id, [&](int other) { return piece(other) == text; });
+    if (!by_text_.insert(tokenizer_detail::hash_text(text), id, [&](int other) { return piece(other) == text; }))
+      return fail("piece " + std::to_string(id), "texts with different hashes", "too many with similar ones");
     if (kind_ == Kind::byte_level && text.size() == 1 && t == PieceType::normal) byte_id_[uint8_t(text[0])] = id;
   }
   index_markers();
@@ -1722,8 +1733,9 @@ inline bool Tokenizer::index_merges() {
     text.assign(piece(left)).append(piece(right));
     merged_[size_t(rank)] = find_piece(text);
     if (merged_[size_t(rank)] < 0) return fail(name, "a piece for the merged text", "no piece '" + text + "'");
-    by_pair_.insert(tokenizer_detail::hash_pair(left, right), rank,
-                    [&, pair = merge(rank)](int other) { return merge(other) == pair; });
+    if (!by_pair_.insert(tokenizer_detail::hash_pair(left, right), rank,
+                         [&, pair = merge(rank)](int other) { return merge(other) == pair; }))
+      return fail(name, "pairs with different hashes", "too many with similar ones");
   }
   return true;
 }

@@ -134,10 +134,10 @@ Case loads(const char* name, const MakeVocabulary& make) {
 }
 
 /// Encodes a text with a tokenizer that is loaded before.
-Case encodes(const char* name, const Vocabulary& v, const std::string& part) {
+Case encodes(const char* name, const Vocabulary& v, const std::string& part, const std::string& end = "") {
   const auto tokenizer = std::make_shared<Tokenizer>();
   EXPECT_TRUE(tokenizer->load(Tokenizer::to_blob(v))) << tokenizer->error;
-  return {name, text("", part), [tokenizer](const Input& in) { tokenizer->encode(in[0]); }};
+  return {name, text("", part, end), [tokenizer](const Input& in) { tokenizer->encode(in[0]); }};
 }
 
 /// Loads a vocabulary that grows, and encodes a text that grows.
@@ -277,6 +277,7 @@ TEST(Complexity, Encode) {
          encodes("contractions, GPT-4o", byte_level(Tokenizer::Split::gpt4o), "A's"),
          encodes("spaces, Tekken", byte_level(Tokenizer::Split::tekken), " \u2003"),
          encodes("spaces not at the end, DeepSeek", byte_level(Tokenizer::Split::deepseek_llm), "\u0E01    "),
+         encodes("spaces before a digit, DeepSeek", byte_level(Tokenizer::Split::deepseek_llm), " ", "1"),
          encodes("controls, DeepSeek V3", byte_level(Tokenizer::Split::deepseek_v3), "\x01"),
          encodes("marks, NFC", nfc, "\u0345\u0323\u0301"),
          encodes("Hangul, NFC", nfc, "\u1100\u1161\u11A8"),

@@ -858,6 +858,30 @@ TEST(Blob, RejectsInvalidMerges) {
             std::string::npos);
 }
 
+// Hashes that differ in the bits above those that choose a place only: lookups would take as long as there are such keys.
+TEST(Blob, RejectsKeysThatWereMadeToCollide) {
+  constexpr int kEmpty = 2300;
+  constexpr uint64_t kMask = 4095;
+  const Vocabulary empty = byte_level(std::vector<std::string>(kEmpty, ""), {});
+  for (const size_t most : {1000, 1100}) {
+    Vocabulary v = empty;
+    for (int left = 256; left < 256 + kEmpty; left++)
+      for (int right = 256; right < 256 + kEmpty && v.merges.size() < most; right++)
+        if ((tokenizer_detail::hash_pair(left, right) & kMask) == 0) v.merges.push_back({left, right});
+    ASSERT_EQ(v.merges.size(), most);
+    Tokenizer tok;
+    EXPECT_EQ(tok.load(Tokenizer::to_blob(v)), most == 1000) << tok.error;
+    if (most > 1000)
+      EXPECT_EQ(tok.error,
+                "tokenizer: merge 1024: expected pairs with different hashes, found too many with similar ones");
+  }
+  std::vector<std::string> texts;
+  for (int i = 0; texts.size() < 1100; i++)
+    if (std::string text = std::to_string(i); (tokenizer_detail::hash_text(text) & kMask) == 0) texts.push_back(text);
+  EXPECT_NE(error_of(Tokenizer::to_blob(byte_level(texts, {}))).find(": expected texts with different hashes"),
+            std::string::npos);
+}
+
 // A blob with random bytes replaced is rejected, or loads as a tokenizer that works.
 TEST(Blob, SurvivesRandomCorruption) {
   const std::string blob = Tokenizer::to_blob(byte_level({"ab", "abc", "<x>"}, {{'a', 'b'}, {256, 'c'}}));
