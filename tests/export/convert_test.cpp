@@ -434,6 +434,25 @@ TEST(ConvertCalibrate, KeepsExistingFileIfDiskIsFull) {
   EXPECT_EQ(read_file(t.file("o.bin")), "existing file");
 }
 
+// There is space for the first of two layers.
+TEST(ConvertCalibrate, ResumesAfterDiskWasFull) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", "Hello world");
+  const auto command = [&](const char* name) {
+    return std::vector<std::string>{"--random", "tiny", "-o", t.file(name), "--calibrate", text};
+  };
+  ProgramOptions small;
+  small.largest_file = 60000;
+  expect_failure(1, command("o.bin"), {"File too large; repeat the command to resume"}, small);
+  EXPECT_EQ(t.list(), "o.bin.calibrating\ntext\n");
+  const ProgramResult r = convert(command("o.bin"));
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("resuming after layer 1 of 2"), std::string::npos) << r.err;
+  ASSERT_EQ(convert(command("whole.bin")).status, 0);
+  EXPECT_TRUE(read_file(t.file("o.bin")) == read_file(t.file("whole.bin")));
+  EXPECT_EQ(t.list(), "o.bin\ntext\nwhole.bin\n");
+}
+
 // The files of a user with the names that calibration once used for its own.
 TEST(ConvertCalibrate, KeepsFilesThatAreNotItsOwn) {
   const TemporaryFolder t;
