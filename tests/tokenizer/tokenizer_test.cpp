@@ -871,9 +871,10 @@ TEST(Blob, RejectsKeysThatWereMadeToCollide) {
     ASSERT_EQ(v.merges.size(), most);
     Tokenizer tok;
     EXPECT_EQ(tok.load(Tokenizer::to_blob(v)), most == 1000) << tok.error;
-    if (most > 1000)
+    if (most > 1000) {
       EXPECT_EQ(tok.error,
                 "tokenizer: merge 1024: expected pairs with different hashes, found too many with similar ones");
+    }
   }
   std::vector<std::string> texts;
   for (int i = 0; texts.size() < 1100; i++)
