@@ -48,6 +48,7 @@ inline constexpr size_t kMostNodes = 1 << 18;       // of a grammar; also at mos
 inline constexpr size_t kFreeNodes = 1 << 15;
 inline constexpr uint32_t kMostRepetitions = 1 << 20;  // of {m,n}
 inline constexpr int kDeepestGroup = 128;              // nested parentheses in a rule
+inline constexpr uint32_t kDeepestExpression = 1024;   // nested groups, alternatives and repetitions, such as "a"?*?
 inline constexpr uint16_t kDeepestStack = 256;         // nested calls of rules: a deeper text is not written
 // Parses of a text that are followed at the same time. If there are more, the last ones are dropped: what is written
 // still follows the grammar, but not all of its texts can be written. Reached by very ambiguous grammars only.
@@ -332,6 +333,7 @@ class GrammarBuilder {
     const Expr e = add_parent(Kind::list, parts);
     expressions_[e].least = separator;
     expressions_[e].most = uint32_t(optional_.size());
+    expressions_[e].depth = std::max(expressions_[e].depth, expressions_[separator].depth + 1);
     for (const Item& i : items) optional_.push_back(i.optional);
     return e;
   }
@@ -361,12 +363,18 @@ class GrammarBuilder {
     most_nodes_ = std::min(kMostNodes, kFreeNodes + 4 * source_bytes);
     grammar_ = std::shared_ptr<Grammar>(new Grammar);
     grammar_->root_ = root;
-    for (const RuleBody& rule : rules_)
+    for (const RuleBody& rule : rules_) {
+      if (expressions_[rule.body].depth > kDeepestExpression) {
+        fail(error, {rule.name, ": expected at most ", kDeepestExpression,
+                     " nested groups, alternatives and repetitions, found more"});
+        return nullptr;
+      }
       if (!compile(rule)) {
         fail(error, {rule.name, ": expected at most ", most_nodes_,
                      " states in a grammar of this size, found more; use fewer alternatives and repetitions"});
         return nullptr;
       }
+    }
     grammar_->nodes_.push_back({uint32_t(grammar_->edges_.size()), 0, false});
     if (!check_left_recursion(error) || !find_heights(all_end, error)) return nullptr;
     return grammar_;
@@ -381,6 +389,7 @@ class GrammarBuilder {
     Kind kind;
     uint32_t first, count;  // of text_, ranges_ or children_; call: the rule; repeat: the expression
     uint32_t least, most;   // repeat: bounds; list: the separator, and the first one of optional_
+    uint32_t depth = 1;     // of the tree of expressions below it, with itself; draft() recurses that deep
   };
   struct RuleBody {
     std::string name;
@@ -395,7 +404,9 @@ class GrammarBuilder {
   Expr add_parent(Kind kind, const std::vector<Expr>& parts) {
     const uint32_t first = uint32_t(children_.size());
     children_.insert(children_.end(), parts.begin(), parts.end());
-    return add({kind, first, uint32_t(parts.size()), 0, 0});
+    uint32_t depth = 1;
+    for (const Expr part : parts) depth = std::max(depth, expressions_[part].depth + 1);
+    return add({kind, first, uint32_t(parts.size()), 0, 0, depth});
   }
 
   // ---- Repetitions ----
@@ -407,7 +418,9 @@ class GrammarBuilder {
     define(rule, body);
     return rule;
   }
-  Expr copies(Expr e, uint32_t least, uint32_t most) { return add({Kind::repeat, e, 0, least, most}); }
+  Expr copies(Expr e, uint32_t least, uint32_t most) {
+    return add({Kind::repeat, e, 0, least, most, expressions_[e].depth + 1});
+  }
   Expr exactly(Expr e, uint32_t n) {
     if (n <= kBlock) return copies(e, n, n);
     const Expr block = call(hidden_rule(copies(e, kBlock, kBlock)));
@@ -509,11 +522,15 @@ class GrammarBuilder {
       next = loop;
     } else {
       const uint32_t end = next;
-      for (uint32_t i = x.least; i < x.most && !full(); i++) next = split(draft(x.first, next), end);
+      for (uint32_t i = x.least; i < x.most && !full(); i++) {
+        const uint32_t start = draft(x.first, next);
+        if (start == next) return next;  // the empty text: each copy would double the time of nested ones
+        next = split(start, end);
+      }
     }
     for (uint32_t i = 0; i < x.least && !full(); i++) {
       const uint32_t start = draft(x.first, next);
-      if (start == next) break;  // the empty text
+      if (start == next) return next;
       next = start;
     }
     return next;
@@ -781,6 +798,7 @@ class GbnfReader {
     GrammarBuilder::Rule rule;
     size_t first_use;
   };
+  static constexpr size_t kLongestShownName = 60;  // bytes; the builder copies the name for each hidden rule
 
   // ---- Characters ----
 
@@ -868,7 +886,7 @@ class GbnfReader {
     const GrammarBuilder::Rule rule = rule_of(name, start);
     if (builder_.defined(rule)) return fail(error_, {place(start), ": rule '", name, "' is defined twice"});
     skip(true);
-    builder_.begin(rule, text_of({place(start), ": rule '", name, "'"}));
+    builder_.begin(rule, text_of({place(start), ": rule '", name.substr(0, kLongestShownName), "'"}));
     Expr body;
     if (!read_alternatives(0, body)) return false;
     builder_.define(rule, body);

@@ -73,6 +73,7 @@ TEST(Gbnf, MatchesTexts) {
       {"root ::=\n  # the first line is empty\n  \"a\" |\n  \"b\"\n\n", {"a", "b"}, {"ab"}},
       {"root ::= (\n \"a\"\n # inside\n \"b\" )\r\n", {"ab"}, {"a"}},
       {"root ::= x y_1\nx ::= \"x\"\ny_1 ::= \"y\"?", {"x", "xy"}, {"y"}},
+      {"root ::= \"a\"?*?+? \"\"{0,8}{2,8}?", {"", "a", "aa"}, {"b"}},
       {"root ::= [a-c]{2}", {"ab", "cc"}, {"a", "abc", "ad"}},
       {"root ::= [a-c]{2,}", {"ab", "abcabc"}, {"a"}},
       {"root ::= ( \"ab\" | \"c\" ){1,3}", {"ab", "cc", "ababc"}, {"", "cccc", "a"}},
@@ -133,6 +134,10 @@ TEST(Gbnf, RefusesInvalidGrammarsAndSaysWhere) {
   };
   for (const auto& [text, words] : cases)
     EXPECT_NE(gbnf_error(text).find(words), std::string::npos) << text << ": " << gbnf_error(text);
+  const std::string deep = "root ::= \"a\"" + std::string(kDeepestExpression, '?');
+  EXPECT_EQ(gbnf_error(deep),
+            "g:1:1: rule 'root': expected at most 1024 nested groups, alternatives and repetitions, found more");
+  EXPECT_TRUE(gbnf(deep.substr(0, deep.size() - 1)));
 }
 
 // Refused or accepted, but in little time and memory.
@@ -143,6 +148,10 @@ TEST(Gbnf, BoundsHostileGrammars) {
     alternatives += "|\"a" + std::to_string(i * 7919 % 1000000) + "\"";
   std::string many_rules = "root ::= b";
   for (int i = 0; many_rules.size() < kLongestGrammar - 30; i++) many_rules += "\nb" + std::to_string(i) + "::=c";
+  std::string long_name(kLongestGrammar / 2, 'r'), empty_copies = "root ::= \"a\" \"\"";
+  for (long_name += " ::= \"a\""; long_name.size() < kLongestGrammar - 30; long_name += "\"a\"{9}") {
+  }
+  for (int i = 0; i < 1000; i++) empty_copies += i % 2 ? "{2,8}" : "{0,8}";
   for (int i = 0; i < 1000; i++) nested += "(";
   for (int i = 0; i < 2000; i++) chain += "r" + std::to_string(i) + " ::= r" + std::to_string(i + 1) + " \"x\"\n";
   for (int i = 0; i < 40; i++) {
@@ -162,6 +171,12 @@ TEST(Gbnf, BoundsHostileGrammars) {
       "root ::= ((((\"a\"?){0,1000}){0,1000}){0,1000}){0,1000}",
       "root ::= ((((\"a\"*)*)*)*)*",
       "root ::= ((\"\"){1000000}){1000000}",
+      empty_copies,
+      long_name + "\nroot ::= \"b\"",
+      "root ::= \"a\"" + std::string(kLongestGrammar - 20, '?'),
+      "root ::= \"a\"" + std::string(1000, '+'),
+      "root ::= \"\"" + std::string(1000, '+'),
+      "root ::= \"\"" + std::string(1000, '*'),
       "root ::= ([]]*){1000000} [^]]",
       "root ::= [ab]* \"a\" [ab]{3000}",
       "root ::= (. | .. | ... | \"a\")* \"x\" .{500}",
@@ -705,8 +720,9 @@ TEST(JsonSchema, RefusesByNameAndPlace) {
 }
 
 TEST(JsonSchema, BoundsHostileSchemas) {
-  std::string values = R"({"enum": [0)", deep, combinations = R"({"allOf": [)",
+  std::string values = R"({"enum": [0)", empty = "()", deep, combinations = R"({"allOf": [)",
               merged = R"({"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}],"$defs":{)";
+  for (int i = 0; i < 100; i++) empty = "(" + empty + (i % 2 ? "{2,8})" : "{0,8})");
   while (values.size() < kLongestGrammar - 20) values += "," + std::to_string(values.size());
   for (int i = 0; i < 250; i++) deep += R"({"items":)";
   for (int i = 0; i < 20; i++)
@@ -721,6 +737,7 @@ TEST(JsonSchema, BoundsHostileSchemas) {
       merged,
       R"({"type": "string", "maxLength": 1000000, "minLength": 1000000})",
       R"({"pattern": "((((a*)*)*)*)*$"})",
+      R"({"pattern": "^a)" + empty + R"($"})",
       R"({"pattern": "^(a|aa|aaa)*b.{2000}"})",
       R"({"pattern": "(((a{1000}){1000}){1000}){1000}"})",
       R"({"items": {"items": {"maxItems": 1000000, "items": {"maxItems": 1000000}}, "maxItems": 1000000}})"};
