@@ -281,6 +281,7 @@ class Scheduler {
   void recycle(std::unique_ptr<Session> session) {
     session->observe(nullptr);
     session->reset();
+    session->error.clear();  // of the text that failed
     idle_.push_back(std::move(session));
   }
 

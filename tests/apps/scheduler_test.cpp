@@ -116,6 +116,14 @@ TEST_F(OpenAiScheduler, AFailureEndsOneTextOnly) {
     EXPECT_EQ(r->ends, 1);
     EXPECT_NE(r->error, "");
   }
+  Result later[2];  // in the sessions of `good` and `wrong_id`
+  for (Result& r : later) s.submit(r.generation({1, 2}, 5, 1));
+  while (s.step()) {
+  }
+  for (const Result& r : later) {
+    EXPECT_EQ(r.end, End::limit) << r.error;
+    EXPECT_EQ(r.ids, good.ids);
+  }
 }
 
 TEST_F(OpenAiScheduler, MemoryLimitsTheTextsThatRunAtOnce) {
