@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "../../export/engine.hpp"
 #include "../../export/program.hpp"
@@ -13,8 +14,8 @@ class RequestsFile {
  public:
   static constexpr size_t kLongestLine = 8 << 20;  // bytes; JSON takes up to 20 times as much memory
 
-  // Opens a file, "-" for standard input, and finds its lines. What is no regular file is copied to a temporary one.
-  // salt: a part of all ids. Throws Failure.
+  // Opens a file, or from its offset standard input, "-", and finds the lines. What is no regular file is copied to a
+  // temporary one. salt: a part of all ids. Throws Failure.
   RequestsFile(const std::string& path, uint64_t salt) : name_(path == "-" ? "standard input" : path) {
     const int fd = path == "-" ? dup(0) : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     file_.reset(fd < 0 ? nullptr : fdopen(fd, "rb"));
@@ -66,7 +67,9 @@ class RequestsFile {
   // Reads the file once, and copies it to `copy` unless that is null.
   void find_lines(std::FILE* copy, uint64_t salt) {
     std::vector<char> piece(1 << 16);
-    uint64_t at = 0, begin = 0;
+    const off_t first = copy ? 0 : lseek(fileno(file_.get()), 0, SEEK_CUR);
+    if (first < 0) fail(std::strerror(errno));
+    uint64_t at = uint64_t(first), begin = at;
     Hash64 hash;
     bool blank = true;
     const auto start_line = [&](uint64_t offset) {
@@ -85,7 +88,7 @@ class RequestsFile {
       if (lines_.size() == UINT32_MAX) fail("expected at most 4294967295 requests, found more");
       lines_.push_back({begin, hash.digest(), uint32_t(std::min<uint64_t>(end - begin, kLongestLine + 1))});
     };
-    start_line(0);
+    start_line(at);
     while (const size_t n = read_piece(piece)) {
       if (copy && std::fwrite(piece.data(), 1, n, copy) != n)
         fail(std::string("temporary file: ") + std::strerror(errno));

@@ -212,6 +212,14 @@ TEST_F(RunBatch, ReadsAndWritesPipes) {
   EXPECT_EQ(run({"-i", "-", "-o", "-", "-q"}, pipe).status, 1);
 }
 
+TEST_F(RunBatch, ReadsStandardInputFromItsOffset) {
+  const std::string in = t.write("in", "first line\n" + joined(requests(5)));
+  const ProgramResult r =
+      run_program({"sh", "-c", "{ read -r line; \"$0\" \"$1\" -i - -o - -q; } < \"$2\"", POCKET_BATCH, stories(), in});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_EQ(r.out, results(joined(requests(5))));
+}
+
 TEST_F(RunBatch, PrintsASummary) {
   const std::string in = t.write("in", joined(requests(12)) + "\n  \n");
   const ProgramResult r = run({"-i", in, "-o", t.file("out")});
