@@ -85,6 +85,16 @@ inline bool is_loopback(const std::string& name) {
   return name == "localhost" || name == "[::1]" || (is_address(name) && name.rfind("127.", 0) == 0);
 }
 
+// Whether this is a list of header names: HTTP's token characters, commas and spaces.
+inline bool is_list_of_names(std::string_view text) {
+  constexpr std::string_view kOthers = "!#$%&'*+-.^_`|~, ";
+  for (const char c : text)
+    if (!(c >= '0' && c <= '9') && !(c >= 'A' && c <= 'Z') && !(c >= 'a' && c <= 'z') &&
+        kOthers.find(c) == kOthers.npos)
+      return false;
+  return !text.empty();
+}
+
 // The names and origins under which the server may be used by a browser. A page of another site can make a browser send
 // requests here: to a name of its own that it lets point here (DNS rebinding), or from its own origin (CSRF). So Host
 // has to be an address, localhost or a known name; and Origin, which browsers add, has to be the server's own or known.

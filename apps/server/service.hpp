@@ -107,7 +107,9 @@ class Service {
       response.set_header("Vary", "Origin");
       if (request.method != "OPTIONS") return;
       response.set_header("Access-Control-Allow-Methods", "GET, POST");
-      response.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type");
+      const std::string wanted = request.get_header_value("Access-Control-Request-Headers");
+      response.set_header("Access-Control-Allow-Headers",
+                          is_list_of_names(wanted) ? wanted : "Authorization, Content-Type");
     });
     http_.set_exception_handler([](const HttpRequest&, HttpResponse& response, std::exception_ptr) {
       send_refusal(response, {"the request needs more memory than there is", "", "out_of_memory", 503});

@@ -43,6 +43,13 @@ TEST(ServerAccess, ComparesOrigins) {
     EXPECT_FALSE(origins.accept_origin(origin, "127.0.0.1:8080")) << origin;
 }
 
+TEST(ServerAccess, KnowsListsOfHeaderNames) {
+  for (const char* text : {"authorization", "authorization,content-type", "x-stainless-os, x-stainless-lang", "A_1!"})
+    EXPECT_TRUE(is_list_of_names(text)) << text;
+  for (const char* text : {"", "a\r\nb", "a:b", "a;b", "a\tb", "\"a\"", "\xC3\xA4"})
+    EXPECT_FALSE(is_list_of_names(text)) << text;
+}
+
 TEST(ServerAccess, RefusesInvalidLists) {
   EXPECT_THROW(Origins({"http://x"}, {}), Failure);
   EXPECT_THROW(Origins({"a b"}, {}), Failure);

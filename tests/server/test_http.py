@@ -228,6 +228,13 @@ def test_allowed_names(start):
     assert status(allowed) == 200 and b"Access-Control-Allow-Origin: https://chat.example\r\n" in allowed
     preflight = send(server, request(TEXT, b"", "OPTIONS", Origin="https://chat.example"))
     assert status(preflight) == 204 and b"Access-Control-Allow-Headers: Authorization, Content-Type" in preflight
+    for wanted, allowed in [
+        ("authorization,content-type,x-stainless-os", b"authorization,content-type,x-stainless-os"),
+        ("x;y", b"Authorization, Content-Type"),
+    ]:
+        headers = {"Origin": "https://chat.example", "Access_Control_Request_Headers": wanted}
+        preflight = send(server, request(TEXT, b"", "OPTIONS", **headers))
+        assert status(preflight) == 204 and b"Access-Control-Allow-Headers: " + allowed + b"\r\n" in preflight
     assert status(send(server, request(Origin="http://chat.example"))) == 403
 
 
