@@ -230,6 +230,7 @@ class Service {
 
   // The body of a request. Large ones are parsed one at a time, because JSON takes many times the memory of its text.
   template <class Use> auto with_json(const HttpRequest& request, const Use& use) {
+  // `use` must not wait for the worker.
     constexpr size_t kLarge = 64 << 10;
     std::unique_lock lock(large_, std::defer_lock);
     if (request.body.size() > kLarge) lock.lock();
@@ -247,8 +248,8 @@ class Service {
     send_json(response, with_json(request, [&](const Json& body) { return detokenize(model_, body); }));
   }
   void embed(const HttpRequest& request, HttpResponse& response) {
-    const int fd = HttpServer::connection().fd();
-    send_json(response, with_json(request, [&](const Json& body) { return embeddings_.reply(body, fd); }));
+    const Embeddings::Task task = with_json(request, [&](const Json& body) { return embeddings_.read(body); });
+    send_json(response, embeddings_.reply(task, HttpServer::connection().fd()));
   }
 
   // The data of the page of --explain, for the reply to a request of the endpoint of its `messages`, or `prompt`.

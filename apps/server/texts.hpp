@@ -133,16 +133,25 @@ class Embeddings {
  public:
   Embeddings(openai::ServedModel& model, Worker& worker) : model_(model), worker_(worker) {}
 
+  // What a request asks for.
+  struct Task {
+    std::vector<std::vector<int>> inputs;  // tokens
+    bool in_base64;
+  };
+  // Throws Refusal.
+  Task read(const Json& body) {
+    std::vector<std::vector<int>> inputs = read_inputs(body);
+    return {std::move(inputs), reads_base64(body)};
+  }
+
   // The body of the response. Throws Refusal.
-  OrderedJson reply(const Json& body, int fd) {
-    const std::vector<std::vector<int>> inputs = read_inputs(body);
-    const bool in_base64 = reads_base64(body);
+  OrderedJson reply(const Task& task, int fd) {
     OrderedJson data = OrderedJson::array();
     size_t tokens = 0;
-    for (const auto& ids : inputs) tokens += ids.size();
-    for (const std::vector<float>& values : compute(inputs, fd)) {
+    for (const auto& ids : task.inputs) tokens += ids.size();
+    for (const std::vector<float>& values : compute(task.inputs, fd)) {
       OrderedJson embedding = values;
-      if (in_base64) embedding = base64(values.data(), values.size() * sizeof(float));
+      if (task.in_base64) embedding = base64(values.data(), values.size() * sizeof(float));
       data.push_back({{"object", "embedding"}, {"index", data.size()}, {"embedding", std::move(embedding)}});
     }
     return {{"object", "list"},
