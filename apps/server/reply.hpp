@@ -54,11 +54,16 @@ class Reply {
   }
   void end(size_t choice, openai::End how, const std::string& error) {
     Choice& c = *choices_[choice];
-    if (how == openai::End::failed) fail({error, "", "server_error", 500});
-    if (how == openai::End::no_memory) fail({error, "", "out_of_memory", 503});
-    if (how == openai::End::cancelled) fail({"the server is shutting down", "", "shutting_down", 503});
-    c.text += c.completion.finish(how == openai::End::stop_token);
-    if (request.stream) send(choice, c.completion.finish_reason());
+    if (how == openai::End::failed) {
+      fail({error, "", "server_error", 500});
+    } else if (how == openai::End::no_memory) {
+      fail({error, "", "out_of_memory", 503});
+    } else if (how == openai::End::cancelled) {
+      fail({"the server is shutting down", "", "shutting_down", 503});
+    } else {  // a stream that failed ends with an error, not with a finish_reason
+      c.text += c.completion.finish(how == openai::End::stop_token);
+      if (request.stream) send(choice, c.completion.finish_reason());
+    }
     std::lock_guard lock(mutex_);
     running_--;
     changed_.notify_one();
