@@ -67,13 +67,26 @@ class Batch {
       results_ = std::make_unique<ResultsStream>(!args_.unordered);
       return;
     }
-    check_distinct({args_.output, args_.output + ".partial"}, {args_.model, args_.input});
+    check_distinct({args_.output, args_.output + ".partial"}, inputs());
     if (!args_.overwrite && access(args_.output.c_str(), F_OK) == 0)
       throw Failure{1, args_.output + ": exists; choose another name, or replace it with --overwrite"};
     auto file = std::make_unique<ResultsFile>(args_.output, requests_, !args_.unordered);
     figures_.resumed = figures_.done = file->loaded();
     figures_.failed = file->loaded_failures();
     results_ = std::move(file);
+  }
+
+  // The files that are read.
+  std::vector<std::string> inputs() const {
+    std::vector<std::string> files = {args_.model, args_.input == "-" ? "/dev/stdin" : args_.input};
+    for (const std::string& lora : args_.lora) {
+      LoraSource source;
+      std::string error;  // none: the adapter is open
+      parse_lora(lora, source, error);
+      for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
+        files.push_back(join_path(source.folder, name));
+    }
+    return files;
   }
 
   // ---- Requests ----

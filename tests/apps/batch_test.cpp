@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "../support/adapter_folder.hpp"
 #include "../support/run_program.hpp"
 #include "../support/terminal.hpp"
 #include "../support/tiny_model.hpp"
@@ -332,6 +333,16 @@ TEST_F(RunBatch, DoesNotReplaceFiles) {
   EXPECT_NE(read_file(out), "old");
   expect_failed_in_a_line(run({"-i", in, "-o", in, "--overwrite"}), "run-batch", 1, {"expected another file"});
   expect_failed_in_a_line(run({"-i", in, "-o", stories(), "--overwrite"}), "run-batch", 1, {"expected another file"});
+  pocket::Model model;
+  ASSERT_TRUE(model.open(stories().c_str())) << model.error;
+  const AdapterFolder adapter(model.config, 2, 1);
+  for (const char* file : {"/adapter_config.json", "/adapter_model.safetensors"})
+    expect_failed_in_a_line(
+        run({"-i", in, "-o", adapter.path() + file, "--overwrite", "--lora", adapter.path() + ":0.5"}), "run-batch", 1,
+        {"expected another file"});
+  expect_failed_in_a_line(
+      run_program({"sh", "-c", "\"$0\" \"$1\" -i - -o \"$2\" --overwrite < \"$2\"", POCKET_BATCH, stories(), in}),
+      "run-batch", 1, {"expected another file"});
   expect_failed_in_a_line(run({"-i", in, "-o", t.path(), "--overwrite"}), "run-batch", 1, {"directory"});
   expect_failed_in_a_line(run({"-i", in, "-o", t.file("none/out")}), "run-batch", 1, {"No such file"});
 }
