@@ -68,14 +68,15 @@ class Service {
 
   // ---- The end ----
 
-  // After a signal: running replies end, new ones get 503, then the server stops.
+  // After a signal: running replies end and their streams are written, new ones get 503, then the server stops.
   void end_after_signal() {
     const auto sleep = [] { std::this_thread::sleep_for(std::chrono::milliseconds(20)); };
     while (!interrupted && !ended_) sleep();
-    if (!ended_ && !worker_.idle())
+    const auto busy = [this] { return !worker_.idle() || streams_ > 0; };
+    if (!ended_ && busy())
       std::fprintf(stderr, "serve: ends after the running replies; press Ctrl-C again to end at once\n");
     worker_.drain();
-    while (!worker_.idle()) sleep();
+    while (busy()) sleep();
     http_.end();
   }
 
@@ -229,8 +230,8 @@ class Service {
   void send_model(const HttpRequest&, HttpResponse& response) { send_json(response, model_json()); }
 
   // The body of a request. Large ones are parsed one at a time, because JSON takes many times the memory of its text.
-  template <class Use> auto with_json(const HttpRequest& request, const Use& use) {
   // `use` must not wait for the worker.
+  template <class Use> auto with_json(const HttpRequest& request, const Use& use) {
     constexpr size_t kLarge = 64 << 10;
     std::unique_lock lock(large_, std::defer_lock);
     if (request.body.size() > kLarge) lock.lock();
@@ -280,11 +281,13 @@ class Service {
     const auto reply = std::make_shared<Reply>(std::move(parsed), model_, HttpServer::connection().fd());
     reply->info = {openai::hex(next_id_++), model_.name,        fingerprint_,
                    reply->prompt_tokens(),  std::time(nullptr), reply->request.sampling.seed};
+    std::unique_ptr<CountedStream> stream;  // counted before its reply can end
+    if (reply->request.stream) stream = std::make_unique<CountedStream>(streams_);
     const auto job = start(reply);
-    if (reply->request.stream)
-      return send_stream(
-          request, response,
-          std::make_shared<EventStream>(reply, job, model_.llama.tokenizer(), [this](const Reply& r) { note(r); }));
+    if (stream)
+      return send_stream(request, response,
+                         std::make_shared<EventStream>(std::move(stream), reply, job, model_.llama.tokenizer(),
+                                                       [this](const Reply& r) { note(r); }));
     reply->wait();
     note(*reply);
     send_json(response, openai::response_body(reply->info, reply->completions()));
@@ -339,6 +342,7 @@ class Service {
   std::mutex large_;  // held while a large body is parsed
   std::atomic<uint64_t> next_id_;
   std::atomic<bool> ended_{false};
+  std::atomic<int> streams_{0};  // that are open
   const std::time_t started_ = std::time(nullptr);
 };
 

@@ -9,13 +9,25 @@ namespace pocket::server {
 
 inline std::string event(const OrderedJson& body) { return "data: " + openai::to_line(body) + "\n\n"; }
 
+// Counts open streams, this one from its construction to its destruction.
+class CountedStream {
+ public:
+  explicit CountedStream(std::atomic<int>& open) : open_(open) { open_++; }
+  ~CountedStream() { open_--; }
+  CountedStream(const CountedStream&) = delete;
+
+ private:
+  std::atomic<int>& open_;
+};
+
 // Writes a reply while it is generated. It ends when the reply does, or the client is gone.
 class EventStream {
  public:
   // finished: receives the reply before its last event.
-  EventStream(std::shared_ptr<Reply> reply, std::shared_ptr<Worker::Job> job, const Tokenizer& tokenizer,
-              std::function<void(const Reply&)> finished)
-      : reply_(std::move(reply)),
+  EventStream(std::unique_ptr<CountedStream> counted, std::shared_ptr<Reply> reply, std::shared_ptr<Worker::Job> job,
+              const Tokenizer& tokenizer, std::function<void(const Reply&)> finished)
+      : counted_(std::move(counted)),
+        reply_(std::move(reply)),
         job_(std::move(job)),
         tokenizer_(tokenizer),
         finished_(std::move(finished)),
@@ -53,6 +65,7 @@ class EventStream {
   }
 
  private:
+  const std::unique_ptr<CountedStream> counted_;
   std::shared_ptr<Reply> reply_;
   std::shared_ptr<Worker::Job> job_;
   const Tokenizer& tokenizer_;

@@ -286,8 +286,10 @@ def test_no_prompt_in_the_log(start):
 def test_shutdown_ends_running_replies(start):
     server = start(ROOT / "models/stories.bin", "--parallel", 1, "--ctx", 200000, "--threads", 1)
     results = []
-    body = {"prompt": "Once upon a time", "max_tokens": 4000, "seed": 3, "logit_bias": {"2": -100}}
+    body = {"prompt": "Once upon a time", "max_tokens": 8000, "seed": 3, "logit_bias": {"2": -100}}
+    streams = []
     threads = [threading.Thread(target=lambda: results.append(server.call(TEXT, body))) for _ in range(2)]
+    threads.append(threading.Thread(target=lambda: streams.append(server.call(TEXT, {**body, "stream": True}))))
     for t in threads:
         t.start()
         time.sleep(0.2)
@@ -299,5 +301,47 @@ def test_shutdown_ends_running_replies(start):
         t.join()
     codes = sorted(r[0] for r in results)
     assert codes == [200, 503], results  # the running one ends, the waiting one is refused
-    assert json.loads(next(r[2] for r in results if r[0] == 200))["usage"]["completion_tokens"] == 4000
+    assert json.loads(next(r[2] for r in results if r[0] == 200))["usage"]["completion_tokens"] == 8000
+    events = streams[0][2].split("\n\n")
+    assert streams[0][0] == 200 and "shutting_down" in events[0] and events[1:] == ["data: [DONE]", ""]
     assert server.process.wait(timeout=30) == 0
+
+
+def test_shutdown_waits_for_the_rest_of_a_stream(start):
+    """A client that reads a stream after its reply has ended, and the server has got a signal."""
+    server = start(ROOT / "models/stories.bin", "--threads", 1)
+    body = {"prompt": "Once", "max_tokens": 500, "n": 16, "logprobs": 20, "logit_bias": {"2": -100}, "stream": True}
+    body = json.dumps({**body, "stream_options": {"include_usage": True}}).encode()
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.settimeout(60)
+        s.connect(("127.0.0.1", server.port))
+        s.sendall(request(TEXT, body))
+        while server.figure("generated_tokens_total") < 8000 or server.figure("running") > 0:
+            time.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        with s.makefile("rb") as file:
+            stream = file.read()
+    assert b'"completion_tokens":8000' in stream and b"data: [DONE]" in stream[-100:]
+    assert server.process.wait(timeout=30) == 0
+
+
+def test_large_bodies_do_not_wait_for_embeddings(start):
+    server = start(ROOT / "models/stories.bin", "--parallel", 1, "--ctx", 200000)
+    body = json.dumps({"prompt": "Once", "max_tokens": 150000, "logit_bias": {"2": -100}}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as s:
+        s.sendall(request(TEXT, body))
+        while server.figure("running") == 0:
+            time.sleep(0.01)
+        results = []
+        inputs = ["Once upon a time " * 50] * 100
+        embed = threading.Thread(target=lambda: results.append(server.call("/v1/embeddings", {"input": inputs})))
+        embed.start()
+        while server.figure("waiting") == 0:
+            time.sleep(0.01)
+        assert server.call("/tokenize", {"prompt": "a " * 50000})[0] == 200
+        assert server.figure("running") == 1 and not results
+    embed.join()
+    assert results[0][0] == 200 and len(json.loads(results[0][2])["data"]) == 100
