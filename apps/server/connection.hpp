@@ -101,9 +101,9 @@ class Connection : public httplib::Stream {
   void get_remote_ip_and_port(std::string& ip, int& port) const override { address(getpeername, ip, port); }
   void get_local_ip_and_port(std::string& ip, int& port) const override { address(getsockname, ip, port); }
   socket_t socket() const override { return fd_; }
-  // Members of some versions.
-  bool is_writable() const { return wait(POLLOUT, 0) && !has_hung_up(fd_); }
-  bool is_peer_alive() const { return is_writable(); }
+  // Members of some versions. is_writable() waits, as the library's does: a stream ends if it returns false.
+  bool is_writable() const { return wait(POLLOUT, limits_.write_ms) && !has_hung_up(fd_); }
+  bool is_peer_alive() const { return !has_hung_up(fd_); }
   bool wait_readable() const { return is_readable() || wait(POLLIN, limits_.idle_ms); }
   bool wait_writable() const { return wait(POLLOUT, limits_.write_ms); }
   time_t duration() const { return 0; }
