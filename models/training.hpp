@@ -24,27 +24,41 @@ class Training {
     t_.prepare();
     saved_step_ = progress_.step;
     if (!o_.resume) checkpoint(true);  // detects a full disk early
-    open_log(o_.resume ? progress_.step : -1);
+    open_log(o_.resume ? progress_.step - validation_due() : -1);
+    if (validation_due()) validate();  // interrupted during it
     while (progress_.step < plan_.steps) {
       step();
-      const bool validate = progress_.step % plan_.every == 0 || progress_.step == plan_.steps;
-      if (validate || progress_.step % std::max<int64_t>(1, plan_.every / 10) == 0) record(validate);
-      if (!validate) continue;
-      sample();
-      checkpoint(false);
+      if (validation_due())
+        validate();
+      else if (progress_.step % std::max<int64_t>(1, plan_.every / 10) == 0)
+        record(false);
     }
-    if (progress_.validated != progress_.step) record(true);  // interrupted during the last validation
     if (plan_.keep_best && progress_.best_step > 0) {
       std::fprintf(stderr,
                    "train: the best validation was after step %lld, %.4f nats per %s; this state is the result\n",
                    static_cast<long long>(progress_.best_step), progress_.best_loss, unit());
       std::swap(t_.weights->learned(), t_.trainer->best);
+      progress_.bits = bits_of(progress_.best_loss * double(count_targets(t_.validation)));
     }
     write_result(t_);
   }
 
  private:
   const char* unit() const { return t_.architecture->unit(); }
+
+  // Bits per character of the validation texts, of their loss in nats.
+  double bits_of(double sum) const { return sum / 0.69314718055994531 / double(t_.valid.bytes); }
+
+  // Whether the validation after this step is to be done.
+  bool validation_due() const {
+    return progress_.step > progress_.validated && (progress_.step % plan_.every == 0 || progress_.step == plan_.steps);
+  }
+
+  void validate() {
+    record(true);
+    sample();
+    checkpoint(false);
+  }
 
   void step() {
     const double begin = seconds();
@@ -113,7 +127,7 @@ class Training {
     row.seconds = progress_.seconds;
     if (progress_.counted) row.train = progress_.train / double(progress_.counted);
     row.learning_rate = learning_rate(plan_.rate, progress_.step - 1, plan_.warmup, plan_.steps);
-    if (with_validation) validate(row);
+    if (with_validation) measure(row);
     progress_.train = 0;
     progress_.counted = 0;
     std::string error;
@@ -127,17 +141,23 @@ class Training {
 
   // Without validation texts, only whether the loss of a window that is trained on is finite: the last step may have
   // diverged.
-  void validate(LossRow& row) {
+  void measure(LossRow& row) {
     const bool measured = !t_.validation.empty();
     const double start = seconds();
     const double sum = measured ? t_.trainer->evaluate(t_.validation) : t_.trainer->evaluate(first_window());
     if (interrupted) stop();
     check_finite(sum);
-    progress_.validated = progress_.step;
-    if (!measured) return;
-    progress_.seconds += seconds() - start;
+    if (measured) {
+      progress_.seconds += seconds() - start;
+      report(row, sum);
+    }
+    progress_.validated = progress_.step;  // last: an interrupted validation is repeated
+  }
+
+  // sum: the loss of the validation texts, nats.
+  void report(LossRow& row, double sum) {
     row.validation = sum / double(count_targets(t_.validation));
-    row.bits_per_character = progress_.bits = sum / 0.69314718055994531 / double(t_.valid.bytes);
+    row.bits_per_character = progress_.bits = bits_of(sum);
     line_.clear();
     std::fprintf(stderr,
                  "train: step %lld: validation %.4f nats per %s, %.4f bits per character (byte of UTF-8); training "

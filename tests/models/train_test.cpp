@@ -119,6 +119,56 @@ std::string f32_model(const TemporaryFolder& t, const std::string& text, const s
 }
 
 // The adapter is the same for any number of threads and kernel and when resumed; merged, it has the same loss.
+// Interrupted during the validation after step 20: the checkpoint has the step, but not its validation.
+TEST(Train, RepeatsInterruptedValidation) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "20", "--every", "10", "--keep", "best",
+                                                          "-o", t.file("a.bin")})
+                .status,
+            0);
+  CheckpointFile file;
+  std::string error;
+  ASSERT_TRUE(file.read(t.file("a.bin.checkpoint"), error)) << error;
+  EXPECT_EQ(file.progress.validated, 20);
+  const std::string interrupted = with_field(read_file(t.file("a.bin.checkpoint")), file.plan, "validated", 10);
+  t.write("a.bin.checkpoint", with_field(interrupted, file.plan, "steps", 30));
+  const ProgramResult r = train({text, "-o", t.file("a.bin"), "--resume"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  for (const char* step : {"20", "30"}) {
+    EXPECT_NE(r.err.find("train: step " + std::string(step) + ": validation"), std::string::npos) << r.err;
+    EXPECT_NE(r.out.find("[step " + std::string(step) + "]"), std::string::npos) << r.out;
+  }
+  const std::string table = read_file(t.file("a.loss.csv"));
+  EXPECT_NE(table.find("\n20,"), std::string::npos) << table;
+  EXPECT_EQ(table.find("\n20,"), table.rfind("\n20,")) << table;
+}
+
+// The bits per character in the model file are those of its weights, not of the last validation.
+TEST(Train, WritesBitsOfTheStateThatIsKept) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const auto written_bits = [&] {
+    const std::string info = run_program({POCKET_RUN, t.file("a.bin"), "--info"}).out;
+    std::smatch found;
+    EXPECT_TRUE(std::regex_search(info, found, std::regex("([0-9.]+) bits a character"))) << info;
+    return found.empty() ? 0 : std::stod(found[1]);
+  };
+  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "20", "--every", "10", "--keep", "best",
+                                                          "-o", t.file("a.bin")})
+                .status,
+            0);
+  const double bits = written_bits();
+  CheckpointFile file;
+  std::string error;
+  ASSERT_TRUE(file.read(t.file("a.bin.checkpoint"), error)) << error;
+  const double half = file.progress.best_loss / 2;
+  t.write("a.bin.checkpoint",
+          with_field(read_file(t.file("a.bin.checkpoint")), file.plan, "best loss", load<int64_t>(&half)));
+  ASSERT_EQ(train({text, "-o", t.file("a.bin"), "--resume"}).status, 0);
+  EXPECT_NEAR(written_bits(), bits / 2, 2e-4);
+}
+
 TEST(TrainLora, TrainsAdapterThatConvertMerges) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);
