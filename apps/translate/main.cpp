@@ -14,7 +14,7 @@ class Program {
   void run() {
     model_.open(a_.model, a_.load());
     if (!a_.memory.empty()) memory_.read(a_.memory);
-    const std::string text = a_.text.empty() ? read_all(a_.file, kLongestText) : a_.text + "\n";
+    const std::string text = a_.has_text ? a_.text + "\n" : read_all(a_.file, kLongestText);
     const std::vector<std::string_view> lines = lines_of(text);
     Pool pool(int(std::min<size_t>(size_t(a_.thread_count()), lines.size())));
     for (int i = 0; i < pool.threads(); i++)

@@ -11,6 +11,7 @@ struct Arguments {
   std::string model, text, file, memory, kernel;
   int beams = Settings().beams, matches = Settings().matches, threads = 0;
   float trust = Settings().trust;
+  bool has_text = false;  // --text, which may be empty
   bool no_mmap = false, quiet = false, help = false, version = false;
 
   Load load() const { return no_mmap ? Load::copy : Load::map; }
@@ -21,7 +22,7 @@ struct Arguments {
     return {0, 1, KvType::automatic, kernel.empty() ? nullptr : kernel.c_str()};
   }
   // The name of the text, for messages.
-  std::string name() const { return !text.empty() ? "--text" : file == "-" ? "standard input" : file; }
+  std::string name() const { return has_text ? "--text" : file == "-" ? "standard input" : file; }
 };
 
 inline constexpr Option<Arguments> kOptions[] = {
@@ -84,6 +85,7 @@ inline Arguments parse(int argc, char** argv) {
   if (is_given("--file") && is_given("--text")) throw Failure{2, "--file, --text: give only one of them"};
   for (const char* name : {"--matches", "--trust"})
     if (is_given(name) && a.memory.empty()) throw Failure{2, std::string(name) + ": requires --memory FILE"};
+  a.has_text = is_given("--text");
   if (a.file.empty()) a.file = "-";
   return a;
 }

@@ -55,20 +55,30 @@ class Translator {
     const size_t begin = text.find_first_not_of(kSpaces);
     if (begin == text.npos) return std::string(text);
     const size_t end = text.find_last_not_of(kSpaces) + 1;
-    std::string out;
-    for (std::string_view rest = text.substr(begin, end - begin); !rest.empty() && !interrupted;) {
-      size_t most = kLongestPiece, n = piece_length(rest, most);
-      const auto fits = [&] { return ids_of(m_.tokenizer, rest.substr(0, n)).size() < size_t(beam_.context()) / 3; };
-      while (most > 1 && !fits()) n = piece_length(rest, most /= 2);
-      out += (out.empty() ? "" : " ") + piece(rest.substr(0, n));
-      rest.remove_prefix(std::min(rest.find_first_not_of(kSpaces, n), rest.size()));
-    }
+    const Pair* const pair = known(text);
+    const std::string out = pair ? pair->target : pieces(text.substr(begin, end - begin));
     return std::string(text.substr(0, begin)) + out + std::string(text.substr(end));
   }
 
  private:
   static constexpr const char* kSpaces = " \t\r\v\f";
   static constexpr size_t kLongestPiece = 400;  // bytes; the training has no longer sources
+
+  // The pair of the memory with this source; null if there is none.
+  const Pair* known(std::string_view source) const { return memory_ ? memory_->find(source) : nullptr; }
+
+  // Translates a text that begins with no space, piece by piece.
+  std::string pieces(std::string_view rest) {
+    std::string out;
+    while (!rest.empty() && !interrupted) {
+      size_t most = kLongestPiece, n = piece_length(rest, most);
+      const auto fits = [&] { return ids_of(m_.tokenizer, rest.substr(0, n)).size() < size_t(beam_.context()) / 3; };
+      while (most > 1 && !fits()) n = piece_length(rest, most /= 2);
+      out += (out.empty() ? "" : " ") + piece(rest.substr(0, n));
+      rest.remove_prefix(std::min(rest.find_first_not_of(kSpaces, n), rest.size()));
+    }
+    return out;
+  }
 
   // The length of the first piece of a text that begins with no space: the whole text, or if it has more bytes as many
   // sentences as fit, or else words, or else characters.
@@ -86,12 +96,11 @@ class Translator {
   }
 
   std::string piece(std::string_view text) {
+    if (const Pair* pair = known(text)) return pair->target;
     std::string source(text);
     std::replace(source.begin(), source.end(), '\t', ' ');  // a tab would end the source
     std::vector<Match> matches;
     if (memory_) matches = memory_->nearest(source, size_t(std::max(1, settings_.matches)));
-    if (!matches.empty() && memory_->pairs[matches[0].index].source == source)
-      return memory_->pairs[matches[0].index].target;
     const std::vector<int> own = ids_of(m_.tokenizer, row_prompt(source, true));
     const size_t most = 2 * own.size() + 30, context = size_t(beam_.context());
     if (own.size() + 1 >= context)

@@ -34,7 +34,8 @@ class TranslationMemory {
  public:
   std::vector<Pair> pairs;
 
-  // Reads pairs in JSON Lines, objects with two strings `prompt` and `completion`, and indexes them. Throws Failure.
+  // Reads pairs in JSON Lines, objects with two strings `prompt` and `completion`, and indexes them. White space around the
+  // texts is left out; tabs and line breaks within become spaces. Throws Failure.
   void read(const std::string& path) {
     const std::string text = read_all(path, kLongestMemory);
     for (const auto& [line, number] : numbered_lines(text)) add(path + ":" + std::to_string(number), line);
@@ -44,9 +45,16 @@ class TranslationMemory {
 
   // Indexes `pairs`; call it when they have changed.
   void index() {
+    for (size_t i = 0; i < pairs.size(); i++) firsts_.emplace(one_row(pairs[i].source), i);
     for (size_t i = 0; i < pairs.size(); i++)
       for (const Trigram& t : trigrams_of(pairs[i].source)) holders_[t.key].push_back({uint32_t(i), t.count});
     for (const Pair& pair : pairs) weights_.push_back(weight_of(trigrams_of(pair.source)));
+  }
+
+  // The first pair with this source; null if there is none.
+  const Pair* find(std::string_view source) const {
+    const auto found = firsts_.find(one_row(source));
+    return found == firsts_.end() ? nullptr : &pairs[found->second];
   }
 
   // The `count` pairs that are most similar to the source, best first; of equal ones the first in the memory. A pair for
@@ -96,7 +104,18 @@ class TranslationMemory {
     const JsonValue root = document.root();
     for (const char* key : {"prompt", "completion"})
       if (!root.need(key, JsonKind::string, error)) throw Failure{1, error};
-    pairs.push_back({root.find("prompt").string(), root.find("completion").string()});
+    pairs.push_back({one_row(root.find("prompt").string()), one_row(root.find("completion").string())});
+  }
+
+  // The text without white space around it, and with spaces instead of tabs and line breaks, which end the texts of a
+  // row.
+  static std::string one_row(std::string_view text) {
+    constexpr std::string_view spaces = " \t\r\n\v\f";
+    const size_t begin = std::min(text.find_first_not_of(spaces), text.size());
+    std::string row(text.substr(begin, text.find_last_not_of(spaces) + 1 - begin));
+    for (char& c : row)
+      if (c == '\t' || c == '\r' || c == '\n') c = ' ';
+    return row;
   }
 
   // The trigrams of the text's bytes with a space on both sides, sorted.
@@ -134,6 +153,7 @@ class TranslationMemory {
 
   std::vector<double> weights_;  // of each pair: the sum of its source's trigrams' weights
   std::unordered_map<uint32_t, std::vector<Holder>> holders_;  // of each trigram
+  std::unordered_map<std::string, size_t> firsts_;             // of each source: its first pair
 };
 
 // ---- The layout of texts for the translator ----

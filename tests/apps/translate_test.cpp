@@ -72,6 +72,7 @@ TEST_F(Translate, KeepsLinesBlankLinesAndSpaceAroundText) {
   EXPECT_EQ(text({"-i", "Open the chart."}), lines[0] + "\n");
   EXPECT_EQ(text({"-f", folder->write("in.txt", kText)}), out);
   EXPECT_EQ(text({"-f", folder->write("empty.txt", "")}), "");
+  EXPECT_EQ(text({"-i", ""}, "not read"), "\n");
 }
 
 TEST_F(Translate, SameTextForAnyThreadsKernelAndOrderOfLines) {
@@ -85,6 +86,19 @@ TEST_F(Translate, SameTextForAnyThreadsKernelAndOrderOfLines) {
 TEST_F(Translate, TakesExactMatchesFromTheMemory) {
   EXPECT_EQ(text({"-m", memory(), "-i", "Save the cell."}), "Savei cellen.\n");
   EXPECT_EQ(text({"-m", memory(), "--trust", "1000", "-i", "Save the cells."}), "Savei cellen.\n");
+}
+
+// Also if another source has the same trigrams, the line is longer than a piece, or white space differs.
+TEST_F(Translate, TakesTheTranslationOfEverySourceOfTheMemory) {
+  std::string long_line;
+  for (int i = 0; i < 60; i++) long_line += "Open it" + std::to_string(i) + ". ";
+  const std::string pairs = folder->write("exact.jsonl",
+                                          "{\"prompt\": \"SAVE\", \"completion\": \"upper\"}\n"
+                                          "{\"prompt\": \"save\", \"completion\": \"lower\"}\n"
+                                          "{\"prompt\": \" the\\tcell \", \"completion\": \" a\\nb \"}\n"
+                                          "{\"prompt\": \"" +
+                                              long_line + "\", \"completion\": \"long\"}\n");
+  EXPECT_EQ(text({"-q", "-m", pairs}, "save\nSAVE\n  the cell\n" + long_line + "\n"), "lower\nupper\n  a b\nlong \n");
 }
 
 TEST_F(Translate, TranslatesLongLinesInPieces) {

@@ -77,6 +77,23 @@ TEST(TranslationMemory, PrefersTheFirstOfEqualPairsAndLeavesOut) {
   EXPECT_EQ(indices(others), (std::vector<size_t>{2}));
 }
 
+TEST(TranslationMemory, FindsTheFirstPairOfASource) {
+  const TranslationMemory memory = memory_of({{"ONE", "a"}, {"one", "b"}, {" one", "c"}, {"two\tx", "d"}});
+  EXPECT_EQ(memory.find("one")->target, "b");
+  EXPECT_EQ(memory.find(" ONE\n")->target, "a");
+  EXPECT_EQ(memory.find("two x")->target, "d");
+  EXPECT_EQ(memory.find("One"), nullptr);
+  EXPECT_EQ(memory.find(""), nullptr);
+}
+
+TEST(TranslationMemory, TextsOfAPairAreOneLine) {
+  const TemporaryFolder t;
+  TranslationMemory memory;
+  memory.read(t.write("m.jsonl", R"({"prompt": "a\tb\n", "completion": "\nc\r\nd\te "})"));
+  EXPECT_EQ(memory.pairs[0].source, "a b");
+  EXPECT_EQ(memory.pairs[0].target, "c  d e");
+}
+
 TEST(TranslationMemory, ReportsInvalidPairsByLine) {
   const TemporaryFolder t;
   const std::pair<std::string, std::string> cases[] = {
