@@ -12,6 +12,12 @@ def fail(message):
     sys.exit(f"models/finetune/{pathlib.Path(sys.argv[0]).name}: {message}")
 
 
+def lines_of(path):
+    """The lines of a file in JSON Lines. Its texts may have line separators of Unicode, where splitlines() splits."""
+    with open(path, encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in file if line.strip()]
+
+
 def choices(model, url, bodies, results, *options):
     """The reply to each request. bodies: by custom_id. results: the file of run-batch, which is used if it exists."""
     program = ROOT / "run-batch"
@@ -26,7 +32,7 @@ def choices(model, url, bodies, results, *options):
         if done.returncode:
             sys.exit(done.returncode)  # it has said why
     replies = {}
-    for row in map(json.loads, results.read_text().splitlines()):
+    for row in map(json.loads, lines_of(results)):
         if row["error"]:
             fail(row["error"]["message"])
         replies[row["custom_id"]] = row["response"]["body"]["choices"][0]

@@ -41,7 +41,7 @@ def arguments():
 
 def examples(tokenizer, path):
     """Ids and targets of each example: only its reply counts, with the token that ends it."""
-    for line in path.read_text().splitlines():
+    for line in filter(str.strip, path.read_text(encoding="utf-8").split("\n")):
         messages = json.loads(line)["messages"]
         prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
         reply = messages[1]["content"] + "<|im_end|>"

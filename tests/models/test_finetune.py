@@ -1,4 +1,4 @@
-"""models/finetune/rehearse and score, with scripts instead of the model: ./run-batch replies as told."""
+"""models/finetune/rehearse and score and models/translate/train, with scripts instead of programs."""
 
 import json
 import os
@@ -37,19 +37,20 @@ class Finetune(unittest.TestCase):
             shutil.copy(ROOT / "models" / name, self.folder / "models" / name)
         (self.folder / "run-batch").write_text(RUN_BATCH)
         (self.folder / "run-batch").chmod(0o755)
+        (self.folder / "model.bin").write_text("weights")
 
     def run_script(self, name, *arguments, **environment):
         return subprocess.run([self.folder / "models/finetune" / name, *arguments], cwd=self.folder, text=True,
                               capture_output=True, env=dict(os.environ, **environment))
 
     def test_mixes_own_texts_with_copies_of_the_examples(self):
-        examples = ['{"prompt": "a", "completion": "b"}', '{"prompt": "c", "completion": "d\u00e9"}']
+        examples = ['{"prompt": "a", "completion": "b"}', '{"prompt": "c", "completion": "d\u00e9\u2028e"}']
         (self.folder / "examples.jsonl").write_text("\n".join(examples) + "\n", encoding="utf-8")
         command = ["rehearse", "model.bin", "examples.jsonl", "mixed.jsonl", "--texts", "20", "--repeat", "3"]
         done = self.run_script(*command)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         mixed = (self.folder / "mixed.jsonl").read_text(encoding="utf-8")
-        rows = mixed.splitlines()
+        rows = mixed.split("\n")[:-1]
         self.assertEqual([rows.count(example) for example in examples], [3, 3])
         own = [json.loads(row) for row in rows if row not in examples]
         self.assertEqual({row["completion"] for row in own}, {" " + "word " * 39 + "word"})  # short ones are left out
@@ -62,8 +63,25 @@ class Finetune(unittest.TestCase):
         kept = self.folder / "mixed.own.jsonl"
         kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:-1]))  # other beginnings
         self.assertIn("has replies to other requests; delete it", self.run_script(*command).stderr)
+        (self.folder / "model.bin").write_text("other weights")
+        self.assertIn("mixed.own.jsonl: may be of another model than model.bin; delete it",
+                      self.run_script(*command).stderr)
+        (self.folder / "model.bin").write_text("weights")
         (self.folder / "run-batch").unlink()
         self.assertIn("run: make run-batch", self.run_script(*command).stderr)
+
+    def test_refuses_to_replace_its_inputs(self):
+        example = '{"prompt": "a", "completion": "b"}\n'
+        for name in ("examples.jsonl", "mixed.own.jsonl"):
+            (self.folder / name).write_text(example)
+        for examples, out in (("examples.jsonl", "examples.jsonl"), ("mixed.own.jsonl", "mixed.jsonl"),
+                              ("examples.jsonl", "model.bin")):
+            done = self.run_script("rehearse", "model.bin", examples, out)
+            self.assertIn("expected another file to write than ", done.stderr)
+            self.assertEqual(done.returncode, 1)
+            self.assertEqual((self.folder / examples).read_text(), example)
+        done = self.run_script("rehearse", "model.bin", "none.jsonl", "out.jsonl")
+        self.assertIn("none.jsonl: no such file", done.stderr)
 
     def test_counts_right_answers(self):
         rows = [{"messages": [{"role": "user", "content": "How many?"}], "expect": ["seven", "7"]},
@@ -75,6 +93,25 @@ class Finetune(unittest.TestCase):
         failed = self.run_script("score", "model.bin", "questions.jsonl", FAILS="1")
         self.assertEqual((failed.returncode, failed.stderr), (1, "models/finetune/score: no chat template\n"))
         self.assertNotEqual(self.run_script("score", "other.bin", "questions.jsonl").returncode, 0)
+
+
+class TranslateTrain(unittest.TestCase):
+    def test_examples_of_files_of_the_same_name_are_kept_apart(self):
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        (folder / "models/translate").mkdir(parents=True)
+        shutil.copy(ROOT / "models/translate/train", folder / "models/translate/train")
+        for name, script in (("train", "printf '%s\\n' \"$@\""), ("translate/examples", "cat $1 > $3")):
+            (folder / "models" / name).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / "models" / name).chmod(0o755)
+        for part in ("train", "valid"):
+            (folder / part).mkdir()
+            (folder / part / "en-fi.jsonl").write_text(part)
+        done = subprocess.run(["models/translate/train", "train/en-fi.jsonl", "valid/en-fi.jsonl", "out.bin"], cwd=folder,
+                              text=True, capture_output=True, check=True)
+        arguments = done.stdout.splitlines()
+        self.assertEqual(arguments[1:5:2], ["--valid", "-o"])
+        self.assertEqual([(folder / arguments[i]).read_text() for i in (0, 2)], ["train", "valid"])
 
 
 if __name__ == "__main__":

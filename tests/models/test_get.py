@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import unittest
 from pathlib import Path
 
@@ -430,6 +431,29 @@ class Programs(Get):
         with open("/dev/full", "wb") as full:
             done = subprocess.run([sys.executable, ROOT / "models/get"], stdout=full, stderr=subprocess.PIPE)
         self.assertEqual((done.returncode, done.stderr), (1, b"models/get: output: No space left on device\n"))
+
+
+class InterruptedVerification(unittest.TestCase):
+    def test_keeps_the_complete_download(self):
+        get = types.ModuleType("get")
+        get.__file__ = str(ROOT / "models/get")
+        exec(compile((ROOT / "models/get").read_text(), "get", "exec"), get.__dict__)  # pylint: disable=exec-used
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "w.bin"
+            part = Path(folder) / "w.bin.part"
+            part.write_bytes(WEIGHTS)
+
+            def interrupt(_):
+                raise KeyboardInterrupt
+
+            get.sha256_of = interrupt
+            with self.assertRaises(KeyboardInterrupt):
+                get.download(None, "https://a.test/w.bin", str(path), len(WEIGHTS), HASH)
+            self.assertEqual(part.read_bytes(), WEIGHTS)
+            get.sha256_of = lambda _: "0"
+            with self.assertRaises(get.Failure):
+                get.download(None, "https://a.test/w.bin", str(path), len(WEIGHTS), HASH)
+            self.assertEqual(os.listdir(folder), [])
 
 
 del Get  # its tests are those of its classes
