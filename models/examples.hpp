@@ -54,6 +54,13 @@ inline std::string texts_of_examples(const std::vector<std::string_view>& lines)
   return texts;
 }
 
+// The parts of a template with a fixed day in place of today, which would make other tokens of the same text tomorrow.
+inline ChatTemplate::Parts dated(ChatTemplate::Parts parts) {
+  for (ChatTemplate::Part& part : parts)
+    if (part.id == ChatTemplate::kDate) part = {ChatTemplate::kText, written_date(part.text, 1721995200), 0};
+  return parts;
+}
+
 // An example as tokens, and the tokens that count.
 struct Example {
   std::vector<int> ids;
@@ -135,6 +142,7 @@ class ExampleReader {
       prompt_bytes += prompts[i].size();
       out.counts.resize(std::min(out.counts.size(), out.ids.size()));
       mark(out, ids_of(tokenizer_, text.substr(0, before_completion)), out.counts.size());
+      if (is_too_long(out)) return true;
     }
     if (tokenizer_.eos() >= 0) push(out, tokenizer_.eos(), true);
     return finish(out, prompt_bytes);
@@ -181,6 +189,7 @@ class ExampleReader {
       if (role != "assistant") prompt_bytes += content.size();
       if (role != "assistant") continue;
       add_turn(parts, system, message, turns++ == 0, edited_reply(chat_, content), encode, out);
+      if (is_too_long(out)) return true;
     }
     if (asked || turns == 0) return root.refuse("messages", "a reply of the assistant at the end", error);
     return finish(out, prompt_bytes);
@@ -209,13 +218,6 @@ class ExampleReader {
     out = std::move(longer);
   }
 
-  // Today's date would make other tokens of the same text tomorrow: a fixed day.
-  static ChatTemplate::Parts dated(ChatTemplate::Parts parts) {
-    for (ChatTemplate::Part& part : parts)
-      if (part.id == ChatTemplate::kDate) part = {ChatTemplate::kText, written_date(part.text, 1721995200), 0};
-    return parts;
-  }
-
   // Marks the tokens from `from` on that are not those of the prompt as counting.
   void mark(Example& e, const std::vector<int>& prompt, size_t from) const {
     const size_t same =
@@ -234,10 +236,16 @@ class ExampleReader {
     return too_many_ > 0;
   }
 
+  // Found out after each part, since all that is before a part is encoded again with it.
+  bool is_too_long(const Example& e) {
+    if (e.ids.size() > context_) too_many_ = e.ids.size();
+    return too_many_ > 0;
+  }
+
   bool finish(Example& e, size_t prompt_bytes) {
     if (all_) e.counts.assign(e.ids.size(), true);
     if (all_) e.counted_bytes += prompt_bytes;
-    if (e.ids.size() > context_) too_many_ = e.ids.size();
+    is_too_long(e);
     return true;
   }
 

@@ -5,7 +5,8 @@
 //                  turn, since a draft serves all of them
 //     other model  a text from its beginning (BOS), at temperatures 0.7 to 1
 //
-// Text i depends only on the model, the beginnings, the seed and i: the file is the same for any number of threads and interruptions.
+// Text i depends only on the model, the beginnings, the seed and i: the file is the same for any number of threads and
+// interruptions, and on every day.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "../export/program.hpp"
+#include "examples.hpp"
 #include "messages.hpp"
 #include "own_text_file.hpp"
 #include "progress_line.hpp"
@@ -33,11 +35,12 @@ class TextSource {
       : model(model), tokenizer(tokenizer), longest(std::min(kLongestText, model.config.max_seq_len)), seed_(seed) {
     if (!chat_.load(model.chat_bytes(), model.vocab_size())) throw Failure{1, chat_.error};
     if (chat_.known())
-      opening_ = encode_parts(chat_.slot[ChatTemplate::kOpening], encode_, true);
+      opening_ = encode_parts(dated(chat_.slot[ChatTemplate::kOpening]), encode_, true);
     else
       opening_ = ids_of(tokenizer, "");
     for (const auto slot : {ChatTemplate::kUserSuffix, ChatTemplate::kReplyPrefix})
       message_end_.insert(message_end_.end(), chat_.slot[slot].begin(), chat_.slot[slot].end());
+    message_end_ = dated(message_end_);
     if (opening_.empty()) opening_.push_back(std::max(0, tokenizer.eos()));
     if (messages.lines.empty()) return;
     if (!chat()) throw Failure{2, "--messages: requires a chat model as the teacher"};
@@ -76,7 +79,7 @@ class TextSource {
   }
   // The tokens up to the reply to a message.
   std::vector<int> until_reply(const std::string& message) const {
-    return chat_turn(chat_, encode_, "", message, true);
+    return encode_parts(dated(chat_parts(chat_, "", message, true)), encode_, true);
   }
   // Of text `number`; message: of the message in it, not of the reply.
   Sampler sampler(int64_t number, bool message) const {

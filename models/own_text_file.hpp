@@ -79,6 +79,7 @@ inline bool read_text(ByteReader& in, int vocab_size, OwnText& text, std::string
   const uint64_t hash = in.get<uint64_t>();
   if (!in.ok) return false;
   if (hash != hash_bytes(begin.data(), 8 + size_t(size))) return fail(why, "checksum mismatch");
+  if (count == 0) return fail(why, "expected at least one token, found none");
   text.clear();
   for (uint32_t i = 0; i < count; i++) {
     OwnToken token = {int(tokens.get<uint32_t>()), {}};

@@ -149,6 +149,7 @@ class WindowStream {
 inline std::vector<Window> validation_windows(const TokenText& text, int context) {
   std::vector<Window> windows;
   for (size_t story = 0; story < text.begins.size(); story++) {
+    if (text.end(story) == text.begins[story]) continue;
     const size_t end = text.end(story) - 1;  // the last token has no next token
     size_t counted = text.begins[story];
     for (size_t at = counted; counted < end; at += size_t(std::max(1, context / 2))) {

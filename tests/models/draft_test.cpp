@@ -95,6 +95,9 @@ TEST(OwnTextFile, RejectsDamage) {
     write_texts(t.file("b.own"), {text});
     EXPECT_NE(error_of(read_file(t.file("b.own"))).find("text 1: invalid token"), std::string::npos);
   }
+  write_texts(t.file("c.own"), {OwnText()});
+  EXPECT_NE(error_of(read_file(t.file("c.own"))).find("text 1: expected at least one token, found none"),
+            std::string::npos);
 }
 
 TEST(OwnTextFile, HasOneWriter) {
@@ -114,7 +117,7 @@ struct RandomTeacher {
   Model model;
   Tokenizer tokenizer;
 
-  explicit RandomTeacher(bool chat, int context = 200) {
+  explicit RandomTeacher(bool chat, int context = 200, bool date = false) {
     Tokenizer::Vocabulary v;
     std::string error;
     EXPECT_TRUE(train_vocabulary(pattern_stories(100), 320, v, error)) << error;
@@ -126,6 +129,7 @@ struct RandomTeacher {
     for (int id = 3; id < 320 && chat; id += 16) parts.chat.stop_ids.push_back(id);
     if (chat) {
       parts.chat.slot[ChatTemplate::kOpening] = {{ChatTemplate::kText, "a child: "}};
+      if (date) parts.chat.slot[ChatTemplate::kOpening].push_back({ChatTemplate::kDate, "%d %b %Y"});
       parts.chat.slot[ChatTemplate::kUserSuffix] = {{ChatTemplate::kText, "\n"}};
       parts.chat.slot[ChatTemplate::kReplyPrefix] = {{ChatTemplate::kText, "the dog: "}};
     }
@@ -166,6 +170,13 @@ TEST(OwnText, SameForAnyThreadsAndInterruptions) {
     EXPECT_TRUE(read_file(t.folder.file("c.own")) == expected);
     EXPECT_TRUE(t.write("a.own", 500, 1) == expected);  // it has enough already
   }
+}
+
+TEST(OwnText, DoesNotDependOnTheDate) {
+  const RandomTeacher t(true, 200, true);
+  const TextSource source(t.model, t.tokenizer, 5);
+  EXPECT_EQ(text_of(t.tokenizer, source.opening()), "a child: 26 Jul 2024");
+  EXPECT_EQ(text_of(t.tokenizer, source.until_reply("Hi")).rfind("a child: 26 Jul 2024Hi\n", 0), 0u);
 }
 
 TEST(OwnText, HasTheProbabilitiesOfTheModel) {

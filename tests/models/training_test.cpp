@@ -270,6 +270,12 @@ TEST(WindowStream, SeeksToAnyWindow) {
   EXPECT_NE(seed.next().ids, all[0].ids);
 }
 
+TEST(ValidationWindows, SkipStoriesWithoutTokens) {
+  const auto windows = validation_windows(numbered_text({0, 3, 0, 2, 0}), 8);
+  ASSERT_EQ(windows.size(), 2u);
+  EXPECT_EQ(windows[0].ids.size() + windows[1].ids.size(), 3u);
+}
+
 TEST(ValidationWindows, CountEveryTokenOnceWithItsContext) {
   const TokenText text = numbered_text({8, 1, 9, 40, 2, 21});
   const auto windows = validation_windows(text, 8);
