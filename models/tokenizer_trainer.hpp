@@ -288,6 +288,13 @@ inline bool check_text(std::string_view text, std::string& error) {
 
 }  // namespace trainer_detail
 
+// The size of a vocabulary of the bytes and characters of a text, without merges.
+inline int smallest_vocabulary(std::string_view text) {
+  std::vector<std::string> characters;
+  trainer_detail::choose_alphabet(split_stories(text), characters);
+  return trainer_detail::kFirstPiece + int(characters.size());
+}
+
 // Trains a vocabulary of exactly `size` pieces in total on the stories of a text in UTF-8 (see split_stories); the
 // tokenizer encodes each story as a separate text. The same text gives the same vocabulary; 5 MB take a third of a
 // second. On failure returns false with `error` set: the text has no stories or is not UTF-8, or `size` is too small

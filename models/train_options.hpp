@@ -221,6 +221,8 @@ inline void check_teacher_options(const TrainOptions& o, const std::vector<std::
       throw Failure{2, name + ": requires --teacher MODEL"};
     if (name == "--vocab" && !o.teacher.empty())
       throw Failure{2, "--vocab: is not valid with --teacher, whose vocabulary is used"};
+    if (name == "--label-smoothing" && !o.teacher.empty())
+      throw Failure{2, "--label-smoothing: is not valid with --teacher, whose probabilities are the labels"};
   }
 }
 
@@ -273,6 +275,7 @@ inline TrainOptions parse_train_options(int argc, char** argv) {
   if (!is_one_of(o.type, {"q4", "q8", "f32"}))
     throw Failure{2, "--type: expected q8, f32 or q4, found '" + o.type + "'"};
   if (o.steps && o.minutes > 0) throw Failure{2, "--steps, --minutes: give only one of them"};
+  if (o.vocab && !o.tokenizer.empty()) throw Failure{2, "--vocab, --tokenizer: give only one of them"};
   check_architecture(o, given);
   check_fixed(o, given);
   check_lora_options(o, given);

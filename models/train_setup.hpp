@@ -32,7 +32,8 @@ class TrainingSetup {
     o.resume ? resume(stories) : begin(stories);
   }
 
-  int64_t tokens_per_step() const { return int64_t(plan.batch) * plan.context; }
+  // Of examples the mean, since they do not fill their windows.
+  int64_t tokens_per_step() const { return tokens_per_step_; }
   std::vector<Window> next_batch() { return next_batch(*stream); }
   std::string teacher_failure() const { return teacher ? teacher->failure() : ""; }
 
@@ -65,9 +66,22 @@ class TrainingSetup {
     if (!good) throw Failure{1, error};
   }
 
+  // Refuses to replace the checkpoint of an interrupted training.
+  void keep_unfinished() const {
+    CheckpointFile file;
+    std::string error;
+    if (!exists(o.checkpoint) || !file.read(o.checkpoint, error)) return;
+    const int64_t step = file.progress.step, steps = file.plan.steps;
+    if (step > 0 && step < steps)
+      throw Failure{1, o.checkpoint + ": has the state of a training after step " + std::to_string(step) + " of " +
+                           std::to_string(steps) +
+                           "; to continue it, use --resume; to start another one, delete the file"};
+  }
+
   void begin(Texts& stories) {
     std::string error;
     check_outputs(o.lora_rank > 0);
+    keep_unfinished();
     open_init();
     plan.seed = uint64_t(number("--seed", o.seed, 0, 9e15, true));
     plan.instruct = o.instruct;
@@ -322,6 +336,8 @@ class TrainingSetup {
     trainer->set_dropout(plan.dropout, plan.seed);
     if (plan.keep_best) trainer->best = Floats(weights->learned().size());
     stream = std::make_unique<WindowStream>(train, plan.context, plan.seed);
+    tokens_per_step_ = int64_t(plan.batch) * plan.context;
+    if (train.whole()) tokens_per_step_ = int64_t(train.ids.size()) * plan.batch / stream->windows();
     validation = validation_windows(valid, plan.context);
   }
 
@@ -424,6 +440,7 @@ class TrainingSetup {
   }
 
   std::unique_ptr<Model> init = std::make_unique<Model>();  // of --init; null once it is not needed
+  int64_t tokens_per_step_ = 0;
   double start_;  // when the training began, for --minutes; the time to write text is not part of it
 };
 

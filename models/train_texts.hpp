@@ -149,10 +149,15 @@ inline std::string new_vocabulary(const TrainOptions& o, const Texts& texts) {
   const std::string_view text = !examples.empty()          ? examples
                                 : texts.instructed.empty() ? texts.train_bytes()
                                                            : texts.instructed;
-  int size = o.vocab ? o.vocab : size_for(texts.bytes.size()).vocab;
+  int size = o.vocab, smallest = size;
+  if (!o.vocab) {  // at least an eighth of a vocabulary is merges, also of a text with thousands of characters
+    const int suitable = size_for(texts.bytes.size()).vocab;
+    smallest = smallest_vocabulary(text);
+    size = std::max(suitable, smallest + suitable / 8);
+  }
   while (!train_vocabulary(text, size, v, error)) {  // a short text may have fewer pieces
-    if (o.vocab || size < 260) throw Failure{1, o.model + ": " + error};
-    size -= size / 8;
+    if (size == smallest) throw Failure{1, o.model + ": " + error};
+    size = std::max(smallest, size - size / 8);
   }
   std::fprintf(stderr, "train: trained a vocabulary of %d tokens\n", size);
   return Tokenizer::to_blob(v);

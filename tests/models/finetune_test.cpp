@@ -245,6 +245,29 @@ TEST(Examples, LayOutConversationsAsTheChatDoes) {
   EXPECT_EQ(text.bytes, std::string("a kiteit was lost").size());
 }
 
+// Each part is encoded with all that is before it, which would take hours for a line of many short ones.
+TEST(Examples, AreLeftOutOnceTheyAreTooLong) {
+  Words words;
+  Tokenizer& k = words.tokenizer;
+  const ChatTemplate chat = chat_template(k);
+  ASSERT_TRUE(k.make_control(chat.ids()));
+  std::string prompts, messages;
+  for (int i = 0; i < 20000; i++) {
+    prompts += std::string(i ? "," : "") + R"("a")";
+    messages +=
+        std::string(i ? "," : "") + R"({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})";
+  }
+  for (const std::string& line : {R"({"prompt": [)" + prompts + R"(], "completion": [)" + prompts + "]}",
+                                  R"({"messages": [)" + messages + "]}"}) {
+    ExampleReader reader(k, chat, 64, false);
+    TokenText text;
+    ASSERT_TRUE(reader.add("d.jsonl", line, 1, text)) << reader.error;
+    EXPECT_EQ(reader.too_long, 1u);
+    EXPECT_LT(reader.longest, 200u);
+    EXPECT_TRUE(text.ids.empty());
+  }
+}
+
 TEST(Examples, WindowsHoldWholeExamplesThatDoNotSeeEachOther) {
   const Words words;
   const ChatTemplate none;
@@ -383,6 +406,10 @@ TEST(TrainLora, TrainsAdapterOfQuantizedModelOnConversations) {
     const ProgramResult r = train(args + std::vector<std::string>{t.file(name + "a")});
     ASSERT_EQ(r.status, 0) << r.err;
     EXPECT_NE(r.err.find("the best validation was after step"), std::string::npos) << r.err;
+    std::smatch tokens;  // of a step: examples do not fill 4 windows of 64
+    ASSERT_TRUE(std::regex_search(r.err, tokens, std::regex("--steps 40 of ([0-9]+) tokens"))) << r.err;
+    EXPECT_LT(std::stoi(tokens[1]), 4 * 64);
+    EXPECT_GT(std::stoi(tokens[1]), 4 * 64 / 2);
     for (const std::vector<std::string>& way : {std::vector<std::string>{"--threads", "3"}, {"--kernel", "portable"}}) {
       ASSERT_EQ(train(args + std::vector<std::string>{t.file(name + way[1])} + way).status, 0);
       EXPECT_TRUE(file(name + "a") == file(name + way[1])) << way[1];
@@ -440,6 +467,7 @@ TEST(TrainLora, DivergenceKeepsTheBestAdapter) {
   const TemporaryFolder t;
   const std::string data = t.write("q.jsonl", questions(60)), base = base_model(t, Type::q8, "base.bin");
   for (const char* steps : {"1", "2", "40"}) {
+    std::filesystem::remove(t.file("a.checkpoint"));
     const ProgramResult r = train({data, "--init", base, "--lora-rank", "2", "--ctx", "64", "--batch", "2", "--steps",
                                    steps, "--every", "1", "--keep", "best", "--lr", "1e30", "-o", t.file("a")});
     EXPECT_EQ(r.status, 1) << r.err;

@@ -58,6 +58,22 @@ TEST(Train, ContinuesFromFinishedModel) {
                 {"is of a training on other texts"});
 }
 
+// More different characters than the default vocabulary of a short text has pieces.
+TEST(Train, DefaultVocabularyHasRoomForTheCharactersOfTheText) {
+  const TemporaryFolder t;
+  tiny::Random random(1);
+  std::string text;
+  for (int i = 0; i < 6000; i++) {
+    const int code = 0x4E00 + (i < 600 ? i : random.below(600));
+    text += {char(0xE0 | code >> 12), char(0x80 | (code >> 6 & 63)), char(0x80 | (code & 63))};
+    if (i % 10 == 9) text += "\n";
+  }
+  const ProgramResult r = train({t.write("s.txt", text), "-o", t.file("a.bin"), "--dim", "16", "--layers", "1", "--ctx",
+                                 "32", "--batch", "4", "--threads", "1", "--steps", "2"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("trained a vocabulary of "), std::string::npos) << r.err;
+}
+
 // A text that does not fit in memory with its tokens is refused before it is read. The file is sparse.
 TEST(Train, RefusesATextTooLargeForTheMemory) {
   const TemporaryFolder t;
@@ -142,6 +158,24 @@ TEST(Train, RepeatsInterruptedValidation) {
   const std::string table = read_file(t.file("a.loss.csv"));
   EXPECT_NE(table.find("\n20,"), std::string::npos) << table;
   EXPECT_EQ(table.find("\n20,"), table.rfind("\n20,")) << table;
+}
+
+TEST(Train, KeepsTheCheckpointOfAnInterruptedTraining) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const std::vector<std::string> args =
+      tiny_shape() + std::vector<std::string>{text, "--steps", "20", "--every", "10", "-o", t.file("a.bin")};
+  ASSERT_EQ(train(args).status, 0);
+  ASSERT_EQ(train(args).status, 0);  // a complete training is replaced
+  CheckpointFile file;
+  std::string error;
+  ASSERT_TRUE(file.read(t.file("a.bin.checkpoint"), error)) << error;
+  const std::string interrupted = with_field(read_file(t.file("a.bin.checkpoint")), file.plan, "steps", 30);
+  t.write("a.bin.checkpoint", interrupted);
+  expect_failed(train(args), 1, {"a.bin.checkpoint: has the state of a training after step 20 of 30", "--resume"});
+  EXPECT_TRUE(read_file(t.file("a.bin.checkpoint")) == interrupted);
+  t.write("a.bin.checkpoint", "no checkpoint");
+  EXPECT_EQ(train(args).status, 0);
 }
 
 // The bits per character in the model file are those of its weights, not of the last validation.
@@ -395,6 +429,7 @@ TEST(TrainTeacher, ReportsWrongUsage) {
        {"base.bin: the vocabulary of the teacher differs from that of the model", "without --init and -z"}},
       {2, {"--teacher", teacher, "--ctx", "64"}, {"--ctx: expected at most 32, the context of the teacher, found 64"}},
       {2, {"--teacher", teacher, "--vocab", "320"}, {"--vocab: is not valid with --teacher"}},
+      {2, {"--teacher", teacher, "--label-smoothing", "0.1"}, {"--label-smoothing: is not valid with --teacher"}},
       {2, {"--teacher", teacher, "--teacher-weight", "1.5"}, {"--teacher-weight: expected a number from 0 to 1"}},
       {2, {"--teacher", teacher, "--temperature", "0"}, {"--temperature: expected a number from 0.1"}},
       {2, {"--teacher-weight", "0.5"}, {"--teacher-weight: requires --teacher MODEL"}},
@@ -450,6 +485,8 @@ TEST(Train, ReportsWrongUsage) {
       {2, {text, "-o", o, "--type", "q5"}, {"--type: expected q8, f32 or q4, found 'q5'"}},
       {2, {text, "-o", o, "--steps", "0"}, {"--steps: expected a whole number"}},
       {2, {text, "-o", o, "--steps", "5", "--minutes", "1"}, {"--steps, --minutes: give only one"}},
+      {2, {text, "-o", o, "--vocab", "320", "-z", "x"}, {"--vocab, --tokenizer: give only one"}},
+      {1, {text, "-o", o, "--checkpoint", o}, {"o.bin: expected a file for one result, found it for two"}},
       {2, {text, "-o", o, "--stepz", "5"}, {"did you mean --steps"}},
       {2, {text, "-o", o, "--resume", "--lr", "1"}, {"--lr: is not valid with --resume"}},
       {2, {text, "-o", o, "--init", "x", "--dim", "64"}, {"--dim: is not valid with --init"}},
