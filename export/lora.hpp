@@ -50,6 +50,19 @@ inline bool parse_lora(const std::string& text, LoraSource& out, std::string& er
   return fail(error, {text, ": expected a number after the colon, found '", text.substr(colon + 1), "'"});
 }
 
+/// The files that adapters may consist of, by the values of --lora.
+inline std::vector<std::string> adapter_files(const std::vector<std::string>& options) {
+  std::vector<std::string> files;
+  for (const std::string& text : options) {
+    LoraSource source;
+    std::string error;
+    if (!parse_lora(text, source, error)) continue;  // whoever opens the adapter reports it
+    for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
+      files.push_back(join_path(source.folder, name));
+  }
+  return files;
+}
+
 /// Values for some modules that override the value for all, by name. If several names select a module, the one with the
 /// smallest index in the file counts.
 struct LoraPatternValue {

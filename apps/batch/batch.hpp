@@ -79,13 +79,7 @@ class Batch {
   // The files that are read.
   std::vector<std::string> inputs() const {
     std::vector<std::string> files = {args_.model, args_.input == "-" ? "/dev/stdin" : args_.input};
-    for (const std::string& lora : args_.lora) {
-      LoraSource source;
-      std::string error;  // none: the adapter is open
-      parse_lora(lora, source, error);
-      for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
-        files.push_back(join_path(source.folder, name));
-    }
+    for (std::string& file : adapter_files(args_.lora)) files.push_back(std::move(file));
     return files;
   }
 

@@ -219,13 +219,7 @@ inline void check_choice(const char* option, const std::string& value, std::init
 // The files that are read, except for the session of --resume, which --save may replace.
 inline std::vector<std::string> input_files(const Arguments& a) {
   std::vector<std::string> files = {a.model, a.draft, a.tokenizer, a.file, a.perplexity, a.grammar, a.schema};
-  for (const std::string& text : a.lora) {
-    LoraSource source;
-    std::string error;
-    if (!parse_lora(text, source, error)) continue;  // open_adapters() reports it
-    for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
-      files.push_back(join_path(source.folder, name));
-  }
+  for (std::string& file : adapter_files(a.lora)) files.push_back(std::move(file));
   return files;
 }
 
