@@ -203,7 +203,7 @@ help:
 	@echo "make clean           remove build products (not models)"
 
 demo: all
-	./run -i "Once upon a time" -s 5
+	./run -i "Once upon a time" -s 23
 	@echo
 	@echo "This was models/stories.bin, 1.4 MB, trained with models/train (models/README.md). Try also:"
 	@echo "  ./run --words dog,cake,sad"
