@@ -193,7 +193,7 @@ struct pocket_session {
     return int(ids.size());
   }
 
-  // Processes the next n appended tokens, or all that are left. By chunks: those that are complete remain after a cancel.
+  // Processes the next n appended tokens, or all that are left. After a cancel, the chunks that are complete remain.
   void process(size_t n) {
     size_t position = size_t(session.position());
     const size_t end = position + std::min(n, ids.size() - position);

@@ -40,7 +40,7 @@ TEST_F(RunOutputs, DoNotReplaceWhatIsRead) {
     ProgramOptions chat;
     chat.input = "hello\n/save " + name + "\n";
     const ProgramResult r = run({copy, "-m", "chat", "--template", "plain", "-n", "1", "-q"}, chat);
-    EXPECT_NE(r.err.find("expected another file than " + copy), std::string::npos) << r.err;
+    EXPECT_NE(r.err.find("expected another file to write than " + copy), std::string::npos) << r.err;
   }
   EXPECT_EQ(read_file(copy), read_file(model()));
 }

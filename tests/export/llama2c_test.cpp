@@ -573,7 +573,7 @@ TEST(Llama2cRejects, FilesOfOtherPrograms) {
       {"\x80\x02" + std::string(100, 'x'),
        "a Python pickle (old PyTorch checkpoint); load the model in Python and save it again"},
       {"PKTLLAMA" + std::string(100, 'x'),
-       "a model file, which is converted already; run it with ./run FILE (only a model of type f32 can be converted "
+       "a model file, which is converted already; run it with ./run FILE (only a Llama of type f32 can be converted "
        "again)"},
       {"lmgg" + std::string(100, '\1'), "a GGML file, the predecessor of GGUF"},
       {"\x89HDF" + std::string(100, '\1'), "an HDF5 file (TensorFlow)"},

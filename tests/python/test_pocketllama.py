@@ -128,6 +128,7 @@ def test_objects_may_be_freed_in_any_order():
     model.close()
     model.close()
     assert "".join(session.generate("Once upon a time")) == expected
+    session.rewind(20)
     logits = session.logits()
     before = float(logits[0])
     session.close()

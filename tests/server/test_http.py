@@ -309,7 +309,7 @@ def test_shutdown_ends_running_replies(start):
 
 def test_shutdown_waits_for_the_rest_of_a_stream(start):
     """A client that reads a stream after its reply has ended, and the server has got a signal."""
-    server = start(ROOT / "models/stories.bin", "--threads", 1)
+    server = start(ROOT / "models/stories.bin", "--threads", 1, "--ctx", 1000)
     body = {"prompt": "Once", "max_tokens": 500, "n": 16, "logprobs": 20, "logit_bias": {"2": -100}, "stream": True}
     body = json.dumps({**body, "stream_options": {"include_usage": True}}).encode()
     with socket.socket() as s:
