@@ -672,7 +672,7 @@ TEST_F(ExplainProgram, StopsAt512TokensAndSaysSo) {
 TEST_F(ExplainProgram, CtrlCKeepsThePageAndTheSession) {
   const TemporaryFolder t;
   ProgramOptions options;
-  options.interrupt_after_output = "go";
+  options.interrupt_after_ms = 1500;
   const ProgramResult r = run({model(), "-i", "go", "-n", "0", "--ctx", "100000", "-t", "3", "-p", "1", "--save",
                                t.file("s.session"), "--explain", t.file("data.json")},
                               options);

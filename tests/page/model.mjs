@@ -27,7 +27,7 @@ function makeWorker() {
 const module = await WebAssembly.compile(fs.readFileSync(file));
 const engine = new Engine(module, threads ? await Threads.start(module, threads - 1, makeWorker) : null);
 await engine.open(fs.statSync(model).size, fs.createReadStream(model, {highWaterMark: 8 << 20}));
-engine.start(512);
+engine.start(256);
 
 const answers = {
   selfTest: ({selfTest}) => engine.selfTest(selfTest),
