@@ -94,8 +94,8 @@ def test_tells_the_story_of_the_program(tab):
     assert (ROOT / "apps/page/pocketllama.html").stat().st_size < 3_000_000
     assert not tab.page.evaluate("crossOriginIsolated")  # and so one thread
     assert re.search("wasm-(relaxed|simd128)$", tab.page.text_content("#model"))
-    assert tab.tell(seed=5) == run("-i", "Once upon a time", "-s", 5, "-q").decode()
-    assert re.match(r"\d+ tokens, [\d.]+ tok/s; seed 5$", tab.page.text_content(".figures"))
+    assert tab.tell(seed=23) == run("-i", "Once upon a time", "-s", 23, "-q").decode()
+    assert re.match(r"\d+ tokens, [\d.]+ tok/s; seed 23$", tab.page.text_content(".figures"))
     tab.picture("story")
 
 
@@ -109,7 +109,7 @@ def test_without_exact_relaxed_simd_the_other_module_is_used(tabs, tmp_path, tes
     path.write_text(page.replace(test, result))
     tab = tabs(url=path.as_uri())
     assert "wasm-simd128" in tab.page.text_content("#model")
-    assert tab.tell(seed=5) == run("-i", "Once upon a time", "-s", 5, "-q").decode()
+    assert tab.tell(seed=23) == run("-i", "Once upon a time", "-s", 23, "-q").decode()
 
 
 def test_words_and_sampling_reach_the_model(tab):
@@ -157,7 +157,7 @@ def test_a_wrong_file_is_refused_and_stories_go_on(tab, tmp_path, head, part):
     tab.open(path)
     assert part in tab.problem()
     expect(tab.page.locator("#story")).to_be_visible()
-    assert tab.tell(seed=5).startswith("Once upon a time")
+    assert tab.tell(seed=23).startswith("Once upon a time")
 
 
 def test_a_truncated_or_damaged_model_is_refused(tab, tmp_path):
@@ -212,7 +212,7 @@ def test_a_text_longer_than_the_context_is_refused(tab):
     tab.page.click("#story .go")
     assert re.match(r"The model takes \d+ tokens in all. Shorten the text.", tab.problem())
     tab.page.fill("#beginning", "Once upon a time")
-    assert tab.tell(seed=5) == run("-i", "Once upon a time", "-s", 5, "-q").decode()
+    assert tab.tell(seed=23) == run("-i", "Once upon a time", "-s", 23, "-q").decode()
 
 
 def test_html_in_a_text_is_text(tab):
@@ -225,7 +225,7 @@ def test_html_in_a_text_is_text(tab):
 def test_axe_finds_no_fault(tabs, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     tab = tabs(color_scheme=scheme, bypass_csp=True)
-    tab.tell(seed=5)
+    tab.tell(seed=23)
     results = axe.run(tab.page)
     assert results.violations_count == 0, results.generate_report()
 
@@ -233,7 +233,7 @@ def test_axe_finds_no_fault(tabs, scheme):
 def test_a_narrow_page_does_not_scroll_sideways(tabs):
     tab = tabs(width=360, height=740, color_scheme="dark")
     tab.page.fill("#words", "dog, cake, sad")
-    tab.tell(seed=5)
+    tab.tell(seed=23)
     tab.picture("narrow")
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 360
 
@@ -251,7 +251,7 @@ def test_keyboard_alone_is_enough(tab):
 
 
 def test_screen_readers_hear_sentences(tab):
-    text = tab.tell(seed=5, max_tokens=60)
+    text = tab.tell(seed=23, max_tokens=60)
     parts = tab.page.locator("#announcements p").all_text_contents()
     assert " ".join(parts[:-1]).split() == text.split()
     assert parts[-1] == "The text is complete."
@@ -293,14 +293,14 @@ def open_inside(tab, at=0):
 def test_inside_shows_the_text(tabs, tmp_path, scheme, width):
     """The same numbers as ./run --explain, since the bits are."""
     tab = tabs(color_scheme=scheme, width=width)
-    text = tab.tell(seed=5, max_tokens=40)
+    text = tab.tell(seed=23, max_tokens=40)
     frame = open_inside(tab)
     assert "".join(frame.locator("#text-strip .t").all_text_contents()).replace("<s>", "").strip() == text.strip()
     map_ = frame.locator("#map")
     map_.scroll_into_view_if_needed()
     assert map_.evaluate("c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)")
     assert frame.locator("html").evaluate("e => e.scrollWidth") <= width
-    run("-i", "Once upon a time", "-s", 5, "-n", 40, "-q", "--explain", tmp_path / "data.json")
+    run("-i", "Once upon a time", "-s", 23, "-n", 40, "-q", "--explain", tmp_path / "data.json")
     expected = json.loads((tmp_path / "data.json").read_text())
     found = frame.locator("html").evaluate("() => data")
     for field in ["tokens", "choices", "attention", "kinds", "rollout", "lens"]:
@@ -352,7 +352,7 @@ def test_inside_of_an_earlier_reply_in_a_chat(tab):
 
 # ---- Threads ----
 
-STORY = ("-i", "Once upon a time", "-s", 5, "-q")
+STORY = ("-i", "Once upon a time", "-s", 23, "-q")
 
 
 class Isolated(http.server.SimpleHTTPRequestHandler):
@@ -390,8 +390,8 @@ def test_threads_give_the_same_text(tabs, serve):
     tab = tabs(url=serve(("navigator.hardwareConcurrency", "3")))  # on any machine
     assert tab.page.evaluate("crossOriginIsolated")
     assert tab.page.text_content("#model").endswith("wasm-relaxed, 3 threads")
-    assert tab.tell(seed=5) == run(*STORY).decode()
-    assert re.match(r"\d+ tokens, [\d.]+ tok/s, 3 threads; seed 5$", tab.page.text_content(".figures"))
+    assert tab.tell(seed=23) == run(*STORY).decode()
+    assert re.match(r"\d+ tokens, [\d.]+ tok/s, 3 threads; seed 23$", tab.page.text_content(".figures"))
     tab.picture("threads")
     open_inside(tab)  # a second session, while the workers are taken
 
@@ -414,13 +414,13 @@ def test_threads_end_with_the_model(tabs, serve, tmp_path):
             f"stories.bin, {megabytes:.1f} MB, wasm-relaxed, 8 threads", timeout=LONG)
         tab.page.click("#stories")
         expect(tab.page.locator("#model")).to_contain_text("story model", timeout=LONG)
-    assert tab.tell(seed=5) == run(*STORY).decode()
+    assert tab.tell(seed=23) == run(*STORY).decode()
 
 
 def test_without_exact_relaxed_simd_there_is_one_thread(tabs, serve):
     tab = tabs(url=serve(("navigator.hardwareConcurrency", "3"), ("engine.kernel() !== 'scalar'", "name === 'simd128'")))
     assert tab.page.text_content("#model").endswith("wasm-simd128")
-    assert tab.tell(seed=5) == run(*STORY).decode()
+    assert tab.tell(seed=23) == run(*STORY).decode()
 
 
 @pytest.mark.parametrize("old, new", [
@@ -432,5 +432,5 @@ def test_without_threads_there_is_one(tabs, serve, old, new):
     """What starts threads fails: the story is told by the module without them."""
     tab = tabs(url=serve(("navigator.hardwareConcurrency", "3"), (old, new)))
     assert re.search("wasm-relaxed, one thread: .*no worker$", tab.page.text_content("#model"))
-    assert tab.tell(seed=5) == run(*STORY).decode()
-    assert re.match(r"\d+ tokens, [\d.]+ tok/s; seed 5$", tab.page.text_content(".figures"))
+    assert tab.tell(seed=23) == run(*STORY).decode()
+    assert re.match(r"\d+ tokens, [\d.]+ tok/s; seed 23$", tab.page.text_content(".figures"))
