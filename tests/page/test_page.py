@@ -293,14 +293,14 @@ def open_inside(tab, at=0):
 def test_inside_shows_the_text(tabs, tmp_path, scheme, width):
     """The same numbers as ./run --explain, since the bits are."""
     tab = tabs(color_scheme=scheme, width=width)
-    text = tab.tell(seed=23, max_tokens=40)
+    text = tab.tell(seed=5, max_tokens=40)
     frame = open_inside(tab)
     assert "".join(frame.locator("#text-strip .t").all_text_contents()).replace("<s>", "").strip() == text.strip()
     map_ = frame.locator("#map")
     map_.scroll_into_view_if_needed()
     assert map_.evaluate("c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)")
     assert frame.locator("html").evaluate("e => e.scrollWidth") <= width
-    run("-i", "Once upon a time", "-s", 23, "-n", 40, "-q", "--explain", tmp_path / "data.json")
+    run("-i", "Once upon a time", "-s", 5, "-n", 40, "-q", "--explain", tmp_path / "data.json")
     expected = json.loads((tmp_path / "data.json").read_text())
     found = frame.locator("html").evaluate("() => data")
     for field in ["tokens", "choices", "attention", "kinds", "rollout", "lens"]:
