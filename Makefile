@@ -205,7 +205,7 @@ help:
 demo: all
 	./run -i "Once upon a time" -s 23
 	@echo
-	@echo "This was models/stories.bin, 1.4 MB, trained with models/train (models/README.md). Try also:"
+	@echo "This was models/stories.bin, 1.9 MB, trained with models/train (models/README.md). Try also:"
 	@echo "  ./run --words dog,cake,sad"
 	@echo "Larger models answer questions:"
 	@echo "  models/get smollm2-135m-instruct     93 MB to download, 155 MB of memory"
