@@ -56,7 +56,7 @@ inline std::vector<std::string> adapter_files(const std::vector<std::string>& op
   for (const std::string& text : options) {
     LoraSource source;
     std::string error;
-    if (!parse_lora(text, source, error)) continue;  // whoever opens the adapter reports it
+    if (!parse_lora(text, source, error)) continue;  // reported when the adapter is opened
     for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
       files.push_back(join_path(source.folder, name));
   }

@@ -32,7 +32,7 @@ class TrainingSetup {
     o.resume ? resume(stories) : begin(stories);
   }
 
-  // Of examples the mean, since they do not fill their windows.
+  // For examples the mean: they do not fill their windows.
   int64_t tokens_per_step() const { return tokens_per_step_; }
   std::vector<Window> next_batch() { return next_batch(*stream); }
   std::string teacher_failure() const { return teacher ? teacher->failure() : ""; }
