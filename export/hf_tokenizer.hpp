@@ -10,10 +10,9 @@
 #include <cctype>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
-#include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -86,7 +85,7 @@ inline bool is_placeholder(const Tokenizer::Piece& piece) {
 inline bool add_declared_tokens(const DeclaredTokens& declared, const std::string& path, Checkpoint& c,
                                 std::string& error) {
   auto& pieces = c.vocabulary.pieces;
-  std::unordered_map<std::string, int64_t> ids;
+  std::map<std::string, int64_t> ids;
   for (size_t id = 0; id < pieces.size() && !declared.empty(); id++) ids.emplace(pieces[id].text, id);
   const size_t most = pieces.size() + declared.tokens().size() + kMostGaps;
   for (const auto& [id, token] : declared.tokens()) {
@@ -217,7 +216,7 @@ class HfTokenizer {
   }
 
   bool read_added_tokens_json(DeclaredTokens& all) {
-    std::unordered_set<std::string> special;
+    std::set<std::string> special;
     for (const AddedToken& token : all_special_tokens()) special.insert(token.text);
     const JsonValue root = added_.root();
     for (const auto& [text, value] : root.members()) {
@@ -266,9 +265,9 @@ class HfTokenizer {
   // Special tokens become control tokens. Those that the vocabulary lacks have the next ids, if the model has rows for
   // them. Their settings count if nothing else declares them.
   bool special_tokens() {
-    std::unordered_map<std::string, size_t> ids;
+    std::map<std::string, size_t> ids;
     for (size_t id = 0; id < v_.pieces.size(); id++) ids.emplace(v_.pieces[id].text, id);
-    std::unordered_set<std::string> changed;
+    std::set<std::string> changed;
     for (const AddedToken& token : all_special_tokens()) {
       const auto [found, is_new] = ids.emplace(token.text, v_.pieces.size());
       if (is_new && v_.pieces.size() < size_t(c_.config.vocab_size))
@@ -316,7 +315,7 @@ class HfTokenizer {
   Checkpoint& c_;
   Tokenizer::Vocabulary& v_;
   JsonDocument config_, map_, added_, json_;
-  std::unordered_set<std::string> declared_;  // the texts of added tokens
+  std::set<std::string> declared_;  // the texts of added tokens
   bool sentencepiece_ = false;
   bool json_adds_bos_ = false;  // by its post_processor
 };

@@ -238,7 +238,7 @@ inline void check_distinct(const std::vector<std::string>& outputs, const std::v
   for (size_t i = 0; i < outputs.size(); i++)
     for (size_t j = 0; j < i; j++)
       if (!outputs[i].empty() && (outputs[i] == outputs[j] || is_same_file(outputs[i], outputs[j])))
-        throw Failure{1, outputs[i] + ": expected a file for one result, found it for two"};
+        throw Failure{1, outputs[i] + ": expected a file for each output, found one for two"};
 }
 
 // The largest text inputs in bytes, far above any legitimate one, so that an endless one (/dev/zero) ends with a message

@@ -6,11 +6,10 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 #include <string_view>
-#include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -142,11 +141,11 @@ class MergeBuilder {
   }
 
   Tokenizer::Vocabulary& v_;
-  std::unordered_map<std::string, int> ids_, others_;  // of normal pieces, and of others
+  std::map<std::string, int> ids_, others_;  // of normal pieces, and of others
 };
 
 /// Removes the merges that form or use one of these tokens.
-inline void remove_merges(Tokenizer::Vocabulary& v, const std::unordered_set<std::string>& tokens) {
+inline void remove_merges(Tokenizer::Vocabulary& v, const std::set<std::string>& tokens) {
   const auto text = [&](int id) -> const std::string& { return v.pieces[size_t(id)].text; };
   const auto uses = [&](const std::pair<int, int>& merge) {
     const auto& [left, right] = merge;

@@ -1,7 +1,7 @@
 // batch.hpp: replies to a file of requests.
 #pragma once
 
-#include <unordered_set>
+#include <set>
 
 #include "options.hpp"
 #include "progress.hpp"
@@ -203,7 +203,7 @@ class Batch {
   RequestsFile requests_;
   openai::Scheduler scheduler_;
   std::unique_ptr<Results> results_;
-  std::unordered_set<std::string> custom_ids_;
+  std::set<std::string> custom_ids_;
   Figures figures_;
   size_t next_ = 0;  // the line that is read next
 };

@@ -24,6 +24,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -1022,7 +1023,7 @@ class GbnfReader {
   std::string_view text_;
   size_t at_ = 0, undefined_ = SIZE_MAX;
   size_t counted_ = 0, line_ = 0, line_start_ = 0;  // of place(): the last one
-  std::unordered_map<std::string, Name> rules_;
+  std::map<std::string, Name> rules_;
   GrammarBuilder builder_;
   std::string error_;
 };

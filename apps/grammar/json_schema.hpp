@@ -1106,7 +1106,7 @@ class SchemaReader {
   // Names of all properties, in their order: those of `properties`, then the others of `required`.
   std::vector<std::string> property_names(const Parts& parts, const std::vector<std::string>& required) {
     std::vector<std::string> names;
-    std::unordered_set<std::string> known;
+    std::set<std::string> known;
     for (const Keyword& k : all_of(parts, "properties")) {
       if (!k.value.is(JsonKind::object))
         refuse(k.part.place, "properties", {"expected an object, found ", k.value.describe()});
@@ -1135,7 +1135,7 @@ class SchemaReader {
 
   Expr objects(const Parts& parts) {
     const std::vector<std::string> required = required_names(parts), names = property_names(parts, required);
-    const std::unordered_set<std::string> needed(required.begin(), required.end());
+    const std::set<std::string> needed(required.begin(), required.end());
     std::vector<GrammarBuilder::Item> items;
     for (const std::string& name : names) {
       if (!ok()) return builder_.never();

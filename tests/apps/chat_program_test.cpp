@@ -178,7 +178,7 @@ TEST_F(ChatProgram, SaveReplacesNoInput) {
                                {"--grammar", grammar, "--explain", t.file("page.html")});
   EXPECT_EQ(r.status, 1);
   EXPECT_HAS(r.err, "/save: " + grammar + ": expected another file to write than");
-  EXPECT_HAS(r.err, "page.html: expected a file for one result, found it for two");
+  EXPECT_HAS(r.err, "page.html: expected a file for each output, found one for two");
   EXPECT_EQ(read_file(grammar), "root ::= [a-z]+");
 }
 

@@ -511,7 +511,7 @@ TEST_F(RunProgram, ReplacesNoInputAndNoOtherOutput) {
     }
   }
   expect_failure(1, {model(), "-i", "a", "--save", t.file("x"), "--explain", t.file("x")},
-                 {"expected a file for one result, found it for two"});
+                 {"expected a file for each output, found one for two"});
 }
 
 // ---- Ctrl-C ----

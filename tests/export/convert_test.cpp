@@ -236,7 +236,7 @@ TEST(Convert, RefusesOneNameForTwoOutputs) {
   const TemporaryFolder t;
   const std::string text = t.write("text", "Hello world"), csv = t.file("o.csv");
   expect_failure(1, {"--random", "tiny", "-o", csv, "--calibrate", text, "--report", csv},
-                 {csv + ": expected a file for one result, found it for two"});
+                 {csv + ": expected a file for each output, found one for two"});
   EXPECT_EQ(t.list(), "text\n");
 }
 

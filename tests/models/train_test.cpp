@@ -486,7 +486,7 @@ TEST(Train, ReportsWrongUsage) {
       {2, {text, "-o", o, "--steps", "0"}, {"--steps: expected a whole number"}},
       {2, {text, "-o", o, "--steps", "5", "--minutes", "1"}, {"--steps, --minutes: give only one"}},
       {2, {text, "-o", o, "--vocab", "320", "-z", "x"}, {"--vocab, --tokenizer: give only one"}},
-      {1, {text, "-o", o, "--checkpoint", o}, {"o.bin: expected a file for one result, found it for two"}},
+      {1, {text, "-o", o, "--checkpoint", o}, {"o.bin: expected a file for each output, found one for two"}},
       {2, {text, "-o", o, "--stepz", "5"}, {"did you mean --steps"}},
       {2, {text, "-o", o, "--resume", "--lr", "1"}, {"--lr: is not valid with --resume"}},
       {2, {text, "-o", o, "--init", "x", "--dim", "64"}, {"--dim: is not valid with --init"}},
