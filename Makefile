@@ -208,8 +208,8 @@ demo: all
 	@echo "This was models/stories.bin, 1.9 MB, trained with models/train (models/README.md). Try also:"
 	@echo "  ./run --words dog,cake,sad"
 	@echo "Larger models answer questions:"
-	@echo "  models/get smollm2-135m-instruct     93 MB to download, 155 MB of memory"
-	@echo "  models/get tinyllama-1.1b-chat       2.2 GB to download, 550 MB of memory"
+	@echo "  models/get smollm2-135m-instruct     93 MB to download, 154 MB of memory"
+	@echo "  models/get tinyllama-1.1b-chat       2.2 GB to download, 549 MB of memory"
 	@echo "Then chat:"
 	@echo "  ./run models/smollm2-135m-instruct.bin -m chat"
 

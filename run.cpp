@@ -240,7 +240,7 @@ struct Adapter {
   std::multimap<const Tensor*, LowRank> changes;
   uint64_t checksum = 0;  // of their values, to tell adapters apart
 };
-// What an observer is shown of each token, in this order. If it changes the numbers, except for attention, that counts.
+// What an observer is shown of each token, in this order. What it changes counts, except attention of a Session.
 struct Observation {
   enum Kind { queries, attention, head_outputs, attention_residual, layer_output } kind;
   int layer, head, position;  // head: -1 except for attention; position: of the token
@@ -249,7 +249,7 @@ struct Observation {
 };
 using Observer = std::function<void(const Observation&)>;
 
-// ==== 2. A Llama in 100 plain lines ==================================================================================
+// ==== 2. A Llama in 110 plain lines ==================================================================================
 // Everything that happens to one token, in float, one step after the other. It is slow and it is the reference: the
 // tests compare the fast forward of section 5 with it, and `--kernel reference` runs it.
 
@@ -404,7 +404,7 @@ class Sampler {
   }
   // Picks as sample() does, and remembers the choice.
   int operator()(const float* logits, int n) { return remember(sample(logits, n)); }
-  // logits: (n); -infinity is never chosen, +infinity always. Does not remember the choice. -1: no memory, or no logit.
+  // logits: (n); -infinity is chosen only among its like, +infinity first. Remembers nothing. -1: no memory, or n < 1.
   int sample(const float* logits, int n) try {
     const FloatMode mode;
     if (n <= 0) return -1;
@@ -866,7 +866,7 @@ struct Reservation {
   const size_t bytes;
   // If there is no room, data is null and `error` is set.
   Reservation(size_t n, std::string& error) : data(map_pages(-1, n, true)), bytes(n) {
-    if (!data) error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context");
+    if (!data) error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context or fewer threads");
   }
   ~Reservation() {
     if (data) unmap_pages(data, bytes);
@@ -1093,7 +1093,7 @@ struct Transformer {
     const int half = c.head_dim / 2;
     for (int t = 0; t < n_tokens; t++) {
       if (!model.read_row(model.token_embedding, token[t].id, buf.x + size_t(t) * padded(c.dim)))
-        token[t].session().fail(concat("token_embedding: row ", token[t].id, " is no longer readable"));
+        token[t].session().fail(concat("token_embedding: row ", token[t].id, " cannot be read; the file was changed"));
       for (int i = 0; i < half; i++) {
         double sin, cos;
         exact::sincos(token[t].position * frequencies[i], sin, cos);
@@ -1428,7 +1428,7 @@ POCKET_SHARED void Session::reset() {
   if (kv_) kv_->memory.clear();
 }
 POCKET_SHARED bool Session::fork(const Session& parent, int n) {
-  if (!kv_ || !parent.kv_) return false;
+  if (!kv_ || !parent.kv_) return kv_ ? fail("fork: " + parent.error) : false;
   if (&model_ != &parent.model_ || kv_->f32 != parent.kv_->f32 || adapter_ != parent.adapter_)
     return fail("fork: expected the same model, adapter and KvType");
   const int most = std::min(parent.position_, context());
@@ -2028,7 +2028,7 @@ inline bool ModelFile::map_file(const char* path, Load load) {
   if (!path || file_ < 0 || status_of(file_, &st) != 0)
     return fail(path ? std::strerror(errno) : "expected a file name");
   if (S_ISDIR(st.st_mode)) return fail("is a folder; convert a checkpoint in it: export/convert FOLDER -o model.bin");
-  if (!S_ISREG(st.st_mode)) return fail("expected a regular file, which can be mapped");
+  if (!S_ISREG(st.st_mode)) return fail("expected a regular file");
   if (st.st_size == 0) return fail("magic: expected a pocketllama model, found an empty file");
   size_ = size_t(st.st_size);
   base_ = map_pages(load == Load::copy ? -1 : file_, size_, false);
@@ -3226,7 +3226,7 @@ constexpr const char* kHelp = R"(run: a language model on a CPU
   run model.bin -i "Once upon a time"
 
   -i TEXT  the beginning of the text
-  -n N     generate at most N tokens; 0: no limit [256]
+  -n N     generate at most N tokens; 0: until the context is full [256]
   -t T     0: always the most likely token; 1: as trained [0.8]
   -p P     sample from tokens with total probability P; 1: all [0.9]
   -s N     random seed: the same one gives the same text [the time]
@@ -3241,7 +3241,7 @@ double number(const std::string& option, const std::string& text, double low, do
   const bool plain = text.find_first_not_of("+-.0123456789eE") == std::string::npos;
   if (!text.empty() && !*end && plain && value >= low && value <= high && (!whole || value == std::floor(value)))
     return value;
-  std::snprintf(range, sizeof range, "%s from %g to %g", whole ? "a whole number" : "a number", low, high);
+  std::snprintf(range, sizeof range, "%s from %.16g to %.16g", whole ? "a whole number" : "a number", low, high);
   fail(2, concat(option, ": expected ", range, ", found '", text, "'"));
 }
 // A terminal gets no control characters from the model.

@@ -121,20 +121,27 @@ inline size_t distance(const std::string& a, const std::string& b) {
   return row[b.size()];
 }
 
-// Finds the option with this letter or name. Throws Failure with status 2, which suggests the nearest name.
+// A name with at least so many edits is no suggestion for this word.
+inline size_t edits_too_many(const std::string& word) { return std::min<size_t>(4, word.size() / 3 + 1); }
+
+// Finds the option with this letter or name. Throws Failure with status 2, which suggests the nearest name, or for -n5
+// "-n 5".
 template <class A, size_t N> const Option<A>& find_option(const Option<A> (&options)[N], const std::string& word) {
-  const Option<A>* nearest = nullptr;
-  size_t least = 4;  // edits; a name further away is no suggestion
+  std::string nearest;
+  size_t least = edits_too_many(word);
+  const size_t value = word.find_first_of(".0123456789");
   for (const Option<A>& o : options) {
     if (!*o.name) continue;
     if (word == o.letter || word == o.name) return o;
+    if (value != word.npos && *o.letter &&
+        (word.substr(0, value) == o.letter || word.substr(0, value) == o.letter + std::string("=")))
+      throw Failure{2, word + ": no such option; did you mean " + o.letter + " " + word.substr(value) + "?"};
     const size_t edits = distance(word, o.name);
     if (edits >= least) continue;
     least = edits;
-    nearest = &o;
+    nearest = o.name;
   }
-  throw Failure{
-      2, word + ": no such option" + (nearest ? std::string("; did you mean ") + nearest->name + "?" : "; see --help")};
+  throw Failure{2, word + ": no such option" + (nearest.empty() ? "; see --help" : "; did you mean " + nearest + "?")};
 }
 
 // Parses a decimal number in [low, high], a whole one if `whole`. Throws Failure with status 2; `name` is the option.
@@ -144,7 +151,7 @@ inline double number(const std::string& name, const std::string& text, double lo
   const bool plain = text.find_first_not_of("+-.0123456789eE") == std::string::npos;  // no nan, no inf, no hex
   if (text.empty() || *end || !plain || !(value >= low && value <= high) || (whole && value != std::floor(value))) {
     char range[80];
-    std::snprintf(range, sizeof range, "%s from %g to %g", whole ? "a whole number" : "a number", low, high);
+    std::snprintf(range, sizeof range, "%s from %.16g to %.16g", whole ? "a whole number" : "a number", low, high);
     throw Failure{2, name + ": expected " + range + ", found '" + text + "'"};
   }
   return value;
@@ -261,7 +268,7 @@ inline std::string read_all(const std::string& name, uint64_t most, bool stops =
   }
   std::string text;
   char piece[65536];
-  for (size_t n; file && !too_long && (n = std::fread(piece, 1, sizeof piece, file)) > 0;) {
+  for (size_t n; file && !too_long && !std::feof(file) && (n = std::fread(piece, 1, sizeof piece, file)) > 0;) {
     text.append(piece, n);
     too_long = text.size() > most;
   }

@@ -129,7 +129,7 @@ class Chat {
     if (line[1] == '/') return answer(line.substr(1));
     const std::string name = line.substr(0, line.find(' ')), value = trimmed(line.substr(name.size()));
     const Command* nearest = nullptr;
-    size_t least = 4;  // edits; a name further away is no suggestion
+    size_t least = edits_too_many(name);
     for (const Command* c = commands(); c != commands() + kCommands; c++) {
       if (name == c->name) {
         if (value.empty() == !*c->value) return (this->*c->call)(value);
@@ -181,7 +181,8 @@ class Chat {
   }
   void stats(const std::string&) {
     std::fprintf(stderr, "messages %zu, dropped %zu; context %d of %d tokens\n", conversation_.turns.size(),
-                 conversation_.dropped(), session_.position(), session_.context());
+                 conversation_.dropped(), conversation_.turns.empty() ? 0 : int(conversation_.ids().size()),
+                 session_.context());
     print_figures(job_, session_);
   }
   void quit(const std::string&) { quit_ = true; }

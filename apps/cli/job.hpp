@@ -116,6 +116,14 @@ inline void check_room(const Job& job, const TextSession& session, size_t tokens
                          (job.model->can_extend_context() ? ", or enlarge the context with --ctx" : "")};
 }
 
+// The tokens of a text that continues another one. SentencePiece begins a text with a space, but not after a line break.
+inline std::vector<int> continuation_ids(const LanguageModel& model, const std::string& text) {
+  const std::vector<int> before = model.encode("\n", false), ids = model.encode("\n" + text, false);
+  if (ids.size() < before.size() || !std::equal(before.begin(), before.end(), ids.begin()))
+    return model.encode(text, false);
+  return {ids.begin() + ptrdiff_t(before.size()), ids.end()};
+}
+
 // The tokens of the prompt. `first`: the prompt starts the text of the session. Throws Failure.
 inline std::vector<int> prompt_ids(const Job& job, const TextSession& session, bool first = true) {
   const Arguments& a = job.args;
@@ -130,7 +138,7 @@ inline std::vector<int> prompt_ids(const Job& job, const TextSession& session, b
     throw Failure{1, a.model + ": was not trained on instructions, by its provenance; continue a text with -i"};
   const std::string text = a.file.empty() ? a.prompt : read_all(a.file, kLongestPrompt);
   check_room(job, session, model.least_tokens(text), "at least ");
-  ids = first ? model.encode_prompt(text) : model.encode(text, false);
+  ids = first ? model.encode_prompt(text) : continuation_ids(model, text);
   check_forbidden(model, ids, a.file.empty() ? "-i" : a.file);
   return ids;
 }

@@ -127,7 +127,8 @@ inline double million_parameters(const std::vector<TensorSpec>& specs, bool tied
   std::string why;
   const platform::FileKind kind = platform::info_of(path).kind;
   if (kind == platform::FileKind::none)
-    throw Failure{1, error + "; run models/get to list the models you can download"};
+    throw Failure{1, error + "; run models/get to list the models you can download" +
+                         (path.find(' ') == path.npos ? "" : "; a text is given with -i")};
   if (kind == platform::FileKind::folder)  // which Windows does not open
     throw Failure{1, path + ": is a folder; convert a checkpoint in it: export/convert FOLDER -o model.bin"};
   const auto file = InputFile::open(path, why);

@@ -23,6 +23,7 @@ inline void print_perplexity(Job& job) {
       if (text.counts(i)) total.add(surprise(logits, model.vocab_size(), ids[i + 1]));
       return true;
     });
+    if (!good && w > 0 && platform::is_terminal(2)) std::fprintf(stderr, "\r\033[K");
     if (!good) throw_failure(*session);
     if (platform::is_terminal(2)) std::fprintf(stderr, "\rwindow %zu of %zu: %.4f ", w + 1, text.count, total.value());
   }

@@ -61,7 +61,8 @@ inline constexpr Option<Arguments> kOptions[] = {
      &Arguments::chat_template},
     {"", "", "model.bin --resume story.session -n 100 --save story.session", "Save and resume"},
     {"", "--save", "FILE", "save the session at the end of the text, or at Ctrl-C", &Arguments::save},
-    {"", "--resume", "FILE", "continue a saved session and print the new text; a prompt is appended first",
+    {"", "--resume", "FILE",
+     "continue a saved session, with the same options as if it had not stopped; a prompt is appended first",
      &Arguments::resume},
     {"", "", "model.bin -i \"The sea\" -t 1.2 --min-p 0.1 -s 7", "Sampling"},
     {"-t", "--temperature", "T", "0: always the most likely token; 1: the model's own probabilities [0.8]",
@@ -105,7 +106,9 @@ inline constexpr Option<Arguments> kOptions[] = {
     {"", "--info", "", "describe the model file, and the memory that this context takes", &Arguments::info},
     {"", "--selftest", "", "verify the checksum of the tensors and the logits of every kernel set",
      &Arguments::self_test},
-    {"", "--perplexity", "FILE", "perplexity of the model on a text, in windows of 512 tokens", &Arguments::perplexity},
+    {"", "--perplexity", "FILE",
+     "perplexity of the model on a text, in windows of 512 tokens, or of its context if that is less",
+     &Arguments::perplexity},
     {"", "--encode", "TEXT", "print the token ids of a text", &Arguments::encode},
     {"", "--kernels", "", "list the kernel sets that this CPU supports, fastest first", &Arguments::kernels},
     {"-h", "--help", "", "print this help", &Arguments::help},
@@ -126,12 +129,13 @@ inline constexpr const char* kExamples[][2] = {
     {"", "tell a story"},
     {"model.bin -i \"Once upon a time\"", "continue a text"},
     {"model.bin -m chat", "chat; type /help for its commands"},
-    {"model.bin -i \"2 + 2 =\" -t 0 -n 5", "the five most likely tokens"},
+    {"model.bin -i \"2 + 2 =\" -t 0 -n 5", "five tokens, each the most likely one"},
     {"model.bin -f letter.txt -n 100 -q", "continue a file, and print only the text"},
     {"model.bin --info", "describe a model, and the memory it takes"},
 };
 inline constexpr const char* kNotes =
-    "Without a model, run uses the small story model that ships with it, models/stories.bin.\n"
+    "Without a model, run uses the small story model that ships with it, models/stories.bin, and begins a\n"
+    "story. A model that is named begins with nothing if there is no prompt. A chat requires a named model.\n"
     "models/get downloads larger models, export/convert makes a model.bin from a checkpoint, and models/train trains\n"
     "one on a text. The text is printed on stdout, everything else on stderr.\n"
     "Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.\n";
@@ -234,10 +238,18 @@ inline Arguments parse(int argc, char** argv) {
   if (a.is_given("--prompt") + !a.file.empty() + !a.ids.empty() > 1)
     throw Failure{2, "-i, -f and --ids: expected only one of them"};
   if (a.is_given("--system") && !a.chat()) throw Failure{2, "--system is only valid with -m chat"};
-  for (const char* action : {"--info", "--encode", "--selftest", "--perplexity", "--logits"})
-    for (const char* option : {"--resume", "--save", "--explain"})
-      if (a.is_given(action) && a.is_given(option))
-        throw Failure{2, std::string(option) + " is not valid with " + action + ", which writes no text"};
+  std::string action;
+  for (const char* name : {"--info", "--encode", "--selftest", "--perplexity", "--logits", "--kernels"})
+    if (a.is_given(name)) {
+      if (!action.empty()) throw Failure{2, action + " and " + name + ": expected only one of them"};
+      action = name;
+    }
+  for (const char* option : {"--resume", "--save", "--explain", "-m chat", "--grammar", "--schema", "--lookup",
+                             "--draft", "--stop", "--top"})
+    if (!action.empty() && a.is_given(option))
+      throw Failure{2, std::string(option) + " is not valid with " + action + ", which writes no text"};
+  if (!a.perplexity.empty() && a.is_given("--ctx"))
+    throw Failure{2, "--ctx is not valid with --perplexity, whose windows have 512 tokens; remove it"};
   if (!a.lora.empty() && a.self_test) throw Failure{2, "--selftest is of the model itself; remove --lora"};
   if (!a.grammar.empty() && !a.schema.empty()) throw Failure{2, "--grammar and --schema: expected only one of them"};
   if (a.has_instruction()) set_instruction_prompt(a);
@@ -245,7 +257,9 @@ inline Arguments parse(int argc, char** argv) {
     throw Failure{2, "--explain is not valid with --resume: a saved session has no numbers of its earlier tokens"};
   for (const char* option : {"--ids", "--save", "--resume", "--top"})
     if (a.chat() && a.is_given(option))
-      throw Failure{2, std::string(option) + " is not valid in a chat; remove it, or -m chat"};
+      throw Failure{2, std::string(option) + " is not valid in a chat" +
+                           (a.save.empty() && a.resume.empty() ? "" : ", which has /save and /load") +
+                           "; remove it, or -m chat"};
   set_defaults(a);
   return a;
 }

@@ -20,7 +20,8 @@ inline double surprise(const float* logits, int n, int next) { return log_sum_ex
 inline constexpr size_t kPerplexityWindow = 512;  // tokens, as in llama-perplexity
 
 // A text in windows of equal size, as llama-perplexity cuts it. Only the second half of each window counts, so that
-// every counted token has at least half a window before it. A text shorter than a window counts from its second token.
+// every counted token has at least half a window before it. A window shorter than that, of a short text or of a model with a
+// small context, counts from its second token.
 struct Windows {
   std::vector<int> ids;
   size_t size;   // tokens of a window

@@ -14,8 +14,11 @@ def fail(message):
 
 def lines_of(path):
     """The lines of a file in JSON Lines. Its texts may have line separators of Unicode, where splitlines() splits."""
-    with open(path, encoding="utf-8") as file:
-        return [line.rstrip("\n") for line in file if line.strip()]
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.rstrip("\n") for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: {error}")
 
 
 def choices(model, url, bodies, results, *options):

@@ -641,7 +641,7 @@ inline bool MegabyteSession::process(const int* bytes, size_t n, const EachLogit
 }
 
 inline bool MegabyteSession::read_row(const Tensor& table, int row, float* x) {
-  return model_.read_row(table, row, x) || fail(concat("embedding: row ", row, " is no longer readable"));
+  return model_.read_row(table, row, x) || fail(concat("embedding: row ", row, " cannot be read; the file was changed"));
 }
 
 // The embeddings of the bytes of a patch, concatenated.

@@ -503,7 +503,7 @@ TEST(Errors, ReportsATruncatedFileDuringForward) {
   ASSERT_EQ(truncate(path.c_str(), off_t(table + 10 * 64 * 4)), 0);  // the first ten rows remain
   const int id = 50;
   EXPECT_EQ(session.forward(&id, 1), nullptr);
-  EXPECT_EQ(session.error, "token_embedding: row 50 is no longer readable");
+  EXPECT_EQ(session.error, "token_embedding: row 50 cannot be read; the file was changed");
   EXPECT_EQ(session.position(), 0);
 }
 
