@@ -440,9 +440,7 @@ TEST(TrainDraft, WritesTextAndTrains) {
   EXPECT_EQ(again.err.find("writes its own text"), std::string::npos) << again.err;
   EXPECT_TRUE(read_file(t.file("e.bin")) == expected);
   EXPECT_TRUE(read_file(t.file("d.bin.own")) == own);
-  ProgramOptions stop;
-  stop.interrupt_after_output = "[step 20]";
-  const ProgramResult stopped = train(draft_of(stories, t.file("f.bin")), stop);
+  const ProgramResult stopped = interrupt_training(draft_of(stories, t.file("f.bin")), t.file("f.bin"));
   ASSERT_EQ(stopped.status, 130) << stopped.err;
   const ProgramResult resumed = train({"--teacher", stories, "-o", t.file("f.bin"), "--resume", "--type", "f32"});
   ASSERT_EQ(resumed.status, 0) << resumed.err;

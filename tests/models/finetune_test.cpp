@@ -414,11 +414,10 @@ TEST(TrainLora, TrainsAdapterOfQuantizedModelOnConversations) {
       ASSERT_EQ(train(args + std::vector<std::string>{t.file(name + way[1])} + way).status, 0);
       EXPECT_TRUE(file(name + "a") == file(name + way[1])) << way[1];
     }
-    ProgramOptions stop;
-    stop.interrupt_after_output = "[step 20]";
-    ASSERT_EQ(train(args + std::vector<std::string>{t.file(name + "c")}, stop).status, 130);
-    expect_failed(train({data, "-o", t.file(name + "c"), "--resume"}), 2, {"--resume: requires --init MODEL"});
-    const ProgramResult resumed = train({data, "-o", t.file(name + "c"), "--resume", "--init", base});
+    const std::string c = t.file(name + "c");
+    ASSERT_EQ(interrupt_training(args + std::vector<std::string>{c}, c).status, 130);
+    expect_failed(train({data, "-o", c, "--resume"}), 2, {"--resume: requires --init MODEL"});
+    const ProgramResult resumed = train({data, "-o", c, "--resume", "--init", base});
     ASSERT_EQ(resumed.status, 0) << resumed.err;
     EXPECT_TRUE(file(name + "a") == file(name + "c"));
     EXPECT_TRUE(read_file(base) == before);

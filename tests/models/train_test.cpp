@@ -225,9 +225,7 @@ TEST(TrainLora, TrainsAdapterThatConvertMerges) {
     ASSERT_EQ(train(args + std::vector<std::string>{t.file(way[1])} + way).status, 0);
     EXPECT_EQ(files(way[1]), expected) << way[1];
   }
-  ProgramOptions stop;
-  stop.interrupt_after_output = "[step 20]";
-  ASSERT_EQ(train(args + std::vector<std::string>{t.file("b")}, stop).status, 130);
+  ASSERT_EQ(interrupt_training(args + std::vector<std::string>{t.file("b")}, t.file("b")).status, 130);
   EXPECT_EQ(t.list().find("b\n"), std::string::npos) << t.list();
   ASSERT_EQ(train({more, "-o", t.file("b"), "--resume"}).status, 0);
   EXPECT_EQ(files("b"), expected);
@@ -390,9 +388,8 @@ TEST(TrainTeacher, SameStudentForAnyThreadsAndKernelAndWhenResumed) {
   }
   ASSERT_EQ(train(args + std::vector<std::string>{t.file("b.bin")}).status, 0);
   EXPECT_FALSE(read_file(t.file("b.bin")) == expected) << "the temperature has no effect";
-  ProgramOptions stop;
-  stop.interrupt_after_output = "[step 20]";
-  const ProgramResult stopped = train(args + std::vector<std::string>{t.file("c.bin"), "--temperature", "2"}, stop);
+  const ProgramResult stopped =
+      interrupt_training(args + std::vector<std::string>{t.file("c.bin"), "--temperature", "2"}, t.file("c.bin"));
   ASSERT_EQ(stopped.status, 130) << stopped.err;
   const auto resumed = std::vector<std::string>{text, "-o", t.file("c.bin"), "--resume"};
   expect_failed(train(resumed), 2, {"--teacher: the training has a teacher; give the same model"});
