@@ -134,7 +134,8 @@ TEST_F(CAdapters, SessionsKeepTheirOwnAdaptersWhenHandlesAreFreed) {
   }
 }
 
-TEST_F(CAdapters, AdapterKeepsItsModelOpen) {
+// Without a session. Sanitizers report an access to freed memory.
+TEST_F(CAdapters, AdaptersMayBeFreedAfterTheirModel) {
   pocket_model_free(std::exchange(model, nullptr));
   pocket_adapter_free(std::exchange(one, nullptr));
 }
