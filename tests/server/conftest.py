@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -15,6 +16,19 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+REQUIRE_DATA = bool(os.environ.get("POCKET_REQUIRE_DATA"))  # then no test is skipped
+
+
+def wait_until(condition, seconds=10):
+    """Waits until condition() is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def skip(reason):
+    pytest.fail(reason) if REQUIRE_DATA else pytest.skip(reason)
 
 
 class Server:
@@ -101,7 +115,7 @@ def random_model(folder, vocabulary, template, more_tokens=()):
     """A random model with a small vocabulary of the reference data, more tokens of its own, and a chat template."""
     data = pathlib.Path(os.environ.get("POCKET_DATA", ROOT.parent / "shared/data")) / "tokens"
     if not data.exists():
-        pytest.skip(f"{data} is not there; POCKET_DATA names the folder of reference data")
+        skip(f"{data} is not there; POCKET_DATA names the folder of reference data")
     for file in data.glob("tiny/*"):
         (folder / file.name).write_bytes(file.read_bytes())
     tokenizer = json.loads((data / vocabulary / "tokenizer.json").read_text())
@@ -143,7 +157,7 @@ def llama_tools(tmp_path_factory):
 def smollm_path():
     path = ROOT / "models/smollm2-135m-instruct.bin"
     if not path.exists():
-        pytest.skip("models/smollm2-135m-instruct.bin is not there; models/get smollm2-135m-instruct downloads it")
+        skip("models/smollm2-135m-instruct.bin is not there; models/get smollm2-135m-instruct downloads it")
     return path
 
 

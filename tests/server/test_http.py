@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_until
 
 BODY = json.dumps({"prompt": "Once", "max_tokens": 2, "seed": 1}).encode()
 TEXT = "/v1/completions"
@@ -175,18 +175,16 @@ def test_slow_clients_end_and_nobody_waits(start):
         except TimeoutError:
             pass
     assert ended == len(slow)
-    assert server.figure("connections") <= 2
+    wait_until(lambda: server.figure("connections") <= 2)
 
 
 def test_too_many_connections(start):
     server = start(ROOT / "models/stories.bin", "--connections", 4)
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
-    time.sleep(0.3)
-    assert status(send(server, request("/health", b"", "GET"))) == 503
+    wait_until(lambda: status(send(server, request("/health", b"", "GET"))) == 503)
     for s in idle:
         s.close()
-    time.sleep(0.3)
-    assert status(send(server, request("/health", b"", "GET"))) == 200
+    wait_until(lambda: status(send(server, request("/health", b"", "GET"))) == 200)
 
 
 def test_keys(start, tmp_path):
@@ -290,9 +288,9 @@ def test_shutdown_ends_running_replies(start):
     streams = []
     threads = [threading.Thread(target=lambda: results.append(server.call(TEXT, body))) for _ in range(2)]
     threads.append(threading.Thread(target=lambda: streams.append(server.call(TEXT, {**body, "stream": True}))))
-    for t in threads:
+    for i, t in enumerate(threads):
         t.start()
-        time.sleep(0.2)
+        wait_until(lambda: server.figure("running") == 1 and server.figure("waiting") == i)
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.1)
     late = server.call(TEXT, BODY)
