@@ -15,6 +15,7 @@ SMOLLM = Path(os.environ.get("POCKET_SMOLLM_Q4", ROOT / "models/smollm2-135m-ins
 MODULES = {"scalar": ["scalar"], "simd128": ["wasm-simd128", "scalar"], "relaxed": ["wasm-relaxed", "scalar"],
            "threads": ["wasm-relaxed", "scalar"]}
 TOKENS = 75
+REQUIRE_DATA = bool(os.environ.get("POCKET_REQUIRE_DATA"))  # then no test is skipped
 
 
 def node():
@@ -71,7 +72,8 @@ def test_kernels_have_the_bits_of_the_scalar_ones(module):
 @pytest.mark.parametrize("name", ["stories", "stories15m", "smollm2", "qwen3", "q8", "f32"])
 def test_logits_are_those_of_the_program(module, name, models, tmp_path):
     if name not in models:
-        pytest.skip(f"{name}: not here; see apps/page/README.md")
+        reason = f"{name}: not here; see apps/page/README.md"
+        pytest.fail(reason) if REQUIRE_DATA else pytest.skip(reason)
     ids = [(7919 * i + 13) % 500 for i in range(TOKENS)]
     expected, found = tmp_path / "expected", tmp_path / "found"
     run(models[name], "--ids", ",".join(map(str, ids)), "--logits", expected)
@@ -91,9 +93,11 @@ def test_module_tells_the_story_of_the_program(models):
 
 
 def test_simd_is_faster(models):
-    """Far below what an idle machine gives (2.9 and 6.7 times), since this one may be busy."""
-    story = {"tell": "Once upon a time", "seed": 5}
-    best = {m: max(a["speed"] for a in ask(m, models["stories"], *[story] * 6)) for m in MODULES}
+    """Far below what an idle machine gives (2.9 and 6.7 times), since this one may be busy. The modules take turns."""
+    story, best = {"tell": "Once upon a time", "seed": 5}, dict.fromkeys(MODULES, 0)
+    for _ in range(3):
+        for m in MODULES:
+            best[m] = max(best[m], *(a["speed"] for a in ask(m, models["stories"], *[story] * 2)))
     print({m: round(speed) for m, speed in best.items()})
     assert best["simd128"] > 1.7 * best["scalar"]
     assert best["relaxed"] > 3 * best["scalar"]

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
-from test_modules import ROOT, SMOLLM, run
+from test_modules import REQUIRE_DATA, ROOT, SMOLLM, run
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 import chromium  # noqa: E402
 from chromium import LONG, browser  # noqa: E402, F401
 
 PAGE = (ROOT / "apps/page/pocketllama.html").as_uri()
+needs_smollm = pytest.mark.skipif(not SMOLLM.exists() and not REQUIRE_DATA,
+                                  reason=f"{SMOLLM} is not here; see apps/page/README.md")
 
 
 class Tab:
@@ -56,7 +58,7 @@ class Tab:
         self.page.set_input_files("#file", path)
 
     def problem(self):
-        expect(self.page.locator("#problem")).to_be_visible()
+        expect(self.page.locator("#problem")).to_be_visible(timeout=LONG)
         return self.page.text_content("#problem")
 
     def picture(self, name):
@@ -257,7 +259,7 @@ def test_screen_readers_hear_sentences(tab):
     assert parts[-1] == "The text is complete."
 
 
-@pytest.mark.skipif(not SMOLLM.exists(), reason=f"{SMOLLM} is not here; see apps/page/README.md")
+@needs_smollm
 def test_chat_and_two_tabs(tabs, tab):
     tab.open(SMOLLM)
     expect(tab.page.locator("#chat")).to_be_visible(timeout=LONG)
@@ -321,7 +323,7 @@ def test_inside_shows_hostile_text_only(tab):
     assert tab.page.evaluate("window.hacked") is None
 
 
-@pytest.mark.skipif(not SMOLLM.exists(), reason=f"{SMOLLM} is not here; see apps/page/README.md")
+@needs_smollm
 def test_a_refused_first_message_does_not_cost_the_system_prompt(tab):
     tab.open(SMOLLM)
     expect(tab.page.locator("#chat")).to_be_visible(timeout=LONG)
@@ -336,7 +338,7 @@ def test_a_refused_first_message_does_not_cost_the_system_prompt(tab):
     assert tab.reply().strip() == expected.strip()
 
 
-@pytest.mark.skipif(not SMOLLM.exists(), reason=f"{SMOLLM} is not here; see apps/page/README.md")
+@needs_smollm
 def test_inside_of_an_earlier_reply_in_a_chat(tab):
     tab.open(SMOLLM)
     expect(tab.page.locator("#chat")).to_be_visible(timeout=LONG)
