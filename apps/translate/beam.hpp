@@ -41,8 +41,6 @@ class BeamSearch {
   }
 
   int context() const { return prompt_.context(); }
-  // Whether so many more tokens fit after the prompt.
-  bool has_room(size_t tokens) const { return ids_.size() + tokens <= size_t(context()); }
 
   // Processes a prompt of at least one token, fewer than the context. What prompts have in common is not computed again.
   void begin(const std::vector<int>& prompt) {
@@ -85,26 +83,6 @@ class BeamSearch {
     std::stable_sort(found.begin(), found.end(),
                      [](const Hypothesis& a, const Hypothesis& b) { return a.score() > b.score(); });
     return found;
-  }
-
-  // The prompt's continuation by these tokens, of which the last one ends it.
-  Hypothesis measure(const std::vector<int>& ids) {
-    Hypothesis h;
-    h.ids.assign(ids.begin(), ids.end() - 1);
-    h.complete = true;
-    const auto add = [&](size_t i, const float* logits) {
-      h.log_probability += double(logits[ids[i]]) - cli::portable_log_sum_exp(logits, vocab_size());
-    };
-    add(0, first_.data());
-    if (ids.size() == 1) return h;
-    Session& session = *sessions_[0];
-    fork(session, prompt_);
-    const bool done = session.forward(ids.data(), ids.size() - 1, [&](size_t i, const float* logits) {
-      add(i + 1, logits);
-      return true;
-    });
-    if (!done) throw Failure{1, session.error};
-    return h;
   }
 
  private:

@@ -2,21 +2,22 @@
 //
 // With a translation memory, the model sees the pairs whose sources are most similar to the line, nearest last, as rows
 // before the line's own (neural fuzzy repair: Bulte and Tezcan 2019, aclanthology.org/P19-1175). The translation is the
-// hypothesis of the beam search with the highest mean log probability per token, or the nearest pair's own translation,
-// if its mean plus Settings::trust times the similarity is higher. A line that the memory has is translated as there.
+// consensus (consensus.hpp) of the hypotheses of the beam search, which together count 1, and of the translations of those
+// pairs, which count Settings::trust times the similarity each. A line that the memory has is translated as there.
 #pragma once
 
 #include "../../export/model_texts.hpp"
 #include "../../models/translate/memory.hpp"
 #include "beam.hpp"
+#include "consensus.hpp"
 
 namespace pocket::translate {
 
 // How lines are translated.
 struct Settings {
-  int beams = 4;
-  int matches = 1;  // pairs of the memory before a line, at most
-  float trust = 6;  // in the nearest pair: nats per token for its similarity
+  int beams = 8;
+  int matches = 2;  // pairs of the memory for a line, at most
+  float trust = 2;  // in those pairs; in the model: 1
 };
 
 // A model with its texts. Shared by threads.
@@ -100,24 +101,29 @@ class Translator {
     std::string source(text);
     std::replace(source.begin(), source.end(), '\t', ' ');  // a tab would end the source
     std::vector<Match> matches;
-    if (memory_) matches = memory_->nearest(source, size_t(std::max(1, settings_.matches)));
+    if (memory_) matches = memory_->nearest(source, size_t(settings_.matches));
     const std::vector<int> own = ids_of(m_.tokenizer, row_prompt(source, true));
     const size_t most = 2 * own.size() + 30, context = size_t(beam_.context());
     if (own.size() + 1 >= context)
       throw Failure{1, "expected at most " + std::to_string(context - 2) + " tokens without a space, found " +
                            std::to_string(own.size())};
     beam_.begin(prompt(source, matches, context - std::min(context, most)));
-    const Hypothesis best = beam_.search(most)[0];
-    if (!matches.empty() && prefers_match(matches[0], best)) return memory_->pairs[matches[0].index].target;
-    return text_of(m_.tokenizer, best.ids);
+    const std::vector<Hypothesis> hypotheses = beam_.search(most);
+    std::vector<Candidate> candidates;
+    for (const Hypothesis& h : hypotheses)
+      candidates.push_back({text_of(m_.tokenizer, h.ids), 1 / double(hypotheses.size())});
+    if (settings_.trust > 0)
+      for (const Match& match : matches)
+        candidates.push_back({memory_->pairs[match.index].target, double(settings_.trust) * match.score});
+    return consensus(candidates).text;
   }
 
   // The tokens of the table up to the source: the nearest pairs, as many as leave room, and the source.
   std::vector<int> prompt(const std::string& source, const std::vector<Match>& matches, size_t room) const {
     std::string rows;
     std::vector<int> ids = ids_of(m_.tokenizer, row_prompt(source, true));
-    for (size_t i = 0; i < std::min(matches.size(), size_t(settings_.matches)); i++) {
-      const Pair& pair = memory_->pairs[matches[i].index];
+    for (const Match& match : matches) {
+      const Pair& pair = memory_->pairs[match.index];
       const std::string more =
           row_prompt(pair.source, true) + row_completion(pair.target) + (rows.empty() ? "" : " ") + rows;
       std::vector<int> longer = ids_of(m_.tokenizer, more + row_prompt(source, false));
@@ -126,16 +132,6 @@ class Translator {
       ids = std::move(longer);
     }
     return ids;
-  }
-
-  // Whether the nearest pair's translation is chosen rather than a hypothesis.
-  bool prefers_match(const Match& match, const Hypothesis& hypothesis) {
-    const std::string before = "\t";
-    const std::vector<int> prefix = ids_of(m_.tokenizer, before, false);
-    std::vector<int> ids = ids_of(m_.tokenizer, before + row_completion(memory_->pairs[match.index].target), false);
-    ids.erase(ids.begin(), ids.begin() + ptrdiff_t(std::min(prefix.size(), ids.size())));
-    if (ids.empty() || !m_.ends[size_t(ids.back())] || !beam_.has_room(ids.size())) return false;
-    return beam_.measure(ids).score() + double(settings_.trust) * match.score > hypothesis.score();
   }
 
   const TranslationModel& m_;
