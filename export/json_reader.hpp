@@ -83,6 +83,7 @@ class JsonValue {
   bool boolean() const;                                      // false for other kinds
   double number() const;                                     // 0 for other kinds; infinite if too large
   bool integer(int64_t& out) const;                          // false unless it is written as digits only and fits
+  std::string_view raw() const;                              // as it is written, a string without quotes; not if absent
 
   JsonValue find(std::string_view key) const;  // absent if this is not an object or has no such member
   JsonValue at(size_t i) const;                // of an array; takes i steps, so use elements() in a loop
@@ -109,7 +110,6 @@ class JsonValue {
 
  private:
   const JsonNode& node() const;
-  std::string_view raw() const;
   bool same_key(std::string_view key) const;
 
   const JsonDocument* document_ = nullptr;  // null: absent

@@ -142,12 +142,12 @@ class PatternReader {
       Ranges low, high;
       if (at_end() || peek() == '[') return expected("] or a character (write \\ before [)");
       ascii = ascii || is_set();
-      if (!read_character(low)) return false;
+      if (!read_character(low, negated)) return false;
       high = low;
       if (peek() == '-' && at_ + 1 < text_.size() && text_[at_ + 1] != ']') {
         at_++;
         ascii = ascii || is_set();
-        if (!read_character(high)) return false;
+        if (!read_character(high, negated)) return false;
         if (low.size() != 1 || high.size() != 1 || low[0].low != low[0].high || high[0].low != high[0].high ||
             high[0].low < low[0].low)
           return expected("a range of characters, the first one not after the last");
@@ -166,8 +166,9 @@ class PatternReader {
            std::string_view("dwsDWS").find(text_[at_ + 1]) != std::string_view::npos;
   }
 
-  // A character, or an escape for one or for several.
-  bool read_character(Ranges& out) {
+  // A character, or an escape for one or for several. excluded: for a negated class, where \s and \S stand for what
+  // they are in any language; elsewhere, for what they are in all languages.
+  bool read_character(Ranges& out, bool excluded = false) {
     if (at_end()) return expected("a character");
     if (!take('\\')) {
       const int32_t code = decode_utf8(text_, at_);
@@ -186,13 +187,13 @@ class PatternReader {
     else if (c == 'w')
       out = kWord;
     else if (c == 's')
-      out = kSpace;
+      out = excluded ? complement(kVisible) : kSpace;
     else if (c == 'D')
       out = intersection(kAscii, complement(kDigits));
     else if (c == 'W')
       out = intersection(kAscii, complement(kWord));
     else if (c == 'S')
-      out = kVisible;
+      out = excluded ? complement(kSpace) : kVisible;
     else if (c == 'x' || c == 'u')
       return read_code(c == 'x' ? 2 : 4, out);
     else if (letter != kLetters.npos && !(c == '0' && peek() >= '0' && peek() <= '9'))
@@ -314,14 +315,18 @@ struct Decimal {
   int exponent;
 };
 
-// Of a double, with 15 significant digits.
+// Of a double, with the fewest significant digits that read back as the same double: at most 17.
 inline Decimal decimal_of(double value) {
   char text[40];
-  std::snprintf(text, sizeof text, "%.14e", value);
+  int decimals = 14;
+  for (; decimals <= 16; decimals++) {
+    std::snprintf(text, sizeof text, "%.*e", decimals, value);
+    if (std::strtod(text, nullptr) == value) break;
+  }
   Decimal d = {0, 0};
   for (const char* c = text; *c && *c != 'e'; c++)
     if (*c >= '0' && *c <= '9') d.digits = 10 * d.digits + (*c - '0');
-  d.exponent = int(std::strtol(std::strchr(text, 'e') + 1, nullptr, 10)) - 14;
+  d.exponent = int(std::strtol(std::strchr(text, 'e') + 1, nullptr, 10)) - decimals;
   while (d.digits != 0 && d.digits % 10 == 0) {
     d.digits /= 10;
     d.exponent++;
@@ -673,7 +678,7 @@ class SchemaReader {
   }
 
   static bool is_annotation(std::string_view key) {
-    for (const char* known : {"title", "description", "default", "examples", "$schema", "$comment", "$id", "deprecated",
+    for (const char* known : {"title", "description", "default", "examples", "$schema", "$comment", "deprecated",
                               "readOnly", "writeOnly", "$defs", "definitions", "contentMediaType", "contentEncoding"})
       if (key == known) return true;
     return false;
@@ -721,6 +726,7 @@ class SchemaReader {
       const JsonValue next = index ? parent.at(size_t(std::stoi(token))) : parent.find(token);
       found = !next.is(JsonKind::absent);
       if (found) at = child(at, token, next);
+      if (next.find("$id").is(JsonKind::string)) return refuse_id(at);
       start = end + 1;
     }
     if (!found) {
@@ -730,6 +736,12 @@ class SchemaReader {
     references_.emplace(key, at);
     out = at;
     return true;
+  }
+
+  // A nested schema with $id is a document of its own: its references are relative to it.
+  bool refuse_id(PlaceId place) {
+    refuse(place, "$id", {"this keyword is supported at the root only"});
+    return false;
   }
 
   // A token of a pointer in a URI fragment.
@@ -769,10 +781,17 @@ class SchemaReader {
       refuse(place, {"expected an object, true or false, found ", v.describe()});
       return false;
     }
-    for (const auto& [key, member] : v.members())
-      if (!is_annotation(key) && !is_supported(key) &&
+    for (const auto& [key, member] : v.members()) {
+      if (key == "$id" && root_of(place) != place) return refuse_id(place);
+      if (key != "$id" && !is_annotation(key) && !is_supported(key) &&
           !(key == "uniqueItems" && member.is(JsonKind::boolean) && !member.boolean())) {
         refuse(place, key, {"this keyword is not supported"});
+        return false;
+      }
+    }
+    for (const char* key : {"properties", "required"})
+      if (const size_t n = v.find(key).size(); n > kMostSchemas) {
+        refuse(place, key, {"expected at most ", kMostSchemas, " properties, found ", n});
         return false;
       }
     if (std::find(including_.begin(), including_.end(), place) != including_.end()) {
@@ -947,7 +966,7 @@ class SchemaReader {
     return kTypes[int(v.kind())];
   }
 
-  // The JSON of a value, without spaces. False if it has a number that cannot be written exactly.
+  // The JSON of a value, without spaces. False if it has a number that is not in the range of a double.
   static bool to_json(const JsonValue& v, std::string& out) {
     bool good = true, first = true;
     if (v.is(JsonKind::array)) {
@@ -965,20 +984,44 @@ class SchemaReader {
       }
       out += '}';
     } else if (v.is(JsonKind::number)) {
-      int64_t integer = 0;
+      const double number = v.number();
       char text[40];
       for (int digits = 15; digits <= 17; digits++) {  // as few as give the same number again
-        std::snprintf(text, sizeof text, "%.*g", digits, v.number());
-        if (std::strtod(text, nullptr) == v.number()) break;
+        std::snprintf(text, sizeof text, "%.*g", digits, number == 0 ? 0 : number);
+        if (std::strtod(text, nullptr) == number) break;
       }
-      out += v.integer(integer) ? std::to_string(integer) : text;
-      good = std::isfinite(v.number());
+      const bool is_integer = v.raw().find_first_of(".eE") == std::string_view::npos;
+      out += is_integer && number != 0 ? std::string(v.raw()) : text;  // an integer may have more digits than a double
+      good = std::isfinite(number);
     } else {
       out += v.is(JsonKind::string)    ? json(v.string())
              : v.is(JsonKind::boolean) ? (v.boolean() ? "true" : "false")
                                        : "null";
     }
     return good;
+  }
+
+  // A text that is the same for equal values.
+  static std::string normal_json(const JsonValue& v) {
+    std::string out;
+    if (v.is(JsonKind::array)) {
+      for (const JsonValue& element : v.elements()) out += "," + normal_json(element);
+      return "[" + out + "]";
+    }
+    if (v.is(JsonKind::object)) {
+      std::map<std::string, std::string> sorted;
+      for (const auto& [key, member] : v.members()) sorted[key] = normal_json(member);
+      for (const auto& [key, member] : sorted) out += "," + json(key) + ":" + member;
+      return "{" + out + "}";
+    }
+    if (v.is(JsonKind::number)) {  // as a double: many readers have no other numbers
+      const double number = v.number();
+      char text[40];
+      std::snprintf(text, sizeof text, "%.17g", number == 0 ? 0 : number);
+      return text;
+    }
+    to_json(v, out);
+    return out;
   }
 
   // The values of const or enum.
@@ -1000,7 +1043,7 @@ class SchemaReader {
     for (const Part& part : parts)
       for (const auto& [other, member] : places_[part.place].value.members())
         if (!is_annotation(other) && other != key && other != "type" && other != "$ref" && other != "allOf" &&
-            other != "anyOf" && other != "oneOf" && other != "uniqueItems")
+            other != "anyOf" && other != "oneOf" && other != "uniqueItems" && other != "$id")
           return refuse(part.place, other, {"is not supported together with ", key});
     std::vector<JsonValue> values;
     if (!ok() || !listed_values(k, key, values)) return builder_.never();
@@ -1017,7 +1060,7 @@ class SchemaReader {
   struct Shape {
     unsigned types = all;
     bool is_listed = false;
-    std::vector<std::string> values;                                     // if listed: their JSON, sorted
+    std::vector<std::string> values;                                     // if listed: their normal_json(), sorted
     std::vector<std::pair<std::string, std::vector<std::string>>> tags;  // required properties whose values are listed
   };
 
@@ -1029,10 +1072,8 @@ class SchemaReader {
         shape.is_listed = true;
         unsigned types = 0;
         for (const JsonValue& v : values) {
-          std::string text;
-          to_json(v, text);
           types |= type_of(v);
-          shape.values.push_back(text);
+          shape.values.push_back(normal_json(v));
         }
         shape.types &= types;
         std::sort(shape.values.begin(), shape.values.end());
@@ -1118,32 +1159,49 @@ class SchemaReader {
     return names;
   }
 
-  // The schemas that hold for a property, by each part; of another name than those in `properties`: null.
-  std::vector<PlaceId> schemas_of(const Parts& parts, const std::string* name) {
-    std::vector<PlaceId> schemas;
+  // The schemas of properties in a part.
+  struct PropertySchemas {
+    PlaceId place;           // of the part
+    JsonValue named, extra;  // its properties and additionalProperties
+    std::map<std::string, JsonValue> by_name;
+  };
+  std::vector<PropertySchemas> property_schemas(const Parts& parts) const {
+    std::vector<PropertySchemas> all;
     for (const Part& part : parts) {
       const JsonValue& v = places_[part.place].value;
-      const JsonValue properties = v.find("properties"), extra = v.find("additionalProperties");
-      const JsonValue own = name ? properties.find(*name) : JsonValue();
-      if (!own.is(JsonKind::absent))
-        schemas.push_back(child(child(part.place, "properties", properties), *name, own));
-      else if (!extra.is(JsonKind::absent))
-        schemas.push_back(child(part.place, "additionalProperties", extra));
+      all.push_back({part.place, v.find("properties"), v.find("additionalProperties"), {}});
+      for (const auto& [name, member] : all.back().named.members()) all.back().by_name[name] = member;
+    }
+    return all;
+  }
+
+  // The schemas that hold for a property, by each part; of another name than those in `properties`: null.
+  std::vector<PlaceId> schemas_of(const std::vector<PropertySchemas>& parts, const std::string* name) {
+    std::vector<PlaceId> schemas;
+    for (const PropertySchemas& part : parts) {
+      const auto own = name ? part.by_name.find(*name) : part.by_name.end();
+      if (own != part.by_name.end())
+        schemas.push_back(child(child(part.place, "properties", part.named), *name, own->second));
+      else if (!part.extra.is(JsonKind::absent))
+        schemas.push_back(child(part.place, "additionalProperties", part.extra));
     }
     return schemas;
   }
 
   Expr objects(const Parts& parts) {
     const std::vector<std::string> required = required_names(parts), names = property_names(parts, required);
+    if (names.size() > kMostSchemas)
+      return refuse(parts[0].place, {"expected at most ", kMostSchemas, " properties, found ", names.size()});
     const std::set<std::string> needed(required.begin(), required.end());
+    const std::vector<PropertySchemas> schemas = property_schemas(parts);
     std::vector<GrammarBuilder::Item> items;
     for (const std::string& name : names) {
       if (!ok()) return builder_.never();
-      const Expr pair = json_.pair(builder_.literal(json(name)), value_of(schemas_of(parts, &name)));
+      const Expr pair = json_.pair(builder_.literal(json(name)), value_of(schemas_of(schemas, &name)));
       items.push_back({pair, needed.count(name) == 0});
     }
     // Additional properties are written if they are asked for, or nothing is known of the properties.
-    const std::vector<PlaceId> extra = schemas_of(parts, nullptr);
+    const std::vector<PlaceId> extra = schemas_of(schemas, nullptr);
     if (!extra.empty() || all_of(parts, "properties").empty()) {
       const Expr name = names.empty() ? json_.string() : json_.other_name(names);
       items.push_back({json_.some(json_.pair(name, value_of(extra))), true});

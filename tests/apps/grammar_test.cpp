@@ -676,6 +676,71 @@ TEST(JsonSchema, AcceptsWhatASchemaDescribes) {
   }
 }
 
+// Of each class, the ASCII characters that are in it in every language.
+TEST(JsonSchema, NegatedClassesExcludeWholeSets) {
+  const std::string visible =
+                        "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz"
+                        "{|}~",
+                    word = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz";
+  const std::pair<const char*, std::string> cases[] = {{"[^\\\\S]", "\t\n\v\f\r "},
+                                                       {"[^\\\\S\\n]", "\t\v\f\r "},
+                                                       {"[^\\\\s]", visible},
+                                                       {"[^\\\\s!-/:-~]", "0123456789"},
+                                                       {"[^\\\\W]", word},
+                                                       {"[^\\\\D]", "0123456789"},
+                                                       {"[^\\\\W\\\\d_a-z]", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"},
+                                                       {"[^\\\\w\\\\s!-/:-~]", ""}};
+  for (const auto& [text, characters] : cases) {
+    const auto grammar = schema("{\"pattern\": \"^a?" + std::string(text) + "?$\"}");
+    ASSERT_TRUE(grammar);
+    for (int c = 0; c < 0x80; c++) {
+      constexpr std::string_view kShort = "\b\f\n\r\t\"\\", kLetters = "bfnrt\"\\";
+      const size_t at = kShort.find(char(c));
+      char escaped[8] = {char(c)};
+      if (c < ' ') std::snprintf(escaped, sizeof escaped, "\\u%04x", unsigned(c));
+      const std::string written = at == kShort.npos ? escaped : std::string("\\") + kLetters[at];
+      const bool inside = characters.find(char(c)) != std::string::npos;
+      EXPECT_EQ(grammar->matches("\"a" + written + "\""), inside) << text << " " << c;
+    }
+  }
+}
+
+TEST(JsonSchema, WritesNumbersAsTheSchemaHasThem) {
+  for (const char* number : {"12345678901234567890", "12345678901234567890123", "9007199254740993", "-9007199254740993",
+                             "-12345678901234567890"}) {
+    EXPECT_TRUE(schema("{\"const\": " + std::string(number) + "}")->matches(number));
+    EXPECT_TRUE(schema("{\"enum\": [0, " + std::string(number) + "]}")->matches(number));
+  }
+  EXPECT_TRUE(schema("{\"enum\": [-0.0, 7]}")->matches("0"));
+  EXPECT_TRUE(schema("{\"const\": 1.0}")->matches("1"));
+}
+
+// What is written near a bound is on the right side of it, also if it has all digits of a double.
+TEST(JsonSchema, BoundsAreExact) {
+  Random random{7};
+  const auto check = [](double low, double high) {
+    char text[100];
+    std::snprintf(text, sizeof text, R"({"type": "number", "minimum": %.17g, "exclusiveMaximum": %.17g})", low, high);
+    const auto grammar = schema(text);
+    if (!grammar) return;
+    for (const double bound : {low, high})
+      for (int decimals = 0; decimals <= 6; decimals++)
+        for (int step = -1; step <= 1; step++) {
+          char number[40];
+          std::snprintf(number, sizeof number, "%.*f", decimals, bound + step * std::pow(10, -decimals));
+          const double value = std::strtod(number, nullptr);
+          if (number[0] == '-' && value == 0) continue;
+          EXPECT_EQ(grammar->matches(number), value >= low && value < high) << text << " " << number;
+        }
+  };
+  check(0.30000000000000004, 0.31000000000000005);
+  for (int i = 0; i < 300; i++) {
+    const double scale = std::pow(10, double(random(7)));
+    const double low = (double(random(uint64_t(1) << 53)) / 9007199254740992.0 - 0.5) * scale;
+    check(low, low + double(1 + random(1000)) / 300 * scale);
+  }
+}
+
 TEST(JsonSchema, RefusesByNameAndPlace) {
   const std::pair<const char*, const char*> cases[] = {
       {"{", "s:1:2: expected a key in quotes"},
@@ -714,6 +779,14 @@ TEST(JsonSchema, RefusesByNameAndPlace) {
       {R"({"allOf": [{"pattern": "a"}, {"pattern": "b"}]})",
        "#/allOf/1/pattern: is not supported in more than one part"},
       {R"({"const": 1e999})", "#/const"},
+      {R"({"$defs": {"A": {"$id": "a", "$defs": {"B": {"type": "boolean"}}, "anyOf": [{"$ref": "#/$defs/B"}]},
+          "B": {"type": "string", "maxLength": 2}}, "$ref": "#/$defs/A"})",
+       "s: #/$defs/A/$id: this keyword is supported at the root only"},
+      {R"({"items": {"$id": "a"}})", "s: #/items/$id: this keyword is supported at the root only"},
+      {R"({"$defs": {"A": {"$id": "a", "$defs": {"B": {}}}}, "$ref": "#/$defs/A/$defs/B"})", "#/$defs/A/$id: this"},
+      {R"({"oneOf": [{"const": {"a": 1, "b": 2}}, {"const": {"b": 2, "a": 1}}]})", "which may have a value in common"},
+      {R"({"oneOf": [{"enum": [0, 5]}, {"enum": [-0.0, 7]}]})", "which may have a value in common"},
+      {R"({"oneOf": [{"const": [1.0]}, {"const": [1]}]})", "which may have a value in common"},
   };
   for (const auto& [text, words] : cases)
     EXPECT_NE(schema_error(text).find(words), std::string::npos) << text << ": " << schema_error(text);
@@ -727,6 +800,16 @@ TEST(JsonSchema, BoundsHostileSchemas) {
   for (int i = 0; i < 250; i++) deep += R"({"items":)";
   for (int i = 0; i < 20; i++)
     combinations += std::string(i ? "," : "") + R"({"anyOf": [{"minimum": 1}, {"minimum": 2}, {"maximum": 9}]})";
+  std::string properties = R"({"properties": {)", required = R"({"required": ["a")", alternatives = R"({"oneOf": [)";
+  for (int i = 0; i < 70000; i++) properties += (i ? ",\"p" : "\"p") + std::to_string(i) + "\":{}";
+  for (int i = 0; i < 70000; i++) required += ",\"p" + std::to_string(i) + "\"";
+  for (int i = 0; i < 256; i++) alternatives += (i ? "," : "") + std::string(R"({"$ref": "#/$defs/a"})");
+  properties += "}}";
+  required += "]}";
+  EXPECT_NE(schema_error(properties).find("#/properties: expected at most 4096 properties, found 70000"),
+            std::string::npos);
+  EXPECT_NE(schema_error(required).find("#/required: expected at most 4096 properties"), std::string::npos);
+  alternatives += R"(], "$defs": {"a": )" + properties + "}}";
   merged +=
       R"("a":{"type":"object","properties":{"x":{"$ref":"#/$defs/b"},"y":{"$ref":"#/$defs/a"}}},)"
       R"("b":{"type":"object","properties":{"x":{"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}]},"y":{"$ref":"#/$defs/b"}}}}})";
@@ -735,6 +818,9 @@ TEST(JsonSchema, BoundsHostileSchemas) {
       deep + "{}" + std::string(250, '}'),
       combinations + "]}",
       merged,
+      properties,
+      required,
+      alternatives,
       R"({"type": "string", "maxLength": 1000000, "minLength": 1000000})",
       R"({"pattern": "((((a*)*)*)*)*$"})",
       R"({"pattern": "^a)" + empty + R"($"})",
