@@ -1,11 +1,12 @@
 // connection.hpp: the socket of a client as a stream of cpp-httplib, with limits that the library does not have: a
-// deadline for a whole request, however slowly its bytes come, a limit of its bytes, and a deadline for each write.
+// deadline for a whole request, however slowly its bytes come, a limit of its bytes, and a deadline for its response.
 #pragma once
 
 #include <arpa/inet.h>
 #include <httplib.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -20,7 +21,8 @@ namespace pocket::server {
 struct ConnectionLimits {
   int idle_ms = 15000;           // until the first byte of a request
   int request_ms = 30000;        // from its first to its last byte
-  int write_ms = 30000;          // for a write of at most 64 KiB, which a client that does not read holds up
+  int write_ms = 30000;          // total time that a response waits for its client to read,
+  size_t read_per_ms = 32;       // and the bytes read that add 1 ms to it
   size_t head_bytes = 64 << 10;  // of the request line and the headers
   size_t body_bytes = 8 << 20;
 };
@@ -46,7 +48,8 @@ class Connection : public httplib::Stream {
 
   // Waits for the next request. False if there is none: the client is gone, or idle for too long, or the server stops.
   bool await_request() {
-    read_bytes_ = 0;
+    read_bytes_ = written_bytes_ = 0;
+    waited_ms_ = 0;
     timed_out = too_large = head_done = wrote = must_close = false;
     if (at_ == end_ && !wait(POLLIN, limits_.idle_ms, true)) return false;
     started_ = now();
@@ -83,17 +86,17 @@ class Connection : public httplib::Stream {
 
   ssize_t write(const char* data, size_t size) override {
     size = std::min(size, size_t(64 << 10));
-    const int64_t deadline = now() + limits_.write_ms;
     wrote = true;
     for (size_t done = 0; done < size;) {
       const ssize_t n = ::send(fd_, data + done, size - done, MSG_NOSIGNAL | MSG_DONTWAIT);
       if (n > 0) {
         done += size_t(n);
+        written_bytes_ += size_t(n);
         continue;
       }
       if (n < 0 && errno == EINTR) continue;
       const bool full = n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
-      if (!full || !wait(POLLOUT, int(deadline - now()))) return -1;
+      if (!full || !wait_writable()) return -1;
     }
     return ssize_t(size);
   }
@@ -102,10 +105,20 @@ class Connection : public httplib::Stream {
   void get_local_ip_and_port(std::string& ip, int& port) const override { address(getsockname, ip, port); }
   socket_t socket() const override { return fd_; }
   // Members of some versions. is_writable() waits, as the library's does: a stream ends if it returns false.
-  bool is_writable() const { return wait(POLLOUT, limits_.write_ms) && !has_hung_up(fd_); }
+  bool is_writable() const { return wait_writable() && !has_hung_up(fd_); }
   bool is_peer_alive() const { return !has_hung_up(fd_); }
   bool wait_readable() const { return is_readable() || wait(POLLIN, limits_.idle_ms); }
-  bool wait_writable() const { return wait(POLLOUT, limits_.write_ms); }
+  bool wait_writable() const {
+    while (true) {
+      int unread = 0;  // bytes
+      ioctl(fd_, TIOCOUTQ, &unread);
+      const size_t read = written_bytes_ - std::min(written_bytes_, size_t(unread));
+      const int64_t begin = now(), left = limits_.write_ms + int64_t(read / limits_.read_per_ms) - waited_ms_;
+      const bool ready = wait(POLLOUT, int(std::clamp<int64_t>(left, 0, 1000)));
+      waited_ms_ += now() - begin;
+      if (ready || left <= 0) return ready;
+    }
+  }
   time_t duration() const { return 0; }
 
   // Ends the connection so that the client gets all of the response, even if it still sends.
@@ -170,6 +183,8 @@ class Connection : public httplib::Stream {
   char buffer_[4096];
   size_t at_ = 0, end_ = 0;             // of buffer_: bytes that were received and not read
   size_t read_bytes_ = 0;               // of the request
+  size_t written_bytes_ = 0;            // of the response
+  mutable int64_t waited_ms_ = 0;       // for the client to read it
   int64_t started_ = 0, deadline_ = 0;  // of the request, in milliseconds
 };
 

@@ -20,10 +20,9 @@ class Reply {
   Reply(openai::Request r, openai::ServedModel& model, int client) : request(std::move(r)), fd(client) {
     for (size_t p = 0; p < request.prompts.size(); p++) {
       prompts_.push_back(openai::prompt_tokens(model.llama, request, model.context(), p));
-      for (int i = 0; i < request.choices; i++) {
-        choices_.push_back(std::make_unique<Choice>(request, model.llama.tokenizer()));
-        choices_.back()->text = choices_.back()->completion.start(prompts_[p], p);
-      }
+      Choice first(request, model.llama.tokenizer());
+      first.text = first.completion.start(prompts_[p], p);
+      for (int i = 0; i < request.choices; i++) choices_.push_back(std::make_unique<Choice>(first));
     }
     running_ = choices_.size();
   }

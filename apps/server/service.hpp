@@ -40,6 +40,7 @@ class Service {
   void run() {
 #ifdef M_ARENA_MAX
     mallopt(M_ARENA_MAX, 4);  // of glibc, which gives each of many threads memory of its own, and seldom returns it
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);  // larger blocks return to the system when they are freed
 #endif
     const int port = http_.bind(args_.host, args_.port);
     if (port < 0)
@@ -179,7 +180,10 @@ class Service {
     return [this, handler](const HttpRequest& request, HttpResponse& response) {
       try {
         (this->*handler)(request, response);
-      } catch (const Refusal& refusal) {
+      } catch (Refusal refusal) {
+        const bool cancelled = refusal.status == 503 && !worker_.draining();
+        if (cancelled && has_hung_up(HttpServer::connection().fd()))
+          refusal = {"the client has hung up", "", "client_closed_request", 499};  // nginx's status, for the log
         send_refusal(response, refusal);
         if (refusal.status == 429 || refusal.status == 503)
           response.set_header("Retry-After", std::to_string(worker_.retry_after()));
@@ -276,6 +280,7 @@ class Service {
     openai::Request parsed = with_json(request, [&](const Json& body) {
       return openai::RequestParser::parse(endpoint, body, openai::Service::server, request.body, model_.tool_format);
     });
+    worker_.check_size(parsed);
     std::random_device random;
     if (!parsed.has_seed) parsed.sampling.seed = random();  // 32 bits, which every JSON reader can hold
     const auto reply = std::make_shared<Reply>(std::move(parsed), model_, HttpServer::connection().fd());

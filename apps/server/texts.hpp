@@ -31,6 +31,8 @@ inline std::vector<int> ids_of_json(const Json& list, const std::string& name, i
   return ids;
 }
 
+inline constexpr size_t kMostTokenTexts = 1 << 18;  // in a response of /tokenize, which needs 100 bytes for each
+
 // Of a `prompt` (in llama.cpp `content`), or of the `messages` of a chat, with its `tools`. written: the body as text.
 inline OrderedJson tokenize(openai::ServedModel& model, const Json& body, std::string_view written) {
   if (!body.is_object()) refuse("body", "an object", type_of(body));
@@ -52,8 +54,12 @@ inline OrderedJson tokenize(openai::ServedModel& model, const Json& body, std::s
     for (const int id : {tokenizer.bos(), tokenizer.eos()})  // lm_eval asks for them by their names
       if (!special && id >= 0 && *text == std::string(tokenizer.piece(id))) ids = {id};
   }
+  const bool with_texts = flag(body, "return_token_strs", false);
+  if (with_texts && ids.size() > kMostTokenTexts)
+    refuse("return_token_strs", "false for more than " + std::to_string(kMostTokenTexts) + " tokens",
+           "true for " + std::to_string(ids.size()));
   OrderedJson result = {{"count", ids.size()}, {"max_model_len", model.context()}, {"tokens", ids}};
-  if (flag(body, "return_token_strs", false)) {
+  if (with_texts) {
     result["token_strs"] = OrderedJson::array();
     for (const int id : ids) result["token_strs"].push_back(token_bytes(model.llama.tokenizer(), id));
   }
@@ -161,7 +167,7 @@ class Embeddings {
   }
 
  private:
-  static constexpr size_t kMostInputs = 256;
+  static constexpr size_t kMostInputs = 2048;  // as in OpenAI's API
 
   size_t most_tokens() const { return size_t(model_.context()); }
 
@@ -205,18 +211,18 @@ class Embeddings {
     return ids;
   }
 
-  // Some texts at a time, as many as the worker has places for.
+  // In batches of as many texts as the worker has room for. The limit of the queue applies to the first batch only.
   std::vector<std::vector<float>> compute(const std::vector<std::vector<int>>& inputs, int fd) {
     std::vector<std::vector<float>> results;
     while (results.size() < inputs.size()) {
-      const size_t n = std::min(inputs.size() - results.size(), worker_.places());
-      const auto batch = compute_batch(inputs.data() + results.size(), n, fd);
+      const size_t n = std::min(inputs.size() - results.size(), worker_.room());
+      const auto batch = compute_batch(inputs.data() + results.size(), n, fd, !results.empty());
       results.insert(results.end(), batch.begin(), batch.end());
     }
     return results;
   }
 
-  std::vector<std::vector<float>> compute_batch(const std::vector<int>* inputs, size_t n, int fd) {
+  std::vector<std::vector<float>> compute_batch(const std::vector<int>* inputs, size_t n, int fd, bool admitted) {
     std::vector<MeanOfLastLayer> means(n, MeanOfLastLayer(model_.llama.model));
     std::mutex mutex;
     std::condition_variable changed;
@@ -234,7 +240,7 @@ class Embeddings {
         changed.notify_one();
       };
     }
-    worker_.submit(std::move(generations), fd);
+    worker_.submit(std::move(generations), fd, admitted);
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return running == 0; });
     if (!failure.empty()) throw Refusal{failure, "", "server_error", 503};

@@ -57,21 +57,28 @@ class Worker {
     thread_.join();
   }
 
+  // Whether a request has no more replies than there are places to run and to wait. Throws Refusal.
+  void check_size(const openai::Request& request) const {
+    const size_t replies = request.prompts.size() * size_t(request.choices);
+    if (replies <= places_ + queue_) return;
+    const std::string param = request.choices == 1 ? "prompt" : "n";
+    openai::refuse(param,
+                   "at most " + std::to_string(places_ + queue_) +
+                       " replies to a request, for all of its prompts (--parallel plus --queue)",
+                   std::to_string(replies));
+  }
+
   // Starts the generations of a request. Their callbacks are called by the worker's thread, and on_end in any case. If
-  // the client hangs up, they are cancelled before the next pass. Throws Refusal.
-  std::shared_ptr<Job> submit(std::vector<Generation> generations, int fd) {
+  // the client hangs up, they are cancelled before the next pass. admitted: an earlier part of the request was accepted,
+  // so that the limit of the queue does not apply. Throws Refusal.
+  std::shared_ptr<Job> submit(std::vector<Generation> generations, int fd, bool admitted = false) {
     auto job = std::make_shared<Job>(fd);
     job->unfinished = generations.size();
     job->generations = std::move(generations);
     job->started = seconds();
     std::lock_guard lock(mutex_);
     if (draining_) throw Refusal{"the server is shutting down", "", "shutting_down", 503};
-    if (job->unfinished > places_ + queue_)
-      throw Refusal{"n: expected at most " + std::to_string(places_ + queue_) +
-                        " replies to a request, for all of its prompts (--parallel plus --queue), found " +
-                        std::to_string(job->unfinished),
-                    "n"};
-    if (unfinished_ + job->unfinished > places_ + queue_)
+    if (!admitted && unfinished_ + job->unfinished > places_ + queue_)
       throw Refusal{"too many requests are waiting; try again later", "", "rate_limit_exceeded", 429};
     unfinished_ += job->unfinished;
     inbox_.push_back(job);
@@ -79,7 +86,12 @@ class Worker {
     return job;
   }
 
-  size_t places() const { return places_; }  // texts at once
+  // Texts that can be submitted now and run at once; at least 1.
+  size_t room() const {
+    std::lock_guard lock(mutex_);
+    const size_t all = places_ + queue_;
+    return std::clamp<size_t>(all - std::min(all, unfinished_), 1, places_);
+  }
 
   // Seconds after which a client that was refused should try again: an estimate.
   int retry_after() const {

@@ -209,6 +209,19 @@ def test_hang_up_ends_the_reply_at_once(start):
     s.close()
     wait_until(lambda: server.figure("running") == 0, 20)
     assert server.figure("cancelled_total") == 1
+    while server.figure(r'requests_total\{status="4xx"\}') == 0:  # the client's fault
+        assert time.time() - begin < 5
+    assert server.figure(r'requests_total\{status="5xx"\}') == 0
+
+
+@pytest.mark.parametrize("n, param", [(128, "n"), (1, "prompt")])
+def test_too_many_replies_are_refused_at_once(start, n, param):
+    server = start(STORIES)
+    before = server.figure("resident_bytes")
+    body = {"prompt": ["Once upon a time. " * 45] * 2048, "n": n, "echo": True, "max_tokens": 1}
+    status, _, reply = server.call(TEXT, body)
+    assert status == 400 and json.loads(reply)["error"]["param"] == param, reply
+    assert server.figure("resident_bytes") < before + 50e6
 
 
 def resident(server):
@@ -251,3 +264,35 @@ def test_slow_readers_hold_nobody_up(start):
         assert time.time() - begin < 10
     for s in sockets:
         s.close()
+
+
+def test_slow_readers_of_large_responses(start):
+    """Of a response of 20 MB, at 10 KB/s: it ends, and its memory goes back to the system."""
+    server = start(STORIES)
+    status, _, reply = server.call("/tokenize", {"prompt": "a " * 300000, "return_token_strs": True})
+    assert status == 400 and json.loads(reply)["error"]["param"] == "return_token_strs"
+    before = server.figure("resident_bytes")
+    body = json.dumps({"prompt": "a " * 4100000}).encode()
+    sockets = []
+    for _ in range(3):
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.connect(("127.0.0.1", server.port))
+        s.sendall(
+            b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        sockets.append(s)
+    for s in sockets:
+        s.settimeout(60)
+        assert s.recv(12) == b"HTTP/1.1 200"
+    begin = time.time()
+    while server.figure("connections") > 1:
+        assert time.time() - begin < 100
+        for s in sockets:
+            s.recv(1024)
+        time.sleep(0.1)
+    assert time.time() - begin > 25
+    for s in sockets:
+        s.close()
+    assert server.figure("resident_bytes") < before + 50e6

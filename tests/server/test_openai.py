@@ -237,7 +237,7 @@ def test_embeddings(stories):
         assert sum(x * x for x in value) == pytest.approx(1, abs=1e-4)
     dot = lambda a, b: sum(x * y for x, y in zip(a, b))
     assert dot(values[0], values[1]) > dot(values[0], values[2])
-    many = client.embeddings.create(model="stories", input=["The dog ran."] * 40)  # more than run at once
+    many = client.embeddings.create(model="stories", input=["The dog ran."] * 1000)  # more than run at once
     assert all(e.embedding == many.data[0].embedding for e in many.data)
     longest = "a " * (stories.json("/tokenize", {"prompt": ""})["max_model_len"] - 2)
     assert client.embeddings.create(model="stories", input=longest).usage.prompt_tokens > 250
@@ -245,6 +245,15 @@ def test_embeddings(stories):
         assert refusal(openai.BadRequestError, client.embeddings.create, model="stories", input=wrong).param.startswith(
             "input"
         )
+
+
+def test_embeddings_wait_beside_a_running_reply(start):
+    server = start(ROOT / "models/stories.bin", "--parallel", 4, "--queue", 0, "--ctx", 200000)
+    running = text(server, stream=True, max_tokens=150000, logit_bias={"2": -100})
+    next(running)
+    found = server.client().embeddings.create(model="stories", input=["The dog ran."] * 16)
+    assert len(found.data) == 16 and server.figure("running") == 1
+    running.close()
 
 
 def test_tokenizer(stories):
