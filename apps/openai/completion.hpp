@@ -36,6 +36,7 @@ class LogProbabilities {
 // A token of a reply, or with echo of the prompt, and what the model thought of it.
 struct TokenLogprob {
   int id;
+  size_t offset;                            // in the text of the reply, in characters
   double logprob;                           // of the first token of a prompt, which nothing predicts: NaN
   std::vector<std::pair<int, double>> top;  // id, log probability
 };
@@ -57,16 +58,21 @@ class Completion {
     calls_.set_seed(hash_bytes(prompt.data(), prompt.size() * sizeof(int)) + request_.sampling.seed);
     if (request_.endpoint == Endpoint::chat) return "";
     std::string text;
-    for (const int id : prompt) text += printed_text(tokenizer_, stream_, id);
-    if (!request_.echo) return "";
-    if (request_.top_logprobs >= 0 && !prompt.empty())
-      logprobs_.push_back({prompt[0], std::numeric_limits<double>::quiet_NaN(), {}});
-    return append(request_.prompts[which].ids.empty() ? request_.prompts[which].text : text);
+    for (const int id : prompt) {
+      if (wants_prompt()) prompt_offsets_.push_back(offset_);
+      text += text_of(id);
+    }
+    if (!request_.echo) text.clear();
+    if (request_.echo && request_.prompts[which].ids.empty()) text = request_.prompts[which].text;
+    offset_ = tokenizer_detail::count_characters(text);
+    if (wants_prompt() && !prompt.empty())
+      logprobs_.push_back({prompt[0], 0, std::numeric_limits<double>::quiet_NaN(), {}});
+    return append(text);
   }
 
   // With echo: adds the next token of the prompt, and the logits (vocab_size,) after the tokens before it.
   void push_prompt(int id, const float* logits, int vocab_size) {
-    add_logprob(id, LogProbabilities(logits, vocab_size));
+    add_logprob(id, prompt_offsets_[logprobs_.size()], LogProbabilities(logits, vocab_size));
   }
   // Whether the next token begins a text: then it drops the space that SentencePiece adds.
   bool at_start() const { return at_text_start(tokenizer_, stream_); }
@@ -78,21 +84,21 @@ class Completion {
   // does, while that may be the beginning of a stop text.
   std::string push(int id, const float* logits, int vocab_size) {
     tokens_++;
-    if (request_.top_logprobs >= 0) add_logprob(id, LogProbabilities(logits, vocab_size));
+    if (request_.top_logprobs >= 0) add_logprob(id, offset_, LogProbabilities(logits, vocab_size));
     if (request_.max_tokens < 0 && loop_.push(id)) looped_ = true;
-    return append(filter_.push(printed_text(tokenizer_, stream_, id)));
+    return append(filter_.push(text_of(id)));
   }
   // Whether the reply ends here: with a stop text, after as many calls as the request allows, or in an endless
   // repetition, if the request sets no limit.
   bool ended() const { return filter_.stopped || looped_ || has_all_calls(); }
 
   // Ends the reply. stopped: by a stop token. Returns the rest of its text. An incomplete character at the end of a
-  // reply that was cut off is left out.
+  // reply that was cut off is left out. A stop text cuts off a reply in a format too.
   std::string finish(bool stopped) {
     std::string rest;
     if (stopped && !filter_.stopped) rest += append(filter_.push(printed_rest(stream_)));
     if (!filter_.stopped) rest += append(filter_.flush());
-    stopped_ = stopped || filter_.stopped || has_all_calls();
+    stopped_ = stopped || has_all_calls() || (filter_.stopped && request_.format == Format::text);
     if (request_.tools.empty()) return rest;
     const std::string last = calls_.finish();
     text_ += last;
@@ -111,6 +117,13 @@ class Completion {
  private:
   bool has_all_calls() const { return calls().size() >= request_.most_calls; }
 
+  // The text that a token adds.
+  std::string text_of(int id) {
+    std::string text = printed_text(tokenizer_, stream_, id);
+    offset_ += tokenizer_detail::count_characters(text);
+    return text;
+  }
+
   // Returns the part that is not of a call.
   std::string append(std::string more) {
     if (!request_.tools.empty()) more = calls_.push(more);
@@ -118,8 +131,8 @@ class Completion {
     return more;
   }
 
-  void add_logprob(int id, const LogProbabilities& logprob) {
-    TokenLogprob token = {id, logprob(id), {}};
+  void add_logprob(int id, size_t offset, const LogProbabilities& logprob) {
+    TokenLogprob token = {id, offset, logprob(id), {}};
     if (request_.top_logprobs > 0)
       for (const int other : logprob.top(request_.top_logprobs)) token.top.push_back({other, logprob(other)});
     logprobs_.push_back(std::move(token));
@@ -132,6 +145,8 @@ class Completion {
   ToolCallReader calls_;
   LoopWatch loop_;
   std::string text_;
+  size_t offset_ = 0;  // in characters, of the next token in the text
+  std::vector<size_t> prompt_offsets_;
   int tokens_ = 0;
   bool looped_ = false, stopped_ = false;
   std::vector<TokenLogprob> logprobs_;

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "../../export/json_reader.hpp"
 #include "completion.hpp"
 
 namespace pocket::openai {
@@ -66,19 +67,43 @@ inline OrderedJson chat_logprobs(const Tokenizer& tokenizer, const TokenLogprob*
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-// For a text: a list per field. An offset is the sum of the tokens before, in bytes; `offset` is that of the first one.
-inline OrderedJson text_logprobs(const Tokenizer& tokenizer, const TokenLogprob* some, size_t n, size_t& offset) {
+// A token by its bytes, as in OpenAI's API: bytes:\xe2\x80.
+inline std::string name_of_bytes(const std::string& bytes) {
+  std::string name = "bytes:";
+  char escape[8];
+  for (const char c : bytes) {
+    std::snprintf(escape, sizeof escape, "\\x%02x", unsigned(uint8_t(c)));
+    name += escape;
+  }
+  return name;
+}
+// A token by its text, or if that is not whole characters, by its bytes.
+inline std::string token_name(const std::string& bytes) {
+  for (size_t at = 0; at < bytes.size();)
+    if (decode_utf8(bytes, at) < 0) return name_of_bytes(bytes);
+  return bytes;
+}
+
+// The log probabilities of the most likely tokens, by name. Of two tokens with the same text, such as the byte A and the
+// letter A, the second one is named by its bytes.
+inline OrderedJson top_by_name(const Tokenizer& tokenizer, const TokenLogprob& t) {
+  OrderedJson top = OrderedJson::object();
+  if (std::isnan(t.logprob)) return nullptr;
+  for (const auto& [id, logprob] : t.top) {
+    const std::string bytes = token_bytes(tokenizer, id), name = token_name(bytes);
+    top.emplace(top.contains(name) ? name_of_bytes(bytes) : name, logprob);
+  }
+  return top;
+}
+
+// For a text: a list per field.
+inline OrderedJson text_logprobs(const Tokenizer& tokenizer, const TokenLogprob* some, size_t n) {
   OrderedJson offsets = OrderedJson::array(), logprobs = offsets, tokens = offsets, tops = offsets;
   for (const TokenLogprob* t = some; t < some + n; t++) {
-    const std::string bytes = token_bytes(tokenizer, t->id);
-    OrderedJson top = OrderedJson::object();
-    for (const auto& [id, logprob] : t->top) top[token_bytes(tokenizer, id)] = logprob;
-    if (std::isnan(t->logprob)) top = nullptr;
-    offsets.push_back(offset);
+    offsets.push_back(t->offset);
     logprobs.push_back(t->logprob);  // NaN: null
-    tokens.push_back(bytes);
-    tops.push_back(std::move(top));
-    offset += bytes.size();
+    tokens.push_back(token_name(token_bytes(tokenizer, t->id)));
+    tops.push_back(top_by_name(tokenizer, *t));
   }
   return {{"text_offset", std::move(offsets)},
           {"token_logprobs", std::move(logprobs)},
@@ -87,11 +112,11 @@ inline OrderedJson text_logprobs(const Tokenizer& tokenizer, const TokenLogprob*
 }
 
 inline OrderedJson logprobs_json(const Request& request, const Tokenizer& tokenizer,
-                                 const std::vector<TokenLogprob>& tokens, size_t& offset) {
+                                 const std::vector<TokenLogprob>& tokens) {
   if (request.top_logprobs < 0) return nullptr;
   const bool chat = request.endpoint == Endpoint::chat;
   return chat ? chat_logprobs(tokenizer, tokens.data(), tokens.size())
-              : text_logprobs(tokenizer, tokens.data(), tokens.size(), offset);
+              : text_logprobs(tokenizer, tokens.data(), tokens.size());
 }
 
 // ---- Bodies ----
@@ -111,8 +136,7 @@ inline OrderedJson calls_json(const std::vector<ToolCall>& calls, size_t first, 
 }
 
 inline OrderedJson choice_json(const Completion& c, size_t index) {
-  size_t offset = 0;
-  OrderedJson logprobs = logprobs_json(c.request(), c.tokenizer(), c.logprobs(), offset);
+  OrderedJson logprobs = logprobs_json(c.request(), c.tokenizer(), c.logprobs());
   if (c.request().endpoint == Endpoint::chat) {
     OrderedJson message = {{"role", "assistant"}, {"content", c.text()}, {"refusal", nullptr}};
     if (!c.calls().empty()) {
@@ -174,11 +198,11 @@ struct Delta {
   const char* finish_reason = nullptr;  // null: more follows
 };
 
-// The body of an event with a part of a choice. offset: of its first token in the text of the choice; advanced.
+// The body of an event with a part of a choice.
 inline OrderedJson delta_body(const ResponseInfo& info, const Request& request, const Tokenizer& tokenizer,
-                              const Delta& d, size_t& offset) {
+                              const Delta& d) {
   OrderedJson choice, logprobs = nullptr, finish_reason = nullptr;
-  if (!d.logprobs.empty()) logprobs = logprobs_json(request, tokenizer, d.logprobs, offset);
+  if (!d.logprobs.empty()) logprobs = logprobs_json(request, tokenizer, d.logprobs);
   if (d.finish_reason) finish_reason = d.finish_reason;
   if (request.endpoint == Endpoint::chat) {
     OrderedJson delta = OrderedJson::object();

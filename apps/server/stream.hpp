@@ -30,8 +30,7 @@ class EventStream {
         reply_(std::move(reply)),
         job_(std::move(job)),
         tokenizer_(tokenizer),
-        finished_(std::move(finished)),
-        offsets_(reply_->choices(), 0) {}
+        finished_(std::move(finished)) {}
   // The worker looks at the client's socket until all has ended.
   ~EventStream() {
     job_->cancelled = true;
@@ -48,8 +47,7 @@ class EventStream {
     bool last = false;
     try {
       const std::deque<Delta> deltas = reply_->next();
-      for (const Delta& d : deltas)
-        events += event(openai::delta_body(reply_->info, reply_->request, tokenizer_, d, offsets_[d.choice]));
+      for (const Delta& d : deltas) events += event(openai::delta_body(reply_->info, reply_->request, tokenizer_, d));
       last = deltas.empty();
       if (last) finished_(*reply_);
       if (last && reply_->request.include_usage)
@@ -70,7 +68,6 @@ class EventStream {
   std::shared_ptr<Worker::Job> job_;
   const Tokenizer& tokenizer_;
   const std::function<void(const Reply&)> finished_;
-  std::vector<size_t> offsets_;  // of the next token in the text of each choice
 };
 
 // Makes a response the stream of a reply.

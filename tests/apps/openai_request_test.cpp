@@ -436,6 +436,13 @@ TEST(OpenAiRequest, RefusesInvalidJson) {
   expect_refusal([] { parse_json(std::string(1000000, '[')); }, "", "nested at most 64 deep");
 }
 
+TEST(OpenAiResponse, NamesTokens) {
+  EXPECT_EQ(token_name(""), "");
+  EXPECT_EQ(token_name(" é€"), " é€");
+  EXPECT_EQ(token_name("\xE2\x80"), "bytes:\\xe2\\x80");
+  EXPECT_EQ(token_name("a\xFF"), "bytes:\\x61\\xff");
+}
+
 TEST(OpenAiResponse, IsOneLineThatIsSafeOnATerminal) {
   const std::string odd = "a\n\x1B[31m\xC2\x9B\xE2\x80\xA8\xE2\x80\xAE\xFFz";
   const std::string line = to_line({{"text", odd}});

@@ -137,6 +137,22 @@ def test_grammar(stories):
 
 
 @pytest.mark.parametrize(
+    "body, stop", [({"response_format": format_of(PERSON)}, ":"), ({"grammar": 'root ::= "yes"'}, "e")]
+)
+def test_a_reply_that_a_stop_text_cuts_off_is_not_complete(stories, body, stop):
+    text, reason = ask(stories, "stories", False, extra_body=body, stop=[stop], seed=1, max_tokens=100)
+    assert reason == "length" and text and stop not in text
+
+
+@pytest.mark.parametrize("number", [12345678901234567890, 9007199254740993, -12345678901234567890123])
+def test_integers_keep_their_digits(stories, number):
+    for schema in ({"const": number}, {"enum": [number]}):
+        body = {"response_format": format_of(schema)}
+        text, reason = ask(stories, "stories", False, extra_body=body, seed=1, max_tokens=60)
+        assert reason == "stop" and text == str(number)
+
+
+@pytest.mark.parametrize(
     "body, param",
     [
         (
@@ -148,6 +164,7 @@ def test_grammar(stories):
             "response_format.json_schema.schema",
         ),
         ({"response_format": format_of({"$ref": "#/$defs/none"})}, "response_format.json_schema.schema"),
+        ({"response_format": format_of({"items": {"$id": "a"}})}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"grammar": "root ::= other"}, "grammar"),
         ({"grammar": "root ::= ((("}, "grammar"),

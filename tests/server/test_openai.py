@@ -1,5 +1,6 @@
 """The openai package against the server."""
 
+import json
 import math
 import subprocess
 
@@ -144,6 +145,31 @@ def test_echo_logprobs_are_those_of_the_reply(stories):
     assert echoed.tokens[len(ids) :] == made.choices[0].logprobs.tokens
     assert echoed.token_logprobs[len(ids) :] == made.choices[0].logprobs.token_logprobs
     assert echoed.top_logprobs[len(ids) :] == made.choices[0].logprobs.top_logprobs
+
+
+def test_offsets_are_of_the_text(stories):
+    wide = {"echo": True, "prompt": "Zoë 你好 \U0001f600 said"}
+    for options in ({}, {"echo": True}, wide, {"prompt": "", "stop": ["."]}):
+        choice = text(stories, logprobs=0, max_tokens=60, **options).choices[0]
+        tokens, offsets = choice.logprobs.tokens, choice.logprobs.text_offset
+        for i, (token, at) in enumerate(zip(tokens, offsets)):
+            if token.startswith("bytes:") or at >= len(choice.text):  # a part of a character, or after a stop text
+                continue
+            end = offsets[i + 1] if i + 1 < len(tokens) else len(choice.text)
+            expected = "" if token == "<s>" else token.removeprefix(" ") if at == 0 else token
+            assert choice.text[at:end] == expected, (options, i)
+
+
+def test_names_of_tokens_are_unique(chat):
+    def unique(pairs):
+        assert len(dict(pairs)) == len(pairs)
+        return dict(pairs)
+
+    body = {"prompt": "a", "logprobs": 20, "temperature": 2, "max_tokens": 40, "seed": 1}
+    logprobs = json.loads(chat.call("/v1/completions", body)[2], object_pairs_hook=unique)["choices"][0]["logprobs"]
+    assert [len(top) for top in logprobs["top_logprobs"]] == [20] * 40
+    names = logprobs["tokens"] + [name for top in logprobs["top_logprobs"] for name in top]
+    assert any(name.startswith("bytes:\\x") for name in names) and "\ufffd" not in "".join(names)
 
 
 @pytest.mark.parametrize("options", [{}, {"n": 2}, {"echo": True, "logprobs": 2}, {"stop": ["."]}])

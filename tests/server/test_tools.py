@@ -73,6 +73,11 @@ def test_named(tool_server, name):
     check(choice)
 
 
+def test_a_call_that_a_stop_text_cuts_off_is_not_complete(tool_server):
+    choice = reply(tool_server, tool_choice="required", stop=["name"]).choices[0]
+    assert choice.finish_reason == "length" and not choice.message.tool_calls
+
+
 @pytest.mark.parametrize("options", [{}, {"n": 3}, {"logprobs": True, "top_logprobs": 2}])
 def test_stream_is_the_reply(tool_server, options):
     options = {"tool_choice": "required", "seed": 5, **options}
