@@ -17,6 +17,12 @@ inline bool equal_in_constant_time(std::string_view given, std::string_view secr
   return difference == 0;
 }
 
+// Whether two texts are equal but for the case of ASCII letters.
+inline bool equal_without_case(std::string_view a, std::string_view b) {
+  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? char(c + 'a' - 'A') : c; };
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [&](char x, char y) { return lower(x) == lower(y); });
+}
+
 // The API keys; without any, everybody is let in.
 class ApiKeys {
  public:
@@ -46,7 +52,7 @@ class ApiKeys {
   bool accept(std::string_view authorization) const {
     if (empty()) return true;
     constexpr std::string_view kScheme = "Bearer ";
-    if (authorization.substr(0, kScheme.size()) != kScheme) return false;
+    if (!equal_without_case(authorization.substr(0, kScheme.size()), kScheme)) return false;
     bool accepted = false;
     for (const std::string& key : keys_) accepted |= equal_in_constant_time(authorization.substr(kScheme.size()), key);
     return accepted;

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "../openai/response.hpp"
+#include "access.hpp"
 #include "connection.hpp"
 
 namespace pocket::server {
@@ -129,7 +130,7 @@ class HttpServer : public httplib::Server {
     const std::string coding = request.get_header_value("Transfer-Encoding");
     const bool good = values("Content-Length") + values("Transfer-Encoding") <= 1 &&
                       length.find_first_not_of("0123456789") == length.npos &&
-                      (coding.empty() || coding == "chunked") && values("Host") <= 1;
+                      (coding.empty() || equal_without_case(coding, "chunked")) && values("Host") <= 1;
     if (!good) throw Refusal{"expected one Content-Length, or Transfer-Encoding: chunked", "", "invalid_header"};
     if (length.size() > 18 || (!length.empty() && std::stoull(length) > limits.body_bytes))
       throw Refusal{"expected a body of at most " + std::to_string(limits.body_bytes) + " bytes, found a larger one",
@@ -143,7 +144,7 @@ class HttpServer : public httplib::Server {
       throw Refusal{"expected Content-Length, or Transfer-Encoding: chunked", "", "invalid_header", 411};
     std::string type = request.get_header_value("Content-Type");
     type = type.substr(0, std::min(type.find_first_of("; "), type.size()));
-    if (type != kJsonType)
+    if (!equal_without_case(type, kJsonType))
       throw Refusal{"Content-Type: expected application/json, found '" + type.substr(0, 80) + "'", "", "invalid_header",
                     415};
   }
@@ -226,6 +227,7 @@ class HttpServer : public httplib::Server {
   void explain(const httplib::Request& request, httplib::Response& response) {
     Connection& c = connection();
     c.must_close = true;
+    const std::string models = "/v1/models/";
     if (response.body.empty()) {
       if (c.timed_out)
         send_refusal(response, timeout());
@@ -234,6 +236,9 @@ class HttpServer : public httplib::Server {
                                                          " bytes, found a larger one",
                                                      "", "request_too_large", 413}
                                            : large_head());
+      else if (response.status == 404 && request.path.rfind(models, 0) == 0)
+        send_refusal(response,
+                     {"no such model: " + request.path.substr(models.size(), 80), "model", "model_not_found", 404});
       else if (response.status == 404)
         send_refusal(response,
                      {"no such route: " + request.method + " " + request.path.substr(0, 80), "", "not_found", 404});

@@ -98,6 +98,8 @@ class Service {
     });
     http_.set_post_routing_handler([this](const HttpRequest& request, HttpResponse& response) {
       response.set_header("X-Content-Type-Options", "nosniff");
+      response.headers.erase("Accept-Ranges");  // which the library sets for HEAD
+      if (response.status == 204) response.headers.erase("Content-Length");
       if (HttpServer::connection().must_close) {
         response.headers.erase("Keep-Alive");
         response.headers.erase("Connection");

@@ -19,6 +19,14 @@ TEST(ServerAccess, ComparesKeys) {
   EXPECT_FALSE(equal_in_constant_time("secret", ""));
 }
 
+TEST(ServerAccess, ComparesWithoutCase) {
+  EXPECT_TRUE(equal_without_case("", ""));
+  EXPECT_TRUE(equal_without_case("Application/JSON", "application/json"));
+  for (const char* other : {"", "chunke", "chunkedd", "chunked ", "gzip"})
+    EXPECT_FALSE(equal_without_case(other, "chunked")) << other;
+  EXPECT_FALSE(equal_without_case("@[", "`{"));
+}
+
 TEST(ServerAccess, ComparesNamesOfHosts) {
   const Origins origins({"LLM.example", "other.example"}, {"https://chat.example"});
   for (const char* host : {"127.0.0.1", "127.0.0.1:8080", "localhost", "LOCALHOST:1", "[::1]:8080", "[fe80::1]",
@@ -83,7 +91,7 @@ TEST_F(KeysFile, AcceptsItsKeysOnly) {
   const ApiKeys keys = ApiKeys::read(write("# of Ada\nAAAAAAAAAAAAAAAA\r\n\n  \nBBBBBBBBBBBBBBBBBBBB"));
   EXPECT_FALSE(keys.empty());
   EXPECT_TRUE(keys.accept("Bearer AAAAAAAAAAAAAAAA"));
-  EXPECT_TRUE(keys.accept("Bearer BBBBBBBBBBBBBBBBBBBB"));
+  EXPECT_TRUE(keys.accept("bearer BBBBBBBBBBBBBBBBBBBB"));
   for (const char* header : {"", "Bearer", "Bearer ", "AAAAAAAAAAAAAAAA", "Basic AAAAAAAAAAAAAAAA", "Bearer # of Ada",
                              "Bearer AAAAAAAAAAAAAAA", "Bearer AAAAAAAAAAAAAAAAA"})
     EXPECT_FALSE(keys.accept(header)) << header;

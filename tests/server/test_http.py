@@ -62,6 +62,7 @@ def test_a_request_is_served(stories):
         (415, request(Content_Type="text/plain")),
         (415, request(Content_Type="application/x-www-form-urlencoded")),
         (415, request(Content_Type="multipart/form-data; boundary=x")),
+        (200, request(Content_Type="Application/JSON; charset=utf-8")),
         (415, request(Content_Encoding="gzip")),
         (200, request(Range="bytes=0-1")),
         (411, request(Content_Length="")),
@@ -102,7 +103,7 @@ def test_status(stories, expected, data):
         assert b"Access-Control" not in head
 
 
-CHUNKED = {"Content_Length": "", "Transfer_Encoding": "chunked"}
+CHUNKED = {"Content_Length": "", "Transfer_Encoding": "Chunked"}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,11 @@ CHUNKED = {"Content_Length": "", "Transfer_Encoding": "chunked"}
 )
 def test_chunks(stories, expected, body):
     assert status(send(stories, request(body=body, **CHUNKED), wait=60)) == expected
+
+
+def test_head(stories):
+    response = send(stories, request("/health", b"", "HEAD"))
+    assert status(response) == 200 and b"Accept-Ranges" not in response and response.endswith(b"\r\n\r\n")
 
 
 def test_large_body_is_refused_in_time(stories):
@@ -226,6 +232,7 @@ def test_allowed_names(start):
     assert status(allowed) == 200 and b"Access-Control-Allow-Origin: https://chat.example\r\n" in allowed
     preflight = send(server, request(TEXT, b"", "OPTIONS", Origin="https://chat.example"))
     assert status(preflight) == 204 and b"Access-Control-Allow-Headers: Authorization, Content-Type" in preflight
+    assert b"Content-Length" not in preflight
     for wanted, allowed in [
         ("authorization,content-type,x-stainless-os", b"authorization,content-type,x-stainless-os"),
         ("x;y", b"Authorization, Content-Type"),

@@ -222,7 +222,7 @@ def test_models(stories):
     models = stories.client().models.list().data
     assert [m.id for m in models] == ["stories"]
     assert stories.client().models.retrieve("stories").id == "stories"
-    refusal(openai.NotFoundError, stories.client().models.retrieve, model="other")
+    assert refusal(openai.NotFoundError, stories.client().models.retrieve, model="other").code == "model_not_found"
 
 
 def test_errors_name_the_parameter(stories, chat):
