@@ -448,8 +448,9 @@ class RequestParser {
       const auto function = calls[i].find("function");
       if (function == calls[i].end() || !function->is_object())
         refuse(inner, "an object", function == calls[i].end() ? "nothing" : type_of(*function));
-      const std::string called = text(member(*function, "name", inner), inner + ".name"),
-                        arguments = text(member(*function, "arguments", inner), inner + ".arguments");
+      const std::string called = text(member(*function, "name", inner), inner + ".name");
+      std::string arguments = text(member(*function, "arguments", inner), inner + ".arguments");
+      if (arguments.empty()) arguments = "{}";  // as some servers write a call without arguments
       if (!is_json_object(arguments)) refuse(inner + ".arguments", "JSON of an object", "another text");
       reply = reply_with_call(request_.tool_format, reply, called, OrderedJson::parse(arguments));
     }

@@ -211,6 +211,14 @@ TEST(OpenAiTools, CallsAndResultsBecomeTexts) {
   EXPECT_EQ(r.turns[1].reply, "Cold.");
 }
 
+TEST(OpenAiTools, EmptyArgumentsAreAnEmptyObject) {
+  const Request r = with_tools(R"(, {"role": "assistant", "content": null, "tool_calls": [
+      {"id": "a", "type": "function", "function": {"name": "now", "arguments": ""}}]},
+      {"role": "tool", "tool_call_id": "a", "content": "noon"})",
+                               kTwoTools);
+  EXPECT_EQ(r.turns[0].reply, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>");
+}
+
 TEST(OpenAiTools, OfLlamaAreIndentedAndCalledOnce) {
   const Request r = with_tools("", kTwoTools, ToolFormat::llama);
   EXPECT_EQ(r.tools[1].definition,
