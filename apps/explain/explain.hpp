@@ -197,13 +197,15 @@ class Explanation {
   }
   static std::string options_json(const Text& t) {
     const SamplerOptions& o = t.sampler;
+    std::string seed = std::to_string(o.seed);
+    if (o.seed > uint64_t(1) << 53) seed = json(seed);  // a string: numbers of JavaScript have 53 bits
     return json_object({{"mode", json(t.mode)},
                         {"temperature", json(o.temperature)},
                         {"top_p", json(o.top_p)},
                         {"top_k", number(o.top_k)},
                         {"min_p", json(o.min_p)},
                         {"repeat_penalty", json(o.repeat_penalty)},
-                        {"seed", std::to_string(o.seed)},
+                        {"seed", seed},
                         {"grammar", t.constrained ? "true" : "false"}});
   }
 

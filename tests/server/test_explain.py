@@ -44,6 +44,11 @@ def test_explains_the_reply_to_the_same_request(stories):
         assert c["list"][0][1] >= c["list"][1][1] and 0 < sum(a[3] for a in c["list"]) < 1.001
 
 
+def test_seeds_keep_their_digits(stories):
+    for seed, written in [(2**53, 2**53), (2**53 + 1, str(2**53 + 1)), (-1, str(2**64 - 1))]:
+        assert stories.json("/explain", {**STORY, "seed": seed})["options"]["seed"] == written
+
+
 def test_the_same_request_gets_the_same_bytes(stories, chat):
     for server, body in [(stories, STORY), (chat, CHAT)]:
         first = server.call("/explain", body)
