@@ -203,6 +203,13 @@ def test_wrong_adapters(model, tmp_path):
         model.session(adapters=[None])
 
 
+def test_bytes_are_no_token_ids(model):
+    with model.session() as session:
+        for wrong in b"Once", bytearray(b"Once"), memoryview(b"Once"), [True], [1, False]:
+            with pytest.raises(TypeError, match="expected"):
+                session.append(wrong)
+
+
 def test_logits_are_a_view(model):
     numpy = pytest.importorskip("numpy")
     with model.session() as session:

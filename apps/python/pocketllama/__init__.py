@@ -44,12 +44,16 @@ def _path(path: Union[str, "os.PathLike[str]"]) -> bytes:
 
 def _int32(name: str, value: int) -> int:
     """A number for the library. ctypes would take the lowest 32 bits of others."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, found {value}")
     if not -(1 << 31) <= value < 1 << 31:
         raise ValueError(f"{name}: expected a number of 32 bits, found {value}")
     return value
 
 
 def _ids(ids: Sequence[int]) -> Any:
+    if isinstance(ids, (bytes, bytearray, memoryview)):  # whose elements are numbers too
+        raise TypeError(f"expected a text or token ids, found {type(ids).__name__}")
     return (ctypes.c_int32 * len(ids))(*[_int32("id", id) for id in ids])
 
 
