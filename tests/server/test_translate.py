@@ -78,6 +78,11 @@ def test_markdown():
     assert "| DOG | AN ANIMAL. IT BARKS. |" in done
 
 
+def test_a_rule_at_the_beginning_is_no_front_matter():
+    done = translate.translate_document("---\nA text.\n\nAnother one.\n", ".md", str.upper)
+    assert done == "---\nA TEXT.\n\nANOTHER ONE.\n"
+
+
 def test_subtitles():
     done = translate.translate_document(SRT, ".srt", lambda s: s[::-1] if "⟦" not in s else s.upper())
     assert re.findall(r".*-->.*", done) == re.findall(r".*-->.*", SRT)

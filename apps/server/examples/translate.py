@@ -36,7 +36,8 @@ def markdown(text):
     """Pieces of a Markdown text: (text, whether it is language). Together they are the text."""
     pieces, paragraph, fence = [], [], None
     lines = text.splitlines(keepends=True)
-    front = bool(lines) and lines[0].strip() == "---"
+    ends = [line.strip() in ("---", "...") for line in lines]
+    front = bool(lines) and lines[0].strip() == "---" and any(ends[1:])
 
     def end_paragraph():
         if paragraph:
@@ -48,7 +49,7 @@ def markdown(text):
         ticks = re.match(r"\s*(```+|~~~+)", line)
         if front:
             pieces.append((line, False))
-            front = i == 0 or line.strip() not in ("---", "...")
+            front = i == 0 or not ends[i]
         elif fence or ticks:
             end_paragraph()
             pieces.append((line, False))
