@@ -620,6 +620,7 @@ inline bool express_rope_factors(const std::vector<float>& factors, Config& c) {
   const Config plain = c;
   const double last = c.rope_factor = factors.back();
   double length = 0, least = 1, most = 1 << 24;  // range of the original context length
+  if (!std::isfinite(last)) return false;
   for (size_t i = 0; i < factors.size(); i++) {
     const double f = factors[i], wavelength = kTurn / rope_frequency(plain, int(i));
     if (!(f >= 1 && f <= last)) return false;
@@ -632,12 +633,13 @@ inline bool express_rope_factors(const std::vector<float>& factors, Config& c) {
   }
   if (last == 1) return true;
   c.rope_scaling = factors[0] == last ? RopeScaling::linear : RopeScaling::llama3;
-  if (c.rope_scaling == RopeScaling::linear) return true;
-  if (length == 0) length = std::sqrt(least * most);
-  if (!(length < 1 << 24)) return false;
-  c.rope_low_freq = 1;
-  c.rope_high_freq = 4;
-  c.rope_original_len = int(std::lround(length));
+  if (c.rope_scaling == RopeScaling::llama3) {
+    if (length == 0) length = std::sqrt(least * most);
+    if (!(length < 1 << 24)) return false;
+    c.rope_low_freq = 1;
+    c.rope_high_freq = 4;
+    c.rope_original_len = int(std::lround(length));
+  }
   for (size_t i = 0; i < factors.size(); i++) {
     const double expected = rope_frequency(plain, int(i)) / factors[i];
     if (!(std::fabs(rope_frequency(c, int(i)) - expected) <= kRounding * expected)) return false;

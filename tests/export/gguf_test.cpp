@@ -566,10 +566,21 @@ TEST(GgufRopeFactors, BecomeLlama3Scaling) {
     EXPECT_NEAR(rope_frequency(f.c.config, i) / rope_frequency(scaled, i), 1, 1e-4) << "pair " << i;
   g.tensors.back().bytes = raw(1.f) + raw(3.f) + raw(2.f) + raw(8.f);
   EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected the factors of Llama 3's scaling"));
-  g.tensors.back().bytes = raw(NAN) + raw(NAN) + raw(NAN) + raw(NAN);
-  EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected the factors of Llama 3's scaling"));
+  for (const auto& [first, second, third] : {std::tuple(NAN, NAN, NAN), {8.f, 1.f, 2.f}, {INFINITY, 1.f, 2.f}}) {
+    g.tensors.back().bytes = raw(first) + raw(second) + raw(third) + raw(first);
+    EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected the factors of Llama 3's scaling")) << first;
+  }
   g.tensors.back().sizes = {2};
   EXPECT_TRUE(contains(error_of(g), "tensor rope_freqs.weight: expected F32 of shape (4), found F32 (2)"));
+}
+
+TEST(GgufRopeFactors, BecomeLinearScalingIfAllAreEqual) {
+  GgufFile g = small();
+  g.tensors.push_back({"rope_freqs.weight", {4}, kF32, raw(8.f) + raw(8.f) + raw(8.f) + raw(8.f)});
+  const Opened f(g.bytes());
+  ASSERT_EQ(f.error, "");
+  EXPECT_EQ(f.c.config.rope_scaling, RopeScaling::linear);
+  EXPECT_EQ(f.c.config.rope_factor, 8);
 }
 
 // ---- Split files ----
