@@ -49,9 +49,9 @@ class CalibrationFile {
   CalibrationFile(const CalibrationFile&) = delete;
   CalibrationFile& operator=(const CalibrationFile&) = delete;
 
-  // Opens or creates the file. key: a hash of everything the result depends on; a file of another key and a damaged file
-  // are overwritten. stream_bytes: size of both streams together. matrices: of the model, in its order. Without a
-  // complete layer the file is temporary: the destructor deletes it.
+  // Opens or creates the file. key: a hash of everything the result depends on; a file of another key is an error, a
+  // damaged file is overwritten. stream_bytes: size of both streams together. matrices: of the model, in its order.
+  // Without a complete layer the file is temporary: the destructor deletes it, and another calibration overwrites it.
   bool open(const std::string& path, uint64_t key, uint64_t stream_bytes, const std::vector<TensorSpec>& matrices) {
     stream_bytes_ = round_up<uint64_t>(stream_bytes, kPage);
     if (!open_existing(path) || (file_ < 0 && !create())) return false;
@@ -61,6 +61,12 @@ class CalibrationFile {
       return fail("in use by another process");
     }
     if (load(key, matrices)) return true;
+    if (is_of_another(key)) {
+      close();
+      return fail(
+          "is of an interrupted calibration with another text, model or options; delete the file to start "
+          "another calibration");
+    }
     if (new_.name().empty()) new_.own(path);
     header_ = {{}, key, 0, kPage + 2 * stream_bytes_, 0, 0};
     std::memcpy(header_.magic, kMagic, sizeof header_.magic);
@@ -215,6 +221,13 @@ class CalibrationFile {
     while (records_.size() < header_.layers * kLayerMatrices)
       if (!load_record(matrices[records_.size()])) return false;
     return end_of_records() == header_.end;
+  }
+
+  // Whether an existing file has complete layers of a calibration with another key.
+  bool is_of_another(uint64_t key) {
+    return platform::info_of(file_).size >= sizeof header_ && transfer(false, 0, &header_, sizeof header_) &&
+           std::memcmp(header_.magic, kMagic, sizeof kMagic) == 0 && header_.checksum == header_hash() &&
+           header_.layers > 0 && header_.key != key;
   }
 
   bool load_record(const TensorSpec& spec) {

@@ -462,6 +462,26 @@ TEST(ConvertCalibrate, ResumesAfterDiskWasFull) {
   EXPECT_EQ(t.list(), "o.bin\ntext\nwhole.bin\n");
 }
 
+// Hours of work are not lost to a command with another text or other steps.
+TEST(ConvertCalibrate, KeepsAnotherInterruptedCalibration) {
+  const TemporaryFolder t;
+  const std::string text = t.write("text", "Hello world"), other = t.write("other", long_text(100));
+  const std::vector<std::string> command = {"--random", "tiny", "-o", t.file("o.bin"), "--calibrate", text};
+  ProgramOptions small;
+  small.largest_file = 60000;
+  expect_failure(1, command, {"repeat the command to resume"}, small);
+  const std::string left = read_file(t.file("o.bin.calibrating"));
+  std::vector<std::string> other_text = command, other_steps = command;
+  other_text.back() = other;
+  other_steps.insert(other_steps.end(), {"--calibrate-steps", "gptq"});
+  for (const auto& changed : {other_text, other_steps})
+    expect_failure(1, changed, {"o.bin.calibrating: is of an interrupted calibration with another text", "delete the"});
+  EXPECT_TRUE(read_file(t.file("o.bin.calibrating")) == left);
+  const ProgramResult r = convert(command);
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("resuming after layer 1 of 2"), std::string::npos) << r.err;
+}
+
 // The files of a user with the names that calibration once used for its own.
 TEST(ConvertCalibrate, KeepsFilesThatAreNotItsOwn) {
   const TemporaryFolder t;

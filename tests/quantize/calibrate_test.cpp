@@ -152,8 +152,8 @@ TEST(Calibrate, ResumesAfterInterruption) {
   }
 }
 
-// A file of another text, and a damaged one, is overwritten: no damage gives another model.
-TEST(Calibrate, RestartsIfFileIsDamagedOrDoesNotMatch) {
+// A damaged file is overwritten: no damage gives another model.
+TEST(Calibrate, RestartsIfFileIsDamaged) {
   const Config c = small_config();
   const TemporaryFolder folder;
   const auto windows = windows_of(c, 300);
