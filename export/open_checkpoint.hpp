@@ -24,8 +24,9 @@ inline bool read_tokenizer_file(const std::string& path, Checkpoint& c, std::str
   std::string bytes;
   if (!read_small_file(path, kLargestTokenizer, bytes, error)) return false;
   const uint32_t first = bytes.size() < 4 ? 0 : load<uint32_t>(bytes.data());
+  const size_t visible = bytes.find_first_not_of(" \t\r\n");
   Tokenizer::Vocabulary v;
-  if (!bytes.empty() && bytes[0] == '{') {
+  if (visible != std::string::npos && bytes[visible] == '{') {
     if (!read_tokenizer_json(path, std::move(bytes), c.config.vocab_size, v, error)) return false;
   } else if (first > 0 && first < 1 << 16) {
     if (!read_llama2c_tokenizer(path, bytes, c.config.vocab_size, v, error)) return false;

@@ -144,6 +144,7 @@ TEST(Convert, MarkersOfTheChatTemplateAreNotRecognisedInText) {
   const std::string characters = "27,91,72,76,62,68,77,67,91,29\n";
   expect_plain({"-z", t.file("other.json")}, "95\n");
   expect_plain({"-z", t.file("other.json"), "--template", "chatml"}, characters);
+  expect_plain({"-z", t.write("indented.json", "\n  " + tokenizer.dump())}, "95\n");
   t.write("tokenizer.json", tokenizer.dump());
   expect_plain({}, "95\n");
   expect_plain({"--template", "chatml"}, characters);
