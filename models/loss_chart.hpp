@@ -110,7 +110,7 @@ inline Axis linear_axis(double low, double high, double from, double to, int mos
     if (std::ceil((low + width) / step) - std::floor(low / step) > most) step *= factor;
   const double first = std::floor(low / step), last = std::ceil((low + width) / step);
   Axis a = {first * step, last * step, from, to};
-  for (double i = first; i <= last; i++) a.ticks.push_back(i * step);
+  for (int i = 0; i <= last - first; i++) a.ticks.push_back((first + i) * step);
   return a;
 }
 

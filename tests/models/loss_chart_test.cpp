@@ -132,6 +132,16 @@ TEST(LossChart, DrawsFewAndIncompleteRows) {
   EXPECT_EQ(svg.find("inf"), svg.npos);
 }
 
+// Numbers that are so large that adding 1 does not change them.
+TEST(LossChart, HasFewTicksForLargeLosses) {
+  std::vector<LossRow> rows;
+  rows.push_back({1, 100, 1, 1e18, kNone, kNone, 1});
+  rows.push_back({2, 200, 1, 1e18 + 256, kNone, kNone, 1});
+  const std::string svg = loss_svg(rows, "story");
+  expect_xml(svg);
+  EXPECT_LT(svg.size(), 20000u);
+}
+
 void expect_same(const std::vector<LossRow>& a, const std::vector<LossRow>& b) {
   EXPECT_EQ(loss_csv(a), loss_csv(b));
 }
