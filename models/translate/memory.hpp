@@ -45,6 +45,9 @@ class TranslationMemory {
 
   // Indexes `pairs`; call it when they have changed.
   void index() {
+    firsts_.clear();
+    holders_.clear();
+    weights_.clear();
     for (size_t i = 0; i < pairs.size(); i++) firsts_.emplace(one_row(pairs[i].source), i);
     for (size_t i = 0; i < pairs.size(); i++)
       for (const Trigram& t : trigrams_of(pairs[i].source)) holders_[t.key].push_back({uint32_t(i), t.count});

@@ -41,6 +41,18 @@ TEST(TranslationMemory, FindsTheMostSimilarSources) {
   EXPECT_TRUE(memory.nearest("0123456").empty());
 }
 
+TEST(TranslationMemory, IsIndexedAgainWhenItHasChanged) {
+  TranslationMemory memory = memory_of({{"Close the window.", "a"}, {"Open the file.", "b"}});
+  memory.pairs = {{"Open the file.", "c"}, {"Save the file.", "d"}, {"Close it.", "e"}};
+  memory.index();
+  const TranslationMemory expected = memory_of(memory.pairs);
+  EXPECT_EQ(memory.find("Open the file.")->target, "c");
+  EXPECT_EQ(memory.find("Close the window."), nullptr);
+  const auto found = memory.nearest("Open a file.", 9), same = expected.nearest("Open a file.", 9);
+  EXPECT_EQ(indices(found), indices(same));
+  for (size_t i = 0; i < same.size(); i++) EXPECT_EQ(found[i].score, same[i].score);
+}
+
 // The definition, computed for each pair: 2 * common / (a + b), with trigrams weighted by ln(1 + N / n).
 TEST(TranslationMemory, ScoreMatchesDefinition) {
   const std::vector<Pair> pairs = {{"abab", ""}, {"ababab", ""}, {"bab", ""}, {"", ""}, {"abc", ""}};
