@@ -227,7 +227,7 @@ class OwnTextWriter {
     const int64_t before = written_;
     const double start = seconds();
     while (written_ < tokens) {
-      while (int(unfinished_.size()) < kAtOnce)
+      while (int(unfinished_.size()) < at_once(tokens))
         unfinished_.push_back(std::make_unique<TextInProgress>(source_, started_++, workspace_, opening_));
       pass();
       if (interrupted)
@@ -240,7 +240,14 @@ class OwnTextWriter {
   }
 
  private:
-  static constexpr int kAtOnce = 32;  // texts that are written at the same time
+  static constexpr int64_t kAtOnce = 32;  // texts that are written at the same time, at most
+
+  // As many texts as the missing tokens need at least. A text does not depend on the others.
+  int at_once(int64_t tokens) const {
+    int64_t missing = tokens - written_;
+    for (const auto& [number, text] : complete_) missing -= int64_t(text.size());
+    return int(std::min(kAtOnce, (missing + source_.longest - 1) / source_.longest));
+  }
 
   // Adds a token to every text, and takes out those that are complete.
   void pass() {
@@ -277,7 +284,7 @@ class OwnTextWriter {
     const double speed = double(done) / time;
     char line[160];
     std::snprintf(line, sizeof line, "own text: %lld of %lld tokens, %.0f tokens/s, %s left",
-                  static_cast<long long>(before + done), static_cast<long long>(tokens), speed,
+                  static_cast<long long>(std::min(before + done, tokens)), static_cast<long long>(tokens), speed,
                   duration_text(std::max(0.0, double(tokens - before - done) / speed)).c_str());
     line_.show(line);
   }
