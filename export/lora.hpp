@@ -345,9 +345,12 @@ class LoraAdapter {
 /// The line of a model's provenance that marks weights to which adapters do not apply (Checkpoint::differs_for_adapters).
 inline constexpr char kAdapters[] = "adapters", kOfCheckpoint[] = "for the original checkpoint only";
 
-/// Checks that the weights of a model file are those that adapters are trained with.
+/// Whether the weights of a model file are those that adapters are trained with.
+inline bool allows_adapters(const ModelFile& model) {
+  return model.provenance().find(provenance_line(kAdapters, kOfCheckpoint)) == std::string_view::npos;
+}
 inline bool check_adapters_allowed(const ModelFile& model, std::string& error) {
-  return model.provenance().find(provenance_line(kAdapters, kOfCheckpoint)) == std::string_view::npos ||
+  return allows_adapters(model) ||
          fail(error, {"the weights of this model differ from those of the original checkpoint; convert that with the "
                       "adapter (export/convert --lora)"});
 }

@@ -23,7 +23,7 @@ inline std::string joined(const std::string& a, const std::string& b) {
 }
 
 // The provenance of the model file. Part of the file, which is the same for the same training. A model that continues
-// another one keeps its name, source and licence.
+// another one keeps its name, source and licence, and whether adapters apply to it.
 inline std::string provenance_of(const TrainingSetup& t) {
   char how[200];
   const std::string text = t.o.draft() ? "the own text of " + base_name(t.o.teacher) + ", with its probabilities"
@@ -37,8 +37,8 @@ inline std::string provenance_of(const TrainingSetup& t) {
   return provenance_line("name", provenance_value(base, "name")) +
          provenance_line("source", joined(provenance_value(base, "source"), "trained on " + text)) +
          provenance_line("licence", joined(provenance_value(base, "licence"), t.o.licence)) +
-         provenance_line("weights", t.o.type) + provenance_line("training", how) +
-         (instructed ? kTakesInstructions : "");
+         provenance_line(kAdapters, provenance_value(base, kAdapters)) + provenance_line("weights", t.o.type) +
+         provenance_line("training", how) + (instructed ? kTakesInstructions : "");
 }
 
 inline Type type_named(const std::string& name) {

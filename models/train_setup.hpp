@@ -288,6 +288,10 @@ class TrainingSetup {
   void plan_lora() {
     LoraPlan& lora = plan.lora;
     std::string error;
+    if (!allows_adapters(*init))
+      throw Failure{2, "--lora-rank: not valid for " + o.init +
+                           ": the weights of this model differ from those of the original checkpoint, to which "
+                           "adapters apply; train a model of type f32 without --lora-rank"};
     lora.rank = o.lora_rank;
     lora.alpha = o.lora_alpha > 0 ? o.lora_alpha : float(o.lora_rank);
     if (!parse_lora_targets(o.lora_targets, lora.targets, error)) throw Failure{2, "--lora-targets: " + error};

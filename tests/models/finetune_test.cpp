@@ -307,7 +307,8 @@ TEST(Examples, WindowsHoldWholeExamplesThatDoNotSeeEachOther) {
 }
 
 // Trains a base on stories, as f32 or another type, with a chat template, a second stop id, a licence and a name.
-std::string base_model(const TemporaryFolder& t, Type type, const std::string& name) {
+std::string base_model(const TemporaryFolder& t, Type type, const std::string& name,
+                       const std::string& provenance = "") {
   const Words words;
   Tokenizer tokenizer;
   ModelParts parts;
@@ -319,7 +320,7 @@ std::string base_model(const TemporaryFolder& t, Type type, const std::string& n
   parts.chat.stop_ids.push_back(words.tokenizer.eos());
   EXPECT_TRUE(tokenizer.load(words.tokenizer.blob()) && tokenizer.make_control(parts.chat.ids()));
   parts.tokenizer = tokenizer.blob();
-  parts.provenance = "name: Parrot\nsource: a cage\nlicence: MIT\nweights: f32\ntraining: none\n";
+  parts.provenance = "name: Parrot\nsource: a cage\nlicence: MIT\n" + provenance + "weights: f32\ntraining: none\n";
   parts.self_test_ids = {1, 2, 3};
   ModelWriter writer;
   EXPECT_TRUE(writer.write(t.file(name), parts, tiny::random_rows, nullptr)) << writer.error;
@@ -337,7 +338,8 @@ std::string questions(int count) {
 
 TEST(TrainInit, KeepsChatTemplateStopIdsLicenceAndName) {
   const TemporaryFolder t;
-  const std::string base = base_model(t, Type::f32, "base.bin"), text = t.write("s.txt", pattern_stories(30));
+  const std::string adapters = provenance_line(kAdapters, kOfCheckpoint),
+                    base = base_model(t, Type::f32, "base.bin", adapters), text = t.write("s.txt", pattern_stories(30));
   ASSERT_EQ(
       train({text, "--init", base, "--ctx", "32", "--steps", "2", "--licence", "CC0", "-o", t.file("a.bin")}).status,
       0);
@@ -356,6 +358,7 @@ TEST(TrainInit, KeepsChatTemplateStopIdsLicenceAndName) {
     EXPECT_NE(provenance.find("name: Parrot\nsource: a cage; trained on s.txt\nlicence: MIT"), std::string::npos)
         << provenance;
     EXPECT_EQ(provenance.find("CC0") != std::string::npos, name[0] == 'a');
+    EXPECT_NE(provenance.find("\n" + adapters), std::string::npos) << provenance;
   }
 }
 
@@ -459,6 +462,20 @@ TEST(TrainLora, RefusesModelWithNan) {
       EXPECT_EQ(r.err.find("--lr below"), std::string::npos) << r.err;
       EXPECT_EQ(t.list().find("a\n"), std::string::npos) << t.list();
     }
+}
+
+// Nothing would accept the adapter.
+TEST(TrainLora, RefusesModelWithMultipliers) {
+  const TemporaryFolder t;
+  const std::string data = t.write("q.jsonl", questions(60));
+  for (const Type type : {Type::f32, Type::q8}) {
+    const std::string base = base_model(t, type, "base.bin", provenance_line(kAdapters, kOfCheckpoint));
+    expect_failed(
+        train({data, "--init", base, "--lora-rank", "2", "--ctx", "64", "--steps", "2", "-o", t.file("a")}), 2,
+        {"--lora-rank: not valid for ", "base.bin: the weights of this model differ from those of the original",
+         "train a model of type f32 without --lora-rank"});
+  }
+  EXPECT_EQ(t.list(), "base.bin\nq.jsonl\n");
 }
 
 // The last step diverges: nothing is written, and the checkpoint has the best adapter.
