@@ -25,13 +25,15 @@ inline std::string joined(const std::string& a, const std::string& b) {
 // The provenance of the model file. Part of the file, which is the same for the same training. A model that continues
 // another one keeps its name, source and licence, and whether adapters apply to it.
 inline std::string provenance_of(const TrainingSetup& t) {
-  char how[200];
+  char how[200], bits[100] = "";
   const std::string text = t.o.draft() ? "the own text of " + base_name(t.o.teacher) + ", with its probabilities"
                                        : base_name(t.o.model) + (t.plan.distill.teacher ? ", and by a teacher" : "");
   const char* unit = t.architecture->unit();
-  std::snprintf(how, sizeof how, "%lld steps of %lld %ss, seed %llu; %.4f bits a character on %zu %ss it has not seen",
-                static_cast<long long>(t.plan.steps), static_cast<long long>(t.tokens_per_step()), unit,
-                static_cast<unsigned long long>(t.plan.seed), t.progress.bits, count_targets(t.validation), unit);
+  if (!t.validation.empty() && t.valid.bytes > 0)
+    std::snprintf(bits, sizeof bits, "; %.4f bits a character on %zu %ss it has not seen", t.progress.bits,
+                  count_targets(t.validation), unit);
+  std::snprintf(how, sizeof how, "%lld steps of %lld %ss, seed %llu%s", static_cast<long long>(t.plan.steps),
+                static_cast<long long>(t.tokens_per_step()), unit, static_cast<unsigned long long>(t.plan.seed), bits);
   const std::string& base = t.texts.provenance;
   const bool instructed = t.plan.instruct || takes_instructions(base);
   return provenance_line("name", provenance_value(base, "name")) +

@@ -44,7 +44,7 @@ class TrainingSetup {
   Tokenizer tokenizer;
   ChatTemplate chat;  // of --init, else empty
   TokenText train, valid;
-  std::vector<Window> validation;
+  std::vector<Window> validation;         // empty if no token counts
   std::unique_ptr<ModelTeacher> teacher;  // null: none
   OwnTextFile own_text;                   // of a draft: what its teacher wrote,
   DraftVocabulary draft_vocabulary;       // the tokens that it is trained on,
@@ -332,8 +332,11 @@ class TrainingSetup {
     weights = architecture->new_weights();
     if (plan.lora.rank > 0) weights->adapt(adapters_for(plan.config, plan.lora));
     if (plan.base && teacher) throw Failure{2, "--teacher: is only valid for adapters of models of type f32"};
-    if (plan.keep_best && valid.ids.empty())
-      throw Failure{2, "--keep best: requires validation texts; give some with --valid"};
+    validation = validation_windows(valid, plan.context);
+    if (count_targets(validation) == 0) validation.clear();
+    if (plan.keep_best && validation.empty())
+      throw Failure{2, std::string("--keep best: requires validation texts; ") +
+                           (o.draft() ? "give more --own-tokens" : "give some with --valid")};
     trainer = std::make_unique<Trainer>(*weights, o.threads, plan.context, *o.kernels(), source);
     trainer->cancelled = [] { return interrupted != 0; };
     trainer->set_smoothing(plan.smoothing);
@@ -342,7 +345,6 @@ class TrainingSetup {
     stream = std::make_unique<WindowStream>(train, plan.context, plan.seed);
     tokens_per_step_ = int64_t(plan.batch) * plan.context;
     if (train.whole()) tokens_per_step_ = int64_t(train.ids.size()) * plan.batch / stream->windows();
-    validation = validation_windows(valid, plan.context);
   }
 
   void print_texts() const {
@@ -403,9 +405,14 @@ class TrainingSetup {
     const double evaluated = seconds();
     int done = 0;
     for (; done < 2 || (seconds() - evaluated < 3 && done < 100); done++) {
-      trainer->learn(next_batch(windows));
+      const double loss = trainer->learn(next_batch(windows));
+      const bool finite = std::isfinite(loss) && std::isfinite(trainer->gradient_norm());
       trainer->update(plan.adam, 0, done + 1);
       stop_if_interrupted();
+      if (!finite && !o.init.empty())
+        throw Failure{1, o.init +
+                             ": the loss of this model is not finite before the training; the file is damaged, or "
+                             "the model cannot process this text: see --selftest and --perplexity of run"};
     }
     const double learned = seconds();
     trainer->forget();

@@ -1,6 +1,7 @@
 // trained_rows.hpp: weights between model files and training.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -11,15 +12,20 @@
 namespace pocket {
 
 // Loads the weights of a model file to continue training. Requires f32: quantization would lose the effect of small
-// steps.
+// steps. Weights that are not finite are an error.
 inline bool load_weights(const Model& from, const std::string& path, LearnedWeights& model, std::string& error) {
   if (!from.all_f32)
     return fail(error,
                 path + ": expected a model of type f32, found a quantized one; convert its checkpoint with --type f32");
   const ReadRows read = rows_of_file(from);
   for (const Parameter& p : model.parameters)
-    for (int r = 0; r < p.spec.rows; r++)
-      if (!read(p.spec, r, 1, model.values.data() + p.offset + size_t(r) * p.stride, error)) return false;
+    for (int r = 0; r < p.spec.rows; r++) {
+      float* const row = model.values.data() + p.offset + size_t(r) * p.stride;
+      if (!read(p.spec, r, 1, row, error)) return false;
+      for (int k = 0; k < p.spec.cols; k++)
+        if (!std::isfinite(row[k]))
+          return fail(error, {path, ": ", p.spec.name, ": row ", r, ": expected finite numbers, found ", row[k]});
+    }
   return true;
 }
 

@@ -46,8 +46,10 @@ class Training {
  private:
   const char* unit() const { return t_.architecture->unit(); }
 
-  // Bits per character of the validation texts, of their loss in nats.
-  double bits_of(double sum) const { return sum / 0.69314718055994531 / double(t_.valid.bytes); }
+  // Bits per character of the validation texts, of their loss in nats; 0 if they have no characters, as empty replies.
+  double bits_of(double sum) const {
+    return t_.valid.bytes > 0 ? sum / 0.69314718055994531 / double(t_.valid.bytes) : 0;
+  }
 
   // Whether the validation after this step is to be done.
   bool validation_due() const {
@@ -84,10 +86,6 @@ class Training {
   void check_finite(double loss) {
     if (std::isfinite(loss)) return;
     line_.clear();
-    if (progress_.step == 0 && !o_.init.empty())
-      throw Failure{1, o_.init +
-                           ": the loss of this model is not finite before the training; the file is damaged, or " +
-                           "the model cannot process this text: see --selftest and --perplexity of run"};
     throw Failure{1, "the loss is not finite after step " + std::to_string(progress_.step) +
                          "; start again with --lr below " + std::to_string(plan_.rate) + " (" + o_.checkpoint +
                          " has the state after step " + std::to_string(saved_step_) + ")"};
@@ -157,12 +155,15 @@ class Training {
   // sum: the loss of the validation texts, nats.
   void report(LossRow& row, double sum) {
     row.validation = sum / double(count_targets(t_.validation));
-    row.bits_per_character = progress_.bits = bits_of(sum);
+    progress_.bits = bits_of(sum);
+    char bits[80] = "";
+    if (t_.valid.bytes > 0) {
+      row.bits_per_character = progress_.bits;
+      std::snprintf(bits, sizeof bits, ", %.4f bits per character (byte of UTF-8)", progress_.bits);
+    }
     line_.clear();
-    std::fprintf(stderr,
-                 "train: step %lld: validation %.4f nats per %s, %.4f bits per character (byte of UTF-8); training "
-                 "%.4f\n",
-                 static_cast<long long>(progress_.step), row.validation, unit(), row.bits_per_character, row.train);
+    std::fprintf(stderr, "train: step %lld: validation %.4f nats per %s%s; training %.4f\n",
+                 static_cast<long long>(progress_.step), row.validation, unit(), bits, row.train);
     if (t_.stored) print_agreement();
     if (plan_.keep_best && (progress_.best_step == 0 || row.validation < progress_.best_loss)) keep(row.validation);
   }

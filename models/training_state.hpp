@@ -148,21 +148,21 @@ struct FieldWriter {
   }
 };
 
-// Reads a field. False with `error` set if it is not in its range.
-struct FieldReader {
-  ByteReader& in;
+// The type of a field in the file.
+template <class T> using StoredField = std::conditional_t<std::is_floating_point_v<T>, double, int64_t>;
+
+// Checks a field. False with `error` set if it is not in its range.
+struct FieldChecker {
   const std::string& path;
   std::string& error;
 
-  template <class T, class Low, class High> bool operator()(const char* name, T& value, Low low, High high) const {
-    using Stored = std::conditional_t<std::is_floating_point_v<T>, double, int64_t>;
-    const Stored stored = in.get<Stored>();
-    if (!in.ok) return fail(error, {path, ": ", name, ": truncated"});
-    if (!(stored >= Stored(low) && stored <= Stored(high)))
-      return fail(error, {path, ": ", name, ": expected ", text(Stored(low)), " to ", text(Stored(high)), ", found ",
-                          text(stored)});
-    value = static_cast<T>(stored);
-    return true;
+  template <class T, class Low, class High>
+  bool operator()(const char* name, const T& value, Low low, High high) const {
+    using Stored = StoredField<T>;
+    const Stored stored = Stored(value);
+    return (stored >= Stored(low) && stored <= Stored(high)) ||
+           fail(error, {path, ": ", name, ": expected ", text(Stored(low)), " to ", text(Stored(high)), ", found ",
+                        text(stored)});
   }
 
  private:
@@ -171,6 +171,21 @@ struct FieldReader {
     char digits[32];
     std::snprintf(digits, sizeof digits, "%g", number);
     return digits;
+  }
+};
+
+// Reads a field and checks it.
+struct FieldReader {
+  ByteReader& in;
+  const std::string& path;
+  std::string& error;
+
+  template <class T, class Low, class High> bool operator()(const char* name, T& value, Low low, High high) const {
+    const StoredField<T> stored = in.get<StoredField<T>>();
+    if (!in.ok) return fail(error, {path, ": ", name, ": truncated"});
+    if (!FieldChecker{path, error}(name, stored, low, high)) return false;
+    value = static_cast<T>(stored);
+    return true;
   }
 };
 
@@ -230,10 +245,30 @@ class HashedFile {
   std::string rest_;  // less than a stripe
 };
 
+// Checks that the numbers of an array, little-endian, are finite.
+inline bool check_finite(const std::string& path, std::string_view numbers, std::string& error) {
+  for (size_t at = 0; at < numbers.size(); at += sizeof(float))
+    if (const float x = load<float>(numbers.data() + at); !std::isfinite(x))
+      return fail(error, {path, ": weights: expected finite numbers, found ", x});
+  return true;
+}
+
+// Checks what CheckpointFile::read() would refuse, so that the state of a training that has diverged does not replace a
+// good one.
+inline bool check_state(const std::string& path, TrainPlan plan, TrainProgress progress, const LearnedWeights& model,
+                        const Trainer& trainer, std::string& error) {
+  const FieldChecker field{path, error};
+  if (!for_each_field(plan, field) || !for_each_field(progress, plan, field)) return false;
+  for (const Floats* f : arrays_of(model, trainer))
+    if (!check_finite(path, {reinterpret_cast<const char*>(f->data()), f->size() * sizeof(float)}, error)) return false;
+  return true;
+}
+
 // Writes a checkpoint, little-endian: checkpoint_head(), the arrays, and XXH64 of all the bytes before.
 inline bool write_checkpoint(const std::string& path, const TrainPlan& plan, const TrainProgress& progress,
                              const ModelTexts& texts, const LearnedWeights& model, const Trainer& trainer,
                              std::string& error) {
+  if (!check_state(path, plan, progress, model, trainer, error)) return false;
   const ByteWriter head = checkpoint_head(plan, progress, texts);
   HashedFile file;
   if (!file.open(path)) return fail(error, file.error());
@@ -302,9 +337,7 @@ struct CheckpointFile {
     const uint64_t expected = array_bytes();
     if (found.size() != expected)
       return fail(error, {path, ": expected ", expected, " bytes of weights, found ", found.size()});
-    for (size_t at = 0; at < found.size(); at += sizeof(float))
-      if (!std::isfinite(load<float>(found.data() + at)))
-        return fail(error, {path, ": weights: expected finite numbers, found ", load<float>(found.data() + at)});
+    if (!check_finite(path, found, error)) return false;
     arrays = found;
     return true;
   }

@@ -25,9 +25,9 @@ OwnText text_of_ids(const std::vector<int>& ids) {
 
 const OwnTextSource kSource = {50, 0x1234567890abcdef, 9, 4};
 
-void write_texts(const std::string& path, const std::vector<OwnText>& texts) {
+void write_texts(const std::string& path, const std::vector<OwnText>& texts, const OwnTextSource& source = kSource) {
   OwnTextFile file;
-  ASSERT_TRUE(file.open(path, &kSource)) << file.error;
+  ASSERT_TRUE(file.open(path, &source)) << file.error;
   for (const OwnText& text : texts) ASSERT_TRUE(file.append(text)) << file.error;
 }
 
@@ -492,6 +492,43 @@ TEST(TrainDraft, RejectsBadInput) {
   expect_failed(with_messages(other.path(), lengthy, {"--own-text", t.file("l.own")}), 1,
                 {"l.txt: expected messages of fewer than 100 tokens, found"});
   EXPECT_EQ(t.list().find("d.bin\n"), std::string::npos) << t.list();
+}
+
+// The last text, which is for validation, has rare tokens only, none of which counts.
+TEST(TrainDraft, TrainsWithoutValidationIfNoTokenOfItCounts) {
+  const TemporaryFolder t;
+  const RandomTeacher teacher(false);
+  std::vector<OwnText> texts;
+  for (int i = 0; i < 60; i++) {
+    std::vector<int> ids;
+    for (int k = 0; k < 20; k++) ids.push_back(10 * (1 + (i + k) % 3));
+    texts.push_back(text_of_ids(ids));
+  }
+  OwnText rare = {{100, {}}};
+  for (int id = 101; id < 120; id++) rare.push_back({id, {{id, 1}}});
+  texts.push_back(rare);
+  write_texts(t.file("a.own"), texts, teacher.source());
+  const std::vector<std::string> args = {"--teacher",    teacher.path(),
+                                         "--own-text",   t.file("a.own"),
+                                         "--own-tokens", "1220",
+                                         "--dim",        "16",
+                                         "--layers",     "1",
+                                         "--ctx",        "32",
+                                         "--batch",      "2",
+                                         "--steps",      "4",
+                                         "--every",      "2",
+                                         "-o",           t.file("d.bin")};
+  const ProgramResult r = train(args);
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_EQ(r.err.find("nan"), std::string::npos) << r.err;
+  CheckpointFile file;
+  std::string error;
+  EXPECT_TRUE(file.read(t.file("d.bin.checkpoint"), error)) << error;
+  Model draft;
+  ASSERT_TRUE(draft.open(t.file("d.bin").c_str())) << draft.error;
+  EXPECT_EQ(draft.provenance().find("it has not seen"), std::string::npos) << draft.provenance();
+  expect_failed(train(args + std::vector<std::string>{"--keep", "best"}), 2,
+                {"--keep best: requires validation texts; give more --own-tokens"});
 }
 
 TEST(TrainDraft, RejectsMegabyteTeacher) {

@@ -362,6 +362,27 @@ TEST(TrainInit, KeepsChatTemplateStopIdsLicenceAndName) {
   }
 }
 
+// An empty reply has tokens that count, but no characters.
+TEST(TrainInit, WritesReadableCheckpointsIfValidationRepliesAreEmpty) {
+  const TemporaryFolder t;
+  const std::string base = base_model(t, Type::f32, "base.bin"), data = t.write("q.jsonl", questions(60));
+  const std::string empty = t.write("e.jsonl", R"({"messages": [{"role": "user", "content": "a ball"}, )"
+                                               R"({"role": "assistant", "content": ""}]})");
+  const ProgramResult r = train({data, "--valid", empty, "--init", base, "--ctx", "64", "--batch", "2", "--steps", "4",
+                                 "--every", "2", "-o", t.file("a.bin")});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find(" nats per token; training "), std::string::npos) << r.err;
+  CheckpointFile file;
+  std::string error;
+  EXPECT_TRUE(file.read(t.file("a.bin.checkpoint"), error)) << error;
+  Model model;
+  ASSERT_TRUE(model.open(t.file("a.bin").c_str())) << model.error;
+  EXPECT_EQ(model.provenance().find("bits a character"), std::string::npos) << model.provenance();
+  expect_failed(train({data, "-o", t.file("a.bin"), "--resume"}), 1,
+                {"is of a training on other texts; give the same text, and --valid if it was given"});
+  EXPECT_EQ(train({data, "--valid", empty, "-o", t.file("a.bin"), "--resume"}).status, 0);
+}
+
 // Without BOS nothing predicts the first token of a story: neither it nor its bytes count.
 TEST(TokenText, CountsTheBytesOfPredictedTokens) {
   const std::string story = "Once upon a time there was a child";

@@ -348,6 +348,25 @@ TEST(TrainCheckpoint, RejectsDamagedFile) {
   }
 }
 
+// The state of a training that has diverged: the file could not be resumed.
+TEST(TrainCheckpoint, IsNotReplacedByAStateThatCannotBeRead) {
+  const TemporaryFolder t;
+  const TrainPlan plan = small_plan(odd_config(true, 2));
+  TrainModel m(plan.config);
+  Trainer trainer(m, 1, 8, best());
+  std::string error;
+  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error)) << error;
+  const std::string good = read_file(t.file("c"));
+  TrainProgress progress;
+  progress.bits = INFINITY;
+  EXPECT_FALSE(write_checkpoint(t.file("c"), plan, progress, {"blob"}, m, trainer, error));
+  EXPECT_EQ(error, t.file("c") + ": bits per character: expected -1e+300 to 1e+300, found inf");
+  m.values[5] = NAN;
+  EXPECT_FALSE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error));
+  EXPECT_EQ(error, t.file("c") + ": weights: expected finite numbers, found nan");
+  EXPECT_TRUE(read_file(t.file("c")) == good);
+}
+
 // The fields of a checkpoint in the order of the file.
 struct Field {
   std::string name;
