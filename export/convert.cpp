@@ -173,8 +173,6 @@ Arguments parse(int argc, char** argv) {
 
 Type type_of(const std::string& name) { return name == "f32" ? Type::f32 : name == "q8" ? Type::q8 : Type::q4; }
 
-constexpr char kOutline[] = "none, an outline of a ";
-
 /// How the weights are stored, for the model's provenance.
 std::string quantization(const Arguments& a) {
   if (a.outline) return kOutline + a.type + " file";
@@ -333,6 +331,7 @@ void convert_model(const Arguments& a, const Model& model) {
   for (const auto& [name, given] :
        {std::pair{"--template", !a.chat_template.empty()}, {"--tokenizer", !a.tokenizer.empty()}})
     if (given) throw Failure{2, name + (": not valid for " + a.model) + ", a model file that has its own"};
+  if (std::string error; !check_has_weights(model, a.model, error)) throw Failure{1, error};
   const std::vector<LoraAdapter> adapters = open_adapters(a, model.config, false);
   if (std::string error; !adapters.empty() && !check_adapters_allowed(model, error))
     throw Failure{2, "--lora: not valid for " + a.model + ": " + error};
@@ -347,8 +346,6 @@ void convert_model(const Arguments& a, const Model& model) {
   std::istringstream lines{std::string(model.provenance())};
   lines.exceptions(std::ios::badbit);  // a failed allocation is thrown, and is not the end of the lines
   for (std::string text; std::getline(lines, text);) {
-    if (text.rfind(std::string("weights: ") + kOutline, 0) == 0)
-      throw Failure{1, a.model + ": a file without weights (--outline); convert the checkpoint that it was made from"};
     if (text.rfind("weights: ", 0) != 0) parts.provenance += one_line(text) + "\n";
   }
   for (const LoraAdapter& adapter : adapters) parts.provenance += provenance_line("lora", adapter.description());

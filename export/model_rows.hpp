@@ -1,5 +1,5 @@
 // model_rows.hpp: reads the weights of a model file of type f32 row by row, the inverse of the panel layout that
-// model_writer.hpp writes.
+// model_writer.hpp writes; and which model files have weights.
 #pragma once
 
 #include <map>
@@ -22,6 +22,16 @@ inline std::vector<std::pair<TensorSpec, const Tensor*>> tensors_of(const Model&
   all[i++].second = &model.final_norm;
   all[i].second = &model.output;
   return all;
+}
+
+/// How the value of "weights" begins in the provenance of a file that has none (convert --outline).
+inline constexpr char kOutline[] = "none, an outline of a ";
+
+/// Checks that a model file is not an outline. path: its name, for the message.
+inline bool check_has_weights(const ModelFile& model, const std::string& path, std::string& error) {
+  const std::string lines = "\n" + std::string(model.provenance());
+  return lines.find(std::string("\nweights: ") + kOutline) == std::string::npos ||
+         fail(error, {path, ": a file without weights (--outline); convert the checkpoint that it was made from"});
 }
 
 /// Reads rows of a model of type f32 (Model::all_f32), which must stay open.

@@ -8,6 +8,7 @@
 
 #include "../export/input_file.hpp"
 #include "../export/memory.hpp"
+#include "../export/model_rows.hpp"
 #include "llama_train.hpp"
 
 namespace pocket {
@@ -26,9 +27,8 @@ class ModelTeacher : public Teacher {
   std::string error;  // why open() or start() failed
 
   bool open(const std::string& path) {
-    if (model_.open(path.c_str())) return true;
-    error = model_.error;
-    return false;
+    if (!model_.open(path.c_str())) return fail(error, model_.error);
+    return check_has_weights(model_, path, error);
   }
 
   // After open(): creates a session for each thread, for windows of at most `tokens` tokens.

@@ -111,7 +111,9 @@ class TrainingSetup {
   }
 
   void open_init() {
-    if (!o.init.empty() && !init->open(o.init.c_str())) throw Failure{1, init->error};
+    if (o.init.empty()) return;
+    if (!init->open(o.init.c_str())) throw Failure{1, init->error};
+    if (std::string error; !check_has_weights(*init, o.init, error)) throw Failure{1, error};
   }
 
   // The frozen model of an adapter, which the checkpoint does not contain.

@@ -74,6 +74,20 @@ TEST(Train, DefaultVocabularyHasRoomForTheCharactersOfTheText) {
   EXPECT_NE(r.err.find("trained a vocabulary of "), std::string::npos) << r.err;
 }
 
+// A model file without weights, which cannot be trained, nor teach.
+TEST(Train, RejectsOutlineAsInput) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), outline = t.file("m.bin"), o = t.file("o");
+  ASSERT_EQ(run_program({POCKET_CONVERT, "--random", "tiny", "--type", "f32", "--outline", "-o", outline}).status, 0);
+  const std::vector<std::vector<std::string>> all = {{text, "--init", outline},
+                                                     {text, "--init", outline, "--lora-rank", "2"},
+                                                     {text, "--teacher", outline},
+                                                     {"--teacher", outline}};
+  for (const auto& args : all)
+    expect_failed(train(args + std::vector<std::string>{"-o", o}), 1, {"m.bin: a file without weights (--outline)"});
+  EXPECT_EQ(t.list(), "m.bin\ns.txt\n");
+}
+
 // A text that does not fit in memory with its tokens is refused before it is read. The file is sparse.
 TEST(Train, RefusesATextTooLargeForTheMemory) {
   const TemporaryFolder t;
