@@ -35,7 +35,8 @@ inline std::string read_stories(const std::string& path) {
   return text;
 }
 
-// Moves the last fiftieth of the stories, or of a text that is one story, to the validation part.
+// Moves the last fiftieth of the stories, or of a text that is one story, to the validation part. One story is divided
+// at the first space or line break there, or, in a text without, between two characters.
 inline void hold_back(Texts& t) {
   if (t.train.size() > 1) {
     const size_t n = std::min<size_t>(std::max<size_t>(t.train.size() / 50, 1), 1000);
@@ -44,9 +45,12 @@ inline void hold_back(Texts& t) {
     return;
   }
   std::string_view& all = t.train[0];
-  const size_t cut = all.find(' ', all.size() - all.size() / 50);
-  if (cut == all.npos) return;
-  t.valid = {all.substr(cut + 1)};
+  size_t cut = all.size() - all.size() / 50;
+  while (cut < all.size() && (all[cut] & 0xC0) == 0x80) cut++;  // within a character of UTF-8
+  const size_t space = all.find_first_of(" \n", cut);
+  if (space != all.npos) cut = space;
+  if (cut == all.size()) return;
+  t.valid = {all.substr(space == all.npos ? cut : cut + 1)};
   all = all.substr(0, cut);
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "../../export/program.hpp"
+#include "../../models/train_texts.hpp"
 #include "../../models/training_state.hpp"
 #include "../support/test_data.hpp"
 #include "../support/train_program.hpp"
@@ -72,6 +73,34 @@ TEST(Train, DefaultVocabularyHasRoomForTheCharactersOfTheText) {
                                  "32", "--batch", "4", "--threads", "1", "--steps", "2"});
   EXPECT_EQ(r.status, 0) << r.err;
   EXPECT_NE(r.err.find("trained a vocabulary of "), std::string::npos) << r.err;
+}
+
+// As in Chinese and Japanese.
+TEST(Train, HoldsBackPartOfATextWithoutSpaces) {
+  const TemporaryFolder t;
+  tiny::Random random(1);
+  std::string text;
+  for (int i = 0; i < 4000; i++) {
+    const int code = 0x4E00 + random.below(60);
+    text += {char(0xE0 | code >> 12), char(0x80 | (code >> 6 & 63)), char(0x80 | (code & 63))};
+  }
+  TrainOptions o;
+  for (const std::string& more : {text, "a" + text, "ab" + text}) {
+    o.model = t.write("s.txt", more);
+    const Texts texts = read_texts(o);
+    ASSERT_EQ(texts.valid.size(), 1u);
+    EXPECT_EQ(std::string(texts.train[0]) + std::string(texts.valid[0]), more);
+    EXPECT_NE(texts.valid[0][0] & 0xC0, 0x80) << "within a character";
+    EXPECT_NEAR(double(texts.valid[0].size()), double(more.size()) / 50, 3);
+  }
+  for (const std::string space : {" ", "\n"}) {
+    o.model = t.write("s.txt", text + space + text.substr(0, 30));
+    EXPECT_EQ(read_texts(o).valid[0], text.substr(0, 30));
+  }
+  const ProgramResult r =
+      train(tiny_shape() + std::vector<std::string>{o.model, "-o", t.file("a.bin"), "--steps", "2"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_LT(last_bits(r.err), 10) << r.err;
 }
 
 // A model file without weights, which cannot be trained, nor teach.
