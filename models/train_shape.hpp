@@ -71,7 +71,7 @@ inline Config llama_shape(const TrainOptions& o, const TextSize& size, int vocab
   c.n_layers = o.layers ? o.layers : size.layers;
   c.n_heads = train_detail::heads_for(o, c.dim);
   c.n_kv_heads = o.kv_heads ? o.kv_heads : c.n_heads % 2 ? c.n_heads : c.n_heads / 2;
-  c.hidden_dim = o.hidden ? o.hidden : int((int64_t(c.dim) * 8 / 3 + 8) / 16 * 16);
+  c.hidden_dim = o.hidden ? o.hidden : std::max(16, int((int64_t(c.dim) * 8 / 3 + 8) / 16 * 16));
   c.head_dim = c.dim / c.n_heads;
   c.vocab_size = vocab_size;
   c.max_seq_len = o.context;

@@ -117,6 +117,14 @@ TEST(Train, RejectsOutlineAsInput) {
   EXPECT_EQ(t.list(), "m.bin\ns.txt\n");
 }
 
+TEST(Train, WidthMayBeAsSmallAsTwo) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60));
+  const ProgramResult r =
+      train(tiny_shape() + std::vector<std::string>{text, "--dim", "2", "--steps", "2", "-o", t.file("a.bin")});
+  EXPECT_EQ(r.status, 0) << r.err;
+}
+
 // A text that does not fit in memory with its tokens is refused before it is read. The file is sparse.
 TEST(Train, RefusesATextTooLargeForTheMemory) {
   const TemporaryFolder t;
