@@ -189,13 +189,13 @@ inline void check_fixed(const TrainOptions& o, const std::vector<std::string>& g
   for (const std::string& name : given) {
     if (o.resume && name == "--init") continue;
     if (o.resume &&
-        is_one_of(name, {"--arch",           "--dim",          "--layers",       "--heads",      "--kv-heads",
-                         "--hidden",         "--ctx",          "--vocab",        "--tokenizer",  "--patch",
-                         "--local-dim",      "--local-layers", "--local-hidden", "--steps",      "--minutes",
-                         "--batch",          "--lr",           "--decay",        "--optimizer",  "--seed",
-                         "--every",          "--instruct",     "--lora-rank",    "--lora-alpha", "--lora-targets",
-                         "--teacher-weight", "--temperature",  "--own-tokens",   "--loss-on",    "--label-smoothing",
-                         "--dropout",        "--keep"}))
+        is_one_of(name, {"--arch",           "--dim",          "--layers",         "--heads",      "--kv-heads",
+                         "--hidden",         "--ctx",          "--vocab",          "--tokenizer",  "--patch",
+                         "--local-dim",      "--local-layers", "--local-hidden",   "--steps",      "--minutes",
+                         "--batch",          "--lr",           "--decay",          "--optimizer",  "--seed",
+                         "--every",          "--instruct",     "--lora-rank",      "--lora-alpha", "--lora-targets",
+                         "--teacher-weight", "--temperature",  "--own-tokens",     "--messages",   "--loss-on",
+                         "--dropout",        "--keep",         "--label-smoothing"}))
       throw Failure{2, name + ": is not valid with --resume, which keeps the earlier value"};
     if (!o.init.empty() &&
         is_one_of(name, {"--dim", "--layers", "--heads", "--kv-heads", "--hidden", "--vocab", "--tokenizer"}))

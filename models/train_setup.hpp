@@ -188,9 +188,11 @@ class TrainingSetup {
     const bool begun = exists(o.own_text);
     if (begun && !own_text.read(o.own_text, source)) throw Failure{1, own_text.error};
     const bool complete = own_text.count_tokens() >= o.own_tokens;
+    const std::string others = own_text.source.messages ? "other" : "no";
     if (begun && !complete && own_text.source.messages != messages.hash)
-      throw Failure{1, o.own_text + ": was begun with " + (own_text.source.messages ? "other" : "no") +
-                           " --messages; to continue, give the same"};
+      throw Failure{1, o.own_text + ": was begun with " + others + " --messages; to continue, give the same"};
+    if (begun && !o.messages.empty() && own_text.source.messages != messages.hash)
+      throw Failure{1, o.own_text + ": was written with " + others + " --messages; give another --own-text"};
     const TextSource writer(teacher->model(), tokenizer, begun ? own_text.source.seed : source.seed, messages);
     if (!own_text.open(o.own_text, begun ? nullptr : &source)) throw Failure{1, own_text.error};
     if (!complete) OwnTextWriter(writer, own_text, o.threads).write(o.own_tokens);

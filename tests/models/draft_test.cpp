@@ -488,6 +488,9 @@ TEST(TrainDraft, RejectsBadInput) {
   expect_failed(with_messages(other.path(), t.file("none.txt"), {}), 1, {"none.txt"});
   expect_failed(with_messages(other.path(), messages, {"--own-text", t.write("c.own", read_file(t.file("d.bin.own")))}),
                 1, {"c.own: was begun with no --messages; to continue, give the same"});
+  expect_failed(with_messages(other.path(), messages, {"--own-text", t.file("c.own"), "--own-tokens", "1000"}), 1,
+                {"c.own: was written with no --messages; give another --own-text"});
+  expect_failed(with_messages(other.path(), messages, {"--resume"}), 2, {"--messages: is not valid with --resume"});
   const std::string lengthy = t.write("l.txt", std::string(5000, 'x'));
   expect_failed(with_messages(other.path(), lengthy, {"--own-text", t.file("l.own")}), 1,
                 {"l.txt: expected messages of fewer than 100 tokens, found"});
