@@ -66,11 +66,13 @@ class TrainingSetup {
     if (!good) throw Failure{1, error};
   }
 
-  // Refuses to replace the checkpoint of an interrupted training.
+  // Refuses to replace the checkpoint of an interrupted training, and any file that is not a checkpoint.
   void keep_unfinished() const {
     CheckpointFile file;
     std::string error;
-    if (!exists(o.checkpoint) || !file.read(o.checkpoint, error)) return;
+    if (!exists(o.checkpoint)) return;
+    if (!file.read(o.checkpoint, error))
+      throw Failure{1, error + "; to start a new training, delete the file or give another --checkpoint"};
     const int64_t step = file.progress.step, steps = file.plan.steps;
     if (step > 0 && step < steps)
       throw Failure{1, o.checkpoint + ": has the state of a training after step " + std::to_string(step) + " of " +

@@ -225,8 +225,11 @@ TEST(Train, KeepsTheCheckpointOfAnInterruptedTraining) {
   t.write("a.bin.checkpoint", interrupted);
   expect_failed(train(args), 1, {"a.bin.checkpoint: has the state of a training after step 20 of 30", "--resume"});
   EXPECT_TRUE(read_file(t.file("a.bin.checkpoint")) == interrupted);
-  t.write("a.bin.checkpoint", "no checkpoint");
-  EXPECT_EQ(train(args).status, 0);
+  for (const std::string& other : {std::string("notes"), interrupted.substr(0, interrupted.size() / 2)}) {
+    t.write("a.bin.checkpoint", other);
+    expect_failed(train(args), 1, {"a.bin.checkpoint: ", "to start a new training, delete the file or give another"});
+    EXPECT_TRUE(read_file(t.file("a.bin.checkpoint")) == other);
+  }
 }
 
 // The bits per character in the model file are those of its weights, not of the last validation.
@@ -341,12 +344,17 @@ TEST(Train, KeepsModeOfReplacedFiles) {
   const TemporaryFolder t;
   const std::string text = t.write("s.txt", pattern_stories(60));
   const std::vector<std::string> files = {"o.bin", "o.bin.checkpoint", "o.loss.csv", "o.loss.svg"};
-  for (const std::string& name : files)
-    std::filesystem::permissions(t.write(name, "old"), std::filesystem::perms(0600));
-  ASSERT_EQ(train(tiny_shape() + std::vector<std::string>{text, "--steps", "2", "-o", t.file("o.bin")}).status, 0);
+  const auto args = tiny_shape() + std::vector<std::string>{text, "-o", t.file("o.bin")};
+  ASSERT_EQ(train(args + std::vector<std::string>{"--steps", "2"}).status, 0);
+  std::vector<std::string> old;
   for (const std::string& name : files) {
-    EXPECT_EQ(std::filesystem::status(t.file(name)).permissions(), std::filesystem::perms(0600)) << name;
-    EXPECT_NE(read_file(t.file(name)), "old") << name;
+    std::filesystem::permissions(t.file(name), std::filesystem::perms(0600));
+    old.push_back(read_file(t.file(name)));
+  }
+  ASSERT_EQ(train(args + std::vector<std::string>{"--steps", "3"}).status, 0);
+  for (size_t i = 0; i < files.size(); i++) {
+    EXPECT_EQ(std::filesystem::status(t.file(files[i])).permissions(), std::filesystem::perms(0600)) << files[i];
+    EXPECT_FALSE(read_file(t.file(files[i])) == old[i]) << files[i];
   }
 }
 
