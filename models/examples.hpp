@@ -18,16 +18,20 @@
 
 namespace pocket {
 
-// Whether the name of a text is that of JSON Lines.
-inline bool has_examples(const std::string& path) {
+// Whether the name of a text is that of JSON Lines, in upper or lower case.
+inline bool has_examples(std::string path) {
+  for (char& c : path)
+    if (c >= 'A' && c <= 'Z') c = char(c + ('a' - 'A'));
   for (const std::string end : {".jsonl", ".ndjson"})
     if (path.size() > end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0) return true;
   return false;
 }
 
-// The lines of a text that are not blank, with their numbers, from 1.
+// The lines of a file that are not blank, with their numbers, from 1. A byte order mark is left out.
 inline std::vector<std::pair<std::string_view, size_t>> numbered_lines(std::string_view text) {
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
   std::vector<std::pair<std::string_view, size_t>> lines;
+  if (text.substr(0, kByteOrderMark.size()) == kByteOrderMark) text.remove_prefix(kByteOrderMark.size());
   for (size_t number = 1; !text.empty(); number++) {
     const size_t end = std::min(text.find('\n'), text.size());
     const std::string_view line = text.substr(0, end);

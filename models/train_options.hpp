@@ -250,6 +250,8 @@ inline void check_example_options(const TrainOptions& o, const std::vector<std::
   }
   if (examples && !o.valid.empty() && !has_examples(o.valid))
     throw Failure{2, "--valid: expected examples, in a file whose name ends in .jsonl, found " + o.valid};
+  if (!examples && has_examples(o.valid))
+    throw Failure{2, "--valid: expected stories, as for the training, found examples: " + o.valid};
 }
 
 inline std::string train_kernel_names() {

@@ -534,6 +534,14 @@ TEST(TrainLora, NoticesDivergenceOfTheLastStepWithoutValidation) {
   EXPECT_EQ(train(args).status, 0);
 }
 
+TEST(Examples, LinesBeginAfterAByteOrderMark) {
+  const auto lines = numbered_lines("\xEF\xBB\xBF{}\n\n[]\n");
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0].first, "{}");
+  EXPECT_EQ(lines[0].second, 1u);
+  EXPECT_EQ(lines[1].second, 3u);
+}
+
 TEST(Examples, ReportsInvalidOnesByLine) {
   const TemporaryFolder t;
   const std::string base = base_model(t, Type::q8, "base.bin"), good = R"({"prompt": "One", "completion": " day"})";

@@ -563,9 +563,13 @@ TEST(Train, ReportsWrongUsage) {
       {1, {text, "-o", o, "--resume"}, {"o.bin.checkpoint: No such file"}},
       {1, {text, "-o", o, "--resume", "--checkpoint", t.file("white")}, {"white: is not a checkpoint of models/train"}},
       {1, {text, "-o", o, "--init", text}, {"s.txt"}},
+      {2,
+       {text, "-o", o, "--valid", t.write("e.jsonl", "")},
+       {"--valid: expected stories", "found examples: ", "e.jsonl"}},
+      {1, {t.write("F.JSONL", ""), "-o", o}, {"F.JSONL: expected examples, one JSON object per line, found none"}},
   };
   for (const auto& c : cases) expect_failed(train(c.args), c.status, c.words);
-  EXPECT_EQ(t.list(), "bytes\nempty\ns.txt\nwhite\n");
+  EXPECT_EQ(t.list(), "F.JSONL\nbytes\ne.jsonl\nempty\ns.txt\nwhite\n");
 }
 
 TEST(Train, ReportsMissingFolderBeforeTraining) {
