@@ -14,7 +14,7 @@
 
 namespace pocket {
 
-// The options as given, with defaults where the default does not depend on the text. 0 and "": not given.
+// The options as given, with defaults where these do not depend on the text or on a model. 0 and "": not given.
 struct TrainOptions {
   std::string model;  // the text; parse_options() calls the first argument so
   std::string output, type = "q8", tokenizer, valid, init, checkpoint, prompt = "Once upon a time", licence, kernel;
@@ -60,7 +60,8 @@ inline const Option<TrainOptions> kTrainOptions[] = {
     {"", "--kv-heads", "N", "key/value heads [half of the query heads]", &TrainOptions::kv_heads, 1, 1 << 10},
     {"", "--hidden", "N", "width of the feed-forward block [8/3 of the width; megabyte: 4 times the width]",
      &TrainOptions::hidden, 1, 1 << 20},
-    {"", "--ctx", "N", "context in tokens [256; megabyte: 1024 bytes]", &TrainOptions::context, 2, 1 << 16},
+    {"", "--ctx", "N", "context in tokens [256, at most that of --init and --teacher; megabyte: 1024 bytes]",
+     &TrainOptions::context, 2, 1 << 16},
     {"", "--vocab", "N", "size of the vocabulary, which is trained first [depends on the length of the text]",
      &TrainOptions::vocab, 1, 1 << 20},
     {"-z", "--tokenizer", "FILE", "use this vocabulary instead, a SentencePiece .model", &TrainOptions::tokenizer},
@@ -286,7 +287,7 @@ inline TrainOptions parse_train_options(int argc, char** argv) {
   check_example_options(o, given);
   if (!o.kernels())
     throw Failure{2, "--kernel: '" + o.kernel + "' is not supported by this CPU; available: " + train_kernel_names()};
-  if (o.context == 0) o.context = o.megabyte() ? round_up(1024, o.patch ? o.patch : 4) : 256;
+  if (o.context == 0 && o.megabyte()) o.context = round_up(1024, o.patch ? o.patch : 4);
   if (o.share < 0) o.share = o.draft() ? 1 : 0.5f;
   if (o.own_text.empty()) o.own_text = o.output + ".own";
   if (o.checkpoint.empty()) o.checkpoint = o.output + ".checkpoint";

@@ -231,17 +231,26 @@ class TrainingSetup {
   void plan_shape(size_t characters) {
     const TextSize size = o.draft() ? kDraftSize : size_for(characters);
     plan.architecture = o.megabyte() ? kMegabyte : kLlama;
+    plan.context = o.context ? o.context : default_context();
     if (o.megabyte())
       plan.megabyte = megabyte_shape(o, size);
+    else if (o.init.empty())
+      plan.config = llama_shape(o, size, o.draft() ? draft_vocabulary.size() : tokenizer.size(), plan.context);
     else
-      plan.config =
-          o.init.empty() ? llama_shape(o, size, o.draft() ? draft_vocabulary.size() : tokenizer.size()) : init->config;
+      plan.config = init->config;
     if (std::string error; !check_trainable(plan.config, o.init, error)) throw Failure{1, error};
-    plan.context = o.context;
     plan.batch = o.batch;
     if (!o.init.empty() && plan.context > plan.config.max_seq_len)
       throw Failure{2, "--ctx: expected at most " + std::to_string(plan.config.max_seq_len) +
                            ", the context of the model, found " + std::to_string(plan.context)};
+  }
+
+  // The context of a Llama without --ctx.
+  int default_context() const {
+    int context = 256;
+    if (!o.init.empty()) context = std::min(context, init->config.max_seq_len);
+    if (teacher) context = std::min(context, teacher->model().config.max_seq_len);
+    return context;
   }
 
   void open_texts(const Texts& stories) {

@@ -65,7 +65,7 @@ template <class AnyConfig> void check_shape(const AnyConfig& c) {
 }  // namespace train_detail
 
 // The shape of a new Llama.
-inline Config llama_shape(const TrainOptions& o, const TextSize& size, int vocab_size) {
+inline Config llama_shape(const TrainOptions& o, const TextSize& size, int vocab_size, int context) {
   Config c;
   c.dim = o.dim ? o.dim : size.dim;
   c.n_layers = o.layers ? o.layers : size.layers;
@@ -74,7 +74,7 @@ inline Config llama_shape(const TrainOptions& o, const TextSize& size, int vocab
   c.hidden_dim = o.hidden ? o.hidden : std::max(16, int((int64_t(c.dim) * 8 / 3 + 8) / 16 * 16));
   c.head_dim = c.dim / c.n_heads;
   c.vocab_size = vocab_size;
-  c.max_seq_len = o.context;
+  c.max_seq_len = context;
   c.tied = true;
   train_detail::check_shape(c);
   return c;

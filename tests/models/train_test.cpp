@@ -185,6 +185,18 @@ std::string f32_model(const TemporaryFolder& t, const std::string& text, const s
   return t.file("base.bin");
 }
 
+TEST(Train, DefaultContextIsAtMostThatOfTheModels) {
+  const TemporaryFolder t;
+  const std::string text = t.write("s.txt", pattern_stories(60)), base = f32_model(t, text);
+  for (const std::string from : {"--init", "--teacher"}) {
+    std::vector<std::string> args = {text, from, base, "--batch", "4", "--steps", "2", "-o", t.file("a.bin")};
+    if (from == "--teacher") args = args + std::vector<std::string>{"--dim", "16", "--layers", "1"};
+    const ProgramResult r = train(args);
+    ASSERT_EQ(r.status, 0) << r.err;
+    EXPECT_NE(r.err.find(" --ctx 32\n"), std::string::npos) << r.err;
+  }
+}
+
 // The adapter is the same for any number of threads and kernel and when resumed; merged, it has the same loss.
 // Interrupted during the validation after step 20: the checkpoint has the step, but not its validation.
 TEST(Train, RepeatsInterruptedValidation) {
