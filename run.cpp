@@ -1704,7 +1704,7 @@ inline std::vector<TensorSpec> tensor_specs(const Config& c) {
   std::vector<TensorSpec> specs = {{"token_embedding", Layout::rows, c.vocab_size, c.dim}};
   for (int l = 0; l < c.n_layers; l++)
     for (const LayerTensor& t : of_layer)
-      specs.push_back({concat("layers.", l, ".", t.name), t.layout, t.rows, t.cols});
+      specs.push_back({"layers." + std::to_string(l) + "." + t.name, t.layout, t.rows, t.cols});
   specs.push_back({"final_norm", Layout::vector, 1, c.dim});
   specs.push_back({"output", Layout::panels, c.vocab_size, c.dim});
   return specs;

@@ -137,8 +137,9 @@ class TrainingSetup {
     progress = file.progress;
     check_outputs(plan.lora.rank > 0);
     resume_init();
-    if (plan.lora.rank > 0 && o.is_given("--type"))
-      throw Failure{2, "--type: is not valid for an adapter; export/convert --lora makes a model of it"};
+    for (const std::string name : {"--type", "--licence"})
+      if (plan.lora.rank > 0 && o.is_given(name.c_str()))
+        throw Failure{2, name + ": is not valid for an adapter; export/convert --lora makes a model of it"};
     if (plan.examples != has_examples(o.text()))
       throw Failure{1, o.checkpoint + ": is of a training on other texts; give the same text"};
     if (plan.instruct) add_instructions(stories, plan.seed);
@@ -150,7 +151,7 @@ class TrainingSetup {
     open_texts(stories);
     if (hash_of(train) != plan.text_hash || hash_of(valid) != plan.valid_hash)
       throw Failure{1, o.checkpoint + ": is of a training on other texts; give the same " +
-                           (o.valid.empty() ? "text" : "text and --valid")};
+                           (o.valid.empty() ? "text, and --valid if it was given" : "text and --valid")};
     if (!o.teacher.empty() || (plan.distill.teacher && progress.step < plan.steps)) resume_teacher();
     create();
     file.restore(*weights, *trainer);

@@ -106,7 +106,16 @@ class Training {
     line_.clear();
     checkpoint(false);
     throw Failure{130, "interrupted after step " + std::to_string(progress_.step) + " of " +
-                           std::to_string(plan_.steps) + "; to continue, give the same text and -o, and --resume"};
+                           std::to_string(plan_.steps) + "; to continue, give the same " + inputs() +
+                           " and -o, and --resume"};
+  }
+
+  // What a resumed training needs, which the checkpoint does not contain.
+  std::string inputs() const {
+    std::string all = o_.draft() ? "" : "text";
+    for (const std::string name : {"--init", "--teacher", "--valid", "--own-text", "--checkpoint"})
+      if (o_.is_given(name.c_str()) && (name != "--init" || plan_.base)) all += (all.empty() ? "" : ", ") + name;
+    return all;
   }
 
   // Opens the table and the chart of the losses.

@@ -439,7 +439,10 @@ TEST(TrainLora, TrainsAdapterOfQuantizedModelOnConversations) {
       EXPECT_TRUE(file(name + "a") == file(name + way[1])) << way[1];
     }
     const std::string c = t.file(name + "c");
-    ASSERT_EQ(interrupt_training(args + std::vector<std::string>{c}, c).status, 130);
+    const ProgramResult stopped = interrupt_training(args + std::vector<std::string>{c}, c);
+    ASSERT_EQ(stopped.status, 130) << stopped.err;
+    EXPECT_NE(stopped.err.find("to continue, give the same text, --init and -o, and --resume"), std::string::npos)
+        << stopped.err;
     expect_failed(train({data, "-o", c, "--resume"}), 2, {"--resume: requires --init MODEL"});
     const ProgramResult resumed = train({data, "-o", c, "--resume", "--init", base});
     ASSERT_EQ(resumed.status, 0) << resumed.err;

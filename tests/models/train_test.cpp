@@ -291,8 +291,13 @@ TEST(TrainLora, TrainsAdapterThatConvertMerges) {
     ASSERT_EQ(train(args + std::vector<std::string>{t.file(way[1])} + way).status, 0);
     EXPECT_EQ(files(way[1]), expected) << way[1];
   }
-  ASSERT_EQ(interrupt_training(args + std::vector<std::string>{t.file("b")}, t.file("b")).status, 130);
+  const ProgramResult stopped = interrupt_training(args + std::vector<std::string>{t.file("b")}, t.file("b"));
+  ASSERT_EQ(stopped.status, 130) << stopped.err;
+  EXPECT_NE(stopped.err.find("give the same text and -o, and --resume"), std::string::npos) << stopped.err;
   EXPECT_EQ(t.list().find("b\n"), std::string::npos) << t.list();
+  for (const auto& [option, value] : {std::pair<std::string, std::string>("--type", "f32"), {"--licence", "MIT"}})
+    expect_failed(train({more, "-o", t.file("b"), "--resume", option, value}), 2,
+                  {option + ": is not valid for an adapter"});
   ASSERT_EQ(train({more, "-o", t.file("b"), "--resume"}).status, 0);
   EXPECT_EQ(files("b"), expected);
   EXPECT_EQ(t.list().find(".tmp"), std::string::npos) << t.list();
@@ -462,6 +467,7 @@ TEST(TrainTeacher, SameStudentForAnyThreadsAndKernelAndWhenResumed) {
   const ProgramResult stopped =
       interrupt_training(args + std::vector<std::string>{t.file("c.bin"), "--temperature", "2"}, t.file("c.bin"));
   ASSERT_EQ(stopped.status, 130) << stopped.err;
+  EXPECT_NE(stopped.err.find("give the same text, --teacher and -o, and --resume"), std::string::npos) << stopped.err;
   const auto resumed = std::vector<std::string>{text, "-o", t.file("c.bin"), "--resume"};
   expect_failed(train(resumed), 2, {"--teacher: the training has a teacher; give the same model"});
   expect_failed(train(resumed + std::vector<std::string>{"--teacher", teacher}), 1,
