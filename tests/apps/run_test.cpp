@@ -488,12 +488,35 @@ TEST_F(RunProgram, RejectsOptionsThatAnActionIgnores) {
                                                  {"--selftest"},
                                                  {"--perplexity", "f"},
                                                  {"--logits", "f"}})
-    for (const char* option : {"--resume", "--save", "--explain"}) {
+    for (const char* option : {"--resume", "--save", "--explain", "--grammar", "--schema", "--draft", "--stop"}) {
       std::vector<std::string> args = {model(), option, "x"};
       args.insert(args.end(), action.begin(), action.end());
       expect_failure(2, args, {std::string(option) + " is not valid with " + action[0]});
     }
   expect_failure(2, {model(), "--selftest", "--kernel", "nonsense"}, {"kernel", "nonsense"});
+  expect_failure(2, {model(), "--info", "-m", "chat"}, {"-m chat is not valid with --info"});
+  expect_failure(2, {model(), "--encode", "a", "--info"}, {"--info and --encode: expected only one of them"});
+  expect_failure(2, {model(), "--perplexity", "f", "--ctx", "64"}, {"--ctx is not valid with --perplexity"});
+}
+
+TEST_F(RunProgram, SuggestsNearNamesOnly) {
+  expect_failure(2, {model(), "-n5"}, {"-n5: no such option; did you mean -n 5?"});
+  expect_failure(2, {model(), "-t=0.5"}, {"did you mean -t 0.5?"});
+  expect_failure(2, {model(), "-seed", "5"}, {"did you mean --seed?"});
+  for (const char* far : {"-v", "-N", "--n", "--bogus"})
+    expect_failure(2, {model(), far}, {"no such option; see --help"});
+}
+
+// As it was typed: with no space that SentencePiece would put before a text.
+TEST_F(RunProgram, AppendsThePromptToASavedText) {
+  const std::string shipped = std::string(POCKET_SOURCE_DIR) + "/models/stories.bin";
+  const TemporaryFolder t;
+  ASSERT_EQ(run({shipped, "-i", "It was a big", "-n", "1", "-s", "1", "-q", "--save", t.file("s")}).status, 0);
+  for (const std::string more : {"ger dog", " day", ", then", "\nThe end"}) {
+    const ProgramResult r = run({"--resume", t.file("s"), "-i", more, "-n", "1", "-s", "1", "-q"});
+    ASSERT_EQ(r.status, 0) << r.err;
+    EXPECT_EQ(r.out.substr(0, more.size()), more) << r.out;
+  }
 }
 
 TEST_F(RunProgram, ReplacesNoInputAndNoOtherOutput) {
