@@ -122,7 +122,7 @@ inline size_t distance(const std::string& a, const std::string& b) {
 }
 
 // A name with at least so many edits is no suggestion for this word.
-inline size_t edits_too_many(const std::string& word) { return std::min<size_t>(4, word.size() / 3 + 1); }
+inline size_t edits_too_many(const std::string& word) { return std::min<size_t>(3, word.size() / 2 + 1); }
 
 // Finds the option with this letter or name. Throws Failure with status 2, which suggests the nearest name, or for -n5
 // "-n 5".

@@ -190,7 +190,8 @@ TEST(Consensus, ChoosesTheTextThatTheOthersResemble) {
   const auto chosen = [](const std::vector<translate::Candidate>& all) { return consensus(all).text; };
   EXPECT_EQ(chosen({{"a", 1}}), "a");
   EXPECT_EQ(chosen({{"", 1}, {"", 1}}), "");
-  EXPECT_EQ(chosen({{"Sulje ikkuna.", 1}, {"Avaa tiedosto.", 1}, {"Avaa tiedostot.", 1}}), "Avaa tiedosto.");
+  EXPECT_EQ(chosen({{"Sulje ikkuna.", 1}, {"Avaa kirja.", 1}, {"Avaa tiedosto.", 1}, {"Avaan tiedoston.", 1}}),
+            "Avaan tiedoston.");
   EXPECT_EQ(chosen({{"Sulje ikkuna.", 3}, {"Avaa tiedosto.", 1}, {"Avaa tiedostot.", 1}}), "Sulje ikkuna.");
   EXPECT_EQ(chosen({{"x", 0}, {"y", 0}}), "x");  // of equal ones the first
 }
