@@ -240,7 +240,7 @@ struct Adapter {
   std::multimap<const Tensor*, LowRank> changes;
   uint64_t checksum = 0;  // of their values, to tell adapters apart
 };
-// What an observer is shown of each token, in this order. What it changes counts, except attention of a Session.
+// What an observer is shown of each token, in this order. Its changes count, but not those of a Session's attention.
 struct Observation {
   enum Kind { queries, attention, head_outputs, attention_residual, layer_output } kind;
   int layer, head, position;  // head: -1 except for attention; position: of the token
@@ -404,7 +404,7 @@ class Sampler {
   }
   // Picks as sample() does, and remembers the choice.
   int operator()(const float* logits, int n) { return remember(sample(logits, n)); }
-  // logits: (n); -infinity is chosen only among its like, +infinity first. Remembers nothing. -1: no memory, or n < 1.
+  // logits: (n); -infinity is chosen only if all are, +infinity always. Remembers nothing. -1: no memory, or n < 1.
   int sample(const float* logits, int n) try {
     const FloatMode mode;
     if (n <= 0) return -1;

@@ -244,20 +244,23 @@ def test_memory_is_flat(start):
     assert memory[-1] - memory[0] < 5
 
 
+def slow_reader(server, path, body):
+    """A socket with a request, whose small buffer makes the server wait until the response is read."""
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    s.connect(("127.0.0.1", server.port))
+    s.sendall(
+        b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        % (path.encode(), len(body), body)
+    )
+    return s
+
+
 def test_slow_readers_hold_nobody_up(start):
     """Clients that never read their stream: the reply ends, and others get theirs."""
     server = start(STORIES, "--ctx", 100000)
     body = json.dumps({"prompt": "Once", "max_tokens": 20000, "stream": True, "logit_bias": {"2": -100}}).encode()
-    sockets = []
-    for _ in range(6):
-        s = socket.socket()
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        s.connect(("127.0.0.1", server.port))
-        s.sendall(
-            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-            % (TEXT.encode(), len(body), body)
-        )
-        sockets.append(s)
+    sockets = [slow_reader(server, TEXT, body) for _ in range(6)]
     for _ in range(20):
         begin = time.time()
         assert Client(server).reply({"prompt": "Once", "max_tokens": 5})[0] == 200
@@ -273,16 +276,7 @@ def test_slow_readers_of_large_responses(start):
     assert status == 400 and json.loads(reply)["error"]["param"] == "return_token_strs"
     before = server.figure("resident_bytes")
     body = json.dumps({"prompt": "a " * 4100000}).encode()
-    sockets = []
-    for _ in range(3):
-        s = socket.socket()
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        s.connect(("127.0.0.1", server.port))
-        s.sendall(
-            b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        sockets.append(s)
+    sockets = [slow_reader(server, "/tokenize", body) for _ in range(3)]
     for s in sockets:
         s.settimeout(60)
         assert s.recv(12) == b"HTTP/1.1 200"
