@@ -327,44 +327,50 @@ TEST(TrainCheckpoint, RestoresTraining) {
   EXPECT_EQ(trainer.next_logits({1, 2, 3})[5], second.next_logits({1, 2, 3})[5]);
 }
 
-TEST(TrainCheckpoint, RejectsDamagedFile) {
+// A training that has not begun, with its checkpoint.
+struct NewTraining {
   const TemporaryFolder t;
-  const TrainPlan plan = small_plan(odd_config(true, 2));
-  TrainModel m(plan.config);
-  Trainer trainer(m, 1, 8, best());
+  const std::string path = t.file("c");
+  TrainPlan plan = small_plan(odd_config(true, 2));
+  TrainModel m{plan.config};
+  Trainer trainer{m, 1, 8, best()};
   std::string error;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error)) << error;
-  const std::string good = read_file(t.file("c"));
+
+  bool write(const TrainProgress& progress = {}) {
+    return write_checkpoint(path, plan, progress, {"blob"}, m, trainer, error);
+  }
+};
+
+TEST(TrainCheckpoint, RejectsDamagedFile) {
+  NewTraining training;
+  ASSERT_TRUE(training.write()) << training.error;
+  const std::string good = read_file(training.path);
   for (size_t n = 0; n < good.size(); n += n < 400 ? 5 : 9973) {
     CheckpointFile file;
-    EXPECT_FALSE(file.read(t.write("short", good.substr(0, n)), error)) << n;
-    EXPECT_NE(error.find("short: "), std::string::npos) << error;
+    EXPECT_FALSE(file.read(training.t.write("short", good.substr(0, n)), training.error)) << n;
+    EXPECT_NE(training.error.find("short: "), std::string::npos) << training.error;
   }
   for (size_t at = 0; at < good.size(); at += at < 400 ? 5 : 9973) {
     std::string bad = good;
     bad[at] = char(bad[at] ^ 4);
     CheckpointFile file;
-    EXPECT_FALSE(file.read(t.write("bad", bad), error)) << at;
+    EXPECT_FALSE(file.read(training.t.write("bad", bad), training.error)) << at;
   }
 }
 
 // The state of a training that has diverged: the file could not be resumed.
 TEST(TrainCheckpoint, IsNotReplacedByAStateThatCannotBeRead) {
-  const TemporaryFolder t;
-  const TrainPlan plan = small_plan(odd_config(true, 2));
-  TrainModel m(plan.config);
-  Trainer trainer(m, 1, 8, best());
-  std::string error;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error)) << error;
-  const std::string good = read_file(t.file("c"));
+  NewTraining training;
+  ASSERT_TRUE(training.write()) << training.error;
+  const std::string good = read_file(training.path);
   TrainProgress progress;
   progress.bits = INFINITY;
-  EXPECT_FALSE(write_checkpoint(t.file("c"), plan, progress, {"blob"}, m, trainer, error));
-  EXPECT_EQ(error, t.file("c") + ": bits per character: expected -1e+300 to 1e+300, found inf");
-  m.values[5] = NAN;
-  EXPECT_FALSE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error));
-  EXPECT_EQ(error, t.file("c") + ": weights: expected finite numbers, found nan");
-  EXPECT_TRUE(read_file(t.file("c")) == good);
+  EXPECT_FALSE(training.write(progress));
+  EXPECT_EQ(training.error, training.path + ": bits per character: expected -1e+300 to 1e+300, found inf");
+  training.m.values[5] = NAN;
+  EXPECT_FALSE(training.write());
+  EXPECT_EQ(training.error, training.path + ": weights: expected finite numbers, found nan");
+  EXPECT_TRUE(read_file(training.path) == good);
 }
 
 // The fields of a checkpoint in the order of the file.
@@ -432,16 +438,13 @@ TEST(TrainCheckpoint, RejectsFieldsOutOfRangeByName) {
 }
 
 TEST(TrainCheckpoint, RejectsStateThatDoesNotFitTheModel) {
-  const TemporaryFolder t;
-  const TrainPlan plan = small_plan(odd_config(true, 2));
-  TrainModel m(plan.config);
-  Trainer trainer(m, 1, 8, best());
-  std::string error;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), plan, {}, {"blob"}, m, trainer, error)) << error;
-  const std::string good = read_file(t.file("c"));
+  NewTraining training;
+  std::string& error = training.error;
+  ASSERT_TRUE(training.write()) << error;
+  const std::string good = read_file(training.path);
   const auto error_of = [&](const std::string& bytes) {
     CheckpointFile file;
-    EXPECT_FALSE(file.read(t.write("bad", with_checksum(bytes)), error));
+    EXPECT_FALSE(file.read(training.t.write("bad", with_checksum(bytes)), error));
     return error;
   };
   EXPECT_NE(error_of(good + "1234").find("bytes of weights, found"), std::string::npos) << error;
@@ -450,10 +453,9 @@ TEST(TrainCheckpoint, RejectsStateThatDoesNotFitTheModel) {
   const float nan = NAN;
   std::memcpy(&bad[bad.size() - 12], &nan, sizeof nan);
   EXPECT_NE(error_of(bad).find("weights: expected finite numbers, found nan"), std::string::npos) << error;
-  TrainPlan longer = plan;
-  longer.context = 76;
-  ASSERT_TRUE(write_checkpoint(t.file("c"), longer, {}, {"blob"}, m, trainer, error)) << error;
-  EXPECT_NE(error_of(read_file(t.file("c"))).find("context: expected at most the model's 75, found 76"),
+  training.plan.context = 76;
+  ASSERT_TRUE(training.write()) << error;
+  EXPECT_NE(error_of(read_file(training.path)).find("context: expected at most the model's 75, found 76"),
             std::string::npos)
       << error;
 }
