@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,11 +14,14 @@
 
 namespace pocket {
 
-/// A number with nine digits; null if it is not finite.
+/// A number with nine digits, or with six if a float is read back from them (0.8 instead of 0.800000012); null if it is
+/// not finite.
 inline std::string json(double number) {
   if (!std::isfinite(number)) return "null";
   char text[40];
-  std::snprintf(text, sizeof text, "%.9g", number);
+  std::snprintf(text, sizeof text, "%.6g", number);
+  if (number == std::floor(number) || std::strtof(text, nullptr) != number)
+    std::snprintf(text, sizeof text, "%.9g", number);
   return text;
 }
 

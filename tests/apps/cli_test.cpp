@@ -128,6 +128,11 @@ TEST(JsonText, IsReadByOtherParsers) {
     EXPECT_EQ(written.find(control), std::string::npos) << "a terminal would execute it";
   EXPECT_EQ(nlohmann::json::parse(json(std::string_view("\xFFx\xC3"))), "\uFFFDx\uFFFD");
   EXPECT_EQ(json(std::nan("")), "null");
+  EXPECT_EQ(json(0.8f), "0.8");
+  EXPECT_EQ(json(0.1), "0.1");
+  EXPECT_EQ(json(1.f / 3), "0.333333343");
+  EXPECT_EQ(json(-1e-7f), "-1e-07");
+  EXPECT_EQ(json(1000000.), "1000000");
   EXPECT_EQ(json_object({{"a", json_array({"1", "2"})}, {"b", json("x")}}), "{\"a\": [1, 2], \"b\": \"x\"}");
 }
 
