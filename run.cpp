@@ -41,7 +41,7 @@
 //
 //     q8 panel, vector v (64 bytes):   byte 4r+b = row r, column 4v+b          then bfloat16 scales (group, row)
 //     q4 panel, vector v (64 bytes):   byte 4r+b = row r, columns 8v+b (low nibble) and 8v+4+b (high nibble)
-//                                      then 4-bit group scales, then one float32 scale per row
+//                                      then 4-bit group scales, padded to 64 bytes, and one float32 scale per row
 //     f32 panel, vector k (64 bytes):  float r = row r, column k
 //
 // MIT licence. Copyright (c) 2026 the pocketllama authors.
@@ -127,7 +127,7 @@ using POCKET_FMA;
 inline constexpr const char* kVersion = "0.1.0";
 enum class Type : uint32_t { f32 = 0, q8 = 1, q4 = 2 };  // how a tensor's numbers are stored: section 6
 enum class RopeScaling : uint32_t { none = 0, linear = 1, llama3 = 2 };
-// The shape of a model, by the names of the Llama papers.
+// The shape of a model, by the names of Meta's code.
 struct Config {
   int dim = 0;          // width of the residual stream
   int hidden_dim = 0;   // width inside the feed-forward block
@@ -141,7 +141,7 @@ struct Config {
   float rope_theta = 10000.f;                    // base of the rotary frequencies
   RopeScaling rope_scaling = RopeScaling::none;  // how the frequencies were stretched for longer texts
   float rope_factor = 1;                         // linear, llama3
-  float rope_low_freq = 1, rope_high_freq = 4;   // llama3
+  float rope_low_freq = 1, rope_high_freq = 4;   // llama3: turns of a pair within rope_original_len positions
   int rope_original_len = 0;                     // llama3
   bool tied = false;                             // the output matrix is the embedding table
   // What relatives of Llama add to a layer, or leave out:
@@ -176,7 +176,7 @@ struct Layer {
   Tensor q_norm, k_norm;              // (head_dim)
 };
 // map: the weights are the pages of the file, which must not change while the model is open. The system ends a process
-// that reads a page beyond the end of a truncated file (SIGBUS); a file that is overwritten in place gives other logits.
+// that reads a page beyond the end of a truncated file (SIGBUS); one that is overwritten in place gives other logits.
 // copy: the file is read into memory, and may change afterwards.
 enum class Load { map, copy };
 // The contents of every model file apart from its tensors. Immutable once open: sessions and threads may share it.
@@ -388,7 +388,7 @@ struct FloatMode {
 };
 struct SamplerOptions {
   float temperature = 0.8f;  // 0: always the most likely token
-  float top_p = 0.9f;        // the smallest set of tokens that holds this much probability; 1: all
+  float top_p = 0.9f;        // the smallest set of tokens that holds more than this probability; 1: all
   uint64_t seed = 0;
   int top_k = 0;             // the k most likely only; 0: all
   float min_p = 0;           // only tokens at least this likely, relative to the most likely one
@@ -581,9 +581,9 @@ class Session {
   explicit Session(const Model& model, SessionOptions options = {});  // on failure `error` is set
   explicit Session(Workspace& shared, SessionOptions options = {});   // without threads and kernel, which are shared
   ~Session();
-  // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last one, valid until the next call; on
-  // failure (out of memory, an id outside the vocabulary, context full, cancelled, logits that are not finite) null,
-  // with `error` set and the position unchanged; likewise if a callback throws an exception, which the caller gets.
+  // Runs the model over n more tokens. Returns the logits (vocab_size,) of the last one, valid until the workspace's
+  // next pass; on failure (out of memory, id outside the vocabulary, context full, cancelled, logits not finite) null,
+  // with `error` set and the position unchanged; likewise if a callback throws: the caller gets the exception.
   const float* forward(const int* ids, size_t n);
   // The same with the logits of every token: each(i, logits) in order. If it returns false, token i was the last.
   using EachLogits = std::function<bool(size_t i, const float* logits)>;
@@ -603,7 +603,7 @@ class Session {
   // Stops a running (or the next) forward within one layer; false withdraws a cancel that has not taken effect.
   void cancel(bool stop = true) { cancelled_.store(stop, std::memory_order_relaxed); }
   void observe(Observer observer, bool attention = true) { observer_ = {std::move(observer), attention}; }
-  // To save and restore sessions (apps/cli/saved_session.hpp): a block of the KV cache, of null pointers if there is none.
+  // To save and restore sessions (apps/cli/saved_session.hpp): a block of the KV cache; null pointers if there is none.
   struct KvBlock kv_block(int layer, int kv_head, int block) const;
   void advance() { position_ += position_ < context(); }  // the keys and values of the next position are in place
   std::string error;                                      // "": no error
@@ -644,7 +644,7 @@ inline std::vector<std::string> kernel_names();
 // - Keys and values are int8, in blocks of 128 positions. Attention takes one block after the other and merges their
 //   results (the online softmax of FlashAttention, section 9), so that no matrix of all scores exists.
 // - Threads share the rows of a matrix, or the heads and blocks of attention (section 8). No sum crosses a thread.
-// - exp, sin and cos are our own: those of C libraries differ. Memory is reserved once; forward() allocates nothing.
+// - exp, sin and cos are our own: those of C libraries differ. Memory is reserved before the first pass.
 
 inline constexpr int kPanelRows = 16;   // rows of a panel, one per SIMD lane
 inline constexpr int kGroup = 32;       // columns that share a scale, of weights and of activations alike
@@ -676,7 +676,7 @@ template <class... A> std::string concat(const A&... parts) try {
 inline uint8_t* map_pages(int file, size_t n, bool sparse, void* at = nullptr);
 inline void unmap_pages(void* memory, size_t n);
 // The input of a matmul: n vectors of `cols` elements, as floats and quantized to int8 in groups of 32, each with the
-// scale max|x| / 127. A view: the memory belongs to the session, or to the caller.
+// scale max|x| / 127. A view: the memory belongs to the workspace, or to the caller.
 struct Activations {
   int cols;      // padded to 64
   float* f;      // (n, cols); null if only the quantized form is kept
@@ -752,8 +752,8 @@ struct Kernels {
   // Null if the set has no such kernel. The scalar set has none: it uses dot_scalar of section 6.
   void (*unpack_q4)(const uint8_t* codes, const uint8_t* scales, const int8_t codebook[16], int cols,
                     uint8_t* out_codes, float* out_scales);
-  void (*gemv)(const PanelProduct& p);           // few tokens: reads q4 weights in place, which unpacks them again ...
-  int few_tokens;                                // ... for every few of them. Up to so many it is faster
+  void (*gemv)(const PanelProduct& p);           // few tokens: reads q4 weights in place
+  int few_tokens;                                // for up to so many gemv is faster; kChunk: for all, without unpack_q4
   bool gemv_q8;                                  // whether gemv takes q8 too
   void (*dot)(const BlockProduct& p);            // many tokens
   void (*matmul_packed)(const PanelProduct& p);  // many tokens, in tiles of 16; q4 or q8, x.packed
@@ -810,7 +810,7 @@ class Pool {
 inline double matmul_work(size_t bytes, int n) { return double(bytes) * n / 16; }
 inline double vector_work(int width, int n) { return double(width) * n / 2; }
 inline double attention_work(int q_dim, double keys) { return keys * q_dim / 16; }
-// f(t) for each of n tokens. A thread gets up to 16 neighbours, whose keys and packed activations share cache lines.
+// f(t) for each of n tokens. A thread gets blocks of up to 16, whose keys and packed activations share cache lines.
 template <class F> void each_token(Pool& pool, int n, double work, const F& f) {
   pool.parallel_ranges(n, std::clamp(n / pool.threads(), 1, 16), work, [&](int first, int end) {
     for (int t = first; t < end; t++) f(t);
@@ -834,7 +834,7 @@ POCKET_SHARED void matmul_blocked(const Kernels& k, const PanelProduct& p);
 inline int panel_unit(int n) { return n == 1 ? 4 : 2; }
 inline void matmul(const Kernels& k, Pool& pool, std::initializer_list<Product> products, Activations x, int n,
                    const std::vector<LowRankProduct>& added = {});
-// The panels first ... first + count - 1 of w times n tokens, to y, where their rows begin; and what adapters add to them.
+// The panels first ... first + count - 1 of w times n tokens, to y, where their rows begin; and what adapters add.
 inline void matmul_rows(const Kernels& k, const Tensor& w, int first, int count, const Activations& x, int n, float* y,
                         int ldy, const std::vector<LowRankProduct>& added) {
   const auto rows_of = [&](Tensor t) {
@@ -864,8 +864,8 @@ inline int context_of(const SessionOptions& o, const Model& model) {
 struct Reservation {
   uint8_t* const data;
   const size_t bytes;
-  // If there is no room, data is null and `error` is set.
-  Reservation(size_t n, std::string& error) : data(map_pages(-1, n, true)), bytes(n) {
+  // If there is no room, as on 32-bit systems for 4 GiB, data is null and `error` is set.
+  Reservation(uint64_t n, std::string& error) : data(n != size_t(n) ? nullptr : map_pages(-1, n, true)), bytes(n) {
     if (!data) error = concat("session: cannot reserve ", n >> 20, " MiB; use a smaller context or fewer threads");
   }
   ~Reservation() {
@@ -876,10 +876,10 @@ struct Reservation {
 };
 // Places arrays one after the other, each on a 64-byte boundary.
 struct Placement {
-  uintptr_t at;
-  template <class T> void operator()(T*& pointer, size_t count) {
-    pointer = reinterpret_cast<T*>(at);
-    at += round_up<size_t>(count * sizeof(T), 64);
+  uint64_t at;  // 64 bits on 32-bit systems too, where the sum may be too large to be reserved
+  template <class T> void operator()(T*& pointer, uint64_t count) {
+    pointer = reinterpret_cast<T*>(uintptr_t(at));
+    at += round_up<uint64_t>(count * sizeof(T), 64);
   }
 };
 // Attention states with their values. A state is touched when it is used, so that unused ones occupy no memory.
@@ -887,7 +887,7 @@ struct AttentionStates {
   AttentionState* state;
   float* values;  // (count, width)
   int width;
-  void place(Placement& take, size_t count, int head_dim) {
+  void place(Placement& take, uint64_t count, int head_dim) {
     width = round_up(head_dim, 16);
     take(state, count);
     take(values, count * width);
@@ -931,8 +931,8 @@ inline bool check_finite(const float* logits, int n, int vocab_size, int stride,
   return finite;
 }
 // The keys and values of a session: (blocks of positions, layers, KV heads) of KvBlock.
-inline size_t position_bytes(const Config& c, bool f32) {
-  return kv_block_bytes(c.head_dim, f32) / kBlockKeys * c.n_layers * c.n_kv_heads;
+inline uint64_t position_bytes(const Config& c, bool f32) {
+  return uint64_t(kv_block_bytes(c.head_dim, f32) / kBlockKeys) * c.n_layers * c.n_kv_heads;
 }
 struct KvCache {
   const Config& c;
@@ -942,7 +942,7 @@ struct KvCache {
   KvCache(const Model& model, const SessionOptions& o, std::string& error)
       : c(model.config), context(context_of(o, model)), f32(keeps_f32(o, model)), memory(bytes(context), error) {}
   // Of all blocks of the first `positions` positions.
-  size_t bytes(int positions) const { return round_up<size_t>(size_t(positions), kBlockKeys) * position_bytes(c, f32); }
+  uint64_t bytes(int positions) const { return round_up<uint64_t>(positions, kBlockKeys) * position_bytes(c, f32); }
   // last: the last block of a series of which this one is read, to prefetch the next.
   KvBlock block(int layer, int kv_head, int block, int last = 0) const {
     const size_t bytes = kv_block_bytes(c.head_dim, f32), heads = size_t(c.n_layers) * c.n_kv_heads;
@@ -964,11 +964,11 @@ struct Buffers {
   size_t n_states;                // enough for a single token in a full context
   float* logits;                  // (n, vocab_size)
   float* low;                     // (n, 3 kMaxRank): a x of adapters, of up to three matrices
-  size_t token_bytes;             // of x ... sin, per token of a chunk
-  size_t attention_bytes, bytes;  // of the attention states; of everything
+  uint64_t token_bytes;             // of x ... sin, per token of a chunk
+  uint64_t attention_bytes, bytes;  // of the attention states; of everything
   Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
     const Config& c = model.config;
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
+    const uint64_t begin = reinterpret_cast<uintptr_t>(base);
     Placement take{begin};
     take(x, size_t(kChunk) * padded(c.dim));
     xn.place(c.dim, true, take);
@@ -978,7 +978,7 @@ struct Buffers {
     gate.place(c.hidden_dim, std::any_of(model.layers.begin(), model.layers.end(), takes_floats), take);
     for (float** buffer : {&cos, &sin}) take(*buffer, size_t(kChunk) * (c.head_dim / 2));
     token_bytes = (take.at - begin) / kChunk;
-    const uintptr_t scratch = take.at;
+    const uint64_t scratch = take.at;
     const size_t blocks = (size_t(context_of(o, model)) + kBlockKeys - 1) / kBlockKeys;
     n_states = std::max(size_t(thread_count(o)) * kTileTokens * (c.n_heads / c.n_kv_heads), c.n_heads * blocks);
     states.place(take, n_states, c.head_dim);
@@ -1387,13 +1387,12 @@ POCKET_SHARED Workspace::~Workspace() = default;
 POCKET_SHARED int Workspace::threads() const { return transformer_ ? transformer_->pool.threads() : 0; }
 POCKET_SHARED const char* Workspace::kernel() const { return transformer_ ? transformer_->kernels.name : ""; }
 POCKET_SHARED bool Workspace::forward(Step* steps, size_t count) {
+  for (size_t i = 0; i < count; i++) steps[i].logits = nullptr;
   if (!transformer_) return false;
   error.clear();
-  for (size_t i = 0; i < count; i++) {
-    steps[i].logits = nullptr;
+  for (size_t i = 0; i < count; i++)
     if (i >= size_t(kChunk) || !steps[i].session || steps[i].session->workspace_ != this)
       error = concat("step ", i, ": expected one of at most ", kChunk, " sessions of this workspace");
-  }
   return error.empty() && transformer_->pass(steps, count, nullptr);
 }
 POCKET_SHARED Session::Session(const Model& model, SessionOptions options) : model_(model) {
@@ -1406,7 +1405,7 @@ POCKET_SHARED Session::Session(Workspace& shared, SessionOptions options) : mode
 POCKET_SHARED void Session::open(Workspace* workspace, const SessionOptions& options) {
   workspace_ = workspace;
   guarded_open(error, [&] {
-    if (error.empty()) error = workspace->error;
+    if (error.empty() && !workspace->transformer_) error = workspace->error;
     if (error.empty() && (options.context < 0 || options.context > kMaxContext))
       error = concat("session: context: expected 0 to ", kMaxContext, ", found ", options.context);
     adapter_ = options.adapter;
@@ -1428,9 +1427,9 @@ POCKET_SHARED void Session::reset() {
   if (kv_) kv_->memory.clear();
 }
 POCKET_SHARED bool Session::fork(const Session& parent, int n) {
-  if (!kv_ || !parent.kv_) return kv_ ? fail("fork: " + parent.error) : false;
+  if (!kv_ || !parent.kv_) return kv_ ? fail(concat("fork: ", parent.error)) : false;
   if (&model_ != &parent.model_ || kv_->f32 != parent.kv_->f32 || adapter_ != parent.adapter_)
-    return fail("fork: expected the same model, adapter and KvType");
+    return fail(concat("fork: expected the same model, adapter and KvType"));
   const int most = std::min(parent.position_, context());
   if (n < 0 || n > most) return fail(concat("fork: expected 0 to ", most, " positions, found ", n));
   if (&parent != this) std::memcpy(kv_->memory.data, parent.kv_->memory.data, kv_->bytes(n));
@@ -1470,8 +1469,8 @@ inline size_t panel_bytes(Type type, int cols) {
 }
 // A row-major table, group after group: 32 floats, or a bfloat16 scale and 32 bytes.
 inline size_t embedding_group_bytes(Type type) { return type == Type::q8 ? 2 + kGroup : kGroup * sizeof(float); }
-inline size_t embedding_row_bytes(Type type, int cols) {
-  return size_t(padded(cols)) / kGroup * embedding_group_bytes(type);
+inline uint64_t embedding_row_bytes(Type type, int cols) {
+  return uint64_t(padded(cols)) / kGroup * embedding_group_bytes(type);
 }
 // The q4 scale of a group: 4 bits, +-(5 ... 12). The sign mirrors a codebook that is not symmetric.
 inline float q4_scale(int s) { return float(s & 8 ? -5 - (s & 7) : 5 + (s & 7)); }
@@ -1523,7 +1522,7 @@ inline void matmul_scalar(const PanelProduct& m) {
         m.y[t * m.ldy + size_t(p) * kPanelRows + r] = dot_scalar(m.w, panel, r, m.x.token(t));
   }
 }
-inline constexpr int kFewTokens = 8;    // up to so many read the weights in place by most sets (Kernels::gemv)
+inline constexpr int kFewTokens = 8;    // Kernels::few_tokens of sets that multiply tiles
 inline constexpr int kBlockCols = 512;  // columns unpacked at a time: two panels of them fit in the L1 cache
 // The packed layout: 64 columns of all tokens, (n, 64) bytes, and their scales, (2, n) floats; then the next 64
 // columns. n is padded to 16; the rows after the last token are unspecified.
@@ -1715,7 +1714,7 @@ inline uint64_t tensor_bytes(const TensorSpec& spec, Type type) {
   return uint64_t(panels_of(spec.rows)) * panel_bytes(type, spec.cols);
 }
 inline const char* type_name(Type type) { return type == Type::f32 ? "f32" : type == Type::q8 ? "q8" : "q4"; }
-// XXH64, seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), zero-padded to 32 bytes. A checksum, not cryptography.
+// XXH64, seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), zero-padded to 32 bytes. A checksum, no cryptography.
 class Hash64 {
  public:
   Hash64& update(const void* data, size_t n) {
@@ -1967,7 +1966,10 @@ struct SignalsBlocked {};  // Ctrl-C has a thread of its own
 using FileStatus = struct stat;
 inline int status_of(int file, FileStatus* status) { return fstat(file, status); }
 inline int open_to_read(const char* path) { return ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); }
-inline int64_t read_at(int file, void* out, size_t n, uint64_t at) { return pread(file, out, n, off_t(at)); }
+inline int64_t read_at(int file, void* out, size_t n, uint64_t at) {
+  const int64_t done = pread(file, out, n, off_t(at));
+  return done < 0 && errno == EINTR ? read_at(file, out, n, at) : done;
+}
 inline uint8_t* map_pages(int file, size_t n, bool sparse, void* at) {
   const int memory = MAP_PRIVATE | MAP_ANONYMOUS | (sparse ? MAP_NORESERVE : 0) | (at ? MAP_FIXED : 0);
   void* const p = mmap(at, n, file < 0 ? PROT_READ | PROT_WRITE : PROT_READ, file < 0 ? memory : MAP_SHARED, file, 0);
@@ -1996,7 +1998,7 @@ inline bool check_fma(std::string& error) {
   return (std::fma(a, a, b) == 0x1p-104 && fma(c, d, c) == c && fma(c, d, 0x1.4p-48f) == 0x1.000002p-24f) ||
          set_error(error, "std::fma: expected one rounding, found two; on Windows compile with zig, or with -mfma");
 }
-// On any failure, lack of memory too, the model is closed, and `error` has the name.
+// On any failure the model is closed, and `error` has the name (but for lack of memory).
 template <class Map> bool ModelFile::open_with(const char* name, const Map& map) {
   unmap();
   error.clear();
@@ -2037,7 +2039,6 @@ inline bool ModelFile::map_file(const char* path, Load load) {
   if (load == Load::map) return true;
   for (size_t at = 0; at < size_;) {
     const int64_t n = read_at(file_, const_cast<uint8_t*>(base_) + at, std::min<size_t>(size_ - at, 1 << 30), at);
-    if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return fail(n < 0 ? std::strerror(errno) : "the file was truncated while it was read");
     at += size_t(n);
   }
@@ -2259,7 +2260,7 @@ POCKET_BODY float largest_of(const float* x, int n) {
   for (int i = 0; i < n; i++) top = std::max(top, float_bits(x[i]) & 0x7fffffff);
   return bits_float(top);
 }
-// Groups of 32 to int8: scale = max|x| / 127, q = x / scale rounded half to even, and the sum of each group's q.
+// Groups of 32 to int8: scale = max|x| / 127, q = x (127 / max|x|) rounded half to even, and the sum of each group's q.
 POCKET_BODY void quantize_body(const float* x, int n, int8_t* q, float* scale, int32_t* sum) {
   for (int g = 0; g < n / kGroup; g++, x += kGroup, q += kGroup) {
     const float largest = largest_of(x, kGroup);
@@ -2330,7 +2331,7 @@ template <class T> struct LaneBlocks {
   ptrdiff_t step, between;
   ptrdiff_t ahead;  // bytes from a row to the one to prefetch with it, into the L2 cache
 };
-// For B blocks from `first` on: out[n] (16 per block), the sum of all rows times coefficient[n][row]. Rows are loaded once.
+// For B blocks from `first` on: out[n] (16 per block), the sum of rows times coefficient[n][row]. Rows are loaded once.
 template <int W, class T, int N, int B>
 POCKET_BODY void combine_blocks(const LaneBlocks<T>& a, int first, const float* const* coefficient, float* const* out) {
   constexpr int kParts = 16 / W;
@@ -3004,7 +3005,7 @@ inline Kernels kernels() {
 #pragma GCC diagnostic pop
 #endif
 #endif  // __x86_64__
-// ---- Registers of 16 bytes: 4 rows each, four for a panel. The loops are in the vector extensions of g++ and clang; a Set
+// ---- Registers of 16 bytes: 4 rows each, four for a panel. The loops are in vector extensions of g++ and clang; a Set
 // has the operations that differ: here NEON, in export/kernels.cpp NEON with i8mm, in apps/page WebAssembly.
 namespace simd128 {
 typedef int8_t Bytes __attribute__((vector_size(16)));
@@ -3104,7 +3105,7 @@ template <class Set, Type type> POCKET_BODY void dot_tokens(const BlockProduct& 
 }
 }  // namespace simd128
 #if defined(__aarch64__)
-// ---- NEON. The baseline of aarch64 has all that the float blocks need, so they need no target attribute; two operations
+// ---- NEON. The baseline of aarch64 has all that the float blocks need: they have no target attribute; two operations
 // are intrinsics because compilers do not vectorize them.
 template <> POCKET_BODY void Lanes<4>::load(const int8_t* p) {
   const int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(pocket::load<int32_t>(p)));
@@ -3117,7 +3118,7 @@ inline bool has_dotprod() { return true; }
 #else
 inline bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
 #endif
-// The dot-product instruction is optional. It is in assembler, since clang before 16 has an intrinsic only if a whole file
+// The dot-product instruction is optional. It is in assembler: clang before 16 has an intrinsic only if a whole file
 // is compiled for it; volatile, because g++ otherwise reorders it and runs out of registers.
 #if defined(__clang__)
 #define POCKET_DOTPROD __attribute__((target("dotprod")))

@@ -24,10 +24,11 @@
 // control token, whatever it contains; a program adds control tokens by id. A loaded Tokenizer is immutable, so any
 // number of threads may share it.
 //
-// No function of a Tokenizer, a Stream or a ChatTemplate throws. If memory runs out, load(), encode() and decode() return
-// false, Stream::failed() is true, and chat_turn() returns no ids. The short forms encode(text) and decode(ids) return an
-// empty result, which a program may take for that of an empty text: it should check a result of false instead, or use
-// ids_of() and printed_text(), which throw std::bad_alloc, as do the functions for converters.
+// No function of a Tokenizer, a Stream or a ChatTemplate throws, except ChatTemplate::ids(). If memory runs out, load(),
+// encode() and decode() return false, Stream::failed() is true, and chat_turn() returns no ids. The short forms
+// encode(text) and decode(ids) return an empty result, which a program may take for that of an empty text: it should
+// check a result of false instead, or use ids_of() and printed_text(), which throw std::bad_alloc, as do ids() and the
+// functions for converters.
 //
 // Contents: 1 interface · 2 UTF-8 · 3 merging · 4 encoding · 5 splitting into words · 6 decoding ·
 //           7 loading: the blob · 8 loading: SentencePiece .model files · 9 conversations ·
@@ -122,8 +123,8 @@ class Tokenizer {
     added = 7,
     added_normalized = 8
   };
-  // Bits: settings of a control or added token. White space before or after it belongs to it; it is none where it
-  // touches a word. (Of the last, only control tokens have it, and then no chat template can contain them.)
+  // Bits: settings of a control or added token. White space before or after it belongs to it. kSingleWord: next to a
+  // letter or digit its text is not this token. (Only control tokens have it, and then no chat template can contain them.)
   enum Strip : uint8_t { kStripLeft = 1, kStripRight = 2, kSingleWord = 4 };
   // Byte-level BPE: the pattern that splits a text into words.
   enum class Split : uint32_t {
@@ -753,7 +754,7 @@ inline void reserve_more(std::vector<int>& ids, size_t n) {
 }  // namespace tokenizer_detail
 
 inline bool Tokenizer::encode(std::string_view text, bool bos, std::vector<int>& ids) const try {
-  constexpr size_t kMaxText = size_t(1) << 30;  // Symbol::begin has 32 bits, and a byte may become three (U+FFFD)
+  constexpr size_t kMaxText = size_t(1) << 30;  // positions have 32 bits, and a byte may become three (U+FFFD)
   ids.clear();
   if (n_pieces_ == 0 || text.size() > kMaxText) return false;
   if (bos && add_bos_) ids.push_back(bos_);
@@ -792,7 +793,7 @@ inline size_t Tokenizer::least_ids(std::string_view text) const {
   return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }
 
-inline std::string_view without_space(std::string_view text, bool front, bool back);  // section 9
+inline std::string_view without_space(std::string_view text, bool front, bool back, bool separators = false);
 
 // Calls stretch(text) and token(id) for the parts of a text in order: the tokens that it contains, leftmost first and the
 // longest of those that start together, and what is between them without the white space that belongs to a token. (The
@@ -1972,23 +1973,24 @@ inline bool Tokenizer::parse_sentencepiece(std::string_view model, Vocabulary& o
 //
 // An id of a token has its bits of Tokenizer::Strip in bits 24 and 25.
 
-// The size of the white space character that a text begins with; 0: none. White space is that of Python's strip(), which
-// chat templates call.
-inline size_t white_space(std::string_view text) {
+// The size of the white space character that a text begins with; 0: none. White space is that of Unicode, which added
+// tokens strip, and with `separators` U+001C to U+001F too: that of Python's strip(), which chat templates call.
+inline size_t white_space(std::string_view text, bool separators) {
   static constexpr std::string_view kSpaces[] = {
-      " ",        "\t",       "\n",     "\v",     "\f",     "\r",     "\x1C",   "\x1D",   "\x1E",   "\x1F",
-      "\xC2\x85", "\xC2\xA0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
-      "\u2007",   "\u2008",   "\u2009", "\u200A", "\u2028", "\u2029", "\u202F", "\u205F", "\u3000"};
+      " ",      "\t",     "\n",     "\v",     "\f",     "\r",     "\xC2\x85", "\xC2\xA0", "\u1680",
+      "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",   "\u2007",   "\u2008",
+      "\u2009", "\u200A", "\u2028", "\u2029", "\u202F", "\u205F", "\u3000"};
+  if (separators && !text.empty() && text[0] >= '\x1C' && text[0] <= '\x1F') return 1;
   for (const std::string_view space : kSpaces)
     if (text.substr(0, space.size()) == space) return space.size();
   return 0;
 }
 
 // A text without leading, without trailing white space.
-inline std::string_view without_space(std::string_view text, bool front, bool back) {
-  while (const size_t n = front ? white_space(text) : 0) text.remove_prefix(n);
+inline std::string_view without_space(std::string_view text, bool front, bool back, bool separators) {
+  while (const size_t n = front ? white_space(text, separators) : 0) text.remove_prefix(n);
   for (size_t n = back ? 1 : 4; n <= 3 && n <= text.size();) {
-    const bool space = white_space(text.substr(text.size() - n)) == n;
+    const bool space = white_space(text.substr(text.size() - n), separators) == n;
     if (space) text.remove_suffix(n);
     n = space ? 1 : n + 1;
   }
@@ -1996,7 +1998,7 @@ inline std::string_view without_space(std::string_view text, bool front, bool ba
 }
 
 // Without white space at both ends.
-inline std::string trimmed(std::string_view text) { return std::string(without_space(text, true, true)); }
+inline std::string trimmed(std::string_view text) { return std::string(without_space(text, true, true, true)); }
 
 // Whether strftime() can write a date in this format, the same one all day: conversions are those of days, months, years.
 inline bool is_date_format(std::string_view format) {
@@ -2193,7 +2195,7 @@ inline std::string edited(std::string_view text, unsigned edits) {
   const size_t at = edits & ChatTemplate::kDropThinking ? text.rfind(end) : text.npos;
   if (at != text.npos) text.remove_prefix(at + end.size());
   if (edits & ChatTemplate::kTrimNewlines) text.remove_prefix(std::min(text.find_first_not_of('\n'), text.size()));
-  return std::string(without_space(text, edits & ChatTemplate::kTrimFront, edits & ChatTemplate::kTrimBack));
+  return std::string(without_space(text, edits & ChatTemplate::kTrimFront, edits & ChatTemplate::kTrimBack, true));
 }
 
 // A reply as the template renders it.

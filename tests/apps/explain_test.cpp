@@ -695,7 +695,7 @@ TEST_F(ExplainProgram, RejectsWhatItCannotExplain) {
   const TemporaryFolder t;
   expect_failure(1, {model(), "-i", "a", "--explain", t.file("no/page.html")}, {"no/page.html"});
   expect_failure(2, {model(), "--resume", "s", "--explain", t.file("p.html")}, {"--explain", "--resume"});
-  expect_failure(1, {model(), "-i", "a", "--kernel", "reference", "--explain", t.file("p.html")}, {"--explain"});
+  expect_failure(2, {model(), "-i", "a", "--kernel", "reference", "--explain", t.file("p.html")}, {"--explain"});
   expect_failure(1, {model(), "-i", "a", "--explain", model()}, {"expected another file"});
   EXPECT_EQ(t.list(), "");
 }

@@ -157,7 +157,7 @@ TEST_F(GenerateProgram, RejectsADraftThatCannotGuess) {
   const std::string stories = std::string(POCKET_SOURCE_DIR) + "/models/stories.bin";
   expect_failure(1, {model(), "-i", "ab", "--draft", t.file("none.bin")}, {"--draft: ", "none.bin"});
   expect_failure(1, {model(), "-i", "ab", "--draft", stories}, {"--draft: ", "expected the vocabulary of"});
-  expect_failure(1, {model(), "-i", "ab", "--draft", model("q4"), "--kernel", "reference"},
+  expect_failure(2, {model(), "-i", "ab", "--draft", model("q4"), "--kernel", "reference"},
                  {"--draft is not supported"});
 }
 

@@ -476,7 +476,7 @@ TEST_F(RunProgram, ReferenceKernelRejectsUnsupportedOptions) {
        {std::vector<std::string>{"--save", "s"}, {"--resume", "s"}, {"--selftest"}}) {
     std::vector<std::string> args = {model(), "--kernel", "reference"};
     args.insert(args.end(), option.begin(), option.end());
-    expect_failure(1, args, {option[0] + " is not supported: --kernel reference"});
+    expect_failure(2, args, {option[0] + " is not supported: --kernel reference"});
   }
   EXPECT_EQ(run({"--kernels"}).out.find("reference"), std::string::npos);
 }

@@ -196,6 +196,7 @@ TEST(Workspace, RejectsMisuse) {
   std::vector<Step> many(129, Step{&a, ids.data(), 1});
   EXPECT_FALSE(workspace.forward(many.data(), many.size()));
   EXPECT_EQ(workspace.error, "step 128: expected one of at most 128 sessions of this workspace");
+  EXPECT_TRUE(Session(workspace, options_of(0, 64)).error.empty()) << "a rejected pass is no failed workspace";
   EXPECT_TRUE(workspace.forward(nullptr, 0));
 
   Session q8(other.model, options_of(1, 64)), floats(workspace, options_of(0, 64, nullptr, KvType::f32));
@@ -219,8 +220,10 @@ TEST(Workspace, ReportsAFailedConstruction) {
     Session session(*workspace);
     EXPECT_EQ(session.error, workspace->error);
     const int id = 1;
-    Step step = {&session, &id, 1};
+    const float before = 0;
+    Step step = {&session, &id, 1, &before};
     EXPECT_FALSE(workspace->forward(&step, 1));
+    EXPECT_EQ(step.logits, nullptr);
     EXPECT_EQ(session.forward(&id, 1), nullptr);
     EXPECT_EQ(session.context(), 0);
     session.reset();
