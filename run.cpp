@@ -954,17 +954,17 @@ struct KvCache {
 };
 // A workspace's memory, in one reservation. n: tokens of a chunk, at most kChunk; widths are zero-padded to 64.
 struct Buffers {
-  float* x;                       // (n, dim): the residual stream
-  Activations xn;                 // (n, dim): rmsnorm(x); then .f holds what is added to x
-  Activations q;                  // (n, q_dim): queries; then the output of attention
-  float *k, *v;                   // (n, kv_dim)
-  Activations gate;               // (n, hidden_dim): the input of w2; .f for w2 of type f32, and adapters
-  float *cos, *sin;               // (n, head_dim / 2): rotations of the chunk's positions
-  AttentionStates states;         // (threads, kTileTokens, heads of a KV head), or (blocks, n_heads) for single tokens
-  size_t n_states;                // enough for a single token in a full context
-  float* logits;                  // (n, vocab_size)
-  float* low;                     // (n, 3 kMaxRank): a x of adapters, of up to three matrices
-  uint64_t token_bytes;             // of x ... sin, per token of a chunk
+  float* x;                // (n, dim): the residual stream
+  Activations xn;          // (n, dim): rmsnorm(x); then .f holds what is added to x
+  Activations q;           // (n, q_dim): queries; then the output of attention
+  float *k, *v;            // (n, kv_dim)
+  Activations gate;        // (n, hidden_dim): the input of w2; .f for w2 of type f32, and adapters
+  float *cos, *sin;        // (n, head_dim / 2): rotations of the chunk's positions
+  AttentionStates states;  // (threads, kTileTokens, heads of a KV head), or (blocks, n_heads) for single tokens
+  size_t n_states;         // enough for a single token in a full context
+  float* logits;           // (n, vocab_size)
+  float* low;              // (n, 3 kMaxRank): a x of adapters, of up to three matrices
+  uint64_t token_bytes;    // of x ... sin, per token of a chunk
   uint64_t attention_bytes, bytes;  // of the attention states; of everything
   Buffers(const Model& model, const SessionOptions& o, uint8_t* base) {
     const Config& c = model.config;

@@ -793,7 +793,7 @@ inline size_t Tokenizer::least_ids(std::string_view text) const {
   return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }
 
-inline std::string_view without_space(std::string_view text, bool front, bool back, bool separators = false);
+inline std::string_view without_space(std::string_view text, bool front, bool back, bool separators = true);
 
 // Calls stretch(text) and token(id) for the parts of a text in order: the tokens that it contains, leftmost first and the
 // longest of those that start together, and what is between them without the white space that belongs to a token. (The
@@ -812,11 +812,11 @@ void Tokenizer::cut(const Markers& markers, std::string_view text, const Stretch
     if (size == 0) continue;
     const int id = markers.ids.at(std::string(text.substr(i, size)));
     const std::string_view before = text.substr(begin, i > begin ? i - begin : 0);
-    const std::string_view kept = without_space(before, false, strip(id) & kStripLeft);
+    const std::string_view kept = without_space(before, false, strip(id) & kStripLeft, false);
     if (!kept.empty()) stretch(kept);
     token(id);
     if (strip(id) & kStripRight)  // what the token before has stripped is not read again
-      begin = text.size() - without_space(text.substr(std::max(begin, i + size)), true, false).size();
+      begin = text.size() - without_space(text.substr(std::max(begin, i + size)), true, false, false).size();
     else
       begin = i + size;
   }
@@ -1998,7 +1998,7 @@ inline std::string_view without_space(std::string_view text, bool front, bool ba
 }
 
 // Without white space at both ends.
-inline std::string trimmed(std::string_view text) { return std::string(without_space(text, true, true, true)); }
+inline std::string trimmed(std::string_view text) { return std::string(without_space(text, true, true)); }
 
 // Whether strftime() can write a date in this format, the same one all day: conversions are those of days, months, years.
 inline bool is_date_format(std::string_view format) {
@@ -2195,7 +2195,7 @@ inline std::string edited(std::string_view text, unsigned edits) {
   const size_t at = edits & ChatTemplate::kDropThinking ? text.rfind(end) : text.npos;
   if (at != text.npos) text.remove_prefix(at + end.size());
   if (edits & ChatTemplate::kTrimNewlines) text.remove_prefix(std::min(text.find_first_not_of('\n'), text.size()));
-  return std::string(without_space(text, edits & ChatTemplate::kTrimFront, edits & ChatTemplate::kTrimBack, true));
+  return std::string(without_space(text, edits & ChatTemplate::kTrimFront, edits & ChatTemplate::kTrimBack));
 }
 
 // A reply as the template renders it.
@@ -2241,7 +2241,7 @@ inline std::vector<int> encode_parts(const ChatTemplate::Parts& parts, const Enc
   std::string text;
   uint8_t strip = 0;  // of the control token before the text
   const auto flush = [&](uint8_t next) {
-    text = std::string(without_space(text, strip & Tokenizer::kStripRight, next & Tokenizer::kStripLeft));
+    text = std::string(without_space(text, strip & Tokenizer::kStripRight, next & Tokenizer::kStripLeft, false));
     if (text.empty()) return;
     const std::vector<int> more = encode(text, std::exchange(bos, false));
     ids.insert(ids.end(), more.begin(), more.end());

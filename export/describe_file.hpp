@@ -24,7 +24,8 @@ inline std::string known_kind(const uint8_t* p, size_t n) {
   const auto starts = [&](std::string_view with) { return s.substr(0, with.size()) == with; };
   if (n == 0) return "an empty file";
   if (starts("GGUF")) return "a GGUF file; convert it: export/convert FILE -o model.bin";
-  if (starts("PK\x03\x04")) return "a zip archive (PyTorch saves such files); convert its folder: export/convert FOLDER -o model.bin";
+  if (starts("PK\x03\x04"))
+    return "a zip archive (PyTorch saves such files); convert its folder: export/convert FOLDER -o model.bin";
   if (starts("version https://git-lfs")) return "a Git LFS pointer, not the file itself; fetch it with: git lfs pull";
   if (starts("<!") || starts("<html") || starts("<HTML")) return "a web page (HTML); the download failed";
   if (starts("\x1f\x8b") ||

@@ -24,8 +24,8 @@ inline bool read_hex(std::string_view text, size_t& at, int n, uint32_t& value) 
   return true;
 }
 
-/// Reads decimal digits. Returns false if there are none. A number above `most`, which is below 2^28, is read as another
-/// one above it.
+/// Reads decimal digits. Returns false if there are none. A number above `most`, which is below 2^28, becomes some number
+/// above it.
 inline bool read_number(std::string_view text, size_t& at, uint32_t most, uint32_t& value) {
   const size_t start = at;
   value = 0;

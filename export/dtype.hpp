@@ -216,7 +216,7 @@ inline void decode_iq4_xs(const uint8_t* in, int64_t blocks, float* out) {
 struct DTypeInfo {
   const char* name;
   int block;        // weights per block
-  int block_bytes;  //
+  int block_bytes;  // of their numbers and scales
   void (*decode)(const uint8_t* in, int64_t blocks, float* out);
 };
 
