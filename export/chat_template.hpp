@@ -72,8 +72,9 @@ inline std::string written(const ChatTemplate& chat, const ChatProbe& probe, con
 class ChatTemplateReader {
  public:
   /// Throws JinjaError.
-  ChatTemplateReader(const std::string& jinja, const Tokenizer& tokenizer)
-      : program_(JinjaParser::parse(jinja)), tokenizer_(tokenizer) {}
+  ChatTemplateReader(const std::string& jinja, const Tokenizer& tokenizer,
+                     const std::map<std::string, std::string>* special)
+      : program_(JinjaParser::parse(jinja)), tokenizer_(tokenizer), special_(special) {}
 
   /// Throws JinjaError.
   ChatTemplate read() {
@@ -105,7 +106,8 @@ class ChatTemplateReader {
 
   JinjaText render(const ChatProbe& probe, bool prompt = true) const {
     const auto text = [&](int id) { return std::string(tokenizer_.piece(id)); };
-    return JinjaRenderer::render(program_, {probe, prompt, text(tokenizer_.bos()), text(tokenizer_.eos()), &commands_});
+    return JinjaRenderer::render(program_,
+                                 {probe, prompt, text(tokenizer_.bos()), text(tokenizer_.eos()), &commands_, special_});
   }
 
   Layout layout(const ChatProbe& probe, bool prompt = true) const {
@@ -249,6 +251,7 @@ class ChatTemplateReader {
   const JinjaProgram program_;
   mutable std::set<std::string> commands_;  // that the template looks for
   const Tokenizer& tokenizer_;
+  const std::map<std::string, std::string>* special_;
 };
 
 /// The family that gives the same conversations, at least with a system prompt, with or without BOS; or "its own".
@@ -277,13 +280,14 @@ inline std::string family_name(const ChatTemplate& chat, const Tokenizer& tokeni
   return similar.empty() ? "its own" : similar;
 }
 
-/// Converts a Jinja template. True with the family's name in `family_or_reason`; or false, `out` empty, and the reason
+/// Converts a Jinja template. special: Checkpoint::special_tokens, null if not known. True with the family's name in `family_or_reason`; or false, `out` empty, and the reason
 /// why the template was not recognised.
 inline bool recognise_chat_template(const std::string& jinja, const Tokenizer& tokenizer, ChatTemplate& out,
-                                    std::string& family_or_reason) {
+                                    std::string& family_or_reason,
+                                    const std::map<std::string, std::string>* special = nullptr) {
   out = ChatTemplate();
   try {
-    ChatTemplate found = ChatTemplateReader(jinja, tokenizer).read();
+    ChatTemplate found = ChatTemplateReader(jinja, tokenizer, special).read();
     if (!check_chat_tokens(found, tokenizer, family_or_reason)) return false;
     out = std::move(found);
     family_or_reason = family_name(out, tokenizer);

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -71,8 +72,10 @@ struct Checkpoint {
   Tokenizer::Vocabulary vocabulary;
   std::string chat_template;         // Jinja source; "" if none
   std::string bos_token, eos_token;  // texts; "" if none
-  std::vector<int> stop_ids;         // end-of-text tokens
-  std::vector<std::string> notes;    // what was ignored or decided and a user may care about; a line each
+  // The texts of all special tokens by their names, such as "cls_token"; none if the file does not give names.
+  std::optional<std::map<std::string, std::string>> special_tokens;
+  std::vector<int> stop_ids;       // end-of-text tokens
+  std::vector<std::string> notes;  // what was ignored or decided and a user may care about; a line each
   std::vector<std::unique_ptr<InputFile>> files;
   std::map<std::string, StoredTensor> tensors;  // all tensors, by the engine's names (tensor_specs in run.cpp)
   bool interleaved_adapters = false;  // LoRA adapters have q and k in interleaved order (StoredTensor), as ERNIE 4.5

@@ -266,7 +266,8 @@ std::string set_chat_template(const Arguments& a, const Checkpoint& c, ModelPart
     if (!make_chat_template(chosen, tokenizer, parts.chat, error))
       throw Failure{1, "--template " + a.chat_template + ": " + error};
     family = std::string(chosen.name) + " (chosen)";
-  } else if (!c.chat_template.empty() && !recognise_chat_template(c.chat_template, tokenizer, parts.chat, family)) {
+  } else if (!c.chat_template.empty() && !recognise_chat_template(c.chat_template, tokenizer, parts.chat, family,
+                                                                  c.special_tokens ? &*c.special_tokens : nullptr)) {
     print_message("convert", "unknown chat template (" + family +
                                  "); the model can continue text, but not chat; to choose a template use --template "
                                  "NAME: " +

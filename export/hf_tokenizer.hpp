@@ -294,6 +294,9 @@ class HfTokenizer {
     if (!(special_token("bos_token").is(JsonKind::null) && json_adds_bos_) && !set_id("bos_token", v_.bos))
       return false;
     if (!set_id("eos_token", v_.eos)) return false;
+    c_.special_tokens.emplace();
+    for (const char* key : kSpecialTokens)
+      if (const std::string text = token_text(special_token(key)); !text.empty()) (*c_.special_tokens)[key] = text;
     v_.add_bos = v_.add_bos && v_.bos >= 0;
     return true;
   }

@@ -768,6 +768,8 @@ struct JinjaInput {
   bool add_generation_prompt = true;
   std::string bos, eos;             // "": the tokenizer has none
   std::set<std::string>* commands;  // receives the /commands that the template looks for in a system prompt
+  // The texts of special tokens by their names, such as "cls_token"; null: not known, and a template that asks is refused.
+  const std::map<std::string, std::string>* special;
 };
 
 /// Operations on texts with unknown parts, which the renderer calls.
@@ -972,7 +974,8 @@ class JinjaRenderer {
   using Value = JinjaValue;
   enum class Flow { normal, leave, next };
 
-  JinjaRenderer(const JinjaProgram& program, const JinjaInput& input) : program_(program), texts_(input) {
+  JinjaRenderer(const JinjaProgram& program, const JinjaInput& input)
+      : program_(program), texts_(input), knows_special_(input.special != nullptr) {
     std::map<std::string, Value> names;
     std::vector<Value> messages;
     for (size_t i = 0; i < input.messages.size(); i++) {
@@ -985,6 +988,8 @@ class JinjaRenderer {
     names["tools"] = names["documents"] = none();
     if (!input.bos.empty()) names["bos_token"] = Value::of_text(input.bos);
     if (!input.eos.empty()) names["eos_token"] = Value::of_text(input.eos);
+    if (input.special)
+      for (const auto& [name, text] : *input.special) names.emplace(name, Value::of_text(text));
     for (const char* function : {"raise_exception", "strftime_now", "namespace", "range"})
       names[function] = Value::of_function(function);
     scopes_.push_back(std::move(names));
@@ -1221,9 +1226,10 @@ class JinjaRenderer {
   Value find(const Node& node, const std::string& name) const {
     for (size_t i = scopes_.size(); i-- > 0;)
       if (const auto found = scopes_[i].find(name); found != scopes_[i].end()) return found->second;
+    for (const char* token : {"unk_token", "pad_token", "sep_token", "cls_token", "mask_token"})
+      if (name == token && !knows_special_) refuse(node, "'" + name + "': not known of this file");
     for (const char* unknown :
-         {"unk_token", "pad_token", "sep_token", "cls_token", "mask_token", "additional_special_tokens", "dict",
-          "lipsum", "cycler", "joiner", "self", "varargs", "kwargs", "caller"})
+         {"additional_special_tokens", "dict", "lipsum", "cycler", "joiner", "self", "varargs", "kwargs", "caller"})
       if (name == unknown) refuse(node, "'" + name + "': not supported");
     return {};
   }
@@ -1563,6 +1569,7 @@ class JinjaRenderer {
 
   const JinjaProgram& program_;
   JinjaTexts texts_;
+  bool knows_special_;
   std::vector<std::map<std::string, Value>> scopes_;  // the innermost last
   JinjaText out_;
   size_t steps_ = 0;

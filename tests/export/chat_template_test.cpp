@@ -602,6 +602,23 @@ std::string replaced(std::string text, const std::string& from, const std::strin
   return text.replace(text.find(from), from.size(), to);
 }
 
+// ERNIE 4.5 asks whether the tokenizer has a cls_token, as others do for their special tokens.
+TEST(ChatTemplate, KnowsTheSpecialTokensOfAFolder) {
+  const TokenizerPtr owner = chatml_tokenizer();
+  const std::string jinja =
+      chatml("{% if not cls_token is defined %}{% set cls_token = 'A' %}{% endif %}{{ cls_token }}");
+  const std::map<std::string, std::string> none, cls = {{"cls_token", "<|im_end|>"}, {"sep_token", "b"}};
+  const auto opening = [&](const std::map<std::string, std::string>* special) {
+    ChatTemplate chat;
+    std::string why;
+    if (!recognise_chat_template(jinja, *owner, chat, why, special)) return why;
+    return written(chat, chat_probe(false, 1), *owner).substr(0, 11);
+  };
+  EXPECT_EQ(opening(&none), "A<|im_start");
+  EXPECT_EQ(opening(&cls), "<|im_end|><");
+  EXPECT_EQ(opening(nullptr), "line 1: 'cls_token': not known of this file");
+}
+
 // The reason names the line and the construct.
 TEST(ChatTemplate, ReportsWhyATemplateIsRefused) {
   const TokenizerPtr owner = chatml_tokenizer();
@@ -619,7 +636,7 @@ TEST(ChatTemplate, ReportsWhyATemplateIsRefused) {
       {chatml("", "{% if 'x' in message['content'] %}a{% endif %}"),
        "line 1: a search of 'x' in the content of a message: not supported"},
       {chatml("{% if system_message.x %}a{% endif %}"), "line 1: member 'x' of an undefined value: not supported"},
-      {chatml("{{ pad_token }}"), "line 1: 'pad_token': not supported"},
+      {chatml("{{ pad_token }}"), "line 1: 'pad_token': not known of this file"},
       {chatml("{{ strftime_now('%H:%M') }}"), "line 1: strftime_now('%H:%M'): not supported"},
       {chatml("{{ raise_exception('no') }}"), "line 1: it raises 'no'"},
       {chatml("{% macro f(x) %}a{% endmacro %}\n{{ f(1) }}"), "line 2: macro f(): not supported"},
