@@ -637,7 +637,20 @@ inline int64_t read_input(char* out, size_t n) { return ::read(0, out, n); }
 
 // ---- Signals ----
 
-using pocket::SignalsBlocked;
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
 
 inline void end_by_signal(int number) {
   std::signal(number, SIG_DFL);
