@@ -10,6 +10,7 @@
 
 #include <list>
 #include <map>
+#include <set>
 
 #include "../../export/json_reader.hpp"
 #include "../../export/json_writer.hpp"
