@@ -8,7 +8,7 @@ namespace pocket {
 /// A part of the memory, for tables.
 struct MemoryItem {
   const char* name;
-  size_t bytes;
+  uint64_t bytes;
 };
 
 /// The memory of a session of its own once `tokens` positions are filled. The weights, which the model maps, come first,
@@ -16,11 +16,11 @@ struct MemoryItem {
 inline std::array<MemoryItem, 4> memory_of(const Model& model, const SessionOptions& options, int tokens) {
   const Config& c = model.config;
   const Buffers b(model, options, nullptr);
-  const size_t filled = size_t(std::min(tokens, context_of(options, model)));
+  const uint64_t filled = uint64_t(std::min(tokens, context_of(options, model)));
   return {{{"weights", model.bytes_per_token},
            {"keys and values", filled * position_bytes(c, keeps_f32(options, model))},
-           {"activations", std::min<size_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
-           {"logits and sampler", 4 * size_t(padded(c.vocab_size)) * sizeof(float)}}};
+           {"activations", std::min<uint64_t>(filled, kChunk) * b.token_bytes + b.attention_bytes},
+           {"logits and sampler", 4 * uint64_t(padded(c.vocab_size)) * sizeof(float)}}};
 }
 
 }  // namespace pocket

@@ -59,14 +59,14 @@ inline void print_memory(Job& job) {
   const SessionOptions options = session_options(job.args);
   const int full = options.context > 0 ? options.context : model.trained_context(), some = std::min(128, full);
   std::vector<MemoryItem> few = model.memory_of(options, some), all = model.memory_of(options, full);
-  size_t sum_few = platform::resident_memory();
+  uint64_t sum_few = platform::resident_memory();
   if (job.args.no_mmap) {  // the whole file, embedding table included, is in memory already
-    few[0].bytes = all[0].bytes = size_t(job.model->file().file_bytes);
+    few[0].bytes = all[0].bytes = job.model->file().file_bytes;
     sum_few -= std::min(sum_few, few[0].bytes);
   }
-  size_t sum_all = sum_few;
+  uint64_t sum_all = sum_few;
   char line[120];
-  const auto row = [&](const char* name, size_t x, size_t y) {
+  const auto row = [&](const char* name, uint64_t x, uint64_t y) {
     std::snprintf(line, sizeof line, "  %-24s %10.1f %10.1f\n", name, double(x) / 1e6, double(y) / 1e6);
     job.out.write(line);
   };
