@@ -473,7 +473,7 @@ struct MegabyteSession::Buffers {
   float* next;             // (patches, patch_dim): G, the input of the local stage
   AttentionStates states;  // (threads, kTileTokens)
   float* logits;           // (kLogitRows, 256)
-  size_t bytes;
+  uint64_t bytes;
 
   Buffers(const MegabyteModel& model, const SessionOptions& o, uint8_t* base) {
     const MegabyteConfig& c = model.config;
@@ -518,7 +518,7 @@ inline std::vector<MemoryItem> memory_of(const MegabyteModel& model, const Sessi
   const size_t patches = std::min<size_t>(size_t(b.global.positions), size_t(bytes / model.config.patch_size) + 1);
   const size_t of_patch = b.global.position_bytes + size_t(padded(model.config.patch_dim())) * sizeof(float);
   const size_t of_local = size_t(b.local.slots) * b.local.positions * b.local.position_bytes;
-  const size_t all = size_t(b.global.positions) * of_patch + of_local;
+  const uint64_t all = uint64_t(b.global.positions) * of_patch + of_local;
   return {{"weights", model.file_bytes},
           {"cached state", patches * of_patch + of_local},
           {"activations", b.bytes - std::min(b.bytes, all)}};
