@@ -2183,9 +2183,8 @@ inline void Pool::sleep(uint64_t seen) {
 
 // ==== 9. Float blocks: rmsnorm, rope, swiglu, attention ==============================================================
 // Plain C++, written once: the compiler vectorizes each body for every instruction set (POCKET_FLOAT_BLOCKS). The bits
-// are the same, since the order of every sum is fixed: a sum over a vector has 16 partial sums, element i in partial
-// sum i mod 16, added up 8, 4, 2, 1; and every product that is added to something is an explicit fma, so that the
-// result does not depend on -ffp-contract.
+// are the same, since the order of every sum is fixed: a norm and a softmax have 16 partial sums, element i in sum i mod
+// 16, added up 8, 4, 2, 1; a dot product is added in order. A product to be added is an fma, whatever -ffp-contract.
 
 #define POCKET_BODY inline __attribute__((always_inline))
 #define POCKET_FOR(I, N) _Pragma("GCC unroll 16") for (int I = 0; I < N; I++)  // fully unrolled
