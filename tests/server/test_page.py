@@ -351,6 +351,16 @@ def test_forbidden_storage_is_no_obstacle(tabs, stories):
     assert tab.page.locator("#chat-list li").count() == 0
 
 
+def test_damaged_chats_are_left_out(tabs, stories):
+    tab = tabs(stories)
+    tab.page.add_init_script("""for (const turns of ['null', '{}', '{"text": "a", "replies": {"A": {}}}'])
+      localStorage.setItem('pocketllama.chat.' + turns.length, `{"id": "${turns.length}", "turns": [${turns}]}`);""")
+    tab.open().settings(max_tokens=5)
+    tab.send("Once upon a time")
+    tab.wait()
+    assert len(tab.replies()[0]) > 5
+
+
 def test_reload_during_a_reply_keeps_what_has_arrived(tabs, stories):
     tab = tabs(stories)
     tab.page.add_init_script(SLOW)
@@ -520,7 +530,7 @@ def test_asks_for_the_api_key(tabs, start, tmp_path):
     tab.page.goto(tab.url)
     expect(tab.page.locator("#key-dialog")).to_be_visible()
     tab.picture("key")
-    for key in ["wrong-wrong-wrong-wrong", "correct-horse-battery"]:
+    for key in ["wrong-wrong-wrong-wrong", "wrong-in-a-header\u200b", "correct-horse-battery"]:
         expect(tab.page.locator("#key-dialog")).to_be_visible()
         tab.page.fill("#key", key)
         tab.page.keyboard.press("Enter")
