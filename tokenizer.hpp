@@ -793,6 +793,7 @@ inline size_t Tokenizer::least_ids(std::string_view text) const {
   return size_t(std::count_if(text.begin(), text.end(), counts)) / longest_piece_;
 }
 
+// Section 9.
 inline std::string_view without_space(std::string_view text, bool front, bool back, bool separators = true);
 
 // Calls stretch(text) and token(id) for the parts of a text in order: the tokens that it contains, leftmost first and the
@@ -1975,7 +1976,7 @@ inline bool Tokenizer::parse_sentencepiece(std::string_view model, Vocabulary& o
 
 // The size of the white space character that a text begins with; 0: none. White space is that of Unicode, which added
 // tokens strip, and with `separators` U+001C to U+001F too: that of Python's strip(), which chat templates call.
-inline size_t white_space(std::string_view text, bool separators) {
+inline size_t white_space(std::string_view text, bool separators = true) {
   static constexpr std::string_view kSpaces[] = {
       " ",      "\t",     "\n",     "\v",     "\f",     "\r",     "\xC2\x85", "\xC2\xA0", "\u1680",
       "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",   "\u2007",   "\u2008",

@@ -280,8 +280,8 @@ inline std::string family_name(const ChatTemplate& chat, const Tokenizer& tokeni
   return similar.empty() ? "its own" : similar;
 }
 
-/// Converts a Jinja template. special: Checkpoint::special_tokens, null if not known. True with the family's name in `family_or_reason`; or false, `out` empty, and the reason
-/// why the template was not recognised.
+/// Converts a Jinja template. special: Checkpoint::special_tokens, null if not known. True with the family's name in
+/// `family_or_reason`; or false, `out` empty, and the reason why the template was not recognised.
 inline bool recognise_chat_template(const std::string& jinja, const Tokenizer& tokenizer, ChatTemplate& out,
                                     std::string& family_or_reason,
                                     const std::map<std::string, std::string>* special = nullptr) {

@@ -123,7 +123,7 @@ class JinjaLexer {
     const size_t begin = at_;
     size_t after = at_ + marked + 2;
     if (mark == '-')
-      while (const size_t n = white_space(std::string_view(text_).substr(after), true)) after += n;
+      while (const size_t n = white_space(std::string_view(text_).substr(after))) after += n;
     else if (block && mark != '+' && after < text_.size() && text_[after] == '\n')
       after++;
     advance(after - begin);

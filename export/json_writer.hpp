@@ -19,9 +19,11 @@ namespace pocket {
 inline std::string json(double number) {
   if (!std::isfinite(number)) return "null";
   char text[40];
-  std::snprintf(text, sizeof text, "%.6g", number);
-  if (number == std::floor(number) || std::strtof(text, nullptr) != number)
-    std::snprintf(text, sizeof text, "%.9g", number);
+  if (number == double(float(number)) && number != std::floor(number)) {
+    std::snprintf(text, sizeof text, "%.6g", number);
+    if (std::strtof(text, nullptr) == float(number)) return text;
+  }
+  std::snprintf(text, sizeof text, "%.9g", number);
   return text;
 }
 

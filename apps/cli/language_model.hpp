@@ -44,6 +44,7 @@ struct Unit {
 struct UnsupportedOption {
   const char* name;
   const char* reason;
+  int status = 1;  // exit status: 2 if it is another option, not the model, that excludes it
 };
 
 // An open model file. Constructors throw Failure.

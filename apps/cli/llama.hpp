@@ -59,12 +59,12 @@ class Llama : public LanguageModel {
 
   std::vector<UnsupportedOption> unsupported_options() const override {
     if (!reference_) return {};
-    return {{"--explain", "--kernel reference is for comparisons; remove one of them"},
-            {"--draft", "--kernel reference is for comparisons; remove one of them"},
-            {"--save", "--kernel reference has no KV cache that can be saved"},
-            {"--resume", "--kernel reference cannot load a saved KV cache"},
-            {"--lora", "--kernel reference is the plain forward pass; merge the adapter with export/convert --lora"},
-            {"--selftest", "--kernel reference gives other bits than the kernel sets, which are tested without it"}};
+    return {{"--explain", "--kernel reference is for comparisons; remove one of them", 2},
+            {"--draft", "--kernel reference is for comparisons; remove one of them", 2},
+            {"--save", "--kernel reference has no KV cache that can be saved", 2},
+            {"--resume", "--kernel reference cannot load a saved KV cache", 2},
+            {"--lora", "--kernel reference is the plain forward pass; merge the adapter with export/convert --lora", 2},
+            {"--selftest", "--kernel reference gives other bits than the kernel sets, which are tested without it", 2}};
   }
 
   std::vector<int> encode(std::string_view text, bool bos) const override { return ids_of(tokenizer_, text, bos); }

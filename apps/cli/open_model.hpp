@@ -14,9 +14,8 @@ inline std::unique_ptr<LanguageModel> open_model(const Arguments& a) {
     model = std::make_unique<Megabyte>(a.model, a.load());
   else
     model = std::make_unique<Llama>(a.model, a.tokenizer, a.kernel, a.load(), a.lora);
-  const int status = a.kernel == "reference" ? 2 : 1;  // two options that exclude each other, or another kind of model
   for (const UnsupportedOption& o : model->unsupported_options())
-    if (a.is_given(o.name)) throw Failure{status, a.model + ": " + o.name + " is not supported: " + o.reason};
+    if (a.is_given(o.name)) throw Failure{o.status, a.model + ": " + o.name + " is not supported: " + o.reason};
   return model;
 }
 

@@ -279,7 +279,7 @@ TEST(HfTokenizer, EncodesLikeTransformers) {
     ASSERT_EQ(f.read(), "");
     EXPECT_EQ(f.encode("a<end of turn>b"), text) << legacy << settings;
     EXPECT_EQ(f.encode("a <end of turn> b"), spaced) << legacy << settings;
-    Ids kept = f.encode("a<end of turn>\x1C");
+    const Ids kept = f.encode("a<end of turn>\x1C");
     EXPECT_EQ(kept.back(), 0x1C + 3) << legacy << settings << ": white space of Python's strip(), not of these tokens";
     Tokenizer tokenizer;
     ASSERT_TRUE(tokenizer.load(Tokenizer::to_blob(f.c.vocabulary)));
