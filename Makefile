@@ -178,7 +178,7 @@ help:
 	@echo "make translate       build ./translate: translates a text; its model: models/README.md"
 	@echo "make batch           build ./run-batch: replies to a file of requests; requires nlohmann/json"
 	@echo "make server          build ./serve: an OpenAI-compatible server; requires cpp-httplib and nlohmann/json"
-	@echo "make page            build $(PAGE): a page that tells stories, offline; requires emscripten"
+	@echo "make page            build $(PAGE): a page that tells stories, offline; requires emscripten, clang-16, lld-16"
 	@echo "make lib             build apps/c/libpocketllama.so and .a: the engine for C and other languages"
 	@echo "make explain-examples  build the examples of interventions: apps/explain/README.md"
 	@echo "make demo            build, and tell a story with the model in models/"
